@@ -1,0 +1,65 @@
+# make serve   the whole stack on this machine: http://127.0.0.1:9000 unless PORT says otherwise
+# make test    lint, types and every test that needs no GPU, real Triton included
+# make help    the rest
+
+# The first Python that can run the stack. Another one: make serve PYTHON=/path/to/python3
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p launcher/check_python.py >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install
+UV_COMPILE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt pyproject.toml requirements/serve.in \
+	--extra frontend --extra cpu --extra build
+
+.PHONY: help serve test check unit integration install lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make serve        install, build the engine once, start everything, print a curl line"
+	@echo "make test         lint, types and every test that needs no GPU, real Triton included"
+	@echo "make check        lint, format and types only"
+	@echo "make unit         tests that need no Triton"
+	@echo "make integration  tests on the real Triton"
+	@echo "make lock         pin every dependency anew (needs uv: .venv/bin/pip install uv)"
+	@echo "make clean        remove .venv and .run"
+
+serve: $(VENV)/.serve
+	@exec $(VENV)/bin/python -m launcher
+
+test: check
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+unit: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -m "not triton"
+
+integration: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -m triton
+
+install: $(VENV)/.serve
+
+# Everything comes from a lock file with hashes; --no-deps because the lock leaves out what nothing here imports
+# (requirements/excluded.txt says what, and why).
+$(VENV)/bin/python:
+	@$(PYTHON) launcher/check_python.py
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: requirements/serve.lock pyproject.toml | $(VENV)/bin/python
+	$(PIP) --no-deps --require-hashes --requirement requirements/serve.lock
+	$(PIP) --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.serve
+	$(PIP) --no-deps --require-hashes --requirement requirements/dev.lock
+	@touch $@
+
+lock:
+	$(UV_COMPILE) --output-file requirements/serve.lock
+	$(UV_COMPILE) --group dev --output-file requirements/dev.lock --constraints requirements/serve.lock
+
+clean:
+	rm -rf $(VENV) .run

@@ -1,0 +1,8 @@
+"""Starts the whole stack on one machine: engine, Triton from its pip wheel, front end. `make serve` runs it.
+
+settings.py       ports, names and folders, from the environment
+checks.py         what must be there before anything starts, and how to mend it when it is not
+triton_server.py  the tritonserver binary inside the nvidia-pytriton wheel, made ready to run
+processes.py      one supervised child process: log file, restart, end
+stack.py          engine -> Triton -> front end -> ready; and everything down again
+"""

@@ -1,0 +1,30 @@
+"""`python -m launcher`: run the whole stack on this machine."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from launcher.settings import StackSettings
+from launcher.stack import serve
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    console = Console()
+    try:
+        settings = StackSettings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            console.print(f"[bold red]Not started.[/] The setting {name} is wrong: {problem['msg']}.", highlight=False)
+        return 2
+    return serve(settings, console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

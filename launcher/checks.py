@@ -1,0 +1,125 @@
+"""What must be there before anything starts. Each check that fails says what is missing and how to mend it."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+import socket
+import sys
+import sysconfig
+from pathlib import Path
+
+import psutil
+
+from launcher.settings import StackSettings
+
+_MIB = 2**20
+_SHARED_MEMORY_MIB = 64  # three stubs with a few MiB each, and room to grow
+_SHARED_MEMORY = Path("/dev/shm")
+# Weights in f32, the default KV cache, Triton and two Python stubs took 2.4 GiB (measured).
+_ENGINE_MEMORY_MIB = 3072
+_SCRIPTED_MEMORY_MIB = 512
+_LOWEST_GLIBC = (2, 35)
+
+
+class MissingError(Exception):
+    """Something that the stack needs is not there; the message says what, and how to mend it."""
+
+
+def check_all(settings: StackSettings) -> None:
+    """Run every check; MissingError with all findings, so that nobody mends them one start at a time."""
+    findings = [
+        finding
+        for finding in (
+            _check_platform(),
+            _check_libpython(),
+            *(_check_port(name, port) for name, port in settings.ports.items()),
+            _check_ports_differ(settings),
+            _check_memory(settings),
+            _check_shared_memory(),
+        )
+        if finding
+    ]
+    if findings:
+        raise MissingError("\n".join(findings))
+
+
+def libpython() -> Path | None:
+    """The shared libpython of this interpreter, which Triton's Python stub loads; None when there is none."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    for folder in (sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LIBPL"), f"{sys.base_prefix}/lib"):
+        if folder and (Path(folder) / name).exists():
+            return Path(folder) / name
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return None
+    return Path(name)
+
+
+def _check_platform() -> str | None:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return (
+            f"Triton's wheel holds a server for Linux on x86-64, not for {sys.platform} on {platform.machine()}. "
+            "Run this on such a machine, in a virtual machine or in a container."
+        )
+    libc, version = platform.libc_ver()
+    if libc == "glibc" and tuple(int(part) for part in version.split(".")[:2]) < _LOWEST_GLIBC:
+        return f"Triton's wheel needs glibc 2.35 or newer and this system has {version}. Use a newer Linux."
+    return None
+
+
+def _check_libpython() -> str | None:
+    if libpython() is not None:
+        return None
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return (
+        f"Triton's Python backend needs the shared library libpython{version}.so.1.0, which this Python does not have. "
+        f"On Debian and Ubuntu: `apt-get install libpython{version}`. With pyenv: "
+        f"`PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install {version}`. Or start with another Python: "
+        "`make serve PYTHON=/path/to/python3`."
+    )
+
+
+def _check_port(name: str, port: int) -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            return f"Port {port} ({name}) needs privileges. Choose one above 1023: `make serve {name}=...`."
+        except OSError:
+            return (
+                f"Port {port} ({name}) is in use. Stop what listens there or choose another: `make serve {name}=...`."
+            )
+    return None
+
+
+def _check_ports_differ(settings: StackSettings) -> str | None:
+    if len(set(settings.ports.values())) == len(settings.ports):
+        return None
+    return "Two of the ports are the same: " + ", ".join(f"{name}={port}" for name, port in settings.ports.items())
+
+
+def _check_memory(settings: StackSettings) -> str | None:
+    needed = _ENGINE_MEMORY_MIB if settings.executor == "cpu" else _SCRIPTED_MEMORY_MIB
+    available = psutil.virtual_memory().available // _MIB
+    if available >= needed:
+        return None
+    return (
+        f"{available} MiB of memory are free and this start needs about {needed}. Close something, set a smaller "
+        "CPU_KV_CACHE_GIB, or try the path without a model: `make serve EXECUTOR=scripted`."
+    )
+
+
+def _check_shared_memory() -> str | None:
+    if not _SHARED_MEMORY.is_dir():
+        return "/dev/shm is missing; Triton's Python backend needs it. Mount a tmpfs there."
+    free = shutil.disk_usage(_SHARED_MEMORY).free // _MIB
+    if free >= _SHARED_MEMORY_MIB:
+        return None
+    return (
+        f"/dev/shm has {free} MiB free and Triton's Python backend needs {_SHARED_MEMORY_MIB}. "
+        "Remove what is left over there, or start the container with a larger --shm-size."
+    )

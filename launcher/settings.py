@@ -1,0 +1,44 @@
+"""Settings of the local stack, from the environment. What Triton's models and the front end read is in theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+
+
+class StackSettings(BaseSettings):
+    """Ports, names and folders of one stack. Two stacks run side by side when all four ports differ."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address that the front end listens on")
+    port: int = Field(9000, ge=1, le=65535, description="Port of the front end")
+    triton_http_port: int = Field(8000, ge=1, le=65535, description="Port of Triton's HTTP service, on loopback")
+    triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC service, on loopback")
+    triton_metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's own metrics, on loopback")
+    api_key: str | None = Field(
+        None, description="The key that clients send; without one, a key is made and kept in RUN_DIR/api-key"
+    )
+    api_keys_file: Path | None = Field(None, description="JSON file of hashed keys, in place of API_KEY")
+    model_name: str = Field("smollm2-135m-instruct", description="Name under which the model is served")
+    executor: Literal["cpu", "scripted"] = Field("cpu", description="What makes the tokens: `cpu` or `scripted`")
+    engine_dir: Path | None = Field(None, description="Engine directory; without one, the default engine is built")
+    run_dir: Path = Field(
+        REPOSITORY_ROOT / ".run", description="Where engines, logs and the made key are kept (.run in the repository)"
+    )
+    start_timeout_s: float = Field(240.0, gt=0, description="How long a start may take before it is given up, in s")
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Each port by the name of its setting."""
+        return {
+            "PORT": self.port,
+            "TRITON_HTTP_PORT": self.triton_http_port,
+            "TRITON_GRPC_PORT": self.triton_grpc_port,
+            "TRITON_METRICS_PORT": self.triton_metrics_port,
+        }

@@ -1,0 +1,198 @@
+"""Engine -> Triton -> front end -> a first answer; then wait for a signal, and everything down again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from launcher import triton_server
+from launcher.checks import MissingError, check_all
+from launcher.processes import ChildProcess
+from launcher.settings import REPOSITORY_ROOT, StackSettings
+
+_log = logging.getLogger(__name__)
+_ENGINE = "smollm2-135m-instruct/cpu-fp16"
+_POLL_S = 0.1
+_TRITON_STOP_LIMIT_S = 20.0
+_FRONTEND_STOP_LIMIT_S = 40.0  # its own drain limit, and some
+
+
+class StartError(Exception):
+    """The stack did not come up; the message says which part and what its log says."""
+
+
+class Stack:
+    """One running stack. Use it as `with Stack(settings, console).running() as stack`."""
+
+    def __init__(self, settings: StackSettings, console: Console) -> None:
+        self._settings = settings
+        self._console = console
+        self._log_dir = settings.run_dir / "logs" / str(settings.port)
+        self.api_key: str | None = None
+        self.triton: ChildProcess | None = None
+        self.frontend: ChildProcess | None = None
+
+    @property
+    def base_url(self) -> str:
+        return f"http://{self._settings.host}:{self._settings.port}"
+
+    @contextmanager
+    def running(self) -> Iterator[Stack]:
+        """Start everything, hand over when the model has answered, stop everything. MissingError, StartError."""
+        try:
+            self._start()
+            yield self
+        finally:
+            self._stop()
+
+    def _start(self) -> None:
+        check_all(self._settings)
+        self._settings.run_dir.mkdir(parents=True, exist_ok=True)
+        engine_dir = self._settings.engine_dir or self._build_engine()
+        self.api_key = self._find_key()
+        backends = triton_server.prepare_backends(self._settings.run_dir)
+        self.triton = ChildProcess(
+            "Triton",
+            triton_server.command(self._settings, backends),
+            triton_server.environment(self._settings, engine_dir),
+            self._log_dir / "triton.log",
+            stop_limit_s=_TRITON_STOP_LIMIT_S,
+        )
+        self.frontend = ChildProcess(
+            "The front end",
+            [sys.executable, "-m", "frontend"],
+            self._frontend_environment(),
+            self._log_dir / "frontend.log",
+            stop_limit_s=_FRONTEND_STOP_LIMIT_S,
+        )
+        self.triton.start()
+        self.frontend.start()
+        with self._console.status("Loading the engine, waiting for a first answer ..."):
+            self._await_ready(self.triton, self.frontend)
+        self.triton.supervise()
+        self.frontend.supervise()
+
+    def _stop(self) -> None:
+        if self.frontend is not None:
+            self.frontend.stop()
+        if self.triton is not None:
+            self.triton.stop()
+
+    def _build_engine(self) -> Path:
+        """The default engine; build_engine leaves an existing good one alone."""
+        engine_dir = self._settings.run_dir / "engines" / _ENGINE
+        arguments = [sys.executable, "-m", "build_engine", "build", "--target", "cpu", "--output", str(engine_dir)]
+        if subprocess.run(arguments, cwd=REPOSITORY_ROOT, stdin=subprocess.DEVNULL, check=False).returncode != 0:
+            raise StartError("The engine could not be built; the lines above say why.")
+        return engine_dir
+
+    def _find_key(self) -> str | None:
+        """The key to print: the one that was set, or one that is made and kept; None when a key file is in charge."""
+        if self._settings.api_keys_file is not None:
+            return None
+        if self._settings.api_key:
+            return self._settings.api_key
+        path = self._settings.run_dir / "api-key"
+        if path.exists() and (key := path.read_text().strip()):
+            return key
+        key = f"sk-{secrets.token_urlsafe(24)}"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(key + "\n")
+        path.chmod(0o600)
+        return key
+
+    def _frontend_environment(self) -> dict[str, str]:
+        environment = {
+            **os.environ,
+            "HOST": self._settings.host,
+            "PORT": str(self._settings.port),
+            "TRITON_GRPC_PORT": str(self._settings.triton_grpc_port),
+            "MODEL_NAME": self._settings.model_name,
+        }
+        if self.api_key is not None:
+            environment["API_KEY"] = self.api_key
+        return environment
+
+    def _await_ready(self, *children: ChildProcess) -> None:
+        deadline = time.monotonic() + self._settings.start_timeout_s
+        url = f"{self.base_url}/health/ready"
+        with httpx.Client(timeout=5, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                for child in children:
+                    if not child.is_alive:
+                        raise StartError(f"{child.name} ended while it started. {_log_tail(child)}")
+                try:
+                    if client.get(url).status_code == httpx.codes.OK:
+                        return
+                except httpx.TransportError:
+                    pass  # not listening yet
+                time.sleep(_POLL_S)
+        tails = "\n".join(_log_tail(child) for child in children)
+        raise StartError(f"No answer within {self._settings.start_timeout_s:.0f} s (START_TIMEOUT_S).\n{tails}")
+
+
+def _log_tail(child: ChildProcess) -> str:
+    return f"The end of {child.log_path}:\n{child.last_lines()}"
+
+
+def serve(settings: StackSettings, console: Console) -> int:
+    """Run the stack until SIGINT or SIGTERM. Exit status 0, or 1 when something is missing or does not start."""
+    asked_to_stop = threading.Event()
+    stack = Stack(settings, console)
+
+    def stop(_signal: int, _frame: object) -> None:
+        if asked_to_stop.is_set():  # the second Ctrl-C: no more patience
+            for child in (stack.frontend, stack.triton):
+                if child is not None and child.pid is not None and child.is_alive:
+                    os.kill(child.pid, signal.SIGKILL)
+            return
+        asked_to_stop.set()
+        if stack.triton is None or not stack.triton.is_alive:
+            raise KeyboardInterrupt  # nothing runs yet: end the build or the checks at once
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        with stack.running():
+            _print_banner(stack, settings, console)
+            asked_to_stop.wait()
+            console.print("Stopping: requests in flight are finished first; press Ctrl-C again to end them now.")
+    except (MissingError, StartError) as error:
+        console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+    return 0
+
+
+def _print_banner(stack: Stack, settings: StackSettings, console: Console) -> None:
+    key = stack.api_key or "YOUR_KEY"
+    body = f'{{"model": "{settings.model_name}", "prompt": "Once upon a time", "max_tokens": 32, "stream": true}}'
+    console.print(f"\n[bold green]Ready.[/] {settings.model_name} on {stack.base_url}", highlight=False)
+    console.print(f"  API       {stack.base_url}/openai/v1/completions", highlight=False, soft_wrap=True)
+    console.print(f"  key       {key}", highlight=False, soft_wrap=True)
+    console.print(f"  docs      {stack.base_url}/docs", highlight=False, soft_wrap=True)
+    console.print(f"  logs      {settings.run_dir / 'logs' / str(settings.port)}", highlight=False, soft_wrap=True)
+    console.print("\nTry it:\n", highlight=False)
+    console.print(
+        f"curl -N {stack.base_url}/openai/v1/completions \\\n"
+        f"  -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n"
+        f"  -d '{body}'",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print("\nCtrl-C stops everything.", highlight=False)

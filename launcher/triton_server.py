@@ -1,0 +1,89 @@
+"""The tritonserver inside the nvidia-pytriton wheel: made ready for this interpreter, and its command line.
+
+The wheel holds the server, the Python backend and one stub for each CPython; the stub must stand beside the backend's
+library, so a backends folder is put together once (RUN_DIR/triton/...). Nothing of pytriton itself is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from launcher.checks import MissingError, libpython
+from launcher.settings import REPOSITORY_ROOT, StackSettings
+
+_WHEEL = "nvidia-pytriton"
+_EXIT_TIMEOUT_S = 10
+
+
+def _server_root() -> Path:
+    try:
+        distribution = metadata.distribution(_WHEEL)
+    except metadata.PackageNotFoundError as error:
+        raise MissingError(f"The {_WHEEL} wheel is not installed. Run `make install`.") from error
+    return Path(str(distribution.locate_file("pytriton/tritonserver")))
+
+
+def prepare_backends(run_dir: Path) -> Path:
+    """The backends folder for this interpreter; put together when it is not there yet. Safe for two starts at once."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    target = run_dir / "triton" / f"{metadata.version(_WHEEL)}-python{python}"
+    if target.is_dir():
+        return target
+    root = _server_root()
+    stub = root / "python_backend_stubs" / python / "triton_python_backend_stub"
+    if not stub.exists():
+        raise MissingError(f"Triton's wheel has no stub for Python {python}. Use Python 3.10, 3.11 or 3.12.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+    shutil.copytree(root / "backends" / "python", draft / "python", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(stub, draft / "python")
+    try:
+        draft.rename(target)
+    except OSError:  # another start was quicker
+        shutil.rmtree(draft)
+    return target
+
+
+def command(settings: StackSettings, backends: Path) -> list[str]:
+    """The server's command line: loopback only, no GPU metrics, models as their config.pbtxt says."""
+    address = "127.0.0.1"
+    return [
+        str(_server_root() / "bin" / "tritonserver"),
+        f"--model-repository={REPOSITORY_ROOT / 'model_repository'}",
+        f"--backend-directory={backends}",
+        f"--http-address={address}",
+        f"--http-port={settings.triton_http_port}",
+        f"--grpc-address={address}",
+        f"--grpc-port={settings.triton_grpc_port}",
+        f"--metrics-address={address}",
+        f"--metrics-port={settings.triton_metrics_port}",
+        # Stubs of two servers on one machine share /dev/shm and must not share names.
+        f"--backend-config=python,shm-region-prefix-name=triton_completions_{settings.triton_grpc_port}_",
+        "--backend-config=python,stub-timeout-seconds=120",
+        "--disable-auto-complete-config",
+        "--allow-gpu-metrics=false",
+        f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+    ]
+
+
+def environment(settings: StackSettings, engine_dir: Path) -> dict[str, str]:
+    """The server's environment: its libraries, this interpreter for its stubs, and the models' settings."""
+    libraries = [str(Path(str(metadata.distribution(_WHEEL).locate_file("nvidia_pytriton.libs"))))]
+    shared = libpython()
+    if shared is not None and shared.is_absolute():
+        libraries.append(str(shared.parent))
+    if inherited := os.environ.get("LD_LIBRARY_PATH"):
+        libraries.append(inherited)
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(libraries),
+        # The stub runs the first python3 on PATH, which must be the one that this package is installed for.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        "ENGINE_DIR": str(engine_dir),
+        "EXECUTOR": settings.executor,
+    }

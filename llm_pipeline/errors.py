@@ -1,0 +1,128 @@
+"""Every way a request can fail: one table, one exception, and its form on the wire between Triton and the front end.
+
+An error is raised as `PipelineError(ErrorCode.X, message)`. Its HTTP status and type come from `ERRORS`, the only place
+that pairs them with a code. Triton carries errors as one string, so `to_wire` puts the code and the parameter in front
+of the message and `from_wire` reads them back, whatever Triton wrote before them ("in ensemble 'ensemble', ...").
+
+Messages say what was wrong, the limit and the fix. They never hold the prompt, a path, a traceback or engine internals.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+
+class ErrorCode(str, Enum):
+    """The `error.code` that clients see. The contract's error table names most of them."""
+
+    INVALID_JSON = "invalid_json"
+    MISSING_REQUIRED_PARAMETER = "missing_required_parameter"
+    INVALID_TYPE = "invalid_type"
+    VALUE_OUT_OF_RANGE = "value_out_of_range"
+    UNSUPPORTED_PARAMETER = "unsupported_parameter"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    INVALID_API_KEY = "invalid_api_key"
+    MODEL_NOT_ALLOWED = "model_not_allowed"
+    MODEL_NOT_FOUND = "model_not_found"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    REQUEST_TOO_LARGE = "request_too_large"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+    QUEUE_FULL = "queue_full"
+    SERVICE_UNAVAILABLE = "service_unavailable"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
+    DRAINING = "draining"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    INTERNAL_ERROR = "internal_error"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """What HTTP says about a code: status, `error.type`, the problem+json title, and whether a retry can help."""
+
+    status: int
+    type: str
+    title: str
+    is_retryable: bool = False
+
+
+_INVALID = ErrorKind(400, "invalid_request_error", "Bad Request")
+_NOT_FOUND = ErrorKind(404, "not_found_error", "Not Found")
+_UNAVAILABLE = ErrorKind(503, "overloaded_error", "Service Unavailable", is_retryable=True)
+
+ERRORS: dict[ErrorCode, ErrorKind] = {
+    ErrorCode.INVALID_JSON: _INVALID,
+    ErrorCode.MISSING_REQUIRED_PARAMETER: _INVALID,
+    ErrorCode.INVALID_TYPE: _INVALID,
+    ErrorCode.VALUE_OUT_OF_RANGE: _INVALID,
+    ErrorCode.UNSUPPORTED_PARAMETER: _INVALID,
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: _INVALID,
+    ErrorCode.INVALID_API_KEY: ErrorKind(401, "authentication_error", "Unauthorized"),
+    ErrorCode.MODEL_NOT_ALLOWED: ErrorKind(403, "permission_error", "Forbidden"),
+    ErrorCode.MODEL_NOT_FOUND: _NOT_FOUND,
+    ErrorCode.NOT_FOUND: _NOT_FOUND,
+    ErrorCode.METHOD_NOT_ALLOWED: ErrorKind(405, "invalid_request_error", "Method Not Allowed"),
+    ErrorCode.REQUEST_TOO_LARGE: ErrorKind(413, "request_too_large", "Content Too Large"),
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE: ErrorKind(415, "invalid_request_error", "Unsupported Media Type"),
+    ErrorCode.RATE_LIMIT_EXCEEDED: ErrorKind(429, "rate_limit_error", "Too Many Requests", is_retryable=True),
+    ErrorCode.QUEUE_FULL: ErrorKind(429, "overloaded_error", "Too Many Requests", is_retryable=True),
+    ErrorCode.SERVICE_UNAVAILABLE: _UNAVAILABLE,
+    ErrorCode.ENGINE_UNAVAILABLE: _UNAVAILABLE,
+    ErrorCode.DRAINING: _UNAVAILABLE,
+    ErrorCode.DEADLINE_EXCEEDED: ErrorKind(504, "timeout_error", "Gateway Timeout", is_retryable=True),
+    ErrorCode.INTERNAL_ERROR: ErrorKind(500, "server_error", "Internal Server Error"),
+}
+
+_WIRE = re.compile(r"\[error code=(?P<code>[a-z_]+)(?: param=(?P<param>[\w.\[\]]+))?\] (?P<message>.*)", re.DOTALL)
+
+
+class PipelineError(Exception):
+    """A request that ends with an error instead of a finish reason.
+
+    `param` is the request field at fault, as the client wrote it, or None. `retry_after_s` is a hint in seconds.
+    """
+
+    def __init__(
+        self, code: ErrorCode, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def kind(self) -> ErrorKind:
+        return ERRORS[self.code]
+
+    def to_wire(self) -> str:
+        """The one-line form that travels as a Triton error message."""
+        param = f" param={self.param}" if self.param else ""
+        return f"[error code={self.code}{param}] {self.message}"
+
+    @classmethod
+    def from_wire(cls, text: str) -> PipelineError | None:
+        """The error inside a Triton error message, or None when the message is none of ours."""
+        match = _WIRE.search(text)
+        if match is None:
+            return None
+        try:
+            code = ErrorCode(match["code"])
+        except ValueError:
+            return None
+        return cls(code, match["message"], param=match["param"])
+
+
+def internal_error() -> PipelineError:
+    """The error for our own faults: the cause goes to the log, never to the client."""
+    return PipelineError(
+        ErrorCode.INTERNAL_ERROR,
+        "The server failed to handle this request. The fault is on our side; "
+        "quote the x-request-id header when you report it.",
+    )

@@ -1,0 +1,57 @@
+"""What decode asks of anything that makes tokens: the Executor port, in our own terms.
+
+Rules, which tests/unit/llm_pipeline/executor_rules.py holds every executor to:
+
+* After `submit` returns, the request ends exactly once: the sink gets one step that is final, whatever happens.
+* `submit` raises PipelineError (queue full, engine down) instead of accepting a request that it can't serve.
+* `cancel` is a wish: it returns at once, knows unknown keys, and the final step still comes (CANCELLED, or whatever
+  ended the request first).
+* The sink is called from the executor's own threads, never from within `submit`, and never two at a time for one key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llm_pipeline.engine_manifest import EngineManifest
+from llm_pipeline.messages import GenerationRequest, TokenStep
+from llm_pipeline.settings import PipelineSettings
+
+StepSink = Callable[[Sequence[TokenStep]], None]
+
+
+@dataclass(frozen=True)
+class ExecutorStats:
+    """How many requests the engine decodes and how many wait for it."""
+
+    active_requests: int
+    queued_requests: int
+
+
+class Executor(Protocol):
+    """Makes tokens for many requests at once."""
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Accept a request; its steps go to the sink. PipelineError when it can't be accepted now."""
+
+    def cancel(self, key: str) -> None:
+        """End the request soon. Unknown keys are ignored."""
+
+    def stats(self) -> ExecutorStats:
+        """A recent count of requests."""
+
+    def close(self) -> None:
+        """End all requests and free the engine. Returns within seconds."""
+
+
+def create_executor(settings: PipelineSettings, manifest: EngineManifest, sink: StepSink) -> Executor:
+    """The executor that the settings name. Each imports its heavy library inside its own module."""
+    if settings.executor == "cpu":
+        from llm_pipeline.executors.cpu import CpuExecutor
+
+        return CpuExecutor(settings, manifest, sink)
+    from llm_pipeline.executors.scripted import ScriptedExecutor
+
+    return ScriptedExecutor(settings, manifest, sink)

@@ -1,0 +1,209 @@
+"""The embedded CPU engine seen from decode: starts the engine process, watches it, and starts it again when it dies.
+
+A dead engine fails the requests it had, at once, and refuses new ones until its successor is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+from llm_pipeline.engine_manifest import EngineManifest
+from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.executors.base import ExecutorStats, StepSink
+from llm_pipeline.executors.cpu_engine.wire import Cancel, EngineSettings, EngineStep, Failed, Progress, Ready, Submit
+from llm_pipeline.messages import FinishReason, GenerationRequest, TextOptions, TokenStep
+from llm_pipeline.settings import PipelineSettings
+
+_log = logging.getLogger(__name__)
+_LOAD_LIMIT_S = 180.0
+_STOP_LIMIT_S = 5.0
+_RESTART_PAUSES_S = (0.2, 1.0, 5.0, 15.0)  # after the first, second, ... death without a token in between
+_RETRY_AFTER_S = 5.0
+_REASONS = {reason.value: reason for reason in FinishReason}
+
+
+class EngineStartError(Exception):
+    """The engine process could not load the engine; the message says why."""
+
+
+class CpuExecutor:
+    """An Executor over the engine process. The first load happens in the constructor and raises EngineStartError."""
+
+    def __init__(self, settings: PipelineSettings, manifest: EngineManifest, sink: StepSink) -> None:
+        manifest.check_files(settings.engine_dir)
+        self._sink = sink
+        self._settings = EngineSettings(
+            engine_dir=str(settings.engine_dir),
+            context_length=manifest.limits.context_length,
+            kv_cache_bytes=int(settings.cpu_kv_cache_gib * 2**30),
+            max_batched_tokens=settings.cpu_max_batched_tokens,
+            max_active=settings.cpu_max_active,
+            threads=settings.cpu_threads,
+        )
+        self._lock = threading.Lock()  # guards _live and _connection
+        self._live: set[str] = set()
+        self._active_count = 0
+        self._connection: Connection | None = None
+        self._closing = threading.Event()
+        self._process, connection = self._start()
+        self._connection = connection
+        self._thread = threading.Thread(target=self._supervise, args=(connection,), name="cpu-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest) -> None:
+        message = Submit(replace(request, text=TextOptions()))  # the engine has no use for stop strings
+        with self._lock:
+            if self._connection is None:
+                raise _engine_unavailable()
+            self._live.add(request.key)
+            self._send(self._connection, message)
+
+    def cancel(self, key: str) -> None:
+        with self._lock:
+            if self._connection is not None and key in self._live:
+                self._send(self._connection, Cancel(key))
+
+    def stats(self) -> ExecutorStats:
+        with self._lock:
+            active = min(self._active_count, len(self._live))
+            return ExecutorStats(active, len(self._live) - active)
+
+    def close(self) -> None:
+        self._closing.set()
+        with self._lock:
+            connection = self._connection
+        if connection is not None:
+            self._process.terminate()
+        self._thread.join(timeout=2 * _STOP_LIMIT_S)
+        _reap(self._process)
+
+    def _send(self, connection: Connection, message: Submit | Cancel) -> None:
+        try:
+            connection.send(message)
+        except OSError:
+            # The engine has died; the supervisor is about to read the end of the stream and to fail what is live.
+            _log.warning("the engine process does not take messages any more")
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            module = "llm_pipeline.executors.cpu_engine.process"
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, str(theirs.fileno()), self._settings.to_json()],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        connection = Connection(ours.detach())
+        try:
+            self._await_ready(connection)
+        except BaseException:
+            connection.close()
+            _reap(process)
+            raise
+        return process, connection
+
+    def _await_ready(self, connection: Connection) -> None:
+        if not connection.poll(_LOAD_LIMIT_S):
+            raise EngineStartError(f"The CPU engine did not load within {_LOAD_LIMIT_S:.0f} s.")
+        try:
+            message = connection.recv()
+        except EOFError as error:
+            raise EngineStartError("The CPU engine process died while it loaded; its log says why.") from error
+        if isinstance(message, Failed):
+            raise EngineStartError(f"The CPU engine can't load: {message.reason}")
+        if isinstance(message, Ready):
+            _log.info("the CPU engine is ready; its KV cache holds %d tokens", message.capacity_tokens)
+
+    def _supervise(self, connection: Connection) -> None:
+        deaths = 0
+        while True:
+            if self._relay(connection):
+                deaths = 0
+            self._fail_live(connection)
+            if self._closing.is_set():
+                return
+            _log.error("the CPU engine process ended with status %s; starting it again", _reap(self._process))
+            restarted = None
+            while restarted is None:
+                if self._closing.wait(_RESTART_PAUSES_S[min(deaths, len(_RESTART_PAUSES_S) - 1)]):
+                    return
+                deaths += 1
+                restarted = self._restart()
+            connection = restarted
+
+    def _relay(self, connection: Connection) -> bool:
+        """Hand steps to the sink until the engine's end of the stream. True when at least one came."""
+        has_worked = False
+        while True:
+            try:
+                message = connection.recv()
+            except (EOFError, OSError):
+                return has_worked
+            if isinstance(message, Progress):
+                has_worked = True
+                with self._lock:
+                    self._active_count = message.active_count
+                    self._live.difference_update(
+                        step.key for step in message.steps if step.finish_reason is not None or step.failed
+                    )
+                self._sink([_token_step(step) for step in message.steps])
+
+    def _fail_live(self, connection: Connection) -> None:
+        with self._lock:
+            self._connection = None
+            live, self._live = self._live, set()
+            self._active_count = 0
+        connection.close()
+        if not live:
+            return
+        if self._closing.is_set():
+            self._sink([TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in live])
+            return
+        error = PipelineError(
+            ErrorCode.ENGINE_UNAVAILABLE,
+            "The engine stopped while it worked on this request. It is starting again; retry the request.",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+        self._sink([TokenStep(key, error=error) for key in live])
+
+    def _restart(self) -> Connection | None:
+        try:
+            process, connection = self._start()
+        except (EngineStartError, OSError):
+            _log.exception("the CPU engine could not start again")
+            return None
+        with self._lock:
+            self._process = process
+            self._connection = connection
+        if self._closing.is_set():
+            process.terminate()
+        return connection
+
+
+def _token_step(step: EngineStep) -> TokenStep:
+    if step.failed:
+        return TokenStep(step.key, error=internal_error())
+    ids = () if step.token_id is None else (step.token_id,)
+    return TokenStep(step.key, ids, None if step.finish_reason is None else _REASONS[step.finish_reason])
+
+
+def _engine_unavailable() -> PipelineError:
+    return PipelineError(
+        ErrorCode.ENGINE_UNAVAILABLE, "The engine is starting. Retry shortly.", retry_after_s=_RETRY_AFTER_S
+    )
+
+
+def _reap(process: subprocess.Popen[bytes]) -> int | None:
+    """End the process if it runs and wait for it; its exit status."""
+    process.terminate()
+    try:
+        return process.wait(_STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait(_STOP_LIMIT_S)

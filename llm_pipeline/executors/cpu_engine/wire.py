@@ -1,0 +1,69 @@
+"""What decode and the engine process say to each other.
+
+In a module of its own because it is pickled: classes of a module that runs as `__main__` can't be read elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import orjson
+
+from llm_pipeline.messages import GenerationRequest
+
+
+class EngineStep(NamedTuple):
+    """A TokenStep as it travels between processes: plain values, at most one token. `failed` means our own fault."""
+
+    key: str
+    token_id: int | None = None
+    finish_reason: str | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the parent tells the engine process."""
+
+    engine_dir: str
+    context_length: int
+    kv_cache_bytes: int
+    max_batched_tokens: int
+    max_active: int
+    threads: int
+
+    def to_json(self) -> str:
+        return orjson.dumps(asdict(self)).decode()
+
+
+class Submit(NamedTuple):
+    """Parent to engine: a new request."""
+
+    request: GenerationRequest
+
+
+class Cancel(NamedTuple):
+    """Parent to engine: end this request."""
+
+    key: str
+
+
+class Ready(NamedTuple):
+    """Engine to parent: loaded; `capacity_tokens` fit into the KV cache at once."""
+
+    capacity_tokens: int
+
+
+class Failed(NamedTuple):
+    """Engine to parent: could not load, and why."""
+
+    reason: str
+
+
+class Progress(NamedTuple):
+    """Engine to parent, after every step."""
+
+    steps: list[EngineStep]
+    active_count: int
+    waiting_count: int

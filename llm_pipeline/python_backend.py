@@ -1,0 +1,186 @@
+"""Triton's Python backend: the only module that imports triton_python_backend_utils. The model.py files use it.
+
+`pb_utils` exists only inside Triton's stub processes, so nothing else may import this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.messages import TokenChunk
+from llm_pipeline.stages.decode import DecodeStats
+from llm_pipeline.tensors import DECODE_MODEL, Array, TensorReader, TensorSpec, stop_arrays, token_chunk_to_arrays
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_METRICS_PERIOD_S = 0.25  # at the latest; a change shows within _METRICS_PAUSE_S
+_METRICS_PAUSE_S = 0.02
+
+NamedArrays = list[tuple[TensorSpec, Array]]
+
+
+class _TritonLogHandler(logging.Handler):
+    """Sends our log records to Triton's own log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        if record.levelno >= logging.ERROR:
+            pb_utils.Logger.log_error(line)
+        elif record.levelno >= logging.WARNING:
+            pb_utils.Logger.log_warn(line)
+        else:
+            pb_utils.Logger.log_info(line)
+
+
+def start_logging() -> None:
+    """Route the pipeline's log into Triton's."""
+    handler = _TritonLogHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+
+
+def tensor_reader(request: Any) -> TensorReader:
+    """Reads the inputs of a Triton request by name."""
+
+    def read(name: str) -> Array | None:
+        tensor = pb_utils.get_input_tensor_by_name(request, name)
+        return None if tensor is None else tensor.as_numpy()
+
+    return read
+
+
+def response(arrays: NamedArrays) -> Any:
+    """A Triton response with these outputs."""
+    return pb_utils.InferenceResponse([pb_utils.Tensor(spec.name, values) for spec, values in arrays])
+
+
+def error_response(error: PipelineError) -> Any:
+    """A Triton response that fails the request, with the error in the form that the front end reads back."""
+    # The stub adds TritonError to pb_utils only after it has imported the model.
+    codes = {
+        400: pb_utils.TritonError.INVALID_ARG,
+        404: pb_utils.TritonError.NOT_FOUND,
+        429: pb_utils.TritonError.UNAVAILABLE,
+        503: pb_utils.TritonError.UNAVAILABLE,
+    }
+    code = codes.get(error.kind.status, pb_utils.TritonError.INTERNAL)
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.to_wire(), code))
+
+
+def answer(handle: Callable[[], NamedArrays]) -> Any:
+    """The response of a non-decoupled step: its outputs, or its error; a bug in it becomes an internal error."""
+    try:
+        return response(handle())
+    except PipelineError as error:
+        return error_response(error)
+    except Exception:
+        logging.getLogger(__name__).exception("a request failed")
+        return error_response(internal_error())
+
+
+class DecoupledReply:
+    """The way back for one request of a decoupled model: any number of responses, ended exactly once."""
+
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+
+    def send(self, arrays: NamedArrays, *, is_final: bool) -> None:
+        self._sender.send(response(arrays), flags=_FINAL if is_final else 0)
+
+    def fail(self, error: PipelineError) -> None:
+        self._sender.send(error_response(error), flags=_FINAL)
+
+    def finish(self) -> None:
+        """End without a response."""
+        self._sender.send(flags=_FINAL)
+
+
+def guard(reply: DecoupledReply, handle: Callable[[], None]) -> None:
+    """Handle one request of a decoupled model; what it raises ends that request with an error."""
+    try:
+        handle()
+    except PipelineError as error:
+        reply.fail(error)
+    except Exception:
+        logging.getLogger(__name__).exception("a request failed")
+        reply.fail(internal_error())
+
+
+class ChunkReply:
+    """A decode.ChunkSender over a DecoupledReply."""
+
+    def __init__(self, reply: DecoupledReply) -> None:
+        self._reply = reply
+
+    def send(self, chunk: TokenChunk) -> None:
+        self._reply.send(token_chunk_to_arrays(chunk), is_final=chunk.is_final)
+
+
+def stop_in_decode(key: str) -> None:
+    """Tell decode, in its own process, to end a request. Takes about a millisecond; call it from `execute` only."""
+    request = pb_utils.InferenceRequest(
+        model_name=DECODE_MODEL,
+        requested_output_names=[],
+        inputs=[pb_utils.Tensor(spec.name, values) for spec, values in stop_arrays(key)],
+    )
+    for result in request.exec(decoupled=True):
+        if result.has_error():
+            raise PipelineError(ErrorCode.INTERNAL_ERROR, result.error().message())
+
+
+class DecodeMetrics:
+    """decode's gauges and counter in Triton's own /metrics. Updated by a thread, since each update is a handshake."""
+
+    def __init__(self, read_stats: Callable[[], DecodeStats]) -> None:
+        self._read_stats = read_stats
+        self._active = _metric(pb_utils.MetricFamily.GAUGE, "decode_active_requests", "Requests being decoded")
+        self._queued = _metric(pb_utils.MetricFamily.GAUGE, "decode_queued_requests", "Requests waiting for the engine")
+        self._cancelled = _metric(
+            pb_utils.MetricFamily.COUNTER, "decode_cancelled_requests_total", "Requests that ended by being cancelled"
+        )
+        self._shown = DecodeStats(0, 0, 0)
+        self._changed = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="decode-metrics", daemon=True)
+        self._thread.start()
+
+    def changed(self) -> None:
+        """Something has changed; cheap, from any thread."""
+        self._changed.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._changed.set()
+        self._thread.join(timeout=2)
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._changed.wait(_METRICS_PERIOD_S)
+            self._changed.clear()
+            try:
+                self._show(self._read_stats())
+            except Exception:
+                logging.getLogger(__name__).exception("decode's metrics could not be updated")
+            threading.Event().wait(_METRICS_PAUSE_S)
+
+    def _show(self, stats: DecodeStats) -> None:
+        if stats.active_requests != self._shown.active_requests:
+            self._active[1].set(stats.active_requests)
+        if stats.queued_requests != self._shown.queued_requests:
+            self._queued[1].set(stats.queued_requests)
+        if stats.cancelled_total != self._shown.cancelled_total:
+            self._cancelled[1].increment(stats.cancelled_total - self._shown.cancelled_total)
+        self._shown = stats
+
+
+def _metric(kind: Any, name: str, description: str) -> tuple[Any, Any]:
+    # The family must outlive its metric, so both are kept.
+    family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+    return family, family.Metric(labels={})

@@ -1,0 +1,236 @@
+"""decode: hands requests to the executor and sends what comes back, as few messages as the load asks for.
+
+Self-clocking coalescing: the executor's thread appends new tokens to their request's outbox and marks the request as
+ready; one sender thread takes the next ready request, sends all that has gathered, and goes on. Idle, that is one
+token per message with no delay; busy, outboxes grow while the sender works, so messages carry more tokens. No timer
+takes part. A request's first tokens go ahead of the queue.
+
+Every request ends exactly once: with a finish reason or with an error, in a message that is marked as final.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.executors.base import Executor, ExecutorStats, StepSink
+from llm_pipeline.messages import FinishReason, GenerationRequest, TextOptions, TokenChunk, TokenStep
+
+_log = logging.getLogger(__name__)
+_EARLY_STOPS_KEPT = 10_000
+_QUEUE_RETRY_AFTER_S = 2.0
+
+
+class ChunkSender(Protocol):
+    """The way back for one request. `send` may block for as long as a handshake takes."""
+
+    def send(self, chunk: TokenChunk) -> None: ...
+
+
+@dataclass(frozen=True)
+class DecodeStats:
+    """What decode shows in Triton's metrics."""
+
+    active_requests: int
+    queued_requests: int
+    cancelled_total: int
+
+
+class _Outbox:
+    """One live request: what has gathered for its next message."""
+
+    __slots__ = ("ending", "index", "is_ready", "is_stopped", "key", "sender", "text", "token_ids", "tokens_left")
+
+    def __init__(self, request: GenerationRequest, sender: ChunkSender) -> None:
+        self.key = request.key
+        self.sender = sender
+        self.text: TextOptions | None = request.text
+        self.tokens_left = request.max_tokens
+        self.token_ids: list[int] = []
+        self.ending: TokenStep | None = None
+        self.index = 0
+        self.is_ready = False
+        self.is_stopped = False
+
+    @property
+    def is_worth_sending(self) -> bool:
+        """Whether anybody waits for what is here: without streaming or stop strings, only the end matters."""
+        if self.ending is not None or self.text is None:
+            return True
+        return self.text.stream or bool(self.text.stop)
+
+
+class DecodeStage:
+    """See the module's docstring.
+
+    `create_executor` gets the sink that takes its steps. `coalesce` False sends one token per message, for measuring.
+    """
+
+    def __init__(
+        self,
+        create_executor: Callable[[StepSink], Executor],
+        *,
+        max_queued_requests: int,
+        coalesce: bool = True,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._max_queued = max_queued_requests
+        self._coalesce = coalesce
+        self._on_change = on_change
+        self._condition = threading.Condition()  # guards everything below
+        self._live: dict[str, _Outbox] = {}
+        self._first: deque[_Outbox] = deque()
+        self._ready: deque[_Outbox] = deque()
+        self._stopped_early: OrderedDict[str, None] = OrderedDict()
+        self._cancelled_total = 0
+        self._closed = False
+        self._executor = create_executor(self._take_steps)
+        self._thread = threading.Thread(target=self._send_loop, name="decode-sender", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, sender: ChunkSender) -> None:
+        """Take over a request. Its chunks, and its one ending, go to `sender`."""
+        outbox = _Outbox(request, sender)
+        with self._condition:
+            is_new = self._live.setdefault(request.key, outbox) is outbox
+            if is_new:
+                outbox.is_stopped = self._stopped_early.pop(request.key, _MISSING) is not _MISSING
+        if not is_new:
+            sender.send(TokenChunk(request.key, 0, (), text=request.text, error=_duplicate_key()))
+            return
+        try:
+            self._refuse_when_full()
+            self._executor.submit(request)
+        except PipelineError as error:
+            self._take_steps([TokenStep(request.key, error=error)])
+        except Exception:  # noqa: BLE001 - an executor's bug must not cost the client its answer
+            _log.exception("the executor failed to accept a request")
+            self._take_steps([TokenStep(request.key, error=internal_error())])
+        if outbox.is_stopped:  # the stop came first, or while the executor took the request
+            self._executor.cancel(request.key)
+        self._on_change()
+
+    def stop(self, key: str) -> None:
+        """End a request soon; its tokens are not wanted any more. Works before the request arrives, too."""
+        with self._condition:
+            if outbox := self._live.get(key):
+                outbox.is_stopped = True
+            else:
+                self._stopped_early[key] = None
+                while len(self._stopped_early) > _EARLY_STOPS_KEPT:
+                    self._stopped_early.popitem(last=False)
+        self._executor.cancel(key)
+
+    def stats(self) -> DecodeStats:
+        counts: ExecutorStats = self._executor.stats()
+        with self._condition:
+            return DecodeStats(counts.active_requests, counts.queued_requests, self._cancelled_total)
+
+    def close(self) -> None:
+        """End all requests, send their endings, free the engine."""
+        self._executor.close()
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        self._thread.join(timeout=5)
+
+    def _refuse_when_full(self) -> None:
+        queued = self._executor.stats().queued_requests
+        if queued > self._max_queued:
+            raise PipelineError(
+                ErrorCode.QUEUE_FULL,
+                f"{queued} requests are waiting for the engine already; the limit is {self._max_queued}. Retry later.",
+                retry_after_s=_QUEUE_RETRY_AFTER_S,
+            )
+
+    def _take_steps(self, steps: Sequence[TokenStep]) -> None:
+        """The sink: called from the executor's threads."""
+        is_changed = False
+        overrun = []
+        with self._condition:
+            for step in steps:
+                outbox = self._live.get(step.key)
+                if outbox is None:
+                    continue  # an executor that goes on after the end is not listened to
+                _gather(outbox, step)
+                is_changed |= outbox.index == 0  # from queued to active
+                if outbox.ending is not None:
+                    is_changed = True
+                    if not step.is_final:
+                        overrun.append(step.key)
+                    del self._live[step.key]
+                    self._cancelled_total += outbox.ending.finish_reason is FinishReason.CANCELLED
+                if not outbox.is_ready and outbox.is_worth_sending:
+                    self._mark_ready(outbox)
+            self._condition.notify()
+        for key in overrun:
+            self._executor.cancel(key)
+        if is_changed:
+            self._on_change()
+
+    def _mark_ready(self, outbox: _Outbox) -> None:
+        outbox.is_ready = True
+        (self._first if outbox.index == 0 else self._ready).append(outbox)
+
+    def _send_loop(self) -> None:
+        while (outbox := self._next_ready()) is not None:
+            chunk, sender = outbox
+            try:
+                sender.send(chunk)
+            except Exception:  # noqa: BLE001 - one request's way back is broken: end that request, not the thread
+                _log.exception("a chunk could not be sent")
+                if not chunk.is_final:
+                    self._executor.cancel(chunk.key)
+
+    def _next_ready(self) -> tuple[TokenChunk, ChunkSender] | None:
+        with self._condition:
+            while not (self._first or self._ready):
+                if self._closed:
+                    return None
+                self._condition.wait()
+            outbox = (self._first or self._ready).popleft()
+            outbox.is_ready = False
+            chunk = self._take_chunk(outbox)
+            if outbox.token_ids or (outbox.ending is not None and not chunk.is_final):
+                self._mark_ready(outbox)
+            return chunk, outbox.sender
+
+    def _take_chunk(self, outbox: _Outbox) -> TokenChunk:
+        count = len(outbox.token_ids) if self._coalesce else 1
+        taken, outbox.token_ids = tuple(outbox.token_ids[:count]), outbox.token_ids[count:]
+        ending = None if outbox.token_ids else outbox.ending
+        chunk = TokenChunk(
+            key=outbox.key,
+            index=outbox.index,
+            token_ids=taken,
+            text=outbox.text if outbox.index == 0 else None,
+            finish_reason=ending.finish_reason if ending else None,
+            error=ending.error if ending else None,
+        )
+        outbox.index += 1
+        return chunk
+
+
+_MISSING = object()
+
+
+def _gather(outbox: _Outbox, step: TokenStep) -> None:
+    """Add a step to the outbox. An executor that does not end at the request's limit is ended there."""
+    allowed = step.token_ids[: outbox.tokens_left]
+    outbox.token_ids.extend(allowed)
+    outbox.tokens_left -= len(allowed)
+    if step.is_final:
+        outbox.ending = step
+    elif outbox.tokens_left == 0:
+        outbox.ending = TokenStep(step.key, finish_reason=FinishReason.LENGTH)
+
+
+def _duplicate_key() -> PipelineError:
+    return PipelineError(
+        ErrorCode.VALUE_OUT_OF_RANGE, "This request_key is in use; every request needs its own.", param="request_key"
+    )

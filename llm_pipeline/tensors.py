@@ -1,0 +1,369 @@
+"""The only place where tensor names, dtypes and shapes are written, and how messages become arrays and back.
+
+Names are those of NVIDIA's inflight_batcher_llm models wherever they have one; MIN_P, the text switches, the request
+key, the finish reason and the token ids are ours, because theirs have none. Every model has `max_batch_size` > 0, so
+each array here has a leading batch dimension of 1 on the wire. `config.pbtxt` of each model is held against the
+`*_INPUTS` and `*_OUTPUTS` below by tests/contract.
+
+A send through the Python backend costs about 0.2 ms plus 0.03 ms for each output tensor (measured), so a chunk carries
+few outputs, and facts that only the end needs travel in the last response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from llm_pipeline.errors import ErrorCode, PipelineError
+from llm_pipeline.limits import INT32_MAX
+from llm_pipeline.messages import (
+    CompletionParameters,
+    FinishReason,
+    GenerationRequest,
+    Sampling,
+    TextChunk,
+    TextOptions,
+    TokenChunk,
+)
+
+Array: TypeAlias = npt.NDArray[Any]
+Arrays: TypeAlias = Mapping[str, Array]
+
+DType = Literal["BYTES", "INT32", "UINT64", "FP32", "BOOL"]
+NUMPY_TYPES: dict[DType, Any] = {
+    "BYTES": np.object_,
+    "INT32": np.int32,
+    "UINT64": np.uint64,
+    "FP32": np.float32,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a model: `dims` without the batch dimension, -1 where the length is free."""
+
+    name: str
+    dtype: DType
+    dims: tuple[int, ...] = (1,)
+    optional: bool = True
+
+
+def _required(name: str, dtype: DType, dims: tuple[int, ...] = (1,)) -> TensorSpec:
+    return TensorSpec(name, dtype, dims, optional=False)
+
+
+# What a client of the ensemble sends: the text or the ids of one prompt, and how to complete it.
+TEXT_INPUT = TensorSpec("text_input", "BYTES")
+INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,))
+MAX_TOKENS = TensorSpec("max_tokens", "INT32")
+TEMPERATURE = TensorSpec("temperature", "FP32")
+TOP_K = TensorSpec("top_k", "INT32")
+TOP_P = TensorSpec("top_p", "FP32")
+MIN_P = TensorSpec("min_p", "FP32")
+SEED = TensorSpec("seed", "UINT64")
+STOP_WORDS = TensorSpec("stop_words", "BYTES", (-1,))
+STREAM = TensorSpec("stream", "BOOL")
+INCLUDE_STOP = TensorSpec("include_stop_str_in_output", "BOOL")
+SKIP_SPECIAL_TOKENS = TensorSpec("skip_special_tokens", "BOOL")
+RETURN_TOKEN_IDS = TensorSpec("return_token_ids", "BOOL")
+REQUEST_KEY = TensorSpec("request_key", "BYTES")
+
+PREPROCESS_INPUTS = (
+    TEXT_INPUT,
+    INPUT_IDS,
+    MAX_TOKENS,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    MIN_P,
+    SEED,
+    STOP_WORDS,
+    STREAM,
+    INCLUDE_STOP,
+    SKIP_SPECIAL_TOKENS,
+    RETURN_TOKEN_IDS,
+    REQUEST_KEY,
+)
+
+# preprocess -> decode. The sampling names are the ones of NVIDIA's tensorrt_llm model.
+DECODE_INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,))
+REQUEST_OUTPUT_LEN = TensorSpec("request_output_len", "INT32")
+DECODE_TEMPERATURE = TensorSpec("temperature", "FP32")
+RUNTIME_TOP_K = TensorSpec("runtime_top_k", "INT32")
+RUNTIME_TOP_P = TensorSpec("runtime_top_p", "FP32")
+DECODE_MIN_P = TensorSpec("min_p", "FP32")
+DECODE_SEED = TensorSpec("seed", "UINT64")
+DECODE_KEY = _required("request_key", "BYTES")
+TEXT_OPTIONS = TensorSpec("text_options", "BYTES")  # JSON of TextOptions, passed through to postprocess
+STOP = TensorSpec("stop", "BOOL")  # true: end the request with this key; sent to decode alone, past the ensemble
+
+PREPROCESS_OUTPUTS = tuple(
+    _required(spec.name, spec.dtype, spec.dims)
+    for spec in (
+        DECODE_INPUT_IDS,
+        REQUEST_OUTPUT_LEN,
+        DECODE_TEMPERATURE,
+        RUNTIME_TOP_K,
+        RUNTIME_TOP_P,
+        DECODE_MIN_P,
+        DECODE_SEED,
+        DECODE_KEY,
+        TEXT_OPTIONS,
+    )
+)
+DECODE_INPUTS = (
+    DECODE_INPUT_IDS,
+    REQUEST_OUTPUT_LEN,
+    DECODE_TEMPERATURE,
+    RUNTIME_TOP_K,
+    RUNTIME_TOP_P,
+    DECODE_MIN_P,
+    DECODE_SEED,
+    DECODE_KEY,
+    TEXT_OPTIONS,
+    STOP,
+)
+
+# decode -> postprocess: the new tokens, and JSON of everything else in the chunk.
+OUTPUT_IDS = _required("output_ids", "INT32", (-1,))
+CHUNK = _required("chunk", "BYTES")
+DECODE_OUTPUTS = (OUTPUT_IDS, CHUNK)
+POSTPROCESS_INPUTS = DECODE_OUTPUTS
+
+# postprocess -> client. A response holds those that have something to say.
+TEXT_OUTPUT = _required("text_output", "BYTES")
+NUM_OUTPUT_TOKENS = _required("num_output_tokens", "INT32")  # all so far
+NUM_INPUT_TOKENS = _required("num_input_tokens", "INT32")  # on the first response and the last
+TOKEN_IDS = _required("token_ids", "INT32", (-1,))  # when return_token_ids asked for them
+FINISH_REASON = _required("finish_reason", "BYTES")  # on the last response only
+POSTPROCESS_OUTPUTS = (TEXT_OUTPUT, NUM_OUTPUT_TOKENS, NUM_INPUT_TOKENS, TOKEN_IDS, FINISH_REASON)
+
+ENSEMBLE_INPUTS = PREPROCESS_INPUTS
+ENSEMBLE_OUTPUTS = POSTPROCESS_OUTPUTS
+
+PREPROCESS_MODEL = "preprocess"
+DECODE_MODEL = "decode"
+POSTPROCESS_MODEL = "postprocess"
+ENSEMBLE_MODEL = "ensemble"
+
+
+class TensorReader(Protocol):
+    """Gives one input of a Triton request as an array with its batch dimension, or None when it was not sent."""
+
+    def __call__(self, name: str) -> Array | None: ...
+
+
+def array(spec: TensorSpec, values: Any) -> Array:
+    """`values` (a scalar or a flat sequence) as the array of one request: shape [1, n]."""
+    if spec.dtype == "BYTES":
+        items = [values] if isinstance(values, (str, bytes)) else values
+        encoded = [item.encode() if isinstance(item, str) else item for item in items]
+        return np.array(encoded, dtype=np.object_).reshape(1, -1)
+    numbers: Array = np.asarray(values, dtype=NUMPY_TYPES[spec.dtype])
+    return numbers.reshape(1, -1)
+
+
+def _values(read: TensorReader, spec: TensorSpec) -> list[Any] | None:
+    """All values of an optional tensor. An error when the tensor holds more than one request's batch."""
+    found = read(spec.name)
+    if found is None:
+        return None
+    if found.ndim > 1 and found.shape[0] != 1:
+        raise PipelineError(
+            ErrorCode.INVALID_TYPE,
+            f"{spec.name} has a batch dimension of {found.shape[0]}; send one prompt per request.",
+            param=spec.name,
+        )
+    values: list[Any] = found.reshape(-1).tolist()
+    return values
+
+
+def _value(read: TensorReader, spec: TensorSpec) -> Any:
+    values = _values(read, spec)
+    if values is None:
+        return None
+    if len(values) != 1:
+        raise PipelineError(
+            ErrorCode.INVALID_TYPE, f"{spec.name} holds {len(values)} values; it takes one.", param=spec.name
+        )
+    return values[0]
+
+
+def _text(value: bytes, spec: TensorSpec) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise PipelineError(ErrorCode.INVALID_TYPE, f"{spec.name} is not valid UTF-8.", param=spec.name) from error
+
+
+def _flag(read: TensorReader, spec: TensorSpec, default: bool) -> bool:
+    value = _value(read, spec)
+    return default if value is None else bool(value)
+
+
+def parameters_to_arrays(parameters: CompletionParameters) -> list[tuple[TensorSpec, Array]]:
+    """The ensemble inputs of one prompt. Values that the client left out are not sent."""
+    scalars = (
+        (TEXT_INPUT, parameters.text),
+        (INPUT_IDS, parameters.token_ids),
+        (MAX_TOKENS, parameters.max_tokens),
+        (TEMPERATURE, parameters.temperature),
+        (TOP_K, None if parameters.top_k is None else min(parameters.top_k, INT32_MAX)),
+        (TOP_P, parameters.top_p),
+        (MIN_P, parameters.min_p),
+        (SEED, None if parameters.seed is None else parameters.seed % 2**64),
+        (STOP_WORDS, parameters.stop or None),
+        (STREAM, parameters.stream),
+        (INCLUDE_STOP, parameters.include_stop_str_in_output),
+        (SKIP_SPECIAL_TOKENS, parameters.skip_special_tokens),
+        (RETURN_TOKEN_IDS, parameters.return_token_ids),
+        (REQUEST_KEY, parameters.request_key),
+    )
+    return [(spec, array(spec, value)) for spec, value in scalars if value is not None]
+
+
+def parameters_from_arrays(read: TensorReader, *, request_id: str, new_key: str) -> CompletionParameters:
+    """What a client of the ensemble asked for. `new_key` is used when it sent no request key of its own."""
+    text = _value(read, TEXT_INPUT)
+    token_ids = _values(read, INPUT_IDS)
+    stop = _values(read, STOP_WORDS)
+    key = _value(read, REQUEST_KEY)
+    seed = _value(read, SEED)
+    return CompletionParameters(
+        request_key=_text(key, REQUEST_KEY) if key else new_key,
+        request_id=request_id,
+        text=None if text is None else _text(text, TEXT_INPUT),
+        token_ids=None if token_ids is None else tuple(token_ids),
+        max_tokens=_value(read, MAX_TOKENS),
+        temperature=_value(read, TEMPERATURE),
+        top_p=_value(read, TOP_P),
+        top_k=_value(read, TOP_K),
+        min_p=_value(read, MIN_P),
+        seed=seed,
+        # NVIDIA's clients pad the list with one empty string when there is no stop word.
+        stop=() if stop is None or stop == [b""] else tuple(_text(word, STOP_WORDS) for word in stop),
+        include_stop_str_in_output=_flag(read, INCLUDE_STOP, False),
+        skip_special_tokens=_flag(read, SKIP_SPECIAL_TOKENS, True),
+        return_token_ids=_flag(read, RETURN_TOKEN_IDS, False),
+        stream=_flag(read, STREAM, False),
+    )
+
+
+def request_to_arrays(request: GenerationRequest) -> list[tuple[TensorSpec, Array]]:
+    """preprocess's outputs, which are decode's inputs. Greedy travels as top_k 1, as TensorRT-LLM has it."""
+    sampling = request.sampling
+    return [
+        (DECODE_INPUT_IDS, array(DECODE_INPUT_IDS, request.prompt_ids)),
+        (REQUEST_OUTPUT_LEN, array(REQUEST_OUTPUT_LEN, request.max_tokens)),
+        (DECODE_TEMPERATURE, array(DECODE_TEMPERATURE, sampling.temperature)),
+        (RUNTIME_TOP_K, array(RUNTIME_TOP_K, 1 if sampling.is_greedy else sampling.top_k)),
+        (RUNTIME_TOP_P, array(RUNTIME_TOP_P, sampling.top_p)),
+        (DECODE_MIN_P, array(DECODE_MIN_P, sampling.min_p)),
+        (DECODE_SEED, array(DECODE_SEED, sampling.seed)),
+        (DECODE_KEY, array(DECODE_KEY, request.key)),
+        (TEXT_OPTIONS, array(TEXT_OPTIONS, orjson.dumps(request.text))),
+    ]
+
+
+def request_from_arrays(read: TensorReader, end_ids: tuple[int, ...]) -> GenerationRequest:
+    """decode's view of a request that preprocess has validated."""
+    top_k = int(_value(read, RUNTIME_TOP_K))
+    return GenerationRequest(
+        key=_text(_value(read, DECODE_KEY), DECODE_KEY),
+        prompt_ids=tuple(_values(read, DECODE_INPUT_IDS) or ()),
+        max_tokens=_value(read, REQUEST_OUTPUT_LEN),
+        sampling=Sampling(
+            is_greedy=top_k == 1,
+            temperature=_value(read, DECODE_TEMPERATURE),
+            top_k=top_k,
+            top_p=_value(read, RUNTIME_TOP_P),
+            min_p=_value(read, DECODE_MIN_P),
+            seed=_value(read, DECODE_SEED),
+        ),
+        end_ids=end_ids,
+        text=_text_options(orjson.loads(_value(read, TEXT_OPTIONS))),
+    )
+
+
+def stop_arrays(key: str) -> list[tuple[TensorSpec, Array]]:
+    """The message to decode that ends the request with this key."""
+    return [(DECODE_KEY, array(DECODE_KEY, key)), (STOP, array(STOP, True))]
+
+
+def is_stop_message(read: TensorReader) -> bool:
+    return _flag(read, STOP, False)
+
+
+def read_key(read: TensorReader) -> str:
+    return _text(_value(read, DECODE_KEY) or b"", DECODE_KEY)
+
+
+def _text_options(fields: dict[str, Any]) -> TextOptions:
+    fields["stop"] = tuple(fields["stop"])
+    fields["context_ids"] = tuple(fields["context_ids"])
+    return TextOptions(**fields)
+
+
+def token_chunk_to_arrays(chunk: TokenChunk) -> list[tuple[TensorSpec, Array]]:
+    """decode's outputs: the ids as numbers, the rest as one line of JSON with what is set."""
+    rest: dict[str, Any] = {"key": chunk.key, "index": chunk.index}
+    if chunk.text is not None:
+        rest["text"] = chunk.text
+    if chunk.finish_reason is not None:
+        rest["finish_reason"] = chunk.finish_reason.value
+    if chunk.error is not None:
+        rest["error"] = chunk.error.to_wire()
+    ids = np.array(chunk.token_ids, dtype=np.int32).reshape(1, -1)
+    return [(OUTPUT_IDS, ids), (CHUNK, array(CHUNK, orjson.dumps(rest)))]
+
+
+def token_chunk_from_arrays(read: TensorReader) -> TokenChunk:
+    rest = orjson.loads(_value(read, CHUNK))
+    text, reason, error = rest.get("text"), rest.get("finish_reason"), rest.get("error")
+    return TokenChunk(
+        key=rest["key"],
+        index=rest["index"],
+        token_ids=tuple(_values(read, OUTPUT_IDS) or ()),
+        text=None if text is None else _text_options(text),
+        finish_reason=None if reason is None else FinishReason(reason),
+        error=None if error is None else PipelineError.from_wire(error),
+    )
+
+
+def text_chunk_to_arrays(chunk: TextChunk) -> list[tuple[TensorSpec, Array]]:
+    """The ensemble's outputs for one chunk; those with nothing to say are left out."""
+    arrays = [
+        (TEXT_OUTPUT, array(TEXT_OUTPUT, chunk.text)),
+        (NUM_OUTPUT_TOKENS, array(NUM_OUTPUT_TOKENS, chunk.completion_tokens)),
+    ]
+    if chunk.prompt_tokens is not None:
+        arrays.append((NUM_INPUT_TOKENS, array(NUM_INPUT_TOKENS, chunk.prompt_tokens)))
+    if chunk.token_ids is not None:
+        arrays.append((TOKEN_IDS, np.array(chunk.token_ids, dtype=np.int32).reshape(1, -1)))
+    if chunk.finish_reason is not None:
+        arrays.append((FINISH_REASON, array(FINISH_REASON, chunk.finish_reason.value)))
+    return arrays
+
+
+def text_chunk_from_raw(names: list[str], contents: list[bytes]) -> TextChunk:
+    """A TextChunk from a gRPC response's output names and raw contents, without numpy: this runs for every event.
+
+    Raw contents are little-endian; a BYTES element is a uint32 length and its bytes (KServe v2, binary data).
+    """
+    fields = dict(zip(names, contents, strict=True))
+    reason = fields.get("finish_reason")
+    prompt = fields.get("num_input_tokens")
+    ids = fields.get("token_ids")
+    return TextChunk(
+        text=fields["text_output"][4:].decode(),
+        completion_tokens=int.from_bytes(fields["num_output_tokens"], "little"),
+        token_ids=None if ids is None else tuple(memoryview(ids).cast("i")),
+        prompt_tokens=None if prompt is None else int.from_bytes(prompt, "little"),
+        finish_reason=None if reason is None else FinishReason(reason[4:].decode()),
+    )

@@ -1,0 +1,118 @@
+"""Turns the tokens of one request into the text that its client gets: decoding, stop strings, counts and the ending.
+
+It does not know stages or Triton. What it sends adds up to the same text however the tokens were split into chunks.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from llm_pipeline.detokenizer import TokenTable
+from llm_pipeline.messages import FinishReason, TextChunk, TextOptions, TokenChunk
+from llm_pipeline.stop_strings import StopMatcher
+
+RESERVE_TOKENS = 8
+"""How near to max_tokens one character is kept in reserve.
+
+The contract wants text in the last chunk of a length stop, but the last token may hold only part of a character, and
+engines may end with an empty response. The reserve makes that chunk non-empty if any of the last tokens had text.
+"""
+
+
+class TextAssembler:
+    """The text of one request so far, from its first token to its finish reason.
+
+    Chunks with an error are not for it: whoever calls it passes those on.
+    """
+
+    def __init__(self, table: TokenTable, options: TextOptions) -> None:
+        self._options = options
+        self._detokenizer = table.start(
+            skip_special_tokens=options.skip_special_tokens,
+            context_ids=options.context_ids,
+            is_text_start=options.is_text_start,
+        )
+        self._matcher = (
+            StopMatcher(options.stop, includes_match=options.include_stop_str_in_output) if options.stop else None
+        )
+        self._shows_end_token = options.include_stop_str_in_output and not options.skip_special_tokens
+        self._reserve_from = options.max_tokens - (0 if options.return_token_ids else RESERVE_TOKENS - 1)
+        self._completion_tokens = 0
+        self._unsent_text: list[str] = []
+        self._unsent_ids: list[int] = []
+        self._is_first = True  # no TextChunk was made yet
+        self._is_finished = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last TextChunk was made; a stop string can finish a request before decode knows."""
+        return self._is_finished
+
+    def push(self, chunk: TokenChunk) -> TextChunk | None:
+        """The client's part of the next chunk, or None when there is nothing to tell yet, or nothing any more."""
+        if self._is_finished:
+            return None
+        text, token_ids, reason = self._read(chunk)
+        self._completion_tokens += len(token_ids)
+        self._is_finished = reason is not None
+        text, token_ids = self._release(text, token_ids)
+        if reason is None and not text and not (token_ids and self._options.return_token_ids):
+            return None
+        tells_prompt = self._is_first or reason is not None
+        self._is_first = False
+        return TextChunk(
+            text,
+            self._completion_tokens,
+            token_ids if self._options.return_token_ids else None,
+            self._options.prompt_tokens if tells_prompt else None,
+            reason,
+        )
+
+    def _read(self, chunk: TokenChunk) -> tuple[str, tuple[int, ...], FinishReason | None]:
+        """The chunk's text that is safe to send, and its tokens and finish reason, cut after a stop match."""
+        token_ids, reason = chunk.token_ids, chunk.finish_reason
+        # Decode stops at an end-of-sequence token only, and hands it back last; stop strings don't see its text.
+        end_ids = token_ids[-1:] if reason is FinishReason.STOP else ()
+        pieces = self._detokenizer.feed(token_ids[:-1] if end_ids else token_ids)
+        if reason is not None:
+            pieces.append(self._detokenizer.finish())
+        text = pieces[0] if len(pieces) == 1 else "".join(pieces)
+        if self._matcher is not None:
+            text, match_end = self._matcher.feed(text)
+            if match_end is not None:
+                return text, token_ids[: _completing_count(pieces, match_end)], FinishReason.STOP
+            if reason is not None:
+                text += self._matcher.flush()
+        if end_ids and self._shows_end_token:
+            text += "".join(self._detokenizer.feed(end_ids))
+        return text, token_ids, reason
+
+    def _release(self, text: str, token_ids: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """What to send now of all that is unsent."""
+        if self._is_finished:
+            return "".join((*self._unsent_text, text)), (*self._unsent_ids, *token_ids)
+        if not self._options.stream:
+            self._keep(text, token_ids)
+            return "", ()
+        if self._completion_tokens < self._reserve_from:
+            return text, token_ids
+        return self._release_near_limit(text, token_ids)
+
+    def _release_near_limit(self, text: str, token_ids: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        if self._options.return_token_ids:  # ids are the client's text: the last of them wait for the finish reason
+            self._keep(text, token_ids)
+            return "", ()
+        text = "".join((*self._unsent_text, text))
+        self._unsent_text = [text[-1:]]
+        return text[:-1], token_ids
+
+    def _keep(self, text: str, token_ids: tuple[int, ...]) -> None:
+        self._unsent_text.append(text)
+        if self._options.return_token_ids:
+            self._unsent_ids.extend(token_ids)
+
+
+def _completing_count(pieces: list[str], match_end: int) -> int:
+    """How many tokens, whose texts are `pieces`, it takes to complete `match_end` characters."""
+    ends = accumulate(len(piece) for piece in pieces)
+    return next(count for count, end in enumerate(ends, start=1) if end >= match_end)

@@ -1,0 +1,43 @@
+"""Triton glue of decode: requests go to DecodeStage, which answers from its own thread; stop messages go beside it."""
+
+from functools import partial
+
+from llm_pipeline.engine_manifest import EngineManifest
+from llm_pipeline.executors.base import create_executor
+from llm_pipeline.python_backend import ChunkReply, DecodeMetrics, DecoupledReply, guard, start_logging, tensor_reader
+from llm_pipeline.settings import PipelineSettings
+from llm_pipeline.stages.decode import DecodeStage
+from llm_pipeline.tensors import is_stop_message, read_key, request_from_arrays
+
+
+class TritonPythonModel:
+    """One instance. `execute` only hands over, so it returns at once."""
+
+    def initialize(self, _args):
+        start_logging()
+        settings = PipelineSettings()
+        manifest = EngineManifest.load(settings.engine_dir)
+        self._end_ids = tuple(manifest.tokens.eos)
+        self._stage = DecodeStage(
+            partial(create_executor, settings, manifest),
+            max_queued_requests=settings.max_queued_requests,
+            coalesce=settings.coalesce,
+            on_change=lambda: self._metrics.changed(),
+        )
+        self._metrics = DecodeMetrics(self._stage.stats)
+
+    def execute(self, requests):
+        for request in requests:
+            reply = DecoupledReply(request)
+            guard(reply, partial(self._take, tensor_reader(request), reply))
+
+    def _take(self, read, reply):
+        if is_stop_message(read):
+            self._stage.stop(read_key(read))
+            reply.finish()
+        else:
+            self._stage.submit(request_from_arrays(read, self._end_ids), ChunkReply(reply))
+
+    def finalize(self):
+        self._stage.close()
+        self._metrics.close()

@@ -1,0 +1,38 @@
+"""Triton glue of postprocess: chunks in, PostprocessStage, text out.
+
+Decoupled, so that a chunk may have no answer: text that is held back, chunks behind a stop match, and all but the last
+chunk of a request that does not stream, which Triton's own HTTP endpoint needs to be one response.
+"""
+
+from functools import partial
+
+from llm_pipeline.engine_manifest import TOKENIZER_NAME
+from llm_pipeline.python_backend import DecoupledReply, guard, start_logging, stop_in_decode, tensor_reader
+from llm_pipeline.settings import PipelineSettings
+from llm_pipeline.stages.postprocess import PostprocessStage
+from llm_pipeline.tensors import text_chunk_to_arrays, token_chunk_from_arrays
+from llm_pipeline.tokenizer import Tokenizer
+
+
+class TritonPythonModel:
+    """One instance, because chunks of one request must stay in order."""
+
+    def initialize(self, _args):
+        start_logging()
+        tokenizer = Tokenizer.load(PipelineSettings().engine_dir / TOKENIZER_NAME)
+        self._to_stop = []
+        self._stage = PostprocessStage(tokenizer, self._to_stop.append)
+
+    def execute(self, requests):
+        for request in requests:
+            reply = DecoupledReply(request)
+            guard(reply, partial(self._handle, tensor_reader(request), reply))
+        while self._to_stop:  # after the answers: the clients of the batch do not wait for it
+            stop_in_decode(self._to_stop.pop())
+
+    def _handle(self, read, reply):
+        piece = self._stage.handle(token_chunk_from_arrays(read))
+        if piece is None:
+            reply.finish()
+        else:
+            reply.send(text_chunk_to_arrays(piece), is_final=True)

@@ -1,0 +1,32 @@
+"""Triton glue of preprocess: tensors in, PreprocessStage, tensors out."""
+
+import uuid
+
+from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
+from llm_pipeline.python_backend import answer, start_logging, tensor_reader
+from llm_pipeline.settings import PipelineSettings
+from llm_pipeline.stages.preprocess import PreprocessStage
+from llm_pipeline.tensors import parameters_from_arrays, request_to_arrays
+from llm_pipeline.tokenizer import Tokenizer
+
+
+class TritonPythonModel:
+    """One instance; each request of a batch fails or passes by itself."""
+
+    def initialize(self, _args):
+        start_logging()
+        settings = PipelineSettings()
+        self._stage = PreprocessStage(
+            Tokenizer.load(settings.engine_dir / TOKENIZER_NAME),
+            EngineManifest.load(settings.engine_dir),
+            default_max_tokens=settings.default_max_tokens,
+        )
+
+    def execute(self, requests):
+        return [answer(lambda request=request: self._prepare(request)) for request in requests]
+
+    def _prepare(self, request):
+        parameters = parameters_from_arrays(
+            tensor_reader(request), request_id=request.request_id(), new_key=uuid.uuid4().hex
+        )
+        return request_to_arrays(self._stage.prepare(parameters))
