@@ -307,7 +307,7 @@ class LibraryTable:
     ) -> WindowDetokenizer:
         shown_ids = self.known_ids - self.special_ids if skip_special_tokens else self.known_ids
         prompt_ids = () if is_text_start else (*self.anchor_ids, *context_ids)
-        return WindowDetokenizer(self.decode, shown_ids, prompt_ids)
+        return WindowDetokenizer(self.decode, shown_ids, self.anchor_ids, prompt_ids)
 
 
 class WindowDetokenizer:
@@ -316,9 +316,16 @@ class WindowDetokenizer:
     Text that ends in U+FFFD waits for more tokens, at most `_MAX_HELD_TOKENS`.
     """
 
-    def __init__(self, decode: LibraryDecode, shown_ids: frozenset[int], prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        decode: LibraryDecode,
+        shown_ids: frozenset[int],
+        anchor_ids: Sequence[int],
+        prompt_ids: Sequence[int],
+    ) -> None:
         self._decode = decode
         self._shown_ids = shown_ids
+        self._anchor_ids = anchor_ids  # begin every later window, since decoders treat the start of a text differently
         self._window = [token_id for token_id in prompt_ids if token_id in shown_ids]
         self._shown_count = len(self._window)  # tokens of the window whose text was shown
         prompt_text = decode(self._window) if self._window else ""
@@ -343,7 +350,7 @@ class WindowDetokenizer:
             return ""
         new_text = _without_marks(text[len(self._shown_text) :], self._context_marks)
         self._context_marks = 0
-        del self._window[: self._shown_count]
+        self._window[: self._shown_count] = self._anchor_ids
         self._shown_count = len(self._window)
         self._shown_text = self._decode(self._window)
         return new_text

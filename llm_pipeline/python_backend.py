@@ -138,8 +138,7 @@ def stop_in_decode(key: str) -> None:
 class DecodeMetrics:
     """decode's gauges and counter in Triton's own /metrics. Updated by a thread, since each update is a handshake."""
 
-    def __init__(self, read_stats: Callable[[], DecodeStats]) -> None:
-        self._read_stats = read_stats
+    def __init__(self) -> None:
         self._active = _metric(pb_utils.MetricFamily.GAUGE, "decode_active_requests", "Requests being decoded")
         self._queued = _metric(pb_utils.MetricFamily.GAUGE, "decode_queued_requests", "Requests waiting for the engine")
         self._cancelled = _metric(
@@ -147,8 +146,12 @@ class DecodeMetrics:
         )
         self._shown = DecodeStats(0, 0, 0)
         self._changed = threading.Event()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="decode-metrics", daemon=True)
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, read_stats: Callable[[], DecodeStats]) -> None:
+        """Show what `read_stats` says from now on."""
+        self._thread = threading.Thread(target=self._run, args=(read_stats,), name="decode-metrics", daemon=True)
         self._thread.start()
 
     def changed(self) -> None:
@@ -156,19 +159,20 @@ class DecodeMetrics:
         self._changed.set()
 
     def close(self) -> None:
-        self._closed = True
+        self._closed.set()
         self._changed.set()
-        self._thread.join(timeout=2)
+        if self._thread is not None:
+            self._thread.join(timeout=2)
 
-    def _run(self) -> None:
-        while not self._closed:
+    def _run(self, read_stats: Callable[[], DecodeStats]) -> None:
+        while not self._closed.is_set():
             self._changed.wait(_METRICS_PERIOD_S)
             self._changed.clear()
             try:
-                self._show(self._read_stats())
+                self._show(read_stats())
             except Exception:
                 logging.getLogger(__name__).exception("decode's metrics could not be updated")
-            threading.Event().wait(_METRICS_PAUSE_S)
+            self._closed.wait(_METRICS_PAUSE_S)
 
     def _show(self, stats: DecodeStats) -> None:
         if stats.active_requests != self._shown.active_requests:

@@ -11,11 +11,12 @@ from llm_pipeline.detokenizer import TokenTable
 from llm_pipeline.messages import FinishReason, TextChunk, TextOptions, TokenChunk
 from llm_pipeline.stop_strings import StopMatcher
 
-RESERVE_TOKENS = 8
+RESERVE_TOKENS = 4
 """How near to max_tokens one character is kept in reserve.
 
-The contract wants text in the last chunk of a length stop, but the last token may hold only part of a character, and
-engines may end with an empty response. The reserve makes that chunk non-empty if any of the last tokens had text.
+The contract wants text in the last chunk of a length stop, but the last tokens may hold only part of a character (up to
+3 of 4 bytes), and engines may end with an empty response. The reserve makes that chunk non-empty if any of the last
+tokens had text. Tokens still come one by one, a character late.
 """
 
 

@@ -18,13 +18,14 @@ class TritonPythonModel:
         settings = PipelineSettings()
         manifest = EngineManifest.load(settings.engine_dir)
         self._end_ids = tuple(manifest.tokens.eos)
+        self._metrics = DecodeMetrics()
         self._stage = DecodeStage(
             partial(create_executor, settings, manifest),
             max_queued_requests=settings.max_queued_requests,
             coalesce=settings.coalesce,
-            on_change=lambda: self._metrics.changed(),
+            on_change=self._metrics.changed,
         )
-        self._metrics = DecodeMetrics(self._stage.stats)
+        self._metrics.start(self._stage.stats)
 
     def execute(self, requests):
         for request in requests:

@@ -1,0 +1,74 @@
+"""How text is split before byte-level BPE, by the name in `tokenizer.ggml.pre`.
+
+The names and their patterns are those of llama.cpp's table (src/llama-vocab.cpp); the forms are those of the models'
+own tokenizer.json. A name that is not here is refused: a wrong split gives working but wrong token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tokenizers import Regex
+from tokenizers.normalizers import NFC
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+
+from build_engine.errors import EngineRefusedError
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+
+
+@dataclass(frozen=True)
+class PreTokenization:
+    build: Callable[[], PreTokenizer]
+    normalizer: Callable[[], NFC] | None = None
+    ignore_merges: bool = False  # a word that is a token as a whole is not merged from parts
+    add_bos: bool = False  # llama.cpp's default where the file does not say
+
+
+def _gpt2() -> PreTokenizer:
+    return ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _digits_then_gpt2() -> PreTokenizer:
+    return Sequence([Digits(individual_digits=True), _gpt2()])
+
+
+def _splits(*patterns: str) -> PreTokenizer:
+    splits: list[PreTokenizer] = [Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+    return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _llama3() -> PreTokenizer:
+    return _splits(_WORDS % "{1,3}")
+
+
+def _qwen2() -> PreTokenizer:
+    return _splits(_WORDS % "")
+
+
+def _llama_cpp_default() -> PreTokenizer:
+    return _splits(r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]")
+
+
+PRE_TOKENIZERS = {
+    "default": PreTokenization(_llama_cpp_default),
+    "gpt-2": PreTokenization(_gpt2),
+    "llama-bpe": PreTokenization(_llama3, ignore_merges=True, add_bos=True),
+    "llama3": PreTokenization(_llama3, ignore_merges=True, add_bos=True),
+    "qwen2": PreTokenization(_qwen2, normalizer=NFC),
+    "smollm": PreTokenization(_digits_then_gpt2),
+    "starcoder": PreTokenization(_digits_then_gpt2),
+}
+
+
+def find_pre_tokenization(name: str) -> PreTokenization:
+    """The rules of that name; EngineRefusedError lists the known ones."""
+    try:
+        return PRE_TOKENIZERS[name]
+    except KeyError:
+        known = ", ".join(PRE_TOKENIZERS)
+        raise EngineRefusedError(f"Unknown pre-tokenizer {name!r} (tokenizer.ggml.pre). Known: {known}.") from None

@@ -1,0 +1,116 @@
+"""What the commands show: rich tables for people, plain data for --json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from build_engine.build import BuildResult
+from build_engine.targets import Target, availability
+from build_engine.verify import Check
+from llm_pipeline.engine_manifest import EngineManifest
+
+_MB = 1_000_000
+
+
+def plain(text: str) -> str:
+    """Text with nothing that rich would take for markup."""
+    return escape(text)
+
+
+def build_result_json(result: BuildResult) -> dict[str, Any]:
+    return {
+        "engine_dir": str(result.engine_dir),
+        "reused": result.reused,
+        "manifest": result.manifest.model_dump(),
+    }
+
+
+def print_build_result(console: Console, result: BuildResult) -> None:
+    manifest = result.manifest
+    state = "is there already, nothing to build" if result.reused else "is ready"
+    size = sum(file.size_bytes for file in manifest.files.values()) / _MB
+    console.print(
+        f"Engine {escape(manifest.model_name)} ({manifest.target}, {manifest.precision}, {size:.0f} MB) {state}:"
+    )
+    console.print(f"  {escape(_shown(result.engine_dir))}", soft_wrap=True, highlight=False)
+
+
+def _shown(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def manifest_table(manifest: EngineManifest, engine_dir: Path) -> Table:
+    table = Table(title=escape(f"Engine {engine_dir}"), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, value in _manifest_rows(manifest):
+        table.add_row(label, escape(value))
+    return table
+
+
+def _manifest_rows(manifest: EngineManifest) -> list[tuple[str, str]]:
+    source, tokens = manifest.source, manifest.tokens
+    eos = ", ".join(map(str, tokens.eos)) or "none"
+    return [
+        ("model", manifest.model_name),
+        ("target", f"{manifest.target}, {manifest.precision}"),
+        ("source", source.name),
+        ("", f"{source.architecture}, {source.quantization}, {source.size_bytes / _MB:.1f} MB"),
+        ("", f"sha256 {source.sha256}"),
+        ("context length", f"{manifest.limits.context_length} tokens"),
+        ("vocabulary", f"{manifest.limits.vocab_size} rows"),
+        ("special tokens", f"bos {tokens.bos} (added: {'yes' if tokens.add_bos else 'no'}), eos {eos}"),
+        ("created", manifest.created),
+        *_labelled("tools", [f"{name} {version}" for name, version in manifest.tools.items()]),
+        *_labelled("files", [f"{name}, {file.size_bytes / _MB:.1f} MB" for name, file in manifest.files.items()]),
+    ]
+
+
+def _labelled(label: str, lines: list[str]) -> list[tuple[str, str]]:
+    return [(label if index == 0 else "", line) for index, line in enumerate(lines)]
+
+
+def checks_json(checks: list[Check]) -> dict[str, Any]:
+    return {
+        "passed": all(check.passed for check in checks),
+        "checks": [{"name": check.name, "passed": check.passed, "detail": check.detail} for check in checks],
+    }
+
+
+def checks_table(checks: list[Check]) -> Table:
+    table = Table("check", "", "detail")
+    for check in checks:
+        table.add_row(
+            escape(check.name), "[green]pass[/]" if check.passed else "[bold red]FAIL[/]", escape(check.detail)
+        )
+    return table
+
+
+def targets_json(targets: Iterable[Target]) -> list[dict[str, Any]]:
+    found = [(target, availability(target)) for target in targets]
+    return [
+        {
+            "name": target.name,
+            "kind": target.kind.value,
+            "precisions": list(target.precisions),
+            "works_here": here.works,
+            "reason": here.reason,
+        }
+        for target, here in found
+    ]
+
+
+def targets_table(targets: Iterable[Target]) -> Table:
+    table = Table("target", "for", "precisions", "works here")
+    for target in targets:
+        here = availability(target)
+        works = f"{'[green]yes[/]' if here.works else '[red]no[/]'}: {escape(here.reason)}"
+        table.add_row(target.name, target.description, ", ".join(target.precisions), works)
+    return table

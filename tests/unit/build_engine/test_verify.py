@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from build_engine.cli import app
+from build_engine.progress import SilentProgress
+from build_engine.verify import Check, verify_engine
+from llm_pipeline.engine_manifest import EngineFile, EngineManifest, sha256_of
+
+
+@pytest.fixture
+def engine(tmp_path: Path, tiny_engine: Path) -> Path:
+    return Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+
+
+def failures(engine_dir: Path) -> list[Check]:
+    return [check for check in verify_engine(engine_dir, SilentProgress()) if not check.passed]
+
+
+def test_the_default_engine_gives_the_reference_tokens(default_engine: Path) -> None:
+    checks = {check.name: check for check in verify_engine(default_engine, SilentProgress())}
+    assert all(check.passed for check in checks.values())
+    assert checks["reference tokens"].detail == "4 of 4 greedy continuations equal"
+    assert checks["reference prompts"].detail == "4 of 4 keep their ids through text"
+
+
+def test_an_untouched_engine_passes(engine: Path) -> None:
+    assert failures(engine) == []
+
+
+@pytest.mark.parametrize("name", ["openvino_model.bin", "openvino_model.xml", "tokenizer.json"])
+def test_a_changed_file_fails_by_name(engine: Path, name: str) -> None:
+    content = bytearray((engine / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (engine / name).write_bytes(content)
+    assert [(check.name, check.detail[:16]) for check in failures(engine)] == [(name, "has been changed")]
+
+
+def test_a_cut_file_fails_by_name(engine: Path) -> None:
+    os.truncate(engine / "openvino_model.bin", 10)
+    assert failures(engine)[0].detail.startswith("has 10 bytes instead of")
+
+
+def test_a_missing_file_fails_by_name(engine: Path) -> None:
+    (engine / "tokenizer.json").unlink()
+    assert failures(engine) == [Check("tokenizer.json", False, "is missing")]
+
+
+def test_an_extra_file_fails_by_name(engine: Path) -> None:
+    (engine / "notes.txt").touch()
+    assert failures(engine) == [Check("notes.txt", False, "is no part of the engine")]
+
+
+def test_a_manifest_that_points_outside_fails(engine: Path) -> None:
+    manifest = EngineManifest.load(engine)
+    outside = {"../secret": EngineFile(sha256="0" * 64, size_bytes=1)}
+    manifest.model_copy(update={"files": {**manifest.files, **outside}}).save(engine)
+    assert failures(engine) == [Check("../secret", False, "points outside the engine directory")]
+
+
+def test_a_graph_that_does_not_load_fails(engine: Path) -> None:
+    (engine / "openvino_model.xml").write_text("<net/>")
+    manifest = EngineManifest.load(engine)
+    graph = engine / "openvino_model.xml"
+    files = {**manifest.files, graph.name: EngineFile(sha256=sha256_of(graph), size_bytes=graph.stat().st_size)}
+    manifest.model_copy(update={"files": files}).save(engine)
+    assert [check.name for check in failures(engine)] == ["generates"]
+
+
+def test_verify_ends_with_the_way_to_mend_it(engine: Path) -> None:
+    (engine / "tokenizer.json").unlink()
+    result = CliRunner().invoke(app, ["verify", str(engine)])
+    assert result.exit_code == 1
+    assert "FAIL" in result.stdout
+    assert "python -m build_engine build --force" in result.stdout
+
+
+def test_inspect_shows_where_the_engine_came_from(engine: Path) -> None:
+    result = CliRunner().invoke(app, ["inspect", str(engine)])
+    assert result.exit_code == 0
+    assert "tiny.gguf" in result.stdout
