@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from build_engine.default_model import ModelFile
 from build_engine.errors import EngineRefusedError
 from build_engine.gguf_tokenizer import GgufVocabulary
+from build_engine.names import slug
 from build_engine.progress import BuildProgress
 from build_engine.source import GgufSource
 from build_engine.targets import Target
@@ -76,8 +76,8 @@ def hash_source(path: Path, progress: BuildProgress) -> str:
 
 def choose_name(name: str | None, model: ModelFile, source: GgufSource) -> str:
     """The name given, the default model's, or a slug of the name inside the file."""
-    chosen = name or model.model_name or _slug(source.name) or _slug(model.path.stem)
-    if chosen != _slug(chosen):
+    chosen = name or model.model_name or slug(source.name) or slug(model.path.stem)
+    if chosen != slug(chosen):
         raise EngineRefusedError(f"Model name {chosen!r} won't do: use small letters, digits, '.', '_' and '-'.")
     return chosen
 
@@ -109,7 +109,3 @@ def _limits(source: GgufSource, vocabulary: GgufVocabulary, context_length: int 
             f"The tokenizer has {len(vocabulary.tokens)} tokens, the output matrix only {source.vocab_size} rows."
         )
     return EngineLimits(context_length=chosen, vocab_size=source.vocab_size)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-.")

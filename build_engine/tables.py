@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from build_engine.build import BuildResult
+from build_engine.gpu.gpus import GB
 from build_engine.targets import Target, availability
 from build_engine.verify import Check
 from llm_pipeline.engine_manifest import EngineManifest
@@ -99,6 +100,8 @@ def targets_json(targets: Iterable[Target]) -> list[dict[str, Any]]:
         {
             "name": target.name,
             "kind": target.kind.value,
+            "sm": target.gpu.sm if target.gpu else None,
+            "memory_bytes": target.gpu.memory_bytes if target.gpu else None,
             "precisions": list(target.precisions),
             "works_here": here.works,
             "reason": here.reason,
@@ -107,10 +110,15 @@ def targets_json(targets: Iterable[Target]) -> list[dict[str, Any]]:
     ]
 
 
-def targets_table(targets: Iterable[Target]) -> Table:
-    table = Table("target", "for", "precisions", "works here")
-    for target in targets:
-        here = availability(target)
-        works = f"{'[green]yes[/]' if here.works else '[red]no[/]'}: {escape(here.reason)}"
-        table.add_row(target.name, target.description, ", ".join(target.precisions), works)
-    return table
+def print_targets(console: Console, targets: Iterable[Target]) -> None:
+    """A table, and below it each reason once: most targets share theirs."""
+    found = [(target, availability(target)) for target in targets]
+    table = Table("target", "SM", "GB", "precisions, the default first", "here")
+    for target, here in found:
+        sm, memory = (str(target.gpu.sm), f"{target.gpu.memory_bytes / GB:.0f}") if target.gpu else ("", "")
+        works = "[green]yes[/]" if here.works else "[red]no[/]"
+        table.add_row(target.name, sm, memory, ", ".join(target.precisions), works)
+    console.print(table)
+    for kind in dict.fromkeys(target.kind for target, _ in found):
+        reason = next(here.reason for target, here in found if target.kind is kind)
+        console.print(f"{kind.value}: {escape(reason)}", soft_wrap=True, highlight=False)

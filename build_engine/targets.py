@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from enum import Enum
 
 from build_engine.errors import EngineRefusedError
+from build_engine.gpu.gpus import ALIASES, GB, GPUS, Gpu
+from build_engine.gpu.precisions import precision_names
+from build_engine.names import slug
 
 
 class TargetKind(Enum):
     """Which compiler makes the engine."""
 
     OPENVINO_CPU = "openvino-cpu"
+    TENSORRT_LLM = "tensorrt-llm"
 
 
 @dataclass(frozen=True)
@@ -24,25 +28,37 @@ class Target:
     precisions: tuple[str, ...]  # the first is the default
     packages: tuple[str, ...]  # importable modules that the build needs
     extra: str  # the extra of this project that installs them
+    gpu: Gpu | None = None  # what TENSORRT_LLM builds for
 
     @property
     def default_precision(self) -> str:
         return self.precisions[0]
 
 
-TARGETS = {
-    target.name: target
-    for target in (
-        Target(
-            name="cpu",
-            kind=TargetKind.OPENVINO_CPU,
-            description="any x86-64 or Arm CPU, through OpenVINO; the same files run on each of them",
-            precisions=("fp16",),
-            packages=("gguf", "openvino", "openvino_genai", "tokenizers"),
-            extra="build",
-        ),
+CPU = Target(
+    name="cpu",
+    kind=TargetKind.OPENVINO_CPU,
+    description="any x86-64 or Arm CPU, through OpenVINO; the same files run on each of them",
+    precisions=("fp16",),
+    packages=("gguf", "openvino", "openvino_genai", "tokenizers"),
+    extra="build",
+)
+
+
+def gpu_target(gpu: Gpu) -> Target:
+    """The target of a GPU; its first precision is what `auto` takes for a bfloat16 model."""
+    return Target(
+        name=gpu.name,
+        kind=TargetKind.TENSORRT_LLM,
+        description=f"NVIDIA {gpu.product}, SM {gpu.sm}, {gpu.memory_bytes / GB:.0f} GB",
+        precisions=precision_names(gpu.sm),
+        packages=("tensorrt_llm",),
+        extra="tensorrt-llm",
+        gpu=gpu,
     )
-}
+
+
+TARGETS = {CPU.name: CPU} | {name: gpu_target(gpu) for name, gpu in GPUS.items()}
 
 
 @dataclass(frozen=True)
@@ -54,9 +70,10 @@ class Availability:
 
 
 def find_target(name: str) -> Target:
-    """The target of that name; EngineRefusedError lists the known ones."""
+    """The target of that name, in any spelling ("RTX PRO 6000"); EngineRefusedError lists the known ones."""
+    known = slug(name)
     try:
-        return TARGETS[name]
+        return TARGETS[ALIASES.get(known, known)]
     except KeyError:
         raise EngineRefusedError(f"Unknown target {name!r}. Known targets: {', '.join(TARGETS)}.") from None
 

@@ -4,5 +4,6 @@ settings.py       ports, names and folders, from the environment
 checks.py         what must be there before anything starts, and how to mend it when it is not
 triton_server.py  the tritonserver binary inside the nvidia-pytriton wheel, made ready to run
 processes.py      one supervised child process: log file, restart, end
+stub_watch.py     starts Triton again when the process of one of its models has died
 stack.py          engine -> Triton -> front end -> ready; and everything down again
 """

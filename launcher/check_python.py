@@ -1,5 +1,5 @@
 """Can this Python run the stack? Run by the Makefile before anything is installed: standard library only, and
-syntax that any Python since 3.6 can read. Exit status 0, or 1 with what is missing and how to mend it on standard error.
+syntax that any Python since 3.6 reads. Exit status 0, or 1 with what is missing and its remedy on standard error.
 """
 
 import ctypes

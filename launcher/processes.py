@@ -66,6 +66,11 @@ class ChildProcess:
         if self._thread is not None:
             self._thread.join(timeout=self._stop_limit_s)
 
+    def kill(self) -> None:
+        """End it the hard way; while supervised, it is started again."""
+        if self._process is not None:
+            self._process.kill()
+
     def last_lines(self, count: int = 15) -> str:
         """The end of its log, for people."""
         if not self.log_path.exists():

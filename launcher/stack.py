@@ -21,10 +21,12 @@ from launcher import triton_server
 from launcher.checks import MissingError, check_all
 from launcher.processes import ChildProcess
 from launcher.settings import REPOSITORY_ROOT, StackSettings
+from launcher.stub_watch import StubWatch
 
 _log = logging.getLogger(__name__)
 _ENGINE = "smollm2-135m-instruct/cpu-fp16"
 _POLL_S = 0.1
+_STUB_COUNT = 3  # preprocess, decode, postprocess: one instance each
 _TRITON_STOP_LIMIT_S = 20.0
 _FRONTEND_STOP_LIMIT_S = 40.0  # its own drain limit, and some
 
@@ -43,6 +45,7 @@ class Stack:
         self.api_key: str | None = None
         self.triton: ChildProcess | None = None
         self.frontend: ChildProcess | None = None
+        self._stub_watch: StubWatch | None = None
 
     @property
     def base_url(self) -> str:
@@ -83,8 +86,11 @@ class Stack:
             self._await_ready(self.triton, self.frontend)
         self.triton.supervise()
         self.frontend.supervise()
+        self._stub_watch = StubWatch(self.triton, stub_count=_STUB_COUNT)
 
     def _stop(self) -> None:
+        if self._stub_watch is not None:
+            self._stub_watch.close()
         if self.frontend is not None:
             self.frontend.stop()
         if self.triton is not None:

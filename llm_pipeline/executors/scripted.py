@@ -22,7 +22,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
-from llm_pipeline.errors import ErrorCode, PipelineError
+from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.executors.base import ExecutorStats, StepSink
 from llm_pipeline.messages import FinishReason, GenerationRequest, TokenStep
 from llm_pipeline.settings import PipelineSettings
@@ -68,13 +68,13 @@ class ScriptedExecutor:
         self._streams: dict[str, _Stream] = {}
         self._active: list[_Stream] = []
         self._waiting: deque[_Stream] = deque()
-        self._closed = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scripted-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
             stream = _Stream(request, self._tokens(request))
             self._streams[request.key] = stream
@@ -93,7 +93,7 @@ class ScriptedExecutor:
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
+            self._closing.set()
             self._has_work.notify()
         self._thread.join(timeout=5)
 
@@ -101,8 +101,8 @@ class ScriptedExecutor:
         next_step = time.monotonic()
         while self._wait_for_work():
             now = time.monotonic()
-            if now < next_step:
-                time.sleep(next_step - now)
+            if now < next_step and self._closing.wait(next_step - now):
+                continue
             # A late step is not made up for: an engine that falls behind its pace does not burst afterwards.
             next_step = max(next_step + self._period_s, time.monotonic())
             self._sink(self._step())
@@ -111,12 +111,14 @@ class ScriptedExecutor:
 
     def _wait_for_work(self) -> bool:
         with self._has_work:
-            while not (self._active or self._waiting or self._closed):
+            while not (self._active or self._waiting or self._closing.is_set()):
                 self._has_work.wait()
-            if not self._closed:
+            if not self._closing.is_set():
                 return True
             ended = [TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in self._streams]
             self._streams.clear()
+            self._active.clear()
+            self._waiting.clear()
         self._sink(ended)
         return False
 
@@ -152,9 +154,9 @@ class ScriptedExecutor:
 
 def _replay(request: GenerationRequest, script: Script) -> Iterator[TokenStep]:
     ids = script.token_ids[: request.max_tokens]
-    reason = script.finish or FinishReason.STOP
-    if len(script.token_ids) >= request.max_tokens:
-        reason = FinishReason.LENGTH
+    reason = FinishReason.LENGTH if len(script.token_ids) >= request.max_tokens else FinishReason.STOP
+    if len(ids) == len(script.token_ids):  # nothing was cut off, so a finish that the script names is true
+        reason = script.finish or reason
     if script.error is None and not script.stall and ids:
         for token_id in ids[:-1]:
             yield TokenStep(request.key, (token_id,))
@@ -163,7 +165,8 @@ def _replay(request: GenerationRequest, script: Script) -> Iterator[TokenStep]:
     for token_id in ids:
         yield TokenStep(request.key, (token_id,))
     if script.error is not None:
-        yield TokenStep(request.key, error=PipelineError(ErrorCode.INTERNAL_ERROR, script.error))
+        _log.error("the script fails a request: %s", script.error)
+        yield TokenStep(request.key, error=internal_error())  # an engine's own words are not for clients
     elif not script.stall:
         yield TokenStep(request.key, finish_reason=reason)
 

@@ -14,7 +14,7 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
@@ -96,12 +96,8 @@ class DecodeStage:
     def submit(self, request: GenerationRequest, sender: ChunkSender) -> None:
         """Take over a request. Its chunks, and its one ending, go to `sender`."""
         outbox = _Outbox(request, sender)
-        with self._condition:
-            is_new = self._live.setdefault(request.key, outbox) is outbox
-            if is_new:
-                outbox.is_stopped = self._stopped_early.pop(request.key, _MISSING) is not _MISSING
-        if not is_new:
-            sender.send(TokenChunk(request.key, 0, (), text=request.text, error=_duplicate_key()))
+        if refusal := self._register(outbox):
+            sender.send(TokenChunk(request.key, 0, (), text=request.text, error=refusal))
             return
         try:
             self._refuse_when_full()
@@ -112,7 +108,7 @@ class DecodeStage:
             _log.exception("the executor failed to accept a request")
             self._take_steps([TokenStep(request.key, error=internal_error())])
         if outbox.is_stopped:  # the stop came first, or while the executor took the request
-            self._executor.cancel(request.key)
+            self._cancel(request.key)
         self._on_change()
 
     def stop(self, key: str) -> None:
@@ -124,7 +120,7 @@ class DecodeStage:
                 self._stopped_early[key] = None
                 while len(self._stopped_early) > _EARLY_STOPS_KEPT:
                     self._stopped_early.popitem(last=False)
-        self._executor.cancel(key)
+        self._cancel(key)
 
     def stats(self) -> DecodeStats:
         counts: ExecutorStats = self._executor.stats()
@@ -138,6 +134,23 @@ class DecodeStage:
             self._closed = True
             self._condition.notify()
         self._thread.join(timeout=5)
+
+    def _register(self, outbox: _Outbox) -> PipelineError | None:
+        """Make the request live, or say why not. Once it is live, the sender thread stays until it has ended."""
+        with self._condition:
+            if self._closed:
+                return _shutting_down()
+            if self._live.setdefault(outbox.key, outbox) is not outbox:
+                return _duplicate_key()
+            outbox.is_stopped = self._stopped_early.pop(outbox.key, _MISSING) is not _MISSING
+            return None
+
+    def _cancel(self, key: str) -> None:
+        """Tell the executor. Its bugs go to the log: they must end neither its own thread nor the sender's."""
+        try:
+            self._executor.cancel(key)
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("the executor failed to cancel a request")
 
     def _refuse_when_full(self) -> None:
         queued = self._executor.stats().queued_requests
@@ -169,7 +182,7 @@ class DecodeStage:
                     self._mark_ready(outbox)
             self._condition.notify()
         for key in overrun:
-            self._executor.cancel(key)
+            self._cancel(key)
         if is_changed:
             self._on_change()
 
@@ -178,19 +191,19 @@ class DecodeStage:
         (self._first if outbox.index == 0 else self._ready).append(outbox)
 
     def _send_loop(self) -> None:
-        while (outbox := self._next_ready()) is not None:
-            chunk, sender = outbox
-            try:
-                sender.send(chunk)
-            except Exception:  # noqa: BLE001 - one request's way back is broken: end that request, not the thread
-                _log.exception("a chunk could not be sent")
-                if not chunk.is_final:
-                    self._executor.cancel(chunk.key)
+        while (ready := self._next_ready()) is not None:
+            chunk, sender = ready
+            if _try_send(sender, chunk):
+                continue
+            if chunk.is_final:  # Triton waits for an ending, and a bare error may pass where the chunk did not
+                _try_send(sender, replace(chunk, token_ids=(), finish_reason=None, error=internal_error()))
+            else:  # postprocess sees the gap, and answers with an error at the end
+                self._cancel(chunk.key)
 
     def _next_ready(self) -> tuple[TokenChunk, ChunkSender] | None:
         with self._condition:
             while not (self._first or self._ready):
-                if self._closed:
+                if self._closed and not self._live:
                     return None
                 self._condition.wait()
             outbox = (self._first or self._ready).popleft()
@@ -219,6 +232,16 @@ class DecodeStage:
 _MISSING = object()
 
 
+def _try_send(sender: ChunkSender, chunk: TokenChunk) -> bool:
+    """Whether it went well. One request's way back may be broken; that ends the request, not the sender thread."""
+    try:
+        sender.send(chunk)
+    except Exception:  # noqa: BLE001 - see above
+        _log.exception("a chunk could not be sent")
+        return False
+    return True
+
+
 def _gather(outbox: _Outbox, step: TokenStep) -> None:
     """Add a step to the outbox. An executor that does not end at the request's limit is ended there."""
     allowed = step.token_ids[: outbox.tokens_left]
@@ -228,6 +251,10 @@ def _gather(outbox: _Outbox, step: TokenStep) -> None:
         outbox.ending = step
     elif outbox.tokens_left == 0:
         outbox.ending = TokenStep(step.key, finish_reason=FinishReason.LENGTH)
+
+
+def _shutting_down() -> PipelineError:
+    return PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
 
 
 def _duplicate_key() -> PipelineError:

@@ -51,6 +51,8 @@ class PostprocessStage:
 
     def handle(self, chunk: TokenChunk) -> TextChunk | None:
         """What to tell the client now, if anything. PipelineError when the request ends with one."""
+        if chunk.index == 0 and chunk.error is not None:
+            raise chunk.error  # it never began; state under its key, if any, is that of another request
         live = self._find(chunk)
         piece = None
         if chunk.error is not None:

@@ -73,10 +73,8 @@ class PreprocessStage:
         at_least = self._tokenizer.min_token_count(text)
         if at_least >= self._context_length:
             raise self._too_long(f"at least {at_least}")
-        ids = self._tokenizer.encode(text)
-        if not ids:
-            raise _empty_prompt()
-        return ids
+        # Checked like a client's: tokenizer.json may hold added tokens that the engine has no row for.
+        return self._checked_ids(self._tokenizer.encode(text))
 
     def _checked_ids(self, ids: Sequence[int]) -> Sequence[int]:
         if not ids:
@@ -161,4 +159,5 @@ def _empty_prompt() -> PipelineError:
 
 
 def _out_of_range(name: str, value: float, allowed: str) -> PipelineError:
-    return PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, f"{name} is {value:g}; it must be {allowed}.", param=name)
+    shown = value if isinstance(value, int) else f"{value:g}"
+    return PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, f"{name} is {shown}; it must be {allowed}.", param=name)

@@ -1,0 +1,7 @@
+"""`python -m frontend`: serve completions."""
+
+import sys
+
+from frontend.server import main
+
+sys.exit(main())

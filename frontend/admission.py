@@ -1,0 +1,129 @@
+"""How much work is let in: choices in flight, requests per key and minute, and nothing while draining.
+
+All of it is counted in this process. With several workers each has its own share of the limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+
+from frontend.auth import ApiKey
+from frontend.errors import MAX_RETRY_AFTER_S
+from frontend.run import CompletionRun, StopReason
+from llm_pipeline.errors import ErrorCode, PipelineError
+
+_REMEMBERED_ENDS = 64
+_UNKNOWN_WAIT_S = 5.0
+_LAST_ENDS_S = 2.0  # for the engine to confirm what was stopped
+
+
+class RateLimits:
+    """Requests per minute of each key that has a limit, over a moving window."""
+
+    def __init__(self) -> None:
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    async def count(self, key: ApiKey | None) -> None:
+        """Counts one request; PipelineError (429) when the key has used up its minute."""
+        if key is None or key.requests_per_minute is None:
+            return
+        limit = RateLimitItemPerMinute(key.requests_per_minute)
+        if await self._limiter.hit(limit, key.name):
+            return
+        window = await self._limiter.get_window_stats(limit, key.name)
+        raise PipelineError(
+            ErrorCode.RATE_LIMIT_EXCEEDED,
+            f"This key may send {key.requests_per_minute} requests a minute; wait as Retry-After says.",
+            retry_after_s=max(window.reset_time - time.time(), 1.0),
+        )
+
+
+class Admission:
+    """Choices in flight, counted from their start to the moment when the engine is done with them."""
+
+    def __init__(self, max_in_flight: int) -> None:
+        self.in_flight = 0
+        self.queued = 0  # in flight, but without a token yet
+        self.is_draining = False
+        self._max_in_flight = max_in_flight
+        self._runs: set[CompletionRun] = set()  # whose answer is not finished yet
+        self._is_answered = _set_event()
+        self._is_idle = _set_event()
+        self._ends_s: deque[float] = deque(maxlen=_REMEMBERED_ENDS)
+
+    def require_open(self) -> None:
+        """PipelineError (503) while draining."""
+        if self.is_draining:
+            raise PipelineError(
+                ErrorCode.DRAINING, "This server is shutting down; send the request again.", retry_after_s=1.0
+            )
+
+    def admit(self, choices: int) -> None:
+        """Counts the choices of a new request; PipelineError (429) when there is no room for all of them."""
+        if self.in_flight + choices > self._max_in_flight:
+            raise PipelineError(
+                ErrorCode.QUEUE_FULL,
+                f"All {self._max_in_flight} places are taken; try again as Retry-After says.",
+                retry_after_s=self._wait_for(choices),
+            )
+        self._is_idle.clear()
+        self.in_flight += choices
+        self.queued += choices
+
+    def choice_ended(self, *, had_token: bool) -> None:
+        """The engine is done with one choice."""
+        self.in_flight -= 1
+        self.queued -= not had_token
+        self._ends_s.append(time.monotonic())
+        if self.in_flight == 0:
+            self._is_idle.set()
+
+    def opened(self, run: CompletionRun) -> None:
+        """An answer is under way."""
+        self._runs.add(run)
+        self._is_answered.clear()
+
+    def closed(self, run: CompletionRun) -> None:
+        """An answer is over."""
+        self._runs.discard(run)
+        if not self._runs:
+            self._is_answered.set()
+
+    def _wait_for(self, choices: int) -> float:
+        """Seconds until that many places are likely to be free, at the pace of the last endings."""
+        if len(self._ends_s) < 2:
+            return _UNKNOWN_WAIT_S
+        pace_s = (time.monotonic() - self._ends_s[0]) / len(self._ends_s)
+        missing = self.in_flight + choices - self._max_in_flight
+        return min(max(pace_s * missing, 1.0), MAX_RETRY_AFTER_S)
+
+    async def wait_until_idle(self) -> None:
+        """Returns when the engine is done with everything, or when it takes too long to confirm."""
+        await _wait(self._is_idle, _LAST_ENDS_S)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let nothing new in, wait for answers that are under way, and stop them when the time is over."""
+        self.is_draining = True
+        await _wait(self._is_answered, timeout_s)
+        for run in list(self._runs):
+            message = "The server shut down before this request was finished; send it again."
+            run.fail(PipelineError(ErrorCode.DRAINING, message), StopReason.DRAIN)
+
+
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except asyncio.TimeoutError:
+        return

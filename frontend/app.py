@@ -1,0 +1,66 @@
+"""Puts the front end together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from frontend.admission import Admission, RateLimits
+from frontend.auth import KeyRing
+from frontend.errors import handle_router_error
+from frontend.generator import Generator
+from frontend.metrics import Metrics
+from frontend.middleware import RequestEnvelope
+from frontend.readiness import Readiness
+from frontend.routes import completions, models, operations
+from frontend.services import Services
+from frontend.settings import FrontendSettings
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: FrontendSettings, generator: Generator) -> FastAPI:
+    """The ASGI app. Raises OSError or ValueError when the keys file is bad. `app.state.services` has its parts."""
+    metrics = Metrics()
+    services = Services(
+        settings=settings,
+        generator=generator,
+        metrics=metrics,
+        admission=Admission(settings.max_in_flight),
+        rate_limits=RateLimits(),
+        readiness=Readiness(generator, check_s=settings.ready_check_s, idle_s=settings.warm_up_s),
+    )
+    metrics.watch(services.admission, lambda: services.is_ready)
+    # Plain routes instead of FastAPI's own: they parse and validate bodies in ways that the contract rules out.
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        routes=[*completions.routes(services), *models.routes(services), *operations.routes(services)],
+        middleware=[Middleware(RequestEnvelope, settings=settings, keys=KeyRing(settings), metrics=metrics)],
+        exception_handlers={HTTPException: handle_router_error},
+        lifespan=_lifespan,
+    )
+    app.state.services = services
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    if services.settings.auth == "off":
+        log.warning("auth_is_off", advice="everybody who can reach the port may use the model; set API_KEY")
+    watch = asyncio.create_task(services.readiness.watch())
+    yield
+    watch.cancel()
+    with suppress(asyncio.CancelledError):
+        await watch
+    await services.admission.wait_until_idle()
+    await services.generator.close()

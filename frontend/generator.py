@@ -1,0 +1,29 @@
+"""The front end's view of whatever completes prompts: the Generator port, in terms of messages, not of Triton."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from llm_pipeline.messages import CompletionParameters, TextChunk
+
+
+class Generator(Protocol):
+    """Completes prompts, many at once.
+
+    Who iterates over `generate` goes on to the very end: past the finish reason, and past a `stop`. The end says that
+    the engine is done with the request. Closing the iterator early, or cancelling a task that waits for it, is a last
+    resort: it cancels the call to Triton, which this Triton version doesn't always survive (server PR 8078).
+    """
+
+    def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+        """The chunks of one completion, as they are made. Raises PipelineError when it fails."""
+
+    async def stop(self, key: str) -> None:
+        """Ask the engine to end the request with this key soon. PipelineError when the message can't be delivered."""
+
+    async def is_ready(self) -> bool:
+        """Whether the engine can be reached and has loaded the model; cheap, never raises, answers within seconds."""
+
+    async def close(self) -> None:
+        """Let go of all connections."""

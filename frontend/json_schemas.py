@@ -1,0 +1,135 @@
+"""The JSON Schemas of what goes in and out: served under /openai/schemas/ and used by the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from frontend.schemas import CompletionRequest
+from llm_pipeline.errors import ERRORS, ErrorCode
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_SCHEMA_URL: dict[str, Any] = {"format": "uri", "examples": ["https://example.com/openai/schemas/Completion.json"]}
+
+
+def _tidy(schema: dict[str, Any]) -> None:
+    for field in schema["properties"].values():
+        field.pop("title", None)
+
+
+class _Document(BaseModel):
+    """These models only describe: answers are built by hand (sse.py, answer.py, errors.py) and tested against them."""
+
+    model_config = ConfigDict(json_schema_extra=_tidy)
+
+
+class Usage(_Document):
+    """Token counts; all of them are real."""
+
+    prompt_tokens: int = Field(ge=0, description="Tokens of the prompts as the model saw them")
+    completion_tokens: int = Field(ge=0, description="Tokens made, those of a stop string and the end included")
+    total_tokens: int = Field(ge=0, description="The sum of both")
+
+
+class CompletionChoice(_Document):
+    """One completion of one prompt."""
+
+    index: int = Field(ge=0, description="Prompts in order, n choices for each")
+    text: str = Field(description="The completion, without the prompt")
+    finish_reason: Literal["stop", "length"] = Field(
+        description="stop: a stop string or the model's own end; length: the token limit"
+    )
+    logprobs: None = Field(description="Not supported: always null")
+    token_ids: list[int] = Field(
+        default_factory=list, description="The tokens; only with return_tokens_as_token_ids", json_schema_extra={}
+    )
+
+
+class Completion(_Document):
+    """A finished completion."""
+
+    id: str = Field(pattern="^cmpl-", description="Differs for every request")
+    object: Literal["text_completion"] = Field(description="The object type, which is always 'text_completion'")
+    created: int = Field(description="The Unix timestamp (in seconds) of when the request was accepted")
+    model: str = Field(description="The model used for the completion, by the name that was asked for")
+    choices: list[CompletionChoice] = Field(description="The list of completion choices, by index")
+    usage: Usage = Field(description="Usage statistics for the completion request")
+    schema_url: str = Field(
+        alias="$schema", description="A URL to the JSON Schema for this object", json_schema_extra=_SCHEMA_URL
+    )
+
+
+class ErrorObject(_Document):
+    """What the OpenAI clients read."""
+
+    message: str = Field(description="What was wrong, the limit and the fix")
+    type: str = Field(json_schema_extra={"enum": [*sorted({kind.type for kind in ERRORS.values()})]})
+    param: str | None = Field(description="The request field at fault")
+    code: str = Field(json_schema_extra={"enum": [*sorted(code.value for code in ErrorCode)]})
+
+
+class ErrorDetail(_Document):
+    """One broken rule."""
+
+    message: str
+    location: str = Field(description="Path of the value at fault, such as `body.prompt[1]`")
+
+
+class Error(_Document):
+    """The body of every error answer; also a problem document of RFC 9457."""
+
+    error: ErrorObject
+    title: str = Field(description="The status in words")
+    status: int = Field(ge=400, le=599, description="The HTTP status")
+    detail: str = Field(description="The same as error.message")
+    errors: list[ErrorDetail] = Field(description="Every broken rule, where there are several")
+    schema_url: str = Field(
+        alias="$schema", description="A URL to the JSON Schema for this object", json_schema_extra={"format": "uri"}
+    )
+
+
+class Model(_Document):
+    """A model that can be asked for."""
+
+    id: str = Field(description="The name to ask for")
+    object: Literal["model"]
+    created: int = Field(description="Unix time in seconds at which this server started to serve it")
+    owned_by: str
+    root: str = Field(description="The model's own name; differs from id for an alias")
+    schema_url: str = Field(
+        "", alias="$schema", description="A URL to the JSON Schema for this object", json_schema_extra={"format": "uri"}
+    )
+
+
+class ModelList(_Document):
+    """All models that can be asked for."""
+
+    object: Literal["list"]
+    data: list[Model]
+    schema_url: str = Field(
+        alias="$schema", description="A URL to the JSON Schema for this object", json_schema_extra={"format": "uri"}
+    )
+
+
+DOCUMENTS: dict[str, type[BaseModel]] = {
+    "Completion": Completion,
+    "CompletionRequest": CompletionRequest,
+    "Error": Error,
+    "Model": Model,
+    "ModelList": ModelList,
+}
+
+
+def schema_document(name: str, url: str) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of this name, as it is served at `url`. KeyError when there is none."""
+    schema = TypeAdapter(DOCUMENTS[name]).json_schema(by_alias=True)
+    return {"$schema": DIALECT, "$id": url, **schema}
+
+
+def openapi_schemas() -> dict[str, Any]:
+    """All of them as the components of an OpenAPI 3.1 document."""
+    inputs = [(model, "validation", TypeAdapter(model)) for model in DOCUMENTS.values()]
+    _, document = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    schemas: dict[str, Any] = document["$defs"]
+    return schemas

@@ -1,0 +1,91 @@
+"""POST /openai/v1/completions: from a request to the answer that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import uuid
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from frontend import paths
+from frontend.accounting import Accounting
+from frontend.answer import AnswerSettings, CompletionAnswer, StreamedAnswer, WholeAnswer
+from frontend.body import parse_object, read_body, validate
+from frontend.request_record import RequestRecord, record_of
+from frontend.run import Choice, CompletionRun
+from frontend.schemas import CompletionRequest
+from frontend.services import Services
+from frontend.translate import parameters_of
+from llm_pipeline.errors import ErrorCode, PipelineError
+
+_TIMEOUT_HEADER = "x-request-timeout-s"
+
+
+def routes(services: Services) -> list[Route]:
+    """The path and its alias."""
+    create = partial(_create, services)
+    return [Route(path, create, methods=["POST"]) for path in paths.COMPLETIONS]
+
+
+async def _create(services: Services, request: Request) -> Response:
+    """Refusals come in an order that makes them certain before they may be a matter of luck (503, 429)."""
+    record = record_of(request.scope)
+    timeout_s = _timeout_s(request, services.settings.request_timeout_s)
+    await services.rate_limits.count(record.key)
+    completion = await _read(services, request, timeout_s)
+    services.check_model(completion.model, record.key)
+    record.model, record.served_model = completion.model, services.settings.model_name
+    record.is_stream = completion.stream
+    services.require_ready()
+    return _answer(services, completion, record, timeout_s)
+
+
+def _timeout_s(request: Request, most_s: float) -> float:
+    sent = request.headers.get(_TIMEOUT_HEADER)
+    if sent is None:
+        return most_s
+    try:
+        asked_s = float(sent)
+    except ValueError:
+        asked_s = math.nan
+    if not asked_s > 0:  # also when it is not a number
+        raise PipelineError(
+            ErrorCode.VALUE_OUT_OF_RANGE, f"The header {_TIMEOUT_HEADER} must be a number of seconds above 0."
+        )
+    return min(asked_s, most_s)
+
+
+async def _read(services: Services, request: Request, timeout_s: float) -> CompletionRequest:
+    settings = services.settings
+    try:
+        body = await asyncio.wait_for(read_body(request, settings.max_body_bytes), timeout_s)
+    except asyncio.TimeoutError:
+        raise PipelineError(ErrorCode.DEADLINE_EXCEEDED, "The body did not arrive in time.") from None
+    completion, unknown = validate(
+        parse_object(body), most_choices=settings.most_choices, is_strict=settings.strict_fields
+    )
+    if unknown:
+        services.metrics.unknown_fields.inc(unknown)
+    return completion
+
+
+def _answer(
+    services: Services, completion: CompletionRequest, record: RequestRecord, timeout_s: float
+) -> CompletionAnswer:
+    parameters = parameters_of(completion, record.request_id)
+    choices = [Choice(index, index // completion.n, each) for index, each in enumerate(parameters)]
+    services.admission.admit(len(choices))
+    accounting = Accounting(record, services.metrics, services.admission, services.readiness)
+    run = CompletionRun(choices, services.generator, accounting)
+    services.admission.opened(run)
+    settings = AnswerSettings(
+        completion_id=f"cmpl-{uuid.uuid4().hex}",
+        timeout_s=max(timeout_s - record.duration_s, 0.0),
+        keepalive_s=services.settings.keepalive_s,
+    )
+    kind = StreamedAnswer if completion.stream else WholeAnswer
+    return kind(run, completion, record, settings, on_close=partial(services.admission.closed, run))

@@ -1,0 +1,90 @@
+"""Runs the front end with uvicorn, and shuts it down without cutting off anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from frontend.app import create_app
+from frontend.request_log import configure_logging
+from frontend.services import Services
+from frontend.settings import FrontendSettings
+from frontend.triton_generator import TritonGenerator
+
+log = structlog.get_logger(__name__)
+
+_LAST_WRITES_S = 5  # for answers that were stopped at the end of the drain
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn stops accepting connections at the first signal, so that nobody could see readiness turn 503.
+
+    This one first drains with open doors. A second signal ends it at once.
+    """
+
+    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._services: Services = app.state.services
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """See uvicorn."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)  # type: ignore[arg-type]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signal handler; runs between any two bytecodes of the main thread."""
+        if self._loop is None or self._services.admission.is_draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._services.admission.is_draining = True
+        self._loop.call_soon_threadsafe(self._start_draining)
+
+    def _start_draining(self) -> None:
+        self._drain = asyncio.create_task(self._drain_and_exit())
+
+    async def _drain_and_exit(self) -> None:
+        log.info("draining", in_flight=self._services.admission.in_flight)
+        await self._services.drain()
+        self.should_exit = True
+
+
+def build_server(settings: FrontendSettings, app: FastAPI) -> DrainingServer:
+    """One worker. Our own line per request replaces the access log."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=_LAST_WRITES_S,
+        backlog=2048,
+    )
+    return DrainingServer(app, config)
+
+
+def main() -> int:
+    """The program. Returns its exit status."""
+    try:
+        settings = FrontendSettings()
+        app = create_app(settings, TritonGenerator(settings.triton_address, settings.triton_model))
+    except ValidationError as error:
+        # Without the input: it may be a key.
+        problems = [f"{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
+        sys.stderr.write("The settings are not usable:\n" + "\n".join(problems) + "\n")
+        return 2
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"The front end cannot start: {error}\n")
+        return 2
+    configure_logging(settings)
+    build_server(settings, app).run()
+    return 0

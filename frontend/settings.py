@@ -1,0 +1,113 @@
+"""Settings of the front end, read once at start from its environment."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, HttpUrl, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from typing_extensions import Self
+
+from llm_pipeline.tensors import ENSEMBLE_MODEL
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class HashedKey:
+    """An API key of which only the SHA-256 is kept, so that no dump of the settings can show it."""
+
+    sha256: str  # hexadecimal, lower case
+
+    @classmethod
+    def of(cls, plain: str) -> HashedKey:
+        return cls(hashlib.sha256(plain.encode()).hexdigest())
+
+
+def _hashed(value: Any) -> Any:
+    return HashedKey.of(value) if isinstance(value, str) else value
+
+
+def _split_names(value: Any) -> Any:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+class FrontendSettings(BaseSettings):
+    """One field per environment variable of the same name in capitals. A bad value stops the start with its name."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(9000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
+    public_url: HttpUrl | None = Field(
+        None,
+        description="Base of the URLs in answers ($schema, Link), such as https://api.example.com; "
+        "left out: taken from each request's Host header",
+    )
+
+    triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Triton's gRPC port on the loopback address")
+    triton_grpc_url: str | None = Field(
+        None, description="Triton's gRPC address as host:port; left out: the loopback address and TRITON_GRPC_PORT"
+    )
+    triton_model: str = Field(ENSEMBLE_MODEL, description="The Triton model that completes prompts")
+    model_name: str = Field("smollm2-135m-instruct", min_length=1, description="Name under which the model is served")
+    model_aliases: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = Field(
+        (), description="Further names of the same model, comma separated"
+    )
+
+    auth: Literal["on", "off"] = Field("on", description="off: no API key is needed; for closed networks only")
+    api_key: Annotated[HashedKey | None, NoDecode, BeforeValidator(_hashed)] = Field(
+        None, description="One API key that may use everything; hashed as soon as it is read"
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="JSON file with a list of {name, sha256, models?, requests_per_minute?, expires?}; "
+        "reloaded when it changes",
+    )
+    metrics_needs_key: bool = Field(False, description="Whether /metrics needs an API key")
+
+    max_body_bytes: int = Field(4 * MIB, ge=1024, description="Largest request body in bytes; more is a 413")
+    max_choices: int = Field(128, ge=1, description="Most choices of one request: its prompts times n")
+    max_in_flight: int = Field(512, ge=1, description="Most choices that may be in work at once; more is a 429")
+    strict_fields: bool = Field(False, description="Refuse request fields that are not known instead of ignoring them")
+
+    request_timeout_s: float = Field(
+        600.0, gt=0, description="Seconds until a request ends with a 504; a request may ask for less by header"
+    )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="Seconds that running requests have to finish after SIGTERM before they are stopped"
+    )
+    keepalive_s: float = Field(15.0, gt=0, description="Seconds of silence in a stream before a comment is sent")
+    ready_check_s: float = Field(1.0, gt=0, description="Seconds between two looks at whether Triton is up")
+    warm_up_s: float = Field(
+        60.0, gt=0, description="Seconds without a token after which an idle engine is tried again"
+    )
+
+    log_format: Literal["console", "json"] = Field("console", description="How log lines are written")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least level that is logged"
+    )
+
+    @model_validator(mode="after")
+    def _has_keys_unless_open(self) -> Self:
+        if self.auth == "on" and self.api_key is None and self.api_keys_file is None:
+            raise ValueError("set API_KEY or API_KEYS_FILE, or AUTH=off to serve everybody who can reach the port")
+        return self
+
+    @property
+    def triton_address(self) -> str:
+        """host:port of Triton's gRPC service."""
+        return self.triton_grpc_url or f"127.0.0.1:{self.triton_grpc_port}"
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Every name under which the model is served, its own first."""
+        return (self.model_name, *(alias for alias in self.model_aliases if alias != self.model_name))
+
+    @property
+    def most_choices(self) -> int:
+        """Choices one request may have: a request that can never be admitted is refused, not queued for ever."""
+        return min(self.max_choices, self.max_in_flight)

@@ -1,0 +1,174 @@
+"""The OpenAPI document against the API page, the router, the error table, and random requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, settings
+from jsonschema import Draft202012Validator
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from starlette.routing import Route
+
+from frontend.app import create_app
+from frontend.openapi import openapi_document
+from frontend.settings import FrontendSettings
+from llm_pipeline.errors import ERRORS
+from llm_pipeline.messages import CompletionParameters, FinishReason, TextChunk
+
+MODEL = "tiny"
+DOCUMENT = openapi_document("http://test", MODEL)
+SCHEMAS = DOCUMENT["components"]["schemas"]
+COMPLETIONS = DOCUMENT["paths"]["/openai/v1/completions"]["post"]
+
+# The API page's body table: type, and range where it gives one. `stop` and `prompt` take more forms than it shows.
+PAGE_FIELDS: dict[str, dict[str, Any]] = {
+    "model": {"type": "string"},
+    "prompt": {"type": "string"},
+    "include_stop_str_in_output": {"type": "boolean"},
+    "max_completion_tokens": {"type": "integer", "format": "int64"},
+    "max_tokens": {"type": "integer", "format": "int64"},
+    "min_p": {"type": "number", "format": "double", "minimum": 0, "maximum": 1},
+    "return_tokens_as_token_ids": {"type": "boolean"},
+    "seed": {"type": "integer", "format": "int64"},
+    "skip_special_tokens": {"type": "boolean"},
+    "stop": {"type": "array"},
+    "stream": {"type": "boolean"},
+    "stream_options": {"$ref": "#/components/schemas/StreamOptions"},
+    "temperature": {"type": "number", "format": "double", "minimum": 0, "maximum": 2},
+    "top_k": {"type": "integer", "format": "int64"},
+    "top_p": {"type": "number", "format": "double", "maximum": 1},
+}
+PAGE_RESPONSE = {"choices", "created", "model", "object", "$schema", "usage"}
+
+
+class OneWord:
+    """A Generator that completes everything with one word."""
+
+    async def generate(self, parameters: CompletionParameters) -> Any:
+        ids = (7,) if parameters.return_token_ids else None
+        yield TextChunk(" word", 1, ids, 3, FinishReason.LENGTH)
+
+    async def stop(self, key: str) -> None:
+        return
+
+    async def is_ready(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    app = create_app(FrontendSettings(model_name=MODEL, auth="off"), OneWord())
+    app.state.services.readiness.is_ready = True
+    return app
+
+
+@pytest.mark.parametrize("name", PAGE_FIELDS)
+def test_request_fields_are_those_of_the_page(name: str) -> None:
+    field = SCHEMAS["CompletionRequest"]["properties"][name]
+    forms = field.get("anyOf", [field])
+    expected = PAGE_FIELDS[name]
+    assert any(expected.items() <= form.items() for form in forms), forms
+
+
+def test_required_fields_are_those_of_the_page() -> None:
+    assert SCHEMAS["CompletionRequest"]["required"] == ["model", "prompt"]
+
+
+@pytest.mark.parametrize("name", sorted(set(PAGE_FIELDS) - {"model", "prompt"}))
+def test_optional_fields_may_be_null(name: str) -> None:
+    assert {"type": "null"} in SCHEMAS["CompletionRequest"]["properties"][name]["anyOf"]
+
+
+def test_response_fields_are_those_of_the_page() -> None:
+    assert set(SCHEMAS["Completion"]["properties"]) >= PAGE_RESPONSE
+    assert {"finish_reason", "index", "text"} <= set(SCHEMAS["CompletionChoice"]["properties"])
+    assert set(SCHEMAS["Usage"]["required"]) == {"completion_tokens", "prompt_tokens", "total_tokens"}
+
+
+def test_the_example_of_the_page_is_valid() -> None:
+    example = {
+        "model": "<string>",
+        "prompt": "<string>",
+        "include_stop_str_in_output": True,
+        "max_completion_tokens": 123,
+        "max_tokens": 123,
+        "min_p": 0.5,
+        "return_tokens_as_token_ids": True,
+        "seed": 123,
+        "skip_special_tokens": True,
+        "stop": ["<string>"],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 1,
+        "top_k": 123,
+        "top_p": 0,
+    }
+    _validator("CompletionRequest").validate(example)
+
+
+def test_our_own_examples_are_valid() -> None:
+    request = COMPLETIONS["requestBody"]["content"]["application/json"]["example"]
+    answer = COMPLETIONS["responses"]["200"]["content"]["application/json"]["example"]
+    _validator("CompletionRequest").validate(request)
+    _validator("Completion").validate(answer)
+
+
+def test_every_status_of_the_error_table_is_documented() -> None:
+    statuses = {str(kind.status) for kind in ERRORS.values()}
+    assert set(COMPLETIONS["responses"]) == {"200", *statuses}
+
+
+def test_every_route_is_documented(app: FastAPI) -> None:
+    routes = {
+        (r.path.replace(":path", ""), m.lower()) for r in app.routes if isinstance(r, Route) for m in r.methods or ()
+    }
+    documented = {(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods}
+    assert documented == {(path, method) for path, method in routes if method != "head"}
+
+
+def test_operation_ids_differ() -> None:
+    ids = [operation["operationId"] for methods in DOCUMENT["paths"].values() for operation in methods.values()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_completions_need_a_key() -> None:
+    assert DOCUMENT["components"]["securitySchemes"]["bearer"] == {"type": "http", "scheme": "bearer"}
+    assert DOCUMENT["security"] == [{"bearer": []}]
+    assert "security" not in COMPLETIONS
+
+
+def _validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": {"schemas": SCHEMAS}})
+
+
+@pytest.fixture(scope="module")
+def api(app: FastAPI) -> Iterator[Any]:
+    return schemathesis.openapi.from_asgi("/openai/openapi.json", app)
+
+
+schema = schemathesis.pytest.from_fixture("api")
+
+
+@schema.parametrize()
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_random_requests_get_documented_answers(case: Any) -> None:
+    case.call_and_validate(
+        checks=[
+            not_a_server_error,
+            status_code_conformance,
+            content_type_conformance,
+            response_schema_conformance,
+        ]
+    )

@@ -1,0 +1,125 @@
+"""The real stack for tests: Triton, the three models and the front end as processes, on free ports."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from rich.console import Console
+
+from launcher.settings import StackSettings
+from launcher.stack import Stack
+
+MODEL = "smollm2-135m-instruct"
+API_KEY = "sk-integration-tests-only"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on. They are free when this returns; nothing reserves them after that."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """What a test needs to know of a running stack."""
+
+    base_url: str
+    api_key: str
+    triton_grpc_url: str
+    triton_http_url: str
+    triton_metrics_url: str
+    stack: Stack
+
+    @property
+    def completions_url(self) -> str:
+        return f"{self.base_url}/openai/v1/completions"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.api_key}"}
+
+    def client(self, timeout_s: float = 60) -> httpx.Client:
+        return httpx.Client(base_url=self.base_url, headers=self.headers, timeout=timeout_s, trust_env=False)
+
+    def openai(self, **options: object) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.base_url}/openai/v1", api_key=self.api_key, max_retries=0, **options)
+
+    def async_openai(self, **options: object) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.base_url}/openai/v1", api_key=self.api_key, max_retries=0, **options)
+
+    def complete(self, **body: object) -> httpx.Response:
+        """One non-streaming completion."""
+        with self.client() as client:
+            return client.post("/openai/v1/completions", json={"model": MODEL, **body})
+
+    def decode_metric(self, name: str) -> float:
+        """A value of decode's own metrics, from Triton."""
+        for line in httpx.get(f"{self.triton_metrics_url}/metrics", trust_env=False).text.splitlines():
+            if line.startswith(f"{name} ") or line.startswith(f"{name}{{"):
+                return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"Triton shows no metric {name}")
+
+
+@contextmanager
+def running_stack(run_dir: Path, engine_dir: Path, **environment: str) -> Iterator[RunningStack]:
+    """Start a stack with these settings in its environment, and stop it again."""
+    names = ("PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    values = {
+        **{name: str(port) for name, port in ports.items()},
+        **({} if "API_KEYS_FILE" in environment else {"API_KEY": API_KEY}),
+        "MODEL_NAME": MODEL,
+        "ENGINE_DIR": str(engine_dir),
+        "RUN_DIR": str(run_dir),
+        **environment,
+    }
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        stack = Stack(StackSettings(), Console(quiet=True))
+        running.enter_context(stack.running())
+        patch.undo()  # only this stack's processes get its settings
+        yield RunningStack(
+            base_url=stack.base_url,
+            api_key=API_KEY,
+            triton_grpc_url=f"127.0.0.1:{ports['TRITON_GRPC_PORT']}",
+            triton_http_url=f"http://127.0.0.1:{ports['TRITON_HTTP_PORT']}",
+            triton_metrics_url=f"http://127.0.0.1:{ports['TRITON_METRICS_PORT']}",
+            stack=stack,
+        )
+
+
+@pytest.fixture(scope="session")
+def cpu_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """The real model, as `make serve` runs it."""
+    with running_stack(tmp_path_factory.mktemp("cpu"), engine_dir) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def scripted_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """Tokens at 200 a second and stream, without a model."""
+    environment = {"EXECUTOR": "scripted", "SCRIPTED_STEPS_PER_S": "200"}
+    with running_stack(tmp_path_factory.mktemp("scripted"), engine_dir, **environment) as stack:
+        yield stack
+
+
+def wait_until(condition: Callable[[], bool], *, limit_s: float, what: str) -> float:
+    """Poll until the condition holds; how long that took, in seconds."""
+    started = time.monotonic()
+    while not condition():
+        if time.monotonic() - started > limit_s:
+            raise AssertionError(f"not within {limit_s} s: {what}")
+        time.sleep(0.005)
+    return time.monotonic() - started

@@ -1,0 +1,143 @@
+"""The stack as a person runs it: starts, says what is missing, stops, and comes back after a death."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.conftest import MODEL, RunningStack, free_ports, running_stack, wait_until
+
+pytestmark = pytest.mark.triton
+
+
+def start_launcher(engine_dir: Path, run_dir: Path, ports: list[int], **settings: str) -> subprocess.Popen[str]:
+    names = ("PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in ("API_KEY", "API_KEYS_FILE")}
+    environment |= {name: str(port) for name, port in zip(names, ports, strict=True)}
+    environment |= {"ENGINE_DIR": str(engine_dir), "RUN_DIR": str(run_dir), "EXECUTOR": "scripted", **settings}
+    return subprocess.Popen(
+        [sys.executable, "-m", "launcher"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], marker: str) -> str:
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if marker in line:
+            return "".join(lines)
+    raise AssertionError(f"{marker!r} was not said:\n{''.join(lines)}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_stops_everything_it_started(engine_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = start_launcher(engine_dir, tmp_path, free_ports(4))
+    said = read_until(process, "Ctrl-C stops everything.")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 5, "Triton, three stubs and the front end"
+    key_file = tmp_path / "api-key"
+    key = key_file.read_text().strip()
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+    assert f"Authorization: Bearer {key}" in said
+    command = said[said.index("curl -N") : said.index("\n\nCtrl-C")]
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert answer.startswith("data: {")
+    assert answer.endswith("data: [DONE]\n\n")
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    _gone, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive, alive
+
+
+def test_a_killed_launcher_leaves_nothing_running(engine_dir: Path, tmp_path: Path) -> None:
+    process = start_launcher(engine_dir, tmp_path, free_ports(4))
+    read_until(process, "Ctrl-C stops everything.")
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate(timeout=30)
+    _gone, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, alive
+
+
+def test_a_busy_port_is_named_with_its_setting(engine_dir: Path, tmp_path: Path) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        ports = [*free_ports(3), busy.getsockname()[1]]
+        process = start_launcher(engine_dir, tmp_path, ports)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"Port {ports[3]} (TRITON_METRICS_PORT) is in use" in output
+    assert "make serve TRITON_METRICS_PORT=" in output
+
+
+def test_a_wrong_setting_is_named(engine_dir: Path, tmp_path: Path) -> None:
+    process = start_launcher(engine_dir, tmp_path, free_ports(4), EXECUTOR="gpu")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "EXECUTOR" in output
+
+
+def test_two_stacks_run_side_by_side(engine_dir: Path, scripted_stack: RunningStack, tmp_path: Path) -> None:
+    with running_stack(tmp_path, engine_dir, EXECUTOR="scripted") as other:
+        for stack in (other, scripted_stack):
+            assert stack.complete(prompt="Hello", max_tokens=3).status_code == 200
+
+
+@pytest.mark.parametrize("victim", ["cpu engine", "decode stub", "triton", "front end"])
+def test_after_a_death_the_service_comes_back_by_itself(
+    victim: str, engine_dir: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> None:
+    if victim == "cpu engine":
+        stack: RunningStack = request.getfixturevalue("cpu_stack")
+    else:
+        stack = request.getfixturevalue("mortal_stack")
+    find_process(stack, victim).kill()
+    with stack.client(timeout_s=5) as client:
+
+        def answers() -> bool:
+            try:
+                answer = client.post(
+                    "/openai/v1/completions", json={"model": MODEL, "prompt": "Hello", "max_tokens": 2}
+                )
+            except httpx.TransportError:  # the front end itself may be away
+                return False
+            assert answer.status_code in (200, 500, 503), answer.text
+            return answer.status_code == 200 and bool(answer.json()["choices"][0]["text"])
+
+        took_s = wait_until(answers, limit_s=60, what=f"an answer after the death of the {victim}")
+    print(f"{victim}: answers again after {took_s:.1f} s")
+
+
+@pytest.fixture(scope="module")
+def mortal_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory):
+    with running_stack(tmp_path_factory.mktemp("mortal"), engine_dir, EXECUTOR="scripted") as stack:
+        yield stack
+
+
+def find_process(stack: RunningStack, name: str) -> psutil.Process:
+    marks = {"cpu engine": "cpu_engine.process", "decode stub": "/decode/1/model.py"}
+    if name == "front end":
+        return psutil.Process(stack.stack.frontend.pid)
+    triton = psutil.Process(stack.stack.triton.pid)
+    if name == "triton":
+        return triton
+    for child in triton.children(recursive=True):
+        if any(marks[name] in part for part in child.cmdline()):
+            return child
+    raise AssertionError(f"no process of the {name}")

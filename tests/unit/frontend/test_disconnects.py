@@ -1,0 +1,87 @@
+"""Clients that leave: the engine is told, whatever kind of answer they waited for. On real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from conftest import KEY, MODEL, Running, real_server, until
+from fake_generator import FakeGenerator, forever
+
+from frontend import run
+
+
+async def send_and_leave(app: Running, *, stream: bool, prompt: object = "Hi") -> None:
+    """Sends a request, waits until it runs (or streams), and closes the connection."""
+    host, port = app.client.base_url.host, app.client.base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+    body = json.dumps({"model": MODEL, "prompt": prompt, "stream": stream}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await until(lambda: bool(app.generator.running))
+    if stream:
+        await reader.readuntil(b"data: ")
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_stops_its_request(stream: bool) -> None:
+    async with real_server(FakeGenerator(forever())) as app:
+        await send_and_leave(app, stream=stream)
+        await app.generator.until_stopped()
+        await until(lambda: not app.generator.running)
+        assert app.generator.stopped == [app.generator.asked[0].request_key]
+        await until(lambda: app.app.state.services.admission.in_flight == 0)
+        assert await app.metric('completions_cancelled_total{reason="client_gone"}') == 1
+        assert await app.metric('completions_requests_total{model="tiny",status="499"}') == 1
+
+
+async def test_all_choices_are_stopped() -> None:
+    async with real_server(FakeGenerator(forever())) as app:
+        await send_and_leave(app, stream=True, prompt=["a", "b", "c"])
+        await app.generator.until_stopped(3)
+        assert set(app.generator.stopped) == {asked.request_key for asked in app.generator.asked}
+
+
+async def test_a_stop_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_FIRST_REPEAT_S", 0.01)
+    generator = FakeGenerator(forever())
+    generator.failing_stops = 2
+    async with real_server(generator) as app:
+        await send_and_leave(app, stream=True)
+        await generator.until_stopped()
+        await until(lambda: not generator.running)
+
+
+async def test_an_engine_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_FIRST_REPEAT_S", 0.01)
+    monkeypatch.setattr(run, "LINGER_S", 0.05)
+    generator = FakeGenerator(forever())
+    generator.failing_stops = 1000
+    async with real_server(generator) as app:
+        await send_and_leave(app, stream=False)
+        await until(lambda: not generator.running)
+        await until(lambda: app.app.state.services.admission.in_flight == 0)
+
+
+async def test_a_connection_serves_many_requests(served: Running) -> None:
+    for _ in range(3):
+        assert (await served.complete(stream=True)).status_code == 200
+        assert (await served.complete()).status_code == 200
+    assert served.generator.stopped == []
+
+
+async def test_a_client_that_leaves_while_sending_its_body(served: Running) -> None:
+    host, port = served.client.base_url.host, served.client.base_url.port
+    _, writer = await asyncio.open_connection(host, port)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n"
+    writer.write(head.encode() + b"{")
+    await writer.drain()
+    writer.close()
+
+    async def is_counted() -> bool:
+        return await served.metric('completions_requests_total{model="none",status="499"}') == 1
+
+    await until(is_counted)

@@ -1,0 +1,86 @@
+"""Ready means that the model has answered with text, and still can."""
+
+from __future__ import annotations
+
+import asyncio
+
+from conftest import Running, in_process, until
+from fake_generator import FakeGenerator
+
+from frontend.readiness import Readiness
+from llm_pipeline.errors import ErrorCode, PipelineError
+
+
+async def is_ready(app: Running) -> bool:
+    return (await app.client.get("/health/ready")).status_code == 200
+
+
+async def is_not_ready(app: Running) -> bool:
+    return not await is_ready(app)
+
+
+async def test_down_at_the_start_and_up_later() -> None:
+    generator = FakeGenerator()
+    generator.is_up = False
+    async with in_process(generator) as app:
+        answer = await app.complete()
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "engine_unavailable"
+        assert answer.headers["retry-after"]
+        assert (await app.client.get("/health/live")).status_code == 200
+        assert (await app.client.get("/openai/health/ready")).status_code == 503
+        generator.is_up = True
+        await until(lambda: is_ready(app))
+        assert (await app.complete()).status_code == 200
+
+
+async def test_an_empty_warm_up_is_not_ready() -> None:
+    generator = FakeGenerator()
+    generator.warm_up_text = ""
+    generator.is_up = False
+    async with in_process(generator) as app:
+        generator.is_up = True
+        assert await is_not_ready(app)
+        generator.warm_up_text = "x"
+        await until(lambda: is_ready(app))
+
+
+async def test_triton_goes_away_and_comes_back() -> None:
+    async with in_process() as app:
+        app.generator.is_up = False
+        await until(lambda: is_not_ready(app))
+        app.generator.is_up = True
+        await until(lambda: is_ready(app))
+
+
+async def test_an_engine_error_is_a_reason_to_look() -> None:
+    async with in_process(ready_check_s=60) as app:
+        app.generator.warm_up_text = ""
+        app.generator.script = lambda _: [PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")]
+        assert (await app.complete()).status_code == 503
+        await until(lambda: is_not_ready(app))
+
+
+async def test_an_idle_engine_is_tried_again() -> None:
+    async with in_process(warm_up_s=0.1) as app:
+        app.generator.warm_up_text = ""
+        await until(lambda: is_not_ready(app))
+
+
+async def test_a_bad_request_is_refused_even_when_not_ready() -> None:
+    generator = FakeGenerator()
+    generator.is_up = False
+    async with in_process(generator) as app:
+        assert (await app.complete(max_tokens=0)).status_code == 400
+
+
+async def test_the_watch_can_be_cancelled_in_the_moment_of_a_doubt() -> None:
+    """wait_for before Python 3.12 loses a cancellation that comes together with its result."""
+    readiness = Readiness(FakeGenerator(), check_s=60, idle_s=60)
+    watch = asyncio.create_task(readiness.watch())
+    await until(lambda: readiness.is_ready)
+    await asyncio.sleep(0)
+    readiness.doubt()
+    watch.cancel()
+    await asyncio.wait({watch}, timeout=2)
+    assert watch.cancelled()

@@ -1,0 +1,154 @@
+"""The Triton generator against a real gRPC server that speaks Triton's protocol and plays scripts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from frontend.triton_generator import TritonGenerator
+from llm_pipeline.errors import ErrorCode, PipelineError
+from llm_pipeline.messages import CompletionParameters, FinishReason, TextChunk
+from llm_pipeline.tensors import text_chunk_to_arrays
+
+PARAMETERS = CompletionParameters("key-1", "request-1", text="Hi", max_tokens=3, seed=-1, stop=("x", "y"), stream=True)
+
+
+class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers each request with `script`: chunks, or an error as (code, details)."""
+
+    def __init__(self) -> None:
+        self.script: list[TextChunk | tuple[grpc.StatusCode, str]] = []
+        self.requests: list[Any] = []
+        self.streams = 0
+        self.metadata: dict[str, str] = {}
+        self.is_ready = True
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=self.is_ready)
+
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self.streams += 1
+        self.metadata = dict(context.invocation_metadata())
+        async for request in requests:
+            self.requests.append(request)
+            if request.model_name == "decode":
+                continue
+            for step in self.script:
+                if isinstance(step, tuple):
+                    await context.abort(*step)
+                yield service_pb2.ModelStreamInferResponse(infer_response=_response(step))
+
+
+def _response(chunk: TextChunk) -> Any:
+    response = service_pb2.ModelInferResponse(model_name="ensemble")
+    for spec, values in text_chunk_to_arrays(chunk):
+        response.outputs.add(name=spec.name, datatype=spec.dtype, shape=values.shape)
+        if spec.dtype == "BYTES":
+            response.raw_output_contents.append(b"".join(len(v).to_bytes(4, "little") + v for v in values.flat))
+        else:
+            response.raw_output_contents.append(values.tobytes())
+    return response
+
+
+@asynccontextmanager
+async def scripted_triton() -> AsyncIterator[tuple[ScriptedTriton, TritonGenerator]]:
+    servicer, server = ScriptedTriton(), grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    generator = TritonGenerator(f"127.0.0.1:{port}", "ensemble")
+    try:
+        yield servicer, generator
+    finally:
+        await generator.close()
+        await server.stop(None)
+
+
+async def test_chunks_arrive_as_they_were_sent() -> None:
+    sent = [
+        TextChunk(" é", 1, prompt_tokens=4),
+        TextChunk("", 2, token_ids=(5, 6)),
+        TextChunk("x" * 100_000, 9, None, 4, FinishReason.LENGTH),
+    ]
+    async with scripted_triton() as (triton, generator):
+        triton.script = list(sent)
+        assert [chunk async for chunk in generator.generate(PARAMETERS)] == sent
+
+
+async def test_what_is_sent() -> None:
+    async with scripted_triton() as (triton, generator):
+        assert [chunk async for chunk in generator.generate(PARAMETERS)] == []
+        (request,) = triton.requests
+        assert (request.model_name, request.id) == ("ensemble", "request-1")
+        inputs = dict(zip((tensor.name for tensor in request.inputs), request.raw_input_contents, strict=True))
+        assert inputs["text_input"] == b"\x02\x00\x00\x00Hi"
+        assert inputs["seed"] == b"\xff" * 8
+        assert inputs["request_key"] == b"\x05\x00\x00\x00key-1"
+        assert inputs["stop_words"] == b"\x01\x00\x00\x00x\x01\x00\x00\x00y"
+        assert "temperature" not in inputs
+        assert triton.metadata["triton_grpc_error"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "expected"),
+    [
+        (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "in ensemble 'ensemble', [error code=context_length_exceeded param=prompt] 9 of 8 tokens",
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+        ),
+        (grpc.StatusCode.INTERNAL, "[error code=queue_full] full", ErrorCode.QUEUE_FULL),
+        (grpc.StatusCode.UNAVAILABLE, "server exiting", ErrorCode.SERVICE_UNAVAILABLE),
+        (grpc.StatusCode.NOT_FOUND, "unknown model", ErrorCode.SERVICE_UNAVAILABLE),
+        (grpc.StatusCode.INTERNAL, "Stub process 'decode_0_0' is not healthy.", ErrorCode.ENGINE_UNAVAILABLE),
+        (grpc.StatusCode.INTERNAL, "Traceback /secret/path", ErrorCode.INTERNAL_ERROR),
+        (grpc.StatusCode.INTERNAL, "[error code=invented] x", ErrorCode.INTERNAL_ERROR),
+    ],
+)
+async def test_errors(code: grpc.StatusCode, details: str, expected: ErrorCode) -> None:
+    async with scripted_triton() as (triton, generator):
+        triton.script = [TextChunk("a", 1), (code, details)]
+        with pytest.raises(PipelineError) as caught:
+            [chunk async for chunk in generator.generate(PARAMETERS)]
+    assert caught.value.code is expected
+    assert "secret" not in caught.value.message
+
+
+async def test_nobody_listens() -> None:
+    generator = TritonGenerator("127.0.0.1:1", "ensemble")
+    assert not await generator.is_ready()
+    with pytest.raises(PipelineError) as caught:
+        await anext(generator.generate(PARAMETERS))
+    assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
+    with pytest.raises(PipelineError):
+        await generator.stop("key")
+    await generator.close()
+
+
+async def test_readiness() -> None:
+    async with scripted_triton() as (triton, generator):
+        assert await generator.is_ready()
+        triton.is_ready = False
+        assert not await generator.is_ready()
+
+
+async def test_stops_of_one_moment_share_a_stream() -> None:
+    async with scripted_triton() as (triton, generator):
+        await asyncio.gather(*(generator.stop(f"key-{number}") for number in range(3)))
+        assert triton.streams == 1
+        assert [request.model_name for request in triton.requests] == ["decode"] * 3
+        sent = [dict(zip((t.name for t in r.inputs), r.raw_input_contents, strict=True)) for r in triton.requests]
+        assert [inputs["request_key"][4:] for inputs in sent] == [b"key-0", b"key-1", b"key-2"]
+        assert {inputs["stop"] for inputs in sent} == {b"\x01"}
+        await generator.stop("key-4")
+        assert triton.streams == 2
+
+
+async def test_closing_an_unused_generator() -> None:
+    await TritonGenerator("127.0.0.1:1", "ensemble").close()

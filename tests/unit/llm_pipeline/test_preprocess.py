@@ -1,0 +1,274 @@
+"""preprocess: the contract's checks, clamps and defaults, one request at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tokenizers
+from sample_requests import make_manifest
+
+from llm_pipeline.errors import ErrorCode, PipelineError
+from llm_pipeline.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
+from llm_pipeline.messages import CompletionParameters
+from llm_pipeline.stages.preprocess import PreprocessStage
+from llm_pipeline.tokenizer import Tokenizer
+
+CONTEXT = 64
+VOCABULARY = 1000
+ASKED = CompletionParameters(request_key="key", request_id="id", token_ids=(1, 2, 3))
+
+
+class Unused(Tokenizer):
+    """A tokenizer for requests that must be answered without tokenizing anything."""
+
+    def encode(self, text: str) -> list[int]:
+        raise AssertionError(f"{len(text)} characters were tokenized")
+
+
+@pytest.fixture
+def stage(byte_level: Tokenizer) -> PreprocessStage:
+    manifest = make_manifest(context_length=CONTEXT, vocab_size=VOCABULARY, end_ids=(0, 2))
+    return PreprocessStage(byte_level, manifest, default_max_tokens=16)
+
+
+def refusal(stage: PreprocessStage, **asked: Any) -> PipelineError:
+    with pytest.raises(PipelineError) as caught:
+        stage.prepare(replace(ASKED, **asked))
+    return caught.value
+
+
+def test_a_text_prompt_becomes_the_tokenizers_ids(stage: PreprocessStage, byte_level: Tokenizer) -> None:
+    request = stage.prepare(replace(ASKED, token_ids=None, text="Hello world"))
+    assert list(request.prompt_ids) == byte_level.encode("Hello world")
+    assert request.text.prompt_tokens == len(request.prompt_ids)
+    assert request.text.context_ids == ()  # text never ends inside a character
+
+
+def test_a_prompt_of_ids_is_taken_as_it_is(stage: PreprocessStage) -> None:
+    request = stage.prepare(replace(ASKED, token_ids=(9, 8, 7, 6, 5)))
+    assert request.prompt_ids == (9, 8, 7, 6, 5)
+    assert request.text.context_ids == (8, 7, 6, 5)  # they may end inside a character
+
+
+def test_the_request_keeps_its_key_and_gets_the_models_end_ids(stage: PreprocessStage) -> None:
+    request = stage.prepare(ASKED)
+    assert (request.key, request.end_ids) == ("key", (0, 2))
+
+
+def test_text_options_travel_along(stage: PreprocessStage) -> None:
+    text = stage.prepare(
+        replace(
+            ASKED,
+            stop=("a", "b"),
+            include_stop_str_in_output=True,
+            skip_special_tokens=False,
+            return_token_ids=True,
+            stream=True,
+            max_tokens=5,
+        )
+    ).text
+    assert (text.stop, text.include_stop_str_in_output, text.skip_special_tokens) == (("a", "b"), True, False)
+    assert (text.return_token_ids, text.stream, text.max_tokens, text.prompt_tokens) == (True, True, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_text_start"), [((0, 1), True), ((0, 50), False), ((50,), False)], ids=["special", "mixed", "text"]
+)
+def test_a_prompt_of_special_tokens_only_holds_no_text(
+    stage: PreprocessStage, prompt: tuple[int, ...], is_text_start: bool
+) -> None:
+    assert stage.prepare(replace(ASKED, token_ids=prompt)).text.is_text_start is is_text_start
+
+
+# --- Prompts that are refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        ({"text": None, "token_ids": None}, ErrorCode.MISSING_REQUIRED_PARAMETER),
+        ({"text": "a", "token_ids": (1,)}, ErrorCode.MISSING_REQUIRED_PARAMETER),
+        ({"text": "", "token_ids": None}, ErrorCode.VALUE_OUT_OF_RANGE),
+        ({"token_ids": ()}, ErrorCode.VALUE_OUT_OF_RANGE),
+    ],
+    ids=["neither", "both", "empty text", "no ids"],
+)
+def test_there_must_be_exactly_one_prompt_that_is_not_empty(
+    stage: PreprocessStage, prompt: dict[str, Any], code: ErrorCode
+) -> None:
+    error = refusal(stage, **prompt)
+    assert (error.code, error.param) == (code, "prompt")
+
+
+def test_text_without_a_single_token_is_an_empty_prompt() -> None:
+    nothing = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
+    stage = PreprocessStage(Tokenizer(nothing), make_manifest(), default_max_tokens=16)
+    assert refusal(stage, token_ids=None, text="zzz").code is ErrorCode.VALUE_OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("wrong", [-1, VOCABULARY, 2**31 - 1], ids=["negative", "one too high", "int32 max"])
+def test_an_id_outside_the_vocabulary_is_named_with_the_range(stage: PreprocessStage, wrong: int) -> None:
+    error = refusal(stage, token_ids=(1, wrong, 2))
+    assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, "prompt")
+    assert str(wrong) in error.message
+    assert f"0 to {VOCABULARY - 1}" in error.message
+
+
+def test_the_last_id_of_the_vocabulary_is_fine(stage: PreprocessStage) -> None:
+    assert stage.prepare(replace(ASKED, token_ids=(0, VOCABULARY - 1))).prompt_ids == (0, VOCABULARY - 1)
+
+
+def test_text_can_not_smuggle_in_a_token_that_the_engine_has_no_row_for(byte_level: Tokenizer) -> None:
+    """A tokenizer.json may hold added tokens beyond the model's output matrix."""
+    highest = max(byte_level.encode("<tool call>"))
+    stage = PreprocessStage(byte_level, make_manifest(vocab_size=highest), default_max_tokens=16)
+    assert refusal(stage, token_ids=None, text="a<tool call>").code is ErrorCode.VALUE_OUT_OF_RANGE
+
+
+# --- The context -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [CONTEXT, CONTEXT + 1, 5 * CONTEXT])
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(stage: PreprocessStage, length: int) -> None:
+    error = refusal(stage, token_ids=(1,) * length)
+    assert (error.code, error.param) == (ErrorCode.CONTEXT_LENGTH_EXCEEDED, "prompt")
+    assert f"context is {CONTEXT} tokens" in error.message
+    assert f"prompt has {length}" in error.message
+
+
+def test_a_prompt_may_leave_room_for_one_token(stage: PreprocessStage) -> None:
+    assert stage.prepare(replace(ASKED, token_ids=(1,) * (CONTEXT - 1))).max_tokens == 1
+
+
+def test_huge_text_is_refused_without_being_tokenized(byte_level_library: tokenizers.Tokenizer) -> None:
+    """Tokenizing megabytes only to refuse them would hold up everybody else's prompt."""
+    stage = PreprocessStage(Unused(byte_level_library), make_manifest(context_length=CONTEXT), default_max_tokens=16)
+    error = refusal(stage, token_ids=None, text="word " * 100_000)
+    assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert f"context is {CONTEXT} tokens" in error.message
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "asked", "granted"),
+    [(3, 1, 1), (3, 61, 61), (3, 62, 61), (3, CONTEXT, 61), (60, 16, 4)],
+    ids=["one", "exactly the room", "one too many", "the whole context", "little room"],
+)
+def test_max_tokens_is_clamped_to_the_room_that_is_left(
+    stage: PreprocessStage, prompt_tokens: int, asked: int, granted: int
+) -> None:
+    request = stage.prepare(replace(ASKED, token_ids=(1,) * prompt_tokens, max_tokens=asked))
+    assert (request.max_tokens, request.text.max_tokens) == (granted, granted)
+
+
+@pytest.mark.parametrize("asked", [0, -1, -(2**31)])
+def test_max_tokens_below_one_is_refused(stage: PreprocessStage, asked: int) -> None:
+    error = refusal(stage, max_tokens=asked)
+    assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, "max_tokens")
+
+
+@pytest.mark.parametrize("asked", [CONTEXT + 1, 1_234_567, 2**31 - 1])
+def test_max_tokens_above_the_whole_context_is_refused_with_both_numbers(stage: PreprocessStage, asked: int) -> None:
+    error = refusal(stage, max_tokens=asked)
+    assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, "max_tokens")
+    assert f"max_tokens is {asked};" in error.message  # digit by digit, not 1.23457e+06
+    assert str(CONTEXT) in error.message
+
+
+@pytest.mark.parametrize(
+    ("default", "prompt_tokens", "granted"), [(16, 3, 16), (16, 60, 4), (0, 3, 61)], ids=["16", "clamped", "0 fills"]
+)
+def test_without_max_tokens_the_default_counts(
+    byte_level: Tokenizer, default: int, prompt_tokens: int, granted: int
+) -> None:
+    stage = PreprocessStage(byte_level, make_manifest(context_length=CONTEXT), default_max_tokens=default)
+    assert stage.prepare(replace(ASKED, token_ids=(1,) * prompt_tokens)).max_tokens == granted
+
+
+# --- Stop strings ----------------------------------------------------------------------------------------------------
+
+
+def test_as_many_and_as_long_stop_strings_as_allowed_pass(stage: PreprocessStage) -> None:
+    stop = (*(str(number) for number in range(MAX_STOP_STRINGS - 1)), "é" * MAX_STOP_CHARACTERS)
+    assert stage.prepare(replace(ASKED, stop=stop)).text.stop == stop
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (("x",) * (MAX_STOP_STRINGS + 1), str(MAX_STOP_STRINGS)),
+        (("x", ""), "empty"),
+        (("x" * (MAX_STOP_CHARACTERS + 1),), str(MAX_STOP_CHARACTERS)),
+    ],
+    ids=["too many", "empty", "too long"],
+)
+def test_bad_stop_strings_are_refused(stage: PreprocessStage, stop: tuple[str, ...], said: str) -> None:
+    error = refusal(stage, stop=stop)
+    assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, "stop")
+    assert said in error.message
+
+
+# --- Sampling --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_asked_is_plain_sampling(stage: PreprocessStage) -> None:
+    sampling = stage.prepare(ASKED).sampling
+    assert (sampling.is_greedy, sampling.temperature, sampling.top_k) == (False, 1.0, 0)
+    assert (sampling.top_p, sampling.min_p) == (1.0, 0.0)
+
+
+def test_values_in_range_are_passed_on(stage: PreprocessStage) -> None:
+    sampling = stage.prepare(replace(ASKED, temperature=2.0, top_k=40, top_p=0.5, min_p=1.0, seed=7)).sampling
+    assert (sampling.is_greedy, sampling.temperature, sampling.top_k) == (False, 2.0, 40)
+    assert (sampling.top_p, sampling.min_p, sampling.seed) == (0.5, 1.0, 7)
+
+
+@pytest.mark.parametrize("asked", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": 1}], ids=str)
+def test_greedy_has_three_names_and_reaches_no_executor_as_zero(stage: PreprocessStage, asked: dict[str, Any]) -> None:
+    sampling = stage.prepare(replace(ASKED, **asked)).sampling
+    assert sampling.is_greedy
+    assert sampling.temperature > 0
+    assert sampling.top_p > 0
+
+
+@pytest.mark.parametrize("top_k", [-1, 0, None])
+def test_top_k_is_off(stage: PreprocessStage, top_k: int | None) -> None:
+    sampling = stage.prepare(replace(ASKED, top_k=top_k)).sampling
+    assert (sampling.top_k, sampling.is_greedy) == (0, False)
+
+
+def test_top_k_above_the_vocabulary_is_fine(stage: PreprocessStage) -> None:
+    assert stage.prepare(replace(ASKED, top_k=10 * VOCABULARY)).sampling.top_k == 10 * VOCABULARY
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("temperature", value) for value in (-0.1, 2.1, math.nan, math.inf)),
+        *(("top_p", value) for value in (-0.1, 1.1, math.nan)),
+        *(("min_p", value) for value in (-0.1, 1.1, math.nan, -math.inf)),
+        ("top_k", -2),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(stage: PreprocessStage, name: str, value: float) -> None:
+    error = refusal(stage, **{name: value})
+    assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, name)
+    assert error.message.startswith(f"{name} is {value:g}; it must be ")
+
+
+def test_without_a_seed_every_request_gets_another_random_one_of_64_bits(stage: PreprocessStage) -> None:
+    seeds = {stage.prepare(ASKED).sampling.seed for _ in range(64)}
+    assert len(seeds) == 64
+    assert max(seeds) >= 2**56  # all 64 below that: once in 2**512 runs
+    assert max(seeds) < 2**64
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [(0, 0), (7, 7), (2**63 - 1, 2**63 - 1), (-1, 2**64 - 1), (-(2**63), 2**63)],
+    ids=["zero", "seven", "int64 max", "minus one", "int64 min"],
+)
+def test_a_seed_keeps_all_its_64_bits(stage: PreprocessStage, asked: int, used: int) -> None:
+    assert stage.prepare(replace(ASKED, seed=asked)).sampling.seed == used
