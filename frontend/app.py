@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 def create_app(settings: FrontendSettings, generator: Generator) -> FastAPI:
-    """The ASGI app. Raises OSError or ValueError when the keys file is bad. `app.state.services` has its parts."""
+    """The ASGI app. Raises KeysFileError. `app.state.services` has its parts."""
     metrics = Metrics()
     services = Services(
         settings=settings,

@@ -50,8 +50,12 @@ class ApiKey(BaseModel):
 _KEY_LIST = TypeAdapter(list[ApiKey])
 
 
+class KeysFileError(ValueError):
+    """The keys file is missing or bad when the program starts."""
+
+
 class KeyRing:
-    """The keys that are valid now. Raises OSError or ValueError when the keys file is bad at the start."""
+    """The keys that are valid now. Raises KeysFileError."""
 
     def __init__(self, settings: FrontendSettings) -> None:
         self._is_open = settings.auth == "off"
@@ -61,7 +65,10 @@ class KeyRing:
         self._stamp: tuple[int, int, int] | None = None
         self._next_check_s = 0.0
         if self._file is not None:
-            self._stamp, self._listed = _stamp(self._file), _read(self._file)
+            try:
+                self._stamp, self._listed = _stamp(self._file), _read(self._file)
+            except (OSError, ValueError) as error:
+                raise KeysFileError(f"API_KEYS_FILE is not usable: {_reason(error)}") from None
 
     def authenticate(self, header: bytes | None) -> ApiKey | None:
         """The key in an Authorization header, None when everybody may come in; PipelineError (401) otherwise."""

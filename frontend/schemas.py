@@ -135,8 +135,12 @@ _STOP_SCHEMA = {"anyOf": [_STOP_STRING, {"type": "array", "items": _STOP_STRING,
 _INT64 = {"type": "integer", "format": "int64"}
 _DOUBLE = {"type": "number", "format": "double"}
 
-Integer = Annotated[int, BeforeValidator(_integer), Field(json_schema_extra=_INT64)]
-Number = Annotated[float, BeforeValidator(_number), Field(json_schema_extra=_DOUBLE)]
+# The ranges stand inside the validators: pydantic writes them into the JSON Schema only from there.
+Count = Annotated[int, Field(ge=1, le=INT32_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
+TopK = Annotated[int, Field(ge=-1, le=INT64_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
+Seed = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
+Probability = Annotated[float, Field(ge=0, le=1, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
+Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
 String = Annotated[str, BeforeValidator(_string)]
 Prompts = Annotated[tuple[Prompt, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
@@ -176,32 +180,22 @@ class CompletionRequest(BaseModel):
         description="The prompt to generate completions for: a string or a list of token ids; "
         "a list of either makes one choice per prompt"
     )
-    n: Integer = Field(1, ge=1, le=INT32_MAX, description="How many choices to make for each prompt")
-    max_tokens: Integer | None = Field(
-        None, ge=1, le=INT32_MAX, description="The maximum number of tokens to generate; clamped to the context's room"
+    n: Count = Field(1, description="How many choices to make for each prompt")
+    max_tokens: Count | None = Field(
+        None, description="The maximum number of tokens to generate; clamped to the context's room"
     )
-    max_completion_tokens: Integer | None = Field(
-        None, ge=1, le=INT32_MAX, description="The same under its newer name; wins when both are given"
+    max_completion_tokens: Count | None = Field(
+        None, description="The same under its newer name; wins when both are given"
     )
-    temperature: Number | None = Field(
-        None, ge=0, le=MAX_TEMPERATURE, description="Sampling temperature; 0 is greedy. Default 1"
+    temperature: Temperature | None = Field(None, description="Sampling temperature; 0 is greedy. Default 1")
+    top_p: Probability | None = Field(None, description="Nucleus sampling; 0 is greedy. Default 1")
+    top_k: TopK | None = Field(
+        None, description="Consider only the top K most likely tokens; 0 and -1 are off. Default off"
     )
-    top_p: Number | None = Field(None, ge=0, le=1, description="Nucleus sampling; 0 is greedy. Default 1")
-    top_k: Integer | None = Field(
-        None,
-        ge=-1,
-        le=INT64_MAX,
-        description="Consider only the top K most likely tokens; 0 and -1 are off. Default off",
+    min_p: Probability | None = Field(
+        None, description="Drop tokens less likely than this part of the most likely one. Default 0"
     )
-    min_p: Number | None = Field(
-        None, ge=0, le=1, description="Drop tokens less likely than this part of the most likely one. Default 0"
-    )
-    seed: Integer | None = Field(
-        None,
-        ge=INT64_MIN,
-        le=INT64_MAX,
-        description="Same seed and parameters, same text. Default: a fresh random seed",
-    )
+    seed: Seed | None = Field(None, description="Same seed and parameters, same text. Default: a fresh random seed")
     stop: Stops = Field((), description="Up to 16 strings at which the text ends; matched on the generated text")
     include_stop_str_in_output: Boolean = Field(False, description="End the text after the stop string, not before it")
     skip_special_tokens: Boolean = Field(True, description="Leave special tokens out of the text; they count in usage")

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from frontend.app import create_app
+from frontend.auth import KeysFileError
 from frontend.request_log import configure_logging
 from frontend.services import Services
 from frontend.settings import FrontendSettings
@@ -82,7 +83,7 @@ def main() -> int:
         problems = [f"{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
         sys.stderr.write("The settings are not usable:\n" + "\n".join(problems) + "\n")
         return 2
-    except (OSError, ValueError) as error:
+    except KeysFileError as error:
         sys.stderr.write(f"The front end cannot start: {error}\n")
         return 2
     configure_logging(settings)

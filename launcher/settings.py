@@ -14,7 +14,7 @@ REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 class StackSettings(BaseSettings):
     """Ports, names and folders of one stack. Two stacks run side by side when all four ports differ."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="Address that the front end listens on")
     port: int = Field(9000, ge=1, le=65535, description="Port of the front end")

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class PipelineSettings(BaseSettings):
     """What preprocess, decode and postprocess need to know. A bad value stops the start with its name."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     engine_dir: Path = Field(description="Engine directory made by build_engine")
     executor: Literal["cpu", "scripted"] = Field(

@@ -51,7 +51,8 @@ class CpuExecutor:
         self._active_count = 0
         self._connection: Connection | None = None
         self._closing = threading.Event()
-        self._process, connection = self._start()
+        self._process: subprocess.Popen[bytes]  # the one that runs or loads
+        connection = self._start()
         self._connection = connection
         self._thread = threading.Thread(target=self._supervise, args=(connection,), name="cpu-engine", daemon=True)
         self._thread.start()
@@ -76,10 +77,7 @@ class CpuExecutor:
 
     def close(self) -> None:
         self._closing.set()
-        with self._lock:
-            connection = self._connection
-        if connection is not None:
-            self._process.terminate()
+        self._process.terminate()
         self._thread.join(timeout=2 * _STOP_LIMIT_S)
         _reap(self._process)
 
@@ -90,30 +88,32 @@ class CpuExecutor:
             # The engine has died; the supervisor is about to read the end of the stream and to fail what is live.
             _log.warning("the engine process does not take messages any more")
 
-    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
+    def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
         with theirs:
             module = "llm_pipeline.executors.cpu_engine.process"
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", module, str(theirs.fileno()), self._settings.to_json()],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
+        if self._closing.is_set():  # `close` may have seen the process before this one
+            self._process.terminate()
         connection = Connection(ours.detach())
         try:
             self._await_ready(connection)
         except BaseException:
             connection.close()
-            _reap(process)
+            _reap(self._process)
             raise
-        return process, connection
+        return connection
 
     def _await_ready(self, connection: Connection) -> None:
         if not connection.poll(_LOAD_LIMIT_S):
             raise EngineStartError(f"The CPU engine did not load within {_LOAD_LIMIT_S:.0f} s.")
         try:
             message = connection.recv()
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             raise EngineStartError("The CPU engine process died while it loaded; its log says why.") from error
         if isinstance(message, Failed):
             raise EngineStartError(f"The CPU engine can't load: {message.reason}")
@@ -174,15 +174,13 @@ class CpuExecutor:
 
     def _restart(self) -> Connection | None:
         try:
-            process, connection = self._start()
+            connection = self._start()
         except (EngineStartError, OSError):
-            _log.exception("the CPU engine could not start again")
+            if not self._closing.is_set():
+                _log.exception("the CPU engine could not start again")
             return None
         with self._lock:
-            self._process = process
             self._connection = connection
-        if self._closing.is_set():
-            process.terminate()
         return connection
 
 

@@ -32,7 +32,11 @@ class PagedModel:
         graph = core.read_model(engine_dir / MODEL_NAME)
         paged_attention_transformation(graph)
         _gather_before_vocabulary(graph)
-        properties: dict[str, Any] = {"KV_CACHE_PRECISION": _KV_CACHE_PRECISION}
+        properties: dict[str, Any] = {
+            "KV_CACHE_PRECISION": _KV_CACHE_PRECISION,
+            # The plugin's default is bf16 where the processor has it: other tokens on other machines.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
         if threads:
             properties["INFERENCE_NUM_THREADS"] = threads
         compiled = core.compile_model(graph, "CPU", properties)
@@ -40,10 +44,10 @@ class PagedModel:
         caches = [port for port in compiled.inputs if "_cache." in port.any_name]
         shapes = [[dim.get_length() for dim in list(port.partial_shape)[1:]] for port in caches]
         self.block_size: int = shapes[0][1]  # a cache is [blocks, kv heads, block size, head size]
-        block_bytes = sum(
+        self.block_bytes = sum(
             int(np.prod(shape)) * port.element_type.size for port, shape in zip(caches, shapes, strict=True)
         )
-        self.block_count = kv_cache_bytes // block_bytes
+        self.block_count = kv_cache_bytes // self.block_bytes
         for port, shape in zip(caches, shapes, strict=True):
             tensor = ov.Tensor(port.element_type, ov.Shape([self.block_count, *shape]))
             self._request.set_tensor(port.any_name, tensor)

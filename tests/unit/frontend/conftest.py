@@ -63,11 +63,11 @@ async def in_process(generator: FakeGenerator | None = None, **values: object) -
     app = create_app(make_settings(**values), generator)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
-            if generator.is_up:
-                await until(lambda: app.state.services.is_ready)
-            yield Running(app, generator, client)
+    client = httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
+    async with app.router.lifespan_context(app), client:
+        if generator.is_up:
+            await until(lambda: app.state.services.is_ready)
+        yield Running(app, generator, client)
 
 
 @asynccontextmanager

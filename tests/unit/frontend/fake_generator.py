@@ -1,4 +1,4 @@
-"""A Generator that plays scripts instead of asking Triton: a real asynchronous generator, with the rules of the real one."""
+"""A Generator that plays scripts instead of asking Triton, by the rules of the real one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
-from llm_pipeline.errors import PipelineError
+from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.messages import CompletionParameters, FinishReason, TextChunk
 
 # A chunk to hand out, an error to raise, an event to wait for, or FOREVER.
@@ -91,8 +91,6 @@ class FakeGenerator:
     async def stop(self, key: str) -> None:
         if self.failing_stops:
             self.failing_stops -= 1
-            from llm_pipeline.errors import ErrorCode
-
             raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "no")
         self.stopped.append(key)
         self._stops.setdefault(key, asyncio.Event()).set()

@@ -47,8 +47,16 @@ async def test_the_scheme_is_case_insensitive(running: Running, header: str) -> 
 
 @pytest.mark.parametrize(
     "path",
-    ["/health", "/health/live", "/health/ready", "/openai/health", "/metrics", "/docs", "/openai/openapi.json"]
-    + ["/openai/schemas/Completion.json"],
+    [
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/openai/health",
+        "/metrics",
+        "/docs",
+        "/openai/openapi.json",
+        "/openai/schemas/Completion.json",
+    ],
 )
 async def test_open_paths(running: Running, path: str) -> None:
     assert (await running.client.get(path, headers={"authorization": ""})).status_code == 200
@@ -117,8 +125,14 @@ async def test_a_broken_keys_file_leaves_the_old_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "{}", '[{"name": "a", "sha256": "plain"}]', '[{"name": "a"}]']
-    + [json.dumps([{"name": "a", "sha256": HASH}] * 2), json.dumps([{"name": "a", "sha256": HASH, "rpm": 1}])],
+    [
+        "{",
+        "{}",
+        '[{"name": "a", "sha256": "plain"}]',
+        '[{"name": "a"}]',
+        json.dumps([{"name": "a", "sha256": HASH}] * 2),
+        json.dumps([{"name": "a", "sha256": HASH, "rpm": 1}]),
+    ],
 )
 def test_a_bad_keys_file_stops_the_start(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys"

@@ -12,13 +12,17 @@ from fake_generator import FakeGenerator, forever
 from frontend import run
 
 
+def head(length: int) -> bytes:
+    fields = f"Host: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {length}\r\n"
+    return f"POST /v1/completions HTTP/1.1\r\n{fields}\r\n".encode()
+
+
 async def send_and_leave(app: Running, *, stream: bool, prompt: object = "Hi") -> None:
     """Sends a request, waits until it runs (or streams), and closes the connection."""
     host, port = app.client.base_url.host, app.client.base_url.port
     reader, writer = await asyncio.open_connection(host, port)
     body = json.dumps({"model": MODEL, "prompt": prompt, "stream": stream}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
+    writer.write(head(len(body)) + body)
     await until(lambda: bool(app.generator.running))
     if stream:
         await reader.readuntil(b"data: ")
@@ -76,8 +80,7 @@ async def test_a_connection_serves_many_requests(served: Running) -> None:
 async def test_a_client_that_leaves_while_sending_its_body(served: Running) -> None:
     host, port = served.client.base_url.host, served.client.base_url.port
     _, writer = await asyncio.open_connection(host, port)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n"
-    writer.write(head.encode() + b"{")
+    writer.write(head(100) + b"{")
     await writer.drain()
     writer.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from llm_pipeline.errors import ERRORS, ErrorCode, PipelineError
 BODY = {"model": MODEL, "prompt": "Hi"}
 
 
-def check_body(answer: httpx.Response, status: int, code: str) -> dict[str, object]:
+def check_body(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     body = answer.json()
     assert answer.status_code == body["status"] == status
     assert set(body) == {"error", "title", "status", "detail", "errors", "$schema"}
@@ -53,7 +54,7 @@ async def test_wrong_method(running: Running, method: str) -> None:
 
 async def test_unknown_model(running: Running) -> None:
     body = check_body(await running.complete(model="other"), 404, "model_not_found")
-    assert body["error"]["param"] == "model"  # type: ignore[index]
+    assert body["error"]["param"] == "model"
 
 
 async def test_unknown_model_in_path(running: Running) -> None:
@@ -114,7 +115,7 @@ async def test_too_large_without_a_length() -> None:
 
 async def test_several_broken_rules(running: Running) -> None:
     body = check_body(await running.complete(temperature=3, top_p=2), 400, "value_out_of_range")
-    assert [detail["location"] for detail in body["errors"]] == ["body.temperature", "body.top_p"]  # type: ignore
+    assert [detail["location"] for detail in body["errors"]] == ["body.temperature", "body.top_p"]
 
 
 async def test_client_request_id_is_kept(running: Running) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import httpx
 from conftest import MODEL, Running, in_process, real_server
 from fake_generator import FakeGenerator, chunks, forever
 
@@ -99,12 +101,11 @@ async def test_an_error_after_the_first_token_is_an_event() -> None:
     gate = asyncio.Event()
     failure = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")
     generator = FakeGenerator(lambda _: [chunks("a", "b")[0], gate, failure])
-    async with real_server(generator) as app:
-        async with app.client.stream("POST", "/v1/completions", json=_streaming()) as answer:
-            lines = answer.aiter_lines()
-            first = await anext(lines)
-            gate.set()
-            rest = [line async for line in lines if line]
+    async with real_server(generator) as app, _stream(app) as answer:
+        lines = answer.aiter_lines()
+        first = await anext(lines)
+        gate.set()
+        rest = [line async for line in lines if line]
     assert '"text":"a"' in first
     assert json.loads(rest[0].removeprefix("data: ")) == {
         "error": {"message": "gone", "type": "overloaded_error", "param": None, "code": "engine_unavailable"}
@@ -121,7 +122,7 @@ async def test_a_failing_choice_stops_the_others() -> None:
         return list(forever()(parameters))
 
     async with real_server(FakeGenerator(script)) as app:
-        async with app.client.stream("POST", "/v1/completions", json=_streaming(prompt=["good", "bad"])) as answer:
+        async with _stream(app, prompt=["good", "bad"]) as answer:
             lines = answer.aiter_lines()
             await anext(lines)
             gate.set()
@@ -143,12 +144,11 @@ async def test_the_deadline_ends_a_stream_with_an_event() -> None:
 async def test_silence_is_filled_with_comments() -> None:
     gate = asyncio.Event()
     generator = FakeGenerator(lambda _: [gate, *chunks("a")])
-    async with real_server(generator, keepalive_s=0.05) as app:
-        async with app.client.stream("POST", "/v1/completions", json=_streaming()) as answer:
-            lines = answer.aiter_lines()
-            first = await anext(lines)
-            gate.set()
-            rest = [line async for line in lines if line.startswith("data: ")]
+    async with real_server(generator, keepalive_s=0.05) as app, _stream(app) as answer:
+        lines = answer.aiter_lines()
+        first = await anext(lines)
+        gate.set()
+        rest = [line async for line in lines if line.startswith("data: ")]
     assert answer.status_code == 200
     assert first == ": keep-alive"
     assert len(rest) == 2
@@ -162,7 +162,7 @@ async def test_tokens_are_sent_as_they_are_made() -> None:
         steps += [gate, chunk]
     async with real_server(FakeGenerator(lambda _: steps)) as app:
         gates[0].set()
-        async with app.client.stream("POST", "/v1/completions", json=_streaming()) as answer:
+        async with _stream(app) as answer:
             lines = (line async for line in answer.aiter_lines() if line)
             for number, text in enumerate("abc"):
                 gates[number].set()
@@ -171,3 +171,7 @@ async def test_tokens_are_sent_as_they_are_made() -> None:
 
 def _streaming(**fields: object) -> dict[str, object]:
     return {"model": MODEL, "prompt": "Hi", "stream": True, **fields}
+
+
+def _stream(app: Running, **fields: object) -> AbstractAsyncContextManager[httpx.Response]:
+    return app.client.stream("POST", "/v1/completions", json=_streaming(**fields))

@@ -101,12 +101,12 @@ def test_greedy_tokens_are_the_same_in_a_crowd_that_does_not_fit(bench: RuleBenc
 
 def test_requests_far_beyond_the_kv_cache_all_finish(bench: RuleBench) -> None:
     """Four active requests outgrow it while they decode, so the youngest give way and come back."""
-    keys = [bench.submit(max_tokens=60, prompt_ids=tuple(range(10, 90))) for _ in range(MAX_ACTIVE + 1)]
+    keys = [bench.submit(max_tokens=40, prompt_ids=tuple(range(10, 105))) for _ in range(MAX_ACTIVE + 1)]
     answers = []
     for key in keys:
         assert bench.end_of(key).finish_reason is FinishReason.LENGTH
         answers.append(bench.recorder.token_ids(key))
-    assert len(answers[0]) == 60
+    assert len(answers[0]) == 40
     assert answers == [answers[0]] * len(keys)
 
 
@@ -134,15 +134,26 @@ def kill_engine(bench: RuleBench) -> None:
 
 def submit_when_back(bench: RuleBench) -> str:
     """Submit as a client that retries would, until the engine takes it."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
+    keys: list[str] = []
+
+    def is_taken() -> bool:
         try:
-            return bench.submit(max_tokens=2)
+            keys.append(bench.submit(max_tokens=2))
         except PipelineError as error:
             assert error.code is ErrorCode.ENGINE_UNAVAILABLE
             assert error.retry_after_s is not None
-            assert time.monotonic() < deadline, "the engine does not come back"
-            time.sleep(0.05)  # a poll with a deadline: nothing announces that the engine is back
+        return bool(keys)
+
+    wait_until(is_taken)
+    return keys[0]
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """A poll with a deadline, for what nothing announces."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
 
 
 def test_a_killed_engine_fails_its_requests_at_once_and_comes_back(own_bench: RuleBench) -> None:
@@ -159,7 +170,7 @@ def test_a_killed_engine_fails_its_requests_at_once_and_comes_back(own_bench: Ru
     assert own_bench.recorder.violations == []
     # Killed again, and closed while the next one loads: nobody waits for that load.
     kill_engine(own_bench)
-    own_bench.recorder.wait_for(lambda: is_loading(own_bench))
+    wait_until(lambda: is_loading(own_bench))
     started = time.monotonic()
     own_bench.executor.close()
     assert time.monotonic() - started < 1.5
@@ -176,7 +187,7 @@ def test_a_kv_cache_below_one_context_stops_the_start_and_says_what_it_takes(
     settings: PipelineSettings, engine_dir: Path
 ) -> None:
     manifest = EngineManifest.load(engine_dir)
-    with pytest.raises(EngineStartError, match=r"fewer than the context of 8192\. Set CPU_KV_CACHE_GIB to at least 0\.4"):
+    with pytest.raises(EngineStartError, match=r"fewer than the context of 8192\. .* CPU_KV_CACHE_GIB .* 0\.36"):
         CpuExecutor(settings, manifest, lambda steps: None)
 
 

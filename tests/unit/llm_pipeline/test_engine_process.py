@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -50,12 +51,8 @@ class Bench:
 
     def _serve(self) -> None:
         engine = Engine(self.model, max_batched_tokens=64, max_active=4)
-        try:
+        with suppress(ConnectionError), self.engine_end:
             serve(engine, self.engine_end)
-        except (EOFError, ConnectionError):
-            pass
-        finally:
-            self.engine_end.close()
 
     def submit(self, request: GenerationRequest) -> None:
         self.connection.send(Submit(request))
@@ -109,7 +106,7 @@ def test_a_cancel_of_nobody_is_ignored(bench: Bench) -> None:
 
 
 def test_messages_are_taken_while_a_step_runs(bench: Bench) -> None:
-    """Decode's `execute` sends them. A socket holds about 200 KB; what does not fit would wait for the step to end."""
+    """A socket holds about 200 KB; with the rest, decode's `execute` would wait for the end of the step."""
     bench.model.gate.clear()
     bench.submit(make_request("first", max_tokens=1))
     assert bench.model.is_running.wait(DEADLINE_S)
