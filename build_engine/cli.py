@@ -6,13 +6,26 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused before anything was star
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from build_engine import tables
-from build_engine.build import BuildRequest, build_engine
+from build_engine.build import BuildRequest, BuildResult, build_engine
+from build_engine.cli_options import (
+    Calibration,
+    EngineDir,
+    Json,
+    KvPrecision,
+    MaxBatch,
+    MaxSeqLen,
+    MaxTokens,
+    Pp,
+    Root,
+    Tp,
+    TrtllmVersion,
+)
 from build_engine.default_model import find_model
 from build_engine.errors import BuildEngineError, EngineRefusedError
 from build_engine.gpu import plan_output
@@ -20,17 +33,9 @@ from build_engine.gpu.commands import DEFAULT_CALIBRATION
 from build_engine.gpu.gpus import Gpu
 from build_engine.gpu.model_config import read_model_config
 from build_engine.gpu.nvml import PynvmlNvml, detect_gpu
-from build_engine.gpu.plan import (
-    DEFAULT_MAX_BATCH_SIZE,
-    DEFAULT_MAX_NUM_TOKENS,
-    DEFAULT_MAX_SEQ_LEN,
-    DEFAULT_ROOT,
-    DEFAULT_TRTLLM,
-    Plan,
-    PlanRequest,
-    make_plan,
-)
+from build_engine.gpu.plan import DEFAULT_ROOT, DEFAULT_TRTLLM, Plan, PlanRequest, make_plan
 from build_engine.gpu.precisions import PRECISIONS, KvPrecisionName, PrecisionName
+from build_engine.gpu.run import can_build, inspect_machine, run_plan
 from build_engine.targets import TARGETS, find_precision, find_target
 from build_engine.terminal_progress import TerminalProgress
 from build_engine.verify import REBUILD, verify_engine
@@ -45,25 +50,6 @@ app = typer.Typer(
 AUTO = "auto"
 out = Console()
 err = Console(stderr=True)
-
-EngineDir = Annotated[Path, typer.Argument(help="The engine directory.", metavar="DIR")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-# Options of GPU engines, for `plan` and `build` alike. None means the default that the help names.
-KvPrecision = Annotated[KvPrecisionName, typer.Option(help="fp16: 16 bits, in the data type of the model.")]
-Tp = Annotated[int, typer.Option(min=1, help="GPUs that share each layer.")]
-Pp = Annotated[int, typer.Option(min=1, help="Groups of GPUs that share out the layers.")]
-MaxBatch = Annotated[
-    int | None,
-    typer.Option(min=1, help=f"Requests at once. [default: what fits, at most {DEFAULT_MAX_BATCH_SIZE}]"),
-]
-MaxSeqLen = Annotated[
-    int | None,
-    typer.Option(min=1, help=f"Tokens of prompt and completion. [default: the model's, at most {DEFAULT_MAX_SEQ_LEN}]"),
-]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help=f"Tokens of a step. [default: {DEFAULT_MAX_NUM_TOKENS}]")]
-Calibration = Annotated[str, typer.Option(help="A dataset directory or hub name, for precisions that need one.")]
-Version = Annotated[str, typer.Option("--tensorrt-llm", help="The version that will build and serve.")]
-Root = Annotated[Path, typer.Option(help="The folder of all engines.")]
 
 
 @app.command()
@@ -81,55 +67,78 @@ def build(
         int | None, typer.Option(min=2, help="Most tokens of prompt and completion. [default: as trained]")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if a good engine is there.")] = False,
+    kv_cache_precision: KvPrecision = KvPrecisionName.AUTO,
+    tp: Tp = 1,
+    pp: Pp = 1,
+    max_batch_size: MaxBatch = None,
+    max_num_tokens: MaxTokens = None,
+    calibration: Calibration = DEFAULT_CALIBRATION,
+    root: Root = DEFAULT_ROOT,
+    tensorrt_llm: TrtllmVersion = DEFAULT_TRTLLM,
     json: Json = False,
 ) -> None:
-    """Build an engine, or find that a good one is there. For GPUs: print what to run where TensorRT-LLM is."""
+    """Build an engine, or find that a good one is there. For GPUs, without TensorRT-LLM: print what to run with it."""
     if target == AUTO or find_target(target).gpu:
-        _refuse_gpu_build(target, model, precision, name, context_length, json)
+        if output or model is None:
+            raise EngineRefusedError(
+                "An engine for GPUs needs --model, a Hugging Face directory, and takes no --output."
+            )
+        request = _plan_request(
+            target,
+            model,
+            precision=precision,
+            kv=kv_cache_precision,
+            name=name,
+            tp=tp,
+            pp=pp,
+            max_batch_size=max_batch_size,
+            max_seq_len=context_length,
+            max_num_tokens=max_num_tokens,
+            calibration=calibration,
+            trtllm_version=tensorrt_llm,
+            root=root,
+        )
+        return _build_for_gpu(request, force, json)
+    if (tp, pp, kv_cache_precision, max_batch_size, max_num_tokens) != (1, 1, KvPrecisionName.AUTO, None, None):
+        raise EngineRefusedError(f"Target {target} takes none of the options of engines for GPUs, such as --tp.")
     chosen = find_target(target)
-    request = BuildRequest(
-        model=find_model(model),
-        target=chosen,
-        precision=find_precision(chosen, precision),
-        output=output,
-        name=name,
-        context_length=context_length,
-        force=force,
-    )
     with TerminalProgress(err) as progress:
-        result = build_engine(request, progress)
+        result = build_engine(
+            BuildRequest(
+                model=find_model(model),
+                target=chosen,
+                precision=find_precision(chosen, precision),
+                output=output,
+                name=name,
+                context_length=context_length,
+                force=force,
+            ),
+            progress,
+        )
+    return _show_build(result, json)
+
+
+def _build_for_gpu(request: PlanRequest, force: bool, json: bool) -> None:
+    made = make_plan(request)
+    if not made.accepted or not can_build():
+        _show_plan(made, json)
+        if not made.accepted:
+            raise typer.Exit(EngineRefusedError.exit_status)
+        raise EngineRefusedError(
+            f"Building for {request.gpu.name} needs a machine with TensorRT-LLM {request.trtllm_version} and that GPU: "
+            "run the commands above there, or this one."
+        )
+    machine = inspect_machine(made, PynvmlNvml())
+    with TerminalProgress(err) as progress:
+        result = run_plan(made, request.model_dir, machine, progress, force)
+    _show_build(result, json)
+
+
+def _show_build(result: BuildResult, json: bool) -> None:
     if json:
         out.print_json(data=tables.build_result_json(result))
     else:
         tables.print_build_result(out, result)
-
-
-def _refuse_gpu_build(
-    target: str, model: Path | None, precision: str | None, name: str | None, max_seq_len: int | None, json: bool
-) -> NoReturn:
-    """The commands on stdout, the reason on stderr, status 3."""
-    if model is None:
-        raise EngineRefusedError("Engines for GPUs need --model, a Hugging Face model directory.")
-    asked = None if precision == AUTO else precision
-    if asked is not None and asked not in PRECISIONS:
-        raise EngineRefusedError(f"There is no precision {asked!r}. Choose one of {', '.join(PRECISIONS)}.")
-    gpu, count = _gpu_of(target)
-    request = PlanRequest(
-        model=read_model_config(model, name),
-        model_dir=model,
-        gpu=gpu,
-        gpu_count=count,
-        precision=asked,
-        max_seq_len=max_seq_len,
-    )
-    made = make_plan(request)
-    _show_plan(made, json)
-    if made.accepted:
-        raise EngineRefusedError(
-            f"Building for {gpu.name} needs a machine with TensorRT-LLM {made.combination.trtllm_version} and "
-            "that GPU: run the commands above there. `plan` takes more options, such as --tp."
-        )
-    raise typer.Exit(EngineRefusedError.exit_status)
 
 
 @app.command()
@@ -146,37 +155,72 @@ def plan(
     calibration: Calibration = DEFAULT_CALIBRATION,
     name: Annotated[str | None, typer.Option(help="The model's name. [default: the directory's]")] = None,
     root: Root = DEFAULT_ROOT,
-    tensorrt_llm: Version = DEFAULT_TRTLLM,
+    tensorrt_llm: TrtllmVersion = DEFAULT_TRTLLM,
     json: Json = False,
 ) -> None:
     """Work out what building for a GPU takes, without one: commands, memory, and every reason why not."""
     try:
-        gpu, count = _gpu_of(target)
-        config = read_model_config(model, name)
+        request = _plan_request(
+            target,
+            model,
+            precision=precision.value,
+            kv=kv_cache_precision,
+            name=name,
+            tp=tp,
+            pp=pp,
+            max_batch_size=max_batch_size,
+            max_seq_len=max_seq_len,
+            max_num_tokens=max_num_tokens,
+            calibration=calibration,
+            trtllm_version=tensorrt_llm,
+            root=root,
+        )
     except EngineRefusedError as error:
         if json:
             out.print_json(data=plan_output.refused_json(str(error)))
         raise
-    request = PlanRequest(
-        model=config,
+    made = make_plan(request)
+    _show_plan(made, json)
+    if not made.accepted:
+        raise typer.Exit(EngineRefusedError.exit_status)
+
+
+def _plan_request(
+    target: str,
+    model: Path,
+    *,
+    precision: str | None,
+    kv: KvPrecisionName,
+    name: str | None,
+    tp: int,
+    pp: int,
+    max_batch_size: int | None,
+    max_seq_len: int | None,
+    max_num_tokens: int | None,
+    calibration: str,
+    trtllm_version: str,
+    root: Path,
+) -> PlanRequest:
+    """EngineRefusedError when target, precision or model directory can't even be planned for."""
+    if precision not in (None, AUTO, *PRECISIONS):
+        raise EngineRefusedError(f"There is no precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
+    gpu, count = _gpu_of(target)
+    return PlanRequest(
+        model=read_model_config(model, name),
         model_dir=model,
         gpu=gpu,
         gpu_count=count,
-        precision=None if precision is PrecisionName.AUTO else precision.value,
-        kv_precision=None if kv_cache_precision is KvPrecisionName.AUTO else kv_cache_precision.value,
+        precision=None if precision == AUTO else precision,
+        kv_precision=None if kv is KvPrecisionName.AUTO else kv.value,
         tp=tp,
         pp=pp,
         max_batch_size=max_batch_size,
         max_seq_len=max_seq_len,
         max_num_tokens=max_num_tokens,
         calibration=calibration,
-        trtllm_version=tensorrt_llm,
+        trtllm_version=trtllm_version,
         root=root,
     )
-    made = make_plan(request)
-    _show_plan(made, json)
-    if not made.accepted:
-        raise typer.Exit(EngineRefusedError.exit_status)
 
 
 def _gpu_of(target: str) -> tuple[Gpu, int | None]:

@@ -88,6 +88,7 @@ def _is_too_deep(document: Any) -> bool:
 def validate(document: dict[str, Any], *, most_choices: int, is_strict: bool) -> tuple[CompletionRequest, int]:
     """The valid request, and how many unknown fields were ignored. PipelineError (400) when it breaks a rule."""
     unknown = _check_names(document, is_strict)
+    _check_prompt_count(document.get("prompt"), most_choices)
     try:
         request = CompletionRequest.model_validate(_without_nulls(document))
     except ValidationError as error:
@@ -106,9 +107,13 @@ def _without_nulls(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_names(document: Mapping[str, Any], is_strict: bool) -> int:
     """Refuses known fields that ask for something we cannot do; counts those that nobody knows."""
-    unknown = [name for name in document if name not in _FIELDS and not known_fields.is_known(name)]
+    unknown = []
     for name, value in document.items():
-        if name not in _FIELDS and name not in unknown and not known_fields.is_neutral(name, value, document):
+        if name in _FIELDS:
+            continue
+        if not known_fields.is_known(name):
+            unknown.append(name)
+        elif not known_fields.is_neutral(name, value, document):
             raise _unsupported(name)
     unknown += _check_stream_options(document.get("stream_options"))
     if unknown and is_strict:
@@ -144,12 +149,18 @@ def _check_together(request: CompletionRequest, most_choices: int) -> None:
         )
     choices = len(request.prompt) * request.n
     if choices > most_choices:
-        param = "n" if len(request.prompt) == 1 else "prompt"
-        raise _one_error(
-            ErrorCode.VALUE_OUT_OF_RANGE,
-            param,
-            f"This request asks for {choices} choices (prompts times n); at most {most_choices} are allowed.",
-        )
+        raise _too_many_choices("n" if len(request.prompt) == 1 else "prompt", choices, most_choices)
+
+
+def _check_prompt_count(prompt: Any, most_choices: int) -> None:
+    """Refuses a million prompts before each of them is looked at: that would hold up everybody else."""
+    if isinstance(prompt, list) and len(prompt) > most_choices and isinstance(prompt[0], (str, list)):
+        raise _too_many_choices("prompt", len(prompt), most_choices)
+
+
+def _too_many_choices(param: str, choices: int, most_choices: int) -> PipelineError:
+    message = f"This request asks for {choices} choices (prompts times n); at most {most_choices} are allowed."
+    return _one_error(ErrorCode.VALUE_OUT_OF_RANGE, param, message)
 
 
 def _one_error(code: ErrorCode, param: str, message: str) -> PipelineError:

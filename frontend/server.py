@@ -22,6 +22,10 @@ log = structlog.get_logger(__name__)
 
 _LAST_WRITES_S = 5  # for answers that were stopped at the end of the drain
 
+# Longer than load balancers keep idle connections (60 s is usual): whoever closes first must not be us, or a request
+# that is on its way meets a closed door.
+_KEEP_ALIVE_S = 75
+
 
 class DrainingServer(uvicorn.Server):
     """uvicorn stops accepting connections at the first signal, so that nobody could see readiness turn 503.
@@ -67,6 +71,7 @@ def build_server(settings: FrontendSettings, app: FastAPI) -> DrainingServer:
         access_log=False,
         server_header=False,
         ws="none",
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WRITES_S,
         backlog=2048,
     )

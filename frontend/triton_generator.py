@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 # codes, but with it 1,600 failing requests, 32 at a time, crashed Triton 2.51 (SIGSEGV) each time; without it, never.
 _READY_TIMEOUT_S = 3.0
 _STOP_TIMEOUT_S = 5.0
+_FINISH_TIMEOUT_S = 30.0
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -54,6 +55,7 @@ class TritonGenerator:
         self._model = model
         self._stops: list[str] = []
         self._delivery: asyncio.Task[None] | None = None
+        self._finishing: set[asyncio.Task[None]] = set()
 
     @functools.cached_property
     def _client(self) -> Any:
@@ -63,9 +65,11 @@ class TritonGenerator:
     async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
         """See Generator."""
         request = _request(self._model, parameters_to_arrays(parameters), parameters.request_id)
+        responses = self._client.stream_infer(_each([request]))
         try:
-            async for result, error in self._client.stream_infer(_each([request])):
+            async for result, error in responses:
                 if error is not None:
+                    self._let_finish(responses)
                     raise error
                 response = result.get_response()
                 if response.outputs:
@@ -73,6 +77,12 @@ class TritonGenerator:
                     yield text_chunk_from_raw(names, response.raw_output_contents)
         except _FAILURES as error:
             raise _pipeline_error(error, parameters.request_id) from error
+
+    def _let_finish(self, responses: AsyncIterator[Any]) -> None:
+        """Reads a failed call to its end in the background: letting go of it would cancel it, see Generator."""
+        task = asyncio.create_task(_read_to_end(responses))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
 
     async def stop(self, key: str) -> None:
         """See Generator. Keys that are stopped in the same moment share one stream."""
@@ -93,11 +103,11 @@ class TritonGenerator:
         keys, self._stops, self._delivery = self._stops, [], None
         requests = [_request(DECODE_MODEL, stop_arrays(key), key) for key in keys]
         try:
-            async for _, error in self._client.stream_infer(_each(requests)):
-                if error is not None:
-                    raise error
+            failures = [error async for _, error in self._client.stream_infer(_each(requests)) if error is not None]
         except _FAILURES as error:
             raise _pipeline_error(error, keys[0]) from error
+        if failures:
+            raise _pipeline_error(failures[0], keys[0])
 
     async def is_ready(self) -> bool:
         """See Generator."""
@@ -110,6 +120,18 @@ class TritonGenerator:
         """See Generator."""
         if "_client" in self.__dict__:
             await self._client.close()
+
+
+async def _read_to_end(responses: AsyncIterator[Any]) -> None:
+    try:
+        await asyncio.wait_for(_exhaust(responses), _FINISH_TIMEOUT_S)
+    except (asyncio.TimeoutError, *_FAILURES) as error:
+        log.info("failed_call_did_not_end_well", reason=type(error).__name__)
+
+
+async def _exhaust(responses: AsyncIterator[Any]) -> None:
+    async for _ in responses:
+        pass
 
 
 async def _each(requests: Sequence[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:

@@ -175,7 +175,7 @@ def serve(settings: StackSettings, console: Console) -> int:
         with stack.running():
             _print_banner(stack, settings, console)
             asked_to_stop.wait()
-            console.print("Stopping: requests in flight are finished first; press Ctrl-C again to end them now.")
+            console.print("Stopping: what is in flight finishes first. Ctrl-C again ends it now.")
     except (MissingError, StartError) as error:
         console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
         return 1

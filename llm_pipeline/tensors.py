@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from llm_pipeline.errors import ErrorCode, PipelineError
+from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.limits import INT32_MAX
 from llm_pipeline.messages import (
     CompletionParameters,
@@ -332,7 +332,7 @@ def token_chunk_from_arrays(read: TensorReader) -> TokenChunk:
         token_ids=tuple(_values(read, OUTPUT_IDS) or ()),
         text=None if text is None else _text_options(text),
         finish_reason=None if reason is None else FinishReason(reason),
-        error=None if error is None else PipelineError.from_wire(error),
+        error=None if error is None else PipelineError.from_wire(error) or internal_error(),
     )
 
 

@@ -10,6 +10,7 @@
     commands      the command lines
     plan          all of these together; plan_output shows it, plan_table writes docs/engine-plans.md
     convert       the first step's command; upstream is the only module that imports TensorRT-LLM
+    run           runs a plan's steps where TensorRT-LLM is; gpu_manifest writes down what came of it
 
 Not run: no machine with TensorRT-LLM was at hand. What is said about it comes from its sources, versions 1.0 to 1.2.
 """

@@ -23,9 +23,14 @@ class Step:
     argv: tuple[str, ...]
 
 
+def checkpoint_dir(engine_dir: Path) -> Path:
+    """Beside the engine: it is no part of it."""
+    return engine_dir.with_name(f"{engine_dir.name}.checkpoint")
+
+
 def make_steps(combination: Combination, model_dir: Path, engine_dir: Path, calibration: str) -> tuple[Step, ...]:
     """Checkpoint, engine, tokenizer."""
-    checkpoint = engine_dir.with_name(f"{engine_dir.name}.checkpoint")
+    checkpoint = checkpoint_dir(engine_dir)
     tokenizer = ("cp", str(model_dir / TOKENIZER_NAME), str(engine_dir / TOKENIZER_NAME))
     return (
         _checkpoint_step(combination, model_dir, checkpoint, calibration),

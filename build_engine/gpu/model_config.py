@@ -132,7 +132,7 @@ class _Fields:
         scaling: dict[str, Any] = self._values.get("rope_scaling") or {}
         if scaling.get("rope_type", scaling.get("type")) in _SCALED_ALREADY:
             return positions
-        original = scaling.get("original_max_position_embeddings", positions)
+        original: int = scaling.get("original_max_position_embeddings", positions)
         factor = float(scaling.get("factor", 1))
         return max(positions, math.ceil(original * factor))
 

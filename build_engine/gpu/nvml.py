@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -35,6 +37,10 @@ class Nvml(Protocol):
         """EngineRefusedError when the driver can't be asked."""
         ...
 
+    def driver_version(self) -> str:
+        """Such as 580.95.05; EngineRefusedError as above."""
+        ...
+
 
 @dataclass(frozen=True)
 class DetectedGpus:
@@ -46,17 +52,28 @@ class PynvmlNvml:
     """Through NVIDIA's own bindings, which are not installed by default."""
 
     def gpus(self) -> list[NvmlGpu]:
-        pynvml = _import_pynvml()
+        with _session() as pynvml:
+            return [_describe(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+
+    def driver_version(self) -> str:
+        with _session() as pynvml:
+            return _text(pynvml.nvmlSystemGetDriverVersion())
+
+
+@contextmanager
+def _session() -> Iterator[Any]:
+    """The bindings, between nvmlInit and nvmlShutdown."""
+    pynvml = _import_pynvml()
+    try:
+        pynvml.nvmlInit()
         try:
-            pynvml.nvmlInit()
-            try:
-                return [_describe(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
-            finally:
-                pynvml.nvmlShutdown()
-        except pynvml.NVMLError as error:
-            raise EngineRefusedError(
-                f"--target auto found no NVIDIA driver ({error}). Name a GPU with --target; `targets` lists them."
-            ) from error
+            yield pynvml
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise EngineRefusedError(
+            f"No NVIDIA driver answers ({error}). Name a GPU with --target; `targets` lists them."
+        ) from error
 
 
 def _import_pynvml() -> Any:
@@ -64,17 +81,21 @@ def _import_pynvml() -> Any:
         return importlib.import_module("pynvml")
     except ModuleNotFoundError as error:
         raise EngineRefusedError(
-            f"--target auto needs NVML's Python bindings: {INSTALL}. Or name a GPU; `targets` lists them."
+            f"Asking for this machine's GPU needs NVML's Python bindings: {INSTALL}. "
+            "Or name a GPU; `targets` lists them."
         ) from error
 
 
 def _describe(pynvml: Any, index: int) -> NvmlGpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    name = pynvml.nvmlDeviceGetName(handle)
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    text = name.decode() if isinstance(name, bytes) else str(name)  # bytes before nvidia-ml-py 11.525
-    return NvmlGpu(text, 10 * int(major) + int(minor), int(memory.total))
+    return NvmlGpu(_text(pynvml.nvmlDeviceGetName(handle)), 10 * int(major) + int(minor), int(memory.total))
+
+
+def _text(value: str | bytes) -> str:
+    """nvidia-ml-py gave bytes before 11.525."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def detect_gpu(nvml: Nvml) -> DetectedGpus:

@@ -80,12 +80,13 @@ def resolve(request: PlanRequest) -> Combination:
     precision = (
         PRECISIONS[request.precision] if request.precision else auto_precision(request.gpu.sm, request.model.dtype)
     )
+    kv = KV_PRECISIONS[request.kv_precision] if request.kv_precision else auto_kv_precision(precision, request.gpu.sm)
     combination = Combination(
         model=request.model,
         gpu=request.gpu,
         gpu_count=request.gpu_count,
         precision=precision,
-        kv=KV_PRECISIONS[request.kv_precision] if request.kv_precision else auto_kv_precision(precision),
+        kv=kv,
         tp=request.tp,
         pp=request.pp,
         limits=_limits(request),

@@ -184,11 +184,12 @@ def auto_precision(sm: int, model_dtype: str) -> Precision:
     return PRECISIONS["fp16" if model_dtype == FLOAT16 else "bf16"]
 
 
-def auto_kv_precision(precision: Precision) -> KvPrecision:
+def auto_kv_precision(precision: Precision, sm: int) -> KvPrecision:
     """FP8 where attention can compute in FP8, since paged attention with an FP8 cache needs it; else unquantised.
 
     Never INT8: build() switches paged context attention off with it, and with that prefix reuse and chunked prefill.
     """
     if precision.dtype == FLOAT32:
         return KV_FP32
-    return KV_PRECISIONS["fp8" if precision.has_fp8_attention else "fp16"]
+    wants_fp8 = precision.has_fp8_attention and KV_PRECISIONS["fp8"].runs_on(sm)
+    return KV_PRECISIONS["fp8" if wants_fp8 else "fp16"]

@@ -6,6 +6,7 @@ beside it, so that a first run on a GPU knows where to look.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from build_engine.gpu.precisions import AWQ_GROUP, KvPrecision, Precision
@@ -77,3 +78,7 @@ def upstream_versions() -> dict[str, str]:
     import tensorrt_llm
 
     return {"tensorrt_llm": str(tensorrt_llm.__version__), "tensorrt": str(tensorrt.__version__)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(upstream_versions()))

@@ -19,9 +19,12 @@ from frontend.request_record import RequestRecord, record_of
 from frontend.run import Choice, CompletionRun
 from frontend.schemas import CompletionRequest
 from frontend.services import Services
+from frontend.settings import FrontendSettings
 from frontend.translate import parameters_of
 from llm_pipeline.errors import ErrorCode, PipelineError
 
+# A body of megabytes takes tens of milliseconds to check: not on the event loop, where streams wait.
+_LARGE_BODY_BYTES = 128 * 1024
 _TIMEOUT_HEADER = "x-request-timeout-s"
 
 
@@ -65,12 +68,17 @@ async def _read(services: Services, request: Request, timeout_s: float) -> Compl
         body = await asyncio.wait_for(read_body(request, settings.max_body_bytes), timeout_s)
     except asyncio.TimeoutError:
         raise PipelineError(ErrorCode.DEADLINE_EXCEEDED, "The body did not arrive in time.") from None
-    completion, unknown = validate(
-        parse_object(body), most_choices=settings.most_choices, is_strict=settings.strict_fields
-    )
+    if len(body) > _LARGE_BODY_BYTES:
+        completion, unknown = await asyncio.to_thread(_parse, settings, body)
+    else:
+        completion, unknown = _parse(settings, body)
     if unknown:
         services.metrics.unknown_fields.inc(unknown)
     return completion
+
+
+def _parse(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, int]:
+    return validate(parse_object(body), most_choices=settings.most_choices, is_strict=settings.strict_fields)
 
 
 def _answer(

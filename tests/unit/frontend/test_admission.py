@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from conftest import MODEL, in_process, real_server, until
+from app_under_test import MODEL, in_process, real_server, until
 from fake_generator import FakeGenerator, chunks, forever
 
 from frontend.admission import Admission

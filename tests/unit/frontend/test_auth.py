@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
-from conftest import KEY, MODEL, Running, in_process, until
+from app_under_test import KEY, MODEL, Running, in_process, until
 
 from frontend.auth import ApiKey, KeyRing
 from frontend.settings import FrontendSettings

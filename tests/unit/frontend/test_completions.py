@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from conftest import MODEL, Running, in_process
+from app_under_test import MODEL, Running, in_process
 from fake_generator import PROMPT_TOKENS, FakeGenerator, chunks, forever
 
 from frontend.translate import choice_seed
@@ -176,3 +176,8 @@ async def test_aliases_answer_under_the_name_asked_for() -> None:
     async with in_process(model_aliases="small, gpt-small") as app:
         body = (await app.complete(model="gpt-small")).json()
     assert body["model"] == "gpt-small"
+
+
+async def test_long_prompts(running: Running) -> None:
+    await running.complete(prompt=[7] * 100_000)
+    assert running.generator.asked[0].token_ids == (7,) * 100_000

@@ -6,10 +6,11 @@ import asyncio
 import json
 
 import pytest
-from conftest import KEY, MODEL, Running, real_server, until
+from app_under_test import KEY, MODEL, Running, real_server, until
 from fake_generator import FakeGenerator, forever
 
-from frontend import run
+from frontend import answer, run
+from llm_pipeline.messages import TextChunk
 
 
 def head(length: int) -> bytes:
@@ -88,3 +89,21 @@ async def test_a_client_that_leaves_while_sending_its_body(served: Running) -> N
         return await served.metric('completions_requests_total{model="none",status="499"}') == 1
 
     await until(is_counted)
+
+
+async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its full buffers block our writing, so that the deadline cannot be told to it."""
+    monkeypatch.setattr(answer, "_WRITE_GRACE_S", 0.1)
+    endless = [TextChunk("x" * 100_000, number) for number in range(1, 200)]
+    async with real_server(FakeGenerator(lambda _: [*endless, asyncio.Event()]), request_timeout_s=0.3) as app:
+        host, port = app.client.base_url.host, app.client.base_url.port
+        _, writer = await asyncio.open_connection(host, port, limit=1024)
+        body = json.dumps({"model": MODEL, "prompt": "Hi", "stream": True}).encode()
+        writer.write(head(len(body)) + body)
+        await app.generator.until_stopped()
+
+        async def is_counted() -> bool:
+            return await app.metric('completions_requests_total{model="tiny",status="504"}') == 1
+
+        await until(is_counted)
+        writer.close()

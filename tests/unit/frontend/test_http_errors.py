@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import MODEL, Running, in_process
+from app_under_test import MODEL, Running, in_process
 from jsonschema import Draft202012Validator
 
 from frontend.errors import error_body

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from conftest import KEY, MODEL, Running, in_process
+from app_under_test import KEY, MODEL, Running, in_process
 from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs

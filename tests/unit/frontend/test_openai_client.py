@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
-from conftest import KEY, MODEL, Running, real_server
+from app_under_test import KEY, MODEL, Running, real_server
 from fake_generator import FakeGenerator, chunks
 
 from llm_pipeline.errors import ErrorCode, PipelineError

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import orjson
-from conftest import MODEL, in_process
+from app_under_test import MODEL, in_process
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

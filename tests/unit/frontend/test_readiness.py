@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from conftest import Running, in_process, until
+from app_under_test import Running, in_process, until
 from fake_generator import FakeGenerator
 
 from frontend.readiness import Readiness

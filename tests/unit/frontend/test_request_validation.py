@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -266,3 +268,22 @@ def test_refusals_hold_no_prompt() -> None:
     assert secret not in caught.value.message
     assert caught.value.__suppress_context__ or shown is None
     assert sys.exc_info() == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {f"field-{number}": 1 for number in range(200_000)},
+        {"prompt": [[1]] * 300_000},
+        {"prompt": [1] * 500_000},
+        {"stop": ["x"] * 300_000},
+    ],
+    ids=["many names", "many prompts", "many ids", "many stops"],
+)
+def test_no_body_takes_long(fields: dict[str, Any]) -> None:
+    """Nothing grows with the square of the body. The bound is generous: machines are busy."""
+    body = {**REQUIRED, **fields}
+    started_s = time.process_time()
+    with contextlib.suppress(PipelineError):
+        validate(body, most_choices=8, is_strict=False)
+    assert time.process_time() - started_s < 1

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import httpx
-from conftest import MODEL, Running, in_process, real_server
+from app_under_test import MODEL, Running, in_process, real_server
 from fake_generator import FakeGenerator, chunks, forever
 
 from llm_pipeline.errors import ErrorCode, PipelineError

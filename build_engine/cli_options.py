@@ -1,0 +1,36 @@
+"""Options that several commands share. None stands for the default that the help names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from build_engine.gpu.plan import DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_NUM_TOKENS, DEFAULT_MAX_SEQ_LEN
+from build_engine.gpu.precisions import KvPrecisionName
+
+GPU_PANEL = "Engines for GPUs"
+
+
+def _gpu_option(help_text: str, *names: str, least: int | None = None) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(*names, help=help_text, min=least, rich_help_panel=GPU_PANEL)
+    return option
+
+
+EngineDir = Annotated[Path, typer.Argument(help="The engine directory.", metavar="DIR")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+KvPrecision = Annotated[KvPrecisionName, _gpu_option("fp16: 16 bits, in the data type of the model.")]
+Tp = Annotated[int, _gpu_option("GPUs that share each layer.", least=1)]
+Pp = Annotated[int, _gpu_option("Groups of GPUs that share out the layers.", least=1)]
+MaxBatch = Annotated[
+    int | None, _gpu_option(f"Requests at once. [default: what fits, at most {DEFAULT_MAX_BATCH_SIZE}]", least=1)
+]
+MaxSeqLen = Annotated[
+    int | None,
+    _gpu_option(f"Tokens of prompt and completion. [default: the model's, at most {DEFAULT_MAX_SEQ_LEN}]", least=1),
+]
+MaxTokens = Annotated[int | None, _gpu_option(f"Tokens of a step. [default: {DEFAULT_MAX_NUM_TOKENS}]", least=1)]
+Calibration = Annotated[str, _gpu_option("A dataset directory or hub name, for precisions that need one.")]
+TrtllmVersion = Annotated[str, _gpu_option("The version that builds and serves.", "--tensorrt-llm")]
+Root = Annotated[Path, _gpu_option("The folder of all engines.")]

@@ -1,0 +1,182 @@
+"""Runs a plan's steps where TensorRT-LLM is, and publishes the engine whole or not at all. Not run on TensorRT-LLM.
+
+    <engine>.checkpoint  of the first step; kept until the engine is there, so that a build goes on after a failure
+    <engine>.log         everything that the steps print, as they print it; kept
+
+Both are siblings of the engine's directory, which appears under `engine_dir`'s rules.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from build_engine.build import BuildResult
+from build_engine.engine_dir import build_lock, new_engine
+from build_engine.errors import BuildEngineError, EngineRefusedError
+from build_engine.gpu.commands import PYTHON, Step, checkpoint_dir
+from build_engine.gpu.gpu_manifest import BuildMachine, hash_model, make_manifest
+from build_engine.gpu.nvml import Nvml
+from build_engine.gpu.plan import Plan
+from build_engine.progress import BuildProgress
+from build_engine.verify import file_problems
+from llm_pipeline.engine_manifest import EngineManifest, ManifestError, SourceModel
+
+BUILDER = "trtllm-build"
+_DONE_NAME = "done.json"  # in a checkpoint that is complete: the model and the command that made it
+_TAIL_LINES = 8
+
+
+def can_build() -> bool:
+    """Whether this machine has TensorRT-LLM; nothing is imported."""
+    return shutil.which(BUILDER) is not None and importlib.util.find_spec("tensorrt_llm") is not None
+
+
+def inspect_machine(plan: Plan, nvml: Nvml) -> BuildMachine:
+    """What an engine built here is bound to. EngineRefusedError when that is not what was planned for."""
+    gpus, wanted = nvml.gpus(), plan.combination
+    fitting = [gpu for gpu in gpus if gpu.sm == wanted.gpu.sm]
+    if not fitting:
+        found = ", ".join(f"{gpu.name} (SM {gpu.sm})" for gpu in gpus) or "none"
+        raise EngineRefusedError(
+            f"An engine for {wanted.gpu.name} is built on an SM {wanted.gpu.sm} GPU, this machine has {found}."
+        )
+    versions = _upstream_versions()
+    if versions["tensorrt_llm"] != wanted.trtllm_version:
+        raise EngineRefusedError(
+            f"The plan is for TensorRT-LLM {wanted.trtllm_version}, this machine has {versions['tensorrt_llm']}. "
+            f"Choose --tensorrt-llm {versions['tensorrt_llm']}."
+        )
+    return BuildMachine(fitting[0].name, fitting[0].sm, nvml.driver_version(), versions)
+
+
+def _upstream_versions() -> dict[str, str]:
+    """In a process of its own: importing TensorRT-LLM starts MPI."""
+    command = [sys.executable, "-m", "build_engine.gpu.upstream"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildEngineError(f"TensorRT-LLM can't be imported here.\n{done.stderr.strip()[-500:]}")
+    versions: dict[str, str] = json.loads(done.stdout.splitlines()[-1])  # upstream prints a banner of its own
+    return versions
+
+
+def run_plan(
+    plan: Plan, model_dir: Path, machine: BuildMachine, progress: BuildProgress, force: bool = False
+) -> BuildResult:
+    """Build the engine of an accepted plan, or find that a good one is there. BuildEngineError with a step's last words."""
+    if plan.engine_dir is None:
+        raise EngineRefusedError(" ".join(plan.refusals))
+    engine_dir = plan.engine_dir.absolute()
+
+    def tell_waiting() -> None:
+        progress.note(f"Another build of {engine_dir.name} is running; waiting for it.")
+
+    with progress.step(f"hash {model_dir.name}"):
+        source = hash_model(model_dir, plan.combination.model)
+    with build_lock(engine_dir, tell_waiting) as lock:
+        existing = None if force else _existing(engine_dir, source)
+        if existing:
+            return BuildResult(engine_dir, existing, reused=True)
+        steps = _Steps(engine_dir.with_name(f"{engine_dir.name}.log"), lock, progress)
+        checkpoint, *others = plan.steps
+        _make_checkpoint(checkpoint, checkpoint_dir(engine_dir), source, steps)
+        with new_engine(engine_dir) as building:
+            for step in others:
+                steps.run(step.name, _into(step.argv, plan.engine_dir, building))
+            manifest = make_manifest(plan, model_dir, building, source, machine)
+            manifest.save(building)
+        shutil.rmtree(checkpoint_dir(engine_dir))
+    return BuildResult(engine_dir, manifest, reused=False)
+
+
+def _existing(engine_dir: Path, source: SourceModel) -> EngineManifest | None:
+    """A good engine of the same weights. The directory's name stands for the rest of what decides an engine."""
+    try:
+        manifest = EngineManifest.load(engine_dir)
+    except ManifestError:
+        return None
+    if manifest.source != source:
+        raise EngineRefusedError(
+            f"{engine_dir} holds an engine of other weights with the same name and configuration. "
+            "Give this model a --name of its own, or replace the engine with --force."
+        )
+    return None if file_problems(engine_dir, manifest) else manifest
+
+
+def _make_checkpoint(step: Step, checkpoint: Path, source: SourceModel, steps: _Steps) -> None:
+    """Skipped when an earlier build has finished it with the same command for the same weights."""
+    done = checkpoint / _DONE_NAME
+    recipe = json.dumps([source.sha256, step.argv])
+    with suppress(FileNotFoundError):
+        if done.read_text(encoding="utf-8") == recipe:
+            return steps.skip(step.name)
+        shutil.rmtree(checkpoint)
+    shutil.rmtree(checkpoint, ignore_errors=True)  # half written: there is no done.json
+    steps.run(step.name, step.argv)
+    done.write_text(recipe, encoding="utf-8")
+    return None
+
+
+class _Steps:
+    """Runs commands, one after the other, into one log."""
+
+    def __init__(self, log: Path, lock: int, progress: BuildProgress) -> None:
+        self._log = log
+        self._lock = lock  # stays open in the commands, so that it is held as long as they run
+        self._progress = progress
+
+    def skip(self, name: str) -> None:
+        self._progress.note(f"{name}: done by an earlier build.")
+
+    def run(self, name: str, argv: Sequence[str]) -> None:
+        command = [sys.executable if argv[0] == PYTHON else argv[0], *argv[1:]]
+        with self._progress.step(f"{name} (log: {self._log.name})"):
+            status, tail = self._run_logged(command)
+        if status != 0:
+            ending = f"was ended by signal {-status}" if status < 0 else f"failed (status {status})"
+            raise BuildEngineError(f"Step {name} {ending}. The whole log: {self._log}\n" + "".join(tail).rstrip())
+
+    def _run_logged(self, command: Sequence[str]) -> tuple[int, deque[str]]:
+        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        with (
+            self._log.open("a", encoding="utf-8") as log,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                pass_fds=[self._lock],
+            ) as process,
+        ):
+            assert process.stdout
+            try:
+                for line in process.stdout:
+                    tail.append(line)
+                    log.write(line)
+                    log.flush()
+            except BaseException:
+                process.kill()
+                raise
+        return process.returncode, tail
+
+
+def _into(argv: Sequence[str], planned: Path, building: Path) -> list[str]:
+    """The command with the engine's directory, and files in it, in the directory that is being built."""
+    inside = f"{planned}/"
+    return [
+        str(building)
+        if part == str(planned)
+        else part.replace(inside, f"{building}/", 1)
+        if part.startswith(inside)
+        else part
+        for part in argv
+    ]

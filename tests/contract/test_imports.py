@@ -1,0 +1,108 @@
+"""Imports point one way, and what is heavy or platform-bound is imported in one place."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("llm_pipeline", "frontend", "build_engine", "launcher")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+MODEL_FILES = sorted((ROOT / "model_repository").glob("*/1/model.py"))
+
+MAY_IMPORT = {
+    "llm_pipeline": {"llm_pipeline"},
+    "frontend": {"frontend", "llm_pipeline"},
+    "build_engine": {"build_engine", "llm_pipeline"},
+    "launcher": set(PACKAGES),  # it starts all of them
+}
+
+# Outside library -> the modules that may import it, inside functions too.
+IMPORTED_BY = {
+    "tokenizers": {
+        "llm_pipeline/tokenizer.py",
+        "build_engine/gguf_tokenizer.py",
+        "build_engine/pre_tokenizers.py",
+        "build_engine/verify.py",
+    },
+    "openvino": {"llm_pipeline/executors/cpu_engine/paged_model.py", "build_engine/openvino_greedy.py"},
+    "openvino_genai": {"build_engine/openvino_compiler.py"},
+    "gguf": {"build_engine/source.py"},
+    "tritonclient": {"frontend/triton_generator.py"},
+    "grpc": {"frontend/triton_generator.py"},
+    "triton_python_backend_utils": {"llm_pipeline/python_backend.py"},
+    "llm_pipeline.python_backend": set(),  # for the model.py files alone: it exists only inside Triton
+    "psutil": {"launcher/checks.py", "launcher/stub_watch.py"},
+    "httpx": {"launcher/stack.py"},
+    "tensorrt_llm": {"llm_pipeline/executors/tensorrt_llm.py", "build_engine/gpu/upstream.py"},
+    "torch": set(),
+    "transformers": set(),
+    "pytriton": set(),
+}
+
+# Everybody else gets a settings object. The launcher hands the environment on to its children.
+READ_ENVIRONMENT = {"launcher/stack.py", "launcher/triton_server.py"}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all that a file imports, wherever in it: both `a` and `a.b` for `from a import b`."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def is_within(imported: str, library: str) -> bool:
+    return imported == library or imported.startswith(f"{library}.")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_at_llm_pipeline(package: str) -> None:
+    for path in MODULES:
+        if path.relative_to(ROOT).parts[0] == package:
+            ours = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
+            assert ours <= MAY_IMPORT[package], name_of(path)
+
+
+@pytest.mark.parametrize("library", IMPORTED_BY)
+def test_a_library_is_imported_where_the_code_says(library: str) -> None:
+    found = {name_of(path) for path in MODULES if any(is_within(name, library) for name in imports(path))}
+    assert found <= IMPORTED_BY[library]
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=name_of)
+def test_a_models_glue_imports_only_the_pipeline_and_the_standard_library(path: Path) -> None:
+    outside = {name.split(".")[0] for name in imports(path)} - {"llm_pipeline", "functools", "uuid"}
+    assert outside == set()
+
+
+@pytest.mark.parametrize("stage", ["preprocess", "decode", "postprocess"])
+def test_a_stage_knows_nothing_of_triton_and_its_tensors(stage: str) -> None:
+    names = imports(ROOT / "llm_pipeline" / "stages" / f"{stage}.py")
+    assert not any(is_within(name, "llm_pipeline.tensors") or "triton" in name or "numpy" in name for name in names)
+
+
+def test_nobody_reads_the_environment_but_settings_and_the_launcher() -> None:
+    readers = set()
+    for path in MODULES + MODEL_FILES:
+        for node in ast.walk(tree(path)):
+            is_attribute = isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv", "environb"}
+            if is_attribute or (isinstance(node, ast.ImportFrom) and node.module == "os"):
+                readers.add(name_of(path))
+    assert readers <= READ_ENVIRONMENT

@@ -1,0 +1,180 @@
+"""The estimate against published figures (5 %), by hand, and its properties."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plan_requests import MODELS, plan_for, plan_requests, request_for
+from published_figures import (
+    BF16_ENGINE_WEIGHTS,
+    FP8_WEIGHTS,
+    KV_GIB_OF_128000_FP16_TOKENS,
+    NON_EMBEDDING_PARAMETERS,
+    PARAMETERS,
+    Figure,
+)
+
+from build_engine.gpu.memory import GIB, estimate_memory, kv_pool_bytes
+from build_engine.gpu.model_config import ModelConfig, parse_model_config
+from build_engine.gpu.parameters import count_parameters, vocabulary_elements
+from build_engine.gpu.plan import PlanRequest, resolve
+
+WITHIN_5_PERCENT = 0.05
+
+
+def check(figure: Figure, estimate: float) -> None:
+    assert estimate == pytest.approx(figure.published, rel=WITHIN_5_PERCENT), figure.source
+
+
+def llama_7b() -> ModelConfig:
+    """Without grouped heads: as many for keys and values as for queries."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "torch_dtype": "float16",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 4096,
+        "vocab_size": 32000,
+    }
+    return parse_model_config(config, "llama-7b")
+
+
+@pytest.mark.parametrize("figure", PARAMETERS, ids=lambda figure: figure.model)
+def test_parameters_are_as_published(figure: Figure) -> None:
+    check(figure, count_parameters(MODELS[figure.model]))
+
+
+@pytest.mark.parametrize("figure", NON_EMBEDDING_PARAMETERS, ids=lambda figure: figure.model)
+def test_parameters_without_embeddings_are_as_published(figure: Figure) -> None:
+    model = MODELS[figure.model]
+    check(figure, count_parameters(model) - 2 * vocabulary_elements(model))
+
+
+@pytest.mark.parametrize("figure", KV_GIB_OF_128000_FP16_TOKENS, ids=lambda figure: figure.model)
+def test_the_kv_cache_is_as_published(figure: Figure) -> None:
+    memory = plan_for(figure.model, precision="bf16").memory
+    check(figure, 128_000 * memory.kv_cache_bytes_per_token / GIB)
+
+
+@pytest.mark.parametrize("figure", FP8_WEIGHTS, ids=lambda figure: figure.model)
+def test_fp8_weights_are_as_published(figure: Figure) -> None:
+    check(figure, plan_for(figure.model, precision="fp8").memory.weights_bytes)
+
+
+@pytest.mark.parametrize("figure", BF16_ENGINE_WEIGHTS, ids=lambda figure: figure.model)
+def test_engine_weights_are_as_a_build_log_has_them(figure: Figure) -> None:
+    assert plan_for(figure.model, precision="bf16").memory.weights_bytes == figure.published
+
+
+def test_the_kv_pool_is_the_one_in_upstreams_log() -> None:
+    """memory.md: of 70.48 GiB free, 63.43 become 4060 blocks of 64 tokens, 256 KiB for each token."""
+    per_token = plan_for(llama_7b(), kv_precision="fp8").memory.kv_cache_bytes_per_token
+    assert per_token == 256 * 1024
+    pool = kv_pool_bytes(int(70.48 * GIB))
+    assert pool / GIB == pytest.approx(63.43, abs=0.005)
+    blocks = pool // (64 * per_token)
+    assert (blocks, blocks * 64) == (pytest.approx(4060, abs=1), pytest.approx(259_840, abs=64))
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "pp", "expected"),
+    [
+        ("llama-3.1-8b", 1, 1, 2 * 32 * 8 * 128 * 2),
+        ("llama-3.1-8b", 4, 1, 2 * 32 * 2 * 128 * 2),
+        ("llama-3.1-8b", 16, 1, 2 * 32 * 1 * 128 * 2),
+        ("llama-3.1-8b", 2, 4, 2 * 8 * 4 * 128 * 2),
+        ("qwen3-32b", 1, 1, 2 * 64 * 8 * 128 * 2),
+        ("smollm2-135m", 1, 1, 2 * 30 * 3 * 64 * 2),
+    ],
+    ids=["whole", "tp", "heads-copied", "tp-pp", "head-dim", "small"],
+)
+def test_kv_bytes_of_a_token_on_one_gpu(model: str, tp: int, pp: int, expected: int) -> None:
+    assert plan_for(model, precision="bf16", tp=tp, pp=pp).memory.kv_cache_bytes_per_token == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "bits"),
+    [
+        ("fp32", "h200", 32),
+        ("bf16", "h200", 16),
+        ("fp8", "h200", 8),
+        ("int8-wo", "h200", 8),
+        ("nvfp4", "b200", 4.5),
+        ("int4-awq", "h200", 4.125),
+        ("w4a8-awq", "h200", 4.125),
+        ("int4-wo", "h200", 4),
+    ],
+)
+def test_linear_weights_have_the_bits_of_their_format(precision: str, target: str, bits: float) -> None:
+    """What is left of Llama 3.1 8B without its two tables, which stay at 16 bits, or 32 in fp32."""
+    model = MODELS["llama-3.1-8b"]
+    plan = plan_for(model, target, precision=precision)
+    tables = 2 * vocabulary_elements(model)
+    linear = plan.memory.weights_bytes - tables * plan.combination.dtype_bytes
+    assert 8 * linear / (count_parameters(model) - tables) == pytest.approx(bits, rel=0.005)
+
+
+def test_tied_embeddings_are_held_once_and_twice_over_two_stages() -> None:
+    model = MODELS["smollm2-135m"]
+    table = 2 * vocabulary_elements(model)
+    whole = plan_for(model, precision="bf16").memory.weights_bytes
+    staged = plan_for(model, precision="bf16", pp=2).memory.weights_bytes
+    assert whole == 2 * count_parameters(model)
+    assert staged == pytest.approx(table + (whole - table) / 2, rel=0.001)
+
+
+def test_two_gpus_hold_half_the_weights_each() -> None:
+    one, two = (plan_for("llama-3.1-70b", "b300", precision="bf16", tp=tp).memory.weights_bytes for tp in (1, 2))
+    assert two == pytest.approx(one / 2, rel=0.001)
+
+
+@given(plan_requests(), st.integers(1, 64), st.integers(1, 5000))
+@settings(max_examples=150, deadline=None)
+def test_more_requests_or_longer_ones_never_take_less(request: PlanRequest, requests: int, tokens: int) -> None:
+    start = resolve(replace(request, max_batch_size=request.max_batch_size or 1))
+    limits = start.limits
+    memory = estimate_memory(start)
+    for grown in (
+        replace(limits, max_batch_size=limits.max_batch_size + requests),
+        replace(limits, max_seq_len=limits.max_seq_len + tokens),
+        replace(limits, max_num_tokens=limits.max_num_tokens + tokens),
+    ):
+        larger = estimate_memory(replace(start, limits=grown))
+        assert larger.total_bytes >= memory.total_bytes
+        assert larger.kv_cache_bytes >= memory.kv_cache_bytes
+        assert larger.kv_pool_bytes <= memory.kv_pool_bytes
+    longer = estimate_memory(replace(start, limits=replace(limits, max_seq_len=limits.max_seq_len + tokens)))
+    assert longer.largest_batch_that_fits <= memory.largest_batch_that_fits
+
+
+@given(plan_requests())
+@settings(max_examples=150, deadline=None)
+def test_the_largest_batch_fits_and_one_more_does_not(request: PlanRequest) -> None:
+    start = resolve(request)
+    largest = estimate_memory(start).largest_batch_that_fits
+
+    def fits(batch: int) -> bool:
+        return estimate_memory(replace(start, limits=replace(start.limits, max_batch_size=batch))).fits
+
+    assert largest == 0 or fits(largest)
+    assert not fits(largest + 1)
+
+
+@given(plan_requests())
+@settings(max_examples=100, deadline=None)
+def test_the_total_is_the_sum_of_its_parts(request: PlanRequest) -> None:
+    memory = estimate_memory(resolve(request))
+    parts = (memory.weights_bytes, memory.kv_cache_bytes, memory.activation_bytes, memory.workspace_bytes)
+    assert memory.total_bytes == sum(parts)
+    assert not memory.fits or memory.total_bytes <= memory.gpu_bytes
+
+
+def test_a_batch_that_was_not_asked_for_is_what_fits() -> None:
+    small = resolve(request_for("llama-3.1-8b", "a30"))
+    assert small.limits.max_batch_size == estimate_memory(small).largest_batch_that_fits < 64
+    assert resolve(request_for("llama-3.1-8b", "h200")).limits.max_batch_size == 64

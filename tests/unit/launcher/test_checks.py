@@ -1,0 +1,153 @@
+"""Checks before a start: each finding names what is wrong and how to mend it, and all are told at once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from launcher import checks
+from launcher.checks import MissingError, check_all
+from launcher.settings import StackSettings
+
+MIB = 2**20
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StackSettings:
+    """Settings of a stack that could start, on ports that nobody uses."""
+    for name in StackSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    names = ("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port")
+    ports: dict[str, Any] = dict(zip(names, free_ports(4), strict=True))
+    set_memory(monkeypatch, mib=16_000)
+    return StackSettings(run_dir=tmp_path, **ports)
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def set_memory(monkeypatch: pytest.MonkeyPatch, *, mib: int) -> None:
+    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=mib * MIB))
+
+
+def findings(settings: StackSettings, **changed: Any) -> str:
+    with pytest.raises(MissingError) as caught:
+        check_all(settings.model_copy(update=changed))
+    return str(caught.value)
+
+
+def test_a_machine_that_has_everything_passes(settings: StackSettings) -> None:
+    check_all(settings)
+
+
+@pytest.mark.parametrize("name", ["PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT"])
+def test_a_busy_port_is_named_with_the_setting_that_changes_it(
+    settings: StackSettings, busy_port: int, name: str
+) -> None:
+    said = findings(settings, **{name.lower(): busy_port})
+    assert f"Port {busy_port} ({name}) is in use" in said
+    assert f"`make serve {name}=...`" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may listen on every port")
+def test_a_privileged_port_is_not_called_busy(settings: StackSettings) -> None:
+    assert "needs privileges" in findings(settings, port=1)
+
+
+def test_two_equal_ports_are_told_with_all_four(settings: StackSettings) -> None:
+    said = findings(settings, triton_http_port=settings.port)
+    assert "Two of the ports are the same" in said
+    assert f"PORT={settings.port}, TRITON_HTTP_PORT={settings.port}" in said
+
+
+def test_all_findings_are_told_at_once(
+    settings: StackSettings, busy_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_memory(monkeypatch, mib=100)
+    said = findings(settings, port=busy_port)
+    assert len(said.splitlines()) == 2
+
+
+def test_a_python_without_its_shared_library_is_told_how_to_get_one(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "libpython", lambda: None)
+    said = findings(settings)
+    assert "libpython" in said
+    assert "make serve PYTHON=" in said
+
+
+@pytest.mark.parametrize(
+    ("executor", "kv_cache_gib", "available_mib", "is_enough"),
+    [
+        ("cpu", 1.0, 3072, True),
+        ("cpu", 1.0, 3000, False),
+        ("cpu", 0.5, 3000, True),
+        ("cpu", 8.0, 10_000, False),
+        ("cpu", 8.0, 10_300, True),
+        ("scripted", 1.0, 600, True),
+        ("scripted", 8.0, 600, True),
+        ("scripted", 1.0, 400, False),
+    ],
+)
+def test_memory_is_needed_for_the_executor_and_its_cache(
+    settings: StackSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    executor: str,
+    kv_cache_gib: float,
+    available_mib: int,
+    is_enough: bool,
+) -> None:
+    """The message proposes a smaller CPU_KV_CACHE_GIB, so that must help."""
+    set_memory(monkeypatch, mib=available_mib)
+    settings = settings.model_copy(update={"executor": executor, "cpu_kv_cache_gib": kv_cache_gib})
+    if is_enough:
+        check_all(settings)
+    else:
+        assert f"{available_mib} MiB of memory are free" in findings(settings)
+
+
+def test_too_little_shared_memory_is_told(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * MIB))
+    assert "/dev/shm has 10 MiB free" in findings(settings)
+
+
+def test_missing_shared_memory_is_told(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(checks, "_SHARED_MEMORY", tmp_path / "nothing")
+    assert "/dev/shm is missing" in findings(settings)
+
+
+def test_another_processor_is_told(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert "not for linux on aarch64" in findings(settings)
+
+
+@pytest.mark.parametrize(("version", "is_fine"), [("2.34", False), ("2.35", True), ("2.39", True), ("3.0", True)])
+def test_an_old_glibc_is_told(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, version: str, is_fine: bool
+) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", version))
+    if is_fine:
+        check_all(settings)
+    else:
+        assert f"this system has {version}" in findings(settings)

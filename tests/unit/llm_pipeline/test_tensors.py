@@ -1,0 +1,267 @@
+"""Messages survive their way through arrays, and arrays that are no message are refused by the tensor's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_requests import make_request
+from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
+
+from llm_pipeline import tensors
+from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.limits import INT32_MAX, INT64_MAX, INT64_MIN
+from llm_pipeline.messages import (
+    CompletionParameters,
+    FinishReason,
+    GenerationRequest,
+    Sampling,
+    TextChunk,
+    TextOptions,
+    TokenChunk,
+)
+from llm_pipeline.tensors import Array, TensorReader, TensorSpec
+
+NamedArrays = Sequence[tuple[TensorSpec, Array]]
+
+keys = st.text(min_size=1, max_size=40)
+token_ids = st.lists(st.integers(0, INT32_MAX), max_size=20).map(tuple)
+reals = st.floats(0, 2, width=32)  # what FP32 holds
+flags = st.booleans()
+counts = st.integers(1, INT32_MAX)
+stops = st.lists(st.text(min_size=1), max_size=16).map(tuple)
+text_options = st.builds(
+    TextOptions,
+    stop=stops,
+    include_stop_str_in_output=flags,
+    skip_special_tokens=flags,
+    return_token_ids=flags,
+    stream=flags,
+    max_tokens=counts,
+    prompt_tokens=counts,
+    context_ids=token_ids,
+    is_text_start=flags,
+)
+samplings = st.builds(
+    Sampling,
+    is_greedy=st.just(False),
+    temperature=reals,
+    top_k=st.sampled_from([0, 2, 40, INT32_MAX]),
+    top_p=reals,
+    min_p=reals,
+    seed=st.integers(0, 2**64 - 1),
+)
+
+
+def reader(arrays: NamedArrays) -> TensorReader:
+    return {spec.name: values for spec, values in arrays}.get
+
+
+def through_triton(arrays: NamedArrays) -> tuple[list[str], list[bytes]]:
+    """Names and raw contents as Triton's gRPC response has them."""
+    names = [spec.name for spec, _ in arrays]
+    raw = [
+        serialize_byte_tensor(values).item() if spec.dtype == "BYTES" else values.tobytes() for spec, values in arrays
+    ]
+    return names, raw
+
+
+def parameters_of(arrays: NamedArrays) -> CompletionParameters:
+    return tensors.parameters_from_arrays(reader(arrays), request_id="id", new_key="new key")
+
+
+# --- Round trips -----------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.builds(
+        CompletionParameters,
+        request_key=keys,
+        request_id=st.just("id"),
+        text=st.none() | st.text(),
+        token_ids=st.none() | token_ids.filter(len),
+        max_tokens=st.none() | counts,
+        temperature=st.none() | reals,
+        top_p=st.none() | reals,
+        top_k=st.none() | st.integers(-1, INT32_MAX),
+        min_p=st.none() | reals,
+        seed=st.none() | st.integers(0, INT64_MAX),
+        stop=stops,
+        include_stop_str_in_output=flags,
+        skip_special_tokens=flags,
+        return_token_ids=flags,
+        stream=flags,
+    )
+)
+def test_parameters_survive(parameters: CompletionParameters) -> None:
+    assert parameters_of(tensors.parameters_to_arrays(parameters)) == parameters
+
+
+@given(
+    st.builds(
+        GenerationRequest,
+        key=keys,
+        prompt_ids=token_ids.filter(len),
+        max_tokens=counts,
+        sampling=samplings,
+        end_ids=st.just((2, 3)),
+        text=text_options,
+    )
+)
+def test_a_request_survives(request: GenerationRequest) -> None:
+    assert tensors.request_from_arrays(reader(tensors.request_to_arrays(request)), (2, 3)) == request
+
+
+def test_a_greedy_request_stays_greedy() -> None:
+    """As top_k 1, whatever top_k was asked for: the other values have no effect then."""
+    request = make_request(sampling=Sampling(is_greedy=True, top_k=40))
+    arrived = tensors.request_from_arrays(reader(tensors.request_to_arrays(request)), ())
+    assert arrived.sampling.is_greedy
+
+
+@given(keys, st.integers(0, 10**6), token_ids, st.none() | text_options, st.none() | st.sampled_from(FinishReason))
+def test_a_token_chunk_survives(
+    key: str, index: int, ids: tuple[int, ...], text: TextOptions | None, reason: FinishReason | None
+) -> None:
+    chunk = TokenChunk(key, index, ids, text, reason)
+    assert tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk))) == chunk
+
+
+@given(st.sampled_from(ErrorCode), st.text(), st.none() | st.sampled_from(["prompt", "max_tokens"]))
+def test_a_token_chunks_error_survives(code: ErrorCode, message: str, param: str | None) -> None:
+    chunk = TokenChunk("key", 0, (), error=PipelineError(code, message, param=param))
+    arrived = tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk)))
+    assert arrived.is_final
+    assert arrived.error is not None
+    assert (arrived.error.code, arrived.error.message, arrived.error.param) == (code, message, param)
+
+
+def test_an_error_that_can_not_be_read_back_still_ends_the_request() -> None:
+    chunk = TokenChunk("key", 0, (), error=PipelineError(ErrorCode.INVALID_TYPE, "wrong", param="not a name!"))
+    arrived = tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk)))
+    assert arrived.error is not None
+    assert arrived.error.message == internal_error().message
+
+
+@given(
+    st.builds(
+        TextChunk,
+        text=st.text(),
+        completion_tokens=st.integers(0, INT32_MAX),
+        token_ids=st.none() | token_ids,
+        prompt_tokens=st.none() | counts,
+        finish_reason=st.none() | st.sampled_from(FinishReason),
+    )
+)
+def test_a_text_chunk_survives_tritons_raw_form(chunk: TextChunk) -> None:
+    assert tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(chunk))) == chunk
+
+
+def test_text_is_not_touched_on_its_way() -> None:
+    for text in (" leading space", "", "\x00\n", "日本語 😀 \ufffd", "x" * 100_000):
+        assert tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(TextChunk(text, 1)))).text == text
+
+
+def test_a_stop_message_names_its_request() -> None:
+    read = reader(tensors.stop_arrays("the key"))
+    assert tensors.is_stop_message(read)
+    assert tensors.read_key(read) == "the key"
+    assert not tensors.is_stop_message(reader(tensors.request_to_arrays(make_request())))
+
+
+# --- What is sent and what is understood -----------------------------------------------------------------------------
+
+LEAST = CompletionParameters(request_key="key", request_id="id", text="hello")
+
+
+def test_what_the_client_left_out_is_not_sent() -> None:
+    names = {spec.name for spec, _ in tensors.parameters_to_arrays(LEAST)}
+    assert names == {
+        *("text_input", "request_key", "stream"),
+        *("include_stop_str_in_output", "skip_special_tokens", "return_token_ids"),
+    }
+
+
+def test_only_a_prompt_has_to_be_sent() -> None:
+    parameters = parameters_of([(tensors.TEXT_INPUT, tensors.array(tensors.TEXT_INPUT, "hello"))])
+    assert parameters == CompletionParameters(request_key="new key", request_id="id", text="hello")
+
+
+@pytest.mark.parametrize(("sent", "arrives"), [(-1, 2**64 - 1), (INT64_MIN, 2**63), (INT64_MAX, INT64_MAX), (0, 0)])
+def test_a_seed_travels_with_all_its_bits(sent: int, arrives: int) -> None:
+    parameters = CompletionParameters("key", "id", text="x", seed=sent)
+    assert parameters_of(tensors.parameters_to_arrays(parameters)).seed == arrives
+
+
+def test_a_top_k_beyond_int32_means_the_same_as_the_largest() -> None:
+    parameters = CompletionParameters("key", "id", text="x", top_k=INT64_MAX)
+    assert parameters_of(tensors.parameters_to_arrays(parameters)).top_k == INT32_MAX
+
+
+def test_one_empty_stop_word_is_the_padding_of_nvidias_clients() -> None:
+    parameters = parameters_of([(tensors.STOP_WORDS, tensors.array(tensors.STOP_WORDS, [""]))])
+    assert parameters.stop == ()
+
+
+def test_an_empty_list_of_ids_is_an_empty_prompt_and_not_a_missing_one() -> None:
+    assert parameters_of([(tensors.INPUT_IDS, tensors.array(tensors.INPUT_IDS, []))]).token_ids == ()
+
+
+def every_array_we_make() -> NamedArrays:
+    everything = CompletionParameters(
+        "key", "id", "text", (1, 2), 1, 0.5, 0.5, 4, 0.1, 7, ("stop",), True, False, True, True
+    )
+    chunk = TokenChunk("key", 0, (1, 2), TextOptions(), FinishReason.STOP)
+    text = TextChunk("text", 2, (1, 2), 3, FinishReason.STOP)
+    return [
+        *tensors.parameters_to_arrays(everything),
+        *tensors.request_to_arrays(make_request()),
+        *tensors.stop_arrays("key"),
+        *tensors.token_chunk_to_arrays(chunk),
+        *tensors.text_chunk_to_arrays(text),
+    ]
+
+
+@pytest.mark.parametrize(("spec", "values"), every_array_we_make(), ids=lambda part: getattr(part, "name", ""))
+def test_every_array_has_the_dtype_and_the_shape_of_its_tensor(spec: TensorSpec, values: Array) -> None:
+    assert values.dtype == triton_to_np_dtype(spec.dtype)
+    assert values.ndim == 1 + len(spec.dims)
+    assert values.shape[0] == 1
+    if spec.dims == (1,):
+        assert values.shape[1] == 1
+
+
+def test_an_empty_chunk_of_tokens_keeps_its_shape() -> None:
+    (spec, ids), _ = tensors.token_chunk_to_arrays(TokenChunk("key", 1, ()))
+    assert (spec.name, ids.shape, ids.dtype) == ("output_ids", (1, 0), np.int32)
+
+
+# --- Arrays that are no message --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("text_input", np.array([["a"], ["b"]], dtype=object), "batch dimension of 2"),
+        ("input_ids", np.array([[1, 2], [3, 4]], dtype=np.int32), "batch dimension of 2"),
+        ("input_ids", np.zeros((0, 3), dtype=np.int32), "batch dimension of 0"),
+        ("max_tokens", np.array([[1, 2]], dtype=np.int32), "2 values"),
+        ("seed", np.zeros((1, 0), dtype=np.uint64), "0 values"),
+        ("stream", np.array([[True, False]]), "2 values"),
+        ("text_input", np.array([[b"\xff\xfe"]], dtype=object), "UTF-8"),
+        ("stop_words", np.array([[b"fine", b"\xc3"]], dtype=object), "UTF-8"),
+        ("request_key", np.array([[b"\x80"]], dtype=object), "UTF-8"),
+    ],
+    ids=[
+        *("two texts", "two prompts", "no batch", "two limits", "no seed", "two flags"),
+        *("bad text", "bad stop word", "bad key"),
+    ],
+)
+def test_arrays_that_are_no_request_are_refused_by_name(name: str, values: Any, said: str) -> None:
+    with pytest.raises(PipelineError, match=said) as caught:
+        tensors.parameters_from_arrays({name: values}.get, request_id="id", new_key="key")
+    assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_TYPE, name)
