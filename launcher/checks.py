@@ -17,8 +17,8 @@ from launcher.settings import StackSettings
 _MIB = 2**20
 _SHARED_MEMORY_MIB = 64  # three stubs with a few MiB each, and room to grow
 _SHARED_MEMORY = Path("/dev/shm")
-# Weights in f32, the default KV cache, Triton and two Python stubs took 2.4 GiB (measured).
-_ENGINE_MEMORY_MIB = 3072
+# Weights in f32, a KV cache of 1 GiB, Triton and two Python stubs took 2.4 GiB (measured).
+_ENGINE_MEMORY_MIB = 2048  # and the KV cache
 _SCRIPTED_MEMORY_MIB = 512
 _LOWEST_GLIBC = (2, 35)
 
@@ -103,7 +103,9 @@ def _check_ports_differ(settings: StackSettings) -> str | None:
 
 
 def _check_memory(settings: StackSettings) -> str | None:
-    needed = _ENGINE_MEMORY_MIB if settings.executor == "cpu" else _SCRIPTED_MEMORY_MIB
+    needed = _SCRIPTED_MEMORY_MIB
+    if settings.executor == "cpu":
+        needed = _ENGINE_MEMORY_MIB + int(settings.cpu_kv_cache_gib * 1024)
     available = psutil.virtual_memory().available // _MIB
     if available >= needed:
         return None

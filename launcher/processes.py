@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class ChildProcess:
         self._environment = dict(environment)
         self._stop_limit_s = stop_limit_s
         self._stopping = threading.Event()
+        self._restarting = threading.Lock()  # a stop sees either the old process or the new one
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
@@ -52,24 +55,25 @@ class ChildProcess:
         self._thread.start()
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL when the limit has passed. Returns when it has ended."""
-        self._stopping.set()
-        process = self._process
+        """SIGTERM, then SIGKILL for it and all that it started when the limit has passed. Returns when it has ended."""
+        with self._restarting:
+            self._stopping.set()
+            process = self._process
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(self._stop_limit_s)
             except subprocess.TimeoutExpired:
                 _log.warning("%s did not end within %.0f s and is killed", self.name, self._stop_limit_s)
-                process.kill()
+                _kill_group(process)
                 process.wait()
         if self._thread is not None:
             self._thread.join(timeout=self._stop_limit_s)
 
     def kill(self) -> None:
-        """End it the hard way; while supervised, it is started again."""
-        if self._process is not None:
-            self._process.kill()
+        """End it and all that it started the hard way; while supervised, it is started again."""
+        if self._process is not None and self._process.poll() is None:
+            _kill_group(self._process)
 
     def last_lines(self, count: int = 15) -> str:
         """The end of its log, for people."""
@@ -93,8 +97,8 @@ class ChildProcess:
 
     def _watch(self) -> None:
         deaths = 0
-        started = time.monotonic()
         while self._process is not None:
+            started = time.monotonic()
             status = self._process.wait()
             if self._stopping.is_set():
                 return
@@ -104,8 +108,21 @@ class ChildProcess:
             if self._stopping.wait(pause):
                 return
             deaths += 1
-            started = time.monotonic()
-            self._process = self._spawn(mode="ab")
+            self._restart()
+
+    def _restart(self) -> None:
+        with self._restarting:
+            if self._stopping.is_set():
+                return
+            try:
+                self._process = self._spawn(mode="ab")
+            except OSError:  # no memory, a full disk: that may pass, and the watch goes on with the dead process
+                _log.exception("%s could not be started again", self.name)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # it leads its own session, and so its own group
 
 
 def _end_with_parent() -> None:

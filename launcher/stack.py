@@ -41,7 +41,9 @@ class Stack:
     def __init__(self, settings: StackSettings, console: Console) -> None:
         self._settings = settings
         self._console = console
-        self._log_dir = settings.run_dir / "logs" / str(settings.port)
+        self._run_dir = settings.run_dir.absolute()  # the build runs in another directory
+        self._log_dir = self._run_dir / "logs" / str(settings.port)
+        self.is_ready = False
         self.api_key: str | None = None
         self.triton: ChildProcess | None = None
         self.frontend: ChildProcess | None = None
@@ -62,10 +64,10 @@ class Stack:
 
     def _start(self) -> None:
         check_all(self._settings)
-        self._settings.run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
         engine_dir = self._settings.engine_dir or self._build_engine()
         self.api_key = self._find_key()
-        backends = triton_server.prepare_backends(self._settings.run_dir)
+        backends = triton_server.prepare_backends(self._run_dir)
         self.triton = ChildProcess(
             "Triton",
             triton_server.command(self._settings, backends),
@@ -87,6 +89,7 @@ class Stack:
         self.triton.supervise()
         self.frontend.supervise()
         self._stub_watch = StubWatch(self.triton, stub_count=_STUB_COUNT)
+        self.is_ready = True
 
     def _stop(self) -> None:
         if self._stub_watch is not None:
@@ -98,7 +101,7 @@ class Stack:
 
     def _build_engine(self) -> Path:
         """The default engine; build_engine leaves an existing good one alone."""
-        engine_dir = self._settings.run_dir / "engines" / _ENGINE
+        engine_dir = self._run_dir / "engines" / _ENGINE
         arguments = [sys.executable, "-m", "build_engine", "build", "--target", "cpu", "--output", str(engine_dir)]
         if subprocess.run(arguments, cwd=REPOSITORY_ROOT, stdin=subprocess.DEVNULL, check=False).returncode != 0:
             raise StartError("The engine could not be built; the lines above say why.")
@@ -110,7 +113,7 @@ class Stack:
             return None
         if self._settings.api_key:
             return self._settings.api_key
-        path = self._settings.run_dir / "api-key"
+        path = self._run_dir / "api-key"
         if path.exists() and (key := path.read_text().strip()):
             return key
         key = f"sk-{secrets.token_urlsafe(24)}"
@@ -130,6 +133,8 @@ class Stack:
         }
         if self.api_key is not None:
             environment["API_KEY"] = self.api_key
+        if self._settings.api_keys_file is not None:
+            environment["API_KEYS_FILE"] = str(self._settings.api_keys_file)
         return environment
 
     def _await_ready(self, *children: ChildProcess) -> None:
@@ -162,12 +167,12 @@ def serve(settings: StackSettings, console: Console) -> int:
     def stop(_signal: int, _frame: object) -> None:
         if asked_to_stop.is_set():  # the second Ctrl-C: no more patience
             for child in (stack.frontend, stack.triton):
-                if child is not None and child.pid is not None and child.is_alive:
-                    os.kill(child.pid, signal.SIGKILL)
+                if child is not None:
+                    child.kill()
             return
         asked_to_stop.set()
-        if stack.triton is None or not stack.triton.is_alive:
-            raise KeyboardInterrupt  # nothing runs yet: end the build or the checks at once
+        if not stack.is_ready:
+            raise KeyboardInterrupt  # nothing is in flight yet: end the checks, the build or the wait at once
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -184,6 +189,11 @@ def serve(settings: StackSettings, console: Console) -> int:
     return 0
 
 
+def _shown(path: Path) -> Path:
+    """The path as a person in this folder would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _print_banner(stack: Stack, settings: StackSettings, console: Console) -> None:
     key = stack.api_key or "YOUR_KEY"
     body = f'{{"model": "{settings.model_name}", "prompt": "Once upon a time", "max_tokens": 32, "stream": true}}'
@@ -191,7 +201,7 @@ def _print_banner(stack: Stack, settings: StackSettings, console: Console) -> No
     console.print(f"  API       {stack.base_url}/openai/v1/completions", highlight=False, soft_wrap=True)
     console.print(f"  key       {key}", highlight=False, soft_wrap=True)
     console.print(f"  docs      {stack.base_url}/docs", highlight=False, soft_wrap=True)
-    console.print(f"  logs      {settings.run_dir / 'logs' / str(settings.port)}", highlight=False, soft_wrap=True)
+    console.print(f"  logs      {_shown(settings.run_dir / 'logs' / str(settings.port))}", highlight=False, soft_wrap=True)
     console.print("\nTry it:\n", highlight=False)
     console.print(
         f"curl -N {stack.base_url}/openai/v1/completions \\\n"

@@ -30,22 +30,26 @@ def _server_root() -> Path:
 
 def prepare_backends(run_dir: Path) -> Path:
     """The backends folder for this interpreter; put together when it is not there yet. Safe for two starts at once."""
+    root = _server_root()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     target = run_dir / "triton" / f"{metadata.version(_WHEEL)}-python{python}"
     if target.is_dir():
         return target
-    root = _server_root()
     stub = root / "python_backend_stubs" / python / "triton_python_backend_stub"
     if not stub.exists():
         raise MissingError(f"Triton's wheel has no stub for Python {python}. Use Python 3.10, 3.11 or 3.12.")
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-    shutil.copytree(root / "backends" / "python", draft / "python", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(stub, draft / "python")
     try:
+        shutil.copytree(root / "backends" / "python", draft / "python", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(stub, draft / "python")
         draft.rename(target)
-    except OSError:  # another start was quicker
-        shutil.rmtree(draft)
+    except OSError:
+        if not target.is_dir():
+            raise
+        # Another start was quicker; its folder is as good.
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
@@ -79,8 +83,9 @@ def environment(settings: StackSettings, engine_dir: Path) -> dict[str, str]:
         libraries.append(str(shared.parent))
     if inherited := os.environ.get("LD_LIBRARY_PATH"):
         libraries.append(inherited)
+    inherited_names = os.environ.keys() - {"API_KEY"}  # the front end's; Triton has no use for it
     return {
-        **os.environ,
+        **{name: os.environ[name] for name in inherited_names},
         "LD_LIBRARY_PATH": ":".join(libraries),
         # The stub runs the first python3 on PATH, which must be the one that this package is installed for.
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
