@@ -33,9 +33,7 @@ def settings_table() -> str:
     rows: dict[str, tuple[str, list[str], str]] = {}
     for reader, settings in _READERS.items():
         for name, field in settings.model_fields.items():
-            default, readers, description = rows.get(
-                name.upper(), (_shown(field.default), [], field.description or "")
-            )
+            default, readers, description = rows.get(name.upper(), (_shown(field.default), [], field.description or ""))
             rows[name.upper()] = (default, [*readers, reader], description)
     lines = [
         f"| `{name}` | {default} | {', '.join(readers)} | {description} |"
