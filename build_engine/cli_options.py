@@ -13,8 +13,12 @@ from build_engine.gpu.precisions import KvPrecisionName
 GPU_PANEL = "Engines for GPUs"
 
 
-def _gpu_option(help_text: str, *names: str, least: int | None = None) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(*names, help=help_text, min=least, rich_help_panel=GPU_PANEL)
+def _gpu_option(
+    help_text: str, *names: str, least: int | None = None, default: str | None = None
+) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        *names, help=help_text, min=least, show_default=default or True, rich_help_panel=GPU_PANEL
+    )
     return option
 
 
@@ -24,13 +28,13 @@ KvPrecision = Annotated[KvPrecisionName, _gpu_option("fp16: 16 bits, in the data
 Tp = Annotated[int, _gpu_option("GPUs that share each layer.", least=1)]
 Pp = Annotated[int, _gpu_option("Groups of GPUs that share out the layers.", least=1)]
 MaxBatch = Annotated[
-    int | None, _gpu_option(f"Requests at once. [default: what fits, at most {DEFAULT_MAX_BATCH_SIZE}]", least=1)
+    int | None, _gpu_option("Requests at once.", least=1, default=f"what fits, at most {DEFAULT_MAX_BATCH_SIZE}")
 ]
 MaxSeqLen = Annotated[
     int | None,
-    _gpu_option(f"Tokens of prompt and completion. [default: the model's, at most {DEFAULT_MAX_SEQ_LEN}]", least=1),
+    _gpu_option("Tokens of prompt and completion.", least=1, default=f"the model's, at most {DEFAULT_MAX_SEQ_LEN}"),
 ]
-MaxTokens = Annotated[int | None, _gpu_option(f"Tokens of a step. [default: {DEFAULT_MAX_NUM_TOKENS}]", least=1)]
+MaxTokens = Annotated[int | None, _gpu_option("Tokens of a step.", least=1, default=str(DEFAULT_MAX_NUM_TOKENS))]
 Calibration = Annotated[str, _gpu_option("A dataset directory or hub name, for precisions that need one.")]
 TrtllmVersion = Annotated[str, _gpu_option("The version that builds and serves.", "--tensorrt-llm")]
 Root = Annotated[Path, _gpu_option("The folder of all engines.")]

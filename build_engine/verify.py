@@ -12,6 +12,7 @@ from build_engine.errors import BuildEngineError
 from build_engine.openvino_greedy import GreedyEngine
 from build_engine.progress import BuildProgress
 from build_engine.reference import reference_cases
+from build_engine.targets import CPU
 from llm_pipeline.engine_manifest import MANIFEST_NAME, TOKENIZER_NAME, EngineManifest, ManifestError, sha256_of
 
 REBUILD = "Build it again: python -m build_engine build --force --output {directory}"
@@ -33,7 +34,7 @@ class Check:
 
 
 def verify_engine(engine_dir: Path, progress: BuildProgress) -> list[Check]:
-    """Every check that can be made, in order. Damaged files are not loaded, so later checks are left out then."""
+    """Every check that can be made, in order. Damaged files are not loaded, and engines for GPUs are not either."""
     try:
         manifest = EngineManifest.load(engine_dir)
     except ManifestError as error:
@@ -46,6 +47,8 @@ def verify_engine(engine_dir: Path, progress: BuildProgress) -> list[Check]:
     with progress.step("check the tokenizer"):
         tokenizer = Tokenizer.from_file(str(engine_dir / TOKENIZER_NAME))
         checks += _tokenizer_checks(tokenizer, manifest)
+    if manifest.target != CPU.name:  # only a machine with that GPU could load it
+        return checks
     with progress.step("load the engine and generate"):
         checks += _generation_checks(engine_dir, tokenizer, manifest)
     return checks
@@ -83,6 +86,11 @@ def _tokenizer_checks(tokenizer: Tokenizer, manifest: EngineManifest) -> Iterato
     wrong = [text for text in SAMPLES if _round_trip(tokenizer, text) != text]
     detail = f"{wrong[0]!r} comes back as {_round_trip(tokenizer, wrong[0])!r}" if wrong else f"{len(SAMPLES)} texts"
     yield Check("tokenizer round trip", not wrong, detail)
+
+
+def ids_added_to_any_text(tokenizer_path: Path) -> list[int]:
+    """What the tokenizer itself puts around a text, such as a beginning-of-text token."""
+    return list(Tokenizer.from_file(str(tokenizer_path)).encode("").ids)
 
 
 def _round_trip(tokenizer: Tokenizer, text: str) -> str:

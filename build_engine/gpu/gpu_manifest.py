@@ -13,6 +13,7 @@ from typing import Any
 from build_engine.gpu.model_config import CONFIG_NAME, ModelConfig
 from build_engine.gpu.plan import Plan
 from build_engine.gpu.plan_output import plan_json
+from build_engine.verify import ids_added_to_any_text
 from llm_pipeline.engine_manifest import (
     TOKENIZER_NAME,
     EngineFile,
@@ -79,16 +80,15 @@ def make_manifest(
 
 def read_token_ids(model_dir: Path) -> TokenIds:
     """From generation_config.json, which knows every end of turn, else from config.json."""
-    from tokenizers import Tokenizer
-
     values: dict[str, Any] = {}
     for name in (CONFIG_NAME, "generation_config.json"):
         path = model_dir / name
         values |= json.loads(path.read_bytes()) if path.is_file() else {}
     eos = values.get("eos_token_id")
     bos = values.get("bos_token_id")
-    added = Tokenizer.from_file(str(model_dir / TOKENIZER_NAME)).encode("").ids
-    return TokenIds(bos=bos, eos=eos if isinstance(eos, list) else [] if eos is None else [eos], add_bos=added == [bos])
+    listed = eos if isinstance(eos, list) else [eos]
+    added = ids_added_to_any_text(model_dir / TOKENIZER_NAME)
+    return TokenIds(bos=bos, eos=[token for token in listed if token is not None], add_bos=bos in added)
 
 
 def _own_version() -> str:

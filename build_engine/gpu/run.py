@@ -70,7 +70,7 @@ def _upstream_versions() -> dict[str, str]:
 def run_plan(
     plan: Plan, model_dir: Path, machine: BuildMachine, progress: BuildProgress, force: bool = False
 ) -> BuildResult:
-    """Build the engine of an accepted plan, or find that a good one is there. BuildEngineError with a step's last words."""
+    """Build an accepted plan's engine, or find that a good one is there. BuildEngineError has a step's last words."""
     if plan.engine_dir is None:
         raise EngineRefusedError(" ".join(plan.refusals))
     engine_dir = plan.engine_dir.absolute()

@@ -49,6 +49,22 @@ def test_parameters_are_as_published(figure: Figure) -> None:
     check(figure, count_parameters(MODELS[figure.model]))
 
 
+def test_qwen3_8b_is_counted_to_the_last_norm() -> None:
+    """By hand: 36 layers of attention, MLP, two norms and one for each of query and key; two tables; one norm."""
+    attention = 4096 * (4096 + 2 * 1024) + 4096 * 4096
+    layer = attention + 3 * 4096 * 12_288 + 2 * 4096 + 2 * 128
+    assert count_parameters(MODELS["qwen3-8b"]) == 36 * layer + 2 * 151_936 * 4096 + 4096 == 8_190_735_360
+
+
+def test_biases_are_counted_where_an_architecture_has_them() -> None:
+    plain = llama_7b()
+    query_key_value = 3 * 4096
+    biased = replace(plain, qkv_bias=True)
+    assert count_parameters(biased) - count_parameters(plain) == 32 * query_key_value
+    assert count_parameters(replace(biased, output_bias=True)) - count_parameters(biased) == 32 * 4096
+    assert count_parameters(replace(plain, mlp_bias=True)) - count_parameters(plain) == 32 * (2 * 11_008 + 4096)
+
+
 @pytest.mark.parametrize("figure", NON_EMBEDDING_PARAMETERS, ids=lambda figure: figure.model)
 def test_parameters_without_embeddings_are_as_published(figure: Figure) -> None:
     model = MODELS[figure.model]

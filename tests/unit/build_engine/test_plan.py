@@ -118,6 +118,12 @@ def test_whatever_decides_the_engine_changes_its_directory(change: dict[str, Any
     assert make_plan(replace(request, **change)).engine_dir != make_plan(request).engine_dir
 
 
+def test_caches_that_lead_to_the_same_flags_still_get_their_own_directory() -> None:
+    plans = [plan_for(precision="bf16", kv_precision=kv) for kv in ("fp8", "int8")]
+    assert flags_of(plans[0].steps[1].argv).keys() == flags_of(plans[1].steps[1].argv).keys()
+    assert plans[0].engine_dir != plans[1].engine_dir
+
+
 def test_where_the_model_lies_does_not_change_the_directory() -> None:
     request = request_for()
     elsewhere = replace(request, model_dir=Path("/somewhere/else"))
