@@ -12,7 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.errors import PipelineError, internal_error
 from llm_pipeline.messages import TokenChunk
 from llm_pipeline.stages.decode import DecodeStats
 from llm_pipeline.tensors import DECODE_MODEL, Array, TensorReader, TensorSpec, stop_arrays, token_chunk_to_arrays
@@ -124,15 +124,21 @@ class ChunkReply:
 
 
 def stop_in_decode(key: str) -> None:
-    """Tell decode, in its own process, to end a request. Takes about a millisecond; call it from `execute` only."""
+    """Tell decode, in its own process, to end a request. Takes about a millisecond; call it from `execute` only.
+
+    A decode that can't be told has died, and the request with it, so a failure is logged and no more.
+    """
     request = pb_utils.InferenceRequest(
         model_name=DECODE_MODEL,
         requested_output_names=[],
         inputs=[pb_utils.Tensor(spec.name, values) for spec, values in stop_arrays(key)],
     )
-    for result in request.exec(decoupled=True):
-        if result.has_error():
-            raise PipelineError(ErrorCode.INTERNAL_ERROR, result.error().message())
+    try:
+        errors = [result.error().message() for result in request.exec(decoupled=True) if result.has_error()]
+    except pb_utils.TritonModelException as error:
+        errors = [str(error)]
+    if errors:
+        logging.getLogger(__name__).error("decode could not be told to stop a request: %s", errors[0])
 
 
 class DecodeMetrics:

@@ -22,7 +22,7 @@ hypothesis.settings.load_profile("repository")
 
 @pytest.fixture(scope="session")
 def engine_dir() -> Path:
-    """The engine that `make serve` uses, in the same place: built by the first who needs it (about 25 s), then reused."""
+    """The engine that `make serve` uses, in the same place: built once (about 25 s), then reused."""
     target, model = find_target("cpu"), find_model(None)
     output = REPOSITORY / default_output(model.model_name or model.path.stem, target, "fp16")
     return build_engine(BuildRequest(model, target, "fp16", output), SilentProgress()).engine_dir

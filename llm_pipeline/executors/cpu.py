@@ -38,6 +38,7 @@ class CpuExecutor:
     def __init__(self, settings: PipelineSettings, manifest: EngineManifest, sink: StepSink) -> None:
         manifest.check_files(settings.engine_dir)
         self._sink = sink
+        self._limits = manifest.limits
         self._settings = EngineSettings(
             engine_dir=str(settings.engine_dir),
             context_length=manifest.limits.context_length,
@@ -46,7 +47,8 @@ class CpuExecutor:
             max_active=settings.cpu_max_active,
             threads=settings.cpu_threads,
         )
-        self._lock = threading.Lock()  # guards _live and _connection
+        self._lock = threading.Lock()  # guards what follows; never held while something is sent
+        self._send_lock = threading.Lock()  # keeps a cancel behind its submit; taken before _lock
         self._live: set[str] = set()
         self._active_count = 0
         self._connection: Connection | None = None
@@ -58,17 +60,33 @@ class CpuExecutor:
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
+        self._check(request)
         message = Submit(replace(request, text=TextOptions()))  # the engine has no use for stop strings
-        with self._lock:
-            if self._connection is None:
-                raise _engine_unavailable()
-            self._live.add(request.key)
-            self._send(self._connection, message)
+        with self._send_lock:
+            with self._lock:
+                connection = self._connection
+                if connection is None:
+                    raise _engine_unavailable()
+                self._live.add(request.key)
+            self._send(connection, message)
+
+    def _check(self, request: GenerationRequest) -> None:
+        """A request that came past preprocess must not take the engine down: it believes every id and length."""
+        ids, limits = request.prompt_ids, self._limits
+        is_short = len(ids) + request.max_tokens <= limits.context_length
+        if not (ids and request.max_tokens >= 1 and is_short and min(ids) >= 0 and max(ids) < limits.vocab_size):
+            raise PipelineError(
+                ErrorCode.VALUE_OUT_OF_RANGE,
+                f"The engine takes ids from 0 to {limits.vocab_size - 1} and {limits.context_length} tokens in all.",
+                param="prompt",
+            )
 
     def cancel(self, key: str) -> None:
-        with self._lock:
-            if self._connection is not None and key in self._live:
-                self._send(self._connection, Cancel(key))
+        with self._send_lock:
+            with self._lock:
+                connection = self._connection if key in self._live else None
+            if connection is not None:
+                self._send(connection, Cancel(key))
 
     def stats(self) -> ExecutorStats:
         with self._lock:
@@ -159,7 +177,8 @@ class CpuExecutor:
             self._connection = None
             live, self._live = self._live, set()
             self._active_count = 0
-        connection.close()
+        with self._send_lock:  # a send to a dead engine fails at once, so this does not wait
+            connection.close()
         if not live:
             return
         if self._closing.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_the_first_step_takes_the_ensembles_inputs_and_the_last_gives_its_output
     assert dict(last.output_map) == {spec.name: spec.name for spec in tensors.ENSEMBLE_OUTPUTS}
 
 
-@pytest.mark.parametrize(("giver", "taker"), list(zip(STAGES, STAGES[1:], strict=False)))
+@pytest.mark.parametrize(("giver", "taker"), list(pairwise(STAGES)))
 def test_a_step_takes_exactly_what_the_one_before_gives(giver: str, taker: str) -> None:
     given, taken = steps()[giver].output_map, steps()[taker].input_map
     assert {given[name]: name for name in given} == {taken[name]: name for name in taken}

@@ -99,8 +99,9 @@ class Scheduler:
                 budget -= self._plan_prefill(sequence, budget, slices)
         while budget > 0 and self._admit():
             budget -= self._plan_prefill(self._active[-1], budget, slices)
-        # What was preempted after it was planned starts again from 0, if it was admitted again at all.
-        return [piece for piece in slices if piece.sequence in self._active and piece.start == piece.sequence.computed]
+        # Nothing that is planned is preempted in the same step: only younger sequences give way, and one that prefills
+        # is the youngest, because the next is admitted only when its prompt is done.
+        return slices
 
     def _plan_prefill(self, sequence: Sequence, budget: int, slices: list[Slice]) -> int:
         count = min(len(sequence.tokens) - sequence.computed, budget)

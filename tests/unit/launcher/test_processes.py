@@ -51,14 +51,14 @@ def log_lines(child: ChildProcess) -> list[str]:
 
 def group_of(pid: int) -> list[int]:
     """The processes of the group that still run."""
-    alive = []
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == pid and process.status() != psutil.STATUS_ZOMBIE:
-                alive.append(process.pid)
-        except (psutil.Error, ProcessLookupError):
-            continue
-    return alive
+    return [process.pid for process in psutil.process_iter() if is_running_in(process, pid)]
+
+
+def is_running_in(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ProcessLookupError):
+        return False
 
 
 def test_both_outputs_go_to_the_log(run: Run) -> None:

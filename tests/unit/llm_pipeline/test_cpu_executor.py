@@ -135,16 +135,18 @@ def kill_engine(bench: RuleBench) -> None:
 def submit_when_back(bench: RuleBench) -> str:
     """Submit as a client that retries would, until the engine takes it."""
     keys: list[str] = []
+    refusals: list[PipelineError] = []
 
     def is_taken() -> bool:
         try:
             keys.append(bench.submit(max_tokens=2))
         except PipelineError as error:
-            assert error.code is ErrorCode.ENGINE_UNAVAILABLE
-            assert error.retry_after_s is not None
+            refusals.append(error)
         return bool(keys)
 
     wait_until(is_taken)
+    assert {error.code for error in refusals} == {ErrorCode.ENGINE_UNAVAILABLE}
+    assert all(error.retry_after_s for error in refusals)
     return keys[0]
 
 
@@ -203,3 +205,16 @@ def test_a_file_that_is_not_what_was_built_stops_the_start(
     tampered = settings.model_copy(update={"engine_dir": copy})
     with pytest.raises(ManifestError, match=r"tokenizer\.json .* is not what was built"):
         CpuExecutor(tampered, EngineManifest.load(copy), lambda steps: None)
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "max_tokens"),
+    [((), 5), ((-1,), 5), ((10**6,), 5), ((1,) * CONTEXT, 5), ((1,), CONTEXT), ((1,), 0)],
+    ids=["no ids", "negative id", "id past the vocabulary", "long prompt", "long answer", "no answer"],
+)
+def test_a_request_that_came_past_preprocess_is_refused_before_it_reaches_the_engine(
+    bench: RuleBench, prompt_ids: tuple[int, ...], max_tokens: int
+) -> None:
+    with pytest.raises(PipelineError) as refused:
+        bench.executor.submit(make_request(key="unchecked", prompt_ids=prompt_ids, max_tokens=max_tokens))
+    assert refused.value.code is ErrorCode.VALUE_OUT_OF_RANGE

@@ -13,6 +13,7 @@ from llm_pipeline.executors.cpu_engine.engine import Engine
 from llm_pipeline.executors.cpu_engine.wire import EngineStep
 from llm_pipeline.messages import GenerationRequest, Sampling
 
+
 def make_engine(model: HashModel | None = None, *, max_batched_tokens: int = 16, max_active: int = 8) -> Engine:
     return Engine(model or HashModel(), max_batched_tokens=max_batched_tokens, max_active=max_active)
 
@@ -79,7 +80,9 @@ def test_a_request_gets_the_same_tokens_alone_and_in_any_crowd(
 
 def test_a_seed_decides_the_tokens() -> None:
     def sampled(seed: int) -> list[int | None]:
-        return tokens(alone(make_request(sampling=Sampling(is_greedy=False, temperature=2.0, seed=seed), max_tokens=20)))
+        return tokens(
+            alone(make_request(sampling=Sampling(is_greedy=False, temperature=2.0, seed=seed), max_tokens=20))
+        )
 
     assert sampled(5) == sampled(5)
     assert sampled(5) != sampled(6)

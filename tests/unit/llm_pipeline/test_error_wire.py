@@ -47,7 +47,13 @@ def test_an_error_survives_tritons_message(prefix: str, code: ErrorCode, message
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Failed to process the request", "[error code=never_heard_of] x", "[error code=] x", "[error code=queue_full]x"],
+    [
+        "",
+        "Failed to process the request",
+        "[error code=never_heard_of] x",
+        "[error code=] x",
+        "[error code=queue_full]x",
+    ],
     ids=["empty", "Triton's own", "unknown code", "no code", "cut"],
 )
 def test_other_messages_are_none_of_ours(text: str) -> None:

@@ -78,6 +78,12 @@ def test_a_stop_match_tells_decode_exactly_once(bench: Bench) -> None:
     assert bench.stopped == ["key"]
 
 
+def test_what_comes_after_a_stop_match_is_not_even_checked(bench: Bench) -> None:
+    bench.handle(*bench.chunks(["Hello world"], options=replace(STREAM, stop=("wor",))))
+    assert bench.handle(TokenChunk("key", 7, (5,)), bench.ending(9)) == [None, None]
+    assert bench.stopped == ["key"]
+
+
 def test_a_stop_match_in_the_last_chunk_tells_decode_nothing(bench: Bench) -> None:
     (only,) = bench.chunks(["Hello world"], options=replace(STREAM, stop=("wor",)))
     (piece,) = bench.handle(replace(only, finish_reason=FinishReason.LENGTH))

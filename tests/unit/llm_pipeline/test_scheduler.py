@@ -61,7 +61,9 @@ class Run:
 
     def go(self) -> Run:
         # The oldest sequence is never preempted and computes a token at least in every step.
-        limit = sum(job.prompt + job.max_tokens for job in self.jobs) + max((job.arrives for job in self.jobs), default=0)
+        limit = sum(job.prompt + job.max_tokens for job in self.jobs) + max(
+            (job.arrives for job in self.jobs), default=0
+        )
         arrivals = [(job, Sequence(make_request(max_tokens=job.max_tokens), [0] * job.prompt)) for job in self.jobs]
         for _, sequence in arrivals:  # the prompt decides what `generated` counts from
             object.__setattr__(sequence.request, "prompt_ids", tuple(sequence.tokens))

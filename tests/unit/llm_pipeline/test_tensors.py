@@ -163,7 +163,9 @@ def test_a_text_chunk_survives_tritons_raw_form(chunk: TextChunk) -> None:
 
 def test_text_is_not_touched_on_its_way() -> None:
     for text in (" leading space", "", "\x00\n", "日本語 😀 \ufffd", "x" * 100_000):
-        assert tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(TextChunk(text, 1)))).text == text
+        assert (
+            tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(TextChunk(text, 1)))).text == text
+        )
 
 
 def test_a_stop_message_names_its_request() -> None:
