@@ -10,7 +10,8 @@ OPENAPI = "/openai/openapi.json"
 DOCS = "/docs"
 SCHEMAS = "/openai/schemas/"
 
-_PUBLIC = {OPENAPI, DOCS, *(root + end for root in HEALTH_ROOTS for end in ("", "/live", "/ready"))}
+_HEALTH = frozenset(root + end for root in HEALTH_ROOTS for end in ("", "/live", "/ready"))
+_PUBLIC = {OPENAPI, DOCS, *_HEALTH}
 
 
 def is_public(path: str, *, metrics_needs_key: bool) -> bool:
@@ -23,3 +24,8 @@ def is_public(path: str, *, metrics_needs_key: bool) -> bool:
 def is_completions(path: str) -> bool:
     """Whether this is the path that completes prompts, under either name."""
     return path in COMPLETIONS
+
+
+def is_probe(path: str) -> bool:
+    """Whether machines ask this all the time: health, and metrics."""
+    return path in _HEALTH or path == METRICS

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from frontend.paths import is_completions
+from frontend.paths import is_completions, is_probe
 from frontend.request_record import RequestRecord
 from frontend.settings import FrontendSettings
 
@@ -15,8 +15,9 @@ log = structlog.get_logger(__name__)
 
 
 def log_request(record: RequestRecord) -> None:
-    """The line of a finished request; probes and scrapes are of interest only when debugging."""
-    write = log.info if is_completions(record.path) or record.final_status >= 400 else log.debug
+    """The line of a finished request. What is read all the time, as by probes, is of interest only when debugging."""
+    is_of_interest = is_completions(record.path) or (record.final_status >= 400 and not is_probe(record.path))
+    write = log.info if is_of_interest else log.debug
     write("request", **_fields(record))
 
 

@@ -128,3 +128,11 @@ async def test_docs_need_nothing_from_elsewhere(running: Running) -> None:
 async def test_open_documents_show_no_secret(running: Running) -> None:
     for path in ("/metrics", "/openai/openapi.json", "/docs", "/health", "/openai/schemas/Error.json"):
         assert KEY not in (await running.client.get(path)).text
+
+
+async def test_probes_are_logged_for_debugging_only_whatever_they_answer() -> None:
+    async with in_process() as app:
+        with capture_logs() as lines:
+            for path in ("/health/live", "/health/ready", "/openai/health", "/metrics"):
+                await app.client.get(path)
+    assert {line["log_level"] for line in lines if line["event"] == "request"} <= {"debug"}
