@@ -35,15 +35,21 @@ class StartError(Exception):
     """The stack did not come up; the message says which part and what its log says."""
 
 
+class StoppedError(Exception):
+    """Somebody asked for the end before the stack was up."""
+
+
 class Stack:
     """One running stack. Use it as `with Stack(settings, console).running() as stack`."""
 
-    def __init__(self, settings: StackSettings, console: Console) -> None:
+    def __init__(
+        self, settings: StackSettings, console: Console, *, asked_to_stop: threading.Event | None = None
+    ) -> None:
+        self._asked_to_stop = asked_to_stop or threading.Event()  # set from a signal handler: a start gives up
         self._settings = settings
         self._console = console
         self._run_dir = settings.run_dir.absolute()  # the build runs in another directory
         self._log_dir = self._run_dir / "logs" / str(settings.port)
-        self.is_ready = False
         self.api_key: str | None = None
         self.triton: ChildProcess | None = None
         self.frontend: ChildProcess | None = None
@@ -55,7 +61,10 @@ class Stack:
 
     @contextmanager
     def running(self) -> Iterator[Stack]:
-        """Start everything, hand over when the model has answered, stop everything. MissingError, StartError."""
+        """Start everything, hand over when the model has answered, stop everything.
+
+        MissingError, StartError, StoppedError.
+        """
         try:
             self._start()
             yield self
@@ -89,7 +98,6 @@ class Stack:
         self.triton.supervise()
         self.frontend.supervise()
         self._stub_watch = StubWatch(self.triton, stub_count=_STUB_COUNT)
-        self.is_ready = True
 
     def _stop(self) -> None:
         if self._stub_watch is not None:
@@ -103,7 +111,12 @@ class Stack:
         """The default engine; build_engine leaves an existing good one alone."""
         engine_dir = self._run_dir / "engines" / _ENGINE
         arguments = [sys.executable, "-m", "build_engine", "build", "--target", "cpu", "--output", str(engine_dir)]
-        if subprocess.run(arguments, cwd=REPOSITORY_ROOT, stdin=subprocess.DEVNULL, check=False).returncode != 0:
+        with subprocess.Popen(arguments, cwd=REPOSITORY_ROOT, stdin=subprocess.DEVNULL) as build:
+            while build.poll() is None:
+                if self._asked_to_stop.wait(_POLL_S):
+                    build.terminate()
+                    raise StoppedError
+        if build.returncode != 0:
             raise StartError("The engine could not be built; the lines above say why.")
         return engine_dir
 
@@ -150,7 +163,8 @@ class Stack:
                         return
                 except httpx.TransportError:
                     pass  # not listening yet
-                time.sleep(_POLL_S)
+                if self._asked_to_stop.wait(_POLL_S):
+                    raise StoppedError
         tails = "\n".join(_log_tail(child) for child in children)
         raise StartError(f"No answer within {self._settings.start_timeout_s:.0f} s (START_TIMEOUT_S).\n{tails}")
 
@@ -162,17 +176,15 @@ def _log_tail(child: ChildProcess) -> str:
 def serve(settings: StackSettings, console: Console) -> int:
     """Run the stack until SIGINT or SIGTERM. Exit status 0, or 1 when something is missing or does not start."""
     asked_to_stop = threading.Event()
-    stack = Stack(settings, console)
+    stack = Stack(settings, console, asked_to_stop=asked_to_stop)
 
+    # The handler only takes note: an exception raised from here could end inside somebody's lock, and be lost.
     def stop(_signal: int, _frame: object) -> None:
         if asked_to_stop.is_set():  # the second Ctrl-C: no more patience
             for child in (stack.frontend, stack.triton):
                 if child is not None:
                     child.kill()
-            return
         asked_to_stop.set()
-        if not stack.is_ready:
-            raise KeyboardInterrupt  # nothing is in flight yet: end the checks, the build or the wait at once
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -184,7 +196,7 @@ def serve(settings: StackSettings, console: Console) -> int:
     except (MissingError, StartError) as error:
         console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
         return 1
-    except KeyboardInterrupt:
+    except StoppedError:
         console.print("Stopped.")
     return 0
 

@@ -85,28 +85,37 @@ def test_the_front_end_is_told_the_key_file(tmp_path: Path) -> None:
     assert environment["API_KEYS_FILE"] == str(tmp_path / "keys.json")
 
 
+def builder(folder: Path, script: str) -> str:
+    """A program in the place of `python -m build_engine`."""
+    program = folder / "builder"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
 def test_the_engine_is_built_in_the_run_directory_wherever_that_is_seen_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The build runs in the repository, the stack in the caller's directory; a relative RUN_DIR means the caller's."""
-    commands: list[list[str]] = []
-
-    def remember(command: list[str], **_options: Any) -> subprocess.CompletedProcess[bytes]:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(stack.subprocess, "run", remember)
+    monkeypatch.setattr(stack.sys, "executable", builder(tmp_path, f'echo "$@" > {tmp_path}/arguments'))
     monkeypatch.chdir(tmp_path)
     engine_dir = make_stack(Path("run"))._build_engine()
     assert engine_dir == tmp_path / "run" / "engines" / "smollm2-135m-instruct" / "cpu-fp16"
-    assert commands[0][-1] == str(engine_dir)
+    assert (tmp_path / "arguments").read_text().split()[-1] == str(engine_dir)
 
 
 def test_a_failed_build_is_a_start_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = subprocess.CompletedProcess([], 1)
-    monkeypatch.setattr(stack.subprocess, "run", lambda *_arguments, **_options: failed)
+    monkeypatch.setattr(stack.sys, "executable", builder(tmp_path, "exit 1"))
     with pytest.raises(stack.StartError, match="could not be built"):
         make_stack(tmp_path)._build_engine()
+
+
+def test_a_build_ends_when_somebody_asks_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack.sys, "executable", builder(tmp_path, "exec sleep 60"))
+    starting = make_stack(tmp_path)
+    starting._asked_to_stop.set()
+    with pytest.raises(stack.StoppedError):
+        starting._build_engine()
 
 
 # --- Starting and stopping -------------------------------------------------------------------------------------------
