@@ -103,21 +103,7 @@ DECODE_KEY = _required("request_key", "BYTES")
 TEXT_OPTIONS = TensorSpec("text_options", "BYTES")  # JSON of TextOptions, passed through to postprocess
 STOP = TensorSpec("stop", "BOOL")  # true: end the request with this key; sent to decode alone, past the ensemble
 
-PREPROCESS_OUTPUTS = tuple(
-    _required(spec.name, spec.dtype, spec.dims)
-    for spec in (
-        DECODE_INPUT_IDS,
-        REQUEST_OUTPUT_LEN,
-        DECODE_TEMPERATURE,
-        RUNTIME_TOP_K,
-        RUNTIME_TOP_P,
-        DECODE_MIN_P,
-        DECODE_SEED,
-        DECODE_KEY,
-        TEXT_OPTIONS,
-    )
-)
-DECODE_INPUTS = (
+_PREPARED = (
     DECODE_INPUT_IDS,
     REQUEST_OUTPUT_LEN,
     DECODE_TEMPERATURE,
@@ -127,8 +113,9 @@ DECODE_INPUTS = (
     DECODE_SEED,
     DECODE_KEY,
     TEXT_OPTIONS,
-    STOP,
 )
+PREPROCESS_OUTPUTS = tuple(_required(spec.name, spec.dtype, spec.dims) for spec in _PREPARED)
+DECODE_INPUTS = (*_PREPARED, STOP)
 
 # decode -> postprocess: the new tokens, and JSON of everything else in the chunk.
 OUTPUT_IDS = _required("output_ids", "INT32", (-1,))
