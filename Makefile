@@ -10,6 +10,9 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install
 UV_COMPILE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt pyproject.toml requirements/serve.in \
 	--extra frontend --extra cpu --extra build
+UV_IMAGE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt --constraints requirements/serve.lock
+IMAGE_LOCKS := docker/requirements
 
 .PHONY: help serve test check unit integration install lock clean
 .DEFAULT_GOAL := help
@@ -60,6 +63,10 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.serve
 lock:
 	$(UV_COMPILE) --output-file requirements/serve.lock
 	$(UV_COMPILE) --group dev --output-file requirements/dev.lock --constraints requirements/serve.lock
+	$(UV_IMAGE) pyproject.toml --extra frontend --output-file $(IMAGE_LOCKS)/frontend.lock
+	$(UV_IMAGE) pyproject.toml --output-file $(IMAGE_LOCKS)/triton.lock
+	$(UV_IMAGE) $(IMAGE_LOCKS)/wheel.in --output-file $(IMAGE_LOCKS)/wheel.lock
+	$(UV_IMAGE) $(IMAGE_LOCKS)/build-engine.in --output-file $(IMAGE_LOCKS)/build-engine.lock
 
 clean:
 	rm -rf $(VENV) .run

@@ -1,10 +1,12 @@
 """Turns a model file into an engine directory that the server loads. Start with `python -m build_engine --help`.
 
-    cli       commands, tables and exit statuses; the only module that writes to the terminal
+    cli       the program; cli_build, cli_fleet and cli_verify are its commands. Only these write to the terminal
     targets   what an engine can be built for
     build     the steps of a build, in order; engine_dir makes the result appear whole or not at all
     source    reads and dequantises GGUF (the only module that knows `gguf`)
     verify    checks a finished engine directory
+    fleet     many engines from one file
+    gpu       engines for NVIDIA GPUs: plans, and their builds through TensorRT-LLM
 
 One module knows each heavy library: openvino_compiler (`openvino_genai`) and openvino_greedy (`openvino`). They are
 imported by the step that needs them, so `--help` and `inspect` work without.

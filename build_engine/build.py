@@ -14,8 +14,8 @@ from build_engine.gguf_tokenizer import build_tokenizer
 from build_engine.machine import require_disk, require_memory
 from build_engine.openvino_compiler import GRAPH_NAME, WEIGHTS_NAME, compile_gguf
 from build_engine.openvino_greedy import GreedyEngine
-from build_engine.progress import BuildProgress
-from build_engine.recipe import Recipe, choose_name, default_output, hash_source, make_recipe
+from build_engine.progress import BuildProgress, SilentProgress
+from build_engine.recipe import DEFAULT_ROOT, Recipe, choose_name, default_output, hash_source, make_recipe
 from build_engine.source import GgufSource
 from build_engine.source_rules import require_supported
 from build_engine.targets import Target, require_available
@@ -45,6 +45,7 @@ class BuildRequest:
     name: str | None = None
     context_length: int | None = None
     force: bool = False
+    root: Path = DEFAULT_ROOT  # of engines whose place `output` does not say
     lock_wait_s: float = LOCK_WAIT_S
 
 
@@ -60,7 +61,7 @@ def build_engine(request: BuildRequest, progress: BuildProgress) -> BuildResult:
     require_available(request.target)
     source = _open_source(request, progress)
     engine_dir = (request.output or _default_output(request, source)).absolute()
-    recipe = _make_recipe(request, source, progress)
+    recipe = _make_recipe(request, source, hash_source(request.model.path, progress))
 
     def tell_waiting() -> None:
         progress.note(f"Another build of {engine_dir.name} is running; waiting for it.")
@@ -76,6 +77,14 @@ def build_engine(request: BuildRequest, progress: BuildProgress) -> BuildResult:
     return BuildResult(engine_dir, manifest, reused=False)
 
 
+def plan_engine(request: BuildRequest) -> Path:
+    """Where `build_engine` would build; EngineRefusedError for all that can be told without hashing the model."""
+    require_available(request.target)
+    source = _open_source(request, SilentProgress())
+    _make_recipe(request, source, sha256="")
+    return (request.output or _default_output(request, source)).absolute()
+
+
 def _open_source(request: BuildRequest, progress: BuildProgress) -> GgufSource:
     with progress.step(f"read {request.model.path.name}"):
         source = GgufSource(request.model.path)
@@ -84,10 +93,11 @@ def _open_source(request: BuildRequest, progress: BuildProgress) -> GgufSource:
 
 
 def _default_output(request: BuildRequest, source: GgufSource) -> Path:
-    return default_output(choose_name(request.name, request.model, source), request.target, request.precision)
+    name = choose_name(request.name, request.model, source)
+    return default_output(name, request.target, request.precision, request.root)
 
 
-def _make_recipe(request: BuildRequest, source: GgufSource, progress: BuildProgress) -> Recipe:
+def _make_recipe(request: BuildRequest, source: GgufSource, sha256: str) -> Recipe:
     vocabulary = source.vocabulary()
     build_tokenizer(vocabulary)  # refuses a tokenizer that can't be represented before anything heavy starts
     return make_recipe(
@@ -98,7 +108,7 @@ def _make_recipe(request: BuildRequest, source: GgufSource, progress: BuildProgr
         request.precision,
         name=request.name,
         context_length=request.context_length,
-        sha256=hash_source(request.model.path, progress),
+        sha256=sha256,
     )
 
 

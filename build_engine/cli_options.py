@@ -1,4 +1,4 @@
-"""Options that several commands share. None stands for the default that the help names."""
+"""What several commands share: their options, and the terminal. None stands for the default that the help names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from build_engine.gpu.calibration import FETCHED, TEXT_COLUMN
 from build_engine.gpu.plan import DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_NUM_TOKENS, DEFAULT_MAX_SEQ_LEN
 from build_engine.gpu.precisions import KvPrecisionName
 
 GPU_PANEL = "Engines for GPUs"
+OUT = Console()
+ERR = Console(stderr=True)
 
 
 def _gpu_option(
@@ -35,6 +39,12 @@ MaxSeqLen = Annotated[
     _gpu_option("Tokens of prompt and completion.", least=1, default=f"the model's, at most {DEFAULT_MAX_SEQ_LEN}"),
 ]
 MaxTokens = Annotated[int | None, _gpu_option("Tokens of a step.", least=1, default=str(DEFAULT_MAX_NUM_TOKENS))]
-Calibration = Annotated[str, _gpu_option("A dataset directory or hub name, for precisions that need one.")]
+Calibration = Annotated[
+    str,
+    _gpu_option(
+        f"For precisions that need text: a directory with a train.jsonl of {TEXT_COLUMN!r} lines, or one of "
+        f"{', '.join(FETCHED)}, which are fetched."
+    ),
+]
 TrtllmVersion = Annotated[str, _gpu_option("The version that builds and serves.", "--tensorrt-llm")]
 Root = Annotated[Path, _gpu_option("The folder of all engines.")]

@@ -82,9 +82,9 @@ def choose_name(name: str | None, model: ModelFile, source: GgufSource) -> str:
     return chosen
 
 
-def default_output(model_name: str, target: Target, precision: str) -> Path:
+def default_output(model_name: str, target: Target, precision: str, root: Path = DEFAULT_ROOT) -> Path:
     """Where an engine goes when --output does not say."""
-    return DEFAULT_ROOT / model_name / f"{target.name}-{precision}"
+    return root / model_name / f"{target.name}-{precision}"
 
 
 def tool_versions() -> dict[str, str]:

@@ -11,12 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from build_engine.build import BuildResult
+from build_engine.checks import Check, Outcome, verdict
 from build_engine.gpu.gpus import GB
 from build_engine.targets import Target, availability
-from build_engine.verify import Check
-from llm_pipeline.engine_manifest import EngineManifest
+from llm_pipeline.engine_manifest import EngineManifest, GpuBuild
 
 _MB = 1_000_000
+_OUTCOMES = {
+    Outcome.PASSED: "[green]pass[/]",
+    Outcome.FAILED: "[bold red]FAIL[/]",
+    Outcome.NOT_CHECKED: "[yellow]not checked[/]",
+}
 
 
 def plain(text: str) -> str:
@@ -39,10 +44,10 @@ def print_build_result(console: Console, result: BuildResult) -> None:
     console.print(
         f"Engine {escape(manifest.model_name)} ({manifest.target}, {manifest.precision}, {size:.0f} MB) {state}:"
     )
-    console.print(f"  {escape(_shown(result.engine_dir))}", soft_wrap=True, highlight=False)
+    console.print(f"  {escape(shown(result.engine_dir))}", soft_wrap=True, highlight=False)
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """Relative to the working directory where it lies below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
@@ -68,9 +73,26 @@ def _manifest_rows(manifest: EngineManifest) -> list[tuple[str, str]]:
         ("context length", f"{manifest.limits.context_length} tokens"),
         ("vocabulary", f"{manifest.limits.vocab_size} rows"),
         ("special tokens", f"bos {tokens.bos} (added: {'yes' if tokens.add_bos else 'no'}), eos {eos}"),
+        *(_gpu_rows(manifest.gpu) if manifest.gpu else []),
         ("created", manifest.created),
         *_labelled("tools", [f"{name} {version}" for name, version in manifest.tools.items()]),
         *_labelled("files", [f"{name}, {file.size_bytes / _MB:.1f} MB" for name, file in manifest.files.items()]),
+    ]
+
+
+def _gpu_rows(gpu: GpuBuild) -> list[tuple[str, str]]:
+    cuda = f", CUDA {gpu.cuda}" if gpu.cuda else ""
+    calibration = gpu.calibration
+    text = (
+        f"{calibration.source}, {calibration.samples} samples of {calibration.tokens} tokens" if calibration else "none"
+    )
+    return [
+        ("runs on", f"{gpu.tp * gpu.pp} x SM {gpu.sm} (built on {gpu.gpu_name}), tp {gpu.tp}, pp {gpu.pp}"),
+        ("runs with", f"TensorRT-LLM {gpu.tensorrt_llm}"),
+        ("built with", f"TensorRT {gpu.tensorrt}, driver {gpu.driver}{cuda}"),
+        ("limits", f"{gpu.max_batch_size} requests at once, {gpu.max_num_tokens} tokens a step"),
+        ("KV cache", f"{gpu.kv_cache_precision}, prefix reuse {'possible' if gpu.has_paged_context else 'impossible'}"),
+        ("calibration", text),
     ]
 
 
@@ -80,17 +102,16 @@ def _labelled(label: str, lines: list[str]) -> list[tuple[str, str]]:
 
 def checks_json(checks: list[Check]) -> dict[str, Any]:
     return {
-        "passed": all(check.passed for check in checks),
-        "checks": [{"name": check.name, "passed": check.passed, "detail": check.detail} for check in checks],
+        "outcome": verdict(checks).value,
+        "passed": verdict(checks) is Outcome.PASSED,
+        "checks": [{"name": check.name, "outcome": check.outcome.value, "detail": check.detail} for check in checks],
     }
 
 
 def checks_table(checks: list[Check]) -> Table:
     table = Table("check", "", "detail")
     for check in checks:
-        table.add_row(
-            escape(check.name), "[green]pass[/]" if check.passed else "[bold red]FAIL[/]", escape(check.detail)
-        )
+        table.add_row(escape(check.name), _OUTCOMES[check.outcome], escape(check.detail))
     return table
 
 

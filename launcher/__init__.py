@@ -6,4 +6,5 @@ triton_server.py  the tritonserver binary inside the nvidia-pytriton wheel, made
 processes.py      one supervised child process: log file, restart, end
 stub_watch.py     starts Triton again when the process of one of its models has died
 stack.py          engine -> Triton -> front end -> ready; and everything down again
+multi_gpu.py      command lines for one or several GPUs: single, leader (mpirun) and orchestrator mode
 """

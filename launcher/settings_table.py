@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
 from frontend.settings import FrontendSettings
+from launcher.multi_gpu import LaunchSettings
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from llm_pipeline.settings import PipelineSettings
 
@@ -17,6 +18,7 @@ _READERS: dict[str, type[BaseSettings]] = {
     "launcher": StackSettings,
     "front end": FrontendSettings,
     "Triton's models": PipelineSettings,
+    "GPU launch": LaunchSettings,
 }
 _HEAD = """# Settings
 

@@ -43,6 +43,9 @@ def prepare_backends(run_dir: Path) -> Path:
     try:
         shutil.copytree(root / "backends" / "python", draft / "python", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy2(stub, draft / "python")
+        draft.chmod(
+            0o755
+        )  # mkdtemp's folder is its maker's alone; an image may be built by one user and run by another
         draft.rename(target)
     except OSError:
         if not target.is_dir():

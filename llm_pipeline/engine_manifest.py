@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -47,8 +47,47 @@ class TokenIds(_Strict):
 
 
 class EngineFile(_Strict):
-    sha256: str
-    size_bytes: int
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class Calibration(_Strict):
+    """The text that a quantised engine's scales were taken from."""
+
+    source: str  # a dataset's name, or the name (never the path) of a local directory
+    samples: int = Field(ge=1)  # at most: what the quantiser was asked to read
+    tokens: int = Field(ge=1)  # of each sample, at most
+    seed: int
+    sha256: str | None = None  # of a local directory: over names and hashes of its files
+
+
+class GpuBuild(_Strict):
+    """What an engine for GPUs is bound to (it runs on this SM and with this TensorRT-LLM only) and was built for."""
+
+    gpu_name: str  # as the driver says it, such as "NVIDIA H100 80GB HBM3"
+    sm: int = Field(ge=1)  # compute capability times ten
+    driver: str
+    tensorrt_llm: str
+    tensorrt: str
+    cuda: str | None = None  # the newest that the driver runs, such as "13.0"
+    tp: int = Field(ge=1)
+    pp: int = Field(ge=1)  # the engine has tp x pp files, one for each rank
+    kv_cache_precision: str  # fp16 (16 bits, in the model's data type), fp32, fp8 or int8
+    max_batch_size: int = Field(ge=1)  # requests that run at once
+    max_num_tokens: int = Field(ge=1)  # of one step
+    has_paged_context: bool  # whether prefix reuse and chunked prefill are possible
+    calibration: Calibration | None = None  # None: nothing in the engine needed any
+
+
+def _plain_relative(name: str) -> str:
+    """A manifest comes from outside: a name in it must not lead out of the engine directory."""
+    parts = name.split("/")
+    if not name or "\\" in name or PurePosixPath(name).is_absolute() or {"", ".", ".."} & set(parts):
+        raise ValueError(f"{name!r} is no plain path below the engine directory")
+    return name
+
+
+EngineFileName = Annotated[str, AfterValidator(_plain_relative)]
 
 
 class EngineManifest(_Strict):
@@ -63,7 +102,8 @@ class EngineManifest(_Strict):
     limits: EngineLimits
     tokens: TokenIds
     created: str  # ISO 8601, UTC
-    files: dict[str, EngineFile]  # path below the engine directory -> hash; the manifest itself is not in it
+    files: dict[EngineFileName, EngineFile]  # below the engine directory, with "/"; the manifest itself is not in it
+    gpu: GpuBuild | None = None  # None: an engine for CPUs
 
     @classmethod
     def load(cls, engine_dir: Path) -> EngineManifest:

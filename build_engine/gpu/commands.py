@@ -14,7 +14,6 @@ from build_engine.gpu.combination import Combination
 from llm_pipeline.engine_manifest import TOKENIZER_NAME
 
 PYTHON = "python3"
-DEFAULT_CALIBRATION = "cnn_dailymail"  # upstream's: fetched from the hub unless it is the path of a local copy
 
 
 @dataclass(frozen=True)

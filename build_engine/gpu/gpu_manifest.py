@@ -16,15 +16,17 @@ from build_engine.gpu.plan_output import plan_json
 from build_engine.verify import ids_added_to_any_text
 from llm_pipeline.engine_manifest import (
     TOKENIZER_NAME,
+    Calibration,
     EngineFile,
     EngineLimits,
     EngineManifest,
+    GpuBuild,
     SourceModel,
     TokenIds,
     sha256_of,
 )
 
-BUILD_NAME = "build.json"  # what EngineManifest has no field for: GPU, driver, parallelism, calibration, commands
+BUILD_NAME = "build.json"  # for people: the plan with its memory estimate, and the commands as they were run
 _PACKAGE = "triton-completions"
 _MODEL_FILES = ("*.safetensors", "*.bin", CONFIG_NAME, TOKENIZER_NAME)
 
@@ -36,7 +38,9 @@ class BuildMachine:
     gpu_name: str
     sm: int
     driver: str
-    versions: dict[str, str]  # tensorrt_llm, tensorrt
+    cuda: str | None
+    tensorrt_llm: str
+    tensorrt: str
 
 
 def hash_model(model_dir: Path, model: ModelConfig) -> SourceModel:
@@ -55,11 +59,15 @@ def hash_model(model_dir: Path, model: ModelConfig) -> SourceModel:
 
 
 def make_manifest(
-    plan: Plan, model_dir: Path, building: Path, source: SourceModel, machine: BuildMachine
+    plan: Plan,
+    model_dir: Path,
+    building: Path,
+    source: SourceModel,
+    machine: BuildMachine,
+    calibration: Calibration | None,
 ) -> EngineManifest:
     """Write build.json, then hash every file of the engine."""
-    build = {"machine": asdict(machine), "plan": plan_json(plan)}
-    (building / BUILD_NAME).write_text(json.dumps(build, indent=2) + "\n", encoding="utf-8")
+    (building / BUILD_NAME).write_text(json.dumps({"plan": plan_json(plan)}, indent=2) + "\n", encoding="utf-8")
     chosen = plan.combination
     files = [path for path in sorted(building.rglob("*")) if path.is_file()]
     return EngineManifest(
@@ -67,14 +75,29 @@ def make_manifest(
         precision=chosen.precision.name,
         model_name=chosen.model.name,
         source=source,
-        tools={**machine.versions, "nvidia-driver": machine.driver, _PACKAGE: _own_version()},
+        tools={_PACKAGE: _own_version()},
         limits=EngineLimits(context_length=chosen.limits.max_seq_len, vocab_size=chosen.model.vocab_size),
         tokens=read_token_ids(model_dir),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         files={
-            str(path.relative_to(building)): EngineFile(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+            path.relative_to(building).as_posix(): EngineFile(sha256=sha256_of(path), size_bytes=path.stat().st_size)
             for path in files
         },
+        gpu=_gpu_build(plan, machine, calibration),
+    )
+
+
+def _gpu_build(plan: Plan, machine: BuildMachine, calibration: Calibration | None) -> GpuBuild:
+    chosen = plan.combination
+    return GpuBuild(
+        **asdict(machine),
+        tp=chosen.tp,
+        pp=chosen.pp,
+        kv_cache_precision=chosen.kv.name,
+        max_batch_size=chosen.limits.max_batch_size,
+        max_num_tokens=chosen.limits.max_num_tokens,
+        has_paged_context=chosen.has_paged_context_fmha,
+        calibration=calibration,
     )
 
 

@@ -26,8 +26,8 @@ _LEAST_ACTIVATION_BYTES = 70 * MIB  # [aiconfigurator]
 _NCCL_BYTES = {1: 0, 2: 342 * MIB, 4: 392 * MIB}  # [aiconfigurator] by GPUs
 # Assumption: CUDA context, TensorRT's and cuBLAS's own. [aiconfigurator] measured 551 MiB and takes 3.5 GiB to be safe.
 _RUNTIME_BYTES = GIB
-# Assumption: the decoder's buffers, after [memory]: a floor, and for each request two rows of 32-bit logits and three
-# 32-bit values for each position (token, parent, log probability).
+# Assumption: the decoder's buffers. [memory] names them, and has one log with 180 MB for them: a floor, and for each
+# request two rows of 32-bit logits and three 32-bit values for each position (token, parent, log probability).
 _DECODER_BYTES = 200 * MIB
 _LOGIT_BYTES = 8
 _POSITION_BYTES = 12

@@ -41,6 +41,10 @@ class Nvml(Protocol):
         """Such as 580.95.05; EngineRefusedError as above."""
         ...
 
+    def cuda_version(self) -> str:
+        """The newest CUDA that the driver runs, such as 13.0; EngineRefusedError as above."""
+        ...
+
 
 @dataclass(frozen=True)
 class DetectedGpus:
@@ -58,6 +62,11 @@ class PynvmlNvml:
     def driver_version(self) -> str:
         with _session() as pynvml:
             return _text(pynvml.nvmlSystemGetDriverVersion())
+
+    def cuda_version(self) -> str:
+        with _session() as pynvml:
+            number = int(pynvml.nvmlSystemGetCudaDriverVersion())  # 13000 for 13.0
+        return f"{number // 1000}.{number % 1000 // 10}"
 
 
 @contextmanager

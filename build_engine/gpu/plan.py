@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from build_engine.gpu.calibration import DEFAULT_CALIBRATION, TEXT_COLUMN
 from build_engine.gpu.combination import Combination, Limits
-from build_engine.gpu.commands import DEFAULT_CALIBRATION, Step, build_flags, make_steps
+from build_engine.gpu.commands import Step, build_flags, make_steps
 from build_engine.gpu.gpus import Gpu
 from build_engine.gpu.memory import MemoryEstimate, estimate_memory
 from build_engine.gpu.model_config import ModelConfig
@@ -56,6 +57,7 @@ class Plan:
     notes: tuple[str, ...]
     engine_dir: Path | None
     steps: tuple[Step, ...]
+    calibration: str
 
     @property
     def accepted(self) -> bool:
@@ -68,11 +70,11 @@ def make_plan(request: PlanRequest) -> Plan:
     memory = estimate_memory(combination)
     refusals = tuple(find_refusals(combination, memory))
     if refusals:
-        return Plan(combination, memory, refusals, notes=(), engine_dir=None, steps=())
+        return Plan(combination, memory, refusals, (), engine_dir=None, steps=(), calibration=request.calibration)
     engine_dir = request.root / engine_name(combination, request.calibration)
     steps = make_steps(combination, request.model_dir, engine_dir, request.calibration)
     notes = tuple(_notes(combination, request.calibration))
-    return Plan(combination, memory, refusals, notes, engine_dir, steps)
+    return Plan(combination, memory, refusals, notes, engine_dir, steps, request.calibration)
 
 
 def resolve(request: PlanRequest) -> Combination:
@@ -142,7 +144,7 @@ def _notes(combination: Combination, calibration: str) -> Iterator[str]:
     if combination.is_calibrated and calibration == DEFAULT_CALIBRATION:
         yield (
             f"Calibration takes {DEFAULT_CALIBRATION} from Hugging Face. Text like your own requests is better: "
-            "--calibration DIR, a dataset directory with a train split and a text column."
+            f"--calibration DIR, a directory with a train.jsonl of {TEXT_COLUMN!r} lines."
         )
     if combination.model.sliding_window and limits.max_seq_len > combination.model.sliding_window:
         yield (

@@ -21,13 +21,15 @@ from pathlib import Path
 from build_engine.build import BuildResult
 from build_engine.engine_dir import build_lock, new_engine
 from build_engine.errors import BuildEngineError, EngineRefusedError
+from build_engine.gpu.calibration import describe_calibration, require_calibration
 from build_engine.gpu.commands import PYTHON, Step, checkpoint_dir
+from build_engine.gpu.engine_config import config_checks
 from build_engine.gpu.gpu_manifest import BuildMachine, hash_model, make_manifest
 from build_engine.gpu.nvml import Nvml
 from build_engine.gpu.plan import Plan
 from build_engine.progress import BuildProgress
 from build_engine.verify import file_problems
-from llm_pipeline.engine_manifest import EngineManifest, ManifestError, SourceModel
+from llm_pipeline.engine_manifest import Calibration, EngineManifest, ManifestError, SourceModel
 
 BUILDER = "trtllm-build"
 _DONE_NAME = "done.json"  # in a checkpoint that is complete: the model and the command that made it
@@ -48,17 +50,17 @@ def inspect_machine(plan: Plan, nvml: Nvml) -> BuildMachine:
         raise EngineRefusedError(
             f"An engine for {wanted.gpu.name} is built on an SM {wanted.gpu.sm} GPU, this machine has {found}."
         )
-    versions = _upstream_versions()
+    versions = upstream_versions()
     if versions["tensorrt_llm"] != wanted.trtllm_version:
         raise EngineRefusedError(
             f"The plan is for TensorRT-LLM {wanted.trtllm_version}, this machine has {versions['tensorrt_llm']}. "
             f"Choose --tensorrt-llm {versions['tensorrt_llm']}."
         )
-    return BuildMachine(fitting[0].name, fitting[0].sm, nvml.driver_version(), versions)
+    return BuildMachine(fitting[0].name, fitting[0].sm, nvml.driver_version(), nvml.cuda_version(), **versions)
 
 
-def _upstream_versions() -> dict[str, str]:
-    """In a process of its own: importing TensorRT-LLM starts MPI."""
+def upstream_versions() -> dict[str, str]:
+    """BuildEngineError when it can't be imported. In a process of its own: importing TensorRT-LLM starts MPI."""
     command = [sys.executable, "-m", "build_engine.gpu.upstream"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -68,52 +70,104 @@ def _upstream_versions() -> dict[str, str]:
 
 
 def run_plan(
-    plan: Plan, model_dir: Path, machine: BuildMachine, progress: BuildProgress, force: bool = False
+    plan: Plan,
+    model_dir: Path,
+    machine: BuildMachine,
+    progress: BuildProgress,
+    force: bool = False,
+    source: SourceModel | None = None,
 ) -> BuildResult:
-    """Build an accepted plan's engine, or find that a good one is there. BuildEngineError has a step's last words."""
-    if plan.engine_dir is None:
-        raise EngineRefusedError(" ".join(plan.refusals))
-    engine_dir = plan.engine_dir.absolute()
+    """Build an accepted plan's engine, or find that a good one is there. BuildEngineError has a step's last words.
+
+    `source` saves hashing the model again where that has been done.
+    """
+    planned = _place(plan)
+    engine_dir = planned.absolute()
+    source = source or hash_source(plan, model_dir, progress)
 
     def tell_waiting() -> None:
         progress.note(f"Another build of {engine_dir.name} is running; waiting for it.")
 
-    with progress.step(f"hash {model_dir.name}"):
-        source = hash_model(model_dir, plan.combination.model)
     with build_lock(engine_dir, tell_waiting) as lock:
-        existing = None if force else _existing(engine_dir, source)
+        existing = None if force else find_existing(plan, source, progress)
         if existing:
-            return BuildResult(engine_dir, existing, reused=True)
+            return existing
+        if plan.combination.is_calibrated:
+            require_calibration(plan.calibration)
+        calibration = describe_calibration(plan.combination, plan.calibration)
         steps = _Steps(engine_dir.with_name(f"{engine_dir.name}.log"), lock, progress)
         checkpoint, *others = plan.steps
-        _make_checkpoint(checkpoint, checkpoint_dir(engine_dir), source, steps)
+        _make_checkpoint(checkpoint, checkpoint_dir(engine_dir), source, calibration, steps)
         with new_engine(engine_dir) as building:
             for step in others:
-                steps.run(step.name, _into(step.argv, plan.engine_dir, building))
-            manifest = make_manifest(plan, model_dir, building, source, machine)
+                steps.run(step.name, _into(step.argv, planned, building))
+            manifest = make_manifest(plan, model_dir, building, source, machine, calibration)
+            _require_as_planned(building, manifest)
             manifest.save(building)
         shutil.rmtree(checkpoint_dir(engine_dir))
     return BuildResult(engine_dir, manifest, reused=False)
 
 
-def _existing(engine_dir: Path, source: SourceModel) -> EngineManifest | None:
-    """A good engine of the same weights. The directory's name stands for the rest of what decides an engine."""
+def hash_source(plan: Plan, model_dir: Path, progress: BuildProgress) -> SourceModel:
+    """Reads every byte of the model."""
+    with progress.step(f"hash {model_dir.name}"):
+        return hash_model(model_dir, plan.combination.model)
+
+
+def find_existing(plan: Plan, source: SourceModel, progress: BuildProgress) -> BuildResult | None:
+    """A good engine of the same weights and calibration data. Needs neither a GPU nor TensorRT-LLM.
+
+    The directory's name stands for the rest of what decides an engine. EngineRefusedError when it holds an engine of
+    other weights.
+    """
+    engine_dir = _place(plan).absolute()
     try:
         manifest = EngineManifest.load(engine_dir)
     except ManifestError:
         return None
-    if manifest.source != source:
+    if manifest.source.sha256 != source.sha256:
         raise EngineRefusedError(
             f"{engine_dir} holds an engine of other weights with the same name and configuration. "
             "Give this model a --name of its own, or replace the engine with --force."
         )
-    return None if file_problems(engine_dir, manifest) else manifest
+    if reason := _reason_to_rebuild(plan, engine_dir, manifest):
+        progress.note(f"Building again: {reason}.")
+        return None
+    return BuildResult(engine_dir, manifest, reused=True)
 
 
-def _make_checkpoint(step: Step, checkpoint: Path, source: SourceModel, steps: _Steps) -> None:
-    """Skipped when an earlier build has finished it with the same command for the same weights."""
+def _place(plan: Plan) -> Path:
+    if plan.engine_dir is None:
+        raise EngineRefusedError(" ".join(plan.refusals))
+    return plan.engine_dir
+
+
+def _reason_to_rebuild(plan: Plan, engine_dir: Path, manifest: EngineManifest) -> str | None:
+    if manifest.gpu is None:
+        return "its manifest says nothing of the GPU"
+    before = manifest.gpu.calibration
+    now = describe_calibration(plan.combination, plan.calibration)
+    if before and now and now.sha256 and before.sha256 != now.sha256:  # data that is not on this machine can't differ
+        return "its calibration data differs"
+    return next(iter(file_problems(engine_dir, manifest)), None)
+
+
+def _require_as_planned(building: Path, manifest: EngineManifest) -> None:
+    """BuildEngineError when trtllm-build has made another engine than it was asked for."""
+    for check in config_checks(building, manifest):
+        if check.failed:
+            raise BuildEngineError(
+                f"The engine that was built is not the planned one: {check.name} {check.detail}. It is not kept. "
+                "The log has the command; please report this with it."
+            )
+
+
+def _make_checkpoint(
+    step: Step, checkpoint: Path, source: SourceModel, calibration: Calibration | None, steps: _Steps
+) -> None:
+    """Skipped when an earlier build has finished it with the same command for the same weights and calibration data."""
     done = checkpoint / _DONE_NAME
-    recipe = json.dumps([source.sha256, step.argv])
+    recipe = json.dumps([source.sha256, calibration.sha256 if calibration else None, step.argv])
     with suppress(FileNotFoundError):
         if done.read_text(encoding="utf-8") == recipe:
             return steps.skip(step.name)

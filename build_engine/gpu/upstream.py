@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from build_engine.gpu.calibration import SEED, TOKENS, calibration_samples
 from build_engine.gpu.precisions import AWQ_GROUP, KvPrecision, Precision
 
-CALIBRATION_SAMPLES = 512  # upstream cuts this to 32 for AWQ
-CALIBRATION_TOKENS = 512
 TOKENIZER_TOKENS = 2048
-SEED = 1234
 _CONTEXT_PARALLEL = 1
+_NO_END, _PAD = -1, 0
 
 
 def convert_checkpoint(model_dir: Path, output: Path, precision: Precision, dtype: str, tp: int, pp: int) -> None:
@@ -59,9 +59,9 @@ def quantise_checkpoint(
         dtype=dtype,
         qformat=precision.qformat,
         kv_cache_dtype=kv.name if kv.quantised_bytes else None,
-        calib_size=CALIBRATION_SAMPLES,
+        calib_size=calibration_samples(precision),
         batch_size=1,
-        calib_max_seq_length=CALIBRATION_TOKENS,
+        calib_max_seq_length=TOKENS,
         awq_block_size=AWQ_GROUP,
         output_dir=str(output),
         tp_size=tp,
@@ -70,6 +70,47 @@ def quantise_checkpoint(
         seed=SEED,
         tokenizer_max_seq_length=TOKENIZER_TOKENS,
     )
+
+
+def open_model(path: Path, is_engine: bool, tp: int, pp: int, has_logits: bool) -> Any:
+    """An engine, or a Hugging Face checkpoint on the PyTorch backend, which is what an engine is compared with.
+
+    tensorrt_llm/llmapi/llm.py: since 1.0 `tensorrt_llm.LLM` is the PyTorch backend, and the engine class is
+    `tensorrt_llm._tensorrt_engine.LLM`. Each starts its own ranks. To be confirmed on a GPU: that both take
+    `gather_generation_logits` (asked for only when logits are), and run without a tokenizer.
+    """
+    keywords: dict[str, Any] = {"gather_generation_logits": True} if has_logits else {}
+    if is_engine:
+        from tensorrt_llm._tensorrt_engine import LLM  # type: ignore[import-not-found, unused-ignore]
+    else:
+        from tensorrt_llm import LLM
+
+        keywords |= {"tensor_parallel_size": tp, "pipeline_parallel_size": pp}  # an engine has them in its config.json
+    return LLM(model=str(path), skip_tokenizer_init=True, **keywords)
+
+
+def generate_greedily(model: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """`count` tokens for each prompt; the end of the text does not stop it (end_id -1, as upstream's ignore_eos)."""
+    from tensorrt_llm import SamplingParams
+
+    greedy = SamplingParams(max_tokens=count, top_k=1, end_id=_NO_END, pad_id=_PAD, detokenize=False)
+    outputs = model.generate(prompts, greedy, use_tqdm=False)
+    return [[int(token) for token in output.outputs[0].token_ids] for output in outputs]
+
+
+def log_probs(model: Any, text: list[int], first: int) -> list[float]:
+    """Of each token from `first` on, given those before it. One request each: our engines give prompts no logits.
+
+    `generation_logits` is a torch tensor whose last axis is the vocabulary; for one new token it has nothing else.
+    """
+    from tensorrt_llm import SamplingParams
+
+    one = SamplingParams(
+        max_tokens=1, top_k=1, end_id=_NO_END, pad_id=_PAD, detokenize=False, return_generation_logits=True
+    )
+    outputs = model.generate([text[:end] for end in range(first, len(text))], one, use_tqdm=False)
+    rows = [output.outputs[0].generation_logits.float().flatten().log_softmax(-1) for output in outputs]
+    return [float(row[token]) for row, token in zip(rows, text[first:], strict=True)]
 
 
 def upstream_versions() -> dict[str, str]:

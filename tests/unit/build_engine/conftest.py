@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_tensorrt_llm import install
 from tiny_models import TinyModel, write_gguf
 
 from build_engine.build import BuildRequest, BuildResult, build_engine
@@ -53,3 +54,9 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_engine(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Path:
     return run_build(tiny_gguf, tmp_path_factory.mktemp("tiny-engine") / "engine").engine_dir
+
+
+@pytest.fixture
+def _tensorrt_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with three H100s and a TensorRT-LLM that is a stand-in."""
+    install(tmp_path, monkeypatch)

@@ -1,4 +1,8 @@
-"""What others have published about seven models, each figure with its source. docs/engine-plans.md repeats them."""
+"""What others have published about seven models. docs/engine-plans.md repeats each figure and how it was read.
+
+Every source says how it came here. None of the models' own pages or files could be opened where this was written, so
+"quoted" means: read in another public repository or page that repeats it, not in the original.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +17,32 @@ class Figure:
 
 
 PARAMETERS = (
-    Figure("llama-3.1-8b", 16_060_522_496 / 2, "meta-llama/Llama-3.1-8B: model.safetensors.index.json, total_size"),
-    Figure("llama-3.1-70b", 141_107_412_992 / 2, "meta-llama/Llama-3.1-70B: model.safetensors.index.json, total_size"),
-    Figure("qwen3-8b", 8.2e9, "Qwen/Qwen3-8B: model card, Number of Parameters"),
-    Figure("qwen3-32b", 32.8e9, "Qwen/Qwen3-32B: model card, Number of Parameters"),
-    Figure("mistral-7b", 7.25e9, "mistralai/Mistral-7B-v0.3: model card, Model size"),
-    Figure("mixtral-8x7b", 46_702_792_704, "keras-team/keras-hub: mixtral_presets.py, params"),
-    Figure("smollm2-135m", 134_515_008, "HuggingFaceTB/SmolLM2-135M: model card, Model size; safetensors total"),
+    Figure("llama-3.1-8b", 16_060_522_496 / 2, "quoted: total_size of model.safetensors.index.json, 2 bytes each"),
+    Figure("llama-3.1-70b", 141_107_412_992 / 2, "quoted: total_size of model.safetensors.index.json, 2 bytes each"),
+    Figure("qwen3-8b", 8.2e9, "quoted: the model card's Number of Parameters"),
+    Figure("qwen3-32b", 32.8e9, "quoted: the model card's Number of Parameters"),
+    Figure("mistral-7b", 7_248_023_552, "read as an excerpt: Keras preset mistral_0.3_7b_en, params"),
+    Figure("mixtral-8x7b", 46_702_792_704, "read: keras-team/keras-hub, mixtral_presets.py, params"),
+    Figure("smollm2-135m", 134_515_008, "quoted: counts that several public repositories print of the loaded model"),
 )
 NON_EMBEDDING_PARAMETERS = (
-    Figure("qwen3-8b", 6.95e9, "Qwen/Qwen3-8B: model card, Non-Embedding"),
-    Figure("qwen3-32b", 31.2e9, "Qwen/Qwen3-32B: model card, Non-Embedding"),
+    Figure("qwen3-8b", 6.95e9, "quoted: the model card's Number of Parameters (Non-Embedding)"),
+    Figure("qwen3-32b", 31.2e9, "quoted: the model card's Number of Parameters (Non-Embedding)"),
 )
 # The table's GB are 2^30 bytes: 2 x 32 layers x 8 heads x 128 x 2 bytes x 128,000 tokens are 15.625 of them.
 KV_GIB_OF_128000_FP16_TOKENS = (
-    Figure("llama-3.1-8b", 15.62, "huggingface.co/blog/llama31, inference memory requirements"),
-    Figure("llama-3.1-70b", 39.06, "huggingface.co/blog/llama31, inference memory requirements"),
+    Figure("llama-3.1-8b", 15.62, "quoted in huggingface/blog#2345: table of huggingface.co/blog/llama31"),
+    Figure("llama-3.1-70b", 39.06, "quoted in huggingface/blog#2345: table of huggingface.co/blog/llama31"),
 )
-FP8_WEIGHTS = (Figure("llama-3.1-8b", 9_081_280_648, "size of an FP8 checkpoint of Llama 3.1 8B in public benchmarks"),)
-BF16_ENGINE_WEIGHTS = (
-    Figure("llama-3.1-8b", 16_060_522_496, "TensorRT's Total Weights Memory, trtllm-build of Llama 3 8B, 22 May 2024"),
+FP8_WEIGHTS = (
+    Figure(
+        "llama-3.1-8b",
+        9_081_280_648,
+        "read: a benchmark script's size of N-FP8; that it is this model is inferred from N-BF16 beside it",
+    ),
 )
+# A public guide that prints its commands and logs: Llama 3 8B Instruct, the same shape as 3.1, in bfloat16, built with
+# TensorRT-LLM 0.9.0 on 22 May 2024 with max_num_tokens 16384. An older version than the ones planned for.
+BF16_ENGINE_WEIGHTS = (Figure("llama-3.1-8b", 16_060_522_496, "read: Total Weights Memory of that log"),)
+ACTIVATION_MAX_NUM_TOKENS = 16_384
+BF16_ENGINE_ACTIVATIONS = (Figure("llama-3.1-8b", 1_577_062_400, "read: Total Activation Memory of that log"),)

@@ -6,14 +6,12 @@ What is shown is ours: order, log, going on after a failure, and an engine that 
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from plan_requests import CONFIGS
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from fake_tensorrt_llm import Machine, write_model
 
 from build_engine.errors import BuildEngineError, EngineRefusedError
 from build_engine.gpu.gpus import GPUS
@@ -22,90 +20,23 @@ from build_engine.gpu.nvml import NvmlGpu
 from build_engine.gpu.plan import Plan, PlanRequest, make_plan
 from build_engine.gpu.run import can_build, inspect_machine, run_plan
 from build_engine.progress import SilentProgress
-from build_engine.verify import file_problems, verify_engine
-from llm_pipeline.engine_manifest import EngineManifest
-
-H100 = NvmlGpu("NVIDIA H100 80GB HBM3", 90, 81_559 << 20)
-BUILDER = """#!/usr/bin/env python3
-import json, os, pathlib, sys
-options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-if os.environ.get("FAKE_BUILD_FAILS"):
-    sys.exit("out of memory, says the fake")
-ranks = len(list(pathlib.Path(options["--checkpoint_dir"]).glob("rank*.safetensors")))
-engine = pathlib.Path(options["--output_dir"])
-engine.mkdir(parents=True, exist_ok=True)
-for rank in range(ranks):
-    (engine / f"rank{rank}.engine").write_text(f"engine {rank}")
-(engine / "config.json").write_text(json.dumps({"version": "1.2.1"}))
-print(f"built {ranks} ranks")
-"""
-UPSTREAM = {
-    "tensorrt/__init__.py": '__version__ = "10.14.1.48"\n',
-    "tensorrt_llm/__init__.py": """
-import pathlib
-__version__ = "1.2.1"
-print("[TensorRT-LLM] a banner")
-def Mapping(**keywords): return keywords
-class Model:
-    def __init__(self, rank): self.rank = rank
-    def save_checkpoint(self, output, save_config=True):
-        (pathlib.Path(output) / f"rank{self.rank}.safetensors").write_text("weights")
-class AutoModelForCausalLM:
-    @staticmethod
-    def from_hugging_face(path, mapping, **keywords):
-        print("converting rank", mapping["rank"])
-        return Model(mapping["rank"])
-""",
-    "tensorrt_llm/llmapi.py": "def QuantConfig(**keywords): return keywords\n",
-    "tensorrt_llm/quantization.py": "QuantAlgo = {}\n",
-}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A driver that has these GPUs."""
-
-    found: tuple[NvmlGpu, ...] = (H100,)
-
-    def gpus(self) -> list[NvmlGpu]:
-        return list(self.found)
-
-    def driver_version(self) -> str:
-        return "590.44.01"
+from build_engine.verify import file_problems
+from llm_pipeline.engine_manifest import Calibration, EngineManifest, GpuBuild
 
 
 @pytest.fixture
 def model_dir(tmp_path: Path) -> Path:
-    directory = tmp_path / "smollm2"
-    directory.mkdir()
-    config = json.loads((CONFIGS / "smollm2-135m" / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"bos_token_id": 1, "eos_token_id": 2}))
-    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
-    (directory / "model.safetensors").write_text("weights")
-    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(directory / "tokenizer.json"))
-    return directory
+    return write_model(tmp_path / "smollm2")
 
 
 @pytest.fixture
 def plan(tmp_path: Path, model_dir: Path) -> Plan:
-    request = PlanRequest(
-        read_model_config(model_dir), model_dir, GPUS["h100"], precision="bf16", tp=3, root=tmp_path / "engines"
-    )
+    return plan_for(model_dir, tmp_path, precision="bf16", tp=3)
+
+
+def plan_for(model_dir: Path, tmp_path: Path, **options: Any) -> Plan:
+    request = PlanRequest(read_model_config(model_dir), model_dir, GPUS["h100"], root=tmp_path / "engines", **options)
     return make_plan(request)
-
-
-@pytest.fixture
-def _tensorrt_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, content in UPSTREAM.items():
-        path = tmp_path / "upstream" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    script = tmp_path / "bin" / "trtllm-build"
-    script.parent.mkdir()
-    script.write_text(BUILDER)
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "upstream"))
 
 
 def run(plan: Plan, model_dir: Path, force: bool = False) -> tuple[Path, EngineManifest, bool]:
@@ -128,21 +59,25 @@ def test_an_engine_is_built_step_by_step_and_described(plan: Plan, model_dir: Pa
     }
     assert file_problems(engine_dir, manifest) == []
     assert manifest == EngineManifest.load(engine_dir)
-    assert manifest.tools["tensorrt_llm"] == "1.2.1"
-    assert manifest.tools["nvidia-driver"] == "590.44.01"
+    assert list(manifest.tools) == ["triton-completions"]
     assert (manifest.tokens.bos, manifest.tokens.eos, manifest.limits.context_length) == (1, [2, 0], 8192)
-    machine = json.loads((engine_dir / "build.json").read_text())["machine"]
-    assert (machine["gpu_name"], machine["sm"]) == ("NVIDIA H100 80GB HBM3", 90)
-
-
-@pytest.mark.usefixtures("_tensorrt_llm")
-def test_verify_checks_the_files_and_does_not_load_it(plan: Plan, model_dir: Path) -> None:
-    engine_dir, _, _ = run(plan, model_dir)
-    names = {
-        check.name for check in verify_engine(engine_dir, SilentProgress()) if check.name != "tokenizer round trip"
-    }
-    assert {"manifest.json", "rank2.engine", "tokenizer size"} <= names
-    assert "generates" not in names
+    assert manifest.gpu == GpuBuild(
+        gpu_name="NVIDIA H100 80GB HBM3",
+        sm=90,
+        driver="590.44.01",
+        tensorrt_llm="1.2.1",
+        tensorrt="10.14.1.48",
+        cuda="13.1",
+        tp=3,
+        pp=1,
+        kv_cache_precision="fp16",
+        max_batch_size=64,
+        max_num_tokens=8192,
+        has_paged_context=True,
+        calibration=None,
+    )
+    plan_written = json.loads((engine_dir / "build.json").read_text())["plan"]
+    assert [step["name"] for step in plan_written["steps"]] == ["convert", "engine", "tokenizer"]
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
@@ -210,3 +145,42 @@ def test_another_gpu_or_another_version_than_planned_is_refused(plan: Plan) -> N
 
 def test_a_machine_without_tensorrt_llm_can_not_build() -> None:
     assert not can_build()
+
+
+@pytest.mark.usefixtures("_tensorrt_llm")
+def test_an_engine_with_other_limits_than_asked_for_is_not_kept(
+    plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_BATCH", "8")
+    with pytest.raises(BuildEngineError, match=r"max_batch_size 8, the manifest says 64"):
+        run(plan, model_dir)
+    assert plan.engine_dir
+    assert not plan.engine_dir.exists()
+
+
+@pytest.mark.usefixtures("_tensorrt_llm")
+def test_calibration_data_is_described_without_its_path_and_a_change_of_it_builds_again(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    texts = tmp_path / "our-requests"
+    texts.mkdir()
+    (texts / "train.jsonl").write_text('{"text": "one"}\n')
+    plan = plan_for(model_dir, tmp_path, precision="fp8", calibration=str(texts))
+    engine_dir, manifest, _ = run(plan, model_dir)
+    assert manifest.gpu
+    assert manifest.gpu.calibration == Calibration(
+        source="our-requests", samples=512, tokens=512, seed=1234, sha256=manifest.gpu.calibration.sha256
+    )
+    assert run(plan, model_dir)[2]
+    (texts / "train.jsonl").write_text('{"text": "two"}\n')
+    assert not run(plan, model_dir)[2]
+    assert log_of(engine_dir).count("calibrating on") == 2
+
+
+@pytest.mark.usefixtures("_tensorrt_llm")
+def test_calibration_data_that_is_not_there_is_refused_before_the_work(tmp_path: Path, model_dir: Path) -> None:
+    plan = plan_for(model_dir, tmp_path, precision="fp8", calibration="/nowhere/texts")
+    with pytest.raises(EngineRefusedError, match=r"no calibration data at '/nowhere/texts'.*train\.jsonl"):
+        run(plan, model_dir)
+    assert plan.engine_dir
+    assert not list(plan.engine_dir.parent.glob("*.log"))

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from build_engine.checks import Check, Outcome, verdict
 from build_engine.cli import app
+from build_engine.errors import EngineRefusedError
 from build_engine.progress import SilentProgress
-from build_engine.verify import Check, verify_engine
+from build_engine.verify import verify_engine
 from llm_pipeline.engine_manifest import EngineFile, EngineManifest, sha256_of
 
 
@@ -19,12 +21,12 @@ def engine(tmp_path: Path, tiny_engine: Path) -> Path:
 
 
 def failures(engine_dir: Path) -> list[Check]:
-    return [check for check in verify_engine(engine_dir, SilentProgress()) if not check.passed]
+    return [check for check in verify_engine(engine_dir, SilentProgress()) if check.failed]
 
 
 def test_the_default_engine_gives_the_reference_tokens(default_engine: Path) -> None:
     checks = {check.name: check for check in verify_engine(default_engine, SilentProgress())}
-    assert all(check.passed for check in checks.values())
+    assert verdict(checks.values()) is Outcome.PASSED
     assert checks["reference tokens"].detail == "4 of 4 greedy continuations equal"
     assert checks["reference prompts"].detail == "4 of 4 keep their ids through text"
 
@@ -48,19 +50,21 @@ def test_a_cut_file_fails_by_name(engine: Path) -> None:
 
 def test_a_missing_file_fails_by_name(engine: Path) -> None:
     (engine / "tokenizer.json").unlink()
-    assert failures(engine) == [Check("tokenizer.json", False, "is missing")]
+    assert failures(engine) == [Check.of("tokenizer.json", False, "is missing")]
 
 
 def test_an_extra_file_fails_by_name(engine: Path) -> None:
     (engine / "notes.txt").touch()
-    assert failures(engine) == [Check("notes.txt", False, "is no part of the engine")]
+    assert failures(engine) == [Check.of("notes.txt", False, "is no part of the engine")]
 
 
 def test_a_manifest_that_points_outside_fails(engine: Path) -> None:
     manifest = EngineManifest.load(engine)
     outside = {"../secret": EngineFile(sha256="0" * 64, size_bytes=1)}
     manifest.model_copy(update={"files": {**manifest.files, **outside}}).save(engine)
-    assert failures(engine) == [Check("../secret", False, "points outside the engine directory")]
+    (failure,) = failures(engine)
+    assert failure.name == "manifest.json"
+    assert "'../secret' is no plain path below the engine directory" in failure.detail
 
 
 def test_a_graph_that_does_not_load_fails(engine: Path) -> None:
@@ -70,6 +74,11 @@ def test_a_graph_that_does_not_load_fails(engine: Path) -> None:
     files = {**manifest.files, graph.name: EngineFile(sha256=sha256_of(graph), size_bytes=graph.stat().st_size)}
     manifest.model_copy(update={"files": files}).save(engine)
     assert [check.name for check in failures(engine)] == ["generates"]
+
+
+def test_an_engine_for_cpus_has_no_accuracy_gate(engine: Path) -> None:
+    result = CliRunner().invoke(app, ["verify", str(engine), "--threshold", "0.5"])
+    assert isinstance(result.exception, EngineRefusedError)
 
 
 def test_verify_ends_with_the_way_to_mend_it(engine: Path) -> None:

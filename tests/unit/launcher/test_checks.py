@@ -54,6 +54,11 @@ def findings(settings: StackSettings, **changed: Any) -> str:
     return str(caught.value)
 
 
+def test_tensorrt_llm_needs_an_engine_of_its_own(settings: StackSettings) -> None:
+    assert "ENGINE_DIR" in findings(settings, executor="tensorrt_llm")
+    check_all(settings.model_copy(update={"executor": "tensorrt_llm", "engine_dir": Path("an engine")}))
+
+
 def test_a_machine_that_has_everything_passes(settings: StackSettings) -> None:
     check_all(settings)
 

@@ -1,0 +1,103 @@
+"""What `fleet` shows: refusals before it starts, one table at the end, and plain data for --json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from build_engine.fleet.fleet_file import FleetEngine
+from build_engine.fleet.jobs import Job
+from build_engine.fleet.run_fleet import FleetOutcome, FleetResult, exit_status
+from build_engine.tables import shown
+
+_MB = 1_000_000
+_WORKED = {FleetOutcome.BUILT, FleetOutcome.REUSED, FleetOutcome.FAILED}
+_STYLES = {
+    FleetOutcome.BUILT: "green",
+    FleetOutcome.REUSED: "green",
+    FleetOutcome.FAILED: "bold red",
+    FleetOutcome.REFUSED: "red",
+}
+
+
+def print_refusals(console: Console, jobs: Sequence[Job]) -> None:
+    """Before anything is built, so that a typing error does not come to light after hours."""
+    _print_reasons(console, "refused", [(job.engine, job.refusals) for job in jobs])
+
+
+def print_results(console: Console, results: Sequence[FleetResult]) -> None:
+    """Directories are shown below the folder of all engines, so that they are short enough to read."""
+    root = shown(results[0].engine.root.absolute())
+    table = Table("engine", "", "time", "MB", f"in {escape(root)}")
+    table.columns[4].overflow = "fold"
+    for result in results:
+        style = _STYLES.get(result.outcome, "yellow")
+        table.add_row(
+            escape(result.engine.label),
+            f"[{style}]{result.outcome.value}[/]",
+            _duration(result.duration_s) if result.outcome in _WORKED else "",
+            "" if result.size_bytes is None else f"{result.size_bytes / _MB:.1f}",
+            escape(_below(result.engine_dir, result.engine.root)) if result.engine_dir else "",
+        )
+    console.print(table)
+    for outcome in FleetOutcome:
+        late = [result for result in results if result.outcome is outcome and not _is_early(result)]
+        _print_reasons(console, outcome.value, [(result.engine, result.reasons) for result in late])
+    counts = Counter(result.outcome for result in results)
+    console.print(", ".join(f"{counts[outcome]} {outcome.value}" for outcome in FleetOutcome if counts[outcome]))
+    if counts[FleetOutcome.FAILED]:
+        console.print("Mend it and run the same command again to go on: engines that are there and good are kept.")
+
+
+def _is_early(result: FleetResult) -> bool:
+    """Refused by its plan: print_refusals has said so."""
+    return result.outcome is FleetOutcome.REFUSED and result.engine_dir is None
+
+
+def _below(engine_dir: Path, root: Path) -> str:
+    place, whole = engine_dir.absolute(), root.absolute()
+    return str(place.relative_to(whole)) if place.is_relative_to(whole) else str(place)
+
+
+def _print_reasons(console: Console, word: str, reasons: Iterable[tuple[FleetEngine, Sequence[str]]]) -> None:
+    """Each reason once, after the engines that it is for."""
+    labels: dict[str, list[str]] = {}
+    for engine, sentences in reasons:
+        for sentence in sentences:
+            labels.setdefault(sentence, []).append(engine.label)
+    for sentence, affected in labels.items():
+        text = f"[red]{word}:[/] {escape(', '.join(affected))}: {escape(sentence)}"
+        console.print(text, soft_wrap=True, highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def results_json(results: Sequence[FleetResult]) -> dict[str, Any]:
+    return {
+        "complete": exit_status(results) == 0,
+        "engines": [
+            {
+                "entry": result.engine.entry,
+                "model": str(result.engine.model),
+                "target": result.engine.target,
+                "precision": result.engine.precision.value,
+                "tp": result.engine.tp,
+                "pp": result.engine.pp,
+                "outcome": result.outcome.value,
+                "engine_dir": str(result.engine_dir) if result.engine_dir else None,
+                "size_bytes": result.size_bytes,
+                "duration_s": round(result.duration_s, 3),
+                "reasons": list(result.reasons),
+            }
+            for result in results
+        ],
+    }

@@ -1,0 +1,52 @@
+# Triton with TensorRT-LLM, our package and our model repository. Not built yet: see docs/deployment.md.
+ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+ARG TRITON_TAG=26.04
+
+FROM ${PYTHON_IMAGE} AS wheel
+WORKDIR /source
+COPY docker/requirements/wheel.lock docker/requirements/wheel.lock
+RUN python -m pip install --no-cache-dir --no-deps --require-hashes --requirement docker/requirements/wheel.lock
+COPY pyproject.toml README.md ./
+COPY llm_pipeline llm_pipeline
+COPY frontend frontend
+COPY build_engine build_engine
+COPY launcher launcher
+RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
+
+FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}-trtllm-python-py3
+# What this tag holds (table in docs/deployment.md). Engines are bound to it, so another one stops the build.
+ARG TENSORRT_LLM_VERSION=1.2.1
+LABEL org.opencontainers.image.title="triton-completions: Triton with TensorRT-LLM" \
+    org.opencontainers.image.licenses="Apache-2.0"
+USER 0
+WORKDIR /opt/triton-completions
+COPY docker/install_into_image.py docker/healthcheck.py ./
+COPY docker/requirements/triton.lock ./
+# python3 from PATH: the image's venv from 26.03 on, the system's before. Its stubs run the same one.
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    python3 install_into_image.py --expect "tensorrt_llm==${TENSORRT_LLM_VERSION}" --lock triton.lock /wheels/*.whl
+COPY model_repository model_repository
+
+# The user that Triton's images bring has no home. What libraries cache goes here: mount a volume, no noexec tmpfs,
+# because some of it is compiled code.
+ENV HOME=/var/cache/triton-completions
+RUN install --directory --owner 1000 --group 1000 "$HOME"
+ENV XDG_CACHE_HOME=$HOME/xdg \
+    HF_HOME=$HOME/hf \
+    HF_HUB_OFFLINE=1 \
+    TRITON_CACHE_DIR=$HOME/triton \
+    TORCHINDUCTOR_CACHE_DIR=$HOME/inductor \
+    NUMBA_CACHE_DIR=$HOME/numba \
+    TMPDIR=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+
+ENV EXECUTOR=tensorrt_llm \
+    MODEL_REPOSITORY=/opt/triton-completions/model_repository \
+    TRITON_HOST=0.0.0.0
+USER 1000:1000
+EXPOSE 8000 8001 8002
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20m --retries=3 \
+    CMD ["python3", "/opt/triton-completions/healthcheck.py", "TRITON_HTTP_PORT", "8000", "/v2/health/ready"]
+# The entrypoint stays NVIDIA's: it checks the driver, sets up CUDA's forward compatibility and then execs this.
+CMD ["python3", "-m", "launcher.multi_gpu"]

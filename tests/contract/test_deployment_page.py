@@ -1,0 +1,78 @@
+"""What docs/deployment.md has readers copy: the keys file, the Kubernetes example, the settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from frontend import paths
+from frontend.auth import ApiKey
+from frontend.settings import FrontendSettings
+from launcher.multi_gpu import LaunchSettings
+from llm_pipeline.settings import PipelineSettings
+
+PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+READ_BY = {"triton": (LaunchSettings, PipelineSettings), "frontend": (FrontendSettings,)}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def pod() -> dict[str, Any]:
+    (deployment,) = (yaml.safe_load(block) for block in blocks("yaml"))
+    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return spec
+
+
+def containers(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {container["name"]: container for container in (*pod["initContainers"], *pod["containers"])}
+
+
+def value(container: dict[str, Any], name: str) -> str:
+    (found,) = [variable["value"] for variable in container["env"] if variable["name"] == name]
+    return str(found)
+
+
+def test_the_keys_file_is_one_that_the_front_end_reads() -> None:
+    (keys,) = (json.loads(block) for block in blocks("json"))
+    assert [ApiKey(**key).name for key in keys] == ["alice", "batch"]
+
+
+def test_the_pods_variables_are_settings(pod: dict[str, Any]) -> None:
+    for name, container in containers(pod).items():
+        known = {field.upper() for settings in READ_BY[name] for field in settings.model_fields}
+        assert {variable["name"] for variable in container["env"]} <= known
+
+
+def test_the_front_ends_probes_ask_paths_that_it_has(pod: dict[str, Any]) -> None:
+    frontend = containers(pod)["frontend"]
+    probed = {frontend[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")}
+    assert probed == {f"{paths.HEALTH_ROOTS[0]}/{end}" for end in ("ready", "live")}
+    assert all(paths.is_public(path, metrics_needs_key=True) for path in probed)
+
+
+def test_the_pod_has_time_to_drain(pod: dict[str, Any]) -> None:
+    """One after the other: preStop, the front end with 7 s for its last writes, Triton."""
+    frontend, triton = containers(pod)["frontend"], containers(pod)["triton"]
+    drains_s = int(value(frontend, "DRAIN_TIMEOUT_S")) + 7 + int(value(triton, "TRITON_EXIT_TIMEOUT_S"))
+    assert pod["terminationGracePeriodSeconds"] > frontend["lifecycle"]["preStop"]["sleep"]["seconds"] + drains_s
+
+
+def test_the_pods_containers_can_do_little(pod: dict[str, Any]) -> None:
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    for container in containers(pod).values():
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_every_setting_of_the_launch_is_named() -> None:
+    assert [name.upper() for name in LaunchSettings.model_fields if f"`{name.upper()}`" not in PAGE] == []

@@ -1,0 +1,272 @@
+"""Dockerfiles and the compose file, as far as they can be checked without a docker engine: nothing here builds one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
+
+from build_engine.gpu.plan import DEFAULT_TRTLLM
+from frontend.settings import FrontendSettings
+from launcher.multi_gpu import LaunchSettings
+from launcher.settings import StackSettings
+from llm_pipeline.settings import PipelineSettings
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
+LOCKS = sorted((DOCKER / "requirements").glob("*.lock"))
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+JOBS = {"build-engine"}  # it ends by itself, so there is no health to check
+
+# Which program reads the environment of a service.
+READ_BY = {
+    "stack": (StackSettings, FrontendSettings, PipelineSettings),
+    "triton": (LaunchSettings, PipelineSettings),
+    "frontend": (FrontendSettings,),
+    "build-engine": (),
+}
+
+dockerfiles = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+services = pytest.mark.parametrize("name", SERVICES)
+
+
+def tool(name: str) -> str:
+    """A program of the dev dependencies, from this Python's own environment."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        pytest.skip(f"{name} is not installed here; it is one of the dev dependencies")
+    return str(path)
+
+
+@cache
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """(instruction, arguments) in order, ARG defaults of the file put in."""
+    text = re.sub(r"^\s*#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    lines = [line.split(maxsplit=1) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    defaults = dict(rest.split("=", 1) for name, rest in lines if name == "ARG" and "=" in rest)
+    return [
+        (name, re.sub(r"\$\{(\w+)\}", lambda found: defaults.get(found[1], found[0]), rest).strip())
+        for name, rest in lines
+    ]
+
+
+def all_of(path: Path, instruction: str) -> list[str]:
+    return [rest for name, rest in instructions(path) if name == instruction]
+
+
+def dockerfile_of(service: str) -> Path:
+    return ROOT / SERVICES[service]["build"]["dockerfile"]
+
+
+def pinned(lock: Path) -> dict[str, set[str]]:
+    """Versions by name; a name may have two, for two versions of Python."""
+    versions: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([a-z0-9-]+)==([^\s\\;]+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
+        versions.setdefault(name, set()).add(version)
+    return versions
+
+
+# --- Dockerfiles -----------------------------------------------------------------------------------------------------
+
+
+@dockerfiles
+def test_hadolint_finds_nothing(path: Path) -> None:
+    command = [tool("hadolint"), "--no-color", "--config", str(DOCKER / "hadolint.yaml"), str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout + run.stderr) == (0, "")
+
+
+@dockerfiles
+def test_every_image_that_is_built_on_has_a_version(path: Path) -> None:
+    stages: set[str] = set()
+    for image, *alias in (rest.split(" AS ") for rest in all_of(path, "FROM")):
+        if image not in stages:
+            tag = image.rpartition("/")[2].partition(":")[2]
+            assert re.search(r"\d", tag), f"{image} names no version"
+        stages |= set(alias)
+
+
+@dockerfiles
+def test_what_is_copied_is_there(path: Path) -> None:
+    sources = [
+        source
+        for rest in all_of(path, "COPY")
+        if "--from=" not in rest
+        for source in [part for part in rest.split() if not part.startswith("--")][:-1]
+    ]
+    assert sources
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+
+
+@dockerfiles
+def test_the_image_runs_as_a_number_that_is_not_root(path: Path) -> None:
+    """A number, because Kubernetes' runAsNonRoot can't look names up."""
+    uid, _, gid = all_of(path, "USER")[-1].partition(":")
+    assert int(uid) > 0
+    assert int(gid) > 0
+
+
+@dockerfiles
+def test_the_image_says_how_it_is_doing(path: Path) -> None:
+    (check,) = all_of(path, "HEALTHCHECK")
+    assert (check == "NONE") == (path.name.removesuffix(".Dockerfile") in JOBS)
+
+
+@pytest.mark.parametrize("path", [*DOCKERFILES, *LOCKS, DOCKER / "compose.yaml"], ids=lambda path: path.name)
+def test_no_package_registry_is_named(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"pypi|pythonhosted|--(extra-)?index-url|--find-links", text)
+
+
+# --- Versions --------------------------------------------------------------------------------------------------------
+
+
+def test_tensorrt_llm_is_the_one_that_engines_are_planned_for() -> None:
+    assert f"TENSORRT_LLM_VERSION={DEFAULT_TRTLLM}" in all_of(DOCKER / "triton-gpu.Dockerfile", "ARG")
+    (allowed,) = re.findall(r'^tensorrt-llm = \["tensorrt_llm(.+)"\]$', PYPROJECT, re.MULTILINE)
+    assert DEFAULT_TRTLLM in SpecifierSet(allowed)
+
+
+def test_tritons_tag_and_tensorrt_llm_belong_together() -> None:
+    (tag,) = re.findall(r"^ARG TRITON_TAG=(.+)$", (DOCKER / "triton-gpu.Dockerfile").read_text(), re.MULTILINE)
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if re.match(rf"\| [^|]*\b{re.escape(tag)}\b", line)]
+    assert f"| {DEFAULT_TRTLLM} |" in row
+
+
+@dockerfiles
+def test_python_is_one_that_the_package_allows(path: Path) -> None:
+    for image in all_of(path, "FROM"):
+        if image.startswith("python:"):
+            (allowed,) = re.findall(r'^requires-python = "(.+)"$', PYPROJECT, re.MULTILINE)
+            assert image.split("-")[0].removeprefix("python:") in SpecifierSet(allowed)
+
+
+def test_our_images_have_our_version() -> None:
+    (version,) = re.findall(r'^version = "(.+)"$', PYPROJECT, re.MULTILINE)
+    for name, service in SERVICES.items():
+        assert service["image"].endswith(f":${{VERSION:-{version}}}"), name
+    assert f"SERVING_IMAGE=triton-completions/triton-gpu:{version}" in all_of(DOCKER / "build-engine.Dockerfile", "ARG")
+
+
+@services
+def test_build_arguments_default_to_what_the_dockerfile_says(name: str) -> None:
+    defaults = {part.partition("=")[0]: part.partition("=")[2] for part in all_of(dockerfile_of(name), "ARG")}
+    for argument, value in SERVICES[name]["build"].get("args", {}).items():
+        assert re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) == defaults[argument]
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_images_get_the_versions_that_are_tested(lock: Path) -> None:
+    """`make lock` writes them all; one that is left behind would ship what no test has seen."""
+    tested = pinned(ROOT / "requirements" / "serve.lock")
+    assert {
+        name: versions for name, versions in pinned(lock).items() if name in tested and versions != tested[name]
+    } == {}
+
+
+@pytest.mark.parametrize(("lock", "extra"), [("frontend", "frontend"), ("triton", None)])
+def test_a_lock_holds_what_pyproject_asks_for(lock: str, extra: str | None) -> None:
+    heading = r"^dependencies" if extra is None else rf"^{extra}"
+    found = re.search(rf"{heading} = \[\n(.*?)^\]", PYPROJECT, re.MULTILINE | re.DOTALL)
+    assert found
+    names = set(re.findall(r'^\s+"([a-z0-9-]+)', found[1], re.MULTILINE))
+    assert names <= set(pinned(DOCKER / "requirements" / f"{lock}.lock"))
+
+
+# --- The compose file ------------------------------------------------------------------------------------------------
+
+
+def test_the_compose_file_is_one_by_its_schema() -> None:
+    command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(DOCKER / "compose.yaml")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stdout
+
+
+def test_there_is_a_profile_for_cpu_and_one_for_gpu() -> None:
+    profiles = {name: service["profiles"] for name, service in SERVICES.items()}
+    assert profiles == {"stack": ["cpu"], "triton": ["gpu"], "frontend": ["gpu"], "build-engine": ["build"]}
+
+
+@services
+def test_a_container_can_do_little(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "pid", "ipc"} & set(service)
+    assert service["user"] == all_of(dockerfile_of(name), "USER")[-1]
+
+
+@services
+def test_only_the_front_end_is_published_and_only_on_loopback(name: str) -> None:
+    ports = SERVICES[name].get("ports", [])
+    assert bool(ports) == (name in {"stack", "frontend"})
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_triton_can_only_be_reached_by_the_front_end() -> None:
+    """It asks nobody for a key."""
+    assert SERVICES["triton"]["networks"] == ["inside"]
+    assert COMPOSE["networks"]["inside"]["internal"] is True
+    assert [name for name, service in SERVICES.items() if "inside" in service.get("networks", [])] == [
+        "triton",
+        "frontend",
+    ]
+
+
+@services
+def test_every_variable_is_a_setting_of_what_reads_it(name: str) -> None:
+    known = {field.upper() for settings in READ_BY[name] for field in settings.model_fields}
+    assert set(SERVICES[name].get("environment", {})) - known == set()
+
+
+@services
+def test_keys_are_secrets_and_no_variables(name: str) -> None:
+    environment = SERVICES[name].get("environment", {})
+    assert "API_KEY" not in environment
+    has_keys = name in {"stack", "frontend"}
+    assert environment.get("API_KEYS_FILE") == ("/run/secrets/api_keys" if has_keys else None)
+    assert SERVICES[name].get("secrets") == (["api_keys"] if has_keys else None)
+
+
+def test_the_front_end_waits_for_a_loaded_engine() -> None:
+    assert SERVICES["frontend"]["depends_on"] == {"triton": {"condition": "service_healthy"}}
+
+
+@pytest.mark.parametrize("name", ["triton", "build-engine"])
+def test_what_uses_a_gpu_reserves_it(name: str) -> None:
+    (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "${GPU_COUNT:-1}", "capabilities": ["gpu"]}
+    assert SERVICES[name]["ulimits"] == {"memlock": -1, "stack": 67108864}
+    assert SERVICES[name]["shm_size"] == "2gb"
+
+
+def test_what_serves_an_engine_can_t_change_it() -> None:
+    (engines,) = [volume for volume in SERVICES["triton"]["volumes"] if isinstance(volume, dict)]
+    assert engines["read_only"] is True
+
+
+def test_there_is_time_to_drain() -> None:
+    def seconds(name: str) -> int:
+        return int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
+
+    assert seconds("frontend") > SERVICES["frontend"]["environment"]["DRAIN_TIMEOUT_S"] + 7
+    assert seconds("triton") > SERVICES["triton"]["environment"]["TRITON_EXIT_TIMEOUT_S"]
+    assert seconds("stack") > 60  # launcher/stack.py: 40 s and 20 s
+
+
+def test_the_example_environment_is_the_compose_files_defaults() -> None:
+    used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (DOCKER / "compose.yaml").read_text(encoding="utf-8")))
+    example = (DOCKER / ".env.example").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^(\w+)=(.*)$", example, re.MULTILINE)) == used
