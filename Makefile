@@ -14,7 +14,7 @@ UV_IMAGE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --genera
 	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt --constraints requirements/serve.lock
 IMAGE_LOCKS := docker/requirements
 
-.PHONY: help serve test check unit integration install lock clean
+.PHONY: help serve test test-gpu check unit integration install lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make check        lint, format and types only"
 	@echo "make unit         tests that need no Triton"
 	@echo "make integration  tests on the real Triton"
+	@echo "make test-gpu     tests on a GPU machine with TensorRT-LLM (GPU_PYTHON=..., GPU_ENGINE_DIR=...)"
 	@echo "make lock         pin every dependency anew (needs uv: .venv/bin/pip install uv)"
 	@echo "make clean        remove .venv and .run"
 
@@ -42,6 +43,11 @@ unit: $(VENV)/.dev
 
 integration: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m triton
+
+# On the GPU machine's own Python, which has TensorRT-LLM; skips with a reason where it does not.
+GPU_PYTHON ?= python3
+test-gpu:
+	GPU_ENGINE_DIR="$(GPU_ENGINE_DIR)" $(GPU_PYTHON) -m pytest tests/gpu -m gpu -p no:cacheprovider
 
 install: $(VENV)/.serve
 

@@ -36,6 +36,7 @@ def check_all(settings: StackSettings) -> None:
             _check_libpython(),
             *(_check_port(name, port) for name, port in settings.ports.items()),
             _check_ports_differ(settings),
+            _check_engine_dir(settings),
             _check_memory(settings),
             _check_shared_memory(),
         )
@@ -100,6 +101,16 @@ def _check_ports_differ(settings: StackSettings) -> str | None:
     if len(set(settings.ports.values())) == len(settings.ports):
         return None
     return "Two of the ports are the same: " + ", ".join(f"{name}={port}" for name, port in settings.ports.items())
+
+
+def _check_engine_dir(settings: StackSettings) -> str | None:
+    """Without one the default engine is built, which is for CPUs."""
+    if settings.executor != "tensorrt_llm" or settings.engine_dir is not None:
+        return None
+    return (
+        "EXECUTOR=tensorrt_llm needs ENGINE_DIR, an engine for this machine's GPU: "
+        "`python -m build_engine build --target auto --model DIR`."
+    )
 
 
 def _check_memory(settings: StackSettings) -> str | None:

@@ -26,7 +26,9 @@ class StackSettings(BaseSettings):
     )
     api_keys_file: Path | None = Field(None, description="JSON file of hashed keys, in place of API_KEY")
     model_name: str = Field("smollm2-135m-instruct", description="Name under which the model is served")
-    executor: Literal["cpu", "scripted"] = Field("cpu", description="What makes the tokens: `cpu` or `scripted`")
+    executor: Literal["cpu", "tensorrt_llm", "scripted"] = Field(
+        "cpu", description="What makes the tokens: `cpu`, `tensorrt_llm` or `scripted`"
+    )
     cpu_kv_cache_gib: float = Field(1.0, gt=0, description="cpu: size of the KV cache in GiB")
     engine_dir: Path | None = Field(None, description="Engine directory; without one, the default engine is built")
     run_dir: Path = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from launcher.stub_watch import StubWatch
 _log = logging.getLogger(__name__)
 _ENGINE = "smollm2-135m-instruct/cpu-fp16"
 _POLL_S = 0.1
+# An engine that can't be loaded raises one of these in decode; Triton quotes it among many lines of its own.
+_ENGINE_REASON = re.compile(r"(?:ManifestError|EngineStartError): ([^\"\\]+)")
 _STUB_COUNT = 3  # preprocess, decode, postprocess: one instance each
 _TRITON_STOP_LIMIT_S = 20.0
 _FRONTEND_STOP_LIMIT_S = 40.0  # its own drain limit, and some
@@ -170,7 +173,10 @@ class Stack:
 
 
 def _log_tail(child: ChildProcess) -> str:
-    return f"The end of {child.log_path}:\n{child.last_lines()}"
+    """Why it ended, when an engine says so; and the end of its log, which may be about something else by then."""
+    reason = _ENGINE_REASON.search(child.last_lines(200))
+    said = f"{reason[1]}\n" if reason else ""
+    return f"{said}The end of {child.log_path}:\n{child.last_lines()}"
 
 
 def serve(settings: StackSettings, console: Console) -> int:

@@ -52,8 +52,10 @@ class CompletionParameters:
 class Sampling:
     """How to pick each token; every value is set, in range, and normalised.
 
-    Greedy means temperature 0, top_p 0 or top_k 1 was asked for; the other values then have no effect.
-    `top_k` 0 is off. `seed` is a uint64; requests without one got a random one.
+    Greedy means temperature 0, top_p 0 or top_k 1 was asked for; temperature, top_k, top_p, min_p and seed then have no
+    effect. `top_k` 0 is off. `seed` is a uint64; requests without one got a random one.
+
+    What stands after `seed` has neutral defaults; an executor that can't do one refuses it by name (executors/base.py).
     """
 
     is_greedy: bool = True
@@ -62,6 +64,33 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0  # no end token before as many
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what to add to its logit
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not appear
+
+
+class GuideType(str, Enum):
+    """What a guide is written in. JSON is any JSON value, without a text."""
+
+    JSON = "json"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    EBNF_GRAMMAR = "ebnf_grammar"
+    STRUCTURAL_TAG = "structural_tag"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What the generated text must follow."""
+
+    type: GuideType
+    text: str | None = None  # the schema, the expression, the grammar
 
 
 @dataclass(frozen=True)
@@ -97,6 +126,14 @@ class GenerationRequest:
     sampling: Sampling
     end_ids: tuple[int, ...] = ()  # any of these ends the request with STOP; it is the last token handed back
     text: TextOptions = field(default_factory=TextOptions)
+    # An executor may end the request with STOP as soon as it makes one of these; whether a stop string is in the text
+    # remains postprocess's word, because text tokenizes in more than one way.
+    stop_token_sequences: tuple[tuple[int, ...], ...] = ()
+    return_log_probs: bool = False  # of each token handed back
+    guide: Guide | None = None
+    priority: float = 0.5  # 0 to 1; higher goes first
+    time_limit_s: float | None = None  # from submit; then the request fails with DEADLINE_EXCEEDED
+    cache_salt: int | None = None  # uint64; requests with different salts share no KV cache
 
 
 @dataclass(frozen=True)
@@ -104,12 +141,14 @@ class TokenStep:
     """What one engine step made for one request: no, one or several new tokens, and at most one ending.
 
     `token_ids` includes the end-of-sequence token. After a step with a finish reason or an error, no more come.
+    `log_probs` goes with `token_ids` when the request asked for it; None where the engine has none to give.
     """
 
     key: str
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     error: PipelineError | None = None
+    log_probs: tuple[float | None, ...] = ()
 
     @property
     def is_final(self) -> bool:

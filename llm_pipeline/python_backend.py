@@ -142,7 +142,10 @@ def stop_in_decode(key: str) -> None:
 
 
 class DecodeMetrics:
-    """decode's gauges and counter in Triton's own /metrics. Updated by a thread, since each update is a handshake."""
+    """decode's gauges and counter in Triton's own /metrics. Updated by a thread, since each update is a handshake.
+
+    What the engine says about itself is one family, decode_engine{metric="..."}, whatever the engine.
+    """
 
     def __init__(self) -> None:
         self._active = _metric(pb_utils.MetricFamily.GAUGE, "decode_active_requests", "Requests being decoded")
@@ -150,6 +153,10 @@ class DecodeMetrics:
         self._cancelled = _metric(
             pb_utils.MetricFamily.COUNTER, "decode_cancelled_requests_total", "Requests that ended by being cancelled"
         )
+        self._engine_family = pb_utils.MetricFamily(
+            name="decode_engine", description="What the engine says about itself", kind=pb_utils.MetricFamily.GAUGE
+        )
+        self._engine: dict[str, Any] = {}
         self._shown = DecodeStats(0, 0, 0)
         self._changed = threading.Event()
         self._closed = threading.Event()
@@ -187,7 +194,15 @@ class DecodeMetrics:
             self._queued[1].set(stats.queued_requests)
         if stats.cancelled_total != self._shown.cancelled_total:
             self._cancelled[1].increment(stats.cancelled_total - self._shown.cancelled_total)
+        for name, value in stats.gauges.items():
+            if value != self._shown.gauges.get(name):
+                self._engine_gauge(name).set(value)
         self._shown = stats
+
+    def _engine_gauge(self, name: str) -> Any:
+        if name not in self._engine:
+            self._engine[name] = self._engine_family.Metric(labels={"metric": name})
+        return self._engine[name]
 
 
 def _metric(kind: Any, name: str, description: str) -> tuple[Any, Any]:

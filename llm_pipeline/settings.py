@@ -15,8 +15,9 @@ class PipelineSettings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     engine_dir: Path = Field(description="Engine directory made by build_engine")
-    executor: Literal["cpu", "scripted"] = Field(
-        "cpu", description="What makes the tokens: the embedded CPU engine, or scripted tokens for load tests"
+    executor: Literal["cpu", "tensorrt_llm", "scripted"] = Field(
+        "cpu",
+        description="What makes the tokens: the embedded CPU engine, TensorRT-LLM, or scripted tokens for load tests",
     )
     default_max_tokens: int = Field(16, ge=0, description="max_tokens of requests that give none; 0 fills the context")
     max_queued_requests: int = Field(
@@ -38,3 +39,58 @@ class PipelineSettings(BaseSettings):
     )
     cpu_max_active: int = Field(64, ge=1, description="cpu: requests decoded at once; more wait")
     cpu_threads: int = Field(0, ge=0, description="cpu: inference threads; 0 is one per core")
+
+    trtllm_kv_cache_free_fraction: float = Field(
+        0.9, gt=0, lt=1, description="tensorrt_llm: share of the GPU memory left after loading that the KV cache takes"
+    )
+    trtllm_kv_cache_tokens: int | None = Field(
+        None, ge=1, description="tensorrt_llm: KV cache of at most as many tokens; none: only the share counts"
+    )
+    trtllm_kv_host_cache_gib: float = Field(
+        0.0, ge=0, description="tensorrt_llm: host memory for KV blocks that leave the GPU, in GiB"
+    )
+    trtllm_block_reuse: bool | None = Field(
+        None,
+        description="tensorrt_llm: reuse the KV of equal prompt beginnings; none: when the engine was built for it",
+    )
+    trtllm_chunked_context: bool | None = Field(
+        None, description="tensorrt_llm: prefill long prompts in pieces; none: when the engine was built for it"
+    )
+    trtllm_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = Field(
+        "guaranteed_no_evict",
+        description="tensorrt_llm: admit only what surely fits the KV cache, or fill it and pause requests",
+    )
+    trtllm_max_queue_size: int | None = Field(
+        None,
+        ge=1,
+        description="tensorrt_llm: requests that may wait inside the engine; none: MAX_QUEUED_REQUESTS alone",
+    )
+    trtllm_max_batch_size: int | None = Field(
+        None, ge=1, description="tensorrt_llm: requests decoded at once; none: as the engine was built"
+    )
+    trtllm_max_num_tokens: int | None = Field(
+        None, ge=1, description="tensorrt_llm: tokens in one step; none: as the engine was built"
+    )
+    trtllm_guided_decoding: Literal["off", "xgrammar", "llguidance"] = Field(
+        "off", description="tensorrt_llm: what makes the text follow a grammar or schema"
+    )
+    trtllm_parallel_mode: Literal["leader", "orchestrator"] = Field(
+        "leader",
+        description="tensorrt_llm: engines for several GPUs: one process each by mpirun, or workers started by decode",
+    )
+    trtllm_worker_path: Path = Field(
+        Path("/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"),
+        description="tensorrt_llm: the worker program of the orchestrator mode",
+    )
+    trtllm_check_files: Literal["sha256", "size"] = Field(
+        "sha256", description="tensorrt_llm: how engine files are compared with the manifest at load; sizes are quick"
+    )
+    trtllm_cancel_limit_s: float = Field(
+        30.0, gt=0, description="tensorrt_llm: how long a cancelled request may take to end in the engine, in s"
+    )
+    trtllm_hang_limit_s: float = Field(
+        300.0, ge=0, description="tensorrt_llm: an engine with work and no sign of life for so long is dead; 0 is never"
+    )
+    ompi_comm_world_size: int = Field(1, ge=1, description="Processes of one mpirun; mpirun sets it")
+    ompi_comm_world_rank: int = Field(0, ge=0, description="The number of this process among them; mpirun sets it")
+    ompi_comm_world_local_size: int = Field(1, ge=1, description="Those of them on this machine; mpirun sets it")

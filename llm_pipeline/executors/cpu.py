@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 from llm_pipeline.engine_manifest import EngineManifest
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.executors.base import ExecutorStats, StepSink
+from llm_pipeline.executors.base import ExecutorStats, StepSink, refuse_unsupported
 from llm_pipeline.executors.cpu_engine.wire import Cancel, EngineSettings, EngineStep, Failed, Progress, Ready, Submit
 from llm_pipeline.messages import FinishReason, GenerationRequest, TextOptions, TokenStep
 from llm_pipeline.settings import PipelineSettings
@@ -60,6 +60,7 @@ class CpuExecutor:
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
+        refuse_unsupported(request)
         self._check(request)
         message = Submit(replace(request, text=TextOptions()))  # the engine has no use for stop strings
         with self._send_lock:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.executors.base import ExecutorStats, StepSink
+from llm_pipeline.executors.base import ExecutorStats, StepSink, refuse_unsupported
 from llm_pipeline.messages import FinishReason, GenerationRequest, TokenStep
 from llm_pipeline.settings import PipelineSettings
 
@@ -73,6 +73,7 @@ class ScriptedExecutor:
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
+        refuse_unsupported(request)
         with self._lock:
             if self._closing.is_set():
                 raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")

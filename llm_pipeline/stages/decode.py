@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
@@ -39,6 +39,7 @@ class DecodeStats:
     active_requests: int
     queued_requests: int
     cancelled_total: int
+    gauges: Mapping[str, float] = field(default_factory=dict)  # the engine's own, by name
 
 
 class _Outbox:
@@ -125,7 +126,7 @@ class DecodeStage:
     def stats(self) -> DecodeStats:
         counts: ExecutorStats = self._executor.stats()
         with self._condition:
-            return DecodeStats(counts.active_requests, counts.queued_requests, self._cancelled_total)
+            return DecodeStats(counts.active_requests, counts.queued_requests, self._cancelled_total, counts.gauges)
 
     def close(self) -> None:
         """End all requests, send their endings, free the engine."""

@@ -37,8 +37,8 @@ IMPORTED_BY = {
     "llm_pipeline.python_backend": set(),  # for the model.py files alone: it exists only inside Triton
     "psutil": {"launcher/checks.py", "launcher/stub_watch.py"},
     "httpx": {"launcher/stack.py"},
-    "tensorrt_llm": {"llm_pipeline/executors/tensorrt_llm.py", "build_engine/gpu/upstream.py"},
-    "torch": set(),
+    "tensorrt_llm": {"llm_pipeline/executors/tensorrt_llm/upstream.py", "build_engine/gpu/upstream.py"},
+    "torch": {"llm_pipeline/executors/tensorrt_llm/upstream.py"},
     "transformers": set(),
     "pytriton": set(),
 }

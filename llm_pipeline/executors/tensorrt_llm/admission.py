@@ -1,0 +1,102 @@
+"""Whether a request fits the engine: its limits from config.json, and the ranges that upstream checks in C++.
+
+Upstream would refuse most of these too, but in words for its own developers, and some only inside the running batch,
+where one over-long input has hung a whole server (NVIDIA/TensorRT-LLM#4441).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llm_pipeline.errors import ErrorCode, PipelineError
+from llm_pipeline.executors.base import REQUEST_EXTENSIONS, SAMPLING_EXTENSIONS, refuse_unsupported
+from llm_pipeline.messages import GenerationRequest, Guide, GuideType, Sampling
+
+_UINT64_END = 2**64
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What the loaded engine takes."""
+
+    vocab_size: int
+    max_seq_len: int  # prompt and completion
+    max_prompt_tokens: int  # less than max_seq_len where a prompt must fit one step
+    has_guided_decoding: bool
+
+    def check(self, request: GenerationRequest) -> None:
+        """PipelineError says what does not fit, the limit and the fix."""
+        refuse_unsupported(request, self._extensions)
+        self._check_length(request)
+        self._check_ids("prompt", request.prompt_ids)
+        self._check_sampling(request.sampling)
+        for sequence in request.stop_token_sequences:
+            self._check_ids("stop", sequence)
+        if request.guide is not None:
+            _check_guide(request.guide)
+        if not 0 <= request.priority <= 1:
+            raise _out_of_range("priority", request.priority, "from 0 to 1")
+        if request.time_limit_s is not None and not 0 < request.time_limit_s < math.inf:
+            raise _out_of_range("time_limit_s", request.time_limit_s, "above 0")
+        if request.cache_salt is not None and not 0 <= request.cache_salt < _UINT64_END:
+            raise _out_of_range("cache_salt", request.cache_salt, "an unsigned 64-bit number")
+
+    @property
+    def _extensions(self) -> set[str]:
+        without = set() if self.has_guided_decoding else {"guide"}
+        return {*SAMPLING_EXTENSIONS, *REQUEST_EXTENSIONS} - without
+
+    def _check_length(self, request: GenerationRequest) -> None:
+        prompt_tokens = len(request.prompt_ids)
+        if request.max_tokens < 1:
+            raise _out_of_range("max_tokens", request.max_tokens, "at least 1")
+        if prompt_tokens + request.max_tokens > self.max_seq_len:
+            raise PipelineError(
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"The prompt has {prompt_tokens} tokens and max_tokens is {request.max_tokens}; together they must not "
+                f"exceed {self.max_seq_len}. Shorten one of them.",
+                param="prompt",
+            )
+        if prompt_tokens > self.max_prompt_tokens:
+            raise PipelineError(
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"The prompt has {prompt_tokens} tokens and this server's engine takes prompts of at most "
+                f"{self.max_prompt_tokens}. Shorten the prompt.",
+                param="prompt",
+            )
+
+    def _check_sampling(self, sampling: Sampling) -> None:
+        if not 0 < sampling.repetition_penalty < math.inf:
+            raise _out_of_range("repetition_penalty", sampling.repetition_penalty, "above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(sampling, name)
+            if not math.isfinite(value):
+                raise _out_of_range(name, value, "a finite number")
+        if sampling.min_tokens < 0:
+            raise _out_of_range("min_tokens", sampling.min_tokens, "at least 0")
+        for token_id, bias in sampling.logit_bias:
+            self._check_ids("logit_bias", [token_id])
+            if not math.isfinite(bias):
+                raise _out_of_range("logit_bias", bias, "a finite number for each token")
+        for sequence in sampling.bad_words:
+            self._check_ids("bad_words", sequence)
+
+    def _check_ids(self, name: str, ids: Sequence[int]) -> None:
+        if not ids:
+            raise PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, f"{name} holds no token.", param=name)
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
+            wrong = next(token_id for token_id in ids if not 0 <= token_id < self.vocab_size)
+            raise _out_of_range(name, wrong, f"a token id from 0 to {self.vocab_size - 1}")
+
+
+def _check_guide(guide: Guide) -> None:
+    if guide.type is not GuideType.JSON and not guide.text:
+        raise PipelineError(
+            ErrorCode.VALUE_OUT_OF_RANGE, f"A guide of type {guide.type} needs its text.", param="guide"
+        )
+
+
+def _out_of_range(name: str, value: float, allowed: str) -> PipelineError:
+    return PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, f"{name} is {value}; it must be {allowed}.", param=name)

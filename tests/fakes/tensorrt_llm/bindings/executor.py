@@ -1,0 +1,9 @@
+"""`tensorrt_llm.bindings.executor`: every class and enum of the API facts, made from them; Executor has a body."""
+
+from tensorrt_llm.api import BINDINGS, make_bindings
+from tensorrt_llm.engine import make_executor_class
+from tensorrt_llm.script import read_script
+
+globals().update(make_bindings())
+Executor = make_executor_class(globals(), BINDINGS["Executor"])
+__version__ = read_script().version

@@ -1,0 +1,379 @@
+"""The stand-in's Executor: one thread that makes a step for every request it runs, up to the engine's batch size.
+
+Tokens are words of the engine's tokenizer, picked by a hash of all tokens before and, for sampled requests, of the
+sampling and the seed. So equal requests give equal text, alone and in a crowd. A prompt that holds the tokenizer's
+first added token but one (a chat turn of the default model) is answered with a text that ends; others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tensorrt_llm.api import bind, new, peek
+from tensorrt_llm.script import Rule, Script, read_script
+
+_WORDS = 997
+_CHAT_TOKEN = 1  # <|im_start|> of the default engine's tokenizer
+_BLOCK_TOKENS = 32
+LIVE: list[Any] = []  # the executors of this process, newest last, for tests to look into
+
+
+class _Running:
+    """One request: what it asked for, what it has got."""
+
+    def __init__(self, request_id: int, request: Any, rule: Rule | None, now: float) -> None:
+        self.id = request_id
+        self.request = request
+        self.rule = rule
+        self.prompt = list(request.input_token_ids)
+        self.history = list(self.prompt)
+        self.made = 0
+        self.log_probs: list[float] = []
+        self.is_cancelled = False
+        allotted = request.allotted_time_ms
+        self.deadline = None if allotted is None else now + allotted.total_seconds()
+        self.has_started = False
+
+
+class _Engine:
+    def __init__(self, namespace: Mapping[str, Any], model_path: Path, config: Any) -> None:
+        self.types = namespace
+        self.config = config
+        self.script: Script = read_script()
+        engine = json.loads((Path(model_path) / "config.json").read_bytes())
+        self.vocab_size: int = engine["pretrained_config"]["vocab_size"]
+        self.max_seq_len: int = engine["build_config"]["max_seq_len"]
+        self.max_batch_size: int = config.max_batch_size or engine["build_config"]["max_batch_size"]
+        self.words = _words(Path(model_path), self.vocab_size)
+        self.lock = threading.Condition()
+        self.queue: list[_Running] = []
+        self.running: list[_Running] = []
+        self.responses: list[Any] = []
+        self.stats: deque[Any] = deque(maxlen=config.iter_stats_max_iterations)
+        self.next_id = 1
+        self.iteration = 0
+        self.death: str | None = None
+        self.is_down = False
+        self.released = threading.Event()
+        self.requests: list[Any] = []  # all that were enqueued, for tests to look at
+        self.cancels: list[int] = []
+        threading.Thread(target=self._run, name="fake-tensorrt-llm", daemon=True).start()
+
+    def enqueue(self, request: Any) -> int:
+        with self.lock:
+            rule = self.script.rule_for(list(request.input_token_ids))
+            if self.is_down:
+                raise RuntimeError("[TensorRT-LLM][ERROR] Assertion failed: Shutdown called, cannot enqueue requests")
+            if rule is not None and rule.enqueue_error is not None:
+                raise RuntimeError(rule.enqueue_error)
+            if self.config.max_queue_size is not None and len(self.queue) >= self.config.max_queue_size:
+                raise RuntimeError(
+                    f"Maximum queue size of {self.config.max_queue_size} has been reached, please try again later"
+                )
+            request_id, self.next_id = self.next_id, self.next_id + 1
+            self.requests.append(request)
+            self.queue.append(_Running(request_id, request, rule, time.monotonic()))
+            self.queue.sort(key=lambda item: -peek(item.request, "priority"))  # stable: equal ones stay in order
+            self.lock.notify_all()
+            return request_id
+
+    def cancel(self, request_id: int) -> None:
+        with self.lock:
+            self.cancels.append(request_id)
+            for item in self.queue + self.running:
+                if item.id == request_id and not (item.rule and item.rule.ignores_cancel):
+                    item.is_cancelled = True
+            self.lock.notify_all()
+
+    def await_responses(self, timeout: timedelta | None) -> list[Any]:
+        limit_s = None if timeout is None else timeout.total_seconds()
+        with self.lock:
+            self.lock.wait_for(lambda: self.responses or self.death or self.is_down, limit_s)
+            if self.death is not None:
+                raise RuntimeError(self.death)
+            responses, self.responses = self.responses, []
+            return responses
+
+    def shutdown(self) -> None:
+        if not self.script.is_leader:
+            self.released.wait()
+        time.sleep(self.script.shutdown_s)
+        with self.lock:
+            self.is_down = True
+            self.lock.notify_all()
+
+    def _run(self) -> None:
+        period_s = 1 / self.script.steps_per_s if self.script.steps_per_s else 0.0
+        while True:
+            with self.lock:
+                self.lock.wait_for(lambda: self.queue or self.running or self.is_down)
+                if self.is_down:
+                    return
+                self._step()
+            time.sleep(period_s)
+
+    def _step(self) -> None:
+        for item in [item for item in self.queue if item.is_cancelled]:
+            self.queue.remove(item)
+            self._respond(item, [], "CANCELLED")
+        while self.queue and len(self.running) < self.max_batch_size:
+            self.running.append(self.queue.pop(0))
+        for item in list(self.running):
+            self._advance(item)
+        self._note_stats()
+        self.lock.notify_all()
+
+    def _advance(self, item: _Running) -> None:
+        if item.is_cancelled:
+            self._respond(item, [], "CANCELLED")
+        elif item.deadline is not None and time.monotonic() > item.deadline:
+            self._respond(item, [], "TIMED_OUT")
+        elif peek(item.request, "guided_decoding_params") is not None and not self.config.guided_decoding_config:
+            self._fail(item, "Guided decoding is not enabled")
+        elif item.rule is not None and item.made >= len(item.rule.token_ids) and self._is_ended_by_rule(item):
+            pass
+        else:
+            self._generate(item)
+
+    def _is_ended_by_rule(self, item: _Running) -> bool:
+        rule = item.rule
+        assert rule is not None
+        if rule.death is not None:
+            self.death = rule.death
+        elif rule.error is not None:
+            self._fail(item, rule.error)
+        elif rule.breaks:
+            self._remove(item)
+            self.responses.append(_BrokenResponse(item.id))
+        elif rule.finish is not None:
+            self._respond(item, [], rule.finish)
+        else:
+            return rule.stalls
+        return True
+
+    def _generate(self, item: _Running) -> None:
+        request, made, ending = item.request, [], None
+        burst = item.rule.burst if item.rule else self.script.burst
+        while len(made) < burst and ending is None:
+            if item.rule and item.made >= len(item.rule.token_ids) and (item.rule.finish or item.rule.error):
+                break
+            token = self._next_token(item)
+            if token == request.end_id:  # the length is not advanced on it: it is in no output
+                ending = "END_ID"
+                break
+            made.append(token)
+            item.history.append(token)
+            item.log_probs.append(-0.5)
+            item.made += 1
+            if any(item.history[len(item.prompt) :][-len(word) :] == list(word) for word in request.stop_words or []):
+                ending = "STOP_WORDS"
+            elif item.made >= request.max_tokens:
+                ending = "LENGTH"
+        if ending is None and item.rule and item.rule.finish and item.made >= len(item.rule.token_ids):
+            if self.script.has_empty_final or item.rule.finish == "END_ID":
+                pass
+            else:
+                ending = item.rule.finish
+        if ending is not None and self.script.has_empty_final and made:
+            self._respond(item, made, None)
+            made = []
+        self._respond(item, made, ending)
+
+    def _next_token(self, item: _Running) -> int:
+        if item.rule is not None and item.made < len(item.rule.token_ids):
+            return item.rule.token_ids[item.made]
+        request = item.request
+        sampling = request.sampling_config
+        if self._wants_to_end(item) and request.end_id not in (None, -1) and item.made >= (sampling.min_tokens or 0):
+            return int(request.end_id)
+        banned = {word[0] for word in request.bad_words or [] if len(word) == 1}
+        if item.made < (sampling.min_tokens or 0):
+            banned.add(request.end_id)
+        bias = request.embedding_bias
+        if bias is not None:
+            if bias.shape != (self.vocab_size,) or bias.dtype != "float32":
+                raise AssertionError("embedding_bias must be float32 and as long as the vocabulary")
+            best = max(range(self.vocab_size), key=bias.__getitem__)
+            if bias[best] >= 50:
+                return best
+            banned |= {index for index in self.words if bias[index] <= -50}
+        start = zlib.crc32(repr((item.history, self._randomness(sampling))).encode())
+        for offset in range(len(self.words)):
+            word = self.words[(start + offset) % len(self.words)]
+            if word not in banned:
+                return word
+        raise AssertionError("every word is banned")
+
+    def _randomness(self, sampling: Any) -> Any:
+        """None when greedy: top_k 1, and also when neither top_k nor top_p is given (topPSamplingLayer.cu)."""
+        if sampling.top_k == 1 or (not sampling.top_k and sampling.top_p is None) or sampling.min_p == 1:
+            return None
+        return (sampling.seed or 0, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+
+    def _wants_to_end(self, item: _Running) -> bool:
+        return _CHAT_TOKEN in item.prompt and item.made >= 6 + len(item.prompt) % 11
+
+    def _respond(self, item: _Running, made: list[int], ending: str | None) -> None:
+        if ending is not None:
+            self._remove(item)
+        item.has_started = item.has_started or bool(made)
+        request = item.request
+        if not request.streaming and ending is None:
+            return
+        if not request.streaming or request.return_all_generated_tokens:
+            made = item.history[len(item.prompt) :]
+            if not request.streaming and not request.output_config.exclude_input_from_output:
+                made = item.history
+        elif not made and ending is None:
+            return
+        reasons = self.types["FinishReason"]
+        log_probs = None
+        if request.output_config.return_log_probs:
+            log_probs = [
+                list(item.log_probs)
+                if self.script.repeats_log_probs
+                else item.log_probs[len(item.log_probs) - len(made) :]
+            ]
+        result = new(
+            self.types["Result"],
+            is_final=ending is not None,
+            is_sequence_final=ending is not None,
+            sequence_index=0,
+            output_token_ids=[made],
+            finish_reasons=[reasons[ending or "NOT_FINISHED"]],
+            log_probs=log_probs,
+        )
+        self.responses.append(self.types["Response"](request_id=item.id, result=result))
+
+    def _fail(self, item: _Running, words: str) -> None:
+        self._remove(item)
+        self.responses.append(self.types["Response"](request_id=item.id, error_msg=words))
+
+    def _remove(self, item: _Running) -> None:
+        if item in self.running:
+            self.running.remove(item)
+
+    def _note_stats(self) -> None:
+        self.iteration += 1
+        used = sum(-(-len(item.history) // _BLOCK_TOKENS) for item in self.running)
+        kv_cache = new(
+            self.types["KvCacheStats"],
+            max_num_blocks=1024,
+            used_num_blocks=used,
+            free_num_blocks=1024 - used,
+            tokens_per_block=_BLOCK_TOKENS,
+            reused_blocks=0,
+            cache_hit_rate=0.0,
+        )
+        batch = new(
+            self.types["InflightBatchingStats"],
+            num_scheduled_requests=len(self.running),
+            num_context_requests=0,
+            num_gen_requests=len(self.running),
+            num_paused_requests=0,
+            num_ctx_tokens=0,
+            micro_batch_id=0,
+        )
+        self.stats.append(
+            new(
+                self.types["IterationStats"], iter=self.iteration, iter_latency_ms=5.0, gpu_mem_usage=2**30,
+                num_active_requests=len(self.running), num_queued_requests=len(self.queue),
+                max_num_active_requests=self.max_batch_size, kv_cache_stats=kv_cache, inflight_batching_stats=batch,
+                timestamp="11-23-2026 01:02:03.000000",
+            )
+        )  # fmt: skip
+
+
+class _BrokenResponse:
+    """Neither an error nor a result: whatever is read of it raises, but the id."""
+
+    def __init__(self, request_id: int) -> None:
+        self.request_id = request_id
+
+    def has_error(self) -> bool:
+        return False
+
+    @property
+    def result(self) -> Any:
+        raise RuntimeError("bad variant access")
+
+
+def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) -> type:
+    """Executor with the facts' signatures."""
+
+    def overloads_of(method: str) -> list[Any]:
+        described = facts["methods"][method]
+        return (
+            [item["params"] for item in described["overloads"]] if "overloads" in described else [described["params"]]
+        )
+
+    def arguments(method: str, args: Any, kwargs: Any) -> dict[str, Any]:
+        return bind(f"Executor.{method}", overloads_of(method), args, kwargs, namespace)
+
+    class Executor:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            bound = bind("Executor.__init__", facts["constructor_overloads"], args, kwargs, namespace)
+            if "model_path" not in bound:
+                raise AssertionError("the stand-in loads decoder-only engine directories")
+            self.fake = _Engine(namespace, bound["model_path"], bound["executor_config"])
+            LIVE.append(self.fake)
+
+        def enqueue_request(self, *args: Any, **kwargs: Any) -> int:
+            return self.fake.enqueue(arguments("enqueue_request", args, kwargs)["request"])
+
+        def enqueue_requests(self, *args: Any, **kwargs: Any) -> list[int]:
+            return [self.fake.enqueue(item) for item in arguments("enqueue_requests", args, kwargs)["requests"]]
+
+        def await_responses(self, *args: Any, **kwargs: Any) -> list[Any]:
+            bound = arguments("await_responses", args, kwargs)
+            if bound.keys() - {"timeout"}:
+                raise AssertionError("the stand-in awaits any request's responses only")
+            return self.fake.await_responses(bound["timeout"])
+
+        def cancel_request(self, *args: Any, **kwargs: Any) -> None:
+            request_id = arguments("cancel_request", args, kwargs)["id"]
+            if request_id is None:
+                raise TypeError("cancel_request(): the C++ side needs an id")
+            self.fake.cancel(request_id)
+
+        def can_enqueue_requests(self) -> bool:
+            return self.fake.script.is_leader
+
+        def get_latest_iteration_stats(self) -> list[Any]:
+            with self.fake.lock:
+                drained = list(self.fake.stats)
+                self.fake.stats.clear()
+            return drained
+
+        def shutdown(self) -> None:
+            self.fake.shutdown()
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *values: Any) -> None:
+            raise TypeError("__exit__(): incompatible function arguments")  # as an early nanobind version did on None
+
+    return Executor
+
+
+def _words(engine_dir: Path, vocab_size: int) -> list[int]:
+    """Tokens that read as words with a space before them."""
+    path = engine_dir / "tokenizer.json"
+    if not path.exists():
+        return list(range(10, vocab_size))
+    vocab = json.loads(path.read_bytes())["model"]["vocab"]
+    words = [
+        index
+        for piece, index in vocab.items()
+        if piece[:1] in ("Ġ", "▁") and piece[1:].isascii() and piece[1:].isalpha()
+    ]
+    return sorted(words)[:_WORDS]

@@ -1,0 +1,34 @@
+"""A stand-in for the little of torch that llm_pipeline needs: a vector of float32, and what GPUs there are."""
+
+from tensorrt_llm.script import read_script
+
+float32 = "float32"
+
+
+class Tensor:
+    """One dimension, writable by index."""
+
+    def __init__(self, size: int, dtype: str) -> None:
+        self.shape = (size,)
+        self.dtype = dtype
+        self.values = [0.0] * size
+
+    def __setitem__(self, index: int, value: float) -> None:
+        self.values[index] = float(value)
+
+    def __getitem__(self, index: int) -> float:
+        return self.values[index]
+
+
+def zeros(size: int, *, dtype: str) -> Tensor:
+    return Tensor(size, dtype)
+
+
+class cuda:  # noqa: N801 - torch's name
+    @staticmethod
+    def device_count() -> int:
+        return len(read_script().sms)
+
+    @staticmethod
+    def get_device_capability(index: int) -> tuple[int, int]:
+        return divmod(read_script().sms[index], 10)

@@ -1,0 +1,84 @@
+"""What the GPU tests need: TensorRT-LLM, a GPU, and an engine for it in GPU_ENGINE_DIR. Without one of them they skip.
+
+docs/tensorrt-llm.md says how to make the engine. NOT RUN yet: this was written on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_pipeline.engine_manifest import EngineManifest
+from llm_pipeline.executors.base import Executor, StepSink, create_executor
+from llm_pipeline.messages import TokenStep
+from llm_pipeline.settings import PipelineSettings
+
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "llm_pipeline"))  # executor_rules, sample_requests
+MAX_ACTIVE = 4
+
+
+def missing() -> str | None:
+    """Why these tests can't run here."""
+    if importlib.util.find_spec("tensorrt_llm") is None:
+        return "tensorrt_llm is not installed: run this inside NVIDIA's trtllm-python-py3 image"
+    folder = os.environ.get("GPU_ENGINE_DIR")
+    if not folder:
+        return "GPU_ENGINE_DIR is not set: build an engine for this GPU (docs/tensorrt-llm.md)"
+    if not (Path(folder) / "manifest.json").is_file():
+        return f"GPU_ENGINE_DIR={folder} holds no manifest.json"
+    return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _gpu_is_here() -> None:
+    if reason := missing():
+        pytest.skip(reason)
+
+
+class GpuEngine:
+    """One loaded engine for all tests, which takes minutes to load; each test gets a sink of its own."""
+
+    def __init__(self) -> None:
+        self.settings = PipelineSettings(
+            engine_dir=Path(os.environ["GPU_ENGINE_DIR"]),
+            executor="tensorrt_llm",
+            trtllm_max_batch_size=MAX_ACTIVE,
+            trtllm_kv_cache_free_fraction=0.5,
+        )
+        self.manifest = EngineManifest.load(self.settings.engine_dir)
+        self._sink: StepSink = lambda steps: None
+        self.executor: Executor = create_executor(self.settings, self.manifest, self._pass_on)
+
+    def listen(self, sink: StepSink) -> Executor:
+        self._sink = sink
+        return self.executor
+
+    def _pass_on(self, steps: Sequence[TokenStep]) -> None:
+        self._sink(steps)
+
+
+@pytest.fixture(scope="session")
+def gpu_engine(_gpu_is_here: None) -> Iterator[GpuEngine]:
+    engine = GpuEngine()
+    yield engine
+    engine.executor.close()
+
+
+@pytest.fixture
+def bench(gpu_engine: GpuEngine) -> Any:
+    """A RuleBench over the shared engine; its keys differ from every other test's."""
+    from executor_rules import RuleBench
+
+    made = RuleBench(gpu_engine.listen, long=gpu_engine.manifest.limits.context_length - 64, max_active=MAX_ACTIVE)
+    made._numbers = _numbers
+    return made
+
+
+_numbers = itertools.count(1)

@@ -1,0 +1,217 @@
+"""The TensorRT-LLM executor behind the real Triton and the front end, on the stand-in for tensorrt_llm.
+
+The completions suite runs again on it: its tests ask for `cpu_stack` and `scripted_stack`, which here are this stack.
+Left out are those that need the real model's words.
+
+The stand-in is found because Triton's Python stubs look for modules in their working directory (PYTHONPATH they do
+not); so this module's stacks are started from tests/fakes, restarts included.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from launcher.stack import StartError
+from llm_pipeline.engine_manifest import TOKENIZER_NAME
+from llm_pipeline.tokenizer import Tokenizer
+from tests.fakes.gpu_engine import make_gpu_engine
+from tests.fakes.installed import FAKES, write_script
+from tests.integration.conftest import MODEL, RunningStack, running_stack, wait_until
+from tests.integration.test_cancel import (  # noqa: F401 - collected here, with this module's stacks
+    test_a_disconnect_frees_the_slot,
+    test_a_hundred_abandoned_requests_leave_nothing_behind,
+)
+from tests.integration.test_completions import (  # noqa: F401 - as above
+    test_a_stop_string_is_cut_or_kept_and_its_tokens_count,
+    test_a_stream_adds_up_to_the_answer_without_streaming,
+    test_greedy_by_temperature_top_p_top_k_and_min_p_is_the_same,
+    test_in_a_stream_the_strict_client_objects_to_nothing_but_null_finish_reasons,
+    test_max_completion_tokens_wins,
+    test_max_tokens_is_clamped_to_the_room_left,
+    test_models_are_listed_and_found,
+    test_the_api_pages_curl_example_answers_and_validates,
+    test_the_api_pages_example_answers_the_official_client,
+    test_the_api_pages_example_streams_to_the_official_client,
+    test_the_end_of_sequence_token_counts_and_shows_only_when_asked,
+    test_tritons_own_generate_endpoint_gives_one_response,
+    test_without_max_tokens_the_default_is_16,
+)
+from tests.integration.test_streaming_pace import (  # noqa: F401 - as above
+    test_each_token_of_one_client_arrives_as_its_own_event,
+)
+
+pytestmark = pytest.mark.triton
+
+VOCAB_SIZE, CONTEXT = 49152, 8192
+# Prompts of token ids with an answer of their own; see tests/fakes/tensorrt_llm/script.py.
+BROKEN, UNREADABLE, TIMED_OUT, FULL, BAD, DEADLY = ([900 + number] * 3 for number in range(6))
+RULES: list[dict[str, Any]] = [
+    {"prompt_ids": BROKEN, "token_ids": [900], "error": "Encountered an error in forwardAsync function: secret words"},
+    {"prompt_ids": UNREADABLE, "token_ids": [900], "breaks": True},
+    {"prompt_ids": TIMED_OUT, "token_ids": [900], "finish": "TIMED_OUT"},
+    {"prompt_ids": FULL, "enqueue_error": "Maximum queue size of 8 has been reached, please try again later"},
+    {"prompt_ids": BAD, "enqueue_error": "Assertion failed: something secret"},
+    {"prompt_ids": DEADLY, "token_ids": [900, 900], "death": "CUDA error: an illegal memory access was encountered"},
+]
+
+
+def make_engine(folder: Path, engine_dir: Path, **changes: Any) -> Path:
+    """An engine directory for GPUs with the default engine's tokenizer."""
+    fields = {"model_name": MODEL, "vocab_size": VOCAB_SIZE, "max_seq_len": CONTEXT, "max_batch_size": 256, **changes}
+    make_gpu_engine(folder / "engine", tokenizer=engine_dir / TOKENIZER_NAME, **fields)
+    return folder / "engine"
+
+
+@pytest.fixture(scope="module")
+def trtllm_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    folder = tmp_path_factory.mktemp("tensorrt_llm")
+    script = write_script(folder / "script.json", steps_per_s=200, has_empty_final=True, rules=RULES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(FAKES)
+        settings = {"EXECUTOR": "tensorrt_llm", "FAKE_TENSORRT_LLM": str(script)}
+        with running_stack(folder / "run", make_engine(folder, engine_dir), **settings) as stack:
+            yield stack
+
+
+@pytest.fixture(scope="module")
+def cpu_stack(trtllm_stack: RunningStack) -> RunningStack:
+    """For the suite's tests."""
+    return trtllm_stack
+
+
+@pytest.fixture(scope="module")
+def scripted_stack(trtllm_stack: RunningStack) -> RunningStack:
+    """For the suite's tests."""
+    return trtllm_stack
+
+
+def complete(stack: RunningStack, prompt_ids: list[int], **body: Any) -> httpx.Response:
+    return stack.complete(**{"prompt": prompt_ids, "max_tokens": 20, "temperature": 0, **body})
+
+
+def test_the_same_seed_gives_the_same_text_alone_and_under_load(trtllm_stack: RunningStack) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0.8, "seed": -7}
+
+    def text(**changes: Any) -> str:
+        return trtllm_stack.complete(**{**body, **changes}).json()["choices"][0]["text"]
+
+    alone = text()
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        crowd = list(pool.map(lambda number: text() if number % 2 else text(seed=number), range(16)))
+    assert set(crowd[1::2]) == {alone}
+    assert len(set(crowd[0::2])) == 8
+    assert text(seed=None) != text(seed=None)
+
+
+def test_a_stop_string_frees_the_slot(trtllm_stack: RunningStack) -> None:
+    body = {"prompt": "1 2 3 4 5", "temperature": 0}
+    word = trtllm_stack.complete(**body, max_tokens=20).json()["choices"][0]["text"][10:16]
+    answer = trtllm_stack.complete(**body, max_tokens=4000, stop=[word])
+    assert answer.json()["choices"][0]["finish_reason"] == "stop"
+    wait_until(
+        lambda: trtllm_stack.decode_metric("decode_active_requests") == 0, limit_s=3, what="decode's slot is free"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "status", "code"),
+    [
+        (BROKEN, 500, "internal_error"),
+        (UNREADABLE, 500, "internal_error"),
+        (TIMED_OUT, 504, "deadline_exceeded"),
+        (FULL, 429, "queue_full"),
+        (BAD, 500, "internal_error"),
+    ],
+    ids=["error response", "unreadable response", "timed out", "queue full", "enqueue fails"],
+)
+def test_what_goes_wrong_in_the_engine_reaches_the_client_as_its_own_status(
+    trtllm_stack: RunningStack, prompt_ids: list[int], status: int, code: str
+) -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        bystander = pool.submit(trtllm_stack.complete, prompt="Hello", max_tokens=100)
+        answer = complete(trtllm_stack, prompt_ids)
+        assert bystander.result(30).json()["usage"]["completion_tokens"] == 100
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert "secret" not in answer.text
+    if status == 429:
+        assert int(answer.headers["retry-after"]) >= 1
+    assert complete(trtllm_stack, [5, 6]).status_code == 200
+
+
+def test_the_engines_statistics_are_in_tritons_metrics(trtllm_stack: RunningStack) -> None:
+    def gauges() -> dict[str, float]:
+        text = httpx.get(f"{trtllm_stack.triton_metrics_url}/metrics", trust_env=False).text
+        found = re.findall(r'^decode_engine\{metric="(\w+)"[^}]*\} (\S+)$', text, re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(trtllm_stack.complete, prompt="Hello " * 50, max_tokens=500)
+        wait_until(lambda: gauges().get("kv_cache_used_blocks", 0) >= 2, limit_s=10, what="used KV blocks show")
+        assert answer.result(30).status_code == 200
+    assert gauges()["kv_cache_max_blocks"] == 1024
+    assert {"scheduled_requests", "context_tokens", "queued_requests", "iteration"} <= gauges().keys()
+
+
+def test_a_context_that_the_engine_does_not_have_is_refused(trtllm_stack: RunningStack) -> None:
+    answer = complete(trtllm_stack, [5] * CONTEXT)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_dead_engine_fails_all_at_once_turns_readiness_off_and_comes_back(trtllm_stack: RunningStack) -> None:
+    with trtllm_stack.client() as client, concurrent.futures.ThreadPoolExecutor(4) as pool:
+
+        def is_ready() -> bool:
+            return client.get("/health/ready").status_code == 200
+
+        wait_until(is_ready, limit_s=20, what="the stack is ready")
+        bystanders = [pool.submit(trtllm_stack.complete, prompt=f"Long {n}", max_tokens=4000) for n in range(3)]
+        wait_until(lambda: trtllm_stack.decode_metric("decode_active_requests") >= 3, limit_s=10, what="all three run")
+        victim = complete(trtllm_stack, DEADLY)
+        answers = [victim, *(bystander.result(10) for bystander in bystanders)]
+        assert [answer.status_code for answer in answers] == [503] * 4
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
+        wait_until(lambda: not is_ready(), limit_s=10, what="readiness is off")
+        log = Path(trtllm_stack.stack.triton.log_path).read_text(errors="replace")
+        assert "the engine is dead: RuntimeError: CUDA error: an illegal memory access" in log
+        wait_until(is_ready, limit_s=60, what="the stack is ready again")
+    assert complete(trtllm_stack, [5, 6]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "script", "says"),
+    [
+        ({"sm": 90}, {"sms": [80]}, "built on NVIDIA H100 80GB HBM3 (SM 90) and this process sees GPUs of SM 80"),
+        ({"tp": 2}, {}, "The engine is for 2 GPUs (tp 2 x pp 1) and runs as 1 process"),
+    ],
+    ids=["another SM", "another world size"],
+)
+def test_an_engine_that_does_not_fit_stops_the_start_with_one_sentence(
+    engine_dir: Path, tmp_path: Path, changes: dict[str, Any], script: dict[str, Any], says: str
+) -> None:
+    path = write_script(tmp_path / "script.json", **script)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(FAKES)
+        settings = {"EXECUTOR": "tensorrt_llm", "FAKE_TENSORRT_LLM": str(path)}
+        with (
+            pytest.raises(StartError, match="ended while it started"),
+            running_stack(tmp_path / "run", make_engine(tmp_path, engine_dir, **changes), **settings),
+        ):
+            pass
+    logs = "".join(log.read_text(errors="replace") for log in (tmp_path / "run").rglob("triton.log"))
+    assert says in logs
+
+
+def test_the_stand_in_speaks_in_the_default_models_tokens(engine_dir: Path, trtllm_stack: RunningStack) -> None:
+    """Else the suite above would say little about text."""
+    ids = complete(trtllm_stack, [5, 6], return_tokens_as_token_ids=True).json()["choices"][0]["token_ids"]
+    pieces = json.loads((engine_dir / TOKENIZER_NAME).read_text())["model"]["vocab"]
+    assert set(ids) <= set(pieces.values())
+    assert Tokenizer.load(engine_dir / TOKENIZER_NAME).vocab_size <= VOCAB_SIZE

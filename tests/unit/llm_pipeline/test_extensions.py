@@ -1,0 +1,96 @@
+"""What a request may ask for beyond common sampling: every executor does it or refuses it by name."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from sample_requests import make_request
+
+from llm_pipeline.errors import ErrorCode, PipelineError
+from llm_pipeline.executors.base import REQUEST_EXTENSIONS, SAMPLING_EXTENSIONS, refuse_unsupported
+from llm_pipeline.executors.tensorrt_llm.admission import Admission
+from llm_pipeline.messages import GenerationRequest, Guide, GuideType, Sampling
+
+COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"}
+COMMON_REQUEST = {"key", "prompt_ids", "max_tokens", "sampling", "end_ids", "text"}
+HONOURED_BY_LEAVING_ALONE = {"stop_token_sequences", "cache_salt"}
+
+ASKED: dict[str, dict[str, Any]] = {
+    "repetition_penalty": {"sampling": Sampling(repetition_penalty=1.1)},
+    "presence_penalty": {"sampling": Sampling(presence_penalty=0.5)},
+    "frequency_penalty": {"sampling": Sampling(frequency_penalty=-0.5)},
+    "min_tokens": {"sampling": Sampling(min_tokens=3)},
+    "logit_bias": {"sampling": Sampling(logit_bias=((5, 1.0),))},
+    "bad_words": {"sampling": Sampling(bad_words=((5,),))},
+    "return_log_probs": {"return_log_probs": True},
+    "guide": {"guide": Guide(GuideType.JSON)},
+    "priority": {"priority": 0.9},
+    "time_limit_s": {"time_limit_s": 3.0},
+}
+
+
+def asking(**fields_of_request: Any) -> GenerationRequest:
+    return replace(make_request(), **fields_of_request)
+
+
+def test_every_field_of_the_messages_is_common_an_extension_or_left_alone() -> None:
+    """A field that nobody has thought of would be ignored in silence."""
+    assert {field.name for field in fields(Sampling)} == COMMON_SAMPLING | set(SAMPLING_EXTENSIONS)
+    request_fields = {field.name for field in fields(GenerationRequest)}
+    assert request_fields == COMMON_REQUEST | set(REQUEST_EXTENSIONS) | HONOURED_BY_LEAVING_ALONE
+    assert set(ASKED) == {*SAMPLING_EXTENSIONS, *REQUEST_EXTENSIONS}
+
+
+def test_a_plain_request_asks_for_nothing() -> None:
+    refuse_unsupported(make_request())
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_an_extension_is_refused_by_name_unless_it_is_supported(name: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        refuse_unsupported(asking(**ASKED[name]))
+    assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, name)
+    refuse_unsupported(asking(**ASKED[name]), {name})
+
+
+def test_a_hint_and_a_salt_are_honoured_by_leaving_them_alone() -> None:
+    refuse_unsupported(asking(stop_token_sequences=((5, 6),), cache_salt=7))
+
+
+ADMISSION = Admission(vocab_size=100, max_seq_len=64, max_prompt_tokens=32, has_guided_decoding=True)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_tensorrt_llm_takes_all_of_them(name: str) -> None:
+    ADMISSION.check(asking(**ASKED[name]))
+
+
+@pytest.mark.parametrize(
+    ("param", "asked"),
+    [
+        ("max_tokens", {"max_tokens": 0}),
+        ("prompt", {"prompt_ids": ()}),
+        ("prompt", {"prompt_ids": (100,)}),
+        ("prompt", {"prompt_ids": (-1,)}),
+        ("repetition_penalty", {"sampling": Sampling(repetition_penalty=0.0)}),
+        ("repetition_penalty", {"sampling": Sampling(repetition_penalty=float("nan"))}),
+        ("presence_penalty", {"sampling": Sampling(presence_penalty=float("inf"))}),
+        ("frequency_penalty", {"sampling": Sampling(frequency_penalty=float("nan"))}),
+        ("min_tokens", {"sampling": Sampling(min_tokens=-1)}),
+        ("logit_bias", {"sampling": Sampling(logit_bias=((100, 1.0),))}),
+        ("logit_bias", {"sampling": Sampling(logit_bias=((5, float("nan")),))}),
+        ("bad_words", {"sampling": Sampling(bad_words=((),))}),
+        ("bad_words", {"sampling": Sampling(bad_words=((5, 100),))}),
+        ("stop", {"stop_token_sequences": ((),)}),
+        ("guide", {"guide": Guide(GuideType.REGEX)}),
+        ("priority", {"priority": 1.5}),
+        ("time_limit_s", {"time_limit_s": 0.0}),
+        ("cache_salt", {"cache_salt": -1}),
+    ],
+)
+def test_tensorrt_llm_refuses_values_out_of_range_by_name(param: str, asked: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError) as caught:
+        ADMISSION.check(asking(**asked))
+    assert (caught.value.code, caught.value.param) == (ErrorCode.VALUE_OUT_OF_RANGE, param)

@@ -1,0 +1,36 @@
+"""The GPU tests themselves: they pass on the stand-in, so that a first run on a GPU is not spent on their mistakes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.fakes.gpu_engine import make_gpu_engine
+from tests.fakes.installed import FAKES
+
+ROOT = FAKES.parents[1]
+
+
+def run(**environment: str) -> str:
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    kept = {name: value for name, value in os.environ.items() if name not in ("GPU_ENGINE_DIR", "PYTHONPATH")}
+    done = subprocess.run(
+        command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_gpu_tests_pass_on_the_stand_in(tmp_path: Path) -> None:
+    make_gpu_engine(tmp_path, max_seq_len=4096, max_batch_size=64)
+    summary = run(PYTHONPATH=str(FAKES), GPU_ENGINE_DIR=str(tmp_path)).splitlines()[-1]
+    assert "passed" in summary
+    assert "1 skipped" in summary
+
+
+def test_without_a_gpu_they_skip_and_say_why() -> None:
+    said = run()
+    assert "passed" not in said
+    assert "tensorrt_llm is not installed" in said or "GPU_ENGINE_DIR is not set" in said
