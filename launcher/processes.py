@@ -100,6 +100,7 @@ class ChildProcess:
         while self._process is not None:
             started = time.monotonic()
             status = self._process.wait()
+            _kill_group(self._process)  # what it leaves behind: a stub outlives a tritonserver that was killed
             if self._stopping.is_set():
                 return
             deaths = 0 if time.monotonic() - started > _STABLE_S else deaths

@@ -111,6 +111,18 @@ def test_a_child_that_is_killed_is_started_again(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("no_pauses")
+@pytest.mark.usefixtures("no_pauses")
+def test_what_a_killed_child_leaves_behind_ends_before_it_is_started_again(run: Run) -> None:
+    """A stub of Triton's Python backend lived on for half an hour after its server was killed."""
+    child = run("sleep 300 & echo started; wait", supervised=True)
+    wait_until(lambda: "started" in log_lines(child))
+    first = child.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: child.pid != first)
+    wait_until(lambda: not group_of(first))
+
+
 def test_a_log_that_has_grown_too_large_starts_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_LOG_LIMIT_BYTES", 20)
     child = run("echo started; exit 3", supervised=True)
