@@ -26,7 +26,7 @@ from llm_pipeline.tensors import (
 log = structlog.get_logger(__name__)
 
 # Failures come inside the stream's responses. The header `triton_grpc_error: true` would turn them into gRPC status
-# codes, but with it 1,600 failing requests, 32 at a time, crashed Triton 2.51 (SIGSEGV) each time; without it, never.
+# codes, but with it 1,600 failing requests, 32 at a time, crashed Triton 2.51 (SIGSEGV); without it they did not.
 _READY_TIMEOUT_S = 3.0
 _STOP_TIMEOUT_S = 5.0
 _FINISH_TIMEOUT_S = 30.0
