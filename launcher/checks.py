@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import shutil
 import socket
 import sys
-import sysconfig
 from pathlib import Path
 
 import psutil
 
+from launcher.check_python import find_libpython_problem
 from launcher.settings import StackSettings
 
 _MIB = 2**20
@@ -33,7 +32,7 @@ def check_all(settings: StackSettings) -> None:
         finding
         for finding in (
             _check_platform(),
-            _check_libpython(),
+            find_libpython_problem(),
             *(_check_port(name, port) for name, port in settings.ports.items()),
             _check_ports_differ(settings),
             _check_engine_dir(settings),
@@ -46,19 +45,6 @@ def check_all(settings: StackSettings) -> None:
         raise MissingError("\n".join(findings))
 
 
-def libpython() -> Path | None:
-    """The shared libpython of this interpreter, which Triton's Python stub loads; None when there is none."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    for folder in (sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LIBPL"), f"{sys.base_prefix}/lib"):
-        if folder and (Path(folder) / name).exists():
-            return Path(folder) / name
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return None
-    return Path(name)
-
-
 def _check_platform() -> str | None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return (
@@ -69,18 +55,6 @@ def _check_platform() -> str | None:
     if libc == "glibc" and tuple(int(part) for part in version.split(".")[:2]) < _LOWEST_GLIBC:
         return f"Triton's wheel needs glibc 2.35 or newer and this system has {version}. Use a newer Linux."
     return None
-
-
-def _check_libpython() -> str | None:
-    if libpython() is not None:
-        return None
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return (
-        f"Triton's Python backend needs the shared library libpython{version}.so.1.0, which this Python does not have. "
-        f"On Debian and Ubuntu: `apt-get install libpython{version}`. With pyenv: "
-        f"`PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install {version}`. Or start with another Python: "
-        "`make serve PYTHON=/path/to/python3`."
-    )
 
 
 def _check_port(name: str, port: int) -> str | None:

@@ -13,7 +13,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from launcher.checks import MissingError, libpython
+from launcher.check_python import libpython
+from launcher.checks import MissingError
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 
 _WHEEL = "nvidia-pytriton"
@@ -43,9 +44,8 @@ def prepare_backends(run_dir: Path) -> Path:
     try:
         shutil.copytree(root / "backends" / "python", draft / "python", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy2(stub, draft / "python")
-        draft.chmod(
-            0o755
-        )  # mkdtemp's folder is its maker's alone; an image may be built by one user and run by another
+        # mkdtemp's folder is its maker's alone, and an image may be built by one user and run by another.
+        draft.chmod(0o755)
         draft.rename(target)
     except OSError:
         if not target.is_dir():

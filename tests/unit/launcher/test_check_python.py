@@ -65,7 +65,7 @@ def test_a_python_without_its_shared_library_is_told_how_to_get_one(monkeypatch:
     def no_library(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr(check_python.os.path, "exists", lambda path: False)
+    monkeypatch.setattr(check_python.Path, "exists", lambda path: False)
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     said = check_python.find_problem()
     assert said is not None

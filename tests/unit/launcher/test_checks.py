@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher import checks
+from launcher import check_python, checks
 from launcher.checks import MissingError, check_all
 from launcher.settings import StackSettings
 
@@ -94,7 +94,7 @@ def test_all_findings_are_told_at_once(
 def test_a_python_without_its_shared_library_is_told_how_to_get_one(
     settings: StackSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "libpython", lambda: None)
+    monkeypatch.setattr(check_python, "libpython", lambda: None)
     said = findings(settings)
     assert "libpython" in said
     assert "make serve PYTHON=" in said
