@@ -5,8 +5,8 @@ key, the finish reason and the token ids are ours, because theirs have none. Eve
 each array here has a leading batch dimension of 1 on the wire. `config.pbtxt` of each model is held against the
 `*_INPUTS` and `*_OUTPUTS` below by tests/contract.
 
-A send through the Python backend costs about 0.2 ms plus 0.03 ms for each output tensor (measured), so a chunk carries
-few outputs, and facts that only the end needs travel in the last response.
+A send through the Python backend costs about 0.2 ms plus 0.03 ms for each output tensor (measured), so what only our
+own stages read travels as one line of JSON, and facts that only the end needs travel in the last response.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.limits import INT32_MAX
@@ -25,11 +26,14 @@ from llm_pipeline.messages import (
     CompletionParameters,
     FinishReason,
     GenerationRequest,
-    Sampling,
     TextChunk,
     TextOptions,
     TokenChunk,
 )
+
+# Readers of the messages that travel as JSON. Made once: making one costs more than a thousand uses.
+_GENERATION_REQUEST = TypeAdapter(GenerationRequest)
+_TEXT_OPTIONS = TypeAdapter(TextOptions)
 
 Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = Mapping[str, Array]
@@ -91,31 +95,12 @@ PREPROCESS_INPUTS = (
     REQUEST_KEY,
 )
 
-# preprocess -> decode. The sampling names are the ones of NVIDIA's tensorrt_llm model.
-DECODE_INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,))
-REQUEST_OUTPUT_LEN = TensorSpec("request_output_len", "INT32")
-DECODE_TEMPERATURE = TensorSpec("temperature", "FP32")
-RUNTIME_TOP_K = TensorSpec("runtime_top_k", "INT32")
-RUNTIME_TOP_P = TensorSpec("runtime_top_p", "FP32")
-DECODE_MIN_P = TensorSpec("min_p", "FP32")
-DECODE_SEED = TensorSpec("seed", "UINT64")
-DECODE_KEY = _required("request_key", "BYTES")
-TEXT_OPTIONS = TensorSpec("text_options", "BYTES")  # JSON of TextOptions, passed through to postprocess
-STOP = TensorSpec("stop", "BOOL")  # true: end the request with this key; sent to decode alone, past the ensemble
+# preprocess -> decode: one line of JSON, because each tensor of a step costs as much as all of a request's fields.
+REQUEST = TensorSpec("request", "BYTES")  # JSON of GenerationRequest
+STOP = TensorSpec("stop", "BYTES")  # a request key: end that request; sent to decode alone, past the ensemble
 
-_PREPARED = (
-    DECODE_INPUT_IDS,
-    REQUEST_OUTPUT_LEN,
-    DECODE_TEMPERATURE,
-    RUNTIME_TOP_K,
-    RUNTIME_TOP_P,
-    DECODE_MIN_P,
-    DECODE_SEED,
-    DECODE_KEY,
-    TEXT_OPTIONS,
-)
-PREPROCESS_OUTPUTS = tuple(_required(spec.name, spec.dtype, spec.dims) for spec in _PREPARED)
-DECODE_INPUTS = (*_PREPARED, STOP)
+PREPROCESS_OUTPUTS = (_required(REQUEST.name, REQUEST.dtype),)
+DECODE_INPUTS = (REQUEST, STOP)
 
 # decode -> postprocess: the new tokens, and JSON of everything else in the chunk.
 OUTPUT_IDS = _required("output_ids", "INT32", (-1,))
@@ -243,58 +228,31 @@ def parameters_from_arrays(read: TensorReader, *, request_id: str, new_key: str)
 
 
 def request_to_arrays(request: GenerationRequest) -> list[tuple[TensorSpec, Array]]:
-    """preprocess's outputs, which are decode's inputs. Greedy travels as top_k 1, as TensorRT-LLM has it."""
-    sampling = request.sampling
-    return [
-        (DECODE_INPUT_IDS, array(DECODE_INPUT_IDS, request.prompt_ids)),
-        (REQUEST_OUTPUT_LEN, array(REQUEST_OUTPUT_LEN, request.max_tokens)),
-        (DECODE_TEMPERATURE, array(DECODE_TEMPERATURE, sampling.temperature)),
-        (RUNTIME_TOP_K, array(RUNTIME_TOP_K, 1 if sampling.is_greedy else sampling.top_k)),
-        (RUNTIME_TOP_P, array(RUNTIME_TOP_P, sampling.top_p)),
-        (DECODE_MIN_P, array(DECODE_MIN_P, sampling.min_p)),
-        (DECODE_SEED, array(DECODE_SEED, sampling.seed)),
-        (DECODE_KEY, array(DECODE_KEY, request.key)),
-        (TEXT_OPTIONS, array(TEXT_OPTIONS, orjson.dumps(request.text))),
-    ]
+    """preprocess's output, which is decode's input."""
+    return [(REQUEST, array(REQUEST, orjson.dumps(request)))]
 
 
-def request_from_arrays(read: TensorReader, end_ids: tuple[int, ...]) -> GenerationRequest:
-    """decode's view of a request that preprocess has validated."""
-    top_k = int(_value(read, RUNTIME_TOP_K))
-    return GenerationRequest(
-        key=_text(_value(read, DECODE_KEY), DECODE_KEY),
-        prompt_ids=tuple(_values(read, DECODE_INPUT_IDS) or ()),
-        max_tokens=_value(read, REQUEST_OUTPUT_LEN),
-        sampling=Sampling(
-            is_greedy=top_k == 1,
-            temperature=_value(read, DECODE_TEMPERATURE),
-            top_k=top_k,
-            top_p=_value(read, RUNTIME_TOP_P),
-            min_p=_value(read, DECODE_MIN_P),
-            seed=_value(read, DECODE_SEED),
-        ),
-        end_ids=end_ids,
-        text=_text_options(orjson.loads(_value(read, TEXT_OPTIONS))),
-    )
+def request_from_arrays(read: TensorReader) -> GenerationRequest:
+    """decode's view of a request that preprocess has validated. PipelineError when it is none."""
+    sent = _value(read, REQUEST)
+    if sent is None:
+        raise PipelineError(ErrorCode.MISSING_REQUIRED_PARAMETER, "decode takes requests from preprocess.")
+    try:
+        return _GENERATION_REQUEST.validate_json(sent)
+    except ValidationError as error:
+        message = "request is not what preprocess makes; send requests to the ensemble."
+        raise PipelineError(ErrorCode.INVALID_TYPE, message, param=REQUEST.name) from error
 
 
 def stop_arrays(key: str) -> list[tuple[TensorSpec, Array]]:
     """The message to decode that ends the request with this key."""
-    return [(DECODE_KEY, array(DECODE_KEY, key)), (STOP, array(STOP, True))]
+    return [(STOP, array(STOP, key))]
 
 
-def is_stop_message(read: TensorReader) -> bool:
-    return _flag(read, STOP, False)
-
-
-def read_key(read: TensorReader) -> str:
-    return _text(_value(read, DECODE_KEY) or b"", DECODE_KEY)
-
-
-def _text_options(fields: dict[str, Any]) -> TextOptions:
-    fields["stop"] = tuple(fields["stop"])
-    fields["context_ids"] = tuple(fields["context_ids"])
-    return TextOptions(**fields)
+def stop_key(read: TensorReader) -> str | None:
+    """The key of the request that a message to decode ends; None when it is no such message."""
+    key = _value(read, STOP)
+    return None if key is None else _text(key, STOP)
 
 
 def token_chunk_to_arrays(chunk: TokenChunk) -> list[tuple[TensorSpec, Array]]:
@@ -317,7 +275,7 @@ def token_chunk_from_arrays(read: TensorReader) -> TokenChunk:
         key=rest["key"],
         index=rest["index"],
         token_ids=tuple(_values(read, OUTPUT_IDS) or ()),
-        text=None if text is None else _text_options(text),
+        text=None if text is None else _TEXT_OPTIONS.validate_python(text),
         finish_reason=None if reason is None else FinishReason(reason),
         error=None if error is None else PipelineError.from_wire(error) or internal_error(),
     )

@@ -7,7 +7,7 @@ from llm_pipeline.executors.base import create_executor
 from llm_pipeline.python_backend import ChunkReply, DecodeMetrics, DecoupledReply, guard, start_logging, tensor_reader
 from llm_pipeline.settings import PipelineSettings
 from llm_pipeline.stages.decode import DecodeStage
-from llm_pipeline.tensors import is_stop_message, read_key, request_from_arrays
+from llm_pipeline.tensors import request_from_arrays, stop_key
 
 
 class TritonPythonModel:
@@ -17,7 +17,6 @@ class TritonPythonModel:
         start_logging()
         settings = PipelineSettings()
         manifest = EngineManifest.load(settings.engine_dir)
-        self._end_ids = tuple(manifest.tokens.eos)
         self._metrics = DecodeMetrics()
         self._stage = DecodeStage(
             partial(create_executor, settings, manifest),
@@ -33,11 +32,11 @@ class TritonPythonModel:
             guard(reply, partial(self._take, tensor_reader(request), reply))
 
     def _take(self, read, reply):
-        if is_stop_message(read):
-            self._stage.stop(read_key(read))
+        if (key := stop_key(read)) is not None:
+            self._stage.stop(key)
             reply.finish()
         else:
-            self._stage.submit(request_from_arrays(read, self._end_ids), ChunkReply(reply))
+            self._stage.submit(request_from_arrays(read), ChunkReply(reply))
 
     def finalize(self):
         self._stage.close()

@@ -48,7 +48,7 @@ text_options = st.builds(
 )
 samplings = st.builds(
     Sampling,
-    is_greedy=st.just(False),
+    is_greedy=flags,
     temperature=reals,
     top_k=st.sampled_from([0, 2, 40, INT32_MAX]),
     top_p=reals,
@@ -108,19 +108,12 @@ def test_parameters_survive(parameters: CompletionParameters) -> None:
         prompt_ids=token_ids.filter(len),
         max_tokens=counts,
         sampling=samplings,
-        end_ids=st.just((2, 3)),
+        end_ids=token_ids,
         text=text_options,
     )
 )
 def test_a_request_survives(request: GenerationRequest) -> None:
-    assert tensors.request_from_arrays(reader(tensors.request_to_arrays(request)), (2, 3)) == request
-
-
-def test_a_greedy_request_stays_greedy() -> None:
-    """As top_k 1, whatever top_k was asked for: the other values have no effect then."""
-    request = make_request(sampling=Sampling(is_greedy=True, top_k=40))
-    arrived = tensors.request_from_arrays(reader(tensors.request_to_arrays(request)), ())
-    assert arrived.sampling.is_greedy
+    assert tensors.request_from_arrays(reader(tensors.request_to_arrays(request))) == request
 
 
 @given(keys, st.integers(0, 10**6), token_ids, st.none() | text_options, st.none() | st.sampled_from(FinishReason))
@@ -169,10 +162,15 @@ def test_text_is_not_touched_on_its_way() -> None:
 
 
 def test_a_stop_message_names_its_request() -> None:
-    read = reader(tensors.stop_arrays("the key"))
-    assert tensors.is_stop_message(read)
-    assert tensors.read_key(read) == "the key"
-    assert not tensors.is_stop_message(reader(tensors.request_to_arrays(make_request())))
+    assert tensors.stop_key(reader(tensors.stop_arrays("the key"))) == "the key"
+    assert tensors.stop_key(reader(tensors.request_to_arrays(make_request()))) is None
+
+
+@pytest.mark.parametrize("sent", [None, b"", b"{}", b"no json", b"\xff", b'{"key": "k", "prompt_ids": ["a"]}'])
+def test_decode_refuses_a_request_that_preprocess_did_not_make(sent: bytes | None) -> None:
+    arrays = [] if sent is None else [(tensors.REQUEST, tensors.array(tensors.REQUEST, sent))]
+    with pytest.raises(PipelineError, match="preprocess"):
+        tensors.request_from_arrays(reader(arrays))
 
 
 # --- What is sent and what is understood -----------------------------------------------------------------------------
