@@ -159,7 +159,8 @@ class TokenStep:
 class TokenChunk:
     """Steps of one request that travel together from decode to postprocess. `index` counts them from 0.
 
-    The first carries the request's text options. The last carries its finish reason or its error.
+    The first carries the request's text options. The last carries its finish reason or its error. `report_to` is where
+    postprocess says that it has handled the chunk (flow_control.py).
     """
 
     key: str
@@ -168,6 +169,7 @@ class TokenChunk:
     text: TextOptions | None = None
     finish_reason: FinishReason | None = None
     error: PipelineError | None = None
+    report_to: str | None = None
 
     @property
     def is_final(self) -> bool:

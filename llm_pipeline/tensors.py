@@ -102,10 +102,9 @@ STOP = TensorSpec("stop", "BYTES")  # a request key: end that request; sent to d
 PREPROCESS_OUTPUTS = (_required(REQUEST.name, REQUEST.dtype),)
 DECODE_INPUTS = (REQUEST, STOP)
 
-# decode -> postprocess: the new tokens, and JSON of everything else in the chunk.
-OUTPUT_IDS = _required("output_ids", "INT32", (-1,))
-CHUNK = _required("chunk", "BYTES")
-DECODE_OUTPUTS = (OUTPUT_IDS, CHUNK)
+# decode -> postprocess
+CHUNK = _required("chunk", "BYTES")  # JSON of TokenChunk, without what is not set
+DECODE_OUTPUTS = (CHUNK,)
 POSTPROCESS_INPUTS = DECODE_OUTPUTS
 
 # postprocess -> client. A response holds those that have something to say.
@@ -256,28 +255,31 @@ def stop_key(read: TensorReader) -> str | None:
 
 
 def token_chunk_to_arrays(chunk: TokenChunk) -> list[tuple[TensorSpec, Array]]:
-    """decode's outputs: the ids as numbers, the rest as one line of JSON with what is set."""
-    rest: dict[str, Any] = {"key": chunk.key, "index": chunk.index}
+    """decode's output."""
+    fields: dict[str, Any] = {"key": chunk.key, "index": chunk.index, "token_ids": chunk.token_ids}
     if chunk.text is not None:
-        rest["text"] = chunk.text
+        fields["text"] = chunk.text
     if chunk.finish_reason is not None:
-        rest["finish_reason"] = chunk.finish_reason.value
+        fields["finish_reason"] = chunk.finish_reason.value
     if chunk.error is not None:
-        rest["error"] = chunk.error.to_wire()
-    ids = np.array(chunk.token_ids, dtype=np.int32).reshape(1, -1)
-    return [(OUTPUT_IDS, ids), (CHUNK, array(CHUNK, orjson.dumps(rest)))]
+        fields["error"] = chunk.error.to_wire()
+    if chunk.report_to is not None:
+        fields["report_to"] = chunk.report_to
+    return [(CHUNK, array(CHUNK, orjson.dumps(fields)))]
 
 
 def token_chunk_from_arrays(read: TensorReader) -> TokenChunk:
-    rest = orjson.loads(_value(read, CHUNK))
-    text, reason, error = rest.get("text"), rest.get("finish_reason"), rest.get("error")
+    """postprocess's input."""
+    fields = orjson.loads(_value(read, CHUNK))
+    text, reason, error = fields.get("text"), fields.get("finish_reason"), fields.get("error")
     return TokenChunk(
-        key=rest["key"],
-        index=rest["index"],
-        token_ids=tuple(_values(read, OUTPUT_IDS) or ()),
+        key=fields["key"],
+        index=fields["index"],
+        token_ids=tuple(fields["token_ids"]),
         text=None if text is None else _TEXT_OPTIONS.validate_python(text),
         finish_reason=None if reason is None else FinishReason(reason),
         error=None if error is None else PipelineError.from_wire(error) or internal_error(),
+        report_to=fields.get("report_to"),
     )
 
 

@@ -2,8 +2,8 @@
 
 Self-clocking coalescing: the executor's thread appends new tokens to their request's outbox and marks the request as
 ready; one sender thread takes the next ready request, sends all that has gathered, and goes on. Idle, that is one
-token per message with no delay; busy, outboxes grow while the sender works, so messages carry more tokens. No timer
-takes part. A request's first tokens go ahead of the queue.
+token per message with no delay; busy, outboxes grow while the sender works or postprocess is behind (flow_control.py),
+so messages carry more tokens. No timer takes part. A request's first tokens go ahead of the queue.
 
 Every request ends exactly once: with a finish reason or with an error, in a message that is marked as final.
 """
@@ -19,6 +19,7 @@ from typing import Protocol
 
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.executors.base import Executor, ExecutorStats, StepSink
+from llm_pipeline.flow_control import ChunkWindow
 from llm_pipeline.messages import FinishReason, GenerationRequest, TextOptions, TokenChunk, TokenStep
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class DecodeStage:
     """See the module's docstring.
 
     `create_executor` gets the sink that takes its steps. `coalesce` False sends one token per message, for measuring.
+    `window` keeps chunks back while postprocess is behind.
     """
 
     def __init__(
@@ -78,10 +80,12 @@ class DecodeStage:
         *,
         max_queued_requests: int,
         coalesce: bool = True,
+        window: ChunkWindow | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._max_queued = max_queued_requests
         self._coalesce = coalesce
+        self._window = window
         self._on_change = on_change
         self._condition = threading.Condition()  # guards everything below
         self._live: dict[str, _Outbox] = {}
@@ -135,6 +139,8 @@ class DecodeStage:
             self._closed = True
             self._condition.notify()
         self._thread.join(timeout=5)
+        if self._window is not None:
+            self._window.close()
 
     def _register(self, outbox: _Outbox) -> PipelineError | None:
         """Make the request live, or say why not. Once it is live, the sender thread stays until it has ended."""
@@ -192,8 +198,10 @@ class DecodeStage:
         (self._first if outbox.index == 0 else self._ready).append(outbox)
 
     def _send_loop(self) -> None:
-        while (ready := self._next_ready()) is not None:
-            chunk, sender = ready
+        while self._wait_for_ready():
+            if self._window is not None:
+                self._window.enter()
+            chunk, sender = self._take_ready()
             if _try_send(sender, chunk):
                 continue
             if chunk.is_final:  # Triton waits for an ending, and a bare error may pass where the chunk did not
@@ -201,12 +209,17 @@ class DecodeStage:
             else:  # postprocess sees the gap, and answers with an error at the end
                 self._cancel(chunk.key)
 
-    def _next_ready(self) -> tuple[TokenChunk, ChunkSender] | None:
+    def _wait_for_ready(self) -> bool:
+        """Whether there is something to send; false at the end."""
         with self._condition:
             while not (self._first or self._ready):
                 if self._closed and not self._live:
-                    return None
+                    return False
                 self._condition.wait()
+            return True
+
+    def _take_ready(self) -> tuple[TokenChunk, ChunkSender]:
+        with self._condition:
             outbox = (self._first or self._ready).popleft()
             outbox.is_ready = False
             chunk = self._take_chunk(outbox)
@@ -225,6 +238,7 @@ class DecodeStage:
             text=outbox.text if outbox.index == 0 else None,
             finish_reason=ending.finish_reason if ending else None,
             error=ending.error if ending else None,
+            report_to=self._window.address if self._window else None,
         )
         outbox.index += 1
         return chunk

@@ -4,6 +4,7 @@ from functools import partial
 
 from llm_pipeline.engine_manifest import EngineManifest
 from llm_pipeline.executors.base import create_executor
+from llm_pipeline.flow_control import ChunkWindow
 from llm_pipeline.python_backend import ChunkReply, DecodeMetrics, DecoupledReply, guard, start_logging, tensor_reader
 from llm_pipeline.settings import PipelineSettings
 from llm_pipeline.stages.decode import DecodeStage
@@ -22,6 +23,7 @@ class TritonPythonModel:
             partial(create_executor, settings, manifest),
             max_queued_requests=settings.max_queued_requests,
             coalesce=settings.coalesce,
+            window=ChunkWindow(),
             on_change=self._metrics.changed,
         )
         self._metrics.start(self._stage.stats)

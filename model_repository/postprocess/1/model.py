@@ -7,6 +7,7 @@ chunk of a request that does not stream, which Triton's own HTTP endpoint needs 
 from functools import partial
 
 from llm_pipeline.engine_manifest import TOKENIZER_NAME
+from llm_pipeline.flow_control import ChunkReports
 from llm_pipeline.python_backend import DecoupledReply, guard, start_logging, stop_in_decode, tensor_reader
 from llm_pipeline.settings import PipelineSettings
 from llm_pipeline.stages.postprocess import PostprocessStage
@@ -21,18 +22,28 @@ class TritonPythonModel:
         start_logging()
         tokenizer = Tokenizer.load(PipelineSettings().engine_dir / TOKENIZER_NAME)
         self._to_stop = []
+        self._handled = []
+        self._reports = ChunkReports()
         self._stage = PostprocessStage(tokenizer, self._to_stop.append)
 
     def execute(self, requests):
         for request in requests:
             reply = DecoupledReply(request)
             guard(reply, partial(self._handle, tensor_reader(request), reply))
+        self._reports.send(self._handled)
+        self._handled.clear()
         while self._to_stop:  # after the answers: the clients of the batch do not wait for it
             stop_in_decode(self._to_stop.pop())
 
     def _handle(self, read, reply):
-        piece = self._stage.handle(token_chunk_from_arrays(read))
+        chunk = token_chunk_from_arrays(read)
+        if chunk.report_to is not None:
+            self._handled.append(chunk.report_to)
+        piece = self._stage.handle(chunk)
         if piece is None:
             reply.finish()
         else:
             reply.send(text_chunk_to_arrays(piece), is_final=True)
+
+    def finalize(self):
+        self._reports.close()

@@ -7,12 +7,14 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 from sample_requests import make_request
 
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.executors.base import ExecutorStats, StepSink
+from llm_pipeline.flow_control import ChunkReports, ChunkWindow
 from llm_pipeline.messages import FinishReason, GenerationRequest, TokenChunk, TokenStep
 from llm_pipeline.stages import decode
 from llm_pipeline.stages.decode import DecodeStage
@@ -105,12 +107,18 @@ class Wire:
 class Bench:
     """A stage over a DrivenExecutor."""
 
-    def __init__(self, *, max_queued_requests: int = 100, coalesce: bool = True) -> None:
+    def __init__(
+        self, *, max_queued_requests: int = 100, coalesce: bool = True, window: ChunkWindow | None = None
+    ) -> None:
         self.changes = 0
         self.wire = Wire()
         self.executor: DrivenExecutor
         self.stage = DecodeStage(
-            self._create, max_queued_requests=max_queued_requests, coalesce=coalesce, on_change=self._count
+            self._create,
+            max_queued_requests=max_queued_requests,
+            coalesce=coalesce,
+            window=window,
+            on_change=self._count,
         )
 
     def _create(self, sink: StepSink) -> DrivenExecutor:
@@ -156,6 +164,21 @@ def test_tokens_gather_while_the_sender_is_busy(bench: Bench) -> None:
         bench.executor.make("a", number)
     bench.wire.release()
     assert bench.wire.wait_for(2)[1].token_ids == (0, 1, 2, 3, 4)
+
+
+def test_tokens_gather_while_postprocess_is_behind() -> None:
+    bench = Bench(window=ChunkWindow(size=1, patience_s=DEADLINE_S))
+    bench.submit()
+    bench.executor.make("a", 0)
+    (first,) = bench.wire.wait_for(1)
+    for number in range(1, 5):
+        bench.executor.make("a", number)
+    assert first.report_to is not None
+    with closing(ChunkReports()) as reports:
+        reports.send([first.report_to])
+        assert bench.wire.wait_for(2)[1].token_ids == (1, 2, 3, 4)
+        reports.send([first.report_to])
+    bench.stage.close()
 
 
 def test_the_ending_travels_with_the_tokens_that_gathered(bench: Bench) -> None:
