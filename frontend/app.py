@@ -43,6 +43,8 @@ def create_app(settings: FrontendSettings, generator: Generator) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # It looks for OpenTelemetry's providers on every request, which is a twentieth of a short one's cost.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         routes=[*completions.routes(services), *models.routes(services), *operations.routes(services)],
         middleware=[Middleware(RequestEnvelope, settings=settings, keys=KeyRing(settings), metrics=metrics)],
         exception_handlers={HTTPException: handle_router_error},

@@ -48,9 +48,11 @@ def start_logging() -> None:
 
 def tensor_reader(request: Any) -> TensorReader:
     """Reads the inputs of a Triton request by name."""
+    # Not get_input_tensor_by_name: it searches the list anew for each of the many inputs that a request may have.
+    sent = {tensor.name(): tensor for tensor in request.inputs()}
 
     def read(name: str) -> Array | None:
-        tensor = pb_utils.get_input_tensor_by_name(request, name)
+        tensor = sent.get(name)
         return None if tensor is None else tensor.as_numpy()
 
     return read
