@@ -1,0 +1,128 @@
+"""The machine and what else it did: facts that do not change, and how busy it was while something was measured."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+_PACKAGES = (
+    "triton-completions",
+    "nvidia-pytriton",
+    "tritonclient",
+    "grpcio",
+    "uvicorn",
+    "uvloop",
+    "fastapi",
+    "openvino",
+    "tokenizers",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """What the figures were taken on."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    system: str
+    python: str
+
+
+@dataclass(frozen=True)
+class CpuTotals:
+    """All cores together, in seconds since the machine started."""
+
+    busy_s: float
+    idle_s: float
+    steal_s: float  # time that the hypervisor gave to other machines while this one wanted to work
+
+    @property
+    def total_s(self) -> float:
+        return self.busy_s + self.idle_s + self.steal_s
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What was going on beside one measurement. Shares are of all cores' time."""
+
+    load_before: float  # 1 minute load average
+    load_after: float
+    steal_share: float
+    other_share: float  # busy with what does not take part
+
+
+def machine_facts() -> MachineFacts:
+    return MachineFacts(
+        cpu=_cpu_name(),
+        cores=psutil.cpu_count() or 1,
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
+        python=platform.python_version(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part, as far as installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(repository: Path) -> str | None:
+    """The commit that is checked out, with "+changes" behind it when files differ; None outside of git."""
+    commit = _git(repository, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return f"{commit}+changes" if _git(repository, "status", "--porcelain", "--untracked-files=no") else commit
+
+
+def cpu_totals() -> CpuTotals:
+    times = psutil.cpu_times()
+    steal_s = float(getattr(times, "steal", 0.0))
+    idle_s = float(times.idle + getattr(times, "iowait", 0.0))
+    busy_s = float(times.user + times.system + times.nice + getattr(times, "irq", 0.0) + getattr(times, "softirq", 0.0))
+    return CpuTotals(busy_s, idle_s, steal_s)
+
+
+def load_average() -> float:
+    return round(psutil.getloadavg()[0], 2)
+
+
+def noise_between(before: CpuTotals, after: CpuTotals, ours_s: float, loads: tuple[float, float]) -> Noise:
+    """`ours_s` is the CPU time of all that takes part; ticks of 10 ms make short loads inexact."""
+    total_s = max(after.total_s - before.total_s, 1e-9)
+    other_s = max(after.busy_s - before.busy_s - ours_s, 0.0)
+    return Noise(
+        load_before=loads[0],
+        load_after=loads[1],
+        steal_share=round((after.steal_s - before.steal_s) / total_s, 4),
+        other_share=round(other_s / total_s, 4),
+    )
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(repository: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=repository, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

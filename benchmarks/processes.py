@@ -1,0 +1,81 @@
+"""CPU time and memory of everything that takes part, by role: client, front end, Triton, each stub, engine, peer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import psutil
+
+FRONT_END = "front end"
+TRITON = "Triton"
+ENGINE = "engine"
+CLIENT = "load client"
+_STUB = "triton_python_backend_stub"
+_STAGES = ("preprocess", "decode", "postprocess")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of one role at one moment: CPU seconds since its processes began."""
+
+    cpu_s: float
+    memory_mib: float  # proportional: pages that several processes share are counted once
+
+
+def role_of(command_line: list[str], parent_role: str) -> str:
+    """What a process does, by its command line; children of no special kind count as their parent."""
+    if not command_line:
+        return parent_role
+    if PurePath(command_line[0]).name == _STUB:
+        stages = [stage for stage in _STAGES if any(f"/{stage}/" in argument for argument in command_line)]
+        return f"{stages[0]} stub" if stages else parent_role
+    if any("cpu_engine" in argument for argument in command_line):
+        return ENGINE
+    return parent_role
+
+
+def processes_by_role(roots: Mapping[str, int]) -> dict[str, list[psutil.Process]]:
+    """`roots` are pids by role; their children are found and sorted into roles of their own."""
+    found: dict[str, list[psutil.Process]] = defaultdict(list)
+    for role, pid in roots.items():
+        _collect(psutil.Process(pid), role, found)
+    return dict(found)
+
+
+def _collect(process: psutil.Process, parent_role: str, found: dict[str, list[psutil.Process]]) -> None:
+    try:
+        role = role_of(process.cmdline(), parent_role)
+        children = process.children()
+    except psutil.NoSuchProcess:
+        return
+    found[role].append(process)
+    for child in children:
+        _collect(child, role, found)
+
+
+def cpu_by_role(processes: Mapping[str, Iterable[psutil.Process]]) -> dict[str, float]:
+    """CPU seconds (user and system) that each role has taken since its processes began."""
+    return {role: sum(_cpu_s(process) for process in members) for role, members in processes.items()}
+
+
+def memory_by_role(processes: Mapping[str, Iterable[psutil.Process]]) -> dict[str, float]:
+    """MiB of each role now, shared pages counted once (PSS)."""
+    return {role: round(sum(_memory_mib(process) for process in members), 1) for role, members in processes.items()}
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def _memory_mib(process: psutil.Process) -> float:
+    try:
+        return float(process.memory_full_info().pss) / 2**20
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0.0
