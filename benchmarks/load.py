@@ -24,7 +24,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts to complete, one list for each stream: a stream sends its next prompt when the last answer is complete."""
+    """Prompts to complete, a list for each stream, which sends the next when the last answer is complete."""
 
     prompts: tuple[tuple[str, ...], ...]
     max_tokens: int

@@ -71,13 +71,8 @@ def machine_facts() -> MachineFacts:
 
 def versions() -> dict[str, str]:
     """Versions of what takes part, as far as installed."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {each.name.lower(): each.version for each in metadata.distributions() if each.name}
+    return {name: installed[name] for name in _PACKAGES if name in installed}
 
 
 def git_commit(repository: Path) -> str | None:
@@ -122,7 +117,9 @@ def _cpu_name() -> str:
 
 def _git(repository: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=repository, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["git", *arguments], cwd=repository, capture_output=True, text=True, timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
