@@ -2,46 +2,84 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from rich.table import Table
 
+from benchmarks.figures import median
+from benchmarks.load import LoadError
 from benchmarks.machine import git_commit, machine_facts, versions
-from benchmarks.results import Results, Run
+from benchmarks.peers import Peer, llama_cpp_peers, named_peers, pairs
+from benchmarks.progress import BarProgress
+from benchmarks.report import report, verdict_lines
+from benchmarks.results import Results, ResultsError, Run
 from benchmarks.runner import Surroundings, run_count, run_group
-from benchmarks.scenarios import groups, only
+from benchmarks.scenarios import Client, Group, groups, only
+from benchmarks.servers import ServerError, build_default_engine, secret, settings_from_environment
+from benchmarks.targets import Status
+from build_engine.errors import BuildEngineError
+from launcher.checks import MissingError
 from launcher.settings import REPOSITORY_ROOT
+from launcher.stack import StartError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-
-@app.callback()
-def commands() -> None:
-    """Measures the product and its parts; see docs/performance.md."""
+_OUTPUT = REPOSITORY_ROOT / "docs" / "performance"
+_RUN_DIR = REPOSITORY_ROOT / ".run" / "bench"
+_BUSY_SHARE = 0.05
+_COLOURS = {Status.PASS: "green", Status.MISS: "bold red", Status.REPORTED: "cyan", Status.NOT_MEASURED: "dim"}
+_CLIENTS = {
+    Client.HTTP: "Python, one process, epoll on raw sockets; parsed when the clock has stopped",
+    Client.GRPC: "Python, one process, grpc.aio, one call for each request; parsed when the clock has stopped",
+    Client.NONE: "none: the engine's own loop, in one process",
+}
 
 
 @app.command()
 def run(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer loads and repeats: about two minutes.")] = False,
     scenario: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for results.json.")] = REPOSITORY_ROOT / "docs/performance",
+    output: Annotated[Path, typer.Option(help="Folder for results.json, tables and plots.")] = _OUTPUT,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=URL of an OpenAI-compatible peer, such as vllm=http://127.0.0.1:8000/v1."),
+    ] = None,
+    peer_model: Annotated[list[str] | None, typer.Option(help="NAME=MODEL, when the peer lists several.")] = None,
+    peer_key: Annotated[
+        list[str] | None, typer.Option(help="NAME=VARIABLE, the environment variable with the peer's API key.")
+    ] = None,
+    llama_server: Annotated[Path | None, typer.Option(help="llama.cpp's server program, to be started here.")] = None,
+    llama_model: Annotated[
+        list[Path] | None, typer.Option(help="GGUF file for it; may be given several times.")
+    ] = None,
 ) -> None:
-    """Measure, and write results.json."""
+    """Measure; write results.json, results.md and the plots; say which targets were met."""
     console = Console()
-    engine_dir = REPOSITORY_ROOT / ".run/engines/smollm2-135m-instruct/cpu-fp16"
-    chosen = groups((), is_quick=quick)
-    if scenario:
-        chosen = only(chosen, scenario)
-    surroundings = Surroundings(engine_dir, REPOSITORY_ROOT / ".run/bench", {})
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        keys = {name: secret(variable) for name, variable in pairs(peer_key or (), "NAME=VARIABLE").items()}
+        peers = [
+            *llama_cpp_peers(llama_server, llama_model or (), _RUN_DIR / "logs"),
+            *named_peers(pairs(base_url or (), "NAME=URL"), pairs(peer_model or (), "NAME=MODEL"), keys),
+        ]
+        chosen = groups([peer.contender for peer in peers], is_quick=quick)
+        chosen = only(chosen, scenario) if scenario else chosen
+        engine_dir = build_default_engine(console)
+    except (ValueError, ServerError, BuildEngineError) as error:
+        console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
     started, started_at = time.monotonic(), datetime.now(timezone.utc)
-    with _BarProgress(console, run_count(chosen)) as progress:
-        runs = [each for group in chosen for each in run_group(group, surroundings, progress)]
+    surroundings = Surroundings(engine_dir, _RUN_DIR, {peer.contender.server: peer.start for peer in peers})
+    runs, is_complete = _measure(chosen, surroundings, console)
+    if not runs:
+        raise typer.Exit(1)
     results = Results(
         started_at=started_at.isoformat(timespec="seconds"),
         duration_s=round(time.monotonic() - started, 1),
@@ -49,44 +87,72 @@ def run(
         git_commit=git_commit(REPOSITORY_ROOT),
         machine=machine_facts(),
         versions=versions(),
-        clients={},
-        servers={},
+        clients={client.value: what for client, what in _CLIENTS.items()},
+        servers=_servers(chosen, peers),
         runs=runs,
     )
     results.save(output / "results.json")
+    _write_up(results, output, console)
+    if not is_complete:
+        raise typer.Exit(1)
 
 
-class _BarProgress:
-    """A bar that moves from load to load, and a line for each; it is drawn only then, because drawing costs CPU."""
+@app.command("report")
+def write_report(
+    output: Annotated[Path, typer.Option(help="Folder with results.json.")] = _OUTPUT,
+) -> None:
+    """Write results.md and the plots anew from results.json."""
+    console = Console()
+    try:
+        _write_up(Results.load(output / "results.json"), output, console)
+    except ResultsError as error:
+        console.print(f"[bold red]{error}[/]", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
 
-    def __init__(self, console: Console, total: int) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-        self._bar = Bar(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=total)
-        self._console = console
 
-    def __enter__(self) -> _BarProgress:
-        self._bar.start()
-        return self
+def _measure(chosen: Sequence[Group], surroundings: Surroundings, console: Console) -> tuple[list[Run], bool]:
+    """All runs that could be made, and whether these are all: a group that does not start leaves the others alone."""
+    runs: list[Run] = []
+    with BarProgress(console, run_count(chosen)) as progress:
+        ends = [_measure_group(group, surroundings, progress, runs) for group in chosen]
+    return runs, all(ends)
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
 
-    def doing(self, text: str) -> None:
-        self._bar.update(self._task, description=text, refresh=True)
+def _measure_group(group: Group, surroundings: Surroundings, progress: BarProgress, runs: list[Run]) -> bool:
+    """Add the group's runs; False when it was given up on the way."""
+    try:
+        for each in run_group(group, surroundings, progress):
+            runs.append(each)  # noqa: PERF402 - one by one: what was measured before a failure counts
+    except (ServerError, StartError, MissingError, LoadError) as error:
+        progress.failed(f"{group.name} was given up. {error}")
+        return False
+    return True
 
-    def finished(self, run: Run) -> None:
-        figures = run.figures
-        cpu = run.cpu_per_1000_tokens()
-        self._console.print(
-            f"{run.scenario:14} {run.contender:22} {figures.streams:4} streams  {figures.tokens_per_s:9,.0f} tok/s  "
-            f"ttft {figures.ttft_p50_ms or 0:6.1f} ms  gap {figures.gap_p50_ms or 0:6.1f} / "
-            f"{figures.gap_p99_ms or 0:6.1f} ms  {cpu or 0:6.3f} CPU s/1000"
-            + (f"  [red]{figures.failures} failed: {figures.first_failure}[/]" if figures.failures else ""),
-            highlight=False,
-            soft_wrap=True,
-        )
-        self._bar.advance(self._task)
+
+def _servers(chosen: Sequence[Group], peers: Sequence[Peer]) -> dict[str, str]:
+    """What each server ran with, in words."""
+    inherited = settings_from_environment()
+    found = {}
+    for group in chosen:
+        for name, environment in group.environments.items():
+            settings = {**inherited, **environment}
+            found[name] = " ".join(f"{key}={value}" for key, value in settings.items())
+    return {**found, **{peer.contender.server: peer.description for peer in peers}}
+
+
+def _write_up(results: Results, output: Path, console: Console) -> None:
+    from benchmarks.plots import draw  # takes a second, which a bad option should not
+
+    (output / "results.md").write_text(report(results), encoding="utf-8")
+    drawn = draw(results, output)
+    table = Table("what", "target", "measured", "", box=None, pad_edge=False)
+    for what, goal, measured, status in verdict_lines(results):
+        table.add_row(what, goal, measured, f"[{_COLOURS[status]}]{status.value}[/]")
+    console.print(table)
+    others = median([run.noise.other_share + run.noise.steal_share for run in results.runs]) or 0.0
+    if others > _BUSY_SHARE:
+        console.print(f"[yellow]Other work took {others:.0%} of this machine: read ratios, not digits.[/]")
+    console.print(f"{output / 'results.md'}, results.json and {len(drawn)} plots", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

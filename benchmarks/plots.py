@@ -15,13 +15,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot  # noqa: E402 - the backend comes first
-from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: E402
+from matplotlib import pyplot
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks import scenarios  # noqa: E402
-from benchmarks.processes import CLIENT, ENGINE, FRONT_END, TRITON  # noqa: E402
-from benchmarks.results import Results, Run, median_of  # noqa: E402
-from benchmarks.targets import number, tokens_per_s  # noqa: E402
+from benchmarks import scenarios
+from benchmarks.processes import CLIENT, ENGINE, FRONT_END, TRITON
+from benchmarks.results import Results, Run, median_of
+from benchmarks.targets import number, tokens_per_s
 
 _GROUND, _INK, _FAINT, _GRID = "#ffffff", "#24292f", "#656d76", "#e4e7eb"
 _STYLES = {
@@ -151,8 +151,8 @@ def _coalescing(results: Results) -> Any:
     for on, off, place in zip(bars[names[1]], bars[names[0]], range(len(levels)), strict=True):
         if on and off:
             axes.annotate(f"×{number(on / off)}", (place + 0.2, on), ha="center", va="bottom", weight="bold")
-    axes.set_yscale("log")
-    _log_values(axes)
+    axes.margins(y=0.12)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set(xlabel="streams", ylabel="tokens per second", title="Coalescing off and on, through HTTP")
     axes.legend([f"{names[0]}", "HTTP, coalescing on"], loc="upper left")
     return figure
@@ -302,6 +302,7 @@ def _log_streams(axes: Any, levels: Sequence[int]) -> None:
 def _log_values(axes: Any) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
 
 
@@ -310,4 +311,4 @@ def _sign(figure: Any, results: Results) -> None:
     kind = "quick run" if results.is_quick else "full run"
     text = f"{results.machine.cpu}, {results.machine.cores} cores, load included · {results.started_at[:10]} · {kind}"
     figure.tight_layout()
-    figure.text(0.01, -0.02, text, color=_FAINT, fontsize=7.5, ha="left", va="top")
+    figure.text(0.01, 0.0, text, color=_FAINT, fontsize=7.5, ha="left", va="top")

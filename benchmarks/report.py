@@ -14,7 +14,8 @@ from benchmarks.targets import Status, Verdict, judge, number, tokens_per_s
 
 _HEAD = """# Results
 
-Written by `make bench`; [performance.md](../performance.md) says how to run it and how to read it. Medians over repeats.
+Written by `make bench`; [performance.md](../performance.md) says how to run it and how to read it. All are medians over
+repeats.
 """
 
 

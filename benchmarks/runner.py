@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -39,7 +39,7 @@ class Surroundings:
 
     engine_dir: Path
     run_dir: Path
-    start_peer: Mapping[str, Callable[[], object]]  # context managers of Server, by contender
+    start_peer: Mapping[str, Callable[[], AbstractContextManager[Server]]]  # by the contender's server
 
 
 def run_count(groups: Sequence[Group]) -> int:
@@ -91,7 +91,7 @@ def _start(name: str, group: Group, surroundings: Surroundings, running: ExitSta
         run_dir = surroundings.run_dir / "servers" / name.replace(", ", "-").replace(" ", "-")
         return running.enter_context(our_stack(run_dir, surroundings.engine_dir, group.environments[name]))
     if name in surroundings.start_peer:
-        return running.enter_context(surroundings.start_peer[name]())  # type: ignore[arg-type]
+        return running.enter_context(surroundings.start_peer[name]())
     return None
 
 

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,25 @@ from typing import Any
 
 import httpx
 import psutil
+from pydantic_settings import BaseSettings
 from rich.console import Console
 
 from benchmarks.http_wire import Endpoint
 from benchmarks.processes import FRONT_END, TRITON
-from launcher.settings import StackSettings
+from build_engine.build import BuildRequest, build_engine
+from build_engine.default_model import find_model
+from build_engine.recipe import default_output
+from build_engine.targets import find_target
+from build_engine.terminal_progress import TerminalProgress
+from frontend.settings import FrontendSettings
+from launcher.settings import REPOSITORY_ROOT, StackSettings
 from launcher.stack import Stack
+from llm_pipeline.settings import PipelineSettings
 
 MODEL = "smollm2-135m-instruct"
 API_KEY = "sk-benchmarks-only"
 _PORTS = ("PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
+_NOT_TOLD = {"API_KEY", "API_KEYS_FILE", "ENGINE_DIR", "RUN_DIR", "PUBLIC_URL", "HOST", *_PORTS}
 _PEER_START_LIMIT_S = 120.0
 _POLL_S = 0.1
 
@@ -66,11 +75,11 @@ def our_stack(run_dir: Path, engine_dir: Path, environment: Mapping[str, str]) -
 
 
 @contextmanager
-def llama_cpp_server(program: Path, model: Path, *, slots: int, tokens_per_slot: int, log: Path) -> Iterator[Server]:
+def llama_cpp_server(program: Path, model: Path, options: Sequence[str], *, log: Path) -> Iterator[Server]:
     """llama.cpp's own server. See docs/performance.md for how to get it."""
     (port,) = free_ports(1)
     command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    command += llama_cpp_options(slots, tokens_per_slot)
+    command += options
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         try:
@@ -129,6 +138,29 @@ def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None
                 pass  # not listening yet
             time.sleep(_POLL_S)
     raise ServerError(f"The peer's server did not come up. The end of {log}:\n{log.read_text(errors='replace')[-800:]}")
+
+
+def build_default_engine(console: Console) -> Path:
+    """The engine that `make serve` uses; an existing good one is left alone."""
+    target, model = find_target("cpu"), find_model(None)
+    output = REPOSITORY_ROOT / default_output(MODEL, target, "fp16")
+    with TerminalProgress(console) as progress:
+        return build_engine(BuildRequest(model, target, "fp16", output), progress).engine_dir
+
+
+def settings_from_environment() -> dict[str, str]:
+    """Settings of ours that were set for this run, by name: they are part of what was measured."""
+    readers: tuple[type[BaseSettings], ...] = (StackSettings, FrontendSettings, PipelineSettings)
+    names = {name.upper() for reader in readers for name in reader.model_fields} - _NOT_TOLD
+    return {name: os.environ[name] for name in sorted(names) if os.environ.get(name)}
+
+
+def secret(variable: str) -> str:
+    """The value of an environment variable; ValueError when it is not set."""
+    value = os.environ.get(variable)
+    if not value:
+        raise ValueError(f"The environment variable {variable} is not set.")
+    return value
 
 
 def free_ports(count: int) -> list[int]:
