@@ -1,5 +1,6 @@
 # make serve   the whole stack on this machine: http://127.0.0.1:9000 unless PORT says otherwise
 # make test    lint, types and every test that needs no GPU, real Triton included
+# make bench   measure it all: docs/performance/
 # make help    the rest
 
 # The first Python that can run the stack. Another one: make serve PYTHON=/path/to/python3
@@ -14,7 +15,7 @@ UV_IMAGE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --genera
 	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt --constraints requirements/serve.lock
 IMAGE_LOCKS := docker/requirements
 
-.PHONY: help serve test test-gpu check unit integration install lock clean
+.PHONY: help serve bench test test-gpu check unit integration install lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +25,7 @@ help:
 	@echo "make unit         tests that need no Triton"
 	@echo "make integration  tests on the real Triton"
 	@echo "make test-gpu     tests on a GPU machine with TensorRT-LLM (GPU_PYTHON=..., GPU_ENGINE_DIR=...)"
+	@echo "make bench        measure everything, about 15 minutes (QUICK=1: 2): tables and plots in docs/performance"
 	@echo "make lock         pin every dependency anew (needs uv: .venv/bin/pip install uv)"
 	@echo "make clean        remove .venv and .run"
 
@@ -43,6 +45,10 @@ unit: $(VENV)/.dev
 
 integration: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m triton
+
+# BENCH holds further options, such as --base-url NAME=URL: docs/performance.md
+bench: $(VENV)/.dev
+	@exec $(VENV)/bin/python -m benchmarks run $(if $(QUICK),--quick) $(BENCH)
 
 # On the GPU machine's own Python, which has TensorRT-LLM; skips with a reason where it does not.
 GPU_PYTHON ?= python3

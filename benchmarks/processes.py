@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import PurePath
 
 import psutil
+from psutil import Process
 
 FRONT_END = "front end"
 TRITON = "Triton"
 ENGINE = "engine"
 CLIENT = "load client"
+__all__ = [
+    "CLIENT",
+    "ENGINE",
+    "FRONT_END",
+    "TRITON",
+    "Process",
+    "cpu_by_role",
+    "memory_by_role",
+    "processes_by_role",
+    "role_of",
+]
 _STUB = "triton_python_backend_stub"
 _STAGES = ("preprocess", "decode", "postprocess")
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Of one role at one moment: CPU seconds since its processes began."""
-
-    cpu_s: float
-    memory_mib: float  # proportional: pages that several processes share are counted once
 
 
 def role_of(command_line: list[str], parent_role: str) -> str:
@@ -37,15 +40,15 @@ def role_of(command_line: list[str], parent_role: str) -> str:
     return parent_role
 
 
-def processes_by_role(roots: Mapping[str, int]) -> dict[str, list[psutil.Process]]:
+def processes_by_role(roots: Mapping[str, int]) -> dict[str, list[Process]]:
     """`roots` are pids by role; their children are found and sorted into roles of their own."""
-    found: dict[str, list[psutil.Process]] = defaultdict(list)
+    found: dict[str, list[Process]] = defaultdict(list)
     for role, pid in roots.items():
-        _collect(psutil.Process(pid), role, found)
+        _collect(Process(pid), role, found)
     return dict(found)
 
 
-def _collect(process: psutil.Process, parent_role: str, found: dict[str, list[psutil.Process]]) -> None:
+def _collect(process: Process, parent_role: str, found: dict[str, list[Process]]) -> None:
     try:
         role = role_of(process.cmdline(), parent_role)
         children = process.children()
@@ -56,17 +59,17 @@ def _collect(process: psutil.Process, parent_role: str, found: dict[str, list[ps
         _collect(child, role, found)
 
 
-def cpu_by_role(processes: Mapping[str, Iterable[psutil.Process]]) -> dict[str, float]:
+def cpu_by_role(processes: Mapping[str, Iterable[Process]]) -> dict[str, float]:
     """CPU seconds (user and system) that each role has taken since its processes began."""
     return {role: sum(_cpu_s(process) for process in members) for role, members in processes.items()}
 
 
-def memory_by_role(processes: Mapping[str, Iterable[psutil.Process]]) -> dict[str, float]:
+def memory_by_role(processes: Mapping[str, Iterable[Process]]) -> dict[str, float]:
     """MiB of each role now, shared pages counted once (PSS)."""
     return {role: round(sum(_memory_mib(process) for process in members), 1) for role, members in processes.items()}
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def _cpu_s(process: Process) -> float:
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:
@@ -74,7 +77,7 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _memory_mib(process: psutil.Process) -> float:
+def _memory_mib(process: Process) -> float:
     try:
         return float(process.memory_full_info().pss) / 2**20
     except (psutil.NoSuchProcess, psutil.AccessDenied):

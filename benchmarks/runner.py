@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 import orjson
-import psutil
 
 from benchmarks.figures import figures_of
 from benchmarks.load import LoadProcess
 from benchmarks.machine import CpuTotals, cpu_totals, load_average, noise_between
-from benchmarks.processes import CLIENT, ENGINE, cpu_by_role, memory_by_role, processes_by_role
+from benchmarks.processes import CLIENT, ENGINE, FRONT_END, Process, cpu_by_role, memory_by_role, processes_by_role
 from benchmarks.results import Run
 from benchmarks.scenarios import Client, Contender, Group, Point, Scenario, job
 from benchmarks.servers import Server, ServerError, our_stack
@@ -39,7 +38,7 @@ class Surroundings:
 
     engine_dir: Path
     run_dir: Path
-    start_peer: Mapping[str, Callable[[], AbstractContextManager[Server]]]  # by the contender's server
+    starters: Mapping[str, Callable[[], AbstractContextManager[Server]]]  # by the contender's server
 
 
 def run_count(groups: Sequence[Group]) -> int:
@@ -90,8 +89,8 @@ def _start(name: str, group: Group, surroundings: Surroundings, running: ExitSta
     if name in group.environments:
         run_dir = surroundings.run_dir / "servers" / name.replace(", ", "-").replace(" ", "-")
         return running.enter_context(our_stack(run_dir, surroundings.engine_dir, group.environments[name]))
-    if name in surroundings.start_peer:
-        return running.enter_context(surroundings.start_peer[name]())
+    if name in surroundings.starters:
+        return running.enter_context(surroundings.starters[name]())
     return None
 
 
@@ -106,7 +105,7 @@ def _fighter(contender: Contender, server: Server | None, surroundings: Surround
     elif contender.client is Client.GRPC:
         process = LoadProcess("benchmarks.grpc_load", str(server.grpc_address), log_path=log)
         roles = {**server.roots, CLIENT: process.pid}
-        del roles["front end"]  # it does not take part
+        del roles[FRONT_END]  # it does not take part
     else:
         endpoint = orjson.dumps(asdict(server.endpoint)).decode()
         process = LoadProcess("benchmarks.http_load", endpoint, log_path=log)
@@ -145,7 +144,7 @@ class _Fighter:
 class _Meter:
     """CPU time, memory and the machine's other work between `start` and `stop`."""
 
-    def __init__(self, processes: Mapping[str, list[psutil.Process]], memory_every_s: float | None) -> None:
+    def __init__(self, processes: Mapping[str, list[Process]], memory_every_s: float | None) -> None:
         self._processes = processes
         self._memory_every_s = memory_every_s
         self._stopped = threading.Event()

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 from pydantic_settings import BaseSettings
 from rich.console import Console
 
 from benchmarks.http_wire import Endpoint
+from benchmarks.machine import machine_facts
 from benchmarks.processes import FRONT_END, TRITON
 from build_engine.build import BuildRequest, build_engine
 from build_engine.default_model import find_model
@@ -101,7 +101,7 @@ def llama_cpp_server(program: Path, model: Path, options: Sequence[str], *, log:
 
 def llama_cpp_options(slots: int, tokens_per_slot: int) -> list[str]:
     """As many slots as streams, one thread for each core, continuous batching (its default)."""
-    threads = str(psutil.cpu_count() or 1)
+    threads = str(machine_facts().cores)
     return [
         *("--parallel", str(slots)),
         *("--ctx-size", str(slots * tokens_per_slot)),

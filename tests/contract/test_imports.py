@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("llm_pipeline", "frontend", "build_engine", "launcher")
+PACKAGES = ("llm_pipeline", "frontend", "build_engine", "launcher", "benchmarks")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MODEL_FILES = sorted((ROOT / "model_repository").glob("*/1/model.py"))
 
@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "llm_pipeline": {"llm_pipeline"},
     "frontend": {"frontend", "llm_pipeline"},
     "build_engine": {"build_engine", "llm_pipeline"},
-    "launcher": set(PACKAGES),  # it starts all of them
+    "launcher": set(PACKAGES) - {"benchmarks"},  # it starts all of them
+    "benchmarks": set(PACKAGES),  # it measures all of them
 }
 
 # Outside library -> the modules that may import it, inside functions too.
@@ -31,12 +32,18 @@ IMPORTED_BY = {
     "openvino": {"llm_pipeline/executors/cpu_engine/paged_model.py", "build_engine/openvino_greedy.py"},
     "openvino_genai": {"build_engine/openvino_compiler.py"},
     "gguf": {"build_engine/source.py"},
-    "tritonclient": {"frontend/triton_generator.py"},
-    "grpc": {"frontend/triton_generator.py"},
+    "tritonclient": {"frontend/triton_generator.py", "benchmarks/grpc_load.py"},
+    "grpc": {"frontend/triton_generator.py", "benchmarks/grpc_load.py"},
     "triton_python_backend_utils": {"llm_pipeline/python_backend.py"},
     "llm_pipeline.python_backend": set(),  # for the model.py files alone: it exists only inside Triton
-    "psutil": {"launcher/checks.py", "launcher/stub_watch.py"},
-    "httpx": {"launcher/stack.py"},
+    "psutil": {
+        "launcher/checks.py",
+        "launcher/stub_watch.py",
+        "benchmarks/machine.py",
+        "benchmarks/processes.py",
+    },
+    "httpx": {"launcher/stack.py", "benchmarks/servers.py"},
+    "matplotlib": {"benchmarks/plots.py"},
     "tensorrt_llm": {"llm_pipeline/executors/tensorrt_llm/upstream.py", "build_engine/gpu/upstream.py"},
     "torch": {"llm_pipeline/executors/tensorrt_llm/upstream.py"},
     "transformers": set(),
@@ -44,7 +51,7 @@ IMPORTED_BY = {
 }
 
 # Everybody else gets a settings object. The launcher hands the environment on to its children.
-READ_ENVIRONMENT = {"launcher/stack.py", "launcher/triton_server.py"}
+READ_ENVIRONMENT = {"launcher/stack.py", "launcher/triton_server.py", "benchmarks/servers.py"}
 
 
 @cache
