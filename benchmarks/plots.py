@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks import scenarios
 from benchmarks.processes import CLIENT, ENGINE, FRONT_END, TRITON
+from benchmarks.report import PLOTS
 from benchmarks.results import Results, Run, median_of
 from benchmarks.targets import number, tokens_per_s
 
@@ -79,10 +80,8 @@ def draw(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with pyplot.rc_context(_LOOK):
-        for name, (scenario, draw_it) in _PLOTS.items():
-            if not results.select(scenario):
-                continue
-            figure = draw_it(results)
+        for name in (name for scenario, names in PLOTS.items() if results.select(scenario) for name in names):
+            figure = _DRAWINGS[name](results)
             _sign(figure, results)
             for ending in ("png", "svg"):
                 metadata = {"Date": None} if ending == "svg" else None
@@ -158,7 +157,7 @@ def _coalescing(results: Results) -> Any:
     return figure
 
 
-def _peers(results: Results) -> Any:
+def _engine(results: Results) -> Any:
     levels = _levels(results, scenarios.ENGINE)
     names = _contenders(results, scenarios.ENGINE)
     figure, panels = pyplot.subplots(1, len(levels), figsize=(2.6 * len(levels) + 2, 4.2), squeeze=False)
@@ -216,14 +215,14 @@ def _servers_memory(run: Run) -> float:
     return sum(mib for role, mib in run.memory_mib.items() if role != CLIENT)
 
 
-_PLOTS: dict[str, tuple[str, Callable[[Results], Any]]] = {
-    "throughput": (scenarios.THROUGHPUT, _throughput),
-    "latency": (scenarios.THROUGHPUT, _latency),
-    "cpu": (scenarios.THROUGHPUT, _cpu),
-    "coalescing": (scenarios.THROUGHPUT, _coalescing),
-    "engine": (scenarios.ENGINE, _peers),
-    "prefill": (scenarios.PREFILL, _prefill),
-    "growth": (scenarios.GROWTH, _growth),
+_DRAWINGS: dict[str, Callable[[Results], Any]] = {
+    "throughput": _throughput,
+    "latency": _latency,
+    "cpu": _cpu,
+    "coalescing": _coalescing,
+    "engine": _engine,
+    "prefill": _prefill,
+    "growth": _growth,
 }
 
 

@@ -12,6 +12,13 @@ from benchmarks.results import Results, Run, median_of, ratio
 from benchmarks.scenarios import Point
 from benchmarks.targets import Status, Verdict, judge, number, tokens_per_s
 
+# What plots.py draws, and under which table it stands.
+PLOTS = {
+    scenarios.THROUGHPUT: ("throughput", "latency", "cpu", "coalescing"),
+    scenarios.ENGINE: ("engine",),
+    scenarios.PREFILL: ("prefill",),
+    scenarios.GROWTH: ("growth",),
+}
 _HEAD = """# Results
 
 Written by `make bench`; [performance.md](../performance.md) says how to run it and how to read it. All are medians over
@@ -133,7 +140,11 @@ def _scenario(results: Results, name: str, title: str, base: str | None) -> str:
         if base:
             row.append(_number(ratio(group, results.select(name, base, point.__eq__), tokens_per_s)))
         rows.append(tuple(row))
-    return f"## {title}\n\n{_table(tuple(head), rows)}"
+    return f"## {title}\n\n{_table(tuple(head), rows)}{_images(name)}"
+
+
+def _images(scenario: str) -> str:
+    return "".join(f"\n![{plot}]({plot}.svg)\n" for plot in PLOTS.get(scenario, ()))
 
 
 def _roles(results: Results) -> str:

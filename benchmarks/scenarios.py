@@ -155,7 +155,7 @@ def _engine_group(peers: Sequence[Contender], is_quick: bool) -> Group:
 
 
 def _idle_group(is_quick: bool) -> Group:
-    tokens = 10 if is_quick else 40
+    tokens = 20 if is_quick else 60
     return Group(
         IDLE,
         (
