@@ -46,7 +46,10 @@ _CLIENTS = {
 def run(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer loads and repeats: about two minutes.")] = False,
     scenario: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for results.json, tables and plots.")] = _OUTPUT,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results; docs/performance for a full run, .run/bench/results for others."),
+    ] = None,
     base_url: Annotated[
         list[str] | None,
         typer.Option(help="NAME=URL of an OpenAI-compatible peer, such as vllm=http://127.0.0.1:8000/v1."),
@@ -91,6 +94,8 @@ def run(
         servers=_servers(chosen, peers),
         runs=runs,
     )
+    # What is in the repository is a full run; a quick look or a part must not take its place by accident.
+    output = output or (_RUN_DIR / "results" if quick or scenario else _OUTPUT)
     results.save(output / "results.json")
     _write_up(results, output, console)
     if not is_complete:

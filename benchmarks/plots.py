@@ -172,7 +172,7 @@ def _engine(results: Results) -> Any:
         axes.set_ylim(0, max(values) * 1.12)
         axes.set_title(f"{streams} stream{'s' if streams > 1 else ''}")
     panels[0][0].set_ylabel("tokens per second")
-    figure.suptitle("The CPU engine and its peers, same model", x=0.06, y=1.02, ha="left", weight="bold")
+    figure.suptitle("The CPU engine and its peers, same model", x=0.02, y=0.99, ha="left", weight="bold")
     return figure
 
 
@@ -207,6 +207,7 @@ def _growth(results: Results) -> Any:
         axes.set(ylabel=unit, title=title)
     _log_values(panels[0])
     _log_values(panels[1])
+    panels[2].margins(y=0.15)
     panels[2].set_ylim(bottom=0)
     return figure
 
