@@ -129,14 +129,13 @@ def _engine_group(peers: Sequence[Contender], is_quick: bool) -> Group:
     tokens, repeats = (32, 1) if is_quick else (64, 2)
     levels = (1, 16) if is_quick else (1, 16, 64)
     prompts = (32, 512) if is_quick else (32, 128, 512, 1024)
-    contenders = (CPU_HTTP, BARE, *peers)
     return Group(
         CPU,
         (
             Scenario(
                 ENGINE,
                 "The embedded CPU engine and its peers, a real model: prompts of about 64 tokens",
-                contenders,
+                (CPU_HTTP, CPU_GRPC, BARE, *peers),
                 tuple(
                     # A single stream is over soon: more repeats cost little.
                     Point(streams, tokens, prompt_words=64, repeats=repeats * 2 if streams == 1 else repeats)
@@ -146,7 +145,7 @@ def _engine_group(peers: Sequence[Contender], is_quick: bool) -> Group:
             Scenario(
                 PREFILL,
                 "How long does the first token take as prompts grow?",
-                contenders,
+                (CPU_HTTP, BARE, *peers),
                 tuple(Point(1, 4, prompt_words=words, repeats=1 if is_quick else 3) for words in prompts),
             ),
         ),
