@@ -7,5 +7,6 @@ executor.py  the requests in flight, the awaiter thread, cancelling, death
 steps.py     what a response means for its request
 follower.py  what stands in its place on MPI ranks above 0
 engine.py    the port between those and upstream.py, in our own terms
+failures.py  what upstream's error texts mean
 upstream.py  every call into tensorrt_llm and torch; the only module that imports them
 """

@@ -32,6 +32,7 @@ class Admission:
         self._check_length(request)
         self._check_ids("prompt", request.prompt_ids)
         self._check_sampling(request.sampling)
+        _check_min_tokens(request)
         for sequence in request.stop_token_sequences:
             self._check_ids("stop", sequence)
         if request.guide is not None:
@@ -89,6 +90,19 @@ class Admission:
         if min(ids) < 0 or max(ids) >= self.vocab_size:
             wrong = next(token_id for token_id in ids if not 0 <= token_id < self.vocab_size)
             raise _out_of_range(name, wrong, f"a token id from 0 to {self.vocab_size - 1}")
+
+
+def _check_min_tokens(request: GenerationRequest) -> None:
+    """Upstream holds back `end_id` alone (cpp/tensorrt_llm/kernels/penaltyKernels.cu). Further end tokens are stop
+    words to it, which end a request at any time (kernels/stopCriteriaKernels.cu).
+    """
+    if request.sampling.min_tokens > 0 and len(request.end_ids) > 1:
+        raise PipelineError(
+            ErrorCode.UNSUPPORTED_PARAMETER,
+            f"min_tokens is not supported here for a model with several end tokens (this one has "
+            f"{len(request.end_ids)}): the engine can hold back one. Leave it out.",
+            param="min_tokens",
+        )
 
 
 def _check_guide(guide: Guide) -> None:

@@ -37,6 +37,16 @@ class Ending(Enum):
     UNKNOWN = auto()
 
 
+class Failure(Enum):
+    """What an error means: for its request alone, or for the engine."""
+
+    UNKNOWN = auto()  # the request fails; whose fault it is can't be told
+    REQUEST = auto()  # the engine refuses this request
+    PROMPT_TOO_LONG = auto()  # for the memory that the engine has, whatever it was built for
+    QUEUE_FULL = auto()
+    ENGINE = auto()  # nothing works any more
+
+
 @dataclass(frozen=True)
 class EngineResponse:
     """New tokens of one request, an ending, or both; or an error. `token_ids` does not hold the end token.
@@ -49,6 +59,7 @@ class EngineResponse:
     log_probs: tuple[float, ...] = ()
     ending: Ending | None = None
     error: str | None = None
+    failure: Failure = Failure.UNKNOWN  # of the error
     may_go_on: bool = False
 
 

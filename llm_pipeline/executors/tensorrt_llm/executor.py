@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping
@@ -28,9 +27,11 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
     Engine,
     EngineDownError,
     EngineResponse,
+    Failure,
     QueueFullError,
 )
-from llm_pipeline.executors.tensorrt_llm.steps import LiveRequest, make_step, unavailable
+from llm_pipeline.executors.tensorrt_llm.failures import headline
+from llm_pipeline.executors.tensorrt_llm.steps import LiveRequest, make_step, queue_full, unavailable
 from llm_pipeline.messages import FinishReason, GenerationRequest, TokenStep
 
 _log = logging.getLogger(__name__)
@@ -39,17 +40,11 @@ _STATS_PERIOD_S = 0.1
 _GAUGES_PERIOD_S = 1.0  # showing one costs Triton's stub a handshake
 _CLOSE_LIMIT_S = 3.0  # for cancelled requests to end
 _SHUTDOWN_LIMIT_S = 10.0
+_FAILED_ROUNDS_LIMIT = 8  # assumption: more than one client's bad luck; a warm-up that works sets the count back
 _EXIT_AFTER_S = 3.0  # time for decode to tell the clients
 _EXIT_STATUS = 70  # EX_SOFTWARE
 _SHUTTING_DOWN = "The engine is shutting down. Retry shortly."
 _STOPPED = "The engine has stopped. It is being started again; retry the request."
-
-# Errors after which CUDA or NCCL refuses all further work of the process ("sticky" errors in NVIDIA's words).
-_DEADLY_WORDS = re.compile(
-    r"illegal memory access|illegal instruction|device-side assert|unspecified launch failure|misaligned address"
-    r"|hardware stack error|uncorrectable|Xid|ncclUnhandledCudaError|ncclRemoteError|ncclSystemError",
-    re.IGNORECASE,
-)
 
 
 class _EngineDeath(Exception):  # noqa: N818 - it is an event that unwinds the awaiter
@@ -85,6 +80,7 @@ class TensorRtLlmExecutor:
         self._gauges: Mapping[str, float] = {}
         self._stats_at = self._gauges_at = 0.0
         self._has_stats_failed = False
+        self._failed_rounds = 0
         self._alive_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="tensorrt-llm-awaiter", daemon=True)
         self._thread.start()
@@ -147,11 +143,9 @@ class TensorRtLlmExecutor:
         try:
             return self._engine.enqueue(prepared)
         except QueueFullError as error:
-            raise PipelineError(
-                ErrorCode.QUEUE_FULL, "The engine's queue is full. Retry later.", retry_after_s=2.0
-            ) from error
+            raise queue_full() from error
         except EngineDownError as error:
-            self._down_words = str(error)  # the awaiter takes it from here
+            self._down_words = headline(str(error))  # the awaiter takes it from here
             raise unavailable(_STOPPED) from error
 
     def _cancel_upstream(self, request_id: int) -> None:
@@ -215,7 +209,7 @@ class TensorRtLlmExecutor:
                 live = self._live.get(response.request_id)
                 if live is None:
                     continue  # given up after the cancel limit
-                if response.error is not None and _DEADLY_WORDS.search(response.error):
+                if response.failure is Failure.ENGINE:
                     deadly = response.error
                     continue  # fails with all the others
                 step = self._make_step(live, response)
@@ -230,7 +224,18 @@ class TensorRtLlmExecutor:
         for request_id in unread:
             self._cancel_upstream(request_id)
         if deadly is not None:
-            raise _EngineDeath(deadly)
+            _log.error("the engine says: %s", deadly)
+            raise _EngineDeath(headline(deadly))
+        self._watch_failures(responses)
+
+    def _watch_failures(self, responses: list[EngineResponse]) -> None:
+        """An engine that fails everybody is dead, whatever it says: upstream itself goes on after each failed step."""
+        if any(response.error is None for response in responses):
+            self._failed_rounds = 0
+        elif any(response.failure is Failure.UNKNOWN and not response.may_go_on for response in responses):
+            self._failed_rounds += 1
+        if self._failed_rounds >= _FAILED_ROUNDS_LIMIT:
+            raise _EngineDeath(f"the last {self._failed_rounds} steps with an answer all failed, see above")
 
     def _make_step(self, live: LiveRequest, response: EngineResponse) -> TokenStep | None:
         had_none = live.token_count == 0

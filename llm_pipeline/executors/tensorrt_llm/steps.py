@@ -6,10 +6,11 @@ import logging
 import time
 
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.executors.tensorrt_llm.engine import Ending, EngineResponse
+from llm_pipeline.executors.tensorrt_llm.engine import Ending, EngineResponse, Failure
 from llm_pipeline.messages import FinishReason, GenerationRequest, TokenStep
 
 _log = logging.getLogger(__name__)
+_RETRY_QUEUE_AFTER_S = 2.0
 _RETRY_AFTER_S = 30.0  # an engine takes minutes to load; clients may ask another replica before that
 _REASONS = {
     Ending.END_ID: FinishReason.STOP,
@@ -40,7 +41,7 @@ class LiveRequest:
 def make_step(live: LiveRequest, response: EngineResponse) -> TokenStep | None:
     """The step for a response; None when it says nothing new."""
     if response.error is not None:
-        return _failed(live, response.error)
+        return _failed(live, response.error, response.failure)
     ids = response.token_ids
     if ids:
         live.last_id = ids[-1]
@@ -61,11 +62,34 @@ def unavailable(message: str) -> PipelineError:
     return PipelineError(ErrorCode.ENGINE_UNAVAILABLE, message, retry_after_s=_RETRY_AFTER_S)
 
 
-def _failed(live: LiveRequest, words: str) -> TokenStep:
+def queue_full() -> PipelineError:
+    return PipelineError(
+        ErrorCode.QUEUE_FULL, "The engine's queue is full. Retry later.", retry_after_s=_RETRY_QUEUE_AFTER_S
+    )
+
+
+def _failed(live: LiveRequest, words: str, failure: Failure) -> TokenStep:
     if live.is_cancelled:
         return TokenStep(live.key, finish_reason=FinishReason.CANCELLED)
+    if failure is Failure.QUEUE_FULL:  # with an orchestrator it comes this way
+        return TokenStep(live.key, error=queue_full())
     _log.error("the engine failed a request: %s", words)  # upstream's words are for the log, never for clients
-    return TokenStep(live.key, error=internal_error())
+    return TokenStep(live.key, error=_error_of(failure))
+
+
+def _error_of(failure: Failure) -> PipelineError:
+    if failure is Failure.PROMPT_TOO_LONG:
+        return PipelineError(
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+            "The prompt is longer than this server's engine takes with the memory that it has. Shorten the prompt.",
+            param="prompt",
+        )
+    if failure is Failure.REQUEST:
+        return PipelineError(
+            ErrorCode.VALUE_OUT_OF_RANGE,
+            "The engine refuses this request. Check its sampling values, its guide and its lengths.",
+        )
+    return internal_error()
 
 
 def _unusual_end(live: LiveRequest, ending: Ending) -> TokenStep:
@@ -85,7 +109,8 @@ def _unusual_end(live: LiveRequest, ending: Ending) -> TokenStep:
 def _log_probs(live: LiveRequest, response: EngineResponse, count: int) -> tuple[float | None, ...]:
     """One for each of `count` tokens, None where there is none: the end token has none for certain.
 
-    Whether a stream's responses hold those of the new tokens or of all so far was not seen (check); both are read.
+    Upstream gives those of all tokens so far, also in a stream of new tokens (createResult in
+    cpp/tensorrt_llm/batch_manager/llmRequest.cpp). One that gave the new ones' alone would be read as well.
     """
     values: tuple[float | None, ...] = response.log_probs
     if live.token_count and len(values) >= live.token_count + len(response.token_ids):

@@ -9,7 +9,6 @@ at first on a GPU. Optional arguments are passed only when they say something: r
 from __future__ import annotations
 
 import logging
-import re
 from datetime import timedelta
 from typing import Any
 
@@ -23,19 +22,18 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
     EngineOptions,
     EngineResponse,
     EngineStats,
+    Failure,
     GuidedDecoding,
     Machine,
     QueueFullError,
 )
+from llm_pipeline.executors.tensorrt_llm.failures import classify
 from llm_pipeline.messages import GenerationRequest, Guide, GuideType, Sampling
 
 _log = logging.getLogger(__name__)
 
 _NO_END_ID = -1  # how upstream says "ignore the end token" (tensorrt_llm/executor/base_worker.py)
 _NEUTRAL = Sampling()
-# Upstream has no exception classes for these; its words were not seen in a running engine (check).
-_QUEUE_FULL_WORDS = re.compile(r"queue\b.*\b(size|full|limit|reached|exceed)", re.IGNORECASE | re.DOTALL)
-_DOWN_WORDS = re.compile(r"shut ?down|terminat", re.IGNORECASE)
 
 _ENDINGS = {
     trtllm.FinishReason.END_ID: Ending.END_ID,
@@ -83,11 +81,19 @@ class UpstreamEngine:
             return int(self._executor.enqueue_request(prepared))
         except Exception as error:
             words = str(error)
-            if _QUEUE_FULL_WORDS.search(words):
+            failure = classify(words)
+            if failure is Failure.QUEUE_FULL:
                 raise QueueFullError(words) from error
-            if _DOWN_WORDS.search(words):
+            if failure is Failure.ENGINE or not self._still_enqueues():
                 raise EngineDownError(words) from error
             raise
+
+    def _still_enqueues(self) -> bool:
+        """For errors whose words are not known: an engine that is shut down says so here in any words."""
+        try:
+            return self.can_enqueue()
+        except Exception:  # noqa: BLE001 - it can't even say that
+            return False
 
     def await_responses(self, limit_s: float) -> list[EngineResponse]:
         responses = self._executor.await_responses(timeout=timedelta(seconds=limit_s))
@@ -162,7 +168,7 @@ def _request_arguments(request: GenerationRequest, vocab_size: int) -> dict[str,
     arguments = {
         "streaming": True,
         "return_all_generated_tokens": False,
-        "sampling_config": _sampling_config(sampling),
+        "sampling_config": _sampling_config(sampling, has_end_id=bool(request.end_ids)),
         "output_config": trtllm.OutputConfig(exclude_input_from_output=True, return_log_probs=request.return_log_probs),
         "end_id": request.end_ids[0] if request.end_ids else _NO_END_ID,
         "stop_words": _stop_words(request),
@@ -176,10 +182,14 @@ def _request_arguments(request: GenerationRequest, vocab_size: int) -> dict[str,
     return _given(arguments)
 
 
-def _sampling_config(sampling: Sampling) -> Any:
+def _sampling_config(sampling: Sampling, *, has_end_id: bool) -> Any:
     """Greedy is top_k 1. A sampled request always says top_k, top_p and seed: without the first two upstream is greedy
     (cpp/tensorrt_llm/layers/topPSamplingLayer.cu), and its default seed is a constant. top_p 0, which it refuses, means
     greedy to us and does not come here.
+
+    min_tokens is always said: its default is 1, and counts for a request as soon as another one of the batch has set it
+    (layers/penaltyLayer.cpp). Without an end token it is 0, since the kernel would write to the logit of token -1
+    (kernels/penaltyKernels.cu).
     """
     arguments: dict[str, Any] = {"top_k": 1}
     if not sampling.is_greedy:
@@ -190,17 +200,27 @@ def _sampling_config(sampling: Sampling) -> Any:
             "min_p": sampling.min_p or None,
             "seed": sampling.seed % 2**64,
         }
-    for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"):
+    for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
         value = getattr(sampling, name)
         arguments[name] = None if value == getattr(_NEUTRAL, name) else value
+    arguments["min_tokens"] = sampling.min_tokens if has_end_id else 0
     return trtllm.SamplingConfig(**_given(arguments))
 
 
 def _stop_words(request: GenerationRequest) -> list[list[int]] | None:
-    """Further end tokens, and hints. None when there are none: stop words leaked memory once (TensorRT-LLM#5509)."""
+    """Further end tokens, and hints. None when there are none: stop words leaked memory once (TensorRT-LLM#5509).
+
+    Upstream looks for them in the prompt's last tokens and the new ones together (kernels/stopCriteriaKernels.cu): a
+    sequence that the prompt has begun would stop a request that has not made it, so that one is left to the text.
+    """
     words = [[end_id] for end_id in request.end_ids[1:]]
-    words += [list(sequence) for sequence in request.stop_token_sequences]
+    words += [list(hint) for hint in request.stop_token_sequences if not _is_begun_by(request.prompt_ids, hint)]
     return words or None
+
+
+def _is_begun_by(prompt_ids: tuple[int, ...], sequence: tuple[int, ...]) -> bool:
+    """Whether the prompt ends with a beginning of the sequence."""
+    return any(prompt_ids[-length:] == sequence[:length] for length in range(1, len(sequence)))
 
 
 def _embedding_bias(logit_bias: tuple[tuple[int, float], ...], vocab_size: int) -> Any:
@@ -226,7 +246,8 @@ def _read(response: Any) -> EngineResponse | None:
         return None
     try:
         if response.has_error():  # before anything else: error and result are alternatives
-            return EngineResponse(request_id, error=str(response.error_msg))
+            words = str(response.error_msg)
+            return EngineResponse(request_id, error=words, failure=classify(words))
         return _read_result(request_id, response.result)
     except Exception as error:  # noqa: BLE001 - as above
         _log.exception("a response could not be read")

@@ -173,7 +173,7 @@ class _Engine:
             item.history.append(token)
             item.log_probs.append(-0.5)
             item.made += 1
-            if any(item.history[len(item.prompt) :][-len(word) :] == list(word) for word in request.stop_words or []):
+            if any(item.history[-len(word) :] == list(word) for word in request.stop_words or []):  # prompt included
                 ending = "STOP_WORDS"
             elif item.made >= request.max_tokens:
                 ending = "LENGTH"

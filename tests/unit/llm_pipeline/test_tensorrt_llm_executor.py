@@ -20,6 +20,15 @@ from llm_pipeline.messages import FinishReason, GenerationRequest
 
 CreateBench = Callable[..., TrtllmBench]
 PROMPT = [5, 6, 7]
+CUDA_ERROR = (
+    "Encountered an error in forwardAsync function: [TensorRT-LLM][ERROR] CUDA runtime error in "
+    "::cudaEventRecord(get(), stream): {}"
+)
+# What stands behind each message (cpp/tensorrt_llm/common/tllmException.cpp), with words of other errors in it.
+BACKTRACE = """ (/src/tensorrt_llm/cpp/tensorrt_llm/executor/executorImpl.cpp:1203)
+1       0x7f7b3cc2d65c void tensorrt_llm::common::check<cudaError>(cudaError, char const*, char const*, int) + 92
+2       0x7f7b3d7b74f2 tensorrt_llm::executor::Executor::Impl::shutdown(std::queue<int>::size_type, int prefixIdx) + 9
+3       0x7f7b3d7b74f3 Shutdown called, Maximum queue size of 1 has been reached, misaligned address"""
 
 
 @pytest.fixture
@@ -153,6 +162,78 @@ def test_a_cancelled_request_that_never_ends_is_given_up(bench: CreateBench, cap
     assert made.end_of(make_request("next", prompt_ids=(1,))).finish_reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("Maximum queue size of 9 has been reached, please try again later", ErrorCode.QUEUE_FULL),
+        (
+            "Encountered an error when fetching new request: Prompt length (900) exceeds maximum input length (511). "
+            "Set log level to info and check TRTGptModel logs for how maximum input length is set",
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+        ),
+        (
+            "Encountered an error when fetching new request: [TensorRT-LLM][ERROR] Assertion failed: Incorrect config",
+            ErrorCode.VALUE_OUT_OF_RANGE,
+        ),
+        (
+            "Encountered an error in forwardSync function: [TensorRT-LLM][ERROR] Assertion failed",
+            ErrorCode.INTERNAL_ERROR,
+        ),
+        (CUDA_ERROR.format("invalid argument"), ErrorCode.INTERNAL_ERROR),
+    ],
+    ids=["full queue of an orchestrator", "prompt too long", "refused", "a failed step", "an error of one CUDA call"],
+)
+def test_an_error_response_has_the_status_of_its_fault(bench: CreateBench, words: str, code: ErrorCode) -> None:
+    made = bench(script=script(error=words + BACKTRACE))
+    error = error_of(made, make_request())
+    assert error.code is code
+    assert not set(error.message.split()) & {"[TensorRT-LLM][ERROR]", "forwardSync", "TRTGptModel"}
+    assert made.end_of(make_request("next", prompt_ids=(1,))).finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            CUDA_ERROR.format(said)
+            for said in (
+                "an illegal memory access was encountered",
+                "unspecified launch failure",
+                "device-side assert triggered",
+                "misaligned address",
+                "uncorrectable ECC error encountered",
+                "the launch timed out and was terminated",
+            )
+        ),
+        "Encountered an error in forwardAsync function: [TensorRT-LLM][ERROR] Assertion failed: Failed: NCCL error "
+        "/src/allreducePlugin.cpp:300 'unhandled cuda error (run with NCCL_DEBUG=INFO for details)'",
+        "[TensorRT-LLM][ERROR] Assertion failed: Shutdown called",
+    ],
+)
+def test_an_error_that_leaves_the_gpu_unusable_is_the_engines_death(bench: CreateBench, words: str) -> None:
+    made = bench(script=script(error=words + BACKTRACE))
+    assert error_of(made, make_request()).code is ErrorCode.ENGINE_UNAVAILABLE
+    assert made.exited.wait(DEADLINE_S)
+
+
+def test_an_engine_that_fails_everybody_is_dead_whatever_it_says(bench: CreateBench) -> None:
+    made = bench(script=script(error="words that nobody knows"))
+    codes = [error_of(made, make_request(f"request {n}")).code for n in range(executor_module._FAILED_ROUNDS_LIMIT)]
+    assert set(codes) == {ErrorCode.INTERNAL_ERROR}
+    assert made.exited.wait(DEADLINE_S)
+    with pytest.raises(PipelineError) as caught:
+        made.submit(make_request("late"))
+    assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
+
+
+def test_an_engine_that_answers_in_between_is_not_dead(bench: CreateBench) -> None:
+    made = bench(script=script(error="words that nobody knows"))
+    for number in range(2 * executor_module._FAILED_ROUNDS_LIMIT):
+        assert error_of(made, make_request(f"bad {number}")).code is ErrorCode.INTERNAL_ERROR
+        made.end_of(make_request(f"good {number}", prompt_ids=(1,), max_tokens=1))
+    assert made.exits == []
+
+
 def test_a_full_queue_upstream_is_429(bench: CreateBench) -> None:
     made = bench(trtllm_max_queue_size=1, engine={"max_batch_size": 1})
     running = made.submit(make_request("running", max_tokens=LONG))
@@ -166,14 +247,25 @@ def test_a_full_queue_upstream_is_429(bench: CreateBench) -> None:
 
 def test_what_upstream_raises_on_enqueue_otherwise_reaches_decode_as_it_is(bench: CreateBench) -> None:
     """decode logs it and answers 500; see test_decode."""
-    made = bench(script=script(enqueue_error="Assertion failed: something"))
+    made = bench(script=script(enqueue_error="[TensorRT-LLM][ERROR] Assertion failed: something" + BACKTRACE))
     with pytest.raises(RuntimeError, match="something"):
         made.submit(make_request())
     assert made.executor.stats().queued_requests == 0
+    assert made.end_of(make_request("next", prompt_ids=(1,))).finish_reason is FinishReason.LENGTH
 
 
-def test_an_engine_that_takes_requests_no_more_is_dead(bench: CreateBench) -> None:
-    made = bench(script=script(enqueue_error="Shutdown called, cannot enqueue requests"))
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[TensorRT-LLM][ERROR] Assertion failed: Shutdown called, cannot enqueue requests" + BACKTRACE,
+        "words that nobody knows, from an engine that says it takes no requests",
+    ],
+    ids=["upstream's words", "other words"],
+)
+def test_an_engine_that_takes_requests_no_more_is_dead(bench: CreateBench, words: str) -> None:
+    made = bench(script=script(enqueue_error=words))
+    if "nobody" in words:
+        made.executor._engine._executor.can_enqueue_requests = lambda: False
     running = made.submit(make_request("running", prompt_ids=(1,), max_tokens=LONG))
     with pytest.raises(PipelineError) as caught:
         made.submit(make_request("refused"))
@@ -187,7 +279,7 @@ def test_an_engine_that_takes_requests_no_more_is_dead(bench: CreateBench) -> No
     "rule",
     [
         {"death": "MPI worker is gone"},
-        {"error": "CUDA error: an illegal memory access was encountered"},
+        {"error": CUDA_ERROR.format("an illegal memory access was encountered")},
     ],
     ids=["await raises", "a deadly error"],
 )
@@ -209,8 +301,9 @@ def test_a_dead_engine_fails_all_at_once_says_why_refuses_more_and_ends_the_proc
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
     assert made.exited.wait(DEADLINE_S)
     assert made.exits == [70]
-    assert "the engine is dead" in caplog.text
-    assert next(iter(rule.values())) in caplog.text
+    (line,) = [record.getMessage() for record in caplog.records if "the engine is dead" in record.getMessage()]
+    assert next(iter(rule.values())) in line
+    assert "\n" not in line
     assert made.recorder.violations == []
 
 

@@ -44,7 +44,7 @@ def request_with(**fields: Any) -> GenerationRequest:
 
 def sampling_of(bench: TrtllmBench, sampling: Sampling) -> dict[str, Any]:
     """What of the sampling upstream was told."""
-    config = bench.sent(request_with(sampling=sampling)).sampling_config
+    config = bench.sent(request_with(sampling=sampling, end_ids=(2,))).sampling_config
     return {name: value for name, value in config._values.items() if value is not None and name != "beam_width"}
 
 
@@ -66,13 +66,19 @@ def test_top_p_0_is_refused_upstream_and_greedy_for_us(any_bench: TrtllmBench, b
 
 
 def test_greedy_is_top_k_1_and_nothing_else(any_bench: TrtllmBench) -> None:
-    assert sampling_of(any_bench, Sampling()) == {"top_k": 1}
+    assert sampling_of(any_bench, Sampling()) == {"top_k": 1, "min_tokens": 0}
 
 
 def test_a_sampled_request_without_top_k_and_top_p_would_be_greedy(any_bench: TrtllmBench) -> None:
     """Upstream's defaults are 0 and 0, and then its kernel takes the most likely token, whatever the temperature."""
     plain = Sampling(is_greedy=False, temperature=0.8, seed=1)
-    assert sampling_of(any_bench, plain) == {"top_k": 0, "top_p": 1.0, "temperature": 0.8, "seed": 1}
+    assert sampling_of(any_bench, plain) == {
+        "top_k": 0,
+        "top_p": 1.0,
+        "temperature": 0.8,
+        "seed": 1,
+        "min_tokens": 0,
+    }
 
 
 def test_the_default_seed_is_a_constant_so_each_request_brings_its_own(
@@ -136,6 +142,24 @@ def test_a_value_that_only_upstream_refuses_is_400_and_leaves_nothing_behind(
     assert (stats.active_requests, stats.queued_requests) == (0, 0)
 
 
+def test_min_tokens_of_one_request_does_not_count_for_another(any_bench: TrtllmBench) -> None:
+    """Upstream's default is 1, and takes effect as soon as any request of the batch has set it (penaltyLayer.cpp)."""
+    assert any_bench.sent(request_with(end_ids=(2,))).sampling_config.min_tokens == 0
+
+
+def test_min_tokens_without_an_end_token_is_0(any_bench: TrtllmBench) -> None:
+    """Its kernel masks the logit of the end token, and -1 is no logit (penaltyKernels.cu)."""
+    sent = any_bench.sent(request_with(sampling=Sampling(min_tokens=3)))
+    assert (sent.end_id, sent.sampling_config.min_tokens) == (-1, 0)
+
+
+def test_min_tokens_is_refused_where_the_engine_could_not_keep_it(any_bench: TrtllmBench) -> None:
+    """It holds back one end id; the others are stop words, which end a request at any time."""
+    with pytest.raises(PipelineError) as caught:
+        any_bench.submit(request_with(end_ids=(2, 32), sampling=Sampling(min_tokens=3)))
+    assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "min_tokens")
+
+
 # The request
 
 
@@ -161,6 +185,15 @@ def test_stop_strings_stay_here_and_only_token_hints_go_upstream(any_bench: Trtl
     assert any_bench.sent(make_request(stop=("\n\n", "END"), max_tokens=2)).stop_words is None
     hinted = request_with(key="hinted", stop_token_sequences=((8, 9), (10,)))
     assert any_bench.sent(hinted).stop_words == [[8, 9], [10]]
+
+
+def test_a_hint_that_the_prompt_has_begun_stays_here(any_bench: TrtllmBench) -> None:
+    """Upstream compares the last tokens, the prompt's among them: the request would stop without having made it."""
+    any_bench.end_of(make_request("free", max_tokens=4))
+    made = any_bench.recorder.token_ids("free")
+    hint = (make_request().prompt_ids[-1], made[0])
+    assert any_bench.end_of(request_with(stop_token_sequences=(hint,))).finish_reason is FinishReason.LENGTH
+    assert any_bench.recorder.token_ids("request") == made
 
 
 def test_stop_and_bad_words_are_left_out_when_there_are_none(any_bench: TrtllmBench) -> None:
