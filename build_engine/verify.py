@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from build_engine.checks import Check
 from build_engine.errors import BuildEngineError
-from build_engine.gpu.engine_config import config_checks
+from build_engine.gpu.config_checks import config_checks
 from build_engine.openvino_greedy import GreedyEngine
 from build_engine.progress import BuildProgress
 from build_engine.reference import reference_cases

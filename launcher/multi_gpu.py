@@ -21,10 +21,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from launcher.settings import REPOSITORY_ROOT
+from llm_pipeline.engine_config import EngineConfig
+from llm_pipeline.engine_manifest import ManifestError
 from llm_pipeline.tensors import DECODE_MODEL
 
 Mode = Literal["single", "leader", "orchestrator"]
@@ -68,38 +70,12 @@ class LaunchError(Exception):
     """Engine, GPUs and mode do not go together, or a program is missing; the message says what to change."""
 
 
-class _Mapping(BaseModel):
-    world_size: int = Field(ge=1)
-    tp_size: int = Field(1, ge=1)
-    pp_size: int = Field(1, ge=1)
-    cp_size: int = Field(1, ge=1)
-
-
-class _PretrainedConfig(BaseModel):
-    mapping: _Mapping
-
-
-class _EngineConfig(BaseModel):
-    """What we need of the config.json that trtllm-build writes."""
-
-    pretrained_config: _PretrainedConfig
-
-
 def read_world_size(engine_dir: Path) -> int:
     """GPUs that the engine was built for. LaunchError when its files are not all there or contradict each other."""
-    path = engine_dir / "config.json"
     try:
-        mapping = _EngineConfig.model_validate_json(path.read_bytes()).pretrained_config.mapping
-    except OSError as error:
-        raise LaunchError(f"No TensorRT-LLM engine in {engine_dir} (ENGINE_DIR): {path}: {error.strerror}.") from error
-    except ValidationError as error:
-        raise LaunchError(f"{path} does not say how many GPUs the engine is for: {error}") from error
-    product = mapping.tp_size * mapping.pp_size * mapping.cp_size
-    if product != mapping.world_size:
-        raise LaunchError(
-            f"{path} contradicts itself: world_size is {mapping.world_size}, but tp {mapping.tp_size} x "
-            f"pp {mapping.pp_size} x cp {mapping.cp_size} is {product}. Build the engine again."
-        )
+        product = EngineConfig.load(engine_dir).world_size
+    except ManifestError as error:
+        raise LaunchError(f"ENGINE_DIR: {error}") from error
     expected = {f"rank{rank}.engine" for rank in range(product)}
     found = {file.name for file in engine_dir.glob("rank*.engine")}
     if found != expected:

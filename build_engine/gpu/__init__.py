@@ -12,7 +12,7 @@
     convert       the first step's command; upstream is the only module that imports TensorRT-LLM
     calibration   the text that quantisers take scales from
     run           runs a plan's steps where TensorRT-LLM is; gpu_manifest writes down what came of it
-    engine_config compares upstream's config.json with the manifest
+    config_checks compares upstream's config.json with the manifest
     gpu_verify    loads an engine on its target; generate asks it in a process of its own; accuracy judges
 
 Not run: no machine with TensorRT-LLM was at hand. What is said about it comes from its sources, versions 1.0 to 1.2.

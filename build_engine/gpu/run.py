@@ -23,7 +23,7 @@ from build_engine.engine_dir import build_lock, new_engine
 from build_engine.errors import BuildEngineError, EngineRefusedError
 from build_engine.gpu.calibration import describe_calibration, require_calibration
 from build_engine.gpu.commands import PYTHON, Step, checkpoint_dir
-from build_engine.gpu.engine_config import config_checks
+from build_engine.gpu.config_checks import config_checks
 from build_engine.gpu.gpu_manifest import BuildMachine, hash_model, make_manifest
 from build_engine.gpu.nvml import Nvml
 from build_engine.gpu.plan import Plan

@@ -19,7 +19,11 @@ MAPPING = {"world_size": 2, "gpus_per_node": 8, "tp_size": 2, "pp_size": 1, "cp_
 def make_engine(directory: Path, mapping: dict[str, Any] | None = None, ranks: int = 2) -> Path:
     """The files of an engine, as far as the launcher looks at them."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {"version": "1.2.1", "pretrained_config": {"mapping": MAPPING if mapping is None else mapping}}
+    config = {
+        "version": "1.2.1",
+        "pretrained_config": {"vocab_size": 100, "mapping": MAPPING if mapping is None else mapping},
+        "build_config": {"max_batch_size": 4, "max_seq_len": 64, "max_num_tokens": 64},
+    }
     (directory / "config.json").write_text(json.dumps(config))
     for rank in range(ranks):
         (directory / f"rank{rank}.engine").touch()
@@ -215,15 +219,15 @@ def test_an_engine_without_exactly_its_ranks_is_refused(tmp_path: Path, ranks: i
 
 
 def test_a_directory_without_an_engine_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match=r"No TensorRT-LLM engine in .* \(ENGINE_DIR\)"):
+    with pytest.raises(LaunchError, match=r"ENGINE_DIR: No TensorRT-LLM engine in .*: No such file"):
         read_world_size(tmp_path)
 
 
-@pytest.mark.parametrize("config", ["{}", "not json", '{"pretrained_config": {"mapping": {"world_size": 0}}}'])
-def test_a_config_without_a_world_size_is_refused(tmp_path: Path, config: str) -> None:
+@pytest.mark.parametrize("config", ["{}", "not json", '{"pretrained_config": {"mapping": {"tp_size": 0}}}'])
+def test_a_config_that_trtllm_build_has_not_written_is_refused(tmp_path: Path, config: str) -> None:
     make_engine(tmp_path)
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(LaunchError, match="does not say how many GPUs"):
+    with pytest.raises(LaunchError, match="can't be read as a TensorRT-LLM engine's configuration"):
         read_world_size(tmp_path)
 
 
