@@ -5,32 +5,28 @@
                   listen nowhere, and their executor works for rank 0's
     orchestrator  one tritonserver, whose executor spawns a worker for each GPU (MPI_Comm_spawn)
 
-`--dry-run` prints the command. What makes tokens is not here: that is llm_pipeline's executor. Not run on GPUs yet.
+`--dry-run` prints the command; servers.py runs it. What makes tokens is llm_pipeline's executor. Not run on GPUs yet.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from launcher.servers import RANK_ARGUMENT, Servers
 from launcher.settings import REPOSITORY_ROOT
 from llm_pipeline.engine_config import EngineConfig
 from llm_pipeline.engine_manifest import ManifestError
 from llm_pipeline.tensors import DECODE_MODEL
 
 Mode = Literal["single", "leader", "orchestrator"]
-_RANK_ARGUMENT = "--id=rank"
 
 # --bind-to none: mpirun's default gives each of two ranks one core, stubs included (measured with 4.1.4).
 # --oversubscribe: mpirun refuses more ranks than cores; ours take a GPU each, and it does not count those.
@@ -158,7 +154,7 @@ def _any_rank(settings: LaunchSettings, rank: int) -> list[str]:
     backends = [] if settings.triton_backends is None else [f"--backend-directory={settings.triton_backends}"]
     return [
         str(settings.tritonserver),
-        f"{_RANK_ARGUMENT}{rank}",
+        f"{RANK_ARGUMENT}{rank}",
         f"--model-repository={settings.model_repository}",
         *backends,
         "--disable-auto-complete-config",
@@ -169,62 +165,13 @@ def _any_rank(settings: LaunchSettings, rank: int) -> list[str]:
     ]
 
 
-class Ranks:
-    """Runs mpirun, and stops its servers without mpirun's help.
-
-    At SIGTERM, mpirun gives its processes one second and then kills them, which cuts every running request off. Its
-    setting odls_base_sigkill_timeout is waited out twice whatever happens, also when a rank has died (open-mpi/ompi
-    #7033; measured with 4.1.4). So the servers get SIGTERM from us, and mpirun ends when they have ended. A second
-    signal goes to mpirun.
-    """
-
-    def __init__(self, line: Sequence[str]) -> None:
-        self._line = list(line)
-        self._mpirun: subprocess.Popen[bytes] | None = None
-        self._times_asked = 0
-
-    def run(self) -> int:
-        """The exit status: mpirun's, which is that of the first rank that failed. To be called in the main thread."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
-        # A session of its own, so that a Ctrl-C in the terminal reaches us alone.
-        self._mpirun = subprocess.Popen(self._line, stdin=subprocess.DEVNULL, start_new_session=True)
-        if self._times_asked:
-            self._mpirun.terminate()
-        status = self._mpirun.wait()
-        return status if status >= 0 else 128 - status
-
-    def _stop(self, _signal: int, _frame: object) -> None:
-        self._times_asked += 1
-        if self._mpirun is None:
-            return  # `run` looks at the count
-        servers = _servers_below(self._mpirun.pid) if self._times_asked == 1 else []
-        for pid in servers:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        if not servers:
-            self._mpirun.terminate()
-
-
-def _servers_below(mpirun: int) -> list[int]:
-    """The ranks' servers, told by their arguments: the executor's workers are mpirun's children too."""
-    found = []
-    for children in Path(f"/proc/{mpirun}/task").glob("*/children"):
-        for pid in children.read_text().split():
-            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-                arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if any(argument.startswith(_RANK_ARGUMENT.encode()) for argument in arguments):
-                    found.append(int(pid))
-    return found
-
-
 def shown(line: Sequence[str]) -> str:
     """The command as a person would write it, one argument to a line; a shell can run it."""
     return " \\\n    ".join(shlex.quote(part) for part in line) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program. Does not return where it becomes tritonserver; else its exit status."""
+    """The program; its exit status."""
     parser = argparse.ArgumentParser(prog="python -m launcher.multi_gpu", description="Run Triton with one engine.")
     parser.add_argument("--dry-run", action="store_true", help="print the command and leave it at that")
     is_dry_run: bool = parser.parse_args(arguments).dry_run
@@ -248,9 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(line: Sequence[str], mode: Mode) -> int:
     try:
-        if mode == "single":
-            os.execvp(line[0], list(line))  # the signals are its own from here on
-        return Ranks(line).run()
+        return Servers(line, is_mpirun=mode != "single").run()
     except OSError as error:
         setting = "TRITONSERVER" if mode == "single" else "MPIRUN"
         raise LaunchError(f"{line[0]} can't be run ({setting}): {error.strerror}.") from error

@@ -29,7 +29,6 @@ _ENGINE = "smollm2-135m-instruct/cpu-fp16"
 _POLL_S = 0.1
 # An engine that can't be loaded raises one of these in decode; Triton quotes it among many lines of its own.
 _ENGINE_REASON = re.compile(r"(?:ManifestError|EngineStartError): ([^\"\\]+)")
-_STUB_COUNT = 3  # preprocess, decode, postprocess: one instance each
 _TRITON_STOP_LIMIT_S = 20.0
 _FRONTEND_STOP_LIMIT_S = 40.0  # its own drain limit, and some
 
@@ -100,7 +99,7 @@ class Stack:
             self._await_ready(self.triton, self.frontend)
         self.triton.supervise()
         self.frontend.supervise()
-        self._stub_watch = StubWatch(self.triton, stub_count=_STUB_COUNT)
+        self._stub_watch = StubWatch(self.triton)
 
     def _stop(self) -> None:
         if self._stub_watch is not None:

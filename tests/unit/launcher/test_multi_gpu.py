@@ -247,22 +247,6 @@ def test_a_dry_run_prints_what_a_shell_can_run(
     assert read.stdout.splitlines() == command(settings, "leader", 2)
 
 
-def test_one_gpu_becomes_tritonserver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The container's process is the server: signals and exit status need nobody in between."""
-    became: list[tuple[str, list[str]]] = []
-
-    def execvp(file: str, arguments: list[str]) -> None:
-        became.append((file, arguments))
-        raise OSError(2, "No such file or directory")  # what ends the test; a real one does not return
-
-    monkeypatch.setattr(multi_gpu.os, "execvp", execvp)
-    monkeypatch.setenv("ENGINE_DIR", str(make_engine(tmp_path, {"world_size": 1}, ranks=1)))
-    assert multi_gpu.main([]) == 1
-    file, arguments = became[0]
-    assert file == arguments[0] == "/opt/tritonserver/bin/tritonserver"
-    assert "--id=rank0" in arguments
-
-
 @pytest.mark.parametrize(("ranks", "setting"), [(1, "TRITONSERVER"), (2, "MPIRUN")])
 def test_a_missing_program_is_told_with_its_setting(
     tmp_path: Path,
@@ -274,7 +258,7 @@ def test_a_missing_program_is_told_with_its_setting(
     mapping = {"world_size": ranks, "tp_size": ranks}
     monkeypatch.setenv("ENGINE_DIR", str(make_engine(tmp_path / "engine", mapping, ranks)))
     monkeypatch.setenv(setting, str(tmp_path / "nothing"))
-    monkeypatch.setattr(multi_gpu.signal, "signal", lambda *_arguments: None)
+    monkeypatch.setattr("launcher.servers.signal.signal", lambda *_arguments: None)
     assert multi_gpu.main([]) == 1
     assert f"nothing can't be run ({setting})" in capsys.readouterr().err
 

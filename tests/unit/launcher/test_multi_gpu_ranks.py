@@ -1,4 +1,4 @@
-"""Leader and orchestrator mode under a real mpirun: what each rank gets, and how all of them end."""
+"""The servers of an engine, alone and under a real mpirun: what each gets, and how all of them end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,21 +23,32 @@ from test_checks import free_ports
 from test_multi_gpu import make_engine
 
 from launcher import triton_server
-from launcher.multi_gpu import LaunchSettings, command
+from launcher.multi_gpu import LaunchSettings, Mode, command
+from launcher.servers import DEAD_STUB_STATUS
 from launcher.settings import StackSettings
+from launcher.stubs import PERIOD_S
 
 pytestmark = pytest.mark.skipif(
     shutil.which("mpirun") is None, reason="no mpirun here; Debian, Ubuntu: apt-get install openmpi-bin"
 )
 
 # Says what it was given; drains for a while at SIGTERM, as Triton does; FAIL names the rank that fails by itself.
+# Starts the stubs of its models; REVIVES a dead one of decode.
 FAKE_TRITONSERVER = f"""#!{sys.executable} -u
-import json, os, signal, sys, time
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
-rank = os.environ["OMPI_COMM_WORLD_RANK"]
+rank = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
 here = Path(os.environ["RECORDS"])
 
+def start_stub(model):
+    return subprocess.Popen([str(here / "triton_python_backend_stub"), f"/models/{{model}}/1/model.py", "x"])
+
+models = ["decode"] if int(rank) else ["preprocess", "decode", "postprocess"]
+stubs = {{model: start_stub(model) for model in models}}
+
 def drain(number, frame):
+    for stub in stubs.values():
+        stub.kill()
     time.sleep(float(os.environ["DRAIN_S"]))
     (here / f"drained{{rank}}").touch()
     sys.exit(0)
@@ -50,9 +62,20 @@ draft.rename(here / f"rank{{rank}}.json")
 print("rank", rank, "is up")
 while os.environ.get("FAIL") != rank:
     time.sleep(0.05)
+    if stubs["decode"].poll() is not None and "REVIVES" in os.environ:
+        stubs["decode"] = start_stub("decode")
+        (here / "revived").touch()
 while not (here / "rank0.json").exists():
     time.sleep(0.05)
 sys.exit(3)
+"""
+
+# Bears Triton's name for it, and ends with its server.
+FAKE_STUB = f"""#!{sys.executable}
+import os, time
+server = os.getppid()
+while os.getppid() == server:
+    time.sleep(0.1)
 """
 
 
@@ -71,12 +94,25 @@ class Launched:
     def drained(self) -> list[str]:
         return sorted(path.name for path in self._records.glob("drained*"))
 
+    def kill_stub(self, model: str, rank: int) -> None:
+        """Waits until it is there, and has been seen by whoever counts stubs."""
+        time.sleep(2 * PERIOD_S)
+        (stub,) = [
+            child
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if f"/models/{model}/1/model.py" in child.cmdline() and f"--id=rank{rank}" in child.parent().cmdline()
+        ]
+        stub.kill()
+
 
 @contextmanager
 def launched(tmp_path: Path, ranks: int = 2, drain_s: float = 0.0, **settings: str) -> Iterator[Launched]:
     server = tmp_path / "tritonserver"
     server.write_text(FAKE_TRITONSERVER)
     server.chmod(0o755)
+    stub = tmp_path / "triton_python_backend_stub"
+    stub.write_text(FAKE_STUB)
+    stub.chmod(0o755)
     engine = make_engine(tmp_path / "engine", {"world_size": ranks, "tp_size": ranks}, ranks)
     environment = {
         **{name: value for name, value in os.environ.items() if name.lower() not in LaunchSettings.model_fields},
@@ -90,7 +126,11 @@ def launched(tmp_path: Path, ranks: int = 2, drain_s: float = 0.0, **settings: s
         **settings,
     }
     with subprocess.Popen(
-        [sys.executable, "-m", "launcher.multi_gpu"], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "launcher.multi_gpu"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             yield Launched(process, tmp_path)
@@ -129,18 +169,25 @@ def test_the_orchestrator_is_one_process_that_knows_it(tmp_path: Path) -> None:
     assert not (tmp_path / "rank1.json").exists()
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_every_rank_drains_for_longer_than_mpirun_would_let_it(tmp_path: Path, number: signal.Signals) -> None:
-    with launched(tmp_path, drain_s=3.0) as running:
-        running.await_ranks(2)
+def test_every_server_drains_for_longer_than_mpirun_would_let_it(
+    tmp_path: Path, number: signal.Signals, ranks: int
+) -> None:
+    """Stubs that end meanwhile are no death: servers that end take them along."""
+    with launched(tmp_path, ranks=ranks, drain_s=3.0) as running:
+        running.await_ranks(ranks)
         running.process.send_signal(number)
-        assert running.process.wait(DEADLINE_S) == 0
-    assert running.drained() == ["drained0", "drained1"]
+        _, said = running.process.communicate(timeout=DEADLINE_S)
+        assert running.process.returncode == 0
+    assert running.drained() == [f"drained{rank}" for rank in range(ranks)]
+    assert "has died" not in said
 
 
-def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
-    with launched(tmp_path, drain_s=60.0) as running:
-        running.await_ranks(2)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_second_signal_ends_the_drain(tmp_path: Path, ranks: int) -> None:
+    with launched(tmp_path, ranks=ranks, drain_s=60.0) as running:
+        running.await_ranks(ranks)
         running.process.terminate()
         with pytest.raises(subprocess.TimeoutExpired):
             running.process.wait(1.0)  # the first one is being waited for
@@ -155,46 +202,110 @@ def test_a_rank_that_fails_ends_all_with_its_status(tmp_path: Path) -> None:
         assert running.process.wait(DEADLINE_S) == 3
 
 
+@pytest.mark.parametrize(
+    ("ranks", "mode", "victim"),
+    [(1, "single", 0), (2, "leader", 0), (2, "leader", 1), (1, "orchestrator", 0)],
+    ids=["single", "leader, rank 0", "leader, rank 1", "orchestrator"],
+)
+def test_a_dead_stub_ends_all_servers_with_a_status_and_one_line(
+    tmp_path: Path, ranks: int, mode: str, victim: int
+) -> None:
+    """Triton does not start decode's again and calls itself ready; nobody else in the container would notice."""
+    with launched(tmp_path, ranks=ranks, LAUNCH_MODE=mode) as running:
+        running.await_ranks(ranks)
+        running.kill_stub("decode", victim)
+        _, said = running.process.communicate(timeout=DEADLINE_S)
+    assert running.process.returncode == DEAD_STUB_STATUS
+    assert [line for line in said.splitlines() if "has died" in line] == [
+        f"The process of the model 'decode' has died (rank{victim}), and Triton does not start it again: ending all "
+        "servers with status 70, to be started anew."
+    ]
+    assert running.drained() == [f"drained{rank}" for rank in range(ranks)]
+
+
+def test_a_server_that_does_not_end_without_its_stub_is_killed(tmp_path: Path) -> None:
+    with launched(tmp_path, ranks=1, drain_s=60.0) as running:
+        running.await_ranks(1)
+        running.kill_stub("decode", 0)
+        assert running.process.wait(DEADLINE_S) == DEAD_STUB_STATUS
+    assert running.drained() == []
+
+
+def test_a_stub_that_triton_starts_again_is_no_death(tmp_path: Path) -> None:
+    with launched(tmp_path, ranks=1, REVIVES="1") as running:
+        running.await_ranks(1)
+        running.kill_stub("decode", 0)
+        wait_until((tmp_path / "revived").exists)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.process.wait(8 * PERIOD_S)  # longer than the patience with a stub that stays away
+
+
 # --- Real servers ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.triton
-def test_two_real_servers_come_up_as_ranks_and_only_the_first_serves(tmp_path: Path, engine_dir: Path) -> None:
-    """The scripted executor takes the place of TensorRT-LLM's: the servers' side of leader mode is real."""
+@contextmanager
+def real_servers(tmp_path: Path, engine_dir: Path, mode: Mode, ranks: int) -> Iterator[tuple[Any, int]]:
+    """The launcher's process and rank 0's HTTP port. The scripted executor takes the place of TensorRT-LLM's: the
+    servers' side is real.
+    """
     http, grpc, metrics = free_ports(3)
     stack = StackSettings(executor="scripted")
-    engine = make_engine(tmp_path / "engine")
-    server = command(
+    line = command(
         LaunchSettings(
-            engine_dir=engine,
+            engine_dir=make_engine(tmp_path / "engine"),
             tritonserver=Path(triton_server.command(stack, tmp_path)[0]),
             triton_backends=triton_server.prepare_backends(tmp_path / "run"),
             triton_http_port=http,
             triton_grpc_port=grpc,
             triton_metrics_port=metrics,
         ),
-        "leader",
-        2,
+        mode,
+        ranks,
     )
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    run_ranks = f"import sys; from launcher.multi_gpu import Ranks; sys.exit(Ranks({server!r}).run())"
-    with subprocess.Popen(
-        [sys.executable, "-c", run_ranks],
-        env={**triton_server.environment(stack, engine_dir), **root},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
+    run = (
+        "import sys; from launcher.servers import Servers; "
+        f"sys.exit(Servers({line!r}, is_mpirun={mode != 'single'}).run())"
+    )
+    log = tmp_path / "log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            [sys.executable, "-c", run],
+            env={**triton_server.environment(stack, engine_dir), **root},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
         try:
             wait_until(lambda: process.poll() is not None or is_ready(http), deadline_s=60)
-            wait_until(lambda: count_stubs(process.pid) == 4, deadline_s=60)  # three of rank 0, decode of rank 1
-            body = json.dumps({"text_input": "hello", "max_tokens": 5}).encode()
-            with urllib.request.urlopen(f"http://127.0.0.1:{http}/v2/models/ensemble/generate", body, 20) as answer:
-                assert json.load(answer)["num_output_tokens"] == 5
+            yield process, http
         finally:
             process.terminate()
-            said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+            process.wait(60)
+
+
+@pytest.mark.triton
+def test_two_real_servers_come_up_as_ranks_and_only_the_first_serves(tmp_path: Path, engine_dir: Path) -> None:
+    with real_servers(tmp_path, engine_dir, "leader", 2) as (process, http):
+        wait_until(lambda: count_stubs(process.pid) == 4, deadline_s=60)  # three of rank 0, decode of rank 1
+        body = json.dumps({"text_input": "hello", "max_tokens": 5}).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{http}/v2/models/ensemble/generate", body, 20) as answer:
+            assert json.load(answer)["num_output_tokens"] == 5
+    assert process.returncode == 0, (tmp_path / "log").read_text()
+
+
+@pytest.mark.triton
+def test_a_real_server_whose_decode_has_died_ends_and_leaves_nothing_behind(tmp_path: Path, engine_dir: Path) -> None:
+    with real_servers(tmp_path, engine_dir, "single", 1) as (process, _http):
+        time.sleep(2 * PERIOD_S)
+        below = psutil.Process(process.pid).children(recursive=True)
+        (stub,) = [child for child in below if any("/decode/1/model.py" in part for part in child.cmdline())]
+        stub.kill()
+        assert process.wait(60) == DEAD_STUB_STATUS
+        _gone, alive = psutil.wait_procs(below, timeout=10)
+        assert not alive
+    assert "'decode' has died (rank0)" in (tmp_path / "log").read_text()
 
 
 def is_ready(port: int) -> bool:
