@@ -15,6 +15,7 @@ from build_engine.cli_options import (
     Calibration,
     Json,
     KvPrecision,
+    LoadTest,
     MaxBatch,
     MaxSeqLen,
     MaxTokens,
@@ -64,6 +65,7 @@ def build(
     calibration: Calibration = DEFAULT_CALIBRATION,
     root: Root = DEFAULT_ROOT,
     tensorrt_llm: TrtllmVersion = DEFAULT_TRTLLM,
+    load_test: LoadTest = True,
     json: Json = False,
 ) -> None:
     """Build an engine, or find that a good one is there. For GPUs, without TensorRT-LLM: print what to run with it.
@@ -90,10 +92,11 @@ def build(
             trtllm_version=tensorrt_llm,
             root=root,
         )
-        return _build_for_gpu(request, force, json)
+        return _build_for_gpu(request, force, load_test, json)
     limits = (max_batch_size, max_seq_len, max_num_tokens)
-    gpu_options = (tp, pp, kv_cache_precision, *limits, calibration, root, tensorrt_llm)
-    if gpu_options != (1, 1, KvPrecisionName.AUTO, *(None,) * 3, DEFAULT_CALIBRATION, DEFAULT_ROOT, DEFAULT_TRTLLM):
+    gpu_options = (tp, pp, kv_cache_precision, *limits, calibration, root, tensorrt_llm, load_test)
+    defaults = (1, 1, KvPrecisionName.AUTO, *(None,) * 3, DEFAULT_CALIBRATION, DEFAULT_ROOT, DEFAULT_TRTLLM, True)
+    if gpu_options != defaults:
         raise EngineRefusedError(f"Target {target} takes none of the options of engines for GPUs, such as --tp.")
     chosen = find_target(target)
     with TerminalProgress(ERR) as progress:
@@ -112,7 +115,7 @@ def build(
     return _show_build(result, json)
 
 
-def _build_for_gpu(request: PlanRequest, force: bool, json: bool) -> None:
+def _build_for_gpu(request: PlanRequest, force: bool, load_test: bool, json: bool) -> None:
     made = make_plan(request)
     if not made.accepted or not can_build():
         _show_plan(made, json)
@@ -124,7 +127,7 @@ def _build_for_gpu(request: PlanRequest, force: bool, json: bool) -> None:
         )
     machine = inspect_machine(made, PynvmlNvml())
     with TerminalProgress(ERR) as progress:
-        result = run_plan(made, request.model_dir, machine, progress, force)
+        result = run_plan(made, request.model_dir, machine, progress, force, is_load_tested=load_test)
     _show_build(result, json)
 
 

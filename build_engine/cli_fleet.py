@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from build_engine.cli_options import ERR, OUT, Json
+from build_engine.cli_options import ERR, OUT, Json, LoadTest
 from build_engine.fleet import summary
 from build_engine.fleet.fleet_file import read_fleet_file
 from build_engine.fleet.jobs import make_jobs
@@ -24,13 +24,14 @@ def fleet(
     continue_on_error: Annotated[
         bool, typer.Option("--continue-on-error", help="After a failed build go on with the next engine.")
     ] = False,
+    load_test: LoadTest = True,
     json: Json = False,
 ) -> None:
     """Build every engine of a file, one after the other. Run it again to go on: good engines are kept.
 
     Exit status: 0 every engine is there, 1 one failed, 3 none failed, but some are refused or need another machine.
     """
-    jobs = make_jobs(read_fleet_file(file), PynvmlNvml())
+    jobs = make_jobs(read_fleet_file(file), PynvmlNvml(), is_load_tested=load_test)
     summary.print_refusals(ERR, jobs)
     if only_plan:
         results = dry_run(jobs)

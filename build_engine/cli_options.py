@@ -47,4 +47,12 @@ Calibration = Annotated[
     ),
 ]
 TrtllmVersion = Annotated[str, _gpu_option("The version that builds and serves.", "--tensorrt-llm")]
+LoadTest = Annotated[
+    bool,
+    typer.Option(
+        "--load-test/--no-load-test",
+        help="Load the new engine and generate, where this machine has its GPUs, before it is published.",
+        rich_help_panel=GPU_PANEL,
+    ),
+]
 Root = Annotated[Path, _gpu_option("The folder of all engines.")]

@@ -93,6 +93,7 @@ def _gpu_rows(gpu: GpuBuild) -> list[tuple[str, str]]:
         ("limits", f"{gpu.max_batch_size} requests at once, {gpu.max_num_tokens} tokens a step"),
         ("KV cache", f"{gpu.kv_cache_precision}, prefix reuse {'possible' if gpu.has_paged_context else 'impossible'}"),
         ("calibration", text),
+        ("load test", "loaded and generated when it was built" if gpu.load_tested else "not made"),
     ]
 
 

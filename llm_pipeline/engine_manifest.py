@@ -77,6 +77,7 @@ class GpuBuild(_Strict):
     max_num_tokens: int = Field(ge=1)  # of one step
     has_paged_context: bool  # whether prefix reuse and chunked prefill are possible
     calibration: Calibration | None = None  # None: nothing in the engine needed any
+    load_tested: bool = False  # whether it was loaded, and generated, where it was built, before it was published
 
 
 def _plain_relative(name: str) -> str:

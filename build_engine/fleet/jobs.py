@@ -62,6 +62,7 @@ class GpuWork:
     model_dir: Path
     nvml: Nvml
     hashed: dict[Path, SourceModel]  # shared by a fleet: engines of one model hash it once
+    is_load_tested: bool
 
     def run(self, progress: BuildProgress) -> BuildResult:
         combination = self.plan.combination
@@ -78,7 +79,7 @@ class GpuWork:
             machine = inspect_machine(self.plan, self.nvml)
         except EngineRefusedError as error:
             raise OtherMachineError(f"{error} Run the same file on a machine with {combination.gpu.name}.") from error
-        return run_plan(self.plan, self.model_dir, machine, progress, source=source)
+        return run_plan(self.plan, self.model_dir, machine, progress, source=source, is_load_tested=self.is_load_tested)
 
     def _source(self, progress: BuildProgress) -> SourceModel:
         if self.model_dir not in self.hashed:
@@ -94,12 +95,12 @@ def _needs(plan: Plan) -> str:
     )
 
 
-def make_jobs(engines: Sequence[FleetEngine], nvml: Nvml) -> list[Job]:
+def make_jobs(engines: Sequence[FleetEngine], nvml: Nvml, *, is_load_tested: bool = True) -> list[Job]:
     """One for each engine, in order. Two that would be built in one place: the second is refused."""
     hashed: dict[Path, SourceModel] = {}
     jobs: list[Job] = []
     for engine in engines:
-        job = _make_job(engine, nvml, hashed)
+        job = _make_job(engine, nvml, hashed, is_load_tested)
         twin = next((other for other in jobs if job.engine_dir and other.engine_dir == job.engine_dir), None)
         jobs.append(Job(engine, (_same_place(twin),)) if twin else job)
     return jobs
@@ -112,9 +113,9 @@ def _same_place(twin: Job) -> str:
     )
 
 
-def _make_job(engine: FleetEngine, nvml: Nvml, hashed: dict[Path, SourceModel]) -> Job:
+def _make_job(engine: FleetEngine, nvml: Nvml, hashed: dict[Path, SourceModel], is_load_tested: bool) -> Job:
     try:
-        return _cpu_job(engine) if engine.target == CPU.name else _gpu_job(engine, nvml, hashed)
+        return _cpu_job(engine) if engine.target == CPU.name else _gpu_job(engine, nvml, hashed, is_load_tested)
     except EngineRefusedError as error:
         return Job(engine, (str(error),))
 
@@ -132,7 +133,7 @@ def _cpu_job(engine: FleetEngine) -> Job:
     return Job(engine, engine_dir=plan_engine(request), work=CpuWork(request))
 
 
-def _gpu_job(engine: FleetEngine, nvml: Nvml, hashed: dict[Path, SourceModel]) -> Job:
+def _gpu_job(engine: FleetEngine, nvml: Nvml, hashed: dict[Path, SourceModel], is_load_tested: bool) -> Job:
     plan = make_plan(
         plan_request(
             engine.target,
@@ -150,5 +151,5 @@ def _gpu_job(engine: FleetEngine, nvml: Nvml, hashed: dict[Path, SourceModel]) -
             root=engine.root,
         )
     )
-    work = GpuWork(plan, engine.model, nvml, hashed) if plan.accepted else None
+    work = GpuWork(plan, engine.model, nvml, hashed, is_load_tested) if plan.accepted else None
     return Job(engine, plan.refusals, plan.engine_dir, work)

@@ -27,13 +27,15 @@ def checkpoint_dir(engine_dir: Path) -> Path:
     return engine_dir.with_name(f"{engine_dir.name}.checkpoint")
 
 
-def make_steps(combination: Combination, model_dir: Path, engine_dir: Path, calibration: str) -> tuple[Step, ...]:
+def make_steps(
+    combination: Combination, model_dir: Path, engine_dir: Path, calibration: str, timing_cache: Path
+) -> tuple[Step, ...]:
     """Checkpoint, engine, tokenizer."""
     checkpoint = checkpoint_dir(engine_dir)
     tokenizer = ("cp", str(model_dir / TOKENIZER_NAME), str(engine_dir / TOKENIZER_NAME))
     return (
         _checkpoint_step(combination, model_dir, checkpoint, calibration),
-        Step("engine", ("trtllm-build", *_paths(checkpoint, engine_dir), *build_flags(combination))),
+        Step("engine", ("trtllm-build", *_paths(checkpoint, engine_dir, timing_cache), *build_flags(combination))),
         Step("tokenizer", tokenizer),
     )
 
@@ -54,12 +56,12 @@ def _checkpoint_step(combination: Combination, model_dir: Path, checkpoint: Path
     return Step(name, (PYTHON, "-m", "build_engine.gpu.convert", *arguments))
 
 
-def _paths(checkpoint: Path, engine_dir: Path) -> tuple[str, ...]:
-    """A timing cache serves every engine of the model for this GPU; its folder is one that trtllm-build makes."""
-    timing_cache = engine_dir.parent.parent / "timing.cache"
+def _paths(checkpoint: Path, engine_dir: Path, timing_cache: Path) -> tuple[str, ...]:
+    """The same timing cache in and out; without the file upstream begins with an empty one."""
     return (
         *("--checkpoint_dir", str(checkpoint)),
         *("--output_dir", str(engine_dir)),
+        *("--input_timing_cache", str(timing_cache)),
         *("--output_timing_cache", str(timing_cache)),
     )
 

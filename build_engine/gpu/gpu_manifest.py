@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,6 +37,7 @@ class BuildMachine:
 
     gpu_name: str
     sm: int
+    gpu_count: int  # of that SM
     driver: str
     cuda: str | None
     tensorrt_llm: str
@@ -90,7 +91,12 @@ def make_manifest(
 def _gpu_build(plan: Plan, machine: BuildMachine, calibration: Calibration | None) -> GpuBuild:
     chosen = plan.combination
     return GpuBuild(
-        **asdict(machine),
+        gpu_name=machine.gpu_name,
+        sm=machine.sm,
+        driver=machine.driver,
+        cuda=machine.cuda,
+        tensorrt_llm=machine.tensorrt_llm,
+        tensorrt=machine.tensorrt,
         tp=chosen.tp,
         pp=chosen.pp,
         kv_cache_precision=chosen.kv.name,

@@ -13,18 +13,16 @@ from pathlib import Path
 from build_engine.checks import Check
 from build_engine.errors import BuildEngineError
 from build_engine.gpu.accuracy import Gate, agreement_check, perplexity_check, threshold_for
-from build_engine.gpu.accuracy_texts import TEXTS
 from build_engine.gpu.generate import Answer, Question, ask
 from build_engine.gpu.gpu_manifest import hash_model
+from build_engine.gpu.load_test import GENERATES, Texts, cut_texts, generation_check
 from build_engine.gpu.model_config import read_model_config
 from build_engine.gpu.nvml import Nvml
 from build_engine.gpu.run import upstream_versions
 from build_engine.progress import BuildProgress
-from build_engine.verify import encode
-from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest, GpuBuild
+from llm_pipeline.engine_manifest import EngineManifest, GpuBuild
 
-GENERATES, ACCURACY = "load and generate", "accuracy"
-NEW_TOKENS = 16
+ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -32,19 +30,6 @@ class AccuracyRequest:
     model_dir: Path | None = None  # the source checkpoint; None: accuracy is not checked
     gate: Gate = Gate.AGREEMENT
     threshold: float | None = None  # None: the precision's own
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """The texts as the engine's tokenizer has them, each cut in a prompt and what follows it."""
-
-    ids: list[list[int]]
-    halves: list[int]
-    new_tokens: int
-
-    @property
-    def prompts(self) -> list[list[int]]:
-        return [ids[:half] for ids, half in zip(self.ids, self.halves, strict=True)]
 
 
 def target_checks(
@@ -58,14 +43,15 @@ def target_checks(
         reason = _why_not_here(gpu, nvml) or ""
     if gpu is None or reason:
         return [Check.not_made(GENERATES, reason), Check.not_made(ACCURACY, reason)]
-    texts = _cut(encode(engine_dir / TOKENIZER_NAME, TEXTS), manifest.limits.context_length)
+    texts = cut_texts(engine_dir, manifest.limits.context_length)
     try:
         with progress.step("load the engine and generate"):
             answer = ask(_question(engine_dir, True, gpu, texts, request.gate, is_greedy=True))
     except BuildEngineError as error:
         reason = "the engine does not generate"
         return [Check.of(GENERATES, False, str(error)), Check.not_made(ACCURACY, reason)]
-    return [_generates(answer, texts, manifest), *_accuracy_checks(answer, texts, manifest, gpu, request, progress)]
+    generates = generation_check(answer, texts, manifest.limits.vocab_size)
+    return [generates, *_accuracy_checks(answer, texts, manifest, gpu, request, progress)]
 
 
 def _why_not_here(gpu: GpuBuild, nvml: Nvml) -> str | None:
@@ -82,14 +68,7 @@ def _why_not_here(gpu: GpuBuild, nvml: Nvml) -> str | None:
     return None
 
 
-def _cut(texts: list[list[int]], context_length: int) -> _Texts:
-    """At most half of the context for tokens to come, the rest for the text."""
-    new_tokens = min(NEW_TOKENS, context_length // 2)
-    ids = [text[: context_length - new_tokens] for text in texts if len(text) > 1]
-    return _Texts(ids, [max(1, len(text) // 2) for text in ids], new_tokens)
-
-
-def _question(path: Path, is_engine: bool, gpu: GpuBuild, texts: _Texts, gate: Gate, *, is_greedy: bool) -> Question:
+def _question(path: Path, is_engine: bool, gpu: GpuBuild, texts: Texts, gate: Gate, *, is_greedy: bool) -> Question:
     is_scored = gate is Gate.PERPLEXITY
     return Question(
         path=str(path),
@@ -103,17 +82,9 @@ def _question(path: Path, is_engine: bool, gpu: GpuBuild, texts: _Texts, gate: G
     )
 
 
-def _generates(answer: Answer, texts: _Texts, manifest: EngineManifest) -> Check:
-    produced = [token for tokens in answer.tokens for token in tokens]
-    is_whole = [len(tokens) for tokens in answer.tokens] == [texts.new_tokens] * len(texts.ids)
-    is_in_range = all(0 <= token < manifest.limits.vocab_size for token in produced)
-    detail = f"{len(produced)} tokens for {len(texts.ids)} prompts"
-    return Check.of(GENERATES, is_whole and is_in_range, detail if is_in_range else f"{detail}, some out of range")
-
-
 def _accuracy_checks(
     engine: Answer,
-    texts: _Texts,
+    texts: Texts,
     manifest: EngineManifest,
     gpu: GpuBuild,
     request: AccuracyRequest,

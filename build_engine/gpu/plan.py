@@ -16,6 +16,7 @@ from build_engine.gpu.memory import MemoryEstimate, estimate_memory
 from build_engine.gpu.model_config import ModelConfig
 from build_engine.gpu.precisions import KV_PRECISIONS, PRECISIONS, auto_kv_precision, auto_precision
 from build_engine.gpu.refusals import find_refusals
+from build_engine.gpu.timing_cache import timing_cache_path
 
 DEFAULT_ROOT = Path(".run/engines")
 DEFAULT_TRTLLM = "1.2.1"  # the newest stable with the engine path
@@ -58,6 +59,7 @@ class Plan:
     engine_dir: Path | None
     steps: tuple[Step, ...]
     calibration: str
+    timing_cache: Path | None = None  # as in the steps
 
     @property
     def accepted(self) -> bool:
@@ -72,9 +74,10 @@ def make_plan(request: PlanRequest) -> Plan:
     if refusals:
         return Plan(combination, memory, refusals, (), engine_dir=None, steps=(), calibration=request.calibration)
     engine_dir = request.root / engine_name(combination, request.calibration)
-    steps = make_steps(combination, request.model_dir, engine_dir, request.calibration)
+    timing_cache = timing_cache_path(request.root, request.trtllm_version, request.gpu)
+    steps = make_steps(combination, request.model_dir, engine_dir, request.calibration, timing_cache)
     notes = tuple(_notes(combination, request.calibration))
-    return Plan(combination, memory, refusals, notes, engine_dir, steps, request.calibration)
+    return Plan(combination, memory, refusals, notes, engine_dir, steps, request.calibration, timing_cache)
 
 
 def resolve(request: PlanRequest) -> Combination:

@@ -25,8 +25,10 @@ from build_engine.gpu.calibration import describe_calibration, require_calibrati
 from build_engine.gpu.commands import PYTHON, Step, checkpoint_dir
 from build_engine.gpu.config_checks import config_checks
 from build_engine.gpu.gpu_manifest import BuildMachine, hash_model, make_manifest
+from build_engine.gpu.load_test import load_and_generate
 from build_engine.gpu.nvml import Nvml
 from build_engine.gpu.plan import Plan
+from build_engine.gpu.timing_cache import private_timings
 from build_engine.progress import BuildProgress
 from build_engine.verify import file_problems
 from llm_pipeline.engine_manifest import Calibration, EngineManifest, ManifestError, SourceModel
@@ -56,7 +58,8 @@ def inspect_machine(plan: Plan, nvml: Nvml) -> BuildMachine:
             f"The plan is for TensorRT-LLM {wanted.trtllm_version}, this machine has {versions['tensorrt_llm']}. "
             f"Choose --tensorrt-llm {versions['tensorrt_llm']}."
         )
-    return BuildMachine(fitting[0].name, fitting[0].sm, nvml.driver_version(), nvml.cuda_version(), **versions)
+    driver, cuda = nvml.driver_version(), nvml.cuda_version()
+    return BuildMachine(fitting[0].name, fitting[0].sm, len(fitting), driver, cuda, **versions)
 
 
 def upstream_versions() -> dict[str, str]:
@@ -76,10 +79,12 @@ def run_plan(
     progress: BuildProgress,
     force: bool = False,
     source: SourceModel | None = None,
+    is_load_tested: bool = True,
 ) -> BuildResult:
     """Build an accepted plan's engine, or find that a good one is there. BuildEngineError has a step's last words.
 
-    `source` saves hashing the model again where that has been done.
+    `source` saves hashing the model again where that has been done. Before it is published, the engine is loaded and
+    generates where this machine has GPUs enough; `is_load_tested` False leaves that out.
     """
     planned = _place(plan)
     engine_dir = planned.absolute()
@@ -100,9 +105,11 @@ def run_plan(
         _make_checkpoint(checkpoint, checkpoint_dir(engine_dir), source, calibration, steps)
         with new_engine(engine_dir) as building:
             for step in others:
-                steps.run(step.name, _into(step.argv, planned, building))
+                _run_step(step, plan, planned, building, steps)
             manifest = make_manifest(plan, model_dir, building, source, machine, calibration)
             _require_as_planned(building, manifest)
+            if is_load_tested:
+                manifest = _load_test(manifest, building, machine, progress)
             manifest.save(building)
         shutil.rmtree(checkpoint_dir(engine_dir))
     return BuildResult(engine_dir, manifest, reused=False)
@@ -160,6 +167,35 @@ def _require_as_planned(building: Path, manifest: EngineManifest) -> None:
                 f"The engine that was built is not the planned one: {check.name} {check.detail}. It is not kept. "
                 "The log has the command; please report this with it."
             )
+
+
+def _run_step(step: Step, plan: Plan, planned: Path, building: Path, steps: _Steps) -> None:
+    argv = _into(step.argv, planned, building)
+    shared = plan.timing_cache
+    if shared is None or str(shared) not in argv:
+        return steps.run(step.name, argv)
+    private = planned.absolute().with_name(f".{planned.name}.timing.cache")
+    with private_timings(shared, private):
+        steps.run(step.name, [str(private) if part == str(shared) else part for part in argv])
+    return None
+
+
+def _load_test(
+    manifest: EngineManifest, building: Path, machine: BuildMachine, progress: BuildProgress
+) -> EngineManifest:
+    """The manifest that says what came of it. BuildEngineError when the engine does not load or generate."""
+    gpu = manifest.gpu
+    assert gpu is not None
+    if machine.gpu_count < gpu.tp * gpu.pp:
+        progress.note(f"Not loaded: it takes {gpu.tp * gpu.pp} x SM {gpu.sm}, this machine has {machine.gpu_count}.")
+        return manifest
+    with progress.step("load the engine and generate"):
+        check = load_and_generate(building, manifest.limits, gpu.tp, gpu.pp)
+    if check.failed:
+        raise BuildEngineError(
+            f"The engine was built and loads, but does not generate as it should: {check.detail}. It is not kept."
+        )
+    return manifest.model_copy(update={"gpu": gpu.model_copy(update={"load_tested": True})})
 
 
 def _make_checkpoint(

@@ -52,6 +52,9 @@ plugins = {"use_paged_context_fmha": options["--use_paged_context_fmha"] == "ena
     "pretrained_config": json.loads((checkpoint / "config.json").read_text()),
     "build_config": {**limits, "plugin_config": plugins},
 }))
+timings = pathlib.Path(options["--input_timing_cache"])
+known = timings.read_text() if timings.exists() else ""
+pathlib.Path(options["--output_timing_cache"]).write_text(known + "timed\\n")
 print(f"built {ranks} ranks")
 """
 _TENSORRT_LLM = """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_tensorrt_llm import Machine, write_model
+from fake_tensorrt_llm import H100, Machine, write_model
 
 from build_engine.errors import BuildEngineError, EngineRefusedError
 from build_engine.gpu.gpus import GPUS
@@ -19,6 +19,7 @@ from build_engine.gpu.model_config import read_model_config
 from build_engine.gpu.nvml import NvmlGpu
 from build_engine.gpu.plan import Plan, PlanRequest, make_plan
 from build_engine.gpu.run import can_build, inspect_machine, run_plan
+from build_engine.gpu.timing_cache import private_timings
 from build_engine.progress import SilentProgress
 from build_engine.verify import file_problems
 from llm_pipeline.engine_manifest import Calibration, EngineManifest, GpuBuild
@@ -39,8 +40,8 @@ def plan_for(model_dir: Path, tmp_path: Path, **options: Any) -> Plan:
     return make_plan(request)
 
 
-def run(plan: Plan, model_dir: Path, force: bool = False) -> tuple[Path, EngineManifest, bool]:
-    result = run_plan(plan, model_dir, inspect_machine(plan, Machine()), SilentProgress(), force)
+def run(plan: Plan, model_dir: Path, force: bool = False, **options: Any) -> tuple[Path, EngineManifest, bool]:
+    result = run_plan(plan, model_dir, inspect_machine(plan, Machine()), SilentProgress(), force, **options)
     return result.engine_dir, result.manifest, result.reused
 
 
@@ -75,6 +76,7 @@ def test_an_engine_is_built_step_by_step_and_described(plan: Plan, model_dir: Pa
         max_num_tokens=8192,
         has_paged_context=True,
         calibration=None,
+        load_tested=True,
     )
     plan_written = json.loads((engine_dir / "build.json").read_text())["plan"]
     assert [step["name"] for step in plan_written["steps"]] == ["convert", "engine", "tokenizer"]
@@ -184,3 +186,74 @@ def test_calibration_data_that_is_not_there_is_refused_before_the_work(tmp_path:
         run(plan, model_dir)
     assert plan.engine_dir
     assert not list(plan.engine_dir.parent.glob("*.log"))
+
+
+@pytest.mark.usefixtures("_tensorrt_llm")
+def test_an_engine_that_does_not_load_is_not_published(
+    plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ENGINE_FAILS", "1")
+    with pytest.raises(BuildEngineError, match="no deserializer, says the fake"):
+        run(plan, model_dir)
+    assert plan.engine_dir
+    assert not plan.engine_dir.exists()
+    _, manifest, _ = run(plan, model_dir, is_load_tested=False)
+    assert manifest.gpu
+    assert not manifest.gpu.load_tested
+
+
+@pytest.mark.usefixtures("_tensorrt_llm")
+def test_a_machine_with_too_few_gpus_builds_without_loading_and_says_so(
+    plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ENGINE_FAILS", "1")
+    notes: list[str] = []
+    progress = SilentProgress()
+    monkeypatch.setattr(progress, "note", notes.append)
+    machine = inspect_machine(plan, Machine((H100,)))
+    manifest = run_plan(plan, model_dir, machine, progress).manifest
+    assert manifest.gpu
+    assert not manifest.gpu.load_tested
+    assert "Not loaded: it takes 3 x SM 90, this machine has 1." in notes
+
+
+@pytest.mark.usefixtures("_tensorrt_llm")
+def test_kernel_timings_go_from_one_engine_to_the_next(tmp_path: Path, model_dir: Path) -> None:
+    """The stand-in adds a line to what it was given. Another precision of another model: the same GPU is enough."""
+    first = plan_for(model_dir, tmp_path, precision="bf16")
+    other_model = write_model(tmp_path / "another")
+    second = plan_for(other_model, tmp_path, precision="int8-wo")
+    run(first, model_dir)
+    run(second, other_model)
+    assert first.timing_cache == second.timing_cache == tmp_path / "engines/timing-caches/1.2.1-sm90-h100.cache"
+    assert first.timing_cache
+    assert first.timing_cache.read_text() == "timed\n" * 2
+    assert [path.name for path in first.timing_cache.parent.iterdir()] == ["1.2.1-sm90-h100.cache"]
+
+
+@pytest.mark.usefixtures("_tensorrt_llm")
+def test_a_failed_build_leaves_the_shared_timings_as_they_were_and_names_them(
+    plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_BUILD_FAILS", "1")
+    with pytest.raises(BuildEngineError) as without:
+        run(plan, model_dir)
+    assert "kernel timings" not in str(without.value)
+    assert plan.timing_cache
+    plan.timing_cache.write_text("timed by others\n")
+    with pytest.raises(BuildEngineError, match=r"(?s)out of memory.*began with the kernel timings of .*h100\.cache"):
+        run(plan, model_dir)
+    assert plan.timing_cache.read_text() == "timed by others\n"
+    assert plan.engine_dir
+    assert not list(plan.engine_dir.parent.glob(".*timing*"))
+
+
+def test_builds_at_the_same_time_each_work_on_a_copy_of_their_own(tmp_path: Path) -> None:
+    shared, one, other = tmp_path / "caches" / "shared", tmp_path / "one", tmp_path / "other"
+    with private_timings(shared, one):
+        one.write_text("one")
+        with private_timings(shared, other):
+            assert not other.exists(), "nothing is shared before it is whole"
+            other.write_text("other")
+        assert (shared.read_text(), one.read_text()) == ("other", "one")
+    assert shared.read_text() == "one"
