@@ -14,6 +14,7 @@ from build_engine.cli_options import (
     OUT,
     Calibration,
     Json,
+    KvFraction,
     KvPrecision,
     LoadTest,
     MaxBatch,
@@ -21,12 +22,14 @@ from build_engine.cli_options import (
     MaxTokens,
     Pp,
     Root,
+    RuntimeGib,
     Tp,
     TrtllmVersion,
 )
 from build_engine.default_model import find_model
 from build_engine.errors import EngineRefusedError
 from build_engine.gpu import plan_output
+from build_engine.gpu.assumptions import ASSUMED, DEFAULT_KV_FRACTION, DEFAULT_RUNTIME_GIB, Assumptions
 from build_engine.gpu.calibration import DEFAULT_CALIBRATION
 from build_engine.gpu.nvml import PynvmlNvml
 from build_engine.gpu.plan import DEFAULT_ROOT, DEFAULT_TRTLLM, Plan, PlanRequest, make_plan
@@ -65,6 +68,8 @@ def build(
     calibration: Calibration = DEFAULT_CALIBRATION,
     root: Root = DEFAULT_ROOT,
     tensorrt_llm: TrtllmVersion = DEFAULT_TRTLLM,
+    runtime_gib: RuntimeGib = DEFAULT_RUNTIME_GIB,
+    kv_cache_fraction: KvFraction = DEFAULT_KV_FRACTION,
     load_test: LoadTest = True,
     json: Json = False,
 ) -> None:
@@ -91,12 +96,15 @@ def build(
             calibration=calibration,
             trtllm_version=tensorrt_llm,
             root=root,
+            assumptions=Assumptions(kv_cache_fraction, runtime_gib),
         )
         return _build_for_gpu(request, force, load_test, json)
     limits = (max_batch_size, max_seq_len, max_num_tokens)
-    gpu_options = (tp, pp, kv_cache_precision, *limits, calibration, root, tensorrt_llm, load_test)
-    defaults = (1, 1, KvPrecisionName.AUTO, *(None,) * 3, DEFAULT_CALIBRATION, DEFAULT_ROOT, DEFAULT_TRTLLM, True)
-    if gpu_options != defaults:
+    assumptions = Assumptions(kv_cache_fraction, runtime_gib)
+    gpu_options = (tp, pp, kv_cache_precision, *limits, calibration, root, tensorrt_llm, assumptions, load_test)
+    none_given = (None,) * 3
+    defaults = (1, 1, KvPrecisionName.AUTO, *none_given, DEFAULT_CALIBRATION, DEFAULT_ROOT, DEFAULT_TRTLLM)
+    if gpu_options != (*defaults, ASSUMED, True):
         raise EngineRefusedError(f"Target {target} takes none of the options of engines for GPUs, such as --tp.")
     chosen = find_target(target)
     with TerminalProgress(ERR) as progress:
@@ -152,6 +160,8 @@ def plan(
     name: Annotated[str | None, typer.Option(help="The model's name.", show_default="the directory's")] = None,
     root: Root = DEFAULT_ROOT,
     tensorrt_llm: TrtllmVersion = DEFAULT_TRTLLM,
+    runtime_gib: RuntimeGib = DEFAULT_RUNTIME_GIB,
+    kv_cache_fraction: KvFraction = DEFAULT_KV_FRACTION,
     json: Json = False,
 ) -> None:
     """Work out what building for a GPU takes, without one: commands, memory, and every reason why not.
@@ -173,6 +183,7 @@ def plan(
             calibration=calibration,
             trtllm_version=tensorrt_llm,
             root=root,
+            assumptions=Assumptions(kv_cache_fraction, runtime_gib),
         )
     except EngineRefusedError as error:
         if json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from build_engine.gpu.assumptions import ASSUMED, Assumptions
 from build_engine.gpu.gpus import Gpu
 from build_engine.gpu.model_config import ModelConfig
 from build_engine.gpu.parameters import divide_up, kv_heads_on_gpu
@@ -30,6 +31,7 @@ class Combination:
     pp: int
     limits: Limits
     trtllm_version: str
+    assumptions: Assumptions = ASSUMED
 
     @property
     def dtype(self) -> str:

@@ -2,7 +2,7 @@
 
 Sources: [memory] TensorRT-LLM docs/source/legacy/reference/memory.md; [aiconfigurator] NVIDIA's sizing tool,
 ai-dynamo/aiconfigurator src/aiconfigurator/sdk/backends/trtllm_backend.py and systems/*.yaml, measured on engines.
-Assumptions, not measured here, stand as constants below. Everything is for the GPU that holds most: a first stage has
+Assumptions, not measured here, are in assumptions.py. Everything is for the GPU that holds most: a first stage has
 the embedding, the last one the output head.
 """
 
@@ -10,27 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from build_engine.gpu.assumptions import DECODER_BYTES, LOGIT_BYTES, MIB, POSITION_BYTES
 from build_engine.gpu.combination import Combination
 from build_engine.gpu.parameters import divide_up, layer_matrices, layer_vector_elements, vocabulary_elements
 
-MIB = 1 << 20
-GIB = 1 << 30
-# Of the memory left by weights, activations and runtime, this much becomes the KV cache: free_gpu_memory_fraction, 0.9
-# unless KvCacheConfig says otherwise. In tenths, so that all arithmetic stays in whole numbers.
-KV_TENTHS = 9
 TOKENS_PER_BLOCK = 32  # trtllm-build's default; a request takes whole blocks
 # [aiconfigurator] hidden-size vectors that live at once for each token of a step, by tensor parallelism; tenths.
 _ACTIVATION_TENTHS = {1: 110, 2: 65, 4: 50}
 _MOE_ACTIVATION_TENTHS = {1: 220, 2: 130, 4: 100}
 _LEAST_ACTIVATION_BYTES = 70 * MIB  # [aiconfigurator]
 _NCCL_BYTES = {1: 0, 2: 342 * MIB, 4: 392 * MIB}  # [aiconfigurator] by GPUs
-# Assumption: CUDA context, TensorRT's and cuBLAS's own. [aiconfigurator] measured 551 MiB and takes 3.5 GiB to be safe.
-_RUNTIME_BYTES = GIB
-# Assumption: the decoder's buffers. [memory] names them, and has one log with 180 MB for them: a floor, and for each
-# request two rows of 32-bit logits and three 32-bit values for each position (token, parent, log probability).
-_DECODER_BYTES = 200 * MIB
-_LOGIT_BYTES = 8
-_POSITION_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -41,11 +30,23 @@ class MemoryEstimate:
     kv_cache_bytes_per_token: int
     kv_cache_bytes: int  # max_batch_size requests of max_seq_len tokens
     activation_bytes: int
-    workspace_bytes: int
+    workspace_bytes: int  # NCCL, and the two that are assumed
+    runtime_bytes: int
+    decoder_bytes: int
     total_bytes: int
     gpu_bytes: int
     kv_pool_bytes: int  # what the runtime would give to the KV cache
     largest_batch_that_fits: int  # at max_seq_len; 0: not one request
+
+    @property
+    def assumed_bytes(self) -> int:
+        """Of the total, what rests on assumptions and on no formula of upstream's."""
+        return self.runtime_bytes + self.decoder_bytes
+
+    @property
+    def margin_bytes(self) -> int:
+        """What stays free when the KV cache has taken all that it is given: how far the rest may be off."""
+        return max(0, self.gpu_bytes - (self.total_bytes - self.kv_cache_bytes) - self.kv_pool_bytes)
 
     @property
     def fits(self) -> bool:
@@ -64,9 +65,11 @@ def estimate_memory(combination: Combination) -> MemoryEstimate:
         kv_cache_bytes=cache,
         activation_bytes=activation,
         workspace_bytes=workspace,
+        runtime_bytes=combination.assumptions.runtime_bytes,
+        decoder_bytes=decoder_bytes(combination),
         total_bytes=weights + cache + activation + workspace,
         gpu_bytes=gpu,
-        kv_pool_bytes=kv_pool_bytes(gpu - weights - activation - workspace),
+        kv_pool_bytes=combination.assumptions.kv_pool(gpu - weights - activation - workspace),
         largest_batch_that_fits=largest_batch(combination),
     )
 
@@ -112,31 +115,33 @@ def activation_bytes(combination: Combination) -> int:
 
 def workspace_bytes(combination: Combination) -> int:
     """NCCL, the runtime, and the decoder's buffers."""
-    return _fixed_workspace_bytes(combination) + combination.limits.max_batch_size * _decoder_request_bytes(combination)
+    return _nccl_bytes(combination) + combination.assumptions.runtime_bytes + decoder_bytes(combination)
 
 
-def kv_pool_bytes(free_bytes: int) -> int:
-    """[memory] the part of free memory that the runtime takes for the KV cache."""
-    return max(0, free_bytes) * KV_TENTHS // 10
+def decoder_bytes(combination: Combination) -> int:
+    return DECODER_BYTES + combination.limits.max_batch_size * _decoder_request_bytes(combination)
 
 
 def largest_batch(combination: Combination) -> int:
     """The most requests of max_seq_len tokens that fit together.
 
-    batch x request <= 0.9 x (free - batch x decoder), solved for the batch.
+    batch x request <= share x (free - batch x decoder), solved for the batch.
     """
-    fixed = weights_bytes(combination) + activation_bytes(combination) + _fixed_workspace_bytes(combination)
+    assumptions = combination.assumptions
+    workspace = _nccl_bytes(combination) + assumptions.runtime_bytes + DECODER_BYTES
+    fixed = weights_bytes(combination) + activation_bytes(combination) + workspace
     free = max(0, combination.gpu.memory_bytes - fixed)
     request, decoder = request_kv_bytes(combination), _decoder_request_bytes(combination)
-    return KV_TENTHS * free // (10 * request + KV_TENTHS * decoder)
+    parts, whole = assumptions.kv_ratio
+    return parts * free // (whole * request + parts * decoder)
 
 
-def _fixed_workspace_bytes(combination: Combination) -> int:
-    return _at_most(_NCCL_BYTES, combination.world_size) + _RUNTIME_BYTES + _DECODER_BYTES
+def _nccl_bytes(combination: Combination) -> int:
+    return _at_most(_NCCL_BYTES, combination.world_size)
 
 
 def _decoder_request_bytes(combination: Combination) -> int:
-    return combination.model.vocab_size * _LOGIT_BYTES + combination.limits.max_seq_len * _POSITION_BYTES
+    return combination.model.vocab_size * LOGIT_BYTES + combination.limits.max_seq_len * POSITION_BYTES
 
 
 def _at_most(table: dict[int, int], gpus: int) -> int:

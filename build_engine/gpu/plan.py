@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from build_engine.gpu.assumptions import ASSUMED, Assumptions
 from build_engine.gpu.calibration import DEFAULT_CALIBRATION, TEXT_COLUMN
 from build_engine.gpu.combination import Combination, Limits
 from build_engine.gpu.commands import Step, build_flags, make_steps
@@ -46,6 +47,7 @@ class PlanRequest:
     calibration: str = DEFAULT_CALIBRATION
     trtllm_version: str = DEFAULT_TRTLLM
     root: Path = DEFAULT_ROOT
+    assumptions: Assumptions = ASSUMED
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def resolve(request: PlanRequest) -> Combination:
         pp=request.pp,
         limits=_limits(request),
         trtllm_version=request.trtllm_version,
+        assumptions=request.assumptions,
     )
     return combination if request.max_batch_size else _with_batch(combination)
 

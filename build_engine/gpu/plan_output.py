@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from build_engine.gpu.memory import GIB, MemoryEstimate
+from build_engine.gpu.assumptions import GIB
+from build_engine.gpu.memory import MemoryEstimate
 from build_engine.gpu.parameters import count_parameters
 from build_engine.gpu.plan import Plan
 
@@ -46,6 +47,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "total_bytes": memory.total_bytes,
             "gpu_bytes": memory.gpu_bytes,
             "kv_pool_bytes": memory.kv_pool_bytes,
+            "margin_bytes": memory.margin_bytes,
+            "assumed": {
+                "runtime_bytes": memory.runtime_bytes,
+                "decoder_bytes": memory.decoder_bytes,
+                "kv_cache_fraction": chosen.assumptions.kv_fraction,
+            },
             "largest_batch_that_fits": memory.largest_batch_that_fits,
         },
     }
@@ -67,12 +74,22 @@ def print_plan(console: Console, plan: Plan) -> None:
         highlight=False,
     )
     console.print(_memory_table(plan.memory))
+    console.print(f"[dim]{_assumed(plan)}[/]", soft_wrap=True, highlight=False)
     for refusal in plan.refusals:
         console.print(f"[bold red]refused:[/] [red]{escape(refusal)}[/]", soft_wrap=True, highlight=False)
     for note in plan.notes:
         console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True, highlight=False)
     if plan.accepted:
         _print_commands(console, plan)
+
+
+def _assumed(plan: Plan) -> str:
+    memory, share = plan.memory, plan.combination.assumptions.kv_fraction
+    return (
+        f"Assumed, not measured: {memory.runtime_bytes / GIB:.2f} GiB for CUDA and TensorRT (--runtime-gib), "
+        f"{memory.decoder_bytes / GIB:.2f} GiB for the decoder, and a KV cache of {share:g} of what is left "
+        f"(--kv-cache-fraction). Margin: {memory.margin_bytes / GIB:.2f} GiB stay free."
+    )
 
 
 def _print_commands(console: Console, plan: Plan) -> None:

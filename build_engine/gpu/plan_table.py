@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from build_engine.gpu.assumptions import GIB
 from build_engine.gpu.gpus import GPUS, Gpu
-from build_engine.gpu.memory import GIB
 from build_engine.gpu.model_config import ModelConfig, read_model_config
 from build_engine.gpu.parameters import count_parameters
 from build_engine.gpu.plan import DEFAULT_MAX_SEQ_LEN, Plan, PlanRequest, make_plan

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from build_engine.gpu.assumptions import GIB
 from build_engine.gpu.combination import Combination
 from build_engine.gpu.gpus import OLDEST_SM
-from build_engine.gpu.memory import GIB, MemoryEstimate
+from build_engine.gpu.memory import MemoryEstimate
 from build_engine.gpu.model_config import ARCHITECTURES, ModelConfig
 from build_engine.gpu.parameters import layer_matrices
 from build_engine.gpu.precisions import BLACKWELL_SM, DTYPE_BYTES, KV_PRECISIONS, PRECISIONS, KvPrecision, Precision

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from build_engine.errors import EngineRefusedError
+from build_engine.gpu.assumptions import ASSUMED, Assumptions
 from build_engine.gpu.gpus import Gpu
 from build_engine.gpu.model_config import read_model_config
 from build_engine.gpu.nvml import PynvmlNvml, detect_gpu
@@ -30,6 +31,7 @@ def plan_request(
     calibration: str,
     trtllm_version: str,
     root: Path,
+    assumptions: Assumptions = ASSUMED,
 ) -> PlanRequest:
     """EngineRefusedError when target, precision or model directory can't even be planned for."""
     if precision not in (None, AUTO, *PRECISIONS):
@@ -50,6 +52,7 @@ def plan_request(
         calibration=calibration,
         trtllm_version=trtllm_version,
         root=root,
+        assumptions=assumptions,
     )
 
 

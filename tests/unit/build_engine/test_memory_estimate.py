@@ -19,7 +19,8 @@ from published_figures import (
     Figure,
 )
 
-from build_engine.gpu.memory import GIB, estimate_memory, kv_pool_bytes
+from build_engine.gpu.assumptions import ASSUMED, DECODER_BYTES, GIB, Assumptions
+from build_engine.gpu.memory import estimate_memory
 from build_engine.gpu.model_config import ModelConfig, parse_model_config
 from build_engine.gpu.parameters import count_parameters, vocabulary_elements
 from build_engine.gpu.plan import PlanRequest, resolve
@@ -103,7 +104,7 @@ def test_the_kv_pool_is_the_one_in_upstreams_log() -> None:
     """
     per_token = plan_for(llama_7b(), kv_precision="fp8").memory.kv_cache_bytes_per_token
     assert per_token == 256 * 1024
-    pool = kv_pool_bytes(int(70.48 * GIB))
+    pool = ASSUMED.kv_pool(int(70.48 * GIB))
     assert pool / GIB == pytest.approx(63.44, abs=0.01)
     blocks = pool // (64 * per_token)
     assert (blocks, blocks * 64) == (pytest.approx(4060, abs=1), pytest.approx(259_840, abs=64))
@@ -206,3 +207,53 @@ def test_a_batch_that_was_not_asked_for_is_what_fits() -> None:
     small = resolve(request_for("llama-3.1-8b", "a30"))
     assert small.limits.max_batch_size == estimate_memory(small).largest_batch_that_fits < 64
     assert resolve(request_for("llama-3.1-8b", "h200")).limits.max_batch_size == 64
+
+
+# --- What is assumed ---
+
+
+def test_llama_70b_in_fp8_on_four_gpus_by_hand() -> None:
+    """Two key and value heads on each GPU; one byte for each weight of a matrix, and two 32-bit scales for each."""
+    plan = plan_for("llama-3.1-70b", precision="fp8", tp=4, max_batch_size=8, max_seq_len=4096)
+    qkv, output = (16 + 2 * 2) * 128 * 8192 + 8, 8192 * 16 * 128 + 8
+    mlp = 2 * 7168 * 8192 + 8 + 8192 * 7168 + 8
+    tables = 2 * (128_256 // 4) * 8192 * 2
+    memory = plan.memory
+    assert memory.weights_bytes == 80 * (qkv + output + mlp + 2 * 8192 * 2) + tables + 8192 * 2
+    assert memory.kv_cache_bytes_per_token == 2 * 80 * 2 * 128
+    assert memory.activation_bytes == 2 * 8192 * 8192 * 5
+    assert memory.decoder_bytes == DECODER_BYTES + 8 * (128_256 * 8 + 4096 * 12)
+    assert memory.workspace_bytes == 392 * 2**20 + memory.runtime_bytes + memory.decoder_bytes
+
+
+def test_the_margin_is_what_stays_free_with_a_full_cache() -> None:
+    memory = plan_for().memory
+    rest = memory.weights_bytes + memory.activation_bytes + memory.workspace_bytes
+    assert memory.margin_bytes == memory.gpu_bytes - rest - memory.kv_pool_bytes
+    assert memory.margin_bytes == pytest.approx(0.1 * (memory.gpu_bytes - rest), abs=1)
+
+
+@given(
+    kv_fraction=st.floats(0.05, 0.98),
+    runtime_gib=st.floats(0, 8),
+    request=plan_requests(),
+)
+@settings(max_examples=60)
+def test_more_for_the_runtime_or_less_for_the_cache_never_fits_more_requests(
+    kv_fraction: float, runtime_gib: float, request: PlanRequest
+) -> None:
+    batches = [
+        estimate_memory(resolve(replace(request, assumptions=assumptions))).largest_batch_that_fits
+        for assumptions in (
+            Assumptions(kv_fraction + 0.01, runtime_gib),
+            Assumptions(kv_fraction, runtime_gib),
+            Assumptions(kv_fraction, runtime_gib + 1),
+        )
+    ]
+    assert batches == sorted(batches, reverse=True)
+
+
+def test_the_careful_figure_of_nvidias_sizing_tool_can_be_asked_for() -> None:
+    hopeful, careful = plan_for(), plan_for(assumptions=Assumptions(runtime_gib=3.5))
+    assert careful.memory.runtime_bytes - hopeful.memory.runtime_bytes == int(2.5 * GIB)
+    assert careful.memory.largest_batch_that_fits < hopeful.memory.largest_batch_that_fits
