@@ -28,6 +28,10 @@ def missing() -> str | None:
     """Why these tests can't run here."""
     if importlib.util.find_spec("tensorrt_llm") is None:
         return "tensorrt_llm is not installed: run this inside NVIDIA's trtllm-python-py3 image"
+    import torch  # it comes with TensorRT-LLM
+
+    if torch.cuda.device_count() == 0:
+        return "no GPU is visible: check the driver, docker's --gpus, and CUDA_VISIBLE_DEVICES"
     folder = os.environ.get("GPU_ENGINE_DIR")
     if not folder:
         return "GPU_ENGINE_DIR is not set: build an engine for this GPU (docs/tensorrt-llm.md)"

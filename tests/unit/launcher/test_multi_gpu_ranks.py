@@ -302,7 +302,9 @@ def test_a_real_server_whose_decode_has_died_ends_and_leaves_nothing_behind(tmp_
         below = psutil.Process(process.pid).children(recursive=True)
         (stub,) = [child for child in below if any("/decode/1/model.py" in part for part in child.cmdline())]
         stub.kill()
+        killed_at = time.monotonic()
         assert process.wait(60) == DEAD_STUB_STATUS
+        print(f"ended {time.monotonic() - killed_at:.1f} s after the death of decode's stub")
         _gone, alive = psutil.wait_procs(below, timeout=10)
         assert not alive
     assert "'decode' has died (rank0)" in (tmp_path / "log").read_text()

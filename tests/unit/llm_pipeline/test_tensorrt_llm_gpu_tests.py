@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.fakes.gpu_engine import make_gpu_engine
-from tests.fakes.installed import FAKES
+from tests.fakes.installed import FAKES, write_script
 
 ROOT = FAKES.parents[1]
 
@@ -30,7 +30,14 @@ def test_the_gpu_tests_pass_on_the_stand_in(tmp_path: Path) -> None:
     assert "1 skipped" in summary
 
 
-def test_without_a_gpu_they_skip_and_say_why() -> None:
+def test_without_tensorrt_llm_they_skip_and_say_why() -> None:
     said = run()
     assert "passed" not in said
     assert "tensorrt_llm is not installed" in said or "GPU_ENGINE_DIR is not set" in said
+
+
+def test_without_a_gpu_they_skip_and_say_why(tmp_path: Path) -> None:
+    script = write_script(tmp_path / "script.json", sms=[])
+    said = run(PYTHONPATH=str(FAKES), FAKE_TENSORRT_LLM=str(script), GPU_ENGINE_DIR=str(tmp_path))
+    assert "passed" not in said
+    assert "no GPU is visible" in said
