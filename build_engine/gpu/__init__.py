@@ -5,13 +5,15 @@
     model_config  reads a model's config.json
     parameters    the matrices of a model, and how many of each one GPU holds
     combination   a model, a GPU, a precision, parallelism and limits, every `auto` resolved
-    memory        bytes on each GPU
+    memory        bytes on each GPU; assumptions has what it takes for granted
     refusals      why a combination can't be built
     commands      the command lines
     plan          all of these together; plan_output shows it, plan_table writes docs/engine-plans.md
     convert       the first step's command; upstream is the only module that imports TensorRT-LLM
     calibration   the text that quantisers take scales from
     run           runs a plan's steps where TensorRT-LLM is; gpu_manifest writes down what came of it
+    timing_cache  shares TensorRT's kernel timings between builds
+    load_test     loads an engine and lets it generate
     config_checks compares upstream's config.json with the manifest
     gpu_verify    loads an engine on its target; generate asks it in a process of its own; accuracy judges
 

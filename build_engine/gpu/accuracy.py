@@ -44,6 +44,8 @@ THRESHOLDS = {
     "nvfp4": Threshold(0.40, 1.10),
     "int4-wo": Threshold(0.35, 1.25),
 }
+# Said wherever one of them has judged an engine.
+ASSUMED_NOTE = " (assumed, not measured; --threshold sets another)"
 KV_THRESHOLDS = {"fp8": THRESHOLDS["fp8"], "int8": THRESHOLDS["int8-wo"]}
 
 
@@ -85,13 +87,17 @@ def perplexity(log_probs: Sequence[float]) -> float:
         return math.inf
 
 
-def agreement_check(expected: Sequence[Sequence[int]], produced: Sequence[Sequence[int]], least: float) -> Check:
+def agreement_check(
+    expected: Sequence[Sequence[int]], produced: Sequence[Sequence[int]], least: float, note: str = ""
+) -> Check:
     share = agreement(expected, produced)
-    detail = f"{share:.0%} of the source's greedy tokens before the first difference, at least {least:.0%} wanted"
+    detail = f"{share:.0%} of the source's greedy tokens before the first difference, at least {least:.0%} wanted{note}"
     return Check.of("accuracy", share >= least, detail)
 
 
-def perplexity_check(source: Sequence[float], engine: Sequence[float], most: float) -> Check:
+def perplexity_check(source: Sequence[float], engine: Sequence[float], most: float, note: str = "") -> Check:
     ours, theirs = perplexity(engine), perplexity(source)
-    detail = f"perplexity {ours:.3f}, the source's {theirs:.3f}: {ours / theirs:.3f} times, at most {most:g} wanted"
+    detail = (
+        f"perplexity {ours:.3f}, the source's {theirs:.3f}: {ours / theirs:.3f} times, at most {most:g} wanted{note}"
+    )
     return Check.of("accuracy", ours <= most * theirs, detail)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from build_engine.checks import Check
 from build_engine.errors import BuildEngineError
-from build_engine.gpu.accuracy import Gate, agreement_check, perplexity_check, threshold_for
+from build_engine.gpu.accuracy import ASSUMED_NOTE, Gate, agreement_check, perplexity_check, threshold_for
 from build_engine.gpu.generate import Answer, Question, ask
 from build_engine.gpu.gpu_manifest import hash_model
 from build_engine.gpu.load_test import GENERATES, Texts, cut_texts, generation_check
@@ -98,9 +98,9 @@ def _accuracy_checks(
     if source.sha256 != manifest.source.sha256:
         detail = f"{model_dir} is not the checkpoint that the engine was made from. Name that one with --model."
         return [Check.of(ACCURACY, False, detail)]
-    limit = request.threshold
+    limit, note = request.threshold, ""
     if limit is None:
-        limit = threshold_for(request.gate, manifest.precision, gpu.kv_cache_precision)
+        limit, note = threshold_for(request.gate, manifest.precision, gpu.kv_cache_precision), ASSUMED_NOTE
     is_greedy = request.gate is Gate.AGREEMENT
     try:
         with progress.step("generate with the source checkpoint"):
@@ -108,8 +108,8 @@ def _accuracy_checks(
     except BuildEngineError as error:
         return [Check.not_made(ACCURACY, f"the source checkpoint could not be run. {error}")]
     if is_greedy:
-        return [agreement_check(answer.tokens, engine.tokens, limit)]
-    return [perplexity_check(_joined(answer.log_probs), _joined(engine.log_probs), limit)]
+        return [agreement_check(answer.tokens, engine.tokens, limit, note)]
+    return [perplexity_check(_joined(answer.log_probs), _joined(engine.log_probs), limit, note)]
 
 
 def _joined(log_probs: list[list[float]]) -> list[float]:

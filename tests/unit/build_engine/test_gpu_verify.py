@@ -128,6 +128,7 @@ def test_an_engine_that_says_something_else_fails_unless_the_threshold_is_lowere
     found, checks = verify(engine, "--model", model_dir, *options)
     assert found == status
     assert checks["accuracy"]["detail"].startswith("25% of the source's greedy tokens")
+    assert ("assumed, not measured" in checks["accuracy"]["detail"]) == (not options)
 
 
 def test_perplexity_is_the_other_gate(
