@@ -41,6 +41,8 @@ def plan_for(model_dir: Path, tmp_path: Path, **options: Any) -> Plan:
 
 
 def run(plan: Plan, model_dir: Path, force: bool = False, **options: Any) -> tuple[Path, EngineManifest, bool]:
+    """Without the load test, which starts a process, unless it is asked for."""
+    options = {"is_load_tested": False, **options}
     result = run_plan(plan, model_dir, inspect_machine(plan, Machine()), SilentProgress(), force, **options)
     return result.engine_dir, result.manifest, result.reused
 
@@ -51,7 +53,7 @@ def log_of(engine_dir: Path) -> str:
 
 @pytest.mark.usefixtures("_tensorrt_llm")
 def test_an_engine_is_built_step_by_step_and_described(plan: Plan, model_dir: Path) -> None:
-    engine_dir, manifest, reused = run(plan, model_dir)
+    engine_dir, manifest, reused = run(plan, model_dir, is_load_tested=True)
     assert engine_dir == plan.engine_dir
     assert not reused
     assert set(manifest.files) == {
@@ -194,10 +196,10 @@ def test_an_engine_that_does_not_load_is_not_published(
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE_FAILS", "1")
     with pytest.raises(BuildEngineError, match="no deserializer, says the fake"):
-        run(plan, model_dir)
+        run(plan, model_dir, is_load_tested=True)
     assert plan.engine_dir
     assert not plan.engine_dir.exists()
-    _, manifest, _ = run(plan, model_dir, is_load_tested=False)
+    _, manifest, _ = run(plan, model_dir)
     assert manifest.gpu
     assert not manifest.gpu.load_tested
 
