@@ -1,7 +1,7 @@
 """What upstream's error texts mean. Pure: upstream has no classes for its errors, so the words are all there is.
 
-Read in cpp/tensorrt_llm of NVIDIA/TensorRT-LLM, in two stored versions (036a60f7, before 1.0; b35ac1b6, on the way to
-1.2) which say the same:
+Read in cpp/tensorrt_llm of NVIDIA/TensorRT-LLM, at b35ac1b6 (on the way to 1.2), and "Shutdown called" at 036a60f7
+(before 1.0), too; not at the released tags, and not seen from a running engine:
 
 * executor/executorImpl.cpp, enqueueRequests: "Maximum queue size of %d has been reached, please try again later". With
   an orchestrator it is an error response of the request instead (leaderRecvReqThread). Every method after the end:
