@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.messages import CompletionParameters, TextChunk
+
+
+class UnreachableError(PipelineError):
+    """The request has not reached an engine, so another one may be asked: nothing of it runs anywhere."""
+
+    def __init__(self) -> None:
+        message = "The model server cannot be reached at the moment; try again shortly."
+        super().__init__(ErrorCode.SERVICE_UNAVAILABLE, message)
 
 
 class Generator(Protocol):
@@ -17,7 +26,7 @@ class Generator(Protocol):
     """
 
     def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """The chunks of one completion, as they are made. Raises PipelineError when it fails."""
+        """The chunks of one completion, as they are made. Raises PipelineError, UnreachableError before a chunk."""
 
     async def stop(self, key: str) -> None:
         """Ask the engine to end the request with this key soon. PipelineError when the message can't be delivered."""

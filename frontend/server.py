@@ -16,6 +16,7 @@ from frontend.auth import KeysFileError
 from frontend.request_log import configure_logging
 from frontend.services import Services
 from frontend.settings import FrontendSettings
+from frontend.triton_channel import TritonChannel
 from frontend.triton_generator import TritonGenerator
 
 log = structlog.get_logger(__name__)
@@ -82,7 +83,7 @@ def main() -> int:
     """The program. Returns its exit status."""
     try:
         settings = FrontendSettings()
-        app = create_app(settings, TritonGenerator(settings.triton_address, settings.triton_model))
+        app = create_app(settings, TritonGenerator(TritonChannel(settings.triton_address), settings.triton_model))
     except ValidationError as error:
         # Without the input: it may be a key.
         problems = [f"{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]

@@ -32,8 +32,8 @@ IMPORTED_BY = {
     "openvino": {"llm_pipeline/executors/cpu_engine/paged_model.py", "build_engine/openvino_greedy.py"},
     "openvino_genai": {"build_engine/openvino_compiler.py"},
     "gguf": {"build_engine/source.py"},
-    "tritonclient": {"frontend/triton_generator.py", "benchmarks/grpc_load.py"},
-    "grpc": {"frontend/triton_generator.py", "benchmarks/grpc_load.py"},
+    "tritonclient": {"frontend/triton_channel.py", "benchmarks/grpc_load.py"},
+    "grpc": {"frontend/triton_channel.py", "benchmarks/grpc_load.py"},
     "triton_python_backend_utils": {"llm_pipeline/python_backend.py"},
     "llm_pipeline.python_backend": set(),  # for the model.py files alone: it exists only inside Triton
     "psutil": {

@@ -12,6 +12,7 @@ import pytest
 from app_under_test import until
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from frontend.triton_channel import TritonChannel
 from frontend.triton_generator import TritonGenerator
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.messages import CompletionParameters, FinishReason, TextChunk
@@ -68,7 +69,7 @@ async def scripted_triton() -> AsyncIterator[tuple[ScriptedTriton, TritonGenerat
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    generator = TritonGenerator(f"127.0.0.1:{port}", "ensemble")
+    generator = TritonGenerator(TritonChannel(f"127.0.0.1:{port}"), "ensemble")
     try:
         yield servicer, generator
     finally:
@@ -136,7 +137,7 @@ async def test_a_failed_call_is_read_to_its_end_and_not_cancelled() -> None:
 
 
 async def test_nobody_listens() -> None:
-    generator = TritonGenerator("127.0.0.1:1", "ensemble")
+    generator = TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble")
     assert not await generator.is_ready()
     with pytest.raises(PipelineError) as caught:
         await anext(generator.generate(PARAMETERS))
@@ -166,4 +167,4 @@ async def test_stops_of_one_moment_share_a_stream() -> None:
 
 
 async def test_closing_an_unused_generator() -> None:
-    await TritonGenerator("127.0.0.1:1", "ensemble").close()
+    await TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble").close()
