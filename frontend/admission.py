@@ -1,7 +1,4 @@
-"""How much work is let in: choices in flight, requests per key and minute, and nothing while draining.
-
-All of it is counted in this process. With several workers each has its own share of the limits.
-"""
+"""How much work is let in: choices in flight, and nothing while draining. The limit is that of all workers together."""
 
 from __future__ import annotations
 
@@ -9,13 +6,9 @@ import asyncio
 import time
 from collections import deque
 
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
-
-from frontend.auth import ApiKey
 from frontend.errors import MAX_RETRY_AFTER_S
 from frontend.run import CompletionRun, StopReason
+from frontend.workers import Workers
 from llm_pipeline.errors import ErrorCode, PipelineError
 
 _REMEMBERED_ENDS = 64
@@ -23,31 +16,15 @@ _UNKNOWN_WAIT_S = 5.0
 _LAST_ENDS_S = 2.0  # for the engine to confirm what was stopped
 
 
-class RateLimits:
-    """Requests per minute of each key that has a limit, over a moving window."""
-
-    def __init__(self) -> None:
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
-
-    async def count(self, key: ApiKey | None) -> None:
-        """Counts one request; PipelineError (429) when the key has used up its minute."""
-        if key is None or key.requests_per_minute is None:
-            return
-        limit = RateLimitItemPerMinute(key.requests_per_minute)
-        if await self._limiter.hit(limit, key.name):
-            return
-        window = await self._limiter.get_window_stats(limit, key.name)
-        raise PipelineError(
-            ErrorCode.RATE_LIMIT_EXCEEDED,
-            f"This key may send {key.requests_per_minute} requests a minute; wait as Retry-After says.",
-            retry_after_s=max(window.reset_time - time.time(), 1.0),
-        )
-
-
 class Admission:
-    """Choices in flight, counted from their start to the moment when the engine is done with them."""
+    """Choices in flight, counted from their start to the moment when the engine is done with them.
 
-    def __init__(self, max_in_flight: int) -> None:
+    `in_flight` and `queued` are those of this worker; the limit holds for what all workers have in flight.
+    """
+
+    def __init__(self, max_in_flight: int, workers: Workers | None = None) -> None:
+        self._workers = workers or Workers.alone()
+        self._in_flight_of_all = self._workers.counter("in_flight")
         self.in_flight = 0
         self.queued = 0  # in flight, but without a token yet
         self.is_draining = False
@@ -66,11 +43,15 @@ class Admission:
 
     def admit(self, choices: int) -> None:
         """Counts the choices of a new request; PipelineError (429) when there is no room for all of them."""
-        if self.in_flight + choices > self._max_in_flight:
+        with self._workers.lock():
+            missing = self._in_flight_of_all.total + choices - self._max_in_flight
+            if missing <= 0:
+                self._in_flight_of_all.add(choices)
+        if missing > 0:
             raise PipelineError(
                 ErrorCode.QUEUE_FULL,
                 f"All {self._max_in_flight} places are taken; try again as Retry-After says.",
-                retry_after_s=self._wait_for(choices),
+                retry_after_s=self._wait_for(missing),
             )
         self._is_idle.clear()
         self.in_flight += choices
@@ -79,6 +60,7 @@ class Admission:
     def choice_ended(self, *, had_token: bool) -> None:
         """The engine is done with one choice."""
         self.in_flight -= 1
+        self._in_flight_of_all.add(-1)
         self.queued -= not had_token
         self._ends_s.append(time.monotonic())
         if self.in_flight == 0:
@@ -95,13 +77,12 @@ class Admission:
         if not self._runs:
             self._is_answered.set()
 
-    def _wait_for(self, choices: int) -> float:
-        """Seconds until that many places are likely to be free, at the pace of the last endings."""
+    def _wait_for(self, missing: int) -> float:
+        """Seconds until that many places are likely to be free, if all workers keep the pace of our last endings."""
         if len(self._ends_s) < 2:
             return _UNKNOWN_WAIT_S
         pace_s = (time.monotonic() - self._ends_s[0]) / len(self._ends_s)
-        missing = self.in_flight + choices - self._max_in_flight
-        return min(max(pace_s * missing, 1.0), MAX_RETRY_AFTER_S)
+        return min(max(pace_s * missing / self._workers.count, 1.0), MAX_RETRY_AFTER_S)
 
     async def wait_until_idle(self) -> None:
         """Returns when the engine is done with everything, or when it takes too long to confirm."""

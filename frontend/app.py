@@ -11,30 +11,38 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from frontend.admission import Admission, RateLimits
+from frontend.admission import Admission
 from frontend.auth import KeyRing
 from frontend.errors import handle_router_error
 from frontend.generator import Generator
 from frontend.metrics import Metrics
+from frontend.metrics_of_all import MetricsOfAll
 from frontend.middleware import RequestEnvelope
+from frontend.rate_limits import RateLimits
 from frontend.readiness import Readiness
 from frontend.routes import completions, models, operations
 from frontend.services import Services
 from frontend.settings import FrontendSettings
+from frontend.worker_life import live_as_worker
+from frontend.workers import Workers
 
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: FrontendSettings, generator: Generator) -> FastAPI:
-    """The ASGI app. Raises KeysFileError. `app.state.services` has its parts."""
-    metrics = Metrics()
+def create_app(
+    settings: FrontendSettings, generator: Generator, *, workers: Workers | None = None, metrics: Metrics | None = None
+) -> FastAPI:
+    """The ASGI app, of one worker or of the only one. Raises KeysFileError. `app.state.services` has its parts."""
+    workers, metrics = workers or Workers.alone(), metrics or Metrics()
     services = Services(
         settings=settings,
         generator=generator,
         metrics=metrics,
-        admission=Admission(settings.max_in_flight),
-        rate_limits=RateLimits(),
+        admission=Admission(settings.max_in_flight, workers),
+        rate_limits=RateLimits(workers),
         readiness=Readiness(generator, check_s=settings.ready_check_s, idle_s=settings.warm_up_s),
+        workers=workers,
+        metrics_of_all=MetricsOfAll(workers, metrics.registry) if workers.count > 1 else None,
     )
     metrics.watch(services.admission, lambda: services.is_ready)
     # Plain routes instead of FastAPI's own: they parse and validate bodies in ways that the contract rules out.
@@ -60,7 +68,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if services.settings.auth == "off":
         log.warning("auth_is_off", advice="everybody who can reach the port may use the model; set API_KEY")
     watch = asyncio.create_task(services.readiness.watch())
-    yield
+    async with live_as_worker(services):
+        yield
     watch.cancel()
     with suppress(asyncio.CancelledError):
         await watch

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one app, in a registry of its own. They count this process only; scrape each worker."""
+"""Prometheus metrics of one app, in a registry of its own. They count this process; metrics_of_all.py adds them up."""
 
 from __future__ import annotations
 
@@ -46,6 +46,46 @@ class TokenGapHistogram(Collector):
             yield bound, total
 
 
+class EndpointMetrics:
+    """An EndpointListener. With several workers, each has its own view of an endpoint, and the gauges add up."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, documentation: str) -> Gauge:
+            return Gauge(name, documentation, ["endpoint"], registry=registry)
+
+        self._requests = Counter(
+            "completions_endpoint_requests", "Requests sent to a Triton", ["endpoint"], registry=registry
+        )
+        self._outstanding = gauge("completions_endpoint_outstanding_requests", "Requests that a Triton works for")
+        self._ejected = gauge("completions_endpoint_ejected", "Workers of the front end that send a Triton nothing")
+        self._ejections = Counter(
+            "completions_endpoint_ejections", "How often a Triton was left out", ["endpoint"], registry=registry
+        )
+
+    def on_known(self, endpoint: str) -> None:
+        """See EndpointListener."""
+        for metric in (self._requests, self._outstanding, self._ejected, self._ejections):
+            metric.labels(endpoint)  # shown as 0, not left out
+
+    def on_request(self, endpoint: str) -> None:
+        """See EndpointListener."""
+        self._requests.labels(endpoint).inc()
+        self._outstanding.labels(endpoint).inc()
+
+    def on_end(self, endpoint: str) -> None:
+        """See EndpointListener."""
+        self._outstanding.labels(endpoint).dec()
+
+    def on_ejected(self, endpoint: str) -> None:
+        """See EndpointListener."""
+        self._ejected.labels(endpoint).inc()
+        self._ejections.labels(endpoint).inc()
+
+    def on_readmitted(self, endpoint: str) -> None:
+        """See EndpointListener."""
+        self._ejected.labels(endpoint).dec()
+
+
 class Load(Protocol):
     """How much is under way."""
 
@@ -85,6 +125,8 @@ class Metrics:
         self.cancelled = Counter(
             "completions_cancelled", "Requests stopped before their end", ["reason"], registry=self.registry
         )
+
+        self.endpoints = EndpointMetrics(self.registry)
 
     def _counter(self, name: str, documentation: str) -> Counter:
         return Counter(name, documentation, registry=self.registry)

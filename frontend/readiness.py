@@ -75,8 +75,8 @@ class Readiness:
             timer.cancel()
 
     async def _warm_up(self) -> bool:
-        trial = _Trial()
-        run = CompletionRun([Choice(0, 0, _warm_up_parameters())], self._generator, trial)
+        trial = Trial()
+        run = CompletionRun([Choice(0, 0, warm_up_parameters())], self._generator, trial)
         run.start()
         await run.wait_until_over(_WARM_UP_TIMEOUT_S)
         if not run.is_over:
@@ -91,7 +91,8 @@ class Readiness:
         return True
 
 
-def _warm_up_parameters() -> CompletionParameters:
+def warm_up_parameters() -> CompletionParameters:
+    """A short request that any model answers with text."""
     key = uuid.uuid4().hex
     return CompletionParameters(
         request_key=key,
@@ -102,7 +103,7 @@ def _warm_up_parameters() -> CompletionParameters:
     )
 
 
-class _Trial:
+class Trial:
     """A RunListener that keeps the text."""
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import structlog
@@ -49,9 +50,13 @@ def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 1)
 
 
-def configure_logging(settings: FrontendSettings) -> None:
-    """One format for our lines and those of the libraries (uvicorn's, grpc's). Called once, by the program."""
+def configure_logging(settings: FrontendSettings, *, worker: int | None = None) -> None:
+    """One format for our lines and those of the libraries (uvicorn's, grpc's). Called once, by the program.
+
+    A record is one write, so lines of several workers do not mix; with `worker`, each says whose it is.
+    """
     shared: list[structlog.typing.Processor] = [
+        *([] if worker is None else [partial(_add_worker, worker)]),
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -68,6 +73,10 @@ def configure_logging(settings: FrontendSettings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
+
+
+def _add_worker(number: int, _log: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {**fields, "worker": number}
 
 
 def _rendering(settings: FrontendSettings) -> list[structlog.typing.Processor]:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 import sys
 from types import FrameType
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from pydantic import ValidationError
 
 from frontend.app import create_app
 from frontend.auth import KeysFileError
+from frontend.generators import create_generator
+from frontend.metrics import Metrics
 from frontend.request_log import configure_logging
 from frontend.services import Services
 from frontend.settings import FrontendSettings
-from frontend.triton_channel import TritonChannel
-from frontend.triton_generator import TritonGenerator
+from frontend.workers import Workers
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +49,8 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler; runs between any two bytecodes of the main thread."""
+        if sig == signal.SIGINT and self._services.workers.count > 1:
+            return  # a Ctrl-C reaches everybody in the terminal, and the supervisor passes it on
         if self._loop is None or self._services.admission.is_draining:
             self.should_exit = self.force_exit = True
             return
@@ -79,19 +83,15 @@ def build_server(settings: FrontendSettings, app: FastAPI) -> DrainingServer:
     return DrainingServer(app, config)
 
 
-def main() -> int:
-    """The program. Returns its exit status."""
+def run(settings: FrontendSettings, workers: Workers, listener: socket.socket | None = None) -> int:
+    """Serve, as the only process or as one worker with its listening socket. Returns the exit status."""
+    metrics = Metrics()
+    generator = create_generator(settings, metrics.endpoints)
     try:
-        settings = FrontendSettings()
-        app = create_app(settings, TritonGenerator(TritonChannel(settings.triton_address), settings.triton_model))
-    except ValidationError as error:
-        # Without the input: it may be a key.
-        problems = [f"{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
-        sys.stderr.write("The settings are not usable:\n" + "\n".join(problems) + "\n")
-        return 2
+        app = create_app(settings, generator, workers=workers, metrics=metrics)
     except KeysFileError as error:
         sys.stderr.write(f"The front end cannot start: {error}\n")
         return 2
-    configure_logging(settings)
-    build_server(settings, app).run()
+    configure_logging(settings, worker=workers.number if workers.count > 1 else None)
+    build_server(settings, app).run(sockets=None if listener is None else [listener])
     return 0

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from frontend.admission import Admission, RateLimits
+from prometheus_client import CollectorRegistry
+
+from frontend.admission import Admission
 from frontend.auth import ApiKey
 from frontend.generator import Generator
 from frontend.metrics import Metrics
+from frontend.metrics_of_all import MetricsOfAll
+from frontend.rate_limits import RateLimits
 from frontend.readiness import Readiness
 from frontend.settings import FrontendSettings
+from frontend.workers import Workers
 from llm_pipeline.errors import ErrorCode, PipelineError
 
 
@@ -24,6 +29,8 @@ class Services:
     admission: Admission
     rate_limits: RateLimits
     readiness: Readiness
+    workers: Workers
+    metrics_of_all: MetricsOfAll | None  # in a front end of several workers
     started: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str, key: ApiKey | None) -> None:
@@ -47,6 +54,10 @@ class Services:
         """PipelineError (503) while completions are not accepted."""
         self.admission.require_open()
         self.readiness.require()
+
+    def metrics_registry(self) -> CollectorRegistry:
+        """What /metrics shows: all workers as one."""
+        return self.metrics.registry if self.metrics_of_all is None else self.metrics_of_all.registry()
 
     async def drain(self) -> None:
         """Let nothing new in, give running requests their time, then stop them."""

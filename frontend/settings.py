@@ -42,6 +42,13 @@ class FrontendSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(9000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
+    frontend_workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes of the front end; limits and metrics are those of all together. One fills a core at "
+        "about 5,000 events a second",
+    )
     public_url: HttpUrl | None = Field(
         None,
         description="Base of the URLs in answers ($schema, Link), such as https://api.example.com; "
@@ -49,8 +56,10 @@ class FrontendSettings(BaseSettings):
     )
 
     triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Triton's gRPC port on the loopback address")
-    triton_grpc_url: str | None = Field(
-        None, description="Triton's gRPC address as host:port; left out: the loopback address and TRITON_GRPC_PORT"
+    triton_grpc_url: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = Field(
+        (),
+        description="gRPC address of Triton as host:port, or those of several, comma separated, that share the load; "
+        "left out: the loopback address and TRITON_GRPC_PORT",
     )
     triton_model: str = Field(ENSEMBLE_MODEL, description="The Triton model that completes prompts")
     model_name: str = Field("smollm2-135m-instruct", min_length=1, description="Name under which the model is served")
@@ -98,9 +107,9 @@ class FrontendSettings(BaseSettings):
         return self
 
     @property
-    def triton_address(self) -> str:
-        """host:port of Triton's gRPC service."""
-        return self.triton_grpc_url or f"127.0.0.1:{self.triton_grpc_port}"
+    def triton_addresses(self) -> tuple[str, ...]:
+        """host:port of the gRPC service of each Triton."""
+        return self.triton_grpc_url or (f"127.0.0.1:{self.triton_grpc_port}",)
 
     @property
     def model_names(self) -> tuple[str, ...]:

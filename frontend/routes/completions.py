@@ -38,7 +38,7 @@ async def _create(services: Services, request: Request) -> Response:
     """Refusals come in an order that makes them certain before they may be a matter of luck (503, 429)."""
     record = record_of(request.scope)
     timeout_s = _timeout_s(request, services.settings.request_timeout_s)
-    await services.rate_limits.count(record.key)
+    services.rate_limits.count(record.key)
     completion = await _read(services, request, timeout_s)
     services.check_model(completion.model, record.key)
     record.model, record.served_model = completion.model, services.settings.model_name

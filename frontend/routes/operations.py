@@ -40,12 +40,13 @@ async def _live(request: Request) -> Response:
 
 async def _ready(services: Services, request: Request) -> Response:
     services.require_ready()
+    services.workers.require_started()
     return Response(b'{"status":"ready"}', media_type="application/json")
 
 
 async def _metrics(services: Services, request: Request) -> Response:
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(services.metrics.registry), headers={"Content-Type": content_type})
+    return Response(encode(services.metrics_registry()), headers={"Content-Type": content_type})
 
 
 async def _openapi(services: Services, request: Request) -> Response:

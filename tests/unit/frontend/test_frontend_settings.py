@@ -42,7 +42,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = FrontendSettings()
     assert settings.api_key == HashedKey.of("123")
     assert settings.model_names == ("m", "a", "b")
-    assert settings.triton_address == "127.0.0.1:7001"
+    assert settings.triton_addresses == ("127.0.0.1:7001",)
     assert settings.most_choices == settings.max_in_flight
 
 
