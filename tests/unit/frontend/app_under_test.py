@@ -64,7 +64,7 @@ async def in_process(generator: FakeGenerator | None = None, **values: object) -
     headers = {"Authorization": f"Bearer {KEY}"}
     client = httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
     async with app.router.lifespan_context(app), client:
-        if generator.is_up:
+        if getattr(generator, "is_up", True):
             await until(lambda: app.state.services.is_ready)
         yield Running(app, generator, client)
 

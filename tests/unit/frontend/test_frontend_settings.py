@@ -25,7 +25,7 @@ def test_every_field_is_described(name: str) -> None:
 
 def test_defaults() -> None:
     settings = FrontendSettings(auth="off")
-    assert (settings.host, settings.port, settings.triton_address) == ("127.0.0.1", 9000, "127.0.0.1:8001")
+    assert (settings.host, settings.port, settings.triton_addresses) == ("127.0.0.1", 9000, ("127.0.0.1:8001",))
     assert settings.model_names == ("smollm2-135m-instruct",)
 
 
