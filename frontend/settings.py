@@ -46,8 +46,7 @@ class FrontendSettings(BaseSettings):
         1,
         ge=1,
         le=64,
-        description="Processes of the front end; limits and metrics are those of all together. One fills a core at "
-        "about 5,000 events a second",
+        description="Processes of the front end; limits and metrics are those of all together",
     )
     public_url: HttpUrl | None = Field(
         None,

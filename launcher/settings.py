@@ -18,6 +18,9 @@ class StackSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address that the front end listens on")
     port: int = Field(9000, ge=1, le=65535, description="Port of the front end")
+    frontend_workers: int = Field(
+        1, ge=1, le=64, description="Processes of the front end; limits and metrics are those of all together"
+    )
     triton_http_port: int = Field(8000, ge=1, le=65535, description="Port of Triton's HTTP service, on loopback")
     triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC service, on loopback")
     triton_metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's own metrics, on loopback")

@@ -143,6 +143,7 @@ class Stack:
             **os.environ,
             "HOST": self._settings.host,
             "PORT": str(self._settings.port),
+            "FRONTEND_WORKERS": str(self._settings.frontend_workers),
             "TRITON_GRPC_PORT": str(self._settings.triton_grpc_port),
             "MODEL_NAME": self._settings.model_name,
         }

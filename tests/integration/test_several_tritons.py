@@ -1,0 +1,191 @@
+"""Two Tritons behind a front end of two workers: the load is shared, a dead Triton costs what it was working on, and
+comes back. The tests build on one another's processes, and run in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from launcher import triton_server
+from launcher.processes import ChildProcess
+from launcher.settings import StackSettings
+from tests.integration.conftest import API_KEY, MODEL, free_ports, wait_until
+
+pytestmark = pytest.mark.triton
+
+WORKERS = 2
+TOKENS = 100
+STREAMS = 16
+START_LIMIT_S = 60.0
+CLOSING_S = 1.0  # until the last connection to a process that was killed is seen to be gone
+
+
+@dataclass(frozen=True)
+class Tritons:
+    """The processes, and what tests ask of the front end."""
+
+    tritons: dict[str, ChildProcess]  # by gRPC address
+    front_end: ChildProcess
+    base_url: str
+
+    def metric(self, name: str, endpoint: str) -> float:
+        page = httpx.get(f"{self.base_url}/metrics", trust_env=False).text
+        start = f'completions_endpoint_{name}{{endpoint="{endpoint}"}} '
+        return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(start))
+
+    def requests(self) -> list[float]:
+        return [self.metric("requests_total", endpoint) for endpoint in self.tritons]
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.base_url}/health/ready", trust_env=False).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def client(self) -> httpx.AsyncClient:
+        """Each request on a connection of its own, so that they meet all workers."""
+        return httpx.AsyncClient(
+            base_url=self.base_url,
+            headers={"Authorization": f"Bearer {API_KEY}"},
+            timeout=60,
+            trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
+
+
+@pytest.fixture(scope="module")
+def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tritons]:
+    folder = tmp_path_factory.mktemp("tritons")
+    backends = triton_server.prepare_backends(folder)
+    port, *ports = free_ports(1 + 2 * 3)
+    children = {}
+    for number in range(2):
+        http, grpc, metrics = ports[3 * number : 3 * number + 3]
+        settings = StackSettings(
+            executor="scripted", triton_http_port=http, triton_grpc_port=grpc, triton_metrics_port=metrics
+        )
+        children[f"127.0.0.1:{grpc}"] = ChildProcess(
+            f"Triton {number}",
+            triton_server.command(settings, backends),
+            triton_server.environment(settings, engine_dir),
+            folder / f"triton-{number}.log",
+            stop_limit_s=20,
+        )
+    environment = {
+        **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+        **{"PORT": str(port), "API_KEY": API_KEY, "MODEL_NAME": MODEL},
+        **{"TRITON_GRPC_URL": ", ".join(children), "FRONTEND_WORKERS": str(WORKERS)},
+    }
+    command = [sys.executable, "-m", "frontend"]
+    front_end = ChildProcess("front end", command, environment, folder / "frontend.log", stop_limit_s=40)
+    running = Tritons(children, front_end, f"http://127.0.0.1:{port}")
+    try:
+        for child in (*children.values(), front_end):
+            child.start()
+        wait_until(running.is_ready, limit_s=START_LIMIT_S, what="a ready front end")
+        for endpoint in children:
+            wait_until(lambda at=endpoint: running.metric("ejected", at) == 0, limit_s=START_LIMIT_S, what="both in")
+        yield running
+    finally:
+        for child in (front_end, *children.values()):
+            child.stop()
+            child.kill()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one stream went."""
+
+    started_s: float
+    status: int
+    text: str
+
+    @property
+    def is_served(self) -> bool:
+        return self.status == httpx.codes.OK and '"error"' not in self.text
+
+    @property
+    def is_whole(self) -> bool:
+        return self.text.count('"finish_reason":"length"') == 1 and self.text.endswith("data: [DONE]\n\n")
+
+    @property
+    def is_named_failure(self) -> bool:
+        codes = ('"code":"service_unavailable"', '"code":"engine_unavailable"')
+        is_late = self.status == httpx.codes.OK and self.text.endswith("data: [DONE]\n\n")
+        return (self.status == httpx.codes.SERVICE_UNAVAILABLE or is_late) and any(code in self.text for code in codes)
+
+
+async def stream(client: httpx.AsyncClient) -> Outcome:
+    body = {"model": MODEL, "prompt": "Hello", "max_tokens": TOKENS, "stream": True}
+    started_s = time.monotonic()
+    answer = await client.post("/v1/completions", json=body)
+    return Outcome(started_s, answer.status_code, answer.text)
+
+
+async def test_both_get_their_share(tritons: Tritons) -> None:
+    before = tritons.requests()
+    async with tritons.client() as client:
+        outcomes = await asyncio.gather(*(stream(client) for _ in range(STREAMS)))
+    assert all(outcome.is_served and outcome.is_whole for outcome in outcomes)
+    wait_until(lambda: sum(tritons.requests()) >= sum(before) + STREAMS, limit_s=10, what="all counted")
+    shares = [after - had for after, had in zip(tritons.requests(), before, strict=True)]
+    assert min(shares) >= STREAMS / 2 - WORKERS
+
+
+async def test_a_killed_triton_costs_what_it_worked_on_and_comes_back(tritons: Tritons) -> None:
+    (victim, child), (survivor, _) = tritons.tritons.items()
+    is_over = False
+
+    async def keep_asking(client: httpx.AsyncClient) -> list[Outcome]:
+        outcomes = []
+        while not is_over:
+            outcomes.append(await stream(client))
+        return outcomes
+
+    async with tritons.client() as client:
+        askers = [asyncio.create_task(keep_asking(client)) for _ in range(STREAMS)]
+        await until(lambda: tritons.metric("outstanding_requests", victim) > 0)
+        child.kill()
+        await until(lambda: not child.is_alive)
+        dead_s = time.monotonic()
+        await until(lambda: tritons.metric("ejected", victim) == WORKERS)
+        assert tritons.is_ready()
+        served_before = tritons.metric("requests_total", survivor)
+        await until(lambda: tritons.metric("requests_total", survivor) > served_before + STREAMS)
+
+        child.start()
+        await until(lambda: tritons.metric("ejected", victim) == 0)
+        back_s = time.monotonic() - dead_s
+        served_before = tritons.metric("requests_total", victim)
+        await until(lambda: tritons.metric("requests_total", victim) > served_before)
+        is_over = True
+        outcomes = [outcome for part in await asyncio.gather(*askers) for outcome in part]
+    failed = [outcome for outcome in outcomes if not outcome.is_served]
+    print(f"{len(failed)} of {len(outcomes)} failed; back after {back_s:.1f} s, its start included")
+    assert all(outcome.is_whole for outcome in outcomes if outcome.is_served)
+    assert all(outcome.is_named_failure for outcome in failed), [outcome.text[-300:] for outcome in failed]
+    assert len(failed) <= STREAMS
+    assert all(outcome.started_s < dead_s + CLOSING_S for outcome in failed)
+
+
+async def until(condition) -> None:
+    """As wait_until, while the streams of this test go on."""
+    await asyncio.to_thread(wait_until, condition, limit_s=START_LIMIT_S, what="see the traceback")
+
+
+async def test_the_end_of_a_front_end_waits_for_the_streams_of_all_workers(tritons: Tritons) -> None:
+    async with tritons.client() as client:
+        streams = [asyncio.create_task(stream(client)) for _ in range(STREAMS)]
+        await until(lambda: sum(tritons.metric("outstanding_requests", at) for at in tritons.tritons) >= STREAMS)
+        await asyncio.to_thread(tritons.front_end.stop)
+        outcomes = await asyncio.gather(*streams)
+    assert all(outcome.is_served and outcome.is_whole for outcome in outcomes)
+    assert not tritons.front_end.is_alive
