@@ -83,11 +83,14 @@ class GeneratorPool:
 
     async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
         """See Generator."""
-        first = self._pick()
+        first, has_begun = self._pick(), False
         try:
             async for chunk in self._generate(first, parameters):
+                has_begun = True
                 yield chunk
         except UnreachableError:
+            if has_begun:
+                raise
             second = self._pick(other_than=first)
         else:
             return

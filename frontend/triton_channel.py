@@ -99,15 +99,16 @@ class TritonChannel:
 
         After an error inside a response, the rest of the call is read in the background.
         """
-        call = self._infer_one(request)
+        call, has_begun = self._infer_one(request), False
         try:
             async for message in call:
                 if message.error_message:
                     self._read_in_background(call)
-                    raise failure(None, message.error_message, request.id)
+                    raise failure(None, message.error_message, request.id, has_begun=has_begun)
+                has_begun = True
                 yield message.infer_response
         except grpc.RpcError as error:
-            raise _rpc_failure(error, request.id) from error
+            raise _rpc_failure(error, request.id, has_begun=has_begun) from error
 
     async def infer_all(self, requests: Sequence[InferRequest]) -> None:
         """Send requests whose responses say nothing; returns when all are answered. PipelineError as the first says."""
@@ -115,9 +116,9 @@ class TritonChannel:
             messages = self._infer_many(_each(requests))
             failures = [message.error_message async for message in messages if message.error_message]
         except grpc.RpcError as error:
-            raise _rpc_failure(error, requests[0].id) from error
+            raise _rpc_failure(error, requests[0].id, has_begun=False) from error
         if failures:
-            raise failure(None, failures[0], requests[0].id)
+            raise failure(None, failures[0], requests[0].id, has_begun=False)
 
     async def is_model_ready(self, model: str) -> bool:
         """Whether Triton can be reached and has loaded the model. Never raises, answers within seconds."""
@@ -176,21 +177,22 @@ async def _exhaust(call: Any) -> None:
         pass
 
 
-def _rpc_failure(error: grpc.RpcError, request_id: str) -> PipelineError:
+def _rpc_failure(error: grpc.RpcError, request_id: str, *, has_begun: bool) -> PipelineError:
     if isinstance(error, grpc.aio.AioRpcError):
-        return failure(error.code(), error.details() or "", request_id)
-    return failure(None, str(error), request_id)
+        return failure(error.code(), error.details() or "", request_id, has_begun=has_begun)
+    return failure(None, str(error), request_id, has_begun=has_begun)
 
 
-def failure(code: grpc.StatusCode | None, details: str, request_id: str) -> PipelineError:
+def failure(code: grpc.StatusCode | None, details: str, request_id: str, *, has_begun: bool) -> PipelineError:
     """The client's view of a failed call. What Triton said about it goes to the log."""
     ours = PipelineError.from_wire(details)
     if ours is not None:
         return ours
     log.warning("triton_call_failed", request_id=request_id, grpc_code=str(code), details=details)
-    if any(words in details for words in (*_NO_CONNECTION_WORDS, *_REFUSAL_WORDS)):
+    is_refused = any(words in details for words in (*_NO_CONNECTION_WORDS, *_REFUSAL_WORDS))
+    if is_refused and not has_begun:
         return UnreachableError()
-    if code in _UNAVAILABLE_CODES:
+    if is_refused or code in _UNAVAILABLE_CODES:
         return PipelineError(
             ErrorCode.SERVICE_UNAVAILABLE, "The model server cannot be reached at the moment; try again shortly."
         )

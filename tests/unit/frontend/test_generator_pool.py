@@ -108,6 +108,14 @@ async def test_a_request_that_found_no_connection_is_given_to_another_member() -
         assert pool.metric("outstanding_requests", 0) == 0
 
 
+async def test_it_is_not_given_away_after_a_token() -> None:
+    async with pool_of(2) as pool:
+        pool.fakes[0].script = lambda _: [*chunks("a", "b")[:1], UnreachableError()]
+        with pytest.raises(UnreachableError):
+            await pool.complete("a")
+        assert pool.asked == [1, 0]
+
+
 async def test_it_is_given_away_once_only() -> None:
     async with pool_of(3) as pool:
         for fake in pool.fakes:

@@ -12,6 +12,7 @@ import pytest
 from app_under_test import until
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from frontend.generator import UnreachableError
 from frontend.triton_channel import TritonChannel
 from frontend.triton_generator import TritonGenerator
 from llm_pipeline.errors import ErrorCode, PipelineError
@@ -22,10 +23,13 @@ PARAMETERS = CompletionParameters("key-1", "request-1", text="Hi", max_tokens=3,
 
 
 class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers each request with `script`: chunks, error messages inside responses, or a status (code, details)."""
+    """Answers each request with `script`: chunks, error messages inside responses, or a status (code, details).
+
+    An event in it is waited for.
+    """
 
     def __init__(self) -> None:
-        self.script: list[TextChunk | str | tuple[grpc.StatusCode, str]] = []
+        self.script: list[TextChunk | str | tuple[grpc.StatusCode, str] | asyncio.Event] = []
         self.requests: list[Any] = []
         self.streams = 0
         self.metadata: dict[str, str] = {}
@@ -45,6 +49,9 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             for step in self.script:
                 if isinstance(step, tuple):
                     await context.abort(*step)
+                if isinstance(step, asyncio.Event):
+                    await step.wait()
+                    continue
                 if isinstance(step, str):
                     yield service_pb2.ModelStreamInferResponse(error_message=step)
                     continue
@@ -136,10 +143,40 @@ async def test_a_failed_call_is_read_to_its_end_and_not_cancelled() -> None:
         await until(lambda: triton.finished == 1)
 
 
+@pytest.mark.parametrize("details", ["Request for unknown model: 'ensemble' is not found", "Server is stopping, x"])
+async def test_a_request_that_triton_refuses_may_go_elsewhere(details: str) -> None:
+    async with scripted_triton() as (triton, generator):
+        triton.script = [details]
+        with pytest.raises(UnreachableError):
+            await anext(generator.generate(PARAMETERS))
+
+
+@pytest.mark.parametrize("sent", [[], [TextChunk("a", 1)]], ids=["no token", "a token"])
+async def test_a_request_whose_connection_breaks_may_have_begun(sent: list[TextChunk]) -> None:
+    servicer, server = ScriptedTriton(), grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    generator = TritonGenerator(TritonChannel(f"127.0.0.1:{port}"), "ensemble")
+    servicer.script = [*sent, asyncio.Event()]
+    chunks = generator.generate(PARAMETERS)
+    assert [await anext(chunks) for _ in sent] == sent
+    rest = asyncio.ensure_future(anext(chunks))
+    await until(lambda: bool(servicer.requests))
+    await server.stop(None)
+    with pytest.raises(PipelineError) as caught:
+        await rest
+    assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
+    assert not isinstance(caught.value, UnreachableError)
+    with pytest.raises(UnreachableError):
+        await anext(generator.generate(PARAMETERS))
+    await generator.close()
+
+
 async def test_nobody_listens() -> None:
     generator = TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble")
     assert not await generator.is_ready()
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(UnreachableError) as caught:  # by gRPC's words for it: see triton_channel
         await anext(generator.generate(PARAMETERS))
     assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
     with pytest.raises(PipelineError):
