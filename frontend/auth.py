@@ -29,7 +29,7 @@ class ApiKey(BaseModel):
     name: str = Field(min_length=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     models: frozenset[str] | None = None  # None: every model
-    requests_per_minute: int | None = Field(None, ge=1)
+    requests_per_minute: int | None = Field(None, ge=1, le=1_000_000)  # 8 bytes of memory each
     expires: date | datetime | None = None
 
     def is_expired(self, now: datetime) -> bool:

@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 _FAILURES_OF_THE_ENDPOINT = {ErrorCode.SERVICE_UNAVAILABLE, ErrorCode.ENGINE_UNAVAILABLE}
 _MISSES = 2  # looks in a row
 _FIRST_PAUSE_S = 0.25
-_MAX_PAUSE_S = 5.0
+_MAX_PAUSE_S = 2.0
 _TRIAL_LIMIT_S = 60.0  # the first request to a cold engine compiles and allocates
 _FIRST_LOOK_LIMIT_S = 4.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from pydantic import ValidationError
@@ -21,9 +22,12 @@ def main() -> int:
         problems = [f"{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
         sys.stderr.write("The settings are not usable:\n" + "\n".join(problems) + "\n")
         return 2
+    # Read when gRPC is imported, and inherited by workers.
+    if settings.grpc_experiments != "none":
+        os.putenv("GRPC_EXPERIMENTS", settings.grpc_experiments)
     if settings.frontend_workers > 1:
         configure_logging(settings)
         return Supervisor(settings).run()
-    from frontend.server import run  # a supervisor doesn't load what only workers need
+    from frontend.server import run  # not before gRPC's setting; and a supervisor has no use for it
 
     return run(settings, Workers.alone())

@@ -89,8 +89,11 @@ class Supervisor:
         status = self._await_life(first)
         if status is not None:
             return status
-        children = [first, *(self._start(number) for number in range(1, self._count))]
+        children = [first]
         while not self._signals:
+            if len(children) < self._count:
+                children.append(self._start(len(children)))
+                continue
             self._sleep(_LOOK_S)
             for index, child in enumerate(children):
                 children[index] = self._look_after(child)
@@ -127,13 +130,19 @@ class Supervisor:
         if status is None:
             self._end_if_silent(worker, now_s)
             return worker
-        self._workers.forget(worker.number)
-        keep_counts_of_the_dead(self._workers, worker.number)
+        self._forget(worker.number)
         worker.deaths = worker.deaths + 1 if now_s - worker.started_s < _STABLE_S else 1
         pause_s = _RESTART_PAUSES_S[min(worker.deaths, len(_RESTART_PAUSES_S)) - 1]
         log.error("worker_ended", worker=worker.number, status=status, starts_again_in_s=pause_s)
         worker.start_again_s = now_s + pause_s
         return worker if pause_s else self._start_again(worker)
+
+    def _forget(self, number: int) -> None:
+        self._workers.forget(number)
+        try:
+            keep_counts_of_the_dead(self._workers, number)
+        except OSError as error:  # a full disk: its successor's file takes the place of what it had counted
+            log.error("counts_not_kept", worker=number, reason=error.strerror)
 
     def _start_again(self, worker: _Worker) -> _Worker:
         try:
