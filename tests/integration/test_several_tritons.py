@@ -23,6 +23,7 @@ pytestmark = pytest.mark.triton
 
 WORKERS = 2
 TOKENS = 100
+LONG = 1000  # 5 s at 200 tokens a second: seen to be under way, and over within the front end's drain
 STREAMS = 16
 START_LIMIT_S = 60.0
 CLOSING_S = 1.0  # until the last connection to a process that was killed is seen to be gone
@@ -123,8 +124,8 @@ class Outcome:
         return (self.status == httpx.codes.SERVICE_UNAVAILABLE or is_late) and any(code in self.text for code in codes)
 
 
-async def stream(client: httpx.AsyncClient) -> Outcome:
-    body = {"model": MODEL, "prompt": "Hello", "max_tokens": TOKENS, "stream": True}
+async def stream(client: httpx.AsyncClient, tokens: int = TOKENS) -> Outcome:
+    body = {"model": MODEL, "prompt": "Hello", "max_tokens": tokens, "stream": True}
     started_s = time.monotonic()
     answer = await client.post("/v1/completions", json=body)
     return Outcome(started_s, answer.status_code, answer.text)
@@ -183,7 +184,7 @@ async def until(condition) -> None:
 
 async def test_the_end_of_a_front_end_waits_for_the_streams_of_all_workers(tritons: Tritons) -> None:
     async with tritons.client() as client:
-        streams = [asyncio.create_task(stream(client)) for _ in range(STREAMS)]
+        streams = [asyncio.create_task(stream(client, LONG)) for _ in range(STREAMS)]
         await until(lambda: sum(tritons.metric("outstanding_requests", at) for at in tritons.tritons) >= STREAMS)
         await asyncio.to_thread(tritons.front_end.stop)
         outcomes = await asyncio.gather(*streams)
