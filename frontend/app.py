@@ -20,7 +20,7 @@ from frontend.metrics_of_all import MetricsOfAll
 from frontend.middleware import RequestEnvelope
 from frontend.rate_limits import RateLimits
 from frontend.readiness import Readiness
-from frontend.routes import completions, models, operations
+from frontend.routes import completions, models, operations, playground
 from frontend.services import Services
 from frontend.settings import FrontendSettings
 from frontend.worker_life import live_as_worker
@@ -53,7 +53,12 @@ def create_app(
         redirect_slashes=False,
         # It looks for OpenTelemetry's providers on every request, which is a twentieth of a short one's cost.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        routes=[*completions.routes(services), *models.routes(services), *operations.routes(services)],
+        routes=[
+            *completions.routes(services),
+            *models.routes(services),
+            *operations.routes(services),
+            *playground.routes(),
+        ],
         middleware=[Middleware(RequestEnvelope, settings=settings, keys=KeyRing(settings), metrics=metrics)],
         exception_handlers={HTTPException: handle_router_error},
         lifespan=_lifespan,

@@ -82,6 +82,12 @@ def _paths(base_url: str, model: str) -> dict[str, Any]:
     found[paths.METRICS] = {"get": _plain(paths.METRICS, "Metrics for Prometheus", "text/plain", (401, 405))}
     found[paths.OPENAPI] = {"get": _plain(paths.OPENAPI, "This document", "application/json", (405,))}
     found[paths.DOCS] = {"get": _plain(paths.DOCS, "This document for humans", "text/html", (405,))}
+    found[paths.PLAYGROUND] = {"get": _kept(_plain(paths.PLAYGROUND, "The playground", "text/html", (405,)))}
+    file = _kept(_plain(paths.PLAYGROUND_FILES, "A file of the playground", "text/javascript", (404, 405)))
+    content = file["responses"]["200"]["content"]
+    content |= {media: {"schema": {"type": "string"}} for media in ("text/css", "image/svg+xml")}
+    file["parameters"].append({"name": "name", "in": "path", "required": True, "schema": {"type": "string"}})
+    found[paths.PLAYGROUND_FILES + "{name}"] = {"get": file}
     schema = _plain(paths.SCHEMAS, "JSON Schema of a body", "application/schema+json", (404, 405))
     schema["parameters"].append({"name": "name", "in": "path", "required": True, "schema": {"type": "string"}})
     found[paths.SCHEMAS + "{name}.json"] = {"get": schema}
@@ -149,6 +155,15 @@ def _plain(path: str, summary: str, media_type: str, errors: tuple[int, ...]) ->
             **_errors(errors),
         },
     }
+
+
+def _kept(operation: dict[str, Any]) -> dict[str, Any]:
+    """The operation, for something that a browser may keep and ask about."""
+    etag = {"ETag": {"schema": {"type": "string"}}}
+    operation["parameters"].append({"name": "If-None-Match", "in": "header", "schema": {"type": "string"}})
+    operation["responses"]["200"]["headers"] = {**_HEADERS, **etag}
+    operation["responses"]["304"] = {"description": "What the browser has is current", "headers": {**_HEADERS, **etag}}
+    return operation
 
 
 def _health(path: str) -> dict[str, Any]:

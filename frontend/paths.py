@@ -9,16 +9,19 @@ METRICS = "/metrics"
 OPENAPI = "/openai/openapi.json"
 DOCS = "/docs"
 SCHEMAS = "/openai/schemas/"
+PLAYGROUND = "/"
+PLAYGROUND_FILES = "/playground/"
 
 _HEALTH = frozenset(root + end for root in HEALTH_ROOTS for end in ("", "/live", "/ready"))
-_PUBLIC = {OPENAPI, DOCS, *_HEALTH}
+_PUBLIC = {OPENAPI, DOCS, PLAYGROUND, *_HEALTH}
+_PUBLIC_ROOTS = (SCHEMAS, PLAYGROUND_FILES)
 
 
 def is_public(path: str, *, metrics_needs_key: bool) -> bool:
     """Whether a request needs no key. A path that does not exist needs one: a stranger learns nothing from it."""
     if path == METRICS:
         return not metrics_needs_key
-    return path in _PUBLIC or path.startswith(SCHEMAS)
+    return path in _PUBLIC or path.startswith(_PUBLIC_ROOTS)
 
 
 def is_completions(path: str) -> bool:

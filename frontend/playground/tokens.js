@@ -1,0 +1,86 @@
+// From the chunks of one choice to pieces of its text, each with the tokens that it is made of.
+
+/**
+ * Cuts the text of a choice along its tokens. The text is the truth: it may lag behind its tokens (a stop string that
+ * may be about to complete, half a character), and several tokens may make one character. A piece is {text, tokens,
+ * wait}; a token {text, id, logprob, top, offset}, each null where the server did not say. A piece without text is a
+ * token that left none: an end token, or what a stop string cut off.
+ */
+export class TokenCutter {
+  constructor() {
+    this._tokens = [];
+    this._text = "";
+  }
+
+  /** The pieces that this chunk completes. `wait` is how long it took to arrive, in milliseconds. */
+  push(choice, wait) {
+    this._tokens.push(...tokensOf(choice).map((token) => ({ ...token, wait })));
+    this._text += choice.text ?? "";
+    const pieces = this._whole();
+    const isHeld = this._tokens.length > 0 && (this._tokens[0].text ?? "").startsWith(this._text);
+    if (this._text && !isHeld) pieces.push(this._rest(wait));
+    return choice.finish_reason ? [...pieces, ...this._end(wait)] : pieces;
+  }
+
+  /** Tokens whose text has arrived, all of it. */
+  _whole() {
+    const pieces = [];
+    while (this._tokens.length && this._tokens[0].text !== null && this._text.startsWith(this._tokens[0].text)) {
+      const token = this._tokens[0];
+      if (!token.text && !this._text) break; // it may be a part of what comes next
+      this._tokens.shift();
+      this._text = this._text.slice(token.text.length);
+      pieces.push({ text: token.text, tokens: [token], wait: token.wait });
+    }
+    return pieces;
+  }
+
+  _rest(wait) {
+    const piece = { text: this._text, tokens: this._tokens, wait };
+    this._tokens = [];
+    this._text = "";
+    return piece;
+  }
+
+  _end(wait) {
+    const pieces = this._text ? [this._rest(wait)] : [];
+    const ghosts = this._tokens.map((token) => ({ text: "", tokens: [token], wait: token.wait }));
+    this._tokens = [];
+    return [...pieces, ...ghosts];
+  }
+}
+
+function tokensOf(choice) {
+  const { logprobs, token_ids: ids } = choice;
+  if (!logprobs?.tokens) {
+    return (ids ?? []).map((id) => ({ text: null, id, logprob: null, top: null, offset: null }));
+  }
+  return logprobs.tokens.map((text, index) => ({
+    text,
+    id: (ids?.length === logprobs.tokens.length ? ids[index] : null) ?? idIn(text),
+    logprob: logprobs.token_logprobs?.[index] ?? null,
+    top: logprobs.top_logprobs?.[index] ?? null,
+    offset: logprobs.text_offset?.[index] ?? null,
+  }));
+}
+
+/** return_tokens_as_token_ids writes the id where the token stood. */
+function idIn(text) {
+  const found = /^token_id:(\d+)$/.exec(text);
+  return found ? Number(found[1]) : null;
+}
+
+/** The class that colours a piece: p0 for what was expected to p4 for a surprise; "" when nothing is known. */
+export function colourOf(piece) {
+  const known = piece.tokens.map((token) => token.logprob).filter((logprob) => logprob !== null);
+  if (!known.length) return "";
+  const least = Math.exp(Math.min(...known));
+  return `p${[0.9, 0.6, 0.3, 0.1].filter((limit) => least < limit).length}`;
+}
+
+/** A probability for people. */
+export function percent(logprob) {
+  const value = Math.exp(logprob) * 100;
+  if (value >= 99.95) return "100 %";
+  return value < 0.1 ? "< 0.1 %" : `${value.toFixed(1)} %`;
+}
