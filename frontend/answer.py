@@ -182,6 +182,7 @@ class StreamedAnswer(CompletionAnswer):
             include_usage=options is not None and options.include_usage,
             continuous_usage=options is not None and options.continuous_usage_stats,
             as_token_ids=self._request.return_tokens_as_token_ids,
+            with_token_ids=self._request.return_token_ids,
         )
 
     async def _begin(self, send: Send) -> None:
@@ -233,11 +234,16 @@ class WholeAnswer(CompletionAnswer):
         return Response(orjson.dumps(body), headers=headers, media_type="application/json")
 
     def _choice(self, choice: Choice, chunks: list[TextChunk]) -> dict[str, Any]:
-        fields = {"index": choice.index, "text": "".join(chunk.text for chunk in chunks), "logprobs": None}
+        fields: dict[str, Any] = {
+            "index": choice.index,
+            "text": "".join(chunk.text for chunk in chunks),
+            "logprobs": None,
+        }
         fields["finish_reason"] = str(choice.finish_reason)
+        if self._request.wants_token_ids:
+            fields["token_ids"] = tuple(token_id for chunk in chunks for token_id in chunk.token_ids or ())
         if self._request.return_tokens_as_token_ids:
-            token_ids = tuple(token_id for chunk in chunks for token_id in chunk.token_ids or ())
-            fields |= {"text": sse.token_id_text(token_ids), "token_ids": token_ids}
+            fields["text"] = sse.token_id_text(fields["token_ids"])
         return fields
 
 

@@ -42,7 +42,9 @@ class CompletionChoice(_Document):
     )
     logprobs: None = Field(description="Not supported: always null")
     token_ids: list[int] = Field(
-        default_factory=list, description="The tokens; only with return_tokens_as_token_ids", json_schema_extra={}
+        default_factory=list,
+        description="The tokens; only with return_token_ids or return_tokens_as_token_ids",
+        json_schema_extra={},
     )
 
 

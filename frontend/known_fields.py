@@ -38,7 +38,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...] | None] = {
     "repetition_penalty": (1,),
     "request_id": ANYTHING,
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
     "stop_token_ids": ([],),
     "structured_outputs": (),

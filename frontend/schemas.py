@@ -202,5 +202,11 @@ class CompletionRequest(BaseModel):
     return_tokens_as_token_ids: Boolean = Field(
         False, description="Give the text as `token_id:<id>` for each token, and the ids as `token_ids`"
     )
+    return_token_ids: Boolean = Field(False, description="Give the token ids of the text beside it, as `token_ids`")
     stream: Boolean = Field(False, description="Send the text as server-sent events while it is made")
     stream_options: StreamOptions | None = Field(None, description="Options of a stream; only with `stream: true`")
+
+    @property
+    def wants_token_ids(self) -> bool:
+        """Whether choices carry `token_ids`."""
+        return self.return_token_ids or self.return_tokens_as_token_ids

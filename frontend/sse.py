@@ -45,18 +45,28 @@ class ChunkFrames:
     """Makes the events of one stream. All chunks share the head: id, object, created and model."""
 
     def __init__(
-        self, head: dict[str, Any], *, include_usage: bool, continuous_usage: bool, as_token_ids: bool
+        self,
+        head: dict[str, Any],
+        *,
+        include_usage: bool,
+        continuous_usage: bool,
+        as_token_ids: bool,
+        with_token_ids: bool,
     ) -> None:
         self._opening = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
         self._null_usage_end = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
         self._continuous_usage = continuous_usage
         self._as_token_ids = as_token_ids
+        self._with_token_ids = with_token_ids
         self._prefixes: dict[int, bytes] = {}
 
     def chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
         """One chunk's event; nothing for a chunk that has nothing to say yet (half a character, half a stop string)."""
         if self._as_token_ids:
             return self._token_id_chunk(choice, chunk)
+        if self._with_token_ids:
+            token_ids = orjson.dumps(chunk.token_ids or ())
+            return self._event(choice, chunk, orjson.dumps(chunk.text) + b',"token_ids":' + token_ids)
         if not chunk.text and chunk.finish_reason is None and not self._continuous_usage:
             return b""
         return self._event(choice, chunk, orjson.dumps(chunk.text))

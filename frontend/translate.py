@@ -31,7 +31,7 @@ def _parameters(request: CompletionRequest, prompt: Prompt, index: int, request_
         stop=request.stop,
         include_stop_str_in_output=request.include_stop_str_in_output,
         skip_special_tokens=request.skip_special_tokens,
-        return_token_ids=request.return_tokens_as_token_ids,
+        return_token_ids=request.wants_token_ids,
         stream=request.stream,
     )
 

@@ -108,6 +108,11 @@ async def test_tokens_as_ids(running: Running) -> None:
     assert choice["token_ids"] == [101, 102]
 
 
+async def test_token_ids_beside_the_text(running: Running) -> None:
+    choice = (await running.complete(max_tokens=2, return_token_ids=True)).json()["choices"][0]
+    assert (choice["text"], choice["token_ids"]) == (" Paris,", [101, 102])
+
+
 async def test_stop_reason(running: Running) -> None:
     running.generator.script = lambda _: chunks("a", "", reason=FinishReason.STOP)
     assert (await running.complete()).json()["choices"][0]["finish_reason"] == "stop"

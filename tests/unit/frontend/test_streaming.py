@@ -69,6 +69,12 @@ async def test_tokens_as_ids(running: Running) -> None:
     assert text_of(found) == "token_id:101token_id:102"
 
 
+async def test_token_ids_beside_the_text(running: Running) -> None:
+    found = events((await running.complete(max_tokens=2, stream=True, return_token_ids=True)).text)
+    assert [event["choices"][0]["token_ids"] for event in found] == [[101], [102]]
+    assert text_of(found) == " Paris,"
+
+
 async def test_choices_interleave_with_their_index() -> None:
     async with in_process() as app:
         found = events((await app.complete(prompt=["a", "b"], n=2, max_tokens=3, stream=True)).text)
