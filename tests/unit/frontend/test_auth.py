@@ -53,6 +53,8 @@ async def test_the_scheme_is_case_insensitive(running: Running, header: str) -> 
         "/health/ready",
         "/openai/health",
         "/metrics",
+        "/",
+        "/playground/main.js",
         "/docs",
         "/openai/openapi.json",
         "/openai/schemas/Completion.json",
