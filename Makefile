@@ -10,7 +10,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install
 UV_COMPILE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt pyproject.toml requirements/serve.in \
-	--extra frontend --extra cpu --extra build
+	--extra frontend --extra cpu --extra build --extra cli
 UV_IMAGE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt --constraints requirements/serve.lock
 IMAGE_LOCKS := docker/requirements

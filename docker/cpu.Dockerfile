@@ -13,6 +13,7 @@ COPY llm_pipeline llm_pipeline
 COPY frontend frontend
 COPY build_engine build_engine
 COPY launcher launcher
+COPY complete_cli complete_cli
 COPY model_repository model_repository
 # Editable, because the launcher finds model_repository beside the packages. Triton's backends are put together here and
 # not at the start: they are programs, and a tmpfs of docker's is mounted noexec.

@@ -13,6 +13,7 @@ COPY llm_pipeline llm_pipeline
 COPY frontend frontend
 COPY build_engine build_engine
 COPY launcher launcher
+COPY complete_cli complete_cli
 RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
     && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps /wheels/*.whl
 

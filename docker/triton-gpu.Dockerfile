@@ -11,6 +11,7 @@ COPY llm_pipeline llm_pipeline
 COPY frontend frontend
 COPY build_engine build_engine
 COPY launcher launcher
+COPY complete_cli complete_cli
 RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}-trtllm-python-py3

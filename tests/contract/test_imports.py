@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("llm_pipeline", "frontend", "build_engine", "launcher", "benchmarks")
+PACKAGES = ("llm_pipeline", "frontend", "build_engine", "launcher", "benchmarks", "complete_cli")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MODEL_FILES = sorted((ROOT / "model_repository").glob("*/1/model.py"))
 
@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "llm_pipeline": {"llm_pipeline"},
     "frontend": {"frontend", "llm_pipeline"},
     "build_engine": {"build_engine", "llm_pipeline"},
-    "launcher": set(PACKAGES) - {"benchmarks"},  # it starts all of them
-    "benchmarks": set(PACKAGES),  # it measures all of them
+    "launcher": set(PACKAGES) - {"benchmarks", "complete_cli"},  # it starts all of them
+    "benchmarks": set(PACKAGES) - {"complete_cli"},  # it measures all of them
+    "complete_cli": {"complete_cli"},  # a client like any other
 }
 
 # Outside library -> the modules that may import it, inside functions too.
@@ -42,7 +43,7 @@ IMPORTED_BY = {
         "benchmarks/machine.py",
         "benchmarks/processes.py",
     },
-    "httpx": {"launcher/stack.py", "benchmarks/servers.py"},
+    "httpx": {"launcher/stack.py", "benchmarks/servers.py", "complete_cli/client.py"},
     "matplotlib": {"benchmarks/plots.py"},
     "tensorrt_llm": {"llm_pipeline/executors/tensorrt_llm/upstream.py", "build_engine/gpu/upstream.py"},
     "torch": {"llm_pipeline/executors/tensorrt_llm/upstream.py"},

@@ -1,0 +1,145 @@
+"""The program `complete` against the running stack, as people type it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import MODEL, RunningStack, wait_until
+
+pytestmark = pytest.mark.triton
+
+PROGRAM = str(Path(sys.executable).parent / "complete")
+GREEDY = ["--temperature", "0", "--max-tokens", "12"]
+
+
+def environment(stack: RunningStack, **values: str) -> dict[str, str]:
+    known = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
+    return {**known, "OPENAI_BASE_URL": f"{stack.base_url}/openai/v1", "OPENAI_API_KEY": stack.api_key, **values}
+
+
+def complete(
+    stack: RunningStack, *words: str, piped: bytes | None = None, **values: str
+) -> subprocess.CompletedProcess[bytes]:
+    stdin = {"stdin": subprocess.DEVNULL} if piped is None else {"input": piped}
+    return subprocess.run(
+        [PROGRAM, *words], env=environment(stack, **values), capture_output=True, timeout=60, check=False, **stdin
+    )
+
+
+@pytest.mark.parametrize("how", ["--stream", "--no-stream"])
+def test_the_text_is_the_servers_byte_for_byte(cpu_stack: RunningStack, how: str) -> None:
+    expected = cpu_stack.complete(prompt="Once upon a time", temperature=0, max_tokens=12).json()["choices"][0]["text"]
+    done = complete(cpu_stack, "Once upon a time", *GREEDY, how)
+    assert (done.returncode, done.stdout) == (0, expected.encode())
+    assert b"12 tokens in" in done.stderr
+    assert b"tokens/s" in done.stderr
+    assert done.stderr.endswith(b"length\n")
+    assert b"\x1b" not in done.stdout + done.stderr  # no terminal, no colours
+
+
+@pytest.mark.parametrize("words", [[], ["-"]])
+def test_the_prompt_comes_from_standard_input(cpu_stack: RunningStack, words: list[str]) -> None:
+    argument = complete(cpu_stack, "The capital of France is", *GREEDY, "--quiet")
+    piped = complete(cpu_stack, *words, *GREEDY, "--quiet", piped=b"The capital of France is\n")
+    assert (piped.returncode, piped.stdout) == (0, argument.stdout)
+    assert argument.stderr == piped.stderr == b""
+
+
+def test_the_prompt_comes_from_a_file(scripted_stack: RunningStack, tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text("Once")
+    done = complete(scripted_stack, "--file", str(tmp_path / "story.txt"), "--max-tokens", "4", "--json", "--no-stream")
+    assert json.loads(done.stdout)["usage"]["completion_tokens"] == 4
+
+
+def test_json_is_one_object_a_line(scripted_stack: RunningStack) -> None:
+    done = complete(scripted_stack, "Hi", "--max-tokens", "4", "--set", "return_token_ids=true", "--json", "--quiet")
+    *chunks, last = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(len(chunk["choices"][0]["token_ids"]) for chunk in chunks) == 4
+    assert last["usage"]["completion_tokens"] == 4
+
+
+def test_choices_come_one_behind_the_other(cpu_stack: RunningStack) -> None:
+    fields = {"temperature": 1, "seed": 3, "max_tokens": 6, "n": 2}
+    whole = cpu_stack.complete(prompt="Once upon", **fields).json()["choices"]
+    done = complete(cpu_stack, "Once upon", "-t", "1", "--seed", "3", "-n", "6", "--choices", "2", "-q")
+    assert done.stdout.decode() == "\n".join(choice["text"] for choice in whole)
+
+
+def test_errors_are_the_servers_words(scripted_stack: RunningStack) -> None:
+    said = scripted_stack.complete(prompt="Hi", temperature=3).json()["error"]["message"]
+    done = complete(scripted_stack, "Hi", "--temperature", "3", "--model", MODEL)
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", f"error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "status", "says"),
+    [
+        (["Hi"], {"OPENAI_API_KEY": "wrong"}, 1, "API key"),
+        (["Hi"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, 3, "Nobody answers"),
+        (["Hi", "--model", "none"], {}, 1, "No model of this name"),
+        (["Hi", "--set", "logprobs"], {}, 2, "name=value"),
+        (["Hi", "--no-such-option"], {}, 2, "No such option"),
+        (["Hi", "--max-tokens", "many"], {}, 2, "many"),
+    ],
+)
+def test_what_can_go_wrong_has_a_status_of_its_own(
+    scripted_stack: RunningStack, words: list[str], values: dict[str, str], status: int, says: str
+) -> None:
+    done = complete(scripted_stack, *words, **values)
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert says in done.stderr.decode()
+
+
+def start_long(stack: RunningStack, *words: str) -> subprocess.Popen[bytes]:
+    """A completion of 2,000 tokens (10 s), of which the first has arrived."""
+    command = [PROGRAM, "Hi", "--max-tokens", "2000", *words]
+    running = subprocess.Popen(
+        command, env=environment(stack), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert running.stdout is not None
+    assert running.stdout.read(1)
+    return running
+
+
+def is_idle(stack: RunningStack) -> bool:
+    return stack.decode_metric("decode_active_requests") == 0
+
+
+def test_ctrl_c_ends_it_and_frees_the_slot(scripted_stack: RunningStack) -> None:
+    cancelled = scripted_stack.decode_metric("decode_cancelled_requests_total")
+    running = start_long(scripted_stack)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=10)
+    assert running.returncode == 130
+    assert said.endswith(b"stopped\n")
+    wait_until(lambda: is_idle(scripted_stack), limit_s=5, what="the slot is free")
+    assert scripted_stack.decode_metric("decode_cancelled_requests_total") == cancelled + 1
+
+
+def test_a_reader_that_leaves_ends_it_without_a_complaint(scripted_stack: RunningStack) -> None:
+    running = start_long(scripted_stack, "--quiet")
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.close()
+    assert running.wait(timeout=10) == 141
+    assert running.stderr.read() == b""
+    running.stderr.close()
+    wait_until(lambda: is_idle(scripted_stack), limit_s=5, what="the slot is free")
+
+
+def test_bash_finds_it_under_its_second_name(scripted_stack: RunningStack) -> None:
+    """`complete` alone is a builtin of bash."""
+    path = f"{Path(PROGRAM).parent}:/usr/bin:/bin"
+    command = ["bash", "-c", "triton-complete Hi --max-tokens 2 --quiet"]
+    done = subprocess.run(
+        command, env=environment(scripted_stack, PATH=path), capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout

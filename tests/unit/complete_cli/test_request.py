@@ -1,0 +1,76 @@
+"""Prompts and fields from the command line's words."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from complete_cli.request import UsageError, parse_settings, read_prompt
+
+
+class Terminal(io.BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("piped", "prompt"),
+    [
+        (b"Once\n", "Once"),
+        (b"Once\n\n", "Once\n"),
+        (b"Once", "Once"),
+        (b" a\r\n", " a"),
+        ("é\n".encode(), "é"),
+        (b"", ""),
+    ],
+)
+@pytest.mark.parametrize("word", [None, "-"])
+def test_standard_input_loses_its_last_line_break_only(word: str | None, piped: bytes, prompt: str) -> None:
+    assert read_prompt(word, None, io.BytesIO(piped)) == prompt
+
+
+def test_an_argument_stays_as_it_is() -> None:
+    assert read_prompt("Once\n", None, io.BytesIO(b"piped")) == "Once\n"
+
+
+def test_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "story.txt"
+    path.write_text("Once upon\n", encoding="utf-8")
+    assert read_prompt(None, path, Terminal()) == "Once upon"
+
+
+@pytest.mark.parametrize(
+    ("word", "file", "stdin", "says"),
+    [
+        (None, None, Terminal(), "Give a prompt"),
+        ("Hi", Path("story.txt"), Terminal(), "not both"),
+        (None, Path("/no/such/file"), Terminal(), "can't be read"),
+        (None, None, io.BytesIO(b"\xff"), "not UTF-8"),
+    ],
+)
+def test_no_prompt_is_refused_with_what_to_do(
+    word: str | None, file: Path | None, stdin: io.BytesIO, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        read_prompt(word, file, stdin)
+
+
+def test_fields_are_json_or_else_strings() -> None:
+    items = ["logprobs=5", 'stop=["a", "b"]', "echo=true", "user=me", "suffix=", "x=a=b", "seed=null"]
+    assert parse_settings(items) == {
+        "logprobs": 5,
+        "stop": ["a", "b"],
+        "echo": True,
+        "user": "me",
+        "suffix": "",
+        "x": "a=b",
+        "seed": None,
+    }
+
+
+@pytest.mark.parametrize("item", ["logprobs", "=5"])
+def test_a_field_without_a_name_or_a_value_is_refused(item: str) -> None:
+    with pytest.raises(UsageError, match="name=value"):
+        parse_settings([item])
