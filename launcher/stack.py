@@ -218,6 +218,7 @@ def _print_banner(stack: Stack, settings: StackSettings, console: Console) -> No
     console.print(f"\n[bold green]Ready.[/] {settings.model_name} on {stack.base_url}", highlight=False)
     console.print(f"  API       {stack.base_url}/openai/v1/completions", highlight=False, soft_wrap=True)
     console.print(f"  key       {key}", highlight=False, soft_wrap=True)
+    console.print(f"  page      {stack.base_url}/", highlight=False, soft_wrap=True)
     console.print(f"  docs      {stack.base_url}/docs", highlight=False, soft_wrap=True)
     console.print(
         f"  logs      {_shown(settings.run_dir / 'logs' / str(settings.port))}", highlight=False, soft_wrap=True

@@ -86,7 +86,7 @@ def test_errors_are_the_servers_words(scripted_stack: RunningStack) -> None:
         (["Hi", "--model", "none"], {}, 1, "No model of this name"),
         (["Hi", "--set", "logprobs"], {}, 2, "name=value"),
         (["Hi", "--no-such-option"], {}, 2, "No such option"),
-        (["Hi", "--max-tokens", "many"], {}, 2, "many"),
+        (["Hi", "--max-tokens", "many"], {}, 2, "--max-tokens"),
     ],
 )
 def test_what_can_go_wrong_has_a_status_of_its_own(
