@@ -45,12 +45,16 @@ def running_browser() -> Iterator[Browser]:
 class Playground:
     """The page, opened; notes whatever a user should never see in a browser's console."""
 
-    def __init__(self, browser: Browser, stack: RunningStack, **options: Any) -> None:
+    def __init__(self, browser: Browser, stack: RunningStack, *, answer: str | None = None, **options: Any) -> None:
+        """`answer` is a stream that the page sees in place of the server's: one that no model can be made to give."""
         self.stack = stack
         self.complaints: list[str] = []
         self.requests: list[str] = []
         context = browser.new_context(**{**DESKTOP, **options})
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=stack.base_url)
+        if answer is not None:
+            stream = {"status": 200, "headers": {"content-type": "text/event-stream"}, "body": answer}
+            context.route("**/v1/completions", lambda route: route.fulfill(**stream))
         self.page: Page = context.new_page()
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._note)

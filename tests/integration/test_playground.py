@@ -62,12 +62,6 @@ def events(*choices: dict[str, Any]) -> str:
     return "".join(f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in choices) + "data: [DONE]\n\n"
 
 
-def answer_with(playground: Playground, body: str) -> None:
-    """Lets the page see an answer that no model can be made to give."""
-    headers = {"content-type": "text/event-stream"}
-    playground.page.route("**/v1/completions", lambda route: route.fulfill(status=200, headers=headers, body=body))
-
-
 # --- Running ---------------------------------------------------------------------------------------------------------
 
 
@@ -232,8 +226,7 @@ SOME_TOKENS = events(
 
 def test_text_is_cut_along_its_tokens(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     """Also where it lags behind them, where several make one character, and where one leaves no text."""
-    playground = open_page(scripted_stack)
-    answer_with(playground, SOME_TOKENS)
+    playground = open_page(scripted_stack, answer=SOME_TOKENS)
     playground.run()
     tokens = playground.page.locator(".token")
     assert tokens.all_text_contents() == [" one", "😀", " two", ""]
@@ -253,9 +246,8 @@ def test_text_is_cut_along_its_tokens(scripted_stack: RunningStack, open_page: O
 
 
 def test_the_arrow_keys_walk_through_the_tokens(scripted_stack: RunningStack, open_page: OpenPage) -> None:
-    playground = open_page(scripted_stack)
+    playground = open_page(scripted_stack, answer=SOME_TOKENS)
     page = playground.page
-    answer_with(playground, SOME_TOKENS)
     playground.run()
     page.focus(".text")
     said = page.locator("#token-said")
@@ -271,10 +263,9 @@ HOSTILE = "<img src=x onerror=\"document.title='broken in'\"><script>document.ti
 
 
 def test_what_a_model_writes_is_never_markup(scripted_stack: RunningStack, open_page: OpenPage) -> None:
-    playground = open_page(scripted_stack)
-    page = playground.page
     hostile = with_log_probs(text=HOSTILE, tokens=[HOSTILE], values=[LIKELY], finish_reason="stop")
-    answer_with(playground, events(hostile))
+    playground = open_page(scripted_stack, answer=events(hostile))
+    page = playground.page
     page.fill("#prompt", HOSTILE)
     playground.run()
     page.locator(".token").first.hover()
@@ -315,10 +306,10 @@ def test_a_wrong_key_is_marked(scripted_stack: RunningStack, open_page: OpenPage
 
 
 def test_an_error_in_the_middle_of_a_stream_leaves_the_text(scripted_stack: RunningStack, open_page: OpenPage) -> None:
-    playground = open_page(scripted_stack)
     error = {"message": "The engine has died.", "type": "overloaded_error", "param": None, "code": "engine_unavailable"}
     begun = events({"index": 0, "text": "Once", "finish_reason": None, "logprobs": None}).split("data: [DONE]")[0]
-    answer_with(playground, f"{begun}data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n")
+    answer = f"{begun}data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n"
+    playground = open_page(scripted_stack, answer=answer)
     playground.run()
     expect(playground.page.locator("#failure .failure-text")).to_have_text("The engine has died.")
     assert playground.text() == "Once"
@@ -423,18 +414,19 @@ def arguments_of_python(program: str) -> dict[str, Any]:
     calls = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call)]
     (create,) = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "create"]
     found = {str(each.arg): ast.literal_eval(each.value) for each in create.keywords}
-    return {**found, **found.pop("extra_body")}
+    return {**found.pop("extra_body"), **found}
 
 
 def equal(found: Any, sent: Any) -> bool:
-    """As JSON, where 1.0 and 1 are one number, and the order of members is none of our business."""
-    return bool(json.loads(json.dumps(found)) == json.loads(json.dumps(sent)))
+    """As JSON, where numbers are doubles, and the order of members is none of our business."""
+    one, other = (json.loads(json.dumps(value), parse_int=float) for value in (found, sent))
+    return bool(one == other)
 
 
 # --- Looks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+@pytest.mark.parametrize("width", [320, 1280])
 def test_nothing_sticks_out_sideways(scripted_stack: RunningStack, open_page: OpenPage, width: int) -> None:
     playground = open_page(scripted_stack, viewport={"width": width, "height": 800})
     playground.set("max_tokens", "32")
