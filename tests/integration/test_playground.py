@@ -467,7 +467,7 @@ CONTRAST = """
     const [a, b] = [luminance(getComputedStyle(element).color), luminance(backOf(element))].sort((x, y) => y - x);
     return (a + 0.05) / (b + 0.05);
   };
-  const seen = document.querySelectorAll("h1, h2, label, p, a, summary, dt, dd, li, code, button:enabled, .text, .token");
+  const seen = document.querySelectorAll("h1, h2, label, p, a, summary, dt, dd, li, code, button:enabled, .token");
   return [...seen].filter((each) => each.checkVisibility() && each.textContent.trim())
     .map((each) => [ratio(each), `${each.tagName} ${each.className} ${each.textContent.slice(0, 20)}`])
     .filter(([value]) => value < 4.5);
