@@ -7,3 +7,11 @@ MAX_STOP_CHARACTERS = 1024
 MAX_TEMPERATURE = 2.0
 INT32_MAX = 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+MAX_LOG_PROBS = 20  # most likely tokens told for each place
+MAX_PENALTY = 2.0  # presence and frequency, both ways
+MAX_BIAS = 100.0  # of one token, both ways
+MAX_BIASED_TOKENS = 1024
+MAX_BAD_WORDS = 64
+MAX_BAD_WORD_CHARACTERS = 256
+MAX_STOP_TOKEN_IDS = 64

@@ -3,8 +3,8 @@
 Rules, which tests/unit/llm_pipeline/executor_rules.py holds every executor to:
 
 * After `submit` returns, the request ends exactly once: the sink gets one step that is final, whatever happens.
-* `submit` raises PipelineError (queue full, engine down, a parameter that it has no way to honour) instead of accepting
-  a request that it can't serve.
+* `submit` raises PipelineError (queue full, engine down, a parameter that it has no way to honour, see capabilities.py)
+  instead of accepting a request that it can't serve.
 * `cancel` is a wish: it returns at once, knows unknown keys, and the final step still comes (CANCELLED, or whatever
   ended the request first).
 * The sink is called from the executor's own threads, never from within `submit`, and never two at a time for one key.
@@ -12,46 +12,15 @@ Rules, which tests/unit/llm_pipeline/executor_rules.py holds every executor to:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from llm_pipeline.engine_manifest import EngineManifest
-from llm_pipeline.errors import ErrorCode, PipelineError
-from llm_pipeline.messages import GenerationRequest, Sampling, TokenStep
+from llm_pipeline.messages import GenerationRequest, TokenStep
 from llm_pipeline.settings import PipelineSettings
 
 StepSink = Callable[[Sequence[TokenStep]], None]
-
-# What a request may ask for beyond the sampling that every executor has. Two fields are not in here, because to leave
-# them alone is to honour them: `stop_token_sequences` is a hint, and `cache_salt` keeps apart what only an engine that
-# shares its KV cache between requests could mix.
-SAMPLING_EXTENSIONS = (
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "min_tokens",
-    "logit_bias",
-    "bad_words",
-)
-REQUEST_EXTENSIONS = ("return_log_probs", "guide", "priority", "time_limit_s")
-_NEUTRAL_SAMPLING = Sampling()
-_NEUTRAL_REQUEST = GenerationRequest(key="", prompt_ids=(), max_tokens=1, sampling=_NEUTRAL_SAMPLING)
-
-
-def refuse_unsupported(request: GenerationRequest, supported: Collection[str] = ()) -> None:
-    """PipelineError for an extension that the request asks for and the executor does not have in `supported`."""
-    for neutral, asked, names in (
-        (_NEUTRAL_SAMPLING, request.sampling, SAMPLING_EXTENSIONS),
-        (_NEUTRAL_REQUEST, request, REQUEST_EXTENSIONS),
-    ):
-        for name in names:
-            if getattr(asked, name) != getattr(neutral, name) and name not in supported:
-                raise PipelineError(
-                    ErrorCode.UNSUPPORTED_PARAMETER,
-                    f"{name} is not supported by this server's engine. Leave it out.",
-                    param=name,
-                )
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ import threading
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
+from llm_pipeline.capabilities import CAPABILITIES, refuse_unsupported
 from llm_pipeline.engine_manifest import EngineManifest
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.executors.base import ExecutorStats, StepSink, refuse_unsupported
+from llm_pipeline.executors.base import ExecutorStats, StepSink
 from llm_pipeline.executors.cpu_engine.wire import Cancel, EngineSettings, EngineStep, Failed, Progress, Ready, Submit
 from llm_pipeline.messages import FinishReason, GenerationRequest, TextOptions, TokenStep
 from llm_pipeline.settings import PipelineSettings
@@ -60,7 +61,7 @@ class CpuExecutor:
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
-        refuse_unsupported(request)
+        refuse_unsupported(request, CAPABILITIES["cpu"])
         self._check(request)
         message = Submit(replace(request, text=TextOptions()))  # the engine has no use for stop strings
         with self._send_lock:
@@ -75,7 +76,8 @@ class CpuExecutor:
         """A request that came past preprocess must not take the engine down: it believes every id and length."""
         ids, limits = request.prompt_ids, self._limits
         is_short = len(ids) + request.max_tokens <= limits.context_length
-        if not (ids and request.max_tokens >= 1 and is_short and min(ids) >= 0 and max(ids) < limits.vocab_size):
+        least = 0 if request.prompt_log_probs else 1
+        if not (ids and request.max_tokens >= least and is_short and min(ids) >= 0 and max(ids) < limits.vocab_size):
             raise PipelineError(
                 ErrorCode.VALUE_OUT_OF_RANGE,
                 f"The engine takes ids from 0 to {limits.vocab_size - 1} and {limits.context_length} tokens in all.",
@@ -208,7 +210,17 @@ def _token_step(step: EngineStep) -> TokenStep:
     if step.failed:
         return TokenStep(step.key, error=internal_error())
     ids = () if step.token_id is None else (step.token_id,)
-    return TokenStep(step.key, ids, None if step.finish_reason is None else _REASONS[step.finish_reason])
+    reason = None if step.finish_reason is None else _REASONS[step.finish_reason]
+    if step.log_prob is None and step.prompt_log_probs is None:
+        return TokenStep(step.key, ids, reason)
+    return TokenStep(
+        step.key,
+        ids,
+        reason,
+        log_probs=() if step.log_prob is None else (step.log_prob,),
+        top_log_probs=() if step.top_log_probs is None else (step.top_log_probs,),
+        prompt_log_probs=step.prompt_log_probs,
+    )
 
 
 def _engine_unavailable() -> PipelineError:

@@ -1,7 +1,8 @@
 """An executor without a model: replays or synthesises tokens at a set pace. For tests, load tests and demonstrations.
 
 It behaves like an engine with in-flight batching: one thread makes one token for every active request at each step,
-requests beyond `scripted_max_active` wait in order, and a cancelled one ends at the next step.
+requests beyond `scripted_max_active` wait in order of their priority, and a cancelled one ends at the next step. An end
+token ends a request, unless min_tokens forbids it: then it is passed on like any other.
 
 A script file is a JSON list of objects. The first script whose `prompt_ids` equal the prompt's, or that has none,
 is replayed: `token_ids`, then `finish` ("stop", "length"), or `error` (a message: the request fails), or `stall`
@@ -21,9 +22,10 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from llm_pipeline.capabilities import CAPABILITIES, refuse_unsupported
 from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.executors.base import ExecutorStats, StepSink, refuse_unsupported
+from llm_pipeline.executors.base import ExecutorStats, StepSink
 from llm_pipeline.messages import FinishReason, GenerationRequest, TokenStep
 from llm_pipeline.settings import PipelineSettings
 
@@ -63,6 +65,7 @@ class ScriptedExecutor:
         self._max_active = settings.scripted_max_active
         self._scripts = _read_scripts(settings.scripted_file)
         self._words = _word_ids(settings.engine_dir)
+        self._word_set = frozenset(self._words)
         self._lock = threading.Lock()
         self._has_work = threading.Condition(self._lock)
         self._streams: dict[str, _Stream] = {}
@@ -73,13 +76,16 @@ class ScriptedExecutor:
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
-        refuse_unsupported(request)
+        refuse_unsupported(request, CAPABILITIES["scripted"])
         with self._lock:
             if self._closing.is_set():
                 raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
             stream = _Stream(request, self._tokens(request))
             self._streams[request.key] = stream
-            self._waiting.append(stream)
+            place = len(self._waiting)
+            while place and self._waiting[place - 1].request.priority < request.priority:
+                place -= 1
+            self._waiting.insert(place, stream)
             self._has_work.notify()
 
     def cancel(self, key: str) -> None:
@@ -149,8 +155,21 @@ class ScriptedExecutor:
     def _tokens(self, request: GenerationRequest) -> Iterator[TokenStep]:
         for script in self._scripts:
             if script.prompt_ids is None or script.prompt_ids == request.prompt_ids:
-                return _replay(request, script)
-        return _synthesise(request, self._words)
+                return _until_end_token(request, _replay(request, script))
+        tokens = _synthesise(request, self._words)
+        has_end = not self._word_set.isdisjoint(request.end_ids)
+        return _until_end_token(request, tokens) if has_end else tokens
+
+
+def _until_end_token(request: GenerationRequest, steps: Iterator[TokenStep]) -> Iterator[TokenStep]:
+    """The steps up to the first end token that is not one of the first min_tokens tokens."""
+    count = 0
+    for step in steps:
+        count += len(step.token_ids)
+        if count > request.sampling.min_tokens and step.token_ids and step.token_ids[-1] in request.end_ids:
+            yield TokenStep(request.key, step.token_ids, FinishReason.STOP)
+            return
+        yield step
 
 
 def _replay(request: GenerationRequest, script: Script) -> Iterator[TokenStep]:

@@ -8,10 +8,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from llm_pipeline.executors.cpu_engine.log_probs import log_probs_of
 from llm_pipeline.executors.cpu_engine.sampler import BadLogitsError, Sampler
 from llm_pipeline.executors.cpu_engine.scheduler import Scheduler, Sequence, Slice
 from llm_pipeline.executors.cpu_engine.wire import EngineStep
-from llm_pipeline.messages import FinishReason, GenerationRequest
+from llm_pipeline.messages import FinishReason, GenerationRequest, PromptLogProbs, TopLogProbs
 
 
 class Model(Protocol):
@@ -36,6 +37,7 @@ class Engine:
         )
         self._sequences: dict[str, Sequence] = {}
         self._samplers: dict[str, Sampler] = {}
+        self._prompt_log_probs: dict[str, tuple[list[float], list[TopLogProbs]]] = {}  # as far as they are computed
 
     @property
     def has_work(self) -> bool:
@@ -51,9 +53,9 @@ class Engine:
 
     def add(self, request: GenerationRequest) -> None:
         """Queue a validated request."""
-        sequence = Sequence(request, list(request.prompt_ids))
+        sequence = Sequence(request, list(request.prompt_ids), wants_prompt_logits=request.prompt_log_probs)
         self._sequences[request.key] = sequence
-        self._samplers[request.key] = Sampler(request.sampling)
+        self._samplers[request.key] = Sampler(request.sampling, request.prompt_ids, request.end_ids)
         self._scheduler.add(sequence)
 
     def cancel(self, key: str) -> EngineStep | None:
@@ -70,14 +72,41 @@ class Engine:
         steps = []
         row = 0
         for piece in slices:
-            piece.sequence.computed = piece.end
+            sequence = piece.sequence
+            sequence.computed = piece.end
+            rows = logits[row : row + piece.logits_count]
+            row += piece.logits_count
+            if sequence.wants_prompt_logits:
+                self._score_prompt(piece, rows)
             if piece.is_sampled:
-                steps.append(self._sample(piece.sequence, logits[row]))
-                row += 1
+                steps.append(self._sample(sequence, rows[-1]))
         return steps
+
+    def _score_prompt(self, piece: Slice, rows: npt.NDArray[np.float32]) -> None:
+        """Log probs of the prompt's tokens behind those of the slice; each row is about the token that comes next."""
+        request = piece.sequence.request
+        if piece.start == 0:  # also when the sequence starts again after a preemption
+            self._prompt_log_probs[request.key] = ([], [])
+        following = request.prompt_ids[piece.start + 1 : piece.end + 1]
+        values, tops = log_probs_of(rows[: len(following)], following, request.top_log_probs)
+        known_values, known_tops = self._prompt_log_probs[request.key]
+        known_values += values
+        known_tops += tops
+
+    def _take_prompt_log_probs(self, sequence: Sequence) -> PromptLogProbs | None:
+        """What to tell with the first step of a sequence; None when it was told or not asked for."""
+        if not sequence.wants_prompt_logits:
+            return None
+        sequence.wants_prompt_logits = False
+        values, tops = self._prompt_log_probs.pop(sequence.request.key)
+        return PromptLogProbs(tuple(values), tuple(tops))
 
     def _sample(self, sequence: Sequence, logits: npt.NDArray[np.float32]) -> EngineStep:
         request = sequence.request
+        prompt_log_probs = self._take_prompt_log_probs(sequence)
+        if request.max_tokens == 0:
+            self._forget(request.key)
+            return EngineStep(request.key, finish_reason=FinishReason.LENGTH.value, prompt_log_probs=prompt_log_probs)
         try:
             token_id = self._samplers[request.key].pick(logits)
         except BadLogitsError:
@@ -91,8 +120,13 @@ class Engine:
             reason = FinishReason.LENGTH.value
         if reason is not None:
             self._forget(request.key)
-        return EngineStep(request.key, token_id, reason)
+        if not request.return_log_probs:
+            return EngineStep(request.key, token_id, reason)
+        (value,), tops = log_probs_of(logits[np.newaxis], (token_id,), request.top_log_probs)
+        top = tops[0] if tops else None
+        return EngineStep(request.key, token_id, reason, False, value, top, prompt_log_probs)
 
     def _forget(self, key: str) -> None:
         self._scheduler.remove(self._sequences.pop(key))
         del self._samplers[key]
+        self._prompt_log_probs.pop(key, None)

@@ -21,7 +21,7 @@ _SAMPLED_INDICES = "sampled_tokens_indices"
 
 
 class PagedModel:
-    """Runs slices of sequences through the model and gives the logits of those that are to be sampled.
+    """Runs slices of sequences through the model and gives the logits where somebody wants them.
 
     `kv_cache_bytes` is shared by all sequences; `block_count` blocks of `block_size` tokens fit into it. `threads` 0
     leaves the number to OpenVINO (one per physical core).
@@ -53,7 +53,7 @@ class PagedModel:
             self._request.set_tensor(port.any_name, tensor)
 
     def run(self, slices: SequenceType[Slice]) -> npt.NDArray[np.float32]:
-        """Compute one step; logits [sampled slices, vocab_size], in the order of the slices. Releases the GIL."""
+        """Compute one step; logits [sum of the slices' logits_count, vocab_size], in their order. Releases the GIL."""
         starts = np.array([piece.start for piece in slices], dtype=np.int32)
         ends = np.array([piece.end for piece in slices], dtype=np.int32)
         begins = _offsets(ends - starts)
@@ -62,7 +62,11 @@ class PagedModel:
         blocks = [
             block for piece, count in zip(slices, block_counts, strict=True) for block in piece.sequence.blocks[:count]
         ]
-        sampled = [end - 1 for piece, end in zip(slices, begins[1:], strict=True) if piece.is_sampled]
+        sampled = [
+            position
+            for piece, end in zip(slices, begins[1:].tolist(), strict=True)
+            for position in range(end - piece.logits_count, end)
+        ]
         result = self._request.infer(
             {
                 "input_ids": np.array(tokens, dtype=np.int64),
@@ -87,7 +91,7 @@ def _offsets(counts: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 
 
 def _gather_before_vocabulary(graph: ov.Model) -> None:
-    """Compute logits only where a token is sampled: a prompt's other positions would each cost a vocabulary row.
+    """Compute logits only where they are wanted: a prompt's other positions would each cost a vocabulary row.
 
     GenAI does the same to its graphs (its `apply_gather_before_matmul_transformation`).
     """

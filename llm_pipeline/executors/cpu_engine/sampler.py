@@ -1,17 +1,19 @@
 """Logits to tokens, in numpy, with one random generator per request: a seed means the same alone and in a crowd.
 
-Order of the filters, as in vLLM: temperature, min_p, top_k, top_p; then one draw. Each works on the probabilities of
-the whole vocabulary, in float64, so that the sum does not depend on the order of its parts by more than the draw can
-notice.
+Order, as in vLLM: the edits of logit_edits.py; temperature, min_p, top_k, top_p; then one draw. Each filter works on
+the probabilities of the whole vocabulary, in float64, so that the sum does not depend on the order of its parts by more
+than the draw can notice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from llm_pipeline.executors.cpu_engine.logit_edits import LogitEdits
 from llm_pipeline.messages import Sampling
 
 Logits = npt.NDArray[np.float32]  # [vocab_size]
@@ -23,14 +25,25 @@ class BadLogitsError(Exception):
 
 
 class Sampler:
-    """Picks the tokens of one request, one after the other."""
+    """Picks the tokens of one request, one after the other.
 
-    def __init__(self, sampling: Sampling) -> None:
+    `prompt_ids` count for the repetition penalty; `end_ids` are what min_tokens keeps away.
+    """
+
+    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int] = (), end_ids: Sequence[int] = ()) -> None:
         self._sampling = sampling
+        self._edits = LogitEdits.of(sampling, prompt_ids, end_ids)
         self._random = None if sampling.is_greedy else np.random.Generator(np.random.PCG64(sampling.seed))
 
     def pick(self, logits: Logits) -> int:
-        """The next token. BadLogitsError when the logits are not numbers."""
+        """The next token. BadLogitsError when the logits are not numbers, or every token is banned."""
+        if self._edits is None:
+            return self._pick(logits)
+        token_id = self._pick(self._edits.apply(logits))
+        self._edits.note(token_id)
+        return token_id
+
+    def _pick(self, logits: Logits) -> int:
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise BadLogitsError("The engine computed logits that are not finite.")

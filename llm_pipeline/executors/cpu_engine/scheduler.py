@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from llm_pipeline.messages import GenerationRequest
 
+_LOGITS_AT_ONCE = 64  # of one sequence: each takes a row as long as the vocabulary
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -22,6 +24,7 @@ class Sequence:
     tokens: list[int]  # prompt, then what was generated
     computed: int = 0  # how many of `tokens` are in the KV cache
     blocks: list[int] = field(default_factory=list)
+    wants_prompt_logits: bool = False  # the log probs of the prompt are still to be told
 
     @property
     def generated(self) -> int:
@@ -40,6 +43,13 @@ class Slice:
     def is_sampled(self) -> bool:
         """True when the slice reaches the last known token, so that the next one can be sampled."""
         return self.end == len(self.sequence.tokens)
+
+    @property
+    def logits_count(self) -> int:
+        """Of how many of its last tokens the logits are wanted."""
+        if self.sequence.wants_prompt_logits:
+            return self.end - self.start
+        return 1 if self.is_sampled else 0
 
 
 class Scheduler:
@@ -74,7 +84,11 @@ class Scheduler:
         return bool(self._active or self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        """Queue behind all whose priority is not lower."""
+        place = len(self._waiting)
+        while place and self._waiting[place - 1].request.priority < sequence.request.priority:
+            place -= 1
+        self._waiting.insert(place, sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that has ended, wherever it is, and take its blocks back."""
@@ -104,11 +118,15 @@ class Scheduler:
         return slices
 
     def _plan_prefill(self, sequence: Sequence, budget: int, slices: list[Slice]) -> int:
+        """Plan what fits into the budget; how much of the budget that takes."""
         count = min(len(sequence.tokens) - sequence.computed, budget)
+        if sequence.wants_prompt_logits:
+            count = min(count, _LOGITS_AT_ONCE)
         if not self._grow(sequence, count):
             return 0
         slices.append(Slice(sequence, sequence.computed, sequence.computed + count))
-        return count
+        is_done = sequence.computed + count == len(sequence.tokens)
+        return count if is_done else budget  # nobody else prefills before this one is done
 
     def _admit(self) -> bool:
         """Move the first waiting sequence to the active ones when there is room for all of its tokens and one more."""

@@ -10,16 +10,22 @@ from typing import NamedTuple
 
 import orjson
 
-from llm_pipeline.messages import GenerationRequest
+from llm_pipeline.messages import GenerationRequest, PromptLogProbs, TopLogProbs
 
 
 class EngineStep(NamedTuple):
-    """A TokenStep as it travels between processes: plain values, at most one token. `failed` means our own fault."""
+    """A TokenStep as it travels between processes: plain values, at most one token. `failed` means our own fault.
+
+    `log_prob` and `top_log_probs` are the token's, when they were asked for.
+    """
 
     key: str
     token_id: int | None = None
     finish_reason: str | None = None
     failed: bool = False
+    log_prob: float | None = None
+    top_log_probs: TopLogProbs | None = None
+    prompt_log_probs: PromptLogProbs | None = None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llm_pipeline.capabilities import CAPABILITIES, Capabilities, refuse_unsupported, without_guides
 from llm_pipeline.errors import ErrorCode, PipelineError
-from llm_pipeline.executors.base import REQUEST_EXTENSIONS, SAMPLING_EXTENSIONS, refuse_unsupported
 from llm_pipeline.messages import GenerationRequest, Guide, GuideType, Sampling
 
 _UINT64_END = 2**64
@@ -28,7 +28,7 @@ class Admission:
 
     def check(self, request: GenerationRequest) -> None:
         """PipelineError says what does not fit, the limit and the fix."""
-        refuse_unsupported(request, self._extensions)
+        refuse_unsupported(request, self._capabilities)
         self._check_length(request)
         self._check_ids("prompt", request.prompt_ids)
         self._check_sampling(request.sampling)
@@ -45,9 +45,9 @@ class Admission:
             raise _out_of_range("cache_salt", request.cache_salt, "an unsigned 64-bit number")
 
     @property
-    def _extensions(self) -> set[str]:
-        without = set() if self.has_guided_decoding else {"guide"}
-        return {*SAMPLING_EXTENSIONS, *REQUEST_EXTENSIONS} - without
+    def _capabilities(self) -> Capabilities:
+        every = CAPABILITIES["tensorrt_llm"]
+        return every if self.has_guided_decoding else without_guides(every)
 
     def _check_length(self, request: GenerationRequest) -> None:
         prompt_tokens = len(request.prompt_ids)

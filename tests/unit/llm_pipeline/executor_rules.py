@@ -11,13 +11,14 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
-from sample_requests import make_request
+from sample_requests import GREEDY, make_request
 
 from llm_pipeline.errors import PipelineError
 from llm_pipeline.executors.base import Executor, StepSink
-from llm_pipeline.messages import FinishReason, TokenStep
+from llm_pipeline.messages import FinishReason, Sampling, TokenStep
 
 DEADLINE_S = 30.0
 
@@ -29,6 +30,7 @@ class StepRecorder:
         self.violations: list[str] = []
         self._changed = threading.Condition()
         self._steps: dict[str, list[TokenStep]] = defaultdict(list)
+        self.ended: list[str] = []  # keys, in the order of their endings
         self._submitting: set[int] = set()
         self._entered: set[str] = set()
 
@@ -45,6 +47,8 @@ class StepRecorder:
                 if any(earlier.is_final for earlier in self._steps[step.key]):
                     self.violations.append(f"a step after the end of {step.key}")
                 self._steps[step.key].append(step)
+                if step.is_final:
+                    self.ended.append(step.key)
             self._entered -= keys
             self._changed.notify_all()
 
@@ -87,11 +91,20 @@ class RuleBench:
         self.max_active = max_active
         self._numbers = itertools.count(1)
 
-    def submit(self, *, max_tokens: int | None = None, prompt_ids: tuple[int, ...] = (5, 6, 7)) -> str:
+    def submit(
+        self,
+        *,
+        max_tokens: int | None = None,
+        prompt_ids: tuple[int, ...] = (5, 6, 7),
+        sampling: Sampling = GREEDY,
+        end_ids: tuple[int, ...] = (),
+        priority: float = 0.5,
+    ) -> str:
         """Submit a request under a new key, which is returned."""
         key = f"rule request {next(self._numbers)}"
+        request = make_request(key, prompt_ids, max_tokens or self.long, sampling, end_ids)
         with self.recorder.submitting():
-            self.executor.submit(make_request(key, prompt_ids, max_tokens or self.long))
+            self.executor.submit(replace(request, priority=priority))
         return key
 
     def end_of(self, key: str) -> TokenStep:

@@ -30,11 +30,20 @@ class HashModel:
             for position in range(piece.start, piece.end):
                 block = piece.sequence.blocks[position // self.block_size]
                 self._cache[block, position % self.block_size] = piece.sequence.tokens[position]
-        rows = [self._logits(piece) for piece in slices if piece.is_sampled]
+        rows = [
+            self._logits(piece, end)
+            for piece in slices
+            for end in range(piece.end - piece.logits_count + 1, piece.end + 1)
+        ]
         return np.array(rows, dtype=np.float32).reshape(-1, VOCABULARY)
 
-    def _logits(self, piece: Slice) -> npt.NDArray[np.float64]:
-        history = self._cache[piece.sequence.blocks].reshape(-1)[: piece.end]
+    def _logits(self, piece: Slice, end: int) -> npt.NDArray[np.float64]:
+        history = self._cache[piece.sequence.blocks].reshape(-1)[:end]
         if self.poison is not None and self.poison in history:
             return np.full(VOCABULARY, np.nan)
-        return np.random.default_rng(zlib.crc32(history.tobytes())).normal(size=VOCABULARY)
+        return self.logits_after(history)
+
+    @staticmethod
+    def logits_after(history: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Of the token that comes after these."""
+        return np.random.default_rng(zlib.crc32(np.asarray(history, dtype=np.int64).tobytes())).normal(size=VOCABULARY)

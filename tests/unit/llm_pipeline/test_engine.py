@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hash_model import CAPACITY, VOCABULARY, HashModel
 from sample_requests import make_request
@@ -181,3 +183,87 @@ def test_an_engine_that_is_done_has_no_work() -> None:
     assert engine.has_work
     finish(engine)
     assert (engine.active_count, engine.waiting_count) == (0, 0)
+
+
+# --- Log probs, scoring, order ---------------------------------------------------------------------------------------
+
+
+def expected_log_prob(history: tuple[int, ...], token_id: int) -> float:
+    """By the definition, from the hash model's own logits."""
+    logits = HashModel.logits_after(history).astype(np.float64)
+    return float(logits[token_id] - np.log(np.exp(logits).sum()))
+
+
+@pytest.mark.parametrize(("capacity", "max_batched_tokens"), [(CAPACITY * 10, 256), (CAPACITY, 5)])
+def test_log_probs_of_prompt_and_output_are_those_of_the_model(capacity: int, max_batched_tokens: int) -> None:
+    """Whatever the chunks of the prompt were, and although cramped caches make requests start again."""
+    engine = make_engine(HashModel(capacity=capacity), max_batched_tokens=max_batched_tokens)
+    requests = [
+        replace(
+            request,
+            return_log_probs=True,
+            top_log_probs=number % 3,
+            prompt_log_probs=number % 2 == 0,
+            sampling=replace(
+                request.sampling, frequency_penalty=0.5
+            ),  # log probs are of the model, not of the sampling
+        )
+        for number, request in enumerate(crowd(12, random.Random(5)))
+    ]
+    for request in requests:
+        engine.add(request)
+    steps = finish(engine)
+    for request in requests:
+        history = request.prompt_ids
+        first, *others = made = steps[request.key]
+        for step in made:
+            assert step.token_id is not None
+            assert step.log_prob == pytest.approx(expected_log_prob(history, step.token_id), abs=1e-4)
+            assert len((step.top_log_probs or ((), ()))[0]) == request.top_log_probs
+            history = (*history, step.token_id)
+        assert all(step.prompt_log_probs is None for step in others)
+        if not request.prompt_log_probs:
+            assert first.prompt_log_probs is None
+            continue
+        assert first.prompt_log_probs is not None
+        expected = [
+            expected_log_prob(request.prompt_ids[:end], request.prompt_ids[end])
+            for end in range(1, len(request.prompt_ids))
+        ]
+        assert first.prompt_log_probs.values == pytest.approx(expected, abs=1e-4)
+        assert len(first.prompt_log_probs.tops) == (len(expected) if request.top_log_probs else 0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 100])
+def test_a_prompt_is_scored_without_a_token(length: int) -> None:
+    scored = replace(
+        make_request(prompt_ids=tuple(range(length // 2)) + (5,) * (length - length // 2), max_tokens=0),
+        return_log_probs=True,
+        prompt_log_probs=True,
+    )
+    (step,) = alone(scored)
+    assert (step.token_id, step.finish_reason) == (None, "length")
+    assert step.prompt_log_probs is not None
+    assert len(step.prompt_log_probs.values) == length - 1
+
+
+def test_min_tokens_keeps_end_tokens_away_and_no_longer() -> None:
+    every = tuple(range(1, VOCABULARY))  # all but token 0 end the request
+    request = make_request(max_tokens=9, sampling=Sampling(min_tokens=4), end_ids=every)
+    assert [step.token_id == 0 for step in alone(request)] == [True] * 4 + [False]
+
+
+def test_waiting_requests_go_by_priority_and_then_in_order() -> None:
+    engine = make_engine(max_active=1)
+    for number, priority in enumerate([0.5, 0.5, 0.9, 0.1, 0.9]):
+        engine.add(replace(make_request(str(number), max_tokens=1), priority=priority))
+    assert list(finish(engine)) == ["2", "4", "0", "1", "3"]
+
+
+def test_a_request_that_ends_early_leaves_nothing_behind() -> None:
+    engine = make_engine(max_batched_tokens=2, max_active=1)
+    request = replace(make_request(prompt_ids=(1,) * 9), return_log_probs=True, prompt_log_probs=True)
+    engine.add(request)
+    engine.step()
+    assert engine.cancel(request.key) is not None
+    assert engine._prompt_log_probs == {}

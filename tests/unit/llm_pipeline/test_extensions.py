@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from sample_requests import make_request
 
+from llm_pipeline.capabilities import (
+    CAPABILITIES,
+    REQUEST_EXTENSIONS,
+    SAMPLING_EXTENSIONS,
+    Capabilities,
+    capabilities_of,
+    refuse_unsupported,
+)
+from llm_pipeline.description import ModelDescription
 from llm_pipeline.errors import ErrorCode, PipelineError
-from llm_pipeline.executors.base import REQUEST_EXTENSIONS, SAMPLING_EXTENSIONS, refuse_unsupported
 from llm_pipeline.executors.tensorrt_llm.admission import Admission
 from llm_pipeline.messages import GenerationRequest, Guide, GuideType, Sampling
+from llm_pipeline.settings import PipelineSettings
 
 COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"}
 COMMON_REQUEST = {"key", "prompt_ids", "max_tokens", "sampling", "end_ids", "text"}
@@ -25,6 +35,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "logit_bias": {"sampling": Sampling(logit_bias=((5, 1.0),))},
     "bad_words": {"sampling": Sampling(bad_words=((5,),))},
     "return_log_probs": {"return_log_probs": True},
+    "top_log_probs": {"return_log_probs": True, "top_log_probs": 1},
+    "prompt_log_probs": {"return_log_probs": True, "prompt_log_probs": True},
     "guide": {"guide": Guide(GuideType.JSON)},
     "priority": {"priority": 0.9},
     "time_limit_s": {"time_limit_s": 3.0},
@@ -43,28 +55,74 @@ def test_every_field_of_the_messages_is_common_an_extension_or_left_alone() -> N
     assert set(ASKED) == {*SAMPLING_EXTENSIONS, *REQUEST_EXTENSIONS}
 
 
+NOTHING = Capabilities("nothing")
+EVERYTHING = Capabilities(
+    "everything",
+    **dict.fromkeys([*SAMPLING_EXTENSIONS, "priority", "time_limit", "prompt_logprobs"], True),
+    logprobs=20,
+    guides=tuple(GuideType),
+)
+
+
 def test_a_plain_request_asks_for_nothing() -> None:
-    refuse_unsupported(make_request())
+    refuse_unsupported(make_request(), NOTHING)
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_an_extension_is_refused_by_name_unless_it_is_supported(name: str) -> None:
+def test_an_extension_is_refused_by_the_clients_name_unless_it_is_supported(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
-        refuse_unsupported(asking(**ASKED[name]))
-    assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, name)
-    refuse_unsupported(asking(**ASKED[name]), {name})
+        refuse_unsupported(asking(**ASKED[name]), NOTHING)
+    params = {extension.param for extension in [*SAMPLING_EXTENSIONS.values(), *REQUEST_EXTENSIONS.values()]}
+    assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
+    assert caught.value.param in params
+    refuse_unsupported(asking(**ASKED[name]), EVERYTHING)
+
+
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_no_more_log_probs_than_the_executor_has(count: int) -> None:
+    request = asking(return_log_probs=True, top_log_probs=count)
+    refuse_unsupported(request, replace(NOTHING, logprobs=count))
+    if count:
+        with pytest.raises(PipelineError, match=f"at most {count - 1} ") as caught:
+            refuse_unsupported(request, replace(NOTHING, logprobs=count - 1))
+        assert caught.value.param == "logprobs"
+
+
+def test_every_executor_that_the_settings_know_has_a_row() -> None:
+    names = get_args(PipelineSettings.model_fields["executor"].annotation)
+    assert set(CAPABILITIES) == set(names)
+    assert all(row.executor == name for name, row in CAPABILITIES.items())
+
+
+@pytest.mark.parametrize("row", CAPABILITIES.values(), ids=str)
+def test_a_description_survives_its_way_to_the_front_end(row: Capabilities) -> None:
+    description = ModelDescription(8192, 1000, 16, True, row)
+    assert ModelDescription.from_json(description.to_json()) == description
+
+
+@pytest.mark.parametrize(("backend", "has_guides"), [("off", False), ("xgrammar", True)])
+def test_guided_decoding_that_is_off_is_no_capability(backend: str, has_guides: bool) -> None:
+    settings = PipelineSettings(engine_dir=Path(), executor="tensorrt_llm", trtllm_guided_decoding=backend)
+    assert bool(capabilities_of(settings).guides) == has_guides
 
 
 def test_a_hint_and_a_salt_are_honoured_by_leaving_them_alone() -> None:
-    refuse_unsupported(asking(stop_token_sequences=((5, 6),), cache_salt=7))
+    refuse_unsupported(asking(stop_token_sequences=((5, 6),), cache_salt=7), NOTHING)
 
 
 ADMISSION = Admission(vocab_size=100, max_seq_len=64, max_prompt_tokens=32, has_guided_decoding=True)
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_tensorrt_llm_takes_all_of_them(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(set(ASKED) - {"top_log_probs", "prompt_log_probs"}))
+def test_tensorrt_llm_takes_most_of_them(name: str) -> None:
     ADMISSION.check(asking(**ASKED[name]))
+
+
+@pytest.mark.parametrize("name", ["top_log_probs", "prompt_log_probs"])
+def test_tensorrt_llm_has_the_chosen_tokens_log_prob_only(name: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        ADMISSION.check(asking(**ASKED[name]))
+    assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sample_requests import make_manifest
 
 from llm_pipeline.errors import ErrorCode
 from llm_pipeline.executors.scripted import ScriptedExecutor
-from llm_pipeline.messages import FinishReason
+from llm_pipeline.messages import FinishReason, Sampling
 from llm_pipeline.settings import PipelineSettings
 
 Rule = Callable[[RuleBench], None]
@@ -139,3 +139,44 @@ def test_close_does_not_wait_for_a_slow_pace(scripted: Callable[..., RuleBench])
     bench.executor.close()
     assert bench.end_of(key).finish_reason is FinishReason.CANCELLED
     assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize(
+    ("end_ids", "min_tokens", "token_ids", "reason"),
+    [
+        ((8,), 0, [7, 8], FinishReason.STOP),
+        ((8,), 1, [7, 8], FinishReason.STOP),
+        ((8,), 2, [7, 8, 9, 8], FinishReason.STOP),
+        ((8,), 4, [7, 8, 9, 8, 9], FinishReason.LENGTH),
+        ((), 0, [7, 8, 9, 8, 9], FinishReason.LENGTH),
+    ],
+    ids=["at once", "just allowed", "the second one", "none left", "ignored"],
+)
+def test_an_end_token_ends_a_request_unless_it_comes_too_early(
+    scripted: Callable[..., RuleBench],
+    end_ids: tuple[int, ...],
+    min_tokens: int,
+    token_ids: list[int],
+    reason: FinishReason,
+) -> None:
+    bench = scripted([{"token_ids": [7, 8, 9, 8, 9], "finish": "length"}])
+    key = bench.submit(max_tokens=9, end_ids=end_ids, sampling=Sampling(min_tokens=min_tokens))
+    assert bench.end_of(key).finish_reason is reason
+    assert bench.recorder.token_ids(key) == token_ids
+
+
+def test_synthetic_words_can_be_end_tokens_too(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted()
+    key = bench.submit(max_tokens=9, end_ids=(3, 4, 5))
+    assert bench.end_of(key).finish_reason is FinishReason.STOP
+    assert len(bench.recorder.token_ids(key)) == 1
+
+
+def test_waiting_requests_go_by_priority(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted([{"prompt_ids": [1], "token_ids": [7], "stall": True}], scripted_max_active=1)
+    stalled = bench.submit(prompt_ids=(1,))
+    bench.recorder.wait_for_token(stalled)
+    late, second, first, third = (bench.submit(max_tokens=1, priority=priority) for priority in (0.1, 0.5, 0.9, 0.5))
+    bench.executor.cancel(stalled)
+    bench.end_of(late)
+    assert bench.recorder.ended == [stalled, first, second, third, late]
