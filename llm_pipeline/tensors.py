@@ -1,9 +1,9 @@
 """The only place where tensor names, dtypes and shapes are written, and how messages become arrays and back.
 
-Names are those of NVIDIA's inflight_batcher_llm models wherever they have one; MIN_P, the text switches, the request
-key, the finish reason and the token ids are ours, because theirs have none. Every model has `max_batch_size` > 0, so
-each array here has a leading batch dimension of 1 on the wire. `config.pbtxt` of each model is held against the
-`*_INPUTS` and `*_OUTPUTS` below by tests/contract.
+Names are those of NVIDIA's inflight_batcher_llm models wherever they have one, and else those of the HTTP API's fields:
+min_p, the text switches, log probs in OpenAI's form, the request key, the finish reason and the token ids are ours.
+Every model has `max_batch_size` > 0, so each array here has a leading batch dimension of 1 on the wire. `config.pbtxt`
+of each model is held against the `*_INPUTS` and `*_OUTPUTS` below by tests/contract.
 
 A send through the Python backend costs about 0.2 ms plus 0.03 ms for each output tensor (measured), so what only our
 own stages read travels as one line of JSON, and facts that only the end needs travel in the last response.
@@ -11,8 +11,8 @@ own stages read travels as one line of JSON, and facts that only the end needs t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -20,12 +20,16 @@ import numpy.typing as npt
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from llm_pipeline.description import ModelDescription
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.limits import INT32_MAX
 from llm_pipeline.messages import (
     CompletionParameters,
     FinishReason,
     GenerationRequest,
+    Guide,
+    GuideType,
+    PromptLogProbs,
     TextChunk,
     TextOptions,
     TokenChunk,
@@ -77,8 +81,40 @@ INCLUDE_STOP = TensorSpec("include_stop_str_in_output", "BOOL")
 SKIP_SPECIAL_TOKENS = TensorSpec("skip_special_tokens", "BOOL")
 RETURN_TOKEN_IDS = TensorSpec("return_token_ids", "BOOL")
 REQUEST_KEY = TensorSpec("request_key", "BYTES")
+REPETITION_PENALTY = TensorSpec("repetition_penalty", "FP32")
+PRESENCE_PENALTY = TensorSpec("presence_penalty", "FP32")
+FREQUENCY_PENALTY = TensorSpec("frequency_penalty", "FP32")
+LOGIT_BIAS_IDS = TensorSpec("logit_bias_ids", "INT32", (-1,))
+LOGIT_BIAS_VALUES = TensorSpec("logit_bias_values", "FP32", (-1,))
+EMBEDDING_BIAS_WORDS = TensorSpec("embedding_bias_words", "BYTES", (-1,))  # logit bias of every token of a text
+EMBEDDING_BIAS_WEIGHTS = TensorSpec("embedding_bias_weights", "FP32", (-1,))
+BAD_WORDS = TensorSpec("bad_words", "BYTES", (-1,))
+MIN_TOKENS = TensorSpec("min_tokens", "INT32")
+IGNORE_EOS = TensorSpec("ignore_eos", "BOOL")
+END_ID = TensorSpec("end_id", "INT32")
+STOP_TOKEN_IDS = TensorSpec("stop_token_ids", "INT32", (-1,))
+TRUNCATE_PROMPT_TOKENS = TensorSpec("truncate_prompt_tokens", "INT32")
+ADD_SPECIAL_TOKENS = TensorSpec("add_special_tokens", "BOOL")
+PRIORITY = TensorSpec("priority", "INT32")
+LOG_PROBS_COUNT = TensorSpec("logprobs", "INT32")
+RETURN_LOG_PROBS = TensorSpec("return_log_probs", "BOOL")
+EXCLUDE_INPUT = TensorSpec("exclude_input_in_output", "BOOL")  # true when it is left out; false is OpenAI's echo
+SUFFIX = TensorSpec("suffix", "BYTES")
+GUIDE_TYPE = TensorSpec("guided_decoding_guide_type", "BYTES")
+GUIDE = TensorSpec("guided_decoding_guide", "BYTES")
 
-PREPROCESS_INPUTS = (
+# Names that NVIDIA's clients send and whose wish is granted anyway, or that earlier releases had.
+RETURN_NUM_INPUT_TOKENS = TensorSpec("return_num_input_tokens", "BOOL")  # always returned
+RETURN_NUM_OUTPUT_TOKENS = TensorSpec("return_num_output_tokens", "BOOL")  # always returned
+PAD_ID = TensorSpec("pad_id", "INT32")  # nothing is padded
+LENGTH_PENALTY = TensorSpec("length_penalty", "FP32")  # of beam search, which takes more than one beam
+BEAM_WIDTH = TensorSpec("beam_width", "INT32")
+NUM_RETURN_SEQUENCES = TensorSpec("num_return_sequences", "INT32")
+MIN_LENGTH = TensorSpec("min_length", "INT32")  # min_tokens
+RANDOM_SEED = TensorSpec("random_seed", "UINT64")  # seed
+_ONE_ONLY = (BEAM_WIDTH, NUM_RETURN_SEQUENCES)
+
+ENSEMBLE_INPUTS = (
     TEXT_INPUT,
     INPUT_IDS,
     MAX_TOKENS,
@@ -93,13 +129,46 @@ PREPROCESS_INPUTS = (
     SKIP_SPECIAL_TOKENS,
     RETURN_TOKEN_IDS,
     REQUEST_KEY,
+    REPETITION_PENALTY,
+    PRESENCE_PENALTY,
+    FREQUENCY_PENALTY,
+    LOGIT_BIAS_IDS,
+    LOGIT_BIAS_VALUES,
+    EMBEDDING_BIAS_WORDS,
+    EMBEDDING_BIAS_WEIGHTS,
+    BAD_WORDS,
+    MIN_TOKENS,
+    IGNORE_EOS,
+    END_ID,
+    STOP_TOKEN_IDS,
+    TRUNCATE_PROMPT_TOKENS,
+    ADD_SPECIAL_TOKENS,
+    PRIORITY,
+    LOG_PROBS_COUNT,
+    RETURN_LOG_PROBS,
+    EXCLUDE_INPUT,
+    SUFFIX,
+    GUIDE_TYPE,
+    GUIDE,
+    RETURN_NUM_INPUT_TOKENS,
+    RETURN_NUM_OUTPUT_TOKENS,
+    PAD_ID,
+    LENGTH_PENALTY,
+    BEAM_WIDTH,
+    NUM_RETURN_SEQUENCES,
+    MIN_LENGTH,
+    RANDOM_SEED,
 )
+
+DESCRIBE = TensorSpec("describe", "BOOL")  # true: only say what is served; sent to preprocess alone, past the ensemble
+DESCRIPTION = _required("description", "BYTES")  # JSON of ModelDescription
+PREPROCESS_INPUTS = (*ENSEMBLE_INPUTS, DESCRIBE)
 
 # preprocess -> decode: one line of JSON, because each tensor of a step costs as much as all of a request's fields.
 REQUEST = TensorSpec("request", "BYTES")  # JSON of GenerationRequest
 STOP = TensorSpec("stop", "BYTES")  # a request key: end that request; sent to decode alone, past the ensemble
 
-PREPROCESS_OUTPUTS = (_required(REQUEST.name, REQUEST.dtype),)
+PREPROCESS_OUTPUTS = (_required(REQUEST.name, REQUEST.dtype), DESCRIPTION)
 DECODE_INPUTS = (REQUEST, STOP)
 
 # decode -> postprocess
@@ -113,9 +182,20 @@ NUM_OUTPUT_TOKENS = _required("num_output_tokens", "INT32")  # all so far
 NUM_INPUT_TOKENS = _required("num_input_tokens", "INT32")  # on the first response and the last
 TOKEN_IDS = _required("token_ids", "INT32", (-1,))  # when return_token_ids asked for them
 FINISH_REASON = _required("finish_reason", "BYTES")  # on the last response only
-POSTPROCESS_OUTPUTS = (TEXT_OUTPUT, NUM_OUTPUT_TOKENS, NUM_INPUT_TOKENS, TOKEN_IDS, FINISH_REASON)
+LOG_PROBS = _required("logprobs_json", "BYTES")  # OpenAI's logprobs object, when logprobs asked for it
+OUTPUT_LOG_PROBS = _required("output_log_probs", "FP32", (-1, -1))  # [1, new tokens], when return_log_probs asked
+CUM_LOG_PROBS = _required("cum_log_probs", "FP32", (-1,))  # [1], with the former on the last response only
+POSTPROCESS_OUTPUTS = (
+    TEXT_OUTPUT,
+    NUM_OUTPUT_TOKENS,
+    NUM_INPUT_TOKENS,
+    TOKEN_IDS,
+    FINISH_REASON,
+    LOG_PROBS,
+    OUTPUT_LOG_PROBS,
+    CUM_LOG_PROBS,
+)
 
-ENSEMBLE_INPUTS = PREPROCESS_INPUTS
 ENSEMBLE_OUTPUTS = POSTPROCESS_OUTPUTS
 
 PREPROCESS_MODEL = "preprocess"
@@ -195,6 +275,27 @@ def parameters_to_arrays(parameters: CompletionParameters) -> list[tuple[TensorS
         (SKIP_SPECIAL_TOKENS, parameters.skip_special_tokens),
         (RETURN_TOKEN_IDS, parameters.return_token_ids),
         (REQUEST_KEY, parameters.request_key),
+        (REPETITION_PENALTY, parameters.repetition_penalty),
+        (PRESENCE_PENALTY, parameters.presence_penalty),
+        (FREQUENCY_PENALTY, parameters.frequency_penalty),
+        (LOGIT_BIAS_IDS, [token_id for token_id, _ in parameters.logit_bias] or None),
+        (LOGIT_BIAS_VALUES, [bias for _, bias in parameters.logit_bias] or None),
+        (EMBEDDING_BIAS_WORDS, [word for word, _ in parameters.bias_words] or None),
+        (EMBEDDING_BIAS_WEIGHTS, [bias for _, bias in parameters.bias_words] or None),
+        (BAD_WORDS, parameters.bad_words or None),
+        (MIN_TOKENS, parameters.min_tokens),
+        (IGNORE_EOS, parameters.ignore_eos or None),
+        (END_ID, parameters.end_id),
+        (STOP_TOKEN_IDS, parameters.stop_token_ids or None),
+        (TRUNCATE_PROMPT_TOKENS, parameters.truncate_prompt_tokens),
+        (ADD_SPECIAL_TOKENS, None if parameters.add_special_tokens else False),
+        (PRIORITY, parameters.priority),
+        (LOG_PROBS_COUNT, parameters.log_probs),
+        (RETURN_LOG_PROBS, parameters.return_log_probs or None),
+        (EXCLUDE_INPUT, False if parameters.echo else None),
+        (SUFFIX, parameters.suffix),
+        (GUIDE_TYPE, None if parameters.guide is None else parameters.guide.type.value),
+        (GUIDE, None if parameters.guide is None else parameters.guide.text),
     )
     return [(spec, array(spec, value)) for spec, value in scalars if value is not None]
 
@@ -203,9 +304,9 @@ def parameters_from_arrays(read: TensorReader, *, request_id: str, new_key: str)
     """What a client of the ensemble asked for. `new_key` is used when it sent no request key of its own."""
     text = _value(read, TEXT_INPUT)
     token_ids = _values(read, INPUT_IDS)
-    stop = _values(read, STOP_WORDS)
     key = _value(read, REQUEST_KEY)
-    seed = _value(read, SEED)
+    for spec in _ONE_ONLY:
+        _refuse_more_than_one(read, spec)
     return CompletionParameters(
         request_key=_text(key, REQUEST_KEY) if key else new_key,
         request_id=request_id,
@@ -216,14 +317,89 @@ def parameters_from_arrays(read: TensorReader, *, request_id: str, new_key: str)
         top_p=_value(read, TOP_P),
         top_k=_value(read, TOP_K),
         min_p=_value(read, MIN_P),
-        seed=seed,
-        # NVIDIA's clients pad the list with one empty string when there is no stop word.
-        stop=() if stop is None or stop == [b""] else tuple(_text(word, STOP_WORDS) for word in stop),
+        seed=_either(read, SEED, RANDOM_SEED),
+        stop=_words(read, STOP_WORDS),
         include_stop_str_in_output=_flag(read, INCLUDE_STOP, False),
         skip_special_tokens=_flag(read, SKIP_SPECIAL_TOKENS, True),
         return_token_ids=_flag(read, RETURN_TOKEN_IDS, False),
         stream=_flag(read, STREAM, False),
+        repetition_penalty=_value(read, REPETITION_PENALTY),
+        presence_penalty=_value(read, PRESENCE_PENALTY),
+        frequency_penalty=_value(read, FREQUENCY_PENALTY),
+        logit_bias=_pairs(read, LOGIT_BIAS_IDS, LOGIT_BIAS_VALUES, _values(read, LOGIT_BIAS_IDS)),
+        bias_words=_pairs(
+            read, EMBEDDING_BIAS_WORDS, EMBEDDING_BIAS_WEIGHTS, _words(read, EMBEDDING_BIAS_WORDS) or None
+        ),
+        bad_words=_words(read, BAD_WORDS),
+        min_tokens=_either(read, MIN_TOKENS, MIN_LENGTH),
+        ignore_eos=_flag(read, IGNORE_EOS, False),
+        end_id=_value(read, END_ID),
+        stop_token_ids=tuple(_values(read, STOP_TOKEN_IDS) or ()),
+        truncate_prompt_tokens=_value(read, TRUNCATE_PROMPT_TOKENS),
+        add_special_tokens=_flag(read, ADD_SPECIAL_TOKENS, True),
+        priority=_value(read, PRIORITY),
+        log_probs=_value(read, LOG_PROBS_COUNT),
+        return_log_probs=_flag(read, RETURN_LOG_PROBS, False),
+        echo=not _flag(read, EXCLUDE_INPUT, True),
+        suffix=_optional_text(read, SUFFIX),
+        guide=_guide(read),
     )
+
+
+def _words(read: TensorReader, spec: TensorSpec) -> tuple[str, ...]:
+    """NVIDIA's clients pad a list with one empty string when it has no word."""
+    words = _values(read, spec)
+    return () if words is None or words == [b""] else tuple(_text(word, spec) for word in words)
+
+
+def _optional_text(read: TensorReader, spec: TensorSpec) -> str | None:
+    value = _value(read, spec)
+    return None if value is None else _text(value, spec)
+
+
+def _either(read: TensorReader, spec: TensorSpec, former: TensorSpec) -> Any:
+    """The value under its name, or under the one that earlier releases of NVIDIA's models had."""
+    value = _value(read, spec)
+    return _value(read, former) if value is None else value
+
+
+def _pairs(
+    read: TensorReader, keys: TensorSpec, weights: TensorSpec, found: Sequence[Any] | None
+) -> tuple[tuple[Any, float], ...]:
+    """Keys and their numbers, which come as two tensors of the same length."""
+    numbers = _values(read, weights)
+    if found is None:
+        return ()  # NVIDIA's clients pad the numbers as they do the words
+    if len(found) != len(numbers or ()):
+        raise PipelineError(
+            ErrorCode.INVALID_TYPE,
+            f"{keys.name} holds {len(found)} values and {weights.name} {len(numbers or ())}; send as many of both.",
+            param=weights.name,
+        )
+    return tuple(zip(found, numbers or (), strict=True))
+
+
+def _refuse_more_than_one(read: TensorReader, spec: TensorSpec) -> None:
+    value = _value(read, spec)
+    if value not in (None, 1):
+        raise PipelineError(
+            ErrorCode.UNSUPPORTED_PARAMETER,
+            f"{spec.name} is {value}; a request makes one completion. Send more requests for more of them.",
+            param=spec.name,
+        )
+
+
+def _guide(read: TensorReader) -> Guide | None:
+    kind = _optional_text(read, GUIDE_TYPE)
+    if not kind:
+        return None
+    try:
+        return Guide(GuideType(kind), _optional_text(read, GUIDE))
+    except ValueError:
+        known = ", ".join(known.value for known in GuideType)
+        raise PipelineError(
+            ErrorCode.VALUE_OUT_OF_RANGE, f"{GUIDE_TYPE.name} is not known; there are: {known}.", param=GUIDE_TYPE.name
+        ) from None
 
 
 def request_to_arrays(request: GenerationRequest) -> list[tuple[TensorSpec, Array]]:
@@ -248,6 +424,19 @@ def stop_arrays(key: str) -> list[tuple[TensorSpec, Array]]:
     return [(STOP, array(STOP, key))]
 
 
+def describe_arrays() -> list[tuple[TensorSpec, Array]]:
+    """The question to preprocess what it serves."""
+    return [(DESCRIBE, array(DESCRIBE, True))]
+
+
+def is_describe_message(read: TensorReader) -> bool:
+    return _flag(read, DESCRIBE, False)
+
+
+def description_to_arrays(description: ModelDescription) -> list[tuple[TensorSpec, Array]]:
+    return [(DESCRIPTION, array(DESCRIPTION, description.to_json()))]
+
+
 def stop_key(read: TensorReader) -> str | None:
     """The key of the request that a message to decode ends; None when it is no such message."""
     key = _value(read, STOP)
@@ -263,6 +452,12 @@ def token_chunk_to_arrays(chunk: TokenChunk) -> list[tuple[TensorSpec, Array]]:
         fields["finish_reason"] = chunk.finish_reason.value
     if chunk.error is not None:
         fields["error"] = chunk.error.to_wire()
+    if chunk.log_probs:
+        fields["log_probs"] = chunk.log_probs
+    if chunk.top_log_probs:
+        fields["top_log_probs"] = chunk.top_log_probs
+    if chunk.prompt_log_probs is not None:
+        fields["prompt_log_probs"] = chunk.prompt_log_probs
     if chunk.report_to is not None:
         fields["report_to"] = chunk.report_to
     return [(CHUNK, array(CHUNK, orjson.dumps(fields)))]
@@ -272,7 +467,7 @@ def token_chunk_from_arrays(read: TensorReader) -> TokenChunk:
     """postprocess's input."""
     fields = orjson.loads(_value(read, CHUNK))
     text, reason, error = fields.get("text"), fields.get("finish_reason"), fields.get("error")
-    return TokenChunk(
+    chunk = TokenChunk(
         key=fields["key"],
         index=fields["index"],
         token_ids=tuple(fields["token_ids"]),
@@ -281,6 +476,25 @@ def token_chunk_from_arrays(read: TensorReader) -> TokenChunk:
         error=None if error is None else PipelineError.from_wire(error) or internal_error(),
         report_to=fields.get("report_to"),
     )
+    return _with_log_probs(chunk, fields) if not _LOG_PROB_FIELDS.isdisjoint(fields) else chunk
+
+
+_LOG_PROB_FIELDS = {"log_probs", "top_log_probs", "prompt_log_probs"}
+
+
+def _with_log_probs(chunk: TokenChunk, fields: Mapping[str, Any]) -> TokenChunk:
+    prompt = fields.get("prompt_log_probs")
+    return replace(
+        chunk,
+        log_probs=tuple(fields.get("log_probs", ())),
+        top_log_probs=_tuples(fields.get("top_log_probs", [])),
+        prompt_log_probs=None if prompt is None else PromptLogProbs(tuple(prompt["values"]), _tuples(prompt["tops"])),
+    )
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON made lists of, as it was."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def text_chunk_to_arrays(chunk: TextChunk) -> list[tuple[TensorSpec, Array]]:
@@ -295,6 +509,12 @@ def text_chunk_to_arrays(chunk: TextChunk) -> list[tuple[TensorSpec, Array]]:
         arrays.append((TOKEN_IDS, np.array(chunk.token_ids, dtype=np.int32).reshape(1, -1)))
     if chunk.finish_reason is not None:
         arrays.append((FINISH_REASON, array(FINISH_REASON, chunk.finish_reason.value)))
+    if chunk.log_probs is not None:
+        arrays.append((LOG_PROBS, array(LOG_PROBS, chunk.log_probs)))
+    if chunk.token_log_probs is not None:
+        arrays.append((OUTPUT_LOG_PROBS, np.array(chunk.token_log_probs, dtype=np.float32).reshape(1, 1, -1)))
+    if chunk.cum_log_prob is not None:
+        arrays.append((CUM_LOG_PROBS, array(CUM_LOG_PROBS, chunk.cum_log_prob)))
     return arrays
 
 
@@ -307,10 +527,15 @@ def text_chunk_from_raw(names: list[str], contents: list[bytes]) -> TextChunk:
     reason = fields.get("finish_reason")
     prompt = fields.get("num_input_tokens")
     ids = fields.get("token_ids")
+    log_probs = fields.get("logprobs_json")
+    values, total = fields.get("output_log_probs"), fields.get("cum_log_probs")
     return TextChunk(
         text=fields["text_output"][4:].decode(),
         completion_tokens=int.from_bytes(fields["num_output_tokens"], "little"),
         token_ids=None if ids is None else tuple(memoryview(ids).cast("i")),
         prompt_tokens=None if prompt is None else int.from_bytes(prompt, "little"),
         finish_reason=None if reason is None else FinishReason(reason[4:].decode()),
+        log_probs=None if log_probs is None else log_probs[4:],
+        token_log_probs=None if values is None else tuple(memoryview(values).cast("f")),
+        cum_log_prob=None if total is None else memoryview(total).cast("f")[0],
     )

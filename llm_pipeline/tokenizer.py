@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers.models import BPE
 
 from llm_pipeline.detokenizer import BYTE_CHARACTERS, TokenTable, build_table
+from llm_pipeline.token_strings import TokenStrings
 
 _ANCHOR_TEXTS = ("a", "the", ".", "0")  # any short text will do that is in the vocabulary
 
@@ -48,9 +49,27 @@ class Tokenizer:
         except Exception as error:  # the library raises no narrower class
             raise TokenizerError(f"{path} can't be read as a tokenizer.json: {error}") from error
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a prompt. Special tokens written in it are parsed; tokenizer.json decides whether a BOS is added."""
-        return self._tokenizer.encode(text, add_special_tokens=True).ids
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary writes it."""
+        return self._tokenizer.token_to_id(token)
+
+    @cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """What encode puts in front of a text, such as a BOS."""
+        bare, full = (self.encode("a", add_special_tokens=flag) for flag in (False, True))
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return tuple(full[:start])
+        return ()
+
+    @cached_property
+    def token_strings(self) -> TokenStrings:
+        """How each token is written where tokens are listed one by one."""
+        return TokenStrings(self.token_table, self._tokens)
 
     @cached_property
     def token_table(self) -> TokenTable:

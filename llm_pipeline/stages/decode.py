@@ -20,7 +20,15 @@ from typing import Protocol
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.executors.base import Executor, ExecutorStats, StepSink
 from llm_pipeline.flow_control import ChunkWindow
-from llm_pipeline.messages import FinishReason, GenerationRequest, TextOptions, TokenChunk, TokenStep
+from llm_pipeline.messages import (
+    FinishReason,
+    GenerationRequest,
+    PromptLogProbs,
+    TextOptions,
+    TokenChunk,
+    TokenStep,
+    TopLogProbs,
+)
 
 _log = logging.getLogger(__name__)
 _EARLY_STOPS_KEPT = 10_000
@@ -46,7 +54,20 @@ class DecodeStats:
 class _Outbox:
     """One live request: what has gathered for its next message."""
 
-    __slots__ = ("ending", "index", "is_ready", "is_stopped", "key", "sender", "text", "token_ids", "tokens_left")
+    __slots__ = (
+        "ending",
+        "index",
+        "is_ready",
+        "is_stopped",
+        "key",
+        "log_probs",
+        "prompt_log_probs",
+        "sender",
+        "text",
+        "token_ids",
+        "tokens_left",
+        "top_log_probs",
+    )
 
     def __init__(self, request: GenerationRequest, sender: ChunkSender) -> None:
         self.key = request.key
@@ -54,6 +75,9 @@ class _Outbox:
         self.text: TextOptions | None = request.text
         self.tokens_left = request.max_tokens
         self.token_ids: list[int] = []
+        self.log_probs: list[float | None] = []  # these three stay empty unless they were asked for
+        self.top_log_probs: list[TopLogProbs] = []
+        self.prompt_log_probs: PromptLogProbs | None = None
         self.ending: TokenStep | None = None
         self.index = 0
         self.is_ready = False
@@ -106,6 +130,9 @@ class DecodeStage:
             return
         try:
             self._refuse_when_full()
+            if request.max_tokens == 0 and not request.prompt_log_probs:  # nothing for the engine to do
+                self._take_steps([TokenStep(request.key, finish_reason=FinishReason.LENGTH)])
+                return
             self._executor.submit(request)
         except PipelineError as error:
             self._take_steps([TokenStep(request.key, error=error)])
@@ -241,6 +268,8 @@ class DecodeStage:
             report_to=self._window.address if self._window else None,
         )
         outbox.index += 1
+        if outbox.log_probs or outbox.prompt_log_probs is not None:
+            return _with_log_probs(chunk, outbox)
         return chunk
 
 
@@ -262,10 +291,28 @@ def _gather(outbox: _Outbox, step: TokenStep) -> None:
     allowed = step.token_ids[: outbox.tokens_left]
     outbox.token_ids.extend(allowed)
     outbox.tokens_left -= len(allowed)
+    if step.log_probs or step.prompt_log_probs is not None:
+        outbox.log_probs.extend(step.log_probs[: len(allowed)])
+        outbox.top_log_probs.extend(step.top_log_probs[: len(allowed)])
+        outbox.prompt_log_probs = step.prompt_log_probs or outbox.prompt_log_probs
     if step.is_final:
         outbox.ending = step
     elif outbox.tokens_left == 0:
         outbox.ending = TokenStep(step.key, finish_reason=FinishReason.LENGTH)
+
+
+def _with_log_probs(chunk: TokenChunk, outbox: _Outbox) -> TokenChunk:
+    """The chunk with the log probs of its tokens, which leave the outbox."""
+    count = len(chunk.token_ids)
+    full = replace(
+        chunk,
+        log_probs=tuple(outbox.log_probs[:count]),
+        top_log_probs=tuple(outbox.top_log_probs[:count]),
+        prompt_log_probs=outbox.prompt_log_probs,
+    )
+    del outbox.log_probs[:count], outbox.top_log_probs[:count]
+    outbox.prompt_log_probs = None
+    return full
 
 
 def _shutting_down() -> PipelineError:

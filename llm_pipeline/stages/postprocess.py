@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from llm_pipeline.errors import PipelineError, internal_error
-from llm_pipeline.messages import TextChunk, TokenChunk
+from llm_pipeline.messages import TextChunk, TextOptions, TokenChunk
 from llm_pipeline.text import TextAssembler
 from llm_pipeline.tokenizer import Tokenizer
 
@@ -70,11 +70,14 @@ class PostprocessStage:
         if live is not None:
             self._live.move_to_end(chunk.key)
             return live
-        live = _Live(TextAssembler(self._tokenizer.token_table, chunk.text) if chunk.text is not None else None)
+        live = _Live(None if chunk.text is None else self._start(chunk.text))
         self._live[chunk.key] = live
         if len(self._live) > _MAX_LIVE:
             self._live.popitem(last=False)
         return live
+
+    def _start(self, options: TextOptions) -> TextAssembler:
+        return TextAssembler(self._tokenizer.token_table, options, self._tokenizer.token_strings)
 
     def _assemble(self, live: _Live, chunk: TokenChunk) -> TextChunk | None:
         if live.error is not None or live.is_answered:

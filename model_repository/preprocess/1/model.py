@@ -2,11 +2,17 @@
 
 import uuid
 
+from llm_pipeline.capabilities import capabilities_of
 from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.python_backend import answer, start_logging, tensor_reader
 from llm_pipeline.settings import PipelineSettings
 from llm_pipeline.stages.preprocess import PreprocessStage
-from llm_pipeline.tensors import parameters_from_arrays, request_to_arrays
+from llm_pipeline.tensors import (
+    description_to_arrays,
+    is_describe_message,
+    parameters_from_arrays,
+    request_to_arrays,
+)
 from llm_pipeline.tokenizer import Tokenizer
 
 
@@ -19,6 +25,7 @@ class TritonPythonModel:
         self._stage = PreprocessStage(
             Tokenizer.load(settings.engine_dir / TOKENIZER_NAME),
             EngineManifest.load(settings.engine_dir),
+            capabilities_of(settings),
             default_max_tokens=settings.default_max_tokens,
         )
 
@@ -26,7 +33,8 @@ class TritonPythonModel:
         return [answer(lambda request=request: self._prepare(request)) for request in requests]
 
     def _prepare(self, request):
-        parameters = parameters_from_arrays(
-            tensor_reader(request), request_id=request.request_id(), new_key=uuid.uuid4().hex
-        )
+        read = tensor_reader(request)
+        if is_describe_message(read):
+            return description_to_arrays(self._stage.describe())
+        parameters = parameters_from_arrays(read, request_id=request.request_id(), new_key=uuid.uuid4().hex)
         return request_to_arrays(self._stage.prepare(parameters))

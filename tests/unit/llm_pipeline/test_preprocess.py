@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from sample_requests import make_manifest
 
+from llm_pipeline.capabilities import CAPABILITIES
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from llm_pipeline.messages import CompletionParameters
 from llm_pipeline.stages.preprocess import PreprocessStage
+from llm_pipeline.stages.request_checks import priority_of
 from llm_pipeline.tokenizer import Tokenizer
 
 CONTEXT = 64
@@ -24,14 +28,14 @@ ASKED = CompletionParameters(request_key="key", request_id="id", token_ids=(1, 2
 class Unused(Tokenizer):
     """A tokenizer for requests that must be answered without tokenizing anything."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         raise AssertionError(f"{len(text)} characters were tokenized")
 
 
 @pytest.fixture
 def stage(byte_level: Tokenizer) -> PreprocessStage:
     manifest = make_manifest(context_length=CONTEXT, vocab_size=VOCABULARY, end_ids=(0, 2))
-    return PreprocessStage(byte_level, manifest, default_max_tokens=16)
+    return PreprocessStage(byte_level, manifest, CAPABILITIES["cpu"], default_max_tokens=16)
 
 
 def refusal(stage: PreprocessStage, **asked: Any) -> PipelineError:
@@ -105,7 +109,7 @@ def test_there_must_be_exactly_one_prompt_that_is_not_empty(
 
 def test_text_without_a_single_token_is_an_empty_prompt() -> None:
     nothing = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
-    stage = PreprocessStage(Tokenizer(nothing), make_manifest(), default_max_tokens=16)
+    stage = PreprocessStage(Tokenizer(nothing), make_manifest(), CAPABILITIES["cpu"], default_max_tokens=16)
     assert refusal(stage, token_ids=None, text="zzz").code is ErrorCode.VALUE_OUT_OF_RANGE
 
 
@@ -124,7 +128,7 @@ def test_the_last_id_of_the_vocabulary_is_fine(stage: PreprocessStage) -> None:
 def test_text_can_not_smuggle_in_a_token_that_the_engine_has_no_row_for(byte_level: Tokenizer) -> None:
     """A tokenizer.json may hold added tokens beyond the model's output matrix."""
     highest = max(byte_level.encode("<tool call>"))
-    stage = PreprocessStage(byte_level, make_manifest(vocab_size=highest), default_max_tokens=16)
+    stage = PreprocessStage(byte_level, make_manifest(vocab_size=highest), CAPABILITIES["cpu"], default_max_tokens=16)
     assert refusal(stage, token_ids=None, text="a<tool call>").code is ErrorCode.VALUE_OUT_OF_RANGE
 
 
@@ -145,7 +149,9 @@ def test_a_prompt_may_leave_room_for_one_token(stage: PreprocessStage) -> None:
 
 def test_huge_text_is_refused_without_being_tokenized(byte_level_library: tokenizers.Tokenizer) -> None:
     """Tokenizing megabytes only to refuse them would hold up everybody else's prompt."""
-    stage = PreprocessStage(Unused(byte_level_library), make_manifest(context_length=CONTEXT), default_max_tokens=16)
+    stage = PreprocessStage(
+        Unused(byte_level_library), make_manifest(context_length=CONTEXT), CAPABILITIES["cpu"], default_max_tokens=16
+    )
     error = refusal(stage, token_ids=None, text="word " * 100_000)
     assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
     assert f"context is {CONTEXT} tokens" in error.message
@@ -183,7 +189,9 @@ def test_max_tokens_above_the_whole_context_is_refused_with_both_numbers(stage: 
 def test_without_max_tokens_the_default_counts(
     byte_level: Tokenizer, default: int, prompt_tokens: int, granted: int
 ) -> None:
-    stage = PreprocessStage(byte_level, make_manifest(context_length=CONTEXT), default_max_tokens=default)
+    stage = PreprocessStage(
+        byte_level, make_manifest(context_length=CONTEXT), CAPABILITIES["cpu"], default_max_tokens=default
+    )
     assert stage.prepare(replace(ASKED, token_ids=(1,) * prompt_tokens)).max_tokens == granted
 
 
@@ -272,3 +280,120 @@ def test_without_a_seed_every_request_gets_another_random_one_of_64_bits(stage: 
 )
 def test_a_seed_keeps_all_its_64_bits(stage: PreprocessStage, asked: int, used: int) -> None:
     assert stage.prepare(replace(ASKED, seed=asked)).sampling.seed == used
+
+
+# --- Fields beyond common sampling -----------------------------------------------------------------------------------
+
+
+def test_bad_words_are_banned_as_they_are_and_behind_a_space(stage: PreprocessStage, byte_level: Tokenizer) -> None:
+    banned = stage.prepare(replace(ASKED, bad_words=("fox", " dog"))).sampling.bad_words
+    for text in ("fox", " fox", "dog", " dog"):
+        assert tuple(byte_level.encode(text)) in banned
+
+
+def test_biases_of_ids_and_words_add_up(stage: PreprocessStage, byte_level: Tokenizer) -> None:
+    (first, *_) = byte_level.encode("fox")
+    request = stage.prepare(replace(ASKED, logit_bias=((first, 2.0), (999, -1.0)), bias_words=(("fox", 0.5),)))
+    found = dict(request.sampling.logit_bias)
+    assert (found[first], found[999]) == (2.5, -1.0)
+    assert set(found) == {*byte_level.encode("fox"), 999}
+
+
+@pytest.mark.parametrize(
+    ("asked", "end_ids"),
+    [
+        ({}, (0, 2)),
+        ({"stop_token_ids": (7, 2)}, (0, 2, 7)),
+        ({"ignore_eos": True}, ()),
+        ({"ignore_eos": True, "stop_token_ids": (2,)}, (2,)),
+        ({"end_id": 5}, (5,)),
+        ({"end_id": -1}, ()),
+    ],
+)
+def test_what_ends_a_request(stage: PreprocessStage, asked: dict[str, Any], end_ids: tuple[int, ...]) -> None:
+    assert stage.prepare(replace(ASKED, **asked)).end_ids == end_ids
+
+
+def test_end_tokens_of_the_client_are_shown_like_stop_strings(stage: PreprocessStage) -> None:
+    asked = replace(ASKED, stop_token_ids=(7, 2))
+    assert stage.prepare(asked).text.shown_end_ids == ()
+    assert stage.prepare(replace(asked, include_stop_str_in_output=True)).text.shown_end_ids == (7,)
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(2, (2, 3)), (3, (1, 2, 3)), (9, (1, 2, 3)), (-1, (1, 2, 3))])
+def test_a_prompt_keeps_its_last_tokens(stage: PreprocessStage, asked: int, kept: tuple[int, ...]) -> None:
+    assert stage.prepare(replace(ASKED, truncate_prompt_tokens=asked)).prompt_ids == kept
+
+
+def test_as_many_as_the_context_takes_leaves_room_for_the_completion(stage: PreprocessStage) -> None:
+    asked = replace(ASKED, token_ids=tuple(range(CONTEXT * 2)), truncate_prompt_tokens=-1, max_tokens=10)
+    assert stage.prepare(asked).prompt_ids == tuple(range(CONTEXT * 2))[-(CONTEXT - 10) :]
+
+
+def test_special_tokens_are_left_out_on_demand(padded_library: tokenizers.Tokenizer) -> None:
+    stage = PreprocessStage(Tokenizer(padded_library), make_manifest(), CAPABILITIES["cpu"], default_max_tokens=4)
+    asked = replace(ASKED, token_ids=None, text="ab")
+    assert stage.prepare(asked).prompt_ids == (2, 0, 1)
+    assert stage.prepare(replace(asked, add_special_tokens=False)).prompt_ids == (0, 1)
+
+
+def test_nothing_is_generated_only_to_score_or_echo_a_prompt(stage: PreprocessStage) -> None:
+    request = stage.prepare(replace(ASKED, max_tokens=0, echo=True, log_probs=2))
+    assert (request.max_tokens, request.prompt_log_probs, request.top_log_probs) == (0, True, 2)
+    assert request.text.echo_ids == (1, 2, 3)
+    full = replace(ASKED, token_ids=(1,) * CONTEXT, max_tokens=0, echo=True)
+    assert stage.prepare(full).max_tokens == 0  # a prompt may fill the context then
+    assert refusal(stage, max_tokens=0).param == "max_tokens"
+
+
+def test_a_text_prompt_is_echoed_as_it_was_written_unless_it_was_cut(stage: PreprocessStage) -> None:
+    asked = replace(ASKED, token_ids=None, text="Hello world", echo=True)
+    assert stage.prepare(asked).text.echo_text == "Hello world"
+    assert stage.prepare(replace(asked, truncate_prompt_tokens=1)).text.echo_text is None
+    assert stage.prepare(replace(asked, echo=False)).text.echo_ids is None
+
+
+def test_a_default_limit_below_min_tokens_gives_way(stage: PreprocessStage) -> None:
+    assert stage.prepare(replace(ASKED, min_tokens=20)).max_tokens == 20
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=5))
+def test_lower_numbers_go_first_and_none_is_zero(numbers: list[int]) -> None:
+    ranked = [priority_of(number) for number in sorted(numbers)]
+    assert ranked == sorted(ranked, reverse=True)
+    assert all(0 <= priority <= 1 for priority in ranked)
+    assert priority_of(None) == priority_of(0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"logit_bias": ((VOCABULARY, 1.0),)}, "logit_bias"),
+        ({"logit_bias": ((1, 101.0),)}, "logit_bias"),
+        ({"logit_bias": ((1, math.nan),)}, "logit_bias"),
+        ({"stop_token_ids": (VOCABULARY,)}, "stop_token_ids"),
+        ({"stop_token_ids": (1,) * 65}, "stop_token_ids"),
+        ({"bad_words": ("",)}, "bad_words"),
+        ({"bad_words": ("x" * 257,)}, "bad_words"),
+        ({"bad_words": ("x",) * 65}, "bad_words"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"log_probs": 21}, "logprobs"),
+        ({"log_probs": -1}, "logprobs"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(stage: PreprocessStage, asked: dict[str, Any], param: str) -> None:
+    error = refusal(stage, **asked)
+    assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, param)
+
+
+def test_what_the_executor_lacks_is_refused_before_it_is_asked(byte_level: Tokenizer) -> None:
+    stage = PreprocessStage(byte_level, make_manifest(), CAPABILITIES["scripted"], default_max_tokens=4)
+    error = refusal(stage, log_probs=0)
+    assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "logprobs")

@@ -16,6 +16,7 @@ import pytest
 from sample_requests import make_manifest, make_request
 from trtllm_bench import LONG, TrtllmBench, trtllm_bench
 
+from llm_pipeline.capabilities import CAPABILITIES
 from llm_pipeline.engine_manifest import ManifestError
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.executors.tensorrt_llm.fit import read_vocabulary
@@ -50,7 +51,7 @@ def sampling_of(bench: TrtllmBench, sampling: Sampling) -> dict[str, Any]:
 
 def prepared(tokenizer: Tokenizer, **parameters: Any) -> GenerationRequest:
     """A request as preprocess makes it from what a client sent."""
-    stage = PreprocessStage(tokenizer, make_manifest(context_length=10**6), default_max_tokens=4)
+    stage = PreprocessStage(tokenizer, make_manifest(context_length=10**6), CAPABILITIES["cpu"], default_max_tokens=4)
     return stage.prepare(CompletionParameters("key", "id", text="hello", **parameters))
 
 

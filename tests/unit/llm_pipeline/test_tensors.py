@@ -19,6 +19,9 @@ from llm_pipeline.messages import (
     CompletionParameters,
     FinishReason,
     GenerationRequest,
+    Guide,
+    GuideType,
+    PromptLogProbs,
     Sampling,
     TextChunk,
     TextOptions,
@@ -34,6 +37,15 @@ reals = st.floats(0, 2, width=32)  # what FP32 holds
 flags = st.booleans()
 counts = st.integers(1, INT32_MAX)
 stops = st.lists(st.text(min_size=1), max_size=16).map(tuple)
+log_probs = st.none() | st.floats(-50, 0)
+tops = st.lists(
+    st.lists(st.tuples(st.integers(0, INT32_MAX), st.floats(-50, 0)), max_size=3).map(
+        lambda found: (tuple(one for one, _ in found), tuple(value for _, value in found))
+    ),
+    max_size=3,
+).map(tuple)
+biases = st.lists(st.tuples(st.integers(0, INT32_MAX), st.floats(-100, 100, width=32)), max_size=3).map(tuple)
+guides = st.none() | st.builds(Guide, st.sampled_from(GuideType), st.none() | st.text(min_size=1))
 text_options = st.builds(
     TextOptions,
     stop=stops,
@@ -45,6 +57,12 @@ text_options = st.builds(
     prompt_tokens=counts,
     context_ids=token_ids,
     is_text_start=flags,
+    min_tokens=counts,
+    shown_end_ids=token_ids,
+    log_probs=st.none() | st.integers(0, 20),
+    returns_values=flags,
+    echo_ids=st.none() | token_ids,
+    echo_text=st.none() | st.text(),
 )
 samplings = st.builds(
     Sampling,
@@ -54,6 +72,12 @@ samplings = st.builds(
     top_p=reals,
     min_p=reals,
     seed=st.integers(0, 2**64 - 1),
+    repetition_penalty=reals,
+    presence_penalty=reals,
+    frequency_penalty=reals,
+    min_tokens=counts,
+    logit_bias=biases,
+    bad_words=st.lists(token_ids.filter(len), max_size=2).map(tuple),
 )
 
 
@@ -95,6 +119,24 @@ def parameters_of(arrays: NamedArrays) -> CompletionParameters:
         skip_special_tokens=flags,
         return_token_ids=flags,
         stream=flags,
+        repetition_penalty=st.none() | reals,
+        presence_penalty=st.none() | reals,
+        frequency_penalty=st.none() | reals,
+        logit_bias=biases,
+        bias_words=st.lists(st.tuples(st.text(min_size=1), reals), max_size=2).map(tuple),
+        bad_words=stops,
+        min_tokens=st.none() | counts,
+        ignore_eos=flags,
+        end_id=st.none() | counts,
+        stop_token_ids=token_ids,
+        truncate_prompt_tokens=st.none() | counts,
+        add_special_tokens=flags,
+        priority=st.none() | st.integers(-5, 5),
+        log_probs=st.none() | st.integers(0, 20),
+        return_log_probs=flags,
+        echo=flags,
+        suffix=st.none() | st.text(),
+        guide=guides,
     )
 )
 def test_parameters_survive(parameters: CompletionParameters) -> None:
@@ -110,6 +152,14 @@ def test_parameters_survive(parameters: CompletionParameters) -> None:
         sampling=samplings,
         end_ids=token_ids,
         text=text_options,
+        stop_token_sequences=st.lists(token_ids.filter(len), max_size=2).map(tuple),
+        return_log_probs=flags,
+        top_log_probs=st.integers(0, 20),
+        prompt_log_probs=flags,
+        guide=guides,
+        priority=st.floats(0, 1),
+        time_limit_s=st.none() | st.floats(0, 100),
+        cache_salt=st.none() | st.integers(0, 2**64 - 1),
     )
 )
 def test_a_request_survives(request: GenerationRequest) -> None:
@@ -148,10 +198,97 @@ def test_an_error_that_can_not_be_read_back_still_ends_the_request() -> None:
         token_ids=st.none() | token_ids,
         prompt_tokens=st.none() | counts,
         finish_reason=st.none() | st.sampled_from(FinishReason),
+        log_probs=st.none() | st.binary(),
+        token_log_probs=st.none() | st.lists(st.floats(-50, 0, width=32), max_size=5).map(tuple),
+        cum_log_prob=st.none() | st.floats(-50, 0, width=32),
     )
 )
 def test_a_text_chunk_survives_tritons_raw_form(chunk: TextChunk) -> None:
     assert tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(chunk))) == chunk
+
+
+@given(
+    st.builds(
+        TokenChunk,
+        key=keys,
+        index=counts,
+        token_ids=token_ids,
+        text=st.none() | text_options,
+        finish_reason=st.none() | st.sampled_from(FinishReason),
+        log_probs=st.lists(log_probs, max_size=5).map(tuple),
+        top_log_probs=tops,
+        prompt_log_probs=st.none()
+        | st.builds(PromptLogProbs, values=st.lists(log_probs, max_size=5).map(tuple), tops=tops),
+    )
+)
+def test_a_chunk_with_log_probs_survives(chunk: TokenChunk) -> None:
+    assert tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk))) == chunk
+
+
+# --- What NVIDIA's clients send --------------------------------------------------------------------------------------
+
+
+def from_nvidia(**values: Any) -> CompletionParameters:
+    """As their clients send it: one row of a batch."""
+    types = {spec.name: tensors.NUMPY_TYPES[spec.dtype] for spec in tensors.ENSEMBLE_INPUTS}
+    arrays = {name: np.array([value], dtype=types[name]) for name, value in values.items()}
+    return tensors.parameters_from_arrays(arrays.get, request_id="id", new_key="key")
+
+
+def test_empty_words_are_padding() -> None:
+    padded = from_nvidia(
+        text_input=[b"Hi"],
+        stop_words=[b""],
+        bad_words=[b""],
+        embedding_bias_words=[b""],
+        embedding_bias_weights=[0.0],
+        guided_decoding_guide_type=[b""],
+        guided_decoding_guide=[b""],
+    )
+    assert padded == CompletionParameters(request_key="key", request_id="id", text="Hi")
+
+
+def test_names_of_earlier_releases_mean_the_same() -> None:
+    assert from_nvidia(random_seed=[7], min_length=[3]) == from_nvidia(seed=[7], min_tokens=[3])
+    assert from_nvidia(random_seed=[7], seed=[8]).seed == 8
+
+
+def test_wishes_that_are_granted_anyway_change_nothing() -> None:
+    granted = from_nvidia(
+        return_num_input_tokens=[True],
+        return_num_output_tokens=[True],
+        pad_id=[2],
+        length_penalty=[1.5],
+        beam_width=[1],
+        num_return_sequences=[1],
+        exclude_input_in_output=[True],
+    )
+    assert granted == from_nvidia()
+
+
+def test_the_input_in_the_output_is_an_echo() -> None:
+    assert from_nvidia(exclude_input_in_output=[False]).echo
+
+
+def test_biased_words_come_with_their_weights() -> None:
+    biased = from_nvidia(embedding_bias_words=[b" the", b"fox"], embedding_bias_weights=[1.5, -2.0])
+    assert biased.bias_words == ((" the", 1.5), ("fox", -2.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "param"),
+    [
+        ({"beam_width": [4]}, ErrorCode.UNSUPPORTED_PARAMETER, "beam_width"),
+        ({"num_return_sequences": [2]}, ErrorCode.UNSUPPORTED_PARAMETER, "num_return_sequences"),
+        ({"embedding_bias_words": [b"a"]}, ErrorCode.INVALID_TYPE, "embedding_bias_weights"),
+        ({"logit_bias_ids": [1, 2], "logit_bias_values": [1.0]}, ErrorCode.INVALID_TYPE, "logit_bias_values"),
+        ({"guided_decoding_guide_type": [b"xml"]}, ErrorCode.VALUE_OUT_OF_RANGE, "guided_decoding_guide_type"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(values: dict[str, Any], code: ErrorCode, param: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        from_nvidia(**values)
+    assert (caught.value.code, caught.value.param) == (code, param)
 
 
 def test_text_is_not_touched_on_its_way() -> None:
