@@ -223,21 +223,25 @@ class WholeAnswer(CompletionAnswer):
 
     def _whole(self, chunks: list[list[TextChunk]]) -> Response:
         schema_url = self._record.schema_url("Completion")
-        choices = zip(self._run.choices, chunks, strict=True)
+        chosen = best_choices(self._run.choices, chunks, self._request)
         body = {
             **self._head,
-            "choices": [self._choice(choice, parts) for choice, parts in choices],
+            "choices": [
+                self._choice(index, self._run.choices[made], chunks[made]) for index, made in enumerate(chosen)
+            ],
             "usage": sse.usage_object(*token_counts(self._run.choices)),
             "$schema": schema_url,
         }
         headers = {"Link": f'<{schema_url}>; rel="describedBy"'}
         return Response(orjson.dumps(body), headers=headers, media_type="application/json")
 
-    def _choice(self, choice: Choice, chunks: list[TextChunk]) -> dict[str, Any]:
+    def _choice(self, index: int, choice: Choice, chunks: list[TextChunk]) -> dict[str, Any]:
+        # Without a stream, a choice is one chunk, and its log probs are JSON already.
+        log_probs = next((orjson.Fragment(chunk.log_probs) for chunk in chunks if chunk.log_probs), None)
         fields: dict[str, Any] = {
-            "index": choice.index,
+            "index": index,
             "text": "".join(chunk.text for chunk in chunks),
-            "logprobs": None,
+            "logprobs": log_probs,
         }
         fields["finish_reason"] = str(choice.finish_reason)
         if self._request.wants_token_ids:
@@ -245,6 +249,28 @@ class WholeAnswer(CompletionAnswer):
         if self._request.return_tokens_as_token_ids:
             fields["text"] = sse.token_id_text(fields["token_ids"])
         return fields
+
+
+def best_choices(
+    choices: Sequence[Choice], chunks: Sequence[Sequence[TextChunk]], request: CompletionRequest
+) -> list[int]:
+    """Which of the completions that were made are given, in the order of the answer.
+
+    With best_of above n: for each prompt the n with the highest log prob per token, the best first. Else all.
+    """
+    made = range(len(choices))
+    if request.candidates == request.n:
+        return list(made)
+    found: list[int] = []
+    for start in made[:: request.candidates]:
+        candidates = made[start : start + request.candidates]
+        found += sorted(candidates, key=lambda index: _log_prob_per_token(chunks[index]), reverse=True)[: request.n]
+    return found
+
+
+def _log_prob_per_token(chunks: Sequence[TextChunk]) -> float:
+    last = chunks[-1]
+    return (last.cum_log_prob or 0.0) / max(last.completion_tokens, 1)
 
 
 def token_counts(choices: Sequence[Choice]) -> tuple[int, int]:

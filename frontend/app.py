@@ -18,6 +18,7 @@ from frontend.generator import Generator
 from frontend.metrics import Metrics
 from frontend.metrics_of_all import MetricsOfAll
 from frontend.middleware import RequestEnvelope
+from frontend.model_card import ModelCard
 from frontend.rate_limits import RateLimits
 from frontend.readiness import Readiness
 from frontend.routes import completions, models, operations, playground
@@ -43,6 +44,7 @@ def create_app(
         readiness=Readiness(generator, check_s=settings.ready_check_s, idle_s=settings.warm_up_s),
         workers=workers,
         metrics_of_all=MetricsOfAll(workers, metrics.registry) if workers.count > 1 else None,
+        model_card=ModelCard(generator),
     )
     metrics.watch(services.admission, lambda: services.is_ready)
     # Plain routes instead of FastAPI's own: they parse and validate bodies in ways that the contract rules out.

@@ -113,7 +113,7 @@ def _check_names(document: Mapping[str, Any], is_strict: bool) -> int:
             continue
         if not known_fields.is_known(name):
             unknown.append(name)
-        elif not known_fields.is_neutral(name, value, document):
+        elif not known_fields.is_neutral(name, value):
             raise _unsupported(name)
     unknown += _check_stream_options(document.get("stream_options"))
     if unknown and is_strict:
@@ -147,9 +147,33 @@ def _check_together(request: CompletionRequest, most_choices: int) -> None:
         raise _one_error(
             ErrorCode.VALUE_OUT_OF_RANGE, "stream_options", "stream_options is only allowed with `stream: true`."
         )
-    choices = len(request.prompt) * request.n
+    if request.token_limit == 0 and not request.echo:
+        name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, name, f"{name} must be at least 1; 0 is for `echo: true`.")
+    if request.token_limit is not None and (request.min_tokens or 0) > request.token_limit:
+        message = f"min_tokens must be at most max_tokens, which is {request.token_limit}."
+        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "min_tokens", message)
+    if request.truncate_prompt_tokens == 0:
+        message = "truncate_prompt_tokens must be at least 1, or -1 for as many as the context takes."
+        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "truncate_prompt_tokens", message)
+    _check_candidates(request)
+    choices = len(request.prompt) * request.candidates
     if choices > most_choices:
-        raise _too_many_choices("n" if len(request.prompt) == 1 else "prompt", choices, most_choices)
+        raise _too_many_choices(_many_by(request), choices, most_choices)
+
+
+def _check_candidates(request: CompletionRequest) -> None:
+    if request.candidates < request.n:
+        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "best_of", f"best_of must be at least n, which is {request.n}.")
+    if request.candidates > request.n and request.stream:
+        message = "best_of above n does not go together with stream: the best is known only at the end."
+        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "best_of", message)
+
+
+def _many_by(request: CompletionRequest) -> str:
+    if len(request.prompt) > 1:
+        return "prompt"
+    return "n" if request.best_of is None else "best_of"
 
 
 def _check_prompt_count(prompt: Any, most_choices: int) -> None:
@@ -159,7 +183,9 @@ def _check_prompt_count(prompt: Any, most_choices: int) -> None:
 
 
 def _too_many_choices(param: str, choices: int, most_choices: int) -> PipelineError:
-    message = f"This request asks for {choices} choices (prompts times n); at most {most_choices} are allowed."
+    message = (
+        f"This request asks for {choices} choices (prompts times n or best_of); at most {most_choices} are allowed."
+    )
     return _one_error(ErrorCode.VALUE_OUT_OF_RANGE, param, message)
 
 
@@ -171,6 +197,7 @@ _CODES_OF_TYPES = {
     "missing": ErrorCode.MISSING_REQUIRED_PARAMETER,
     "greater_than_equal": ErrorCode.VALUE_OUT_OF_RANGE,
     "less_than_equal": ErrorCode.VALUE_OUT_OF_RANGE,
+    "greater_than": ErrorCode.VALUE_OUT_OF_RANGE,
 }
 
 
@@ -203,6 +230,8 @@ def _message(error: ErrorDetails) -> str:
         return f"{param} must be at least {context['ge']:g}."
     if error["type"] == "less_than_equal":
         return f"{param} must be at most {_exact(context['le'])}."
+    if error["type"] == "greater_than":
+        return f"{param} must be above {context['gt']:g}."
     if error["type"] == "model_type":
         return f"{param} must be an object."
     return f"{param} {error['msg']}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from llm_pipeline.description import ModelDescription
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.messages import CompletionParameters, TextChunk
 
@@ -30,6 +31,9 @@ class Generator(Protocol):
 
     async def stop(self, key: str) -> None:
         """Ask the engine to end the request with this key soon. PipelineError when the message can't be delivered."""
+
+    async def describe(self) -> ModelDescription:
+        """Limits and capabilities of the model. PipelineError when the engine can't be asked."""
 
     async def is_ready(self) -> bool:
         """Whether the engine can be reached and has loaded the model; cheap, never raises, answers within seconds."""

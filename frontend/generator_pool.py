@@ -20,6 +20,7 @@ import structlog
 from frontend.generator import Generator, UnreachableError
 from frontend.readiness import Trial, warm_up_parameters
 from frontend.run import Choice, CompletionRun, StopReason
+from llm_pipeline.description import ModelDescription
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.messages import CompletionParameters, TextChunk
 
@@ -129,6 +130,10 @@ class GeneratorPool:
         member = self._running.get(key)
         if member is not None:
             await member.generator.stop(key)
+
+    async def describe(self) -> ModelDescription:
+        """See Generator. All members serve the same model: any may tell."""
+        return await self._pick().generator.describe()
 
     async def is_ready(self) -> bool:
         """See Generator: whether one member is."""

@@ -32,15 +32,32 @@ class Usage(_Document):
     total_tokens: int = Field(ge=0, description="The sum of both")
 
 
+class LogProbs(_Document):
+    """Of each token of the text; the four lists are equally long. A chunk of a stream holds its own part."""
+
+    tokens: list[str] = Field(
+        description="The tokens as text; `bytes:\\xe2\\x80` for a part of a character, `token_id:N` with "
+        "return_tokens_as_token_ids"
+    )
+    token_logprobs: list[float | None] = Field(
+        description="Natural logarithms of the model's own probabilities, before temperature, penalties, bias and "
+        "filters; null for the first token of a prompt"
+    )
+    top_logprobs: list[dict[str, float] | None] = Field(
+        description="The most likely tokens at each place, and the token itself if it is none of them"
+    )
+    text_offset: list[int] = Field(description="Where each token begins, in characters of the choice's whole text")
+
+
 class CompletionChoice(_Document):
     """One completion of one prompt."""
 
     index: int = Field(ge=0, description="Prompts in order, n choices for each")
-    text: str = Field(description="The completion, without the prompt")
+    text: str = Field(description="The completion; with echo, the prompt in front of it")
     finish_reason: Literal["stop", "length"] = Field(
         description="stop: a stop string or the model's own end; length: the token limit"
     )
-    logprobs: None = Field(description="Not supported: always null")
+    logprobs: LogProbs | None = Field(description="With logprobs; null without")
     token_ids: list[int] = Field(
         default_factory=list,
         description="The tokens; only with return_token_ids or return_tokens_as_token_ids",
@@ -91,6 +108,25 @@ class Error(_Document):
     )
 
 
+class ModelCapabilities(_Document):
+    """What the model's engine does with a request; a field that it does not have is refused by name."""
+
+    executor: Literal["cpu", "tensorrt_llm", "scripted"] = Field(description="What makes the tokens")
+    repetition_penalty: bool
+    presence_penalty: bool
+    frequency_penalty: bool
+    logit_bias: bool
+    bad_words: bool
+    min_tokens: bool
+    priority: bool
+    time_limit: bool
+    logprobs: int | None = Field(
+        description="The most that `logprobs` may ask for; 0 is each token's own log prob alone, null is none at all"
+    )
+    prompt_logprobs: bool = Field(description="Whether `echo` and `logprobs` go together")
+    guides: list[str] = Field(description="What the text can be made to follow")
+
+
 class Model(_Document):
     """A model that can be asked for."""
 
@@ -99,6 +135,12 @@ class Model(_Document):
     created: int = Field(description="Unix time in seconds at which this server started to serve it")
     owned_by: str
     root: str = Field(description="The model's own name; differs from id for an alias")
+    # These five are left out while the engine can't be asked.
+    max_model_len: int = Field(0, description="Tokens of prompt and completion together, at most")
+    vocab_size: int = Field(0, description="Token ids are below this")
+    default_max_tokens: int = Field(0, description="max_tokens of requests that give none; 0 fills the context")
+    fills_in_middle: bool = Field(False, description="Whether `suffix` works")
+    capabilities: ModelCapabilities | None = Field(None, description="What the engine does with a request")
     schema_url: str = Field(
         "", alias="$schema", description="A URL to the JSON Schema for this object", json_schema_extra={"format": "uri"}
     )

@@ -1,47 +1,28 @@
 """Fields of OpenAI's and vLLM's completions that we do not implement, and the values with which they change nothing.
 
-Clients send many of them all the time (LangChain: `frequency_penalty: 0`). A neutral value is fine; any other is
+Clients send many of them all the time. A neutral value is fine; any other is
 refused by name, never ignored in silence. A field becomes implemented by moving from here into schemas.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 # Null is neutral for every field. An entry lists what else is; ANYTHING is for fields without effect on the answer.
 ANYTHING: tuple[Any, ...] | None = None
 
 NEUTRAL_VALUES: dict[str, tuple[Any, ...] | None] = {
-    # OpenAI
-    "best_of": (1,),  # and the same number as n, see is_neutral
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (),
-    "presence_penalty": (0,),
-    "suffix": ("",),
-    "user": ANYTHING,
-    # vLLM
-    "add_special_tokens": (True,),
     "allowed_token_ids": ([],),
-    "bad_words": ([],),
     "cache_salt": (),
-    "ignore_eos": (False,),
     "kv_transfer_params": (),
     "length_penalty": (1,),
     "logits_processors": ([],),
-    "min_tokens": (0,),
-    "priority": (0,),
     "prompt_embeds": (),
     "prompt_logprobs": (),
-    "repetition_penalty": (1,),
     "request_id": ANYTHING,
     "response_format": ({"type": "text"},),
     "spaces_between_special_tokens": (True,),
-    "stop_token_ids": ([],),
     "structured_outputs": (),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "vllm_xargs": ({},),
 }
@@ -55,10 +36,8 @@ def is_known(name: str) -> bool:
     return name in NEUTRAL_VALUES or name.startswith(_GUIDED_PREFIX)
 
 
-def is_neutral(name: str, value: Any, document: Mapping[str, Any]) -> bool:
-    """Whether this value of a known field asks for nothing. `document` is the whole request."""
-    if name == "best_of" and value is not None and _is_same(value, document.get("n")):
-        return True
+def is_neutral(name: str, value: Any) -> bool:
+    """Whether this value of a known field asks for nothing."""
     return _is_one_of(value, NEUTRAL_VALUES.get(name, ()))
 
 

@@ -16,12 +16,20 @@ from llm_pipeline.limits import (
     INT32_MAX,
     INT64_MAX,
     INT64_MIN,
+    MAX_BAD_WORD_CHARACTERS,
+    MAX_BAD_WORDS,
+    MAX_BIAS,
+    MAX_BIASED_TOKENS,
+    MAX_LOG_PROBS,
+    MAX_PENALTY,
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
     MAX_TEMPERATURE,
 )
 
 Prompt: TypeAlias = str | tuple[int, ...]
+_INT32_DIGITS = 10
 
 
 def _error(code: ErrorCode, message: str, index: int | None = None) -> PydanticCustomError:
@@ -102,22 +110,68 @@ def _token_id(value: Any, index: int | None) -> int:
 
 
 def _stops(value: Any) -> tuple[str, ...]:
+    return _short_texts(value, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS)
+
+
+def _bad_words(value: Any) -> tuple[str, ...]:
+    return _short_texts(value, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS)
+
+
+def _short_texts(value: Any, most: int, most_characters: int) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
         raise _error(ErrorCode.INVALID_TYPE, "must be a string or a list of strings")
-    if len(items) > MAX_STOP_STRINGS:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must hold at most {MAX_STOP_STRINGS} strings")
-    return tuple(_stop(item, None if isinstance(value, str) else index) for index, item in enumerate(items))
+    if len(items) > most:
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must hold at most {most} strings")
+    is_list = isinstance(value, list)
+    return tuple(_short_text(item, index if is_list else None, most_characters) for index, item in enumerate(items))
 
 
-def _stop(value: Any, index: int | None) -> str:
+def _short_text(value: Any, index: int | None, most_characters: int) -> str:
     if not isinstance(value, str):
         raise _error(ErrorCode.INVALID_TYPE, "must be a string", index)
     if not value:
         raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is empty; leave it out", index)
-    if len(value) > MAX_STOP_CHARACTERS:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have at most {MAX_STOP_CHARACTERS} characters", index)
+    if len(value) > most_characters:
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have at most {most_characters} characters", index)
     return value
+
+
+def _stop_token_ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise _error(ErrorCode.INVALID_TYPE, "must be a list of token ids")
+    if len(value) > MAX_STOP_TOKEN_IDS:
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must hold at most {MAX_STOP_TOKEN_IDS} ids")
+    ids = tuple(_token_id(item, index) for index, item in enumerate(value))
+    if ids and (min(ids) < 0 or max(ids) > INT32_MAX):
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "holds a token id outside the vocabulary")
+    return ids
+
+
+def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    """OpenAI's map of token id (a string, since JSON has no other keys) to what to add."""
+    if not isinstance(value, dict):
+        raise _error(ErrorCode.INVALID_TYPE, "must be an object of token ids and numbers")
+    if len(value) > MAX_BIASED_TOKENS:
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must name at most {MAX_BIASED_TOKENS} tokens")
+    return tuple((_bias_key(name), _bias(bias)) for name, bias in value.items())
+
+
+def _bias_key(name: str) -> int:
+    if not (name.isascii() and name.isdecimal() and len(name) <= _INT32_DIGITS):
+        raise _error(ErrorCode.INVALID_TYPE, 'must have token ids as its keys, such as "50256"')
+    token_id = int(name)
+    if token_id > INT32_MAX:
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "names a token id outside the vocabulary")
+    return token_id
+
+
+def _bias(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _error(ErrorCode.INVALID_TYPE, "must have numbers as its values")
+    if not -MAX_BIAS <= value <= MAX_BIAS:
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have values from {-MAX_BIAS:g} to {MAX_BIAS:g}")
+    return float(value)
 
 
 _STRING = {"type": "string", "minLength": 1}
@@ -132,19 +186,38 @@ _PROMPT_SCHEMA = {
 }
 _STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
 _STOP_SCHEMA = {"anyOf": [_STOP_STRING, {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOP_STRINGS}]}
+_BAD_WORD = {"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_CHARACTERS}
+_BAD_WORDS_SCHEMA = {"anyOf": [_BAD_WORD, {"type": "array", "items": _BAD_WORD, "maxItems": MAX_BAD_WORDS}]}
+_STOP_TOKEN_IDS_SCHEMA = {"type": "array", "items": _IDS["items"], "maxItems": MAX_STOP_TOKEN_IDS}
+_LOGIT_BIAS_SCHEMA = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+    "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
+    "maxProperties": MAX_BIASED_TOKENS,
+}
 _INT64 = {"type": "integer", "format": "int64"}
+_INT32 = {"type": "integer", "format": "int32"}
 _DOUBLE = {"type": "number", "format": "double"}
 
 # The ranges stand inside the validators: pydantic writes them into the JSON Schema only from there.
 Count = Annotated[int, Field(ge=1, le=INT32_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
+TokenLimit = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
+Int32 = Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX, json_schema_extra=_INT32), BeforeValidator(_integer)]
+LastTokens = Annotated[int, Field(ge=-1, le=INT32_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
+LogProbsCount = Annotated[int, Field(ge=0, le=MAX_LOG_PROBS, json_schema_extra=_INT32), BeforeValidator(_integer)]
 TopK = Annotated[int, Field(ge=-1, le=INT64_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
 Seed = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
 Probability = Annotated[float, Field(ge=0, le=1, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
+Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
+Factor = Annotated[float, Field(gt=0, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
 String = Annotated[str, BeforeValidator(_string)]
 Prompts = Annotated[tuple[Prompt, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
 Stops = Annotated[tuple[str, ...], PlainValidator(_stops), WithJsonSchema(_STOP_SCHEMA)]
+BadWords = Annotated[tuple[str, ...], PlainValidator(_bad_words), WithJsonSchema(_BAD_WORDS_SCHEMA)]
+StopTokenIds = Annotated[tuple[int, ...], PlainValidator(_stop_token_ids), WithJsonSchema(_STOP_TOKEN_IDS_SCHEMA)]
+LogitBias = Annotated[tuple[tuple[int, float], ...], PlainValidator(_logit_bias), WithJsonSchema(_LOGIT_BIAS_SCHEMA)]
 
 
 def _allow_null(schema: dict[str, Any]) -> None:
@@ -180,11 +253,25 @@ class CompletionRequest(BaseModel):
         description="The prompt to generate completions for: a string or a list of token ids; "
         "a list of either makes one choice per prompt"
     )
-    n: Count = Field(1, description="How many choices to make for each prompt")
-    max_tokens: Count | None = Field(
-        None, description="The maximum number of tokens to generate; clamped to the context's room"
+    suffix: String | None = Field(
+        None, description="What comes after the completion; for models that were trained to fill in the middle"
     )
-    max_completion_tokens: Count | None = Field(
+    n: Count = Field(1, description="How many choices to make for each prompt")
+    best_of: Count | None = Field(
+        None,
+        description="How many to make of which the n with the highest log prob per token are given; not with stream. "
+        "Default n",
+    )
+    echo: Boolean = Field(False, description="Give the prompt in front of each completion")
+    logprobs: LogProbsCount | None = Field(
+        None, description="Log probs of each token and of so many most likely ones; 0 is the token's own alone"
+    )
+    max_tokens: TokenLimit | None = Field(
+        None,
+        description="The maximum number of tokens to generate; clamped to the context's room. 0 only with echo: "
+        "nothing is generated",
+    )
+    max_completion_tokens: TokenLimit | None = Field(
         None, description="The same under its newer name; wins when both are given"
     )
     temperature: Temperature | None = Field(None, description="Sampling temperature; 0 is greedy. Default 1")
@@ -195,6 +282,30 @@ class CompletionRequest(BaseModel):
     min_p: Probability | None = Field(
         None, description="Drop tokens less likely than this part of the most likely one. Default 0"
     )
+    frequency_penalty: Penalty | None = Field(
+        None, description="Taken from a token's logit for each time that it was generated. Default 0"
+    )
+    presence_penalty: Penalty | None = Field(
+        None, description="Taken from a token's logit once it was generated. Default 0"
+    )
+    repetition_penalty: Factor | None = Field(
+        None, description="Divides positive logits of tokens of prompt and output, multiplies negative ones. Default 1"
+    )
+    logit_bias: LogitBias = Field((), description="Token id to what is added to its logit")
+    bad_words: BadWords = Field((), description="Words that must not be generated, as they are and behind a space")
+    min_tokens: TokenLimit | None = Field(
+        None, description="No end token and no stop string ends the text before so many tokens. Default 0"
+    )
+    ignore_eos: Boolean = Field(False, description="Go on past the model's own end token")
+    stop_token_ids: StopTokenIds = Field((), description="Further tokens that end the text")
+    truncate_prompt_tokens: LastTokens | None = Field(
+        None, description="Keep only so many last tokens of the prompt; -1: as many as leave room for max_tokens"
+    )
+    add_special_tokens: Boolean = Field(True, description="Whether a text prompt gets the tokenizer's BOS")
+    priority: Int32 | None = Field(
+        None, description="Which waiting request goes first: the one with the lower number. Default 0"
+    )
+    user: String | None = Field(None, description="An end user's identifier; accepted, not kept and not logged")
     seed: Seed | None = Field(None, description="Same seed and parameters, same text. Default: a fresh random seed")
     stop: Stops = Field((), description="Up to 16 strings at which the text ends; matched on the generated text")
     include_stop_str_in_output: Boolean = Field(False, description="End the text after the stop string, not before it")
@@ -210,3 +321,13 @@ class CompletionRequest(BaseModel):
     def wants_token_ids(self) -> bool:
         """Whether choices carry `token_ids`."""
         return self.return_token_ids or self.return_tokens_as_token_ids
+
+    @property
+    def token_limit(self) -> int | None:
+        """Of the two names for it, the newer one wins."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def candidates(self) -> int:
+        """How many completions to make for each prompt; `n` of them are given."""
+        return self.n if self.best_of is None else self.best_of

@@ -12,6 +12,7 @@ from frontend.auth import ApiKey
 from frontend.generator import Generator
 from frontend.metrics import Metrics
 from frontend.metrics_of_all import MetricsOfAll
+from frontend.model_card import ModelCard
 from frontend.rate_limits import RateLimits
 from frontend.readiness import Readiness
 from frontend.settings import FrontendSettings
@@ -29,6 +30,7 @@ class Services:
     admission: Admission
     rate_limits: RateLimits
     readiness: Readiness
+    model_card: ModelCard
     workers: Workers
     metrics_of_all: MetricsOfAll | None  # in a front end of several workers
     started: int = field(default_factory=lambda: int(time.time()))

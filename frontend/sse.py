@@ -14,17 +14,21 @@ from frontend.errors import error_object
 from frontend.run import Choice
 from llm_pipeline.errors import PipelineError
 from llm_pipeline.messages import TextChunk
+from llm_pipeline.token_strings import as_token_id
 
 DONE = b"data: [DONE]\n\n"
 KEEPALIVE = b": keep-alive\n\n"
 
-_UNFINISHED = b',"logprobs":null,"finish_reason":null'
-_FINISHED = {reason: b',"logprobs":null,"finish_reason":"%s"' % reason.encode() for reason in ("stop", "length")}
+_NO_LOG_PROBS = b',"logprobs":null'
+_UNFINISHED = b',"finish_reason":null'
+_FINISHED = {reason: b',"finish_reason":"%s"' % reason.encode() for reason in ("stop", "length")}
+_PLAIN_UNFINISHED = _NO_LOG_PROBS + _UNFINISHED
+_PLAIN_FINISHED = {reason: _NO_LOG_PROBS + ending for reason, ending in _FINISHED.items()}
 
 
 def token_id_text(token_ids: tuple[int, ...]) -> str:
     """The text of tokens that were asked for by id."""
-    return "".join(f"token_id:{token_id}" for token_id in token_ids)
+    return "".join(map(as_token_id, token_ids))
 
 
 def usage_object(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -83,7 +87,11 @@ class ChunkFrames:
         if prefix is None:
             prefix = self._prefixes[choice.index] = self._opening + b'{"index":%d,"text":' % choice.index
         reason = chunk.finish_reason
-        middle = _UNFINISHED if reason is None else _FINISHED[reason.value]
+        if chunk.log_probs is None:
+            middle = _PLAIN_UNFINISHED if reason is None else _PLAIN_FINISHED[reason.value]
+        else:  # postprocess has written it: it goes in as it is
+            ending = _UNFINISHED if reason is None else _FINISHED[reason.value]
+            middle = b',"logprobs":' + chunk.log_probs + ending
         end = self._usage_end(choice, chunk) if self._continuous_usage else self._null_usage_end
         return prefix + text_fields + middle + end
 

@@ -11,8 +11,8 @@ from llm_pipeline.messages import CompletionParameters
 
 
 def parameters_of(request: CompletionRequest, request_id: str) -> list[CompletionParameters]:
-    """One message per choice, in the order of `index`: the n choices of the first prompt, then those of the next."""
-    prompts = [prompt for prompt in request.prompt for _ in range(request.n)]
+    """One message per candidate: those of the first prompt, then those of the next. Without best_of, one per choice."""
+    prompts = [prompt for prompt in request.prompt for _ in range(request.candidates)]
     return [_parameters(request, prompt, index, request_id) for index, prompt in enumerate(prompts)]
 
 
@@ -22,7 +22,7 @@ def _parameters(request: CompletionRequest, prompt: Prompt, index: int, request_
         request_id=request_id,
         text=prompt if isinstance(prompt, str) else None,
         token_ids=None if isinstance(prompt, str) else prompt,
-        max_tokens=request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens,
+        max_tokens=request.token_limit,
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
@@ -32,7 +32,23 @@ def _parameters(request: CompletionRequest, prompt: Prompt, index: int, request_
         include_stop_str_in_output=request.include_stop_str_in_output,
         skip_special_tokens=request.skip_special_tokens,
         return_token_ids=request.wants_token_ids,
+        names_tokens_by_id=request.return_tokens_as_token_ids,
         stream=request.stream,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=request.logit_bias,
+        bad_words=request.bad_words,
+        min_tokens=request.min_tokens,
+        ignore_eos=request.ignore_eos,
+        stop_token_ids=request.stop_token_ids,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+        add_special_tokens=request.add_special_tokens,
+        priority=request.priority,
+        log_probs=request.logprobs,
+        return_log_probs=request.candidates > request.n,
+        echo=request.echo,
+        suffix=request.suffix or None,
     )
 
 

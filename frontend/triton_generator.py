@@ -6,9 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from frontend.triton_channel import TritonChannel, infer_request, output_names
+from llm_pipeline.description import ModelDescription
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.messages import CompletionParameters, TextChunk
-from llm_pipeline.tensors import DECODE_MODEL, parameters_to_arrays, stop_arrays, text_chunk_from_raw
+from llm_pipeline.tensors import (
+    DECODE_MODEL,
+    PREPROCESS_MODEL,
+    describe_arrays,
+    description_from_raw,
+    parameters_to_arrays,
+    stop_arrays,
+    text_chunk_from_raw,
+)
 
 _STOP_TIMEOUT_S = 5.0
 
@@ -48,6 +57,17 @@ class TritonGenerator:
         await asyncio.sleep(0)  # let everybody who stops something in this turn of the loop add a key
         keys, self._stops, self._delivery = self._stops, [], None
         await self._channel.infer_all([infer_request(DECODE_MODEL, stop_arrays(key), key) for key in keys])
+
+    async def describe(self) -> ModelDescription:
+        """See Generator."""
+        request = infer_request(PREPROCESS_MODEL, describe_arrays(), "describe")
+        found: ModelDescription | None = None
+        async for response in self._channel.infer(request):
+            if names := output_names(response):
+                found = description_from_raw(names, response.raw_output_contents)
+        if found is None:
+            raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "Triton does not say what it serves.")
+        return found
 
     async def is_ready(self) -> bool:
         """See Generator."""

@@ -20,9 +20,9 @@ class LogProbTeller:
     """See the module. Made only for requests that ask for log probs."""
 
     def __init__(self, options: TextOptions, token_strings: Mapping[int, str], echo: PromptEcho | None) -> None:
-        self._names = TokenIdStrings() if options.return_token_ids else token_strings
+        self._names = TokenIdStrings() if options.names_tokens_by_id else token_strings
         self._list = None if options.log_probs is None else LogProbList(self._names)
-        self._has_ids = options.return_token_ids
+        self._has_ids = options.names_tokens_by_id
         self._echo = echo
         self._echo_ids = options.echo_ids or ()
         self._values: list[float] | None = [] if options.returns_values else None

@@ -46,6 +46,7 @@ class CompletionParameters:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     return_token_ids: bool = False
+    names_tokens_by_id: bool = False  # in lists of log probs; goes with return_token_ids
     stream: bool = False
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
@@ -141,6 +142,7 @@ class TextOptions:
     shown_end_ids: tuple[int, ...] = ()
     log_probs: int | None = None
     returns_values: bool = False
+    names_tokens_by_id: bool = False
     echo_ids: tuple[int, ...] | None = None
     echo_text: str | None = None
 

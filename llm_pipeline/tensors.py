@@ -80,6 +80,7 @@ STREAM = TensorSpec("stream", "BOOL")
 INCLUDE_STOP = TensorSpec("include_stop_str_in_output", "BOOL")
 SKIP_SPECIAL_TOKENS = TensorSpec("skip_special_tokens", "BOOL")
 RETURN_TOKEN_IDS = TensorSpec("return_token_ids", "BOOL")
+TOKENS_AS_IDS = TensorSpec("return_tokens_as_token_ids", "BOOL")  # how log probs name tokens
 REQUEST_KEY = TensorSpec("request_key", "BYTES")
 REPETITION_PENALTY = TensorSpec("repetition_penalty", "FP32")
 PRESENCE_PENALTY = TensorSpec("presence_penalty", "FP32")
@@ -128,6 +129,7 @@ ENSEMBLE_INPUTS = (
     INCLUDE_STOP,
     SKIP_SPECIAL_TOKENS,
     RETURN_TOKEN_IDS,
+    TOKENS_AS_IDS,
     REQUEST_KEY,
     REPETITION_PENALTY,
     PRESENCE_PENALTY,
@@ -274,6 +276,7 @@ def parameters_to_arrays(parameters: CompletionParameters) -> list[tuple[TensorS
         (INCLUDE_STOP, parameters.include_stop_str_in_output),
         (SKIP_SPECIAL_TOKENS, parameters.skip_special_tokens),
         (RETURN_TOKEN_IDS, parameters.return_token_ids),
+        (TOKENS_AS_IDS, parameters.names_tokens_by_id or None),
         (REQUEST_KEY, parameters.request_key),
         (REPETITION_PENALTY, parameters.repetition_penalty),
         (PRESENCE_PENALTY, parameters.presence_penalty),
@@ -321,7 +324,8 @@ def parameters_from_arrays(read: TensorReader, *, request_id: str, new_key: str)
         stop=_words(read, STOP_WORDS),
         include_stop_str_in_output=_flag(read, INCLUDE_STOP, False),
         skip_special_tokens=_flag(read, SKIP_SPECIAL_TOKENS, True),
-        return_token_ids=_flag(read, RETURN_TOKEN_IDS, False),
+        return_token_ids=_flag(read, RETURN_TOKEN_IDS, False) or _flag(read, TOKENS_AS_IDS, False),
+        names_tokens_by_id=_flag(read, TOKENS_AS_IDS, False),
         stream=_flag(read, STREAM, False),
         repetition_penalty=_value(read, REPETITION_PENALTY),
         presence_penalty=_value(read, PRESENCE_PENALTY),
@@ -435,6 +439,14 @@ def is_describe_message(read: TensorReader) -> bool:
 
 def description_to_arrays(description: ModelDescription) -> list[tuple[TensorSpec, Array]]:
     return [(DESCRIPTION, array(DESCRIPTION, description.to_json()))]
+
+
+def description_from_raw(names: Sequence[str], contents: Sequence[bytes]) -> ModelDescription | None:
+    """The answer in a gRPC response; None when it is none, or that of another release."""
+    try:
+        return ModelDescription.from_json(dict(zip(names, contents, strict=True))[DESCRIPTION.name][4:])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def stop_key(read: TensorReader) -> str | None:

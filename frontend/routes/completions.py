@@ -44,7 +44,22 @@ async def _create(services: Services, request: Request) -> Response:
     record.model, record.served_model = completion.model, services.settings.model_name
     record.is_stream = completion.stream
     services.require_ready()
+    await _check_best_of(services, completion)
     return _answer(services, completion, record, timeout_s)
+
+
+async def _check_best_of(services: Services, completion: CompletionRequest) -> None:
+    """The engine would refuse log probs, which its client has not asked for."""
+    if completion.candidates == completion.n:
+        return
+    card = await services.model_card.read()
+    if card is not None and card.capabilities.logprobs is None:
+        raise PipelineError(
+            ErrorCode.UNSUPPORTED_PARAMETER,
+            f"best_of above n needs log probs, which this server's engine ({card.capabilities.executor}) does not "
+            "give. Leave it out.",
+            param="best_of",
+        )
 
 
 def _timeout_s(request: Request, most_s: float) -> float:
@@ -85,7 +100,7 @@ def _answer(
     services: Services, completion: CompletionRequest, record: RequestRecord, timeout_s: float
 ) -> CompletionAnswer:
     parameters = parameters_of(completion, record.request_id)
-    choices = [Choice(index, index // completion.n, each) for index, each in enumerate(parameters)]
+    choices = [Choice(index, index // completion.candidates, each) for index, each in enumerate(parameters)]
     services.admission.admit(len(choices))
     accounting = Accounting(record, services.metrics, services.admission, services.readiness)
     run = CompletionRun(choices, services.generator, accounting)

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from frontend import paths
 from frontend.request_record import RequestRecord, record_of
 from frontend.services import Services
+from llm_pipeline.description import ModelDescription
 
 _OWNER = "triton-completions"
 
@@ -30,7 +31,8 @@ async def _list(services: Services, request: Request) -> Response:
     record = record_of(request.scope)
     own = services.settings.model_name
     names = [name for name in services.settings.model_names if record.key is None or record.key.may_use({name, own})]
-    body = {"object": "list", "data": [_model(services, name) for name in names]}
+    card = await services.model_card.read()
+    body = {"object": "list", "data": [_model(services, name, card) for name in names]}
     return _described(body, "ModelList", record)
 
 
@@ -38,12 +40,13 @@ async def _describe(services: Services, request: Request) -> Response:
     record = record_of(request.scope)
     name = request.path_params["model"]
     services.check_model(name, record.key)
-    return _described(_model(services, name), "Model", record)
+    return _described(_model(services, name, await services.model_card.read()), "Model", record)
 
 
-def _model(services: Services, name: str) -> dict[str, Any]:
+def _model(services: Services, name: str, card: ModelDescription | None) -> dict[str, Any]:
     root = services.settings.model_name
-    return {"id": name, "object": "model", "created": services.started, "owned_by": _OWNER, "root": root}
+    known = {} if card is None else card.as_document()
+    return {"id": name, "object": "model", "created": services.started, "owned_by": _OWNER, "root": root, **known}
 
 
 def _described(body: dict[str, Any], schema: str, record: RequestRecord) -> Response:

@@ -96,6 +96,7 @@ class PreprocessStage:
             shown_end_ids=tuple(set(parameters.stop_token_ids) - set(self._end_ids)) if includes_stop else (),
             log_probs=parameters.log_probs,
             returns_values=parameters.return_log_probs,
+            names_tokens_by_id=parameters.names_tokens_by_id,
             echo_ids=tuple(prompt_ids) if parameters.echo else None,
             echo_text=parameters.text if parameters.echo and is_whole_text else None,
         )

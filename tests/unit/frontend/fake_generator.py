@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
+from llm_pipeline.capabilities import CAPABILITIES
+from llm_pipeline.description import ModelDescription
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.messages import CompletionParameters, FinishReason, TextChunk
 
@@ -50,6 +52,7 @@ class FakeGenerator:
         self.running: set[str] = set()
         self.failing_stops = 0
         self.is_closed = False
+        self.description = ModelDescription(64, 1000, 16, False, CAPABILITIES["cpu"])
         self._stops: dict[str, asyncio.Event] = {}
         self._stop_seen = asyncio.Event()
 
@@ -101,6 +104,11 @@ class FakeGenerator:
         while len(self.stopped) < count:
             self._stop_seen.clear()
             await asyncio.wait_for(self._stop_seen.wait(), 5)
+
+    async def describe(self) -> ModelDescription:
+        if not self.is_up:
+            raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "no")
+        return self.description
 
     async def is_ready(self) -> bool:
         return self.is_up

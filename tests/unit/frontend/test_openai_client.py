@@ -78,7 +78,7 @@ async def test_models(openai_client: openai.AsyncOpenAI) -> None:
     [
         ({"max_tokens": 0}, openai.BadRequestError),
         ({"model": "other"}, openai.NotFoundError),
-        ({"logprobs": 1}, openai.BadRequestError),
+        ({"logprobs": 21}, openai.BadRequestError),
     ],
 )
 async def test_errors(openai_client: openai.AsyncOpenAI, fields: dict[str, object], error: type[Exception]) -> None:

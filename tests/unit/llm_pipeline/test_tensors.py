@@ -266,6 +266,11 @@ def test_wishes_that_are_granted_anyway_change_nothing() -> None:
     assert granted == from_nvidia()
 
 
+def test_tokens_named_by_id_are_told_by_id() -> None:
+    asked = from_nvidia(return_tokens_as_token_ids=[True])
+    assert (asked.return_token_ids, asked.names_tokens_by_id) == (True, True)
+
+
 def test_the_input_in_the_output_is_an_echo() -> None:
     assert from_nvidia(exclude_input_in_output=[False]).echo
 

@@ -85,10 +85,15 @@ options_of_all_kinds = st.builds(
     stop=stop_lists,
     include_stop_str_in_output=st.booleans(),
     skip_special_tokens=st.booleans(),
-    return_token_ids=st.booleans(),
     max_tokens=st.sampled_from([1000, 3, 1]),
     min_tokens=st.integers(0, 3),
     echo_ids=st.none() | st.lists(st.integers(0, 300), min_size=1, max_size=8).map(tuple),
+)
+ways_to_tell_ids = st.sampled_from([(False, False), (True, False), (True, True)])
+options_of_all_kinds = st.builds(
+    lambda options, ways: replace(options, return_token_ids=ways[0], names_tokens_by_id=ways[1]),
+    options_of_all_kinds,
+    ways_to_tell_ids,
 )
 
 
@@ -115,7 +120,7 @@ def test_pieces_of_a_stream_add_up_to_the_whole(
 def test_each_listed_token_begins_where_its_text_does(
     byte_level: Tokenizer, options: TextOptions, text: str, chunk_sizes: list[int]
 ) -> None:
-    options = replace(options, return_token_ids=False, skip_special_tokens=False)
+    options = replace(options, names_tokens_by_id=False, skip_special_tokens=False)
     chunks = push_all(byte_level, options, byte_level.encode(text), chunk_sizes)
     full, found = text_of(chunks), listed(chunks)
     for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
@@ -162,7 +167,7 @@ def test_the_top_has_the_token_itself_too(byte_level: Tokenizer) -> None:
 
 
 def test_tokens_by_number_are_listed_by_number(byte_level: Tokenizer) -> None:
-    options = replace(ASKED, return_token_ids=True, echo_ids=(7, 8))
+    options = replace(ASKED, return_token_ids=True, names_tokens_by_id=True, echo_ids=(7, 8))
     found = listed(push_all(byte_level, options, [30, 1], [2]))
     assert found["tokens"] == ["token_id:7", "token_id:8", "token_id:30", "token_id:1"]
     assert found["text_offset"] == [0, 10, 20, 31]  # of the text as it is shown
