@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from launcher.settings_table import settings_table
+from llm_pipeline.capabilities import CAPABILITIES, Capabilities
 from llm_pipeline.errors import ERRORS
+from llm_pipeline.tensors import ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,3 +36,25 @@ def test_the_readme_names_every_request_field() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [name for name in CompletionRequest.model_fields if f"`{name}`" not in readme]
     assert not missing
+
+
+def test_the_page_of_request_fields_has_the_capability_table() -> None:
+    page = (ROOT / "docs" / "request-fields.md").read_text(encoding="utf-8")
+    for field in fields(Capabilities):
+        if field.name != "executor":
+            cells = [_cell(getattr(row, field.name)) for row in CAPABILITIES.values()]
+            assert f"| `{field.name}` | {' | '.join(cells)} |" in page
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "no"
+    if value is None or isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def test_the_page_of_request_fields_names_every_tensor_of_the_ensemble() -> None:
+    page = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("docs/request-fields.md", "README.md"))
+    missing = [spec.name for spec in (*ENSEMBLE_INPUTS, *ENSEMBLE_OUTPUTS) if f"`{spec.name}`" not in page]
+    assert missing == ["request_key"]  # made by whoever sends none
