@@ -15,7 +15,7 @@ UV_IMAGE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --genera
 	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt --constraints requirements/serve.lock
 IMAGE_LOCKS := docker/requirements
 
-.PHONY: help serve bench test test-gpu check unit integration install lock clean
+.PHONY: help serve bench test test-gpu check unit integration fuzz soak install lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,8 @@ help:
 	@echo "make test-gpu     tests on a GPU machine with TensorRT-LLM (GPU_PYTHON=..., GPU_ENGINE_DIR=...)"
 	@echo "make bench        measure everything, about 15 minutes (QUICK=1: 2): tables and plots in docs/performance"
 	@echo "make lock         pin every dependency anew (needs uv: .venv/bin/pip install uv)"
+	@echo "make fuzz         10,000 random request bodies"
+	@echo "make soak         mixed traffic for SOAK_MINUTES (20): fails on growth or a wrong answer"
 	@echo "make clean        remove .venv and .run"
 
 serve: $(VENV)/.serve
@@ -79,6 +81,15 @@ lock:
 	$(UV_IMAGE) pyproject.toml --output-file $(IMAGE_LOCKS)/triton.lock
 	$(UV_IMAGE) $(IMAGE_LOCKS)/wheel.in --output-file $(IMAGE_LOCKS)/wheel.lock
 	$(UV_IMAGE) $(IMAGE_LOCKS)/build-engine.in --output-file $(IMAGE_LOCKS)/build-engine.lock
+
+# 10,000 random bodies through HTTP and Triton. Again with the same bodies: make fuzz FUZZ_SEED=...
+fuzz: $(VENV)/.dev
+	FUZZ_BODIES="$${FUZZ_BODIES:-10000}" $(VENV)/bin/python -m pytest tests/integration/test_fuzz.py -rP --timeout 1800
+
+# Mixed traffic for SOAK_MINUTES; fails when anything grows or an answer is wrong, and writes SOAK_OUTPUT/soak.*
+soak: $(VENV)/.dev
+	$(VENV)/bin/python -m build_engine build --target cpu >/dev/null
+	$(VENV)/bin/python -m benchmarks.soak
 
 clean:
 	rm -rf $(VENV) .run

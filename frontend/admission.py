@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
 
-from frontend.errors import MAX_RETRY_AFTER_S
 from frontend.run import CompletionRun, StopReason
 from frontend.workers import Workers
+from llm_pipeline.drain_rate import DrainRate
 from llm_pipeline.errors import ErrorCode, PipelineError
 
-_REMEMBERED_ENDS = 64
-_UNKNOWN_WAIT_S = 5.0
 _LAST_ENDS_S = 2.0  # for the engine to confirm what was stopped
 
 
@@ -32,7 +28,7 @@ class Admission:
         self._runs: set[CompletionRun] = set()  # whose answer is not finished yet
         self._is_answered = _set_event()
         self._is_idle = _set_event()
-        self._ends_s: deque[float] = deque(maxlen=_REMEMBERED_ENDS)
+        self._drain_rate = DrainRate()
 
     def require_open(self) -> None:
         """PipelineError (503) while draining."""
@@ -51,9 +47,11 @@ class Admission:
             raise PipelineError(
                 ErrorCode.QUEUE_FULL,
                 f"All {self._max_in_flight} places are taken; try again as Retry-After says.",
-                retry_after_s=self._wait_for(missing),
+                # All workers keep our pace, if the load is spread evenly.
+                retry_after_s=self._drain_rate.wait_s(-(-missing // self._workers.count)),
             )
         self._is_idle.clear()
+        self._drain_rate.works(True)
         self.in_flight += choices
         self.queued += choices
 
@@ -62,8 +60,9 @@ class Admission:
         self.in_flight -= 1
         self._in_flight_of_all.add(-1)
         self.queued -= not had_token
-        self._ends_s.append(time.monotonic())
+        self._drain_rate.ended()
         if self.in_flight == 0:
+            self._drain_rate.works(False)
             self._is_idle.set()
 
     def opened(self, run: CompletionRun) -> None:
@@ -77,24 +76,21 @@ class Admission:
         if not self._runs:
             self._is_answered.set()
 
-    def _wait_for(self, missing: int) -> float:
-        """Seconds until that many places are likely to be free, if all workers keep the pace of our last endings."""
-        if len(self._ends_s) < 2:
-            return _UNKNOWN_WAIT_S
-        pace_s = (time.monotonic() - self._ends_s[0]) / len(self._ends_s)
-        return min(max(pace_s * missing / self._workers.count, 1.0), MAX_RETRY_AFTER_S)
-
     async def wait_until_idle(self) -> None:
         """Returns when the engine is done with everything, or when it takes too long to confirm."""
         await _wait(self._is_idle, _LAST_ENDS_S)
+
+    def fail_all(self, error: PipelineError, reason: StopReason) -> None:
+        """End every answer that is under way with an error."""
+        for run in list(self._runs):
+            run.fail(error, reason)
 
     async def drain(self, timeout_s: float) -> None:
         """Let nothing new in, wait for answers that are under way, and stop them when the time is over."""
         self.is_draining = True
         await _wait(self._is_answered, timeout_s)
-        for run in list(self._runs):
-            message = "The server shut down before this request was finished; send it again."
-            run.fail(PipelineError(ErrorCode.DRAINING, message), StopReason.DRAIN)
+        message = "The server shut down before this request was finished; send it again."
+        self.fail_all(PipelineError(ErrorCode.DRAINING, message), StopReason.DRAIN)
 
 
 def _set_event() -> asyncio.Event:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -22,10 +23,12 @@ from frontend.model_card import ModelCard
 from frontend.rate_limits import RateLimits
 from frontend.readiness import Readiness
 from frontend.routes import completions, models, operations, playground
+from frontend.run import StopReason
 from frontend.services import Services
 from frontend.settings import FrontendSettings
 from frontend.worker_life import live_as_worker
 from frontend.workers import Workers
+from llm_pipeline.errors import ErrorCode, PipelineError
 
 log = structlog.get_logger(__name__)
 
@@ -35,13 +38,20 @@ def create_app(
 ) -> FastAPI:
     """The ASGI app, of one worker or of the only one. Raises KeysFileError. `app.state.services` has its parts."""
     workers, metrics = workers or Workers.alone(), metrics or Metrics()
+    admission = Admission(settings.max_in_flight, workers)
     services = Services(
         settings=settings,
         generator=generator,
         metrics=metrics,
-        admission=Admission(settings.max_in_flight, workers),
+        admission=admission,
         rate_limits=RateLimits(workers),
-        readiness=Readiness(generator, check_s=settings.ready_check_s, idle_s=settings.warm_up_s),
+        readiness=Readiness(
+            generator,
+            check_s=settings.ready_check_s,
+            idle_s=settings.warm_up_s,
+            lost_s=settings.triton_lost_s,
+            on_lost=partial(_end_what_waits, admission),
+        ),
         workers=workers,
         metrics_of_all=MetricsOfAll(workers, metrics.registry) if workers.count > 1 else None,
         model_card=ModelCard(generator),
@@ -67,6 +77,11 @@ def create_app(
     )
     app.state.services = services
     return app
+
+
+def _end_what_waits(admission: Admission) -> None:
+    message = "The model server has stopped answering; try again shortly."
+    admission.fail_all(PipelineError(ErrorCode.SERVICE_UNAVAILABLE, message), StopReason.TRITON_LOST)
 
 
 @asynccontextmanager

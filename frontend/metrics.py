@@ -122,6 +122,9 @@ class Metrics:
         self.prompt_tokens = self._counter("completions_prompt_tokens", "Prompt tokens that the model has seen")
         self.generation_tokens = self._counter("completions_generation_tokens", "Tokens that the model has made")
         self.unknown_fields = self._counter("completions_unknown_fields", "Request fields that were ignored")
+        self.slow_readers = self._counter(
+            "completions_slow_readers", "Connections that were cut off because their client did not read"
+        )
         self.cancelled = Counter(
             "completions_cancelled", "Requests stopped before their end", ["reason"], registry=self.registry
         )

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
+from collections.abc import Callable
 
 import structlog
 
@@ -21,12 +23,25 @@ log = structlog.get_logger(__name__)
 _WARM_UP_PROMPT = "The capital of France is"
 _WARM_UP_TOKENS = 4
 _WARM_UP_TIMEOUT_S = 60.0  # the first request to a cold engine compiles and allocates
+_LOOK_DURING_WARM_UP_S = 2.0
 
 
 class Readiness:
-    """Looks at the engine all the time, in the background."""
+    """Looks at the engine all the time, in the background.
 
-    def __init__(self, generator: Generator, *, check_s: float, idle_s: float) -> None:
+    A Triton that hangs closes no connection: `on_lost` is called when there was no sign of it for `lost_s`, and again
+    as long as there is none, to end what waits for it.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        check_s: float,
+        idle_s: float,
+        lost_s: float = math.inf,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
         self.is_ready = False
         self.last_token_s = 0.0  # monotonic; traffic that gets tokens needs no other proof of life
         self._generator = generator
@@ -34,6 +49,9 @@ class Readiness:
         self._idle_s = idle_s
         self._wake = asyncio.Event()
         self._is_doubted = False
+        self._lost_s = lost_s
+        self._on_lost = on_lost
+        self._last_sign_s = time.monotonic()
 
     def require(self) -> None:
         """PipelineError (503) while completions are not accepted."""
@@ -54,16 +72,24 @@ class Readiness:
             if is_ready != self.is_ready:
                 self.is_ready = is_ready
                 log.info("ready" if is_ready else "not_ready")
+            if time.monotonic() - max(self._last_sign_s, self.last_token_s) > self._lost_s:
+                self._on_lost()
             await self._pause()
 
     async def _look(self) -> bool:
-        if not await self._generator.is_ready():
+        if not await self._sees_triton():
             return False
         is_idle = time.monotonic() - self.last_token_s > self._idle_s
         if self.is_ready and not self._is_doubted and not is_idle:
             return True
         self._is_doubted = False
         return await self._warm_up()
+
+    async def _sees_triton(self) -> bool:
+        is_there = await self._generator.is_ready()
+        if is_there:
+            self._last_sign_s = time.monotonic()
+        return is_there
 
     async def _pause(self) -> None:
         # A timer instead of wait_for, which before Python 3.12 may swallow the cancellation that ends `watch`.
@@ -78,10 +104,16 @@ class Readiness:
         trial = Trial()
         run = CompletionRun([Choice(0, 0, warm_up_parameters())], self._generator, trial)
         run.start()
-        await run.wait_until_over(_WARM_UP_TIMEOUT_S)
+        deadline_s = time.monotonic() + _WARM_UP_TIMEOUT_S
+        is_there = True
+        while not run.is_over and is_there and time.monotonic() < deadline_s:
+            await run.wait_until_over(_LOOK_DURING_WARM_UP_S)
+            is_there = run.is_over or await self._sees_triton()
         if not run.is_over:
             run.stop(StopReason.DEADLINE)
-            log.warning("warm_up_failed", reason="no answer in time")
+            log.warning("warm_up_failed", reason="no answer in time" if is_there else "Triton went away")
+            if not is_there:
+                return False
             # Tokens for others meanwhile: the engine is busy, not broken.
             return self.is_ready and time.monotonic() - self.last_token_s < self._idle_s
         if run.failure is not None or not trial.text:

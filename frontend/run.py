@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Protocol
 
 import structlog
 
 from frontend.generator import Generator
+from llm_pipeline import log_prob_list
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.messages import CompletionParameters, FinishReason, TextChunk
 
@@ -26,6 +27,10 @@ log = structlog.get_logger(__name__)
 LINGER_S = 30.0
 _FIRST_REPEAT_S = 0.5
 _MAX_REPEAT_S = 5.0
+# What a client has not taken yet: chunks beyond as many are merged into one for each choice, and a client that leaves
+# more text than that untaken is let go. A chunk object weighs about as much as the text of a hundred tokens.
+_MERGE_CHUNKS = 512
+_MAX_UNTAKEN_CHARACTERS = 2**20
 
 
 class StopReason(str, Enum):
@@ -34,6 +39,8 @@ class StopReason(str, Enum):
     CLIENT_GONE = "client_gone"
     DEADLINE = "deadline"
     DRAIN = "drain"
+    SLOW_READER = "slow_reader"
+    TRITON_LOST = "triton_lost"
     OTHER_CHOICE_FAILED = "other_choice_failed"
 
 
@@ -79,6 +86,8 @@ class CompletionRun:
         self._listener = listener
         self._unfinished = len(choices)
         self._arrived: list[tuple[Choice, TextChunk]] = []
+        self._untaken_characters = 0
+        self._merge_at = _MERGE_CHUNKS
         self._waiter: asyncio.Future[None] | None = None
         self._is_stopping = False
         self._stoppers: set[asyncio.Task[None]] = set()
@@ -106,6 +115,7 @@ class CompletionRun:
     def take(self) -> list[tuple[Choice, TextChunk]]:
         """All chunks that have arrived since the last call, in order."""
         arrived, self._arrived = self._arrived, []
+        self._untaken_characters, self._merge_at = 0, _MERGE_CHUNKS
         return arrived
 
     def wake(self) -> None:
@@ -177,7 +187,21 @@ class CompletionRun:
             choice.give_up_timer = asyncio.get_running_loop().call_later(LINGER_S, _give_up, choice)
             self._unfinished -= 1
         self._arrived.append((choice, chunk))
+        self._untaken_characters += len(chunk.text)
+        if len(self._arrived) >= self._merge_at:
+            self._merge_arrived()
         self.wake()
+
+    def _merge_arrived(self) -> None:
+        """Nobody takes anything for a while: a client that reads slowly. Keep it small, or let it go."""
+        by_choice: dict[Choice, list[TextChunk]] = {}
+        for choice, chunk in self._arrived:
+            by_choice.setdefault(choice, []).append(chunk)
+        self._arrived = [(choice, merged(chunks)) for choice, chunks in by_choice.items()]
+        self._merge_at = len(self._arrived) + _MERGE_CHUNKS
+        if self._untaken_characters > _MAX_UNTAKEN_CHARACTERS and not self.is_finished:
+            message = "The answer was not read for too long."
+            self.fail(PipelineError(ErrorCode.DEADLINE_EXCEEDED, message), StopReason.SLOW_READER)
 
     def _choice_failed(self, choice: Choice, error: PipelineError) -> None:
         if choice.finish_reason is not None:
@@ -210,6 +234,24 @@ class CompletionRun:
             waited_s += repeat_s
             repeat_s = min(repeat_s * 2, _MAX_REPEAT_S)
         _give_up(choice)
+
+
+def merged(chunks: Sequence[TextChunk]) -> TextChunk:
+    """Chunks of one choice as one: text, lists and log probs add up, of the rest the latest that was set counts."""
+    values: dict[str, Any] = {}
+    for field in fields(TextChunk):
+        found = [value for chunk in chunks if (value := getattr(chunk, field.name)) is not None]
+        if not found:
+            values[field.name] = None
+        elif isinstance(found[0], str) and not isinstance(found[0], Enum):
+            values[field.name] = "".join(found)
+        elif isinstance(found[0], bytes):
+            values[field.name] = log_prob_list.joined(found)
+        elif isinstance(found[0], tuple):
+            values[field.name] = tuple(item for value in found for item in value)
+        else:
+            values[field.name] = found[-1]
+    return TextChunk(**values)
 
 
 def _is_over(choice: Choice) -> bool:

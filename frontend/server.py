@@ -19,6 +19,7 @@ from frontend.metrics import Metrics
 from frontend.request_log import configure_logging
 from frontend.services import Services
 from frontend.settings import FrontendSettings
+from frontend.slow_readers import SlowReaders
 from frontend.workers import Workers
 
 log = structlog.get_logger(__name__)
@@ -41,11 +42,26 @@ class DrainingServer(uvicorn.Server):
         self._services: Services = app.state.services
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
+        self._slow_readers = SlowReaders(
+            lambda: self.server_state.connections,
+            limit_s=self._services.settings.slow_reader_s,
+            on_cut=self._services.metrics.slow_readers.inc,
+        )
+        self._slow_reader_watch: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """See uvicorn."""
         self._loop = asyncio.get_running_loop()
+        self._slow_reader_watch = asyncio.create_task(self._slow_readers.watch())
         await super().startup(sockets)  # type: ignore[arg-type]
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """See uvicorn."""
+        try:
+            await super().shutdown(sockets)  # type: ignore[arg-type]
+        finally:
+            if self._slow_reader_watch is not None:
+                self._slow_reader_watch.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler; runs between any two bytecodes of the main thread."""

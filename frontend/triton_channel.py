@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -140,9 +140,19 @@ class TritonChannel:
         task.add_done_callback(self._finishing.discard)
 
 
-def infer_request(model: str, arrays: Iterable[tuple[TensorSpec, Array]], request_id: str) -> InferRequest:
-    """A request for one model. The id comes back in every response and stands in Triton's log."""
+def infer_request(
+    model: str,
+    arrays: Iterable[tuple[TensorSpec, Array]],
+    request_id: str,
+    *,
+    parameters: Mapping[str, str] | None = None,
+) -> InferRequest:
+    """A request for one model. The id comes back in every response and stands in Triton's log; Triton hands the
+    parameters to every step of an ensemble.
+    """
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    for name, value in (parameters or {}).items():
+        request.parameters[name].string_param = value
     for spec, values in arrays:
         request.inputs.add(name=spec.name, datatype=spec.dtype, shape=values.shape)
         request.raw_input_contents.append(_raw(spec, values))
@@ -195,6 +205,11 @@ def failure(code: grpc.StatusCode | None, details: str, request_id: str, *, has_
     if is_refused or code in _UNAVAILABLE_CODES:
         return PipelineError(
             ErrorCode.SERVICE_UNAVAILABLE, "The model server cannot be reached at the moment; try again shortly."
+        )
+    # Of the Python backend: /dev/shm is full, and this request is larger than what is left of its own share.
+    if "shared memory pool" in details:
+        return PipelineError(
+            ErrorCode.SERVICE_UNAVAILABLE, "The model server has no room for this request; try again shortly."
         )
     # The Python backend's words for a model process that died: Triton restarts it.
     if "not healthy" in details:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import platform
 import shutil
 import socket
@@ -16,6 +17,7 @@ from launcher.settings import StackSettings
 _MIB = 2**20
 _SHARED_MEMORY_MIB = 64  # three stubs with a few MiB each, and room to grow
 _SHARED_MEMORY = Path("/dev/shm")
+_LOOPBACK = "127.0.0.1"
 # Weights in f32, a KV cache of 1 GiB, Triton and two Python stubs took 2.4 GiB (measured).
 _ENGINE_MEMORY_MIB = 2048  # and the KV cache
 _SCRIPTED_MEMORY_MIB = 512
@@ -33,7 +35,10 @@ def check_all(settings: StackSettings) -> None:
         for finding in (
             _check_platform(),
             find_libpython_problem(),
-            *(_check_port(name, port) for name, port in settings.ports.items()),
+            *(
+                _check_port(name, port, settings.host if name == "PORT" else _LOOPBACK)
+                for name, port in settings.ports.items()
+            ),
             _check_ports_differ(settings),
             _check_engine_dir(settings),
             _check_memory(settings),
@@ -57,14 +62,20 @@ def _check_platform() -> str | None:
     return None
 
 
-def _check_port(name: str, port: int) -> str | None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+def _check_port(name: str, port: int, host: str) -> str | None:
+    try:
+        family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        return f"{host} (HOST) is no address of this machine. Use 127.0.0.1, or 0.0.0.0 for all of its addresses."
+    with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(address)
         except PermissionError:
             return f"Port {port} ({name}) needs privileges. Choose one above 1023: `make serve {name}=...`."
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                return f"{host} (HOST) is no address of this machine. Use 127.0.0.1, or 0.0.0.0 for all its addresses."
             return (
                 f"Port {port} ({name}) is in use. Stop what listens there or choose another: `make serve {name}=...`."
             )

@@ -37,6 +37,9 @@ class StackSettings(BaseSettings):
     run_dir: Path = Field(
         REPOSITORY_ROOT / ".run", description="Where engines, logs and the made key are kept (.run in the repository)"
     )
+    triton_hang_limit_s: float = Field(
+        10.0, ge=2, description="A Triton that runs and does not answer for so long is started again, in s"
+    )
     start_timeout_s: float = Field(240.0, gt=0, description="How long a start may take before it is given up, in s")
 
     @property

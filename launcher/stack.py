@@ -20,6 +20,7 @@ from rich.console import Console
 
 from launcher import triton_server
 from launcher.checks import MissingError, check_all
+from launcher.health_watch import HealthWatch
 from launcher.processes import ChildProcess
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from launcher.stub_watch import StubWatch
@@ -55,7 +56,7 @@ class Stack:
         self.api_key: str | None = None
         self.triton: ChildProcess | None = None
         self.frontend: ChildProcess | None = None
-        self._stub_watch: StubWatch | None = None
+        self._watches: list[StubWatch | HealthWatch] = []
 
     @property
     def base_url(self) -> str:
@@ -99,11 +100,14 @@ class Stack:
             self._await_ready(self.triton, self.frontend)
         self.triton.supervise()
         self.frontend.supervise()
-        self._stub_watch = StubWatch(self.triton)
+        self._watches = [
+            StubWatch(self.triton),
+            HealthWatch(self.triton, self._settings.triton_http_port, limit_s=self._settings.triton_hang_limit_s),
+        ]
 
     def _stop(self) -> None:
-        if self._stub_watch is not None:
-            self._stub_watch.close()
+        for watch in self._watches:
+            watch.close()
         if self.frontend is not None:
             self.frontend.stop()
         if self.triton is not None:

@@ -1,9 +1,8 @@
 """The processes in which a Triton server runs its Python models ("stubs"): which live, and when one has died for good.
 
-Triton 2.51 starts a dead stub again by itself only for models that are not decoupled. decode and postprocess are, and
-every request to them then fails for good with "Stub process 'decode_0_0' is not healthy" (measured), while the server
-calls itself live and ready. So whoever started the server has to look. From /proc alone: the image for GPUs has no
-psutil of ours.
+Triton 2.51 does not start the dead stub of a decoupled model again, and that of preprocess not always: every request
+to it then fails for good with "Stub process 'decode_0_0' is not healthy" (both seen), while the server calls itself
+live and ready. So whoever started the server has to look. From /proc alone: the image for GPUs has no psutil of ours.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PERIOD_S = 0.5  # between two looks
-_PATIENCE = 4  # looks; Triton needs about a second where it starts a stub again by itself
+_PATIENCE = 2  # looks; one may fall into the moment when a process begins or ends
 _STUB_NAME = "triton_python_b"  # as far as the kernel keeps names
 _PROC = Path("/proc")
 

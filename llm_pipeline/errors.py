@@ -79,7 +79,11 @@ ERRORS: dict[ErrorCode, ErrorKind] = {
     ErrorCode.INTERNAL_ERROR: ErrorKind(500, "server_error", "Internal Server Error"),
 }
 
-_WIRE = re.compile(r"\[error code=(?P<code>[a-z_]+)(?: param=(?P<param>[\w.\[\]]+))?\] (?P<message>.*)", re.DOTALL)
+_WIRE = re.compile(
+    r"\[error code=(?P<code>[a-z_]+)(?: param=(?P<param>[\w.\[\]]+))?(?: retry_after_s=(?P<retry>\d+(?:\.\d+)?))?\] "
+    r"(?P<message>.*)",
+    re.DOTALL,
+)
 
 
 class PipelineError(Exception):
@@ -104,7 +108,8 @@ class PipelineError(Exception):
     def to_wire(self) -> str:
         """The one-line form that travels as a Triton error message."""
         param = f" param={self.param}" if self.param else ""
-        return f"[error code={self.code}{param}] {self.message}"
+        retry = "" if self.retry_after_s is None else f" retry_after_s={self.retry_after_s:.3f}"
+        return f"[error code={self.code}{param}{retry}] {self.message}"
 
     @classmethod
     def from_wire(cls, text: str) -> PipelineError | None:
@@ -116,7 +121,8 @@ class PipelineError(Exception):
             code = ErrorCode(match["code"])
         except ValueError:
             return None
-        return cls(code, match["message"], param=match["param"])
+        retry_after_s = None if match["retry"] is None else float(match["retry"])
+        return cls(code, match["message"], param=match["param"], retry_after_s=retry_after_s)
 
 
 def internal_error() -> PipelineError:

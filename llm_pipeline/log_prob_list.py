@@ -76,3 +76,12 @@ class LogProbList:
                 "text_offset": [entry.offset for entry in entries],
             }
         )
+
+
+def joined(pieces: Sequence[bytes]) -> bytes:
+    """JSON of pieces that follow each other, as one piece."""
+    whole: dict[str, list[object]] = {}
+    for piece in pieces:
+        for name, values in orjson.loads(piece).items():
+            whole.setdefault(name, []).extend(values)
+    return orjson.dumps(whole)

@@ -10,12 +10,21 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import orjson
 import triton_python_backend_utils as pb_utils
 
 from llm_pipeline.errors import PipelineError, internal_error
 from llm_pipeline.messages import TokenChunk
 from llm_pipeline.stages.decode import DecodeStats
-from llm_pipeline.tensors import DECODE_MODEL, Array, TensorReader, TensorSpec, stop_arrays, token_chunk_to_arrays
+from llm_pipeline.tensors import (
+    DECODE_MODEL,
+    OWNER_PARAMETER,
+    Array,
+    TensorReader,
+    TensorSpec,
+    stop_arrays,
+    token_chunk_to_arrays,
+)
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _METRICS_PERIOD_S = 0.25  # at the latest; a change shows within _METRICS_PAUSE_S
@@ -56,6 +65,12 @@ def tensor_reader(request: Any) -> TensorReader:
         return None if tensor is None else tensor.as_numpy()
 
     return read
+
+
+def owner_of(request: Any) -> str | None:
+    """Whose request this is, when its sender has named itself."""
+    owner = orjson.loads(request.parameters() or "{}").get(OWNER_PARAMETER)
+    return owner if isinstance(owner, str) and owner else None
 
 
 def response(arrays: NamedArrays) -> Any:

@@ -23,6 +23,9 @@ class PipelineSettings(BaseSettings):
     max_queued_requests: int = Field(
         1024, ge=0, description="Requests that may wait in decode before more are refused with 429"
     )
+    owner_lease_s: float = Field(
+        10.0, ge=3, description="Seconds without a sign from a front end after which decode stops its requests"
+    )
     coalesce: bool = Field(
         True, description="Send all tokens that have gathered for a request at once; off: one response per token"
     )
@@ -38,6 +41,9 @@ class PipelineSettings(BaseSettings):
         256, ge=1, description="cpu: tokens per engine step; smaller smooths latency, larger prefills faster"
     )
     cpu_max_active: int = Field(64, ge=1, description="cpu: requests decoded at once; more wait")
+    cpu_hang_limit_s: float = Field(
+        60.0, ge=0, description="cpu: an engine with work that makes no step for so long is killed, in s; 0 is never"
+    )
     cpu_threads: int = Field(0, ge=0, description="cpu: inference threads; 0 is one per core")
 
     trtllm_kv_cache_free_fraction: float = Field(

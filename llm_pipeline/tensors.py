@@ -168,10 +168,14 @@ PREPROCESS_INPUTS = (*ENSEMBLE_INPUTS, DESCRIBE)
 
 # preprocess -> decode: one line of JSON, because each tensor of a step costs as much as all of a request's fields.
 REQUEST = TensorSpec("request", "BYTES")  # JSON of GenerationRequest
-STOP = TensorSpec("stop", "BYTES")  # a request key: end that request; sent to decode alone, past the ensemble
+# Sent to decode alone, past the ensemble.
+STOP = TensorSpec("stop", "BYTES")  # a request key: end that request
+RENEW = TensorSpec("renew", "BYTES")  # an owner's name: it lives
+# A request parameter, which Triton hands to every step of an ensemble: whose request it is (see stages/leases.py).
+OWNER_PARAMETER = "owner"
 
 PREPROCESS_OUTPUTS = (_required(REQUEST.name, REQUEST.dtype), DESCRIPTION)
-DECODE_INPUTS = (REQUEST, STOP)
+DECODE_INPUTS = (REQUEST, STOP, RENEW)
 
 # decode -> postprocess
 CHUNK = _required("chunk", "BYTES")  # JSON of TokenChunk, without what is not set
@@ -453,6 +457,17 @@ def stop_key(read: TensorReader) -> str | None:
     """The key of the request that a message to decode ends; None when it is no such message."""
     key = _value(read, STOP)
     return None if key is None else _text(key, STOP)
+
+
+def renewal_arrays(owner: str) -> list[tuple[TensorSpec, Array]]:
+    """The message to decode that renews the lease of an owner."""
+    return [(RENEW, array(RENEW, owner))]
+
+
+def renewed_owner(read: TensorReader) -> str | None:
+    """The owner whose lease a message to decode renews; None when it is no such message."""
+    owner = _value(read, RENEW)
+    return None if owner is None else _text(owner, RENEW)
 
 
 def token_chunk_to_arrays(chunk: TokenChunk) -> list[tuple[TensorSpec, Array]]:

@@ -17,6 +17,7 @@ from llm_pipeline.capabilities import CAPABILITIES, refuse_unsupported
 from llm_pipeline.engine_manifest import EngineManifest
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.executors.base import ExecutorStats, StepSink
+from llm_pipeline.executors.cpu_engine.hang_watch import HangWatch
 from llm_pipeline.executors.cpu_engine.wire import Cancel, EngineSettings, EngineStep, Failed, Progress, Ready, Submit
 from llm_pipeline.messages import FinishReason, GenerationRequest, TextOptions, TokenStep
 from llm_pipeline.settings import PipelineSettings
@@ -57,6 +58,7 @@ class CpuExecutor:
         self._process: subprocess.Popen[bytes]  # the one that runs or loads
         connection = self._start()
         self._connection = connection
+        self._hang_watch = HangWatch(settings.cpu_hang_limit_s, lambda: bool(self._live), self._kill)
         self._thread = threading.Thread(target=self._supervise, args=(connection,), name="cpu-engine", daemon=True)
         self._thread.start()
 
@@ -69,8 +71,13 @@ class CpuExecutor:
                 connection = self._connection
                 if connection is None:
                     raise _engine_unavailable()
+                if not self._live:
+                    self._hang_watch.sign_of_life()
                 self._live.add(request.key)
             self._send(connection, message)
+
+    def _kill(self) -> None:
+        self._process.kill()
 
     def _check(self, request: GenerationRequest) -> None:
         """A request that came past preprocess must not take the engine down: it believes every id and length."""
@@ -98,6 +105,7 @@ class CpuExecutor:
 
     def close(self) -> None:
         self._closing.set()
+        self._hang_watch.close()
         self._process.terminate()
         self._thread.join(timeout=2 * _STOP_LIMIT_S)
         _reap(self._process)
@@ -168,6 +176,7 @@ class CpuExecutor:
                 return has_worked
             if isinstance(message, Progress):
                 has_worked = True
+                self._hang_watch.sign_of_life()
                 with self._lock:
                     self._active_count = message.active_count
                     self._live.difference_update(

@@ -6,7 +6,8 @@ token ends a request, unless min_tokens forbids it: then it is passed on like an
 
 A script file is a JSON list of objects. The first script whose `prompt_ids` equal the prompt's, or that has none,
 is replayed: `token_ids`, then `finish` ("stop", "length"), or `error` (a message: the request fails), or `stall`
-(true: no more tokens until it is cancelled). Without a matching script, tokens are synthesised until `max_tokens`.
+(true: no more tokens until it is cancelled), or `fault`: what a broken engine would do next (see Fault). Without a
+matching script, tokens are synthesised until `max_tokens`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,19 @@ _log = logging.getLogger(__name__)
 _SYNTHETIC_WORDS = 997  # prime, so that streams of different prompts do not fall into step
 
 
+class Fault(str, Enum):
+    """What broken engines do, for tests of all that stands behind them."""
+
+    REFUSES = "refuses"  # submit raises
+    RAISES = "raises"  # making a step raises
+    FOREIGN_KEY = "foreign_key"  # tokens and an end for a request that nobody has sent
+    BAD_IDS = "bad_ids"  # a token that the vocabulary does not have
+    WRONG_TYPES = "wrong_types"  # tokens that are no numbers
+    NO_TUPLE = "no_tuple"  # not even several things
+    TOO_MANY = "too_many"  # tokens beyond max_tokens
+    AFTER_END = "after_end"  # tokens and a second end after the end
+
+
 class Script(BaseModel):
     """One scripted answer; see the module's docstring."""
 
@@ -43,6 +58,7 @@ class Script(BaseModel):
     finish: FinishReason | None = None
     error: str | None = None
     stall: bool = False
+    fault: Fault | None = None
 
 
 class _Stream:
@@ -80,7 +96,10 @@ class ScriptedExecutor:
         with self._lock:
             if self._closing.is_set():
                 raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
-            stream = _Stream(request, self._tokens(request))
+            script = self._script_for(request)
+            if script is not None and script.fault is Fault.REFUSES:
+                raise RuntimeError("the script refuses a request in a way that nobody expects")
+            stream = _Stream(request, self._tokens(request, script))
             self._streams[request.key] = stream
             place = len(self._waiting)
             while place and self._waiting[place - 1].request.priority < request.priority:
@@ -150,15 +169,46 @@ class ScriptedExecutor:
     def _advance(self, stream: _Stream) -> TokenStep | None:
         if stream.cancelled:
             return TokenStep(stream.request.key, finish_reason=FinishReason.CANCELLED)
-        return next(stream.tokens, None)
+        try:
+            return next(stream.tokens, None)
+        except Exception:  # noqa: BLE001 - one request fails; the engine's thread serves the others
+            _log.exception("a step failed")
+            return TokenStep(stream.request.key, error=internal_error())
 
-    def _tokens(self, request: GenerationRequest) -> Iterator[TokenStep]:
-        for script in self._scripts:
-            if script.prompt_ids is None or script.prompt_ids == request.prompt_ids:
-                return _until_end_token(request, _replay(request, script))
+    def _script_for(self, request: GenerationRequest) -> Script | None:
+        return next((each for each in self._scripts if each.prompt_ids in (None, request.prompt_ids)), None)
+
+    def _tokens(self, request: GenerationRequest, script: Script | None) -> Iterator[TokenStep]:
+        if script is not None and script.fault is not None:
+            return self._break(request, script)
+        if script is not None:
+            return _until_end_token(request, _replay(request, script))
         tokens = _synthesise(request, self._words)
         has_end = not self._word_set.isdisjoint(request.end_ids)
         return _until_end_token(request, tokens) if has_end else tokens
+
+    def _break(self, request: GenerationRequest, script: Script) -> Iterator[TokenStep]:
+        """The script's tokens, then its fault, then more tokens for as long as anybody lets it."""
+        key, word = request.key, self._words[0]
+        for token_id in script.token_ids:
+            yield TokenStep(key, (token_id,))
+        if script.fault is Fault.RAISES:
+            raise RuntimeError("the script fails a step")
+        if script.fault is Fault.FOREIGN_KEY:
+            self._sink([TokenStep("nobody", (word,)), TokenStep("nobody", (), FinishReason.STOP)])
+            yield TokenStep(key, (word,), FinishReason.LENGTH)
+        elif script.fault is Fault.AFTER_END:
+            self._sink([TokenStep(key, (word,), FinishReason.STOP), TokenStep(key, (word,))])
+            yield TokenStep(key, (word,), FinishReason.LENGTH)
+        nonsense: dict[Fault | None, Any] = {
+            Fault.BAD_IDS: (10**6,),
+            Fault.WRONG_TYPES: (word, "a word", None),
+            Fault.NO_TUPLE: word,
+            Fault.TOO_MANY: (word,) * 10_000,
+        }
+        yield TokenStep(key, nonsense[script.fault])
+        while True:
+            yield TokenStep(key, (word,))
 
 
 def _until_end_token(request: GenerationRequest, steps: Iterator[TokenStep]) -> Iterator[TokenStep]:

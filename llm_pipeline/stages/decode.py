@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from llm_pipeline.drain_rate import DrainRate
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.executors.base import Executor, ExecutorStats, StepSink
 from llm_pipeline.flow_control import ChunkWindow
@@ -29,10 +30,12 @@ from llm_pipeline.messages import (
     TokenStep,
     TopLogProbs,
 )
+from llm_pipeline.stages.early_stops import EarlyStops
+from llm_pipeline.stages.leases import TICK_S, Leases
 
 _log = logging.getLogger(__name__)
-_EARLY_STOPS_KEPT = 10_000
-_QUEUE_RETRY_AFTER_S = 2.0
+# An executor that does not end a stopped request itself is not waited for longer. The front end gives up after 30 s.
+_STOP_LIMIT_S = 20.0
 
 
 class ChunkSender(Protocol):
@@ -61,16 +64,19 @@ class _Outbox:
         "is_stopped",
         "key",
         "log_probs",
+        "owner",
         "prompt_log_probs",
         "sender",
+        "stop_ticks",
         "text",
         "token_ids",
         "tokens_left",
         "top_log_probs",
     )
 
-    def __init__(self, request: GenerationRequest, sender: ChunkSender) -> None:
+    def __init__(self, request: GenerationRequest, sender: ChunkSender, owner: str | None) -> None:
         self.key = request.key
+        self.owner = owner
         self.sender = sender
         self.text: TextOptions | None = request.text
         self.tokens_left = request.max_tokens
@@ -82,6 +88,7 @@ class _Outbox:
         self.index = 0
         self.is_ready = False
         self.is_stopped = False
+        self.stop_ticks = 0  # since then, in the housekeeper's
 
     @property
     def is_worth_sending(self) -> bool:
@@ -95,7 +102,8 @@ class DecodeStage:
     """See the module's docstring.
 
     `create_executor` gets the sink that takes its steps. `coalesce` False sends one token per message, for measuring.
-    `window` keeps chunks back while postprocess is behind.
+    `window` keeps chunks back while postprocess is behind. Tokens outside of `vocab_size` fail their request. An owner
+    that is silent for `lease_s` loses its requests.
     """
 
     def __init__(
@@ -103,11 +111,14 @@ class DecodeStage:
         create_executor: Callable[[StepSink], Executor],
         *,
         max_queued_requests: int,
+        vocab_size: int,
         coalesce: bool = True,
         window: ChunkWindow | None = None,
+        lease_s: float = 10.0,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._max_queued = max_queued_requests
+        self._vocab_size = vocab_size
         self._coalesce = coalesce
         self._window = window
         self._on_change = on_change
@@ -115,16 +126,21 @@ class DecodeStage:
         self._live: dict[str, _Outbox] = {}
         self._first: deque[_Outbox] = deque()
         self._ready: deque[_Outbox] = deque()
-        self._stopped_early: OrderedDict[str, None] = OrderedDict()
+        self._early_stops = EarlyStops()
+        self._leases = Leases(lease_s)
+        self._drain_rate = DrainRate()
         self._cancelled_total = 0
         self._closed = False
+        self._has_closed = threading.Event()
         self._executor = create_executor(self._take_steps)
         self._thread = threading.Thread(target=self._send_loop, name="decode-sender", daemon=True)
         self._thread.start()
+        self._housekeeper = threading.Thread(target=self._keep_house, name="decode-housekeeper", daemon=True)
+        self._housekeeper.start()
 
-    def submit(self, request: GenerationRequest, sender: ChunkSender) -> None:
-        """Take over a request. Its chunks, and its one ending, go to `sender`."""
-        outbox = _Outbox(request, sender)
+    def submit(self, request: GenerationRequest, sender: ChunkSender, owner: str | None = None) -> None:
+        """Take over a request. Its chunks, and its one ending, go to `sender`. An `owner` has to `renew`."""
+        outbox = _Outbox(request, sender, owner)
         if refusal := self._register(outbox):
             sender.send(TokenChunk(request.key, 0, (), text=request.text, error=refusal))
             return
@@ -149,10 +165,13 @@ class DecodeStage:
             if outbox := self._live.get(key):
                 outbox.is_stopped = True
             else:
-                self._stopped_early[key] = None
-                while len(self._stopped_early) > _EARLY_STOPS_KEPT:
-                    self._stopped_early.popitem(last=False)
+                self._early_stops.remember(key)
         self._cancel(key)
+
+    def renew(self, owner: str) -> None:
+        """A sign of life from whoever sends requests under this name."""
+        with self._condition:
+            self._leases.renew(owner)
 
     def stats(self) -> DecodeStats:
         counts: ExecutorStats = self._executor.stats()
@@ -162,10 +181,12 @@ class DecodeStage:
     def close(self) -> None:
         """End all requests, send their endings, free the engine."""
         self._executor.close()
+        self._has_closed.set()
         with self._condition:
             self._closed = True
             self._condition.notify()
         self._thread.join(timeout=5)
+        self._housekeeper.join(timeout=5)
         if self._window is not None:
             self._window.close()
 
@@ -176,7 +197,10 @@ class DecodeStage:
                 return _shutting_down()
             if self._live.setdefault(outbox.key, outbox) is not outbox:
                 return _duplicate_key()
-            outbox.is_stopped = self._stopped_early.pop(outbox.key, _MISSING) is not _MISSING
+            outbox.is_stopped = self._early_stops.began(outbox.key)
+            if outbox.owner is not None:
+                self._leases.add(outbox.owner, outbox.key)
+            self._drain_rate.works(True)
             return None
 
     def _cancel(self, key: str) -> None:
@@ -188,37 +212,77 @@ class DecodeStage:
 
     def _refuse_when_full(self) -> None:
         queued = self._executor.stats().queued_requests
-        if queued > self._max_queued:
-            raise PipelineError(
-                ErrorCode.QUEUE_FULL,
-                f"{queued} requests are waiting for the engine already; the limit is {self._max_queued}. Retry later.",
-                retry_after_s=_QUEUE_RETRY_AFTER_S,
-            )
+        if queued <= self._max_queued:
+            return
+        with self._condition:
+            retry_after_s = self._drain_rate.wait_s(queued - self._max_queued)
+        raise PipelineError(
+            ErrorCode.QUEUE_FULL,
+            f"{queued} requests are waiting for the engine already; the limit is {self._max_queued}. Retry later.",
+            retry_after_s=retry_after_s,
+        )
 
     def _take_steps(self, steps: Sequence[TokenStep]) -> None:
         """The sink: called from the executor's threads."""
         is_changed = False
-        overrun = []
+        unwanted = []  # what the executor goes on with although it has ended here
         with self._condition:
             for step in steps:
-                outbox = self._live.get(step.key)
-                if outbox is None:
-                    continue  # an executor that goes on after the end is not listened to
-                _gather(outbox, step)
+                try:
+                    outbox = self._live.get(step.key)
+                    if outbox is None:
+                        continue  # an executor that goes on after the end is not listened to
+                    _gather(outbox, step, self._vocab_size)
+                except Exception:  # noqa: BLE001 - nonsense ends one request; neither the others nor this thread
+                    _log.exception("the executor made a step that makes no sense")
+                    outbox = self._live.get(str(getattr(step, "key", "")))
+                    if outbox is None:
+                        continue
+                    outbox.ending = TokenStep(outbox.key, error=internal_error())
                 is_changed |= outbox.index == 0  # from queued to active
                 if outbox.ending is not None:
                     is_changed = True
-                    if not step.is_final:
-                        overrun.append(step.key)
-                    del self._live[step.key]
-                    self._cancelled_total += outbox.ending.finish_reason is FinishReason.CANCELLED
+                    if outbox.ending is not step:
+                        unwanted.append(outbox.key)
+                    self._end(outbox)
                 if not outbox.is_ready and outbox.is_worth_sending:
                     self._mark_ready(outbox)
             self._condition.notify()
-        for key in overrun:
+        for key in unwanted:
             self._cancel(key)
         if is_changed:
             self._on_change()
+
+    def _end(self, outbox: _Outbox) -> None:
+        """The request is not live any more; its last chunk is still to be sent. Under the lock."""
+        del self._live[outbox.key]
+        self._early_stops.ended(outbox.key)
+        if outbox.owner is not None:
+            self._leases.remove(outbox.owner, outbox.key)
+        self._drain_rate.ended()
+        self._drain_rate.works(bool(self._live))
+        if outbox.ending is not None:
+            self._cancelled_total += outbox.ending.finish_reason is FinishReason.CANCELLED
+
+    def _keep_house(self) -> None:
+        """Stop what nobody waits for any more, and end what an executor does not end."""
+        while not self._has_closed.wait(TICK_S):
+            with self._condition:
+                abandoned = [self._live[key] for key in self._leases.tick() if key in self._live]
+                overdue = []
+                for outbox in self._live.values():
+                    if outbox.is_stopped:
+                        outbox.stop_ticks += 1
+                        if outbox.stop_ticks * TICK_S > _STOP_LIMIT_S:
+                            overdue.append(outbox.key)
+            for outbox in abandoned:
+                if not outbox.is_stopped:
+                    _log.warning("the client of a request is silent; the request is stopped")
+                    outbox.is_stopped = True
+                self._cancel(outbox.key)
+            if overdue:
+                _log.error("the executor has not ended %d requests that were stopped; they end here", len(overdue))
+                self._take_steps([TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in overdue])
 
     def _mark_ready(self, outbox: _Outbox) -> None:
         outbox.is_ready = True
@@ -273,9 +337,6 @@ class DecodeStage:
         return chunk
 
 
-_MISSING = object()
-
-
 def _try_send(sender: ChunkSender, chunk: TokenChunk) -> bool:
     """Whether it went well. One request's way back may be broken; that ends the request, not the sender thread."""
     try:
@@ -286,8 +347,14 @@ def _try_send(sender: ChunkSender, chunk: TokenChunk) -> bool:
     return True
 
 
-def _gather(outbox: _Outbox, step: TokenStep) -> None:
-    """Add a step to the outbox. An executor that does not end at the request's limit is ended there."""
+def _gather(outbox: _Outbox, step: TokenStep, vocab_size: int) -> None:
+    """Add a step to the outbox. An executor that does not end at the request's limit is ended there.
+
+    ValueError for tokens that are none: they would become wrong text, or none, without anybody noticing.
+    """
+    for token_id in step.token_ids:
+        if type(token_id) is not int or not 0 <= token_id < vocab_size:
+            raise ValueError(f"a token id outside of 0 to {vocab_size - 1}")
     allowed = step.token_ids[: outbox.tokens_left]
     outbox.token_ids.extend(allowed)
     outbox.tokens_left -= len(allowed)

@@ -84,6 +84,10 @@ def test_a_stage_has_one_instance_on_the_cpu_and_does_not_wait_for_batches(model
 # --- The ensemble's maps ---------------------------------------------------------------------------------------------
 
 
+# Messages to one model alone, and what it answers.
+BESIDE_THE_ENSEMBLE = {tensors.STOP.name, tensors.RENEW.name, tensors.DESCRIBE.name, tensors.DESCRIPTION.name}
+
+
 def steps() -> dict[str, pb.ModelEnsembling.Step]:
     return {step.model_name: step for step in config(tensors.ENSEMBLE_MODEL).ensemble_scheduling.step}
 
@@ -95,9 +99,8 @@ def test_the_ensemble_runs_the_three_stages_in_order() -> None:
 @pytest.mark.parametrize("model", STAGES)
 def test_a_step_maps_every_tensor_of_its_model(model: str) -> None:
     inputs, outputs = MODELS[model]
-    aside = {tensors.STOP.name, tensors.DESCRIBE.name, tensors.DESCRIPTION.name}  # go past the ensemble
-    assert set(steps()[model].input_map) == {spec.name for spec in inputs} - aside
-    assert set(steps()[model].output_map) == {spec.name for spec in outputs} - aside
+    assert set(steps()[model].input_map) == {spec.name for spec in inputs} - BESIDE_THE_ENSEMBLE
+    assert set(steps()[model].output_map) == {spec.name for spec in outputs} - BESIDE_THE_ENSEMBLE
 
 
 def test_the_first_step_takes_the_ensembles_inputs_and_the_last_gives_its_outputs() -> None:

@@ -17,14 +17,19 @@ LIMIT_S = 3.0
 def open_request(stack: RunningStack, **body: object) -> socket.socket:
     """Send a completion request over a plain socket and leave it open."""
     host, port = stack.base_url.removeprefix("http://").split(":")
-    data = json.dumps({"model": MODEL, "prompt": "Once upon a time", "max_tokens": 4000, **body}).encode()
     connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(b"".join(request_bytes(stack, **body)))
+    return connection
+
+
+def request_bytes(stack: RunningStack, **body: object) -> tuple[bytes, bytes]:
+    """The head and the body of a completion request."""
+    data = json.dumps({"model": MODEL, "prompt": "Once upon a time", "max_tokens": 4000, **body}).encode()
     head = (
-        f"POST /openai/v1/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {stack.api_key}\r\n"
+        f"POST /openai/v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {stack.api_key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
-    connection.sendall(head.encode() + data)
-    return connection
+    return head.encode(), data
 
 
 def active(stack: RunningStack) -> float:

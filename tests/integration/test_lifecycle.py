@@ -8,24 +8,26 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
-from tests.integration.conftest import MODEL, RunningStack, free_ports, running_stack, wait_until
+from tests.integration.conftest import RunningStack, free_ports, running_stack
 
 pytestmark = pytest.mark.triton
 
 
-def start_launcher(engine_dir: Path, run_dir: Path, ports: list[int], **settings: str) -> subprocess.Popen[str]:
+def start_launcher(
+    engine_dir: Path, run_dir: Path, ports: list[int], prefix: Sequence[str] = (), **settings: str
+) -> subprocess.Popen[str]:
     names = ("PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in ("API_KEY", "API_KEYS_FILE")}
     environment |= {name: str(port) for name, port in zip(names, ports, strict=True)}
     environment |= {"ENGINE_DIR": str(engine_dir), "RUN_DIR": str(run_dir), "EXECUTOR": "scripted", **settings}
     return subprocess.Popen(
-        [sys.executable, "-m", "launcher"],
+        [*prefix, sys.executable, "-m", "launcher"],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -97,47 +99,3 @@ def test_two_stacks_run_side_by_side(engine_dir: Path, scripted_stack: RunningSt
     with running_stack(tmp_path, engine_dir, EXECUTOR="scripted") as other:
         for stack in (other, scripted_stack):
             assert stack.complete(prompt="Hello", max_tokens=3).status_code == 200
-
-
-@pytest.mark.parametrize("victim", ["cpu engine", "decode stub", "triton", "front end"])
-def test_after_a_death_the_service_comes_back_by_itself(
-    victim: str, engine_dir: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> None:
-    if victim == "cpu engine":
-        stack: RunningStack = request.getfixturevalue("cpu_stack")
-    else:
-        stack = request.getfixturevalue("mortal_stack")
-    find_process(stack, victim).kill()
-    with stack.client(timeout_s=5) as client:
-
-        def answers() -> bool:
-            try:
-                answer = client.post(
-                    "/openai/v1/completions", json={"model": MODEL, "prompt": "Hello", "max_tokens": 2}
-                )
-            except httpx.TransportError:  # the front end itself may be away
-                return False
-            assert answer.status_code in (200, 500, 503), answer.text
-            return answer.status_code == 200 and bool(answer.json()["choices"][0]["text"])
-
-        took_s = wait_until(answers, limit_s=60, what=f"an answer after the death of the {victim}")
-    print(f"{victim}: answers again after {took_s:.1f} s")
-
-
-@pytest.fixture(scope="module")
-def mortal_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory):
-    with running_stack(tmp_path_factory.mktemp("mortal"), engine_dir, EXECUTOR="scripted") as stack:
-        yield stack
-
-
-def find_process(stack: RunningStack, name: str) -> psutil.Process:
-    marks = {"cpu engine": "cpu_engine.process", "decode stub": "/decode/1/model.py"}
-    if name == "front end":
-        return psutil.Process(stack.stack.frontend.pid)
-    triton = psutil.Process(stack.stack.triton.pid)
-    if name == "triton":
-        return triton
-    for child in triton.children(recursive=True):
-        if any(marks[name] in part for part in child.cmdline()):
-            return child
-    raise AssertionError(f"no process of the {name}")

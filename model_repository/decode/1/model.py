@@ -1,14 +1,22 @@
-"""Triton glue of decode: requests go to DecodeStage, which answers from its own thread; stop messages go beside it."""
+"""Triton glue of decode: requests go to DecodeStage, which answers from its own thread; other messages beside it."""
 
 from functools import partial
 
 from llm_pipeline.engine_manifest import EngineManifest
 from llm_pipeline.executors.base import create_executor
 from llm_pipeline.flow_control import ChunkWindow
-from llm_pipeline.python_backend import ChunkReply, DecodeMetrics, DecoupledReply, guard, start_logging, tensor_reader
+from llm_pipeline.python_backend import (
+    ChunkReply,
+    DecodeMetrics,
+    DecoupledReply,
+    guard,
+    owner_of,
+    start_logging,
+    tensor_reader,
+)
 from llm_pipeline.settings import PipelineSettings
 from llm_pipeline.stages.decode import DecodeStage
-from llm_pipeline.tensors import request_from_arrays, stop_key
+from llm_pipeline.tensors import renewed_owner, request_from_arrays, stop_key
 
 
 class TritonPythonModel:
@@ -22,8 +30,10 @@ class TritonPythonModel:
         self._stage = DecodeStage(
             partial(create_executor, settings, manifest),
             max_queued_requests=settings.max_queued_requests,
+            vocab_size=manifest.limits.vocab_size,
             coalesce=settings.coalesce,
             window=ChunkWindow(),
+            lease_s=settings.owner_lease_s,
             on_change=self._metrics.changed,
         )
         self._metrics.start(self._stage.stats)
@@ -31,14 +41,17 @@ class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
             reply = DecoupledReply(request)
-            guard(reply, partial(self._take, tensor_reader(request), reply))
+            guard(reply, partial(self._take, request, tensor_reader(request), reply))
 
-    def _take(self, read, reply):
+    def _take(self, request, read, reply):
         if (key := stop_key(read)) is not None:
             self._stage.stop(key)
             reply.finish()
+        elif (owner := renewed_owner(read)) is not None:
+            self._stage.renew(owner)
+            reply.finish()
         else:
-            self._stage.submit(request_from_arrays(read), ChunkReply(reply))
+            self._stage.submit(request_from_arrays(read), ChunkReply(reply), owner_of(request))
 
     def finalize(self):
         self._stage.close()

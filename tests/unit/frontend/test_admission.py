@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from app_under_test import MODEL, in_process, real_server, until
 from fake_generator import FakeGenerator, chunks, forever
 
 from frontend.admission import Admission
+from llm_pipeline.drain_rate import DrainRate
 from llm_pipeline.errors import PipelineError
 
 
@@ -42,19 +44,23 @@ async def test_a_place_is_taken_until_the_engine_is_done() -> None:
         assert app.generator.stopped == []
 
 
-def test_the_wait_is_estimated_from_recent_endings() -> None:
+async def test_the_wait_grows_with_what_is_missing_and_with_those_who_wait_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("frontend.admission.DrainRate", lambda: DrainRate(clock=lambda: now_s))
     admission = Admission(4)
     admission.admit(4)
+    for _ in range(4):  # one ends every 5 s
+        now_s += 5.0
+        admission.choice_ended(had_token=True)
+        admission.admit(1)
     waits = []
-    for _ in range(2):
-        try:
-            admission.admit(1)
-        except PipelineError as error:
-            waits.append(error.retry_after_s)
-        for _ in range(3):
-            admission.choice_ended(had_token=True)
-            admission.admit(1)
-    assert waits == [5.0, 1.0]
+    for choices in (1, 1, 3):
+        with pytest.raises(PipelineError) as refusal:
+            admission.admit(choices)
+        waits.append(refusal.value.retry_after_s)
+    assert waits == [5.0, 10.0, 25.0]
 
 
 async def test_draining_refuses_and_readiness_says_so() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
+import pytest
 from app_under_test import Running, in_process, until
-from fake_generator import FakeGenerator
+from fake_generator import FakeGenerator, forever
 
 from frontend.readiness import Readiness
 from llm_pipeline.errors import ErrorCode, PipelineError
+from llm_pipeline.messages import CompletionParameters, TextChunk
 
 
 async def is_ready(app: Running) -> bool:
@@ -84,3 +87,35 @@ async def test_the_watch_can_be_cancelled_in_the_moment_of_a_doubt() -> None:
     watch.cancel()
     await asyncio.wait({watch}, timeout=2)
     assert watch.cancelled()
+
+
+async def test_what_waits_for_a_triton_that_is_gone_ends() -> None:
+    """A Triton that hangs closes no connection: without this, its requests would wait for their deadline."""
+    async with in_process(FakeGenerator(forever()), triton_lost_s=0.2) as app:
+        request = asyncio.create_task(app.complete())
+        await until(lambda: bool(app.generator.asked))
+        app.generator.is_up = False
+        answer = await asyncio.wait_for(request, 5)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "service_unavailable"
+        assert await app.metric('completions_cancelled_total{reason="triton_lost"}') == 1
+
+
+async def test_a_triton_that_goes_away_during_a_warm_up_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frontend.readiness._LOOK_DURING_WARM_UP_S", 0.02)
+    monkeypatch.setattr("frontend.readiness._WARM_UP_TIMEOUT_S", 1000.0)
+
+    class Hanging(FakeGenerator):
+        async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+            await asyncio.Event().wait()
+            yield TextChunk("", 0)
+
+    generator = Hanging()
+    readiness = Readiness(generator, check_s=60, idle_s=0)
+    readiness.is_ready = True
+    watch = asyncio.create_task(readiness.watch())
+    await asyncio.sleep(0)
+    generator.is_up = False
+    await until(lambda: not readiness.is_ready)
+    watch.cancel()
+    await asyncio.wait({watch}, timeout=2)

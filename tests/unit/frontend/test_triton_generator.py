@@ -120,6 +120,10 @@ WIRE_ERROR = "in ensemble 'ensemble', [error code=context_length_exceeded param=
         ("[error code=invented] x", ErrorCode.INTERNAL_ERROR),
         ("Traceback /secret/path", ErrorCode.INTERNAL_ERROR),
         ("Stub process 'decode_0_0' is not healthy.", ErrorCode.ENGINE_UNAVAILABLE),
+        (
+            "in ensemble 'ensemble', Failed to increase the shared memory pool size for key 'x' to 4193856 bytes.",
+            ErrorCode.SERVICE_UNAVAILABLE,
+        ),
         ("Request for unknown model: 'ensemble' is not found", ErrorCode.SERVICE_UNAVAILABLE),
         ((grpc.StatusCode.INVALID_ARGUMENT, WIRE_ERROR), ErrorCode.CONTEXT_LENGTH_EXCEEDED),
         ((grpc.StatusCode.UNAVAILABLE, "server exiting"), ErrorCode.SERVICE_UNAVAILABLE),
@@ -197,8 +201,7 @@ async def test_stops_of_one_moment_share_a_stream() -> None:
         assert triton.streams == 1
         assert [request.model_name for request in triton.requests] == ["decode"] * 3
         sent = [dict(zip((t.name for t in r.inputs), r.raw_input_contents, strict=True)) for r in triton.requests]
-        assert [inputs["request_key"][4:] for inputs in sent] == [b"key-0", b"key-1", b"key-2"]
-        assert {inputs["stop"] for inputs in sent} == {b"\x01"}
+        assert [inputs["stop"][4:] for inputs in sent] == [b"key-0", b"key-1", b"key-2"]
         await generator.stop("key-4")
         assert triton.streams == 2
 

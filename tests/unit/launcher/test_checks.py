@@ -156,3 +156,17 @@ def test_an_old_glibc_is_told(
         check_all(settings)
     else:
         assert f"this system has {version}" in findings(settings)
+
+
+def test_a_port_is_tried_on_the_address_that_it_is_for(settings: StackSettings) -> None:
+    """Something may listen on all addresses, or on another one than loopback."""
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        port = server.getsockname()[1]
+        assert f"Port {port} (PORT) is in use" in findings(settings, host="127.0.0.2", port=port)
+        assert f"Port {port} (PORT) is in use" in findings(settings, host="0.0.0.0", port=port)
+        check_all(settings.model_copy(update={"port": port}))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"], ids=["another machine's", "no address"])
+def test_an_address_that_is_not_ours_is_named(settings: StackSettings, host: str) -> None:
+    assert f"{host} (HOST) is no address of this machine" in findings(settings, host=host)

@@ -16,10 +16,11 @@ from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.executors.base import ExecutorStats, StepSink
 from llm_pipeline.flow_control import ChunkReports, ChunkWindow
 from llm_pipeline.messages import FinishReason, GenerationRequest, TokenChunk, TokenStep
-from llm_pipeline.stages import decode
+from llm_pipeline.stages import decode, early_stops
 from llm_pipeline.stages.decode import DecodeStage
 
 DEADLINE_S = 10.0
+VOCAB_SIZE = 1000
 REFUSAL = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is starting.")
 
 
@@ -108,7 +109,12 @@ class Bench:
     """A stage over a DrivenExecutor."""
 
     def __init__(
-        self, *, max_queued_requests: int = 100, coalesce: bool = True, window: ChunkWindow | None = None
+        self,
+        *,
+        max_queued_requests: int = 100,
+        coalesce: bool = True,
+        window: ChunkWindow | None = None,
+        lease_s: float = 10.0,
     ) -> None:
         self.changes = 0
         self.wire = Wire()
@@ -116,8 +122,10 @@ class Bench:
         self.stage = DecodeStage(
             self._create,
             max_queued_requests=max_queued_requests,
+            vocab_size=VOCAB_SIZE,
             coalesce=coalesce,
             window=window,
+            lease_s=lease_s,
             on_change=self._count,
         )
 
@@ -372,13 +380,89 @@ def test_an_early_stop_counts_once(bench: Bench) -> None:
 
 
 def test_early_stops_are_not_kept_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_EARLY_STOPS_KEPT", 2)
+    monkeypatch.setattr(early_stops, "_KEPT", 2)
     for key in ("a", "b", "c"):
         bench.stage.stop(key)
     bench.executor.cancelled.clear()
     for key in ("a", "b", "c"):
         bench.submit(key)
     assert bench.executor.cancelled == ["b", "c"]
+
+
+def test_a_stop_that_comes_after_the_end_means_nothing(bench: Bench) -> None:
+    """A client that uses a key again must not meet the late stop of its earlier request."""
+    bench.submit()
+    bench.executor.make("a", 1, reason=FinishReason.LENGTH)
+    bench.wire.wait_for_endings()
+    bench.stage.stop("a")
+    bench.executor.cancelled.clear()
+    bench.submit()
+    assert bench.executor.cancelled == []
+
+
+def test_a_request_that_the_executor_does_not_end_when_told_is_ended_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "TICK_S", 0.01)
+    monkeypatch.setattr(decode, "_STOP_LIMIT_S", 0.05)
+    bench = Bench()  # whose executor only takes note of a cancel
+    bench.submit()
+    bench.stage.stop("a")
+    assert bench.wire.wait_for_endings()[0].finish_reason is FinishReason.CANCELLED
+    bench.executor.make("a", 1)
+    assert len(bench.wire.chunks) == 1
+    bench.stage.close()
+
+
+# --- Clients that die ------------------------------------------------------------------------------------------------
+
+
+def test_requests_of_an_owner_that_falls_silent_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "TICK_S", 0.01)
+    bench = Bench(lease_s=3.0)
+    renewing = threading.Event()
+    bench.executor.on_cancel = lambda key: bench.executor.make(key, reason=FinishReason.CANCELLED)
+    for key, owner in (("a", "dead"), ("b", "dead"), ("c", "alive"), ("d", None)):
+        bench.stage.submit(make_request(key, max_tokens=9, stream=True), bench.wire, owner)
+
+    def renew() -> None:
+        while not renewing.wait(0.001):
+            bench.stage.renew("alive")
+
+    alive = threading.Thread(target=renew)
+    alive.start()
+    try:
+        assert {chunk.key for chunk in bench.wire.wait_for_endings(2)} == {"a", "b"}
+        assert sorted(bench.executor.cancelled) == ["a", "b"]
+    finally:
+        renewing.set()
+        alive.join()
+        bench.stage.close()
+
+
+# --- Executors that make nonsense ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "token_ids",
+    [(1, VOCAB_SIZE), (-1,), (1.5,), ("1",), (None,), (True,), None, 7],
+    ids=["too large", "negative", "a fraction", "text", "None", "a boolean", "no tuple", "a number"],
+)
+def test_tokens_that_are_none_fail_their_request_and_no_other(bench: Bench, token_ids: object) -> None:
+    bench.submit("a")
+    bench.submit("b")
+    bench.executor._sink([TokenStep("a", token_ids), TokenStep("b", (1,), FinishReason.LENGTH)])  # type: ignore[arg-type]
+    endings = {chunk.key: chunk for chunk in bench.wire.wait_for_endings(2)}
+    assert endings["a"].error is not None
+    assert endings["a"].error.code is ErrorCode.INTERNAL_ERROR
+    assert endings["a"].token_ids == ()
+    assert endings["b"].token_ids == (1,)
+    assert bench.executor.cancelled == ["a"]
+
+
+@pytest.mark.parametrize("step", [None, "step", TokenStep("nobody", (1,)), TokenStep(["a"], (1,))])  # type: ignore[arg-type]
+def test_a_step_of_nobody_disturbs_nobody(bench: Bench, step: object) -> None:
+    bench.submit()
+    bench.executor._sink([step, TokenStep("a", (1,), FinishReason.LENGTH)])  # type: ignore[list-item]
+    assert bench.wire.wait_for_endings()[0].token_ids == (1,)
 
 
 def test_a_key_in_use_is_refused_and_its_owner_goes_on(bench: Bench) -> None:
@@ -582,7 +666,7 @@ def test_every_request_ends_exactly_once_whatever_happens_at_the_same_time(seed:
         executors.append(RandomExecutor(sink, seed))
         return executors[0]
 
-    stage = DecodeStage(create, max_queued_requests=1000, coalesce=coalesce)
+    stage = DecodeStage(create, max_queued_requests=1000, vocab_size=VOCAB_SIZE, coalesce=coalesce)
     wire = Wire()
 
     def client(number: int) -> None:

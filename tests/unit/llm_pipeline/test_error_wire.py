@@ -42,7 +42,16 @@ def test_codes_that_a_retry_may_help_are_429_503_and_504(code: ErrorCode) -> Non
 def test_an_error_survives_tritons_message(prefix: str, code: ErrorCode, message: str, param: str | None) -> None:
     error = PipelineError.from_wire(prefix + PipelineError(code, message, param=param).to_wire())
     assert error is not None
-    assert (error.code, error.message, error.param) == (code, message, param)
+    assert (error.code, error.message, error.param, error.retry_after_s) == (code, message, param, None)
+
+
+@given(st.floats(0.001, 120), st.none() | st.just("prompt"))
+def test_the_time_to_wait_survives_too(retry_after_s: float, param: str | None) -> None:
+    sent = PipelineError(ErrorCode.QUEUE_FULL, "Retry later.", param=param, retry_after_s=retry_after_s)
+    error = PipelineError.from_wire(PREFIXES[2] + sent.to_wire())
+    assert error is not None
+    assert error.retry_after_s == pytest.approx(retry_after_s, abs=0.001)
+    assert (error.message, error.param) == ("Retry later.", param)
 
 
 @pytest.mark.parametrize(

@@ -377,11 +377,6 @@ def test_every_array_has_the_dtype_and_the_shape_of_its_tensor(spec: TensorSpec,
         assert values.shape[1] == 1
 
 
-def test_an_empty_chunk_of_tokens_keeps_its_shape() -> None:
-    (spec, ids), _ = tensors.token_chunk_to_arrays(TokenChunk("key", 1, ()))
-    assert (spec.name, ids.shape, ids.dtype) == ("output_ids", (1, 0), np.int32)
-
-
 # --- Arrays that are no message --------------------------------------------------------------------------------------
 
 

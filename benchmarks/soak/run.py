@@ -1,0 +1,120 @@
+"""Starts a stack on free ports, runs the traffic beside the sampling, and waits until all is at rest again."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.soak.report import Soak
+from benchmarks.soak.samples import Sampler
+from benchmarks.soak.settings import SoakSettings
+from benchmarks.soak.traffic import Traffic
+from launcher.settings import StackSettings
+from launcher.stack import Stack
+
+_KEY = "sk-soak"
+_REST_S = 30.0
+
+
+def soak(settings: SoakSettings, console: Console) -> Soak:
+    """Run it all; MissingError and StartError when the stack does not start. Takes `settings.minutes` and some."""
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        stack_settings = _stack_settings(settings, Path(folder))
+        stack = Stack(stack_settings, console)
+        with stack.running():
+            return asyncio.run(_run(settings, stack, stack_settings, console))
+
+
+def _stack_settings(settings: SoakSettings, folder: Path) -> StackSettings:
+    """The engine and its place are those of `make serve`; ports, key and logs are this run's own."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(4)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in sockets]
+    names = ("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port")
+    base = StackSettings()
+    engine_dir = base.engine_dir or base.run_dir / "engines" / "smollm2-135m-instruct" / "cpu-fp16"
+    return StackSettings(
+        api_key=_KEY,
+        executor=settings.executor,
+        engine_dir=engine_dir if engine_dir.is_dir() else None,
+        run_dir=folder if engine_dir.is_dir() else base.run_dir,
+        **dict(zip(names, ports, strict=True)),
+    )
+
+
+async def _run(settings: SoakSettings, stack: Stack, ports: StackSettings, console: Console) -> Soak:
+    traffic = Traffic(
+        stack.base_url,
+        _KEY,
+        ports.model_name,
+        is_scripted=settings.executor == "scripted",
+        clients=settings.clients,
+        seed=settings.seed,
+    )
+    await traffic.prepare()
+    sampler = Sampler(stack, ports.triton_grpc_port)
+    running = asyncio.create_task(traffic.run())
+    try:
+        await _sample(settings, traffic, sampler, console)
+    except psutil.NoSuchProcess:
+        pass  # noted among the samples
+    finally:
+        traffic.stop()
+        await running
+    left_over = await _left_over(stack, ports)
+    return Soak(settings, traffic.tally, sampler.samples, left_over)
+
+
+async def _sample(settings: SoakSettings, traffic: Traffic, sampler: Sampler, console: Console) -> None:
+    duration_s = settings.minutes * 60
+    period_s = min(1.0, duration_s / 40)
+    columns = (
+        TextColumn("soak"),
+        BarColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    started = time.monotonic()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("soak", total=duration_s, said="")
+        while (elapsed_s := time.monotonic() - started) < duration_s:
+            await asyncio.to_thread(sampler.sample)
+            tally = traffic.tally
+            said = f"{sum(tally.done.values()):,} requests, {tally.tokens:,} tokens, {tally.done['wrong']} wrong"
+            progress.update(task, completed=elapsed_s, said=said)
+            await asyncio.sleep(period_s)
+
+
+async def _left_over(stack: Stack, ports: StackSettings) -> list[str]:
+    """What still counts as under way although nobody asks for anything any more."""
+    found: dict[str, float] = {}
+    deadline = time.monotonic() + _REST_S
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        while time.monotonic() < deadline:
+            found = {}
+            for url, names in (
+                (f"{stack.base_url}/metrics", ("completions_in_flight_requests", "completions_queued_requests")),
+                (
+                    f"http://127.0.0.1:{ports.triton_metrics_port}/metrics",
+                    ("decode_active_requests", "decode_queued_requests"),
+                ),
+            ):
+                for line in (await client.get(url)).text.splitlines():
+                    if line.startswith(names) and float(line.rsplit(" ", 1)[1]):
+                        found[line.split("{")[0].split(" ")[0]] = float(line.rsplit(" ", 1)[1])
+            if not found:
+                return []
+            await asyncio.sleep(0.2)
+    return [f"{name} is still {value:g} after {_REST_S:.0f} s of rest" for name, value in found.items()]

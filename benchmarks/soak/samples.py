@@ -1,0 +1,105 @@
+"""What the stack's processes hold, sampled while traffic runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from benchmarks.soak.growth import Growth, Limit, find_growth
+from launcher.stack import Stack
+
+_MIB = 2**20
+_SHARED_MEMORY = Path("/dev/shm")
+# What may come and go with the traffic of a moment, and what a leak soon exceeds.
+LIMITS = {
+    "memory_mib": Limit(absolute=8.0, share=0.05),
+    "fds": Limit(absolute=8.0),
+    "threads": Limit(absolute=4.0),
+    "shared_memory_mib": Limit(absolute=1.0),
+}
+
+
+@dataclass
+class Samples:
+    """Series by process and quantity; all have one value for each of `seconds`."""
+
+    seconds: list[float] = field(default_factory=list)
+    series: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # process -> quantity -> values
+    restarts: list[str] = field(default_factory=list)
+
+    def growths(self) -> dict[str, dict[str, Growth]]:
+        """ValueError when there are too few samples."""
+        return {
+            process: {name: find_growth(self.seconds, values, LIMITS[name]) for name, values in quantities.items()}
+            for process, quantities in self.series.items()
+        }
+
+
+class Sampler:
+    """Samples one running stack. Processes are found once: one that dies meanwhile is a finding of its own."""
+
+    def __init__(self, stack: Stack, grpc_port: int) -> None:
+        self.samples = Samples()
+        self._processes = _find_processes(stack)
+        self._region_prefix = f"triton_completions_{grpc_port}_"
+        self._started = time.monotonic()
+
+    def sample(self) -> None:
+        """Take one of everything. A process that has died is noted in `restarts`."""
+        try:
+            taken = {name: _of_process(process) for name, process in self._processes.items()}
+        except psutil.NoSuchProcess as error:
+            self.samples.restarts.append(f"process {error.pid} ({error.name}) has died")
+            raise
+        taken["/dev/shm"] = {"shared_memory_mib": self._shared_memory_mib()}
+        self.samples.seconds.append(time.monotonic() - self._started)
+        for process, quantities in taken.items():
+            for name, value in quantities.items():
+                self.samples.series.setdefault(process, {}).setdefault(name, []).append(value)
+
+    def _shared_memory_mib(self) -> float:
+        return sum(map(_size_mib, _SHARED_MEMORY.glob(f"{self._region_prefix}*")))
+
+
+def _size_mib(path: Path) -> float:
+    """What a file takes; nothing when it has gone meanwhile."""
+    try:
+        return path.stat().st_blocks * 512 / _MIB
+    except FileNotFoundError:
+        return 0.0
+
+
+def _of_process(process: psutil.Process) -> dict[str, float]:
+    return {
+        # Private memory: shared pages of the libraries come and go with other processes of the machine.
+        "memory_mib": process.memory_full_info().uss / _MIB,
+        "fds": float(process.num_fds()),
+        "threads": float(process.num_threads()),
+    }
+
+
+def _find_processes(stack: Stack) -> dict[str, psutil.Process]:
+    if stack.triton is None or stack.frontend is None:
+        raise RuntimeError("the stack does not run")
+    triton = psutil.Process(stack.triton.pid)
+    found = {"Triton": triton}
+    for process in (psutil.Process(stack.frontend.pid), *triton.children(recursive=True)):
+        found[_name(process, found)] = process
+    return found
+
+
+def _name(process: psutil.Process, taken: dict[str, psutil.Process]) -> str:
+    words = process.cmdline()
+    name = process.name()
+    if "frontend" in words:
+        name = "front end"
+    elif any("cpu_engine.process" in word for word in words):
+        name = "CPU engine"
+    for word in words:
+        if word.endswith("/1/model.py"):
+            name = word.split("/")[-3]
+    count = sum(each.split(" #")[0] == name for each in taken)
+    return f"{name} #{count + 1}" if count else name

@@ -1,0 +1,21 @@
+"""Settings of a soak, from the environment like those of the stack itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SoakSettings(BaseSettings):
+    """How long, how much, and where the report goes."""
+
+    model_config = SettingsConfigDict(env_prefix="SOAK_", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    minutes: float = Field(20.0, gt=0, description="How long traffic runs")
+    clients: int = Field(24, ge=1, description="Clients that each send one request after the other")
+    executor: Literal["scripted", "cpu"] = Field("scripted", description="What makes the tokens")
+    output: Path = Field(Path("docs/reliability"), description="Where soak.json, soak.png and soak.svg go")
+    seed: int = Field(1, description="Of the traffic's choices")
