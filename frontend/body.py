@@ -157,6 +157,9 @@ def _check_together(request: CompletionRequest, most_choices: int) -> None:
         message = "truncate_prompt_tokens must be at least 1, or -1 for as many as the context takes."
         raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "truncate_prompt_tokens", message)
     _check_candidates(request)
+    if len(guides := list(request.guides)) > 1:
+        message = f"{guides[1]} does not go together with {guides[0]}; ask for one kind of structured output."
+        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, guides[1], message)
     choices = len(request.prompt) * request.candidates
     if choices > most_choices:
         raise _too_many_choices(_many_by(request), choices, most_choices)

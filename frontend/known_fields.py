@@ -20,9 +20,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...] | None] = {
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "request_id": ANYTHING,
-    "response_format": ({"type": "text"},),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "use_beam_search": (False,),
     "vllm_xargs": ({},),
 }

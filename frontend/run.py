@@ -18,7 +18,7 @@ import structlog
 from frontend.generator import Generator
 from llm_pipeline import log_prob_list
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.messages import CompletionParameters, FinishReason, TextChunk
+from llm_pipeline.messages import GUIDE_PARAM, CompletionParameters, FinishReason, TextChunk
 
 log = structlog.get_logger(__name__)
 
@@ -213,7 +213,11 @@ class CompletionRun:
         self.fail(self._as_named_by_client(choice, error), StopReason.OTHER_CHOICE_FAILED)
 
     def _as_named_by_client(self, choice: Choice, error: PipelineError) -> PipelineError:
-        """Triton sees one prompt; the client may have sent several and wants to know which one it was."""
+        """Triton sees one prompt; the client may have sent several and wants to know which one it was. Its name for a
+        guide is its own, too.
+        """
+        if error.param == GUIDE_PARAM:
+            error.param = choice.parameters.guide_param
         if error.param == "prompt" and self.choices[-1].prompt_index > 0:
             error.param = f"prompt[{choice.prompt_index}]"
         return error

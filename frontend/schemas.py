@@ -11,6 +11,14 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from frontend.structured_output import (
+    GuidedChoice,
+    GuidedGrammar,
+    GuidedJson,
+    GuidedRegex,
+    ResponseFormat,
+    StructuredOutputs,
+)
 from llm_pipeline.errors import ErrorCode
 from llm_pipeline.limits import (
     INT32_MAX,
@@ -27,9 +35,18 @@ from llm_pipeline.limits import (
     MAX_STOP_TOKEN_IDS,
     MAX_TEMPERATURE,
 )
+from llm_pipeline.messages import Guide
 
 Prompt: TypeAlias = str | tuple[int, ...]
 _INT32_DIGITS = 10
+GUIDE_FIELDS = (
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+)
 
 
 def _error(code: ErrorCode, message: str, index: int | None = None) -> PydanticCustomError:
@@ -305,6 +322,17 @@ class CompletionRequest(BaseModel):
     priority: Int32 | None = Field(
         None, description="Which waiting request goes first: the one with the lower number. Default 0"
     )
+    response_format: ResponseFormat = Field(
+        None, description="`json_object`, or `json_schema` with a schema that the text then follows"
+    )
+    structured_outputs: StructuredOutputs = Field(
+        None,
+        description="What the text must follow: one of `json` (a schema), `json_object`, `regex`, `choice`, `grammar`",
+    )
+    guided_json: GuidedJson = Field(None, description="The same as `structured_outputs.json`")
+    guided_regex: GuidedRegex = Field(None, description="The same as `structured_outputs.regex`")
+    guided_choice: GuidedChoice = Field(None, description="The same as `structured_outputs.choice`")
+    guided_grammar: GuidedGrammar = Field(None, description="The same as `structured_outputs.grammar`: GBNF or Lark")
     user: String | None = Field(None, description="An end user's identifier; accepted, not kept and not logged")
     seed: Seed | None = Field(None, description="Same seed and parameters, same text. Default: a fresh random seed")
     stop: Stops = Field((), description="Up to 16 strings at which the text ends; matched on the generated text")
@@ -326,6 +354,12 @@ class CompletionRequest(BaseModel):
     def token_limit(self) -> int | None:
         """Of the two names for it, the newer one wins."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def guides(self) -> dict[str, Guide]:
+        """What asks for structured output, by the field's name."""
+        asked = {name: getattr(self, name) for name in GUIDE_FIELDS}
+        return {name: guide for name, guide in asked.items() if guide is not None}
 
     @property
     def candidates(self) -> int:

@@ -7,7 +7,7 @@ import struct
 import uuid
 
 from frontend.schemas import CompletionRequest, Prompt
-from llm_pipeline.messages import CompletionParameters
+from llm_pipeline.messages import GUIDE_PARAM, CompletionParameters
 
 
 def parameters_of(request: CompletionRequest, request_id: str) -> list[CompletionParameters]:
@@ -49,6 +49,8 @@ def _parameters(request: CompletionRequest, prompt: Prompt, index: int, request_
         return_log_probs=request.candidates > request.n,
         echo=request.echo,
         suffix=request.suffix or None,
+        guide=next(iter(request.guides.values()), None),
+        guide_param=next(iter(request.guides), GUIDE_PARAM),
     )
 
 

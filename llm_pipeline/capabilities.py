@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.limits import MAX_LOG_PROBS
-from llm_pipeline.messages import GenerationRequest, GuideType, Sampling
+from llm_pipeline.messages import GUIDE_PARAM, GenerationRequest, GuideType, Sampling
 from llm_pipeline.settings import PipelineSettings
 
 ExecutorName: TypeAlias = Literal["cpu", "tensorrt_llm", "scripted"]
@@ -52,6 +52,7 @@ _CPU = Capabilities(
     priority=True,
     logprobs=MAX_LOG_PROBS,
     prompt_logprobs=True,
+    guides=(GuideType.JSON, GuideType.JSON_SCHEMA, GuideType.REGEX, GuideType.EBNF_GRAMMAR),
 )
 # TensorRT-LLM gives the chosen token's log prob only. Others would need each step's logits of the whole vocabulary, and
 # those of a prompt an engine that was built to keep them.
@@ -120,7 +121,7 @@ REQUEST_EXTENSIONS: dict[str, Extension] = {
     "top_log_probs": Extension("logprobs", lambda request, can: request.top_log_probs > (can.logprobs or 0)),
     "prompt_log_probs": Extension("echo", lambda request, can: request.prompt_log_probs and not can.prompt_logprobs),
     "guide": Extension(
-        "guide", lambda request, can: request.guide is not None and request.guide.type not in can.guides
+        GUIDE_PARAM, lambda request, can: request.guide is not None and request.guide.type not in can.guides
     ),
     "priority": Extension("priority", lambda request, can: request.priority != 0.5 and not can.priority),
     "time_limit_s": Extension(
@@ -144,6 +145,8 @@ def _refusal(name: str, param: str, capabilities: Capabilities) -> str:
             f"This server's engine ({capabilities.executor}) gives log probs of at most {capabilities.logprobs} other "
             "tokens than the chosen one; ask for fewer with logprobs."
         )
+    if name == "guide":
+        return f"This server's engine ({capabilities.executor}) has no structured output of this kind. Leave it out."
     if name == "prompt_log_probs":
         return (
             f"This server's engine ({capabilities.executor}) gives no log probs of prompts: leave out echo or logprobs."

@@ -12,6 +12,9 @@ from typing import TypeAlias
 
 from llm_pipeline.errors import PipelineError
 
+GUIDE_PARAM = "guided_decoding_guide"
+"""What errors about a guide name; the front end puts its client's own name for it in that place."""
+
 
 class FinishReason(str, Enum):
     """Why a request ended. CANCELLED never reaches a client: whoever cancelled is not listening any more."""
@@ -66,6 +69,7 @@ class CompletionParameters:
     echo: bool = False  # the prompt is in front of the text
     suffix: str | None = None  # what comes after the completion
     guide: Guide | None = None
+    guide_param: str = GUIDE_PARAM  # the client's name for it; for errors, and not sent on
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class CpuExecutor:
             max_batched_tokens=settings.cpu_max_batched_tokens,
             max_active=settings.cpu_max_active,
             threads=settings.cpu_threads,
+            vocab_size=manifest.limits.vocab_size,
+            end_id=next(iter(manifest.tokens.eos), None),
         )
         self._lock = threading.Lock()  # guards what follows; never held while something is sent
         self._send_lock = threading.Lock()  # keeps a cancel behind its submit; taken before _lock

@@ -14,6 +14,7 @@ from llm_pipeline.description import ModelDescription
 from llm_pipeline.engine_manifest import EngineManifest
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.fill_in_middle import FillInMiddle
+from llm_pipeline.guides import check_guide
 from llm_pipeline.messages import CompletionParameters, GenerationRequest, Sampling, TextOptions
 from llm_pipeline.stages import request_checks as checks
 from llm_pipeline.stages.request_checks import out_of_range
@@ -64,6 +65,9 @@ class PreprocessStage:
             priority=checks.priority_of(parameters.priority),
         )
         refuse_unsupported(request, self._capabilities)
+        if parameters.guide is not None:
+            checks.check_guided(parameters, self._end_ids)
+            check_guide(parameters.guide)
         return request
 
     def describe(self) -> ModelDescription:

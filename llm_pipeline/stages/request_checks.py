@@ -139,6 +139,21 @@ def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
         )
 
 
+def check_guided(parameters: CompletionParameters, end_ids: Sequence[int]) -> None:
+    """PipelineError for what may leave a guided text no token to go on with, or no end (one of the model's own)."""
+    asked = {
+        "bad_words": parameters.bad_words,
+        "min_tokens": parameters.min_tokens,
+        "ignore_eos": parameters.ignore_eos,
+        "end_id": parameters.end_id is not None and parameters.end_id not in end_ids,
+        "suffix": parameters.suffix,
+    }
+    for name, value in asked.items():
+        if value:
+            message = f"{name} does not go together with structured output; leave one of them out."
+            raise PipelineError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=name)
+
+
 def priority_of(number: int | None) -> float:
     """vLLM's priority (any integer, lower goes first, 0 if left out) as ours: 0 to 1, higher first, 0.5 for 0."""
     return 0.5 if number is None else 0.5 - number / (2 * (1 + abs(number)))

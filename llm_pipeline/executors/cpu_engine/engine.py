@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as SequenceType
 from typing import Protocol
 
@@ -12,7 +13,10 @@ from llm_pipeline.executors.cpu_engine.log_probs import log_probs_of
 from llm_pipeline.executors.cpu_engine.sampler import BadLogitsError, Sampler
 from llm_pipeline.executors.cpu_engine.scheduler import Scheduler, Sequence, Slice
 from llm_pipeline.executors.cpu_engine.wire import EngineStep
+from llm_pipeline.guides import GuideError, GuideFollower
 from llm_pipeline.messages import FinishReason, GenerationRequest, PromptLogProbs, TopLogProbs
+
+_log = logging.getLogger("cpu-engine")
 
 
 class Model(Protocol):
@@ -51,11 +55,11 @@ class Engine:
     def waiting_count(self) -> int:
         return self._scheduler.waiting_count
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queue a validated request."""
+    def add(self, request: GenerationRequest, guide: GuideFollower | None = None) -> None:
+        """Queue a validated request; `guide` follows its guide, if it has one."""
         sequence = Sequence(request, list(request.prompt_ids), wants_prompt_logits=request.prompt_log_probs)
         self._sequences[request.key] = sequence
-        self._samplers[request.key] = Sampler(request.sampling, request.prompt_ids, request.end_ids)
+        self._samplers[request.key] = Sampler(request.sampling, request.prompt_ids, request.end_ids, guide)
         self._scheduler.add(sequence)
 
     def cancel(self, key: str) -> EngineStep | None:
@@ -109,7 +113,8 @@ class Engine:
             return EngineStep(request.key, finish_reason=FinishReason.LENGTH.value, prompt_log_probs=prompt_log_probs)
         try:
             token_id = self._samplers[request.key].pick(logits)
-        except BadLogitsError:
+        except (BadLogitsError, GuideError) as error:
+            _log.error("a request failed: %s", error)
             self._forget(request.key)
             return EngineStep(request.key, failed=True)
         sequence.tokens.append(token_id)

@@ -8,25 +8,46 @@ its slot after at most one step. When the other end of the socket goes away, so 
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple, TypeAlias
 
 import orjson
 
+from llm_pipeline.engine_manifest import TOKENIZER_NAME
 from llm_pipeline.executors.cpu_engine.engine import Engine
 from llm_pipeline.executors.cpu_engine.wire import Cancel, EngineSettings, EngineStep, Failed, Progress, Ready, Submit
+from llm_pipeline.guides import GuideCompiler, GuideError, GuideFollower
+from llm_pipeline.messages import GenerationRequest, Guide
 
 _log = logging.getLogger("cpu-engine")
 # The serving path (tokenizing, streaming, refusing) goes ahead of number crunching: it needs little and is waited for.
 _NICENESS = 5
+
+CompileGuide: TypeAlias = Callable[[Guide], GuideFollower]
+
+
+class _Guided(NamedTuple):
+    """A Submit whose guide is compiled."""
+
+    request: GenerationRequest
+    guide: GuideFollower
+
+
+_Message: TypeAlias = Submit | _Guided | Cancel | EngineStep | None
+
+
+def _no_guides(_guide: Guide) -> GuideFollower:
+    raise GuideError("this engine was started without structured output")
 
 
 def load_engine(settings: EngineSettings) -> tuple[Engine, int]:
@@ -45,16 +66,22 @@ def load_engine(settings: EngineSettings) -> tuple[Engine, int]:
     return engine, capacity
 
 
-def serve(engine: Engine, connection: Connection) -> None:
+def serve(engine: Engine, connection: Connection, compile_guide: CompileGuide = _no_guides) -> None:
     """Run until the other end closes the connection."""
-    messages: SimpleQueue[Submit | Cancel | None] = SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, messages), name="engine-inbox", daemon=True).start()
+    messages: SimpleQueue[_Message] = SimpleQueue()
+    threading.Thread(
+        target=_receive, args=(connection, messages, compile_guide), name="engine-inbox", daemon=True
+    ).start()
     while True:
         steps: list[EngineStep] = []
         for message in _arrived(messages, waits=not engine.has_work):
             if message is None:
                 return
-            if isinstance(message, Submit):
+            if isinstance(message, _Guided):
+                engine.add(message.request, message.guide)
+            elif isinstance(message, EngineStep):
+                steps.append(message)
+            elif isinstance(message, Submit):
                 engine.add(message.request)
             elif step := engine.cancel(message.key):
                 steps.append(step)
@@ -66,20 +93,43 @@ def serve(engine: Engine, connection: Connection) -> None:
             connection.send(Progress(steps, engine.active_count, engine.waiting_count))
 
 
-def _receive(connection: Connection, messages: SimpleQueue[Submit | Cancel | None]) -> None:
+def _receive(connection: Connection, messages: SimpleQueue[_Message], compile_guide: CompileGuide) -> None:
     """Queue what comes; None when nothing comes any more."""
     try:
         while True:
-            messages.put(connection.recv())
+            message = connection.recv()
+            is_guided = isinstance(message, Submit) and message.request.guide is not None
+            messages.put(_compiled(message.request, compile_guide) if is_guided else message)
     except (EOFError, OSError):
         messages.put(None)
 
 
-def _arrived(messages: SimpleQueue[Submit | Cancel | None], *, waits: bool) -> Iterator[Submit | Cancel | None]:
+def _compiled(request: GenerationRequest, compile_guide: CompileGuide) -> _Guided | EngineStep:
+    """The request with its guide, or its end. In this thread, because a guide may take a while."""
+    assert request.guide is not None
+    try:
+        return _Guided(request, compile_guide(request.guide))
+    except Exception as error:  # noqa: BLE001 - the inbox goes on, whatever one guide does
+        _log.error("a guide can't be followed: %s", error)
+        return EngineStep(request.key, failed=True)
+
+
+def _arrived(messages: SimpleQueue[_Message], *, waits: bool) -> Iterator[_Message]:
     if waits:
         yield messages.get()
     while not messages.empty():  # this thread alone takes messages out
         yield messages.get()
+
+
+def _guide_compiler(settings: EngineSettings) -> CompileGuide:
+    @functools.cache
+    def compiler() -> GuideCompiler:
+        if settings.end_id is None:
+            raise GuideError("the model has no end token, so a guided text would have no end")
+        tokenizer = Path(settings.engine_dir) / TOKENIZER_NAME
+        return GuideCompiler(tokenizer, vocab_size=settings.vocab_size, end_id=settings.end_id)
+
+    return lambda guide: compiler().compile(guide)
 
 
 def main(arguments: list[str]) -> int:
@@ -94,7 +144,7 @@ def main(arguments: list[str]) -> int:
         return 1
     connection.send(Ready(capacity))
     with suppress(ConnectionError):  # a step was to be told, and nobody is left to hear it
-        serve(engine, connection)
+        serve(engine, connection, _guide_compiler(settings))
     _log.info("the decode process has gone; stopping")
     return 0
 

@@ -1,8 +1,8 @@
 """Logits to tokens, in numpy, with one random generator per request: a seed means the same alone and in a crowd.
 
-Order, as in vLLM: the edits of logit_edits.py; temperature, min_p, top_k, top_p; then one draw. Each filter works on
-the probabilities of the whole vocabulary, in float64, so that the sum does not depend on the order of its parts by more
-than the draw can notice.
+Order, as in vLLM: the edits of logit_edits.py; the guide; temperature, min_p, top_k, top_p; then one draw. Each filter
+works on the probabilities of the whole vocabulary, in float64, so that the sum does not depend on the order of its
+parts by more than the draw can notice.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_pipeline.executors.cpu_engine.logit_edits import LogitEdits
+from llm_pipeline.guides import GuideFollower
 from llm_pipeline.messages import Sampling
 
 Logits = npt.NDArray[np.float32]  # [vocab_size]
@@ -27,20 +28,37 @@ class BadLogitsError(Exception):
 class Sampler:
     """Picks the tokens of one request, one after the other.
 
-    `prompt_ids` count for the repetition penalty; `end_ids` are what min_tokens keeps away.
+    `prompt_ids` count for the repetition penalty; `end_ids` are what min_tokens keeps away. Every token is one that
+    `guide` allows.
     """
 
-    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int] = (), end_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt_ids: Sequence[int] = (),
+        end_ids: Sequence[int] = (),
+        guide: GuideFollower | None = None,
+    ) -> None:
         self._sampling = sampling
+        self._guide = guide
         self._edits = LogitEdits.of(sampling, prompt_ids, end_ids)
         self._random = None if sampling.is_greedy else np.random.Generator(np.random.PCG64(sampling.seed))
 
     def pick(self, logits: Logits) -> int:
-        """The next token. BadLogitsError when the logits are not numbers, or every token is banned."""
-        if self._edits is None:
-            return self._pick(logits)
-        token_id = self._pick(self._edits.apply(logits))
-        self._edits.note(token_id)
+        """The next token.
+
+        BadLogitsError when the logits are not numbers, or every token is banned; GuideError when the guide can't be
+        followed any further.
+        """
+        if self._edits is not None:
+            logits = self._edits.apply(logits)
+        if self._guide is not None:
+            logits = np.where(self._guide.allowed(), logits, np.float32(-np.inf))
+        token_id = self._pick(logits)
+        if self._edits is not None:
+            self._edits.note(token_id)
+        if self._guide is not None:
+            self._guide.advance((token_id,))
         return token_id
 
     def _pick(self, logits: Logits) -> int:

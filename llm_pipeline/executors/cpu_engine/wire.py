@@ -38,6 +38,8 @@ class EngineSettings:
     max_batched_tokens: int
     max_active: int
     threads: int
+    vocab_size: int
+    end_id: int | None  # what ends a guided text
 
     def to_json(self) -> str:
         return orjson.dumps(asdict(self)).decode()
