@@ -83,7 +83,7 @@ def _first_line(problem: str) -> str:
 
 def _grammar(guide: Guide) -> str:
     """The guide in llguidance's own form. PipelineError when a grammar is in neither of the two notations."""
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, regex_to_lark
     from llguidance.gbnf_to_lark import any_to_lark
 
     text = guide.text or ""
@@ -94,11 +94,12 @@ def _grammar(guide: Guide) -> str:
         except ValueError as error:
             raise _bad(f"The JSON schema can't be used: {_first_line(str(error))}") from None
     elif guide.type is GuideType.REGEX:
-        found = LLMatcher.grammar_from_regex(text)
+        # Otherwise \\d would match the digits of every script.
+        found = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, use_ascii='d')}/")
     else:
         try:
             found = LLMatcher.grammar_from_lark(any_to_lark(text))
-        except Exception as error:  # noqa: BLE001 - a parser in Python that raises whatever it meets
+        except Exception as error:  # a parser in Python that raises whatever it meets
             raise _bad("The grammar is neither GBNF (`root ::= ...`) nor Lark (`start: ...`).") from error
     return found
 
