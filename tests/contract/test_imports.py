@@ -32,6 +32,7 @@ IMPORTED_BY = {
     },
     "openvino": {"llm_pipeline/executors/cpu_engine/paged_model.py", "build_engine/openvino_greedy.py"},
     "openvino_genai": {"build_engine/openvino_compiler.py"},
+    "llguidance": {"llm_pipeline/guides.py"},
     "gguf": {"build_engine/source.py"},
     "tritonclient": {"frontend/triton_channel.py", "benchmarks/grpc_load.py"},
     "grpc": {"frontend/triton_channel.py", "benchmarks/grpc_load.py"},

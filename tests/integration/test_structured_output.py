@@ -79,11 +79,9 @@ def test_expressions_choices_and_grammars(client: httpx.Client) -> None:
 
 def test_a_guided_stream_adds_up_to_the_answer_without_streaming(client: httpx.Client) -> None:
     body = {"model": MODEL, "prompt": "A person:", "max_tokens": 100, "temperature": 0, "guided_json": PERSON}
-    pieces = []
     with client.stream("POST", "/openai/v1/completions", json={**body, "stream": True}) as response:
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                pieces.append(json.loads(line.removeprefix("data: "))["choices"][0]["text"])
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: {")]
+    pieces = [json.loads(event)["choices"][0]["text"] for event in events]
     whole = client.post("/openai/v1/completions", json=body).json()["choices"][0]["text"]
     assert "".join(pieces) == whole
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from frontend.body import MAX_DEPTH, parse_object, validate
 from frontend.schemas import CompletionRequest
@@ -243,14 +246,49 @@ def test_neutral_values_of_unsupported_fields_are_fine(fields: dict[str, Any]) -
         ({"length_penalty": 2}, "length_penalty"),
         ({"length_penalty": True}, "length_penalty"),
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"guided_regex": "a+"}, "guided_regex"),
+        ({"guided_whitespace_pattern": " ?"}, "guided_whitespace_pattern"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ],
 )
 def test_other_values_of_unsupported_fields_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
     error = refusal(fields)
     assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"response_format": {}}, "response_format", ErrorCode.VALUE_OUT_OF_RANGE),
+        ({"response_format": {"type": "yaml"}}, "response_format", ErrorCode.VALUE_OUT_OF_RANGE),
+        ({"response_format": "json_object"}, "response_format", ErrorCode.INVALID_TYPE),
+        ({"response_format": {"type": "json_schema"}}, "response_format", ErrorCode.INVALID_TYPE),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", ErrorCode.INVALID_TYPE),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs", ErrorCode.VALUE_OUT_OF_RANGE),
+        ({"structured_outputs": {"yaml": 1}}, "structured_outputs", ErrorCode.VALUE_OUT_OF_RANGE),
+        ({"structured_outputs": {"json_object": "yes"}}, "structured_outputs", ErrorCode.INVALID_TYPE),
+        ({"guided_json": 1}, "guided_json", ErrorCode.INVALID_TYPE),
+        ({"guided_regex": 1}, "guided_regex", ErrorCode.INVALID_TYPE),
+        ({"guided_choice": "yes"}, "guided_choice", ErrorCode.INVALID_TYPE),
+        ({"guided_choice": ["yes", 1]}, "guided_choice", ErrorCode.INVALID_TYPE),
+        ({"guided_choice": []}, "guided_choice", ErrorCode.VALUE_OUT_OF_RANGE),
+        ({"guided_choice": ["yes", ""]}, "guided_choice", ErrorCode.VALUE_OUT_OF_RANGE),
+        ({"guided_json": {}, "guided_regex": "a"}, "guided_regex", ErrorCode.VALUE_OUT_OF_RANGE),
+    ],
+)
+def test_structured_output_of_a_wrong_form_is_refused_by_name(
+    fields: dict[str, Any], param: str, code: ErrorCode
+) -> None:
+    error = refusal(fields)
+    assert (error.code, error.param) == (code, param)
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=5))
+def test_choices_become_an_expression_that_matches_them_alone(options: list[str]) -> None:
+    ((_, guide),) = read({"guided_choice": options}).guides.items()
+    assert guide.text is not None
+    for option in options:
+        assert re.fullmatch(guide.text, option)
+    assert not re.fullmatch(guide.text, f"{max(options, key=len)}x")
 
 
 def test_unknown_fields_are_counted() -> None:
