@@ -28,16 +28,7 @@ class BareEngine:
         settings = PipelineSettings(engine_dir=engine_dir)
         self._tokenizer = Tokenizer.load(engine_dir / TOKENIZER_NAME)
         self._end_ids = tuple(manifest.tokens.eos)
-        self._engine, _ = load_engine(
-            EngineSettings(
-                engine_dir=str(engine_dir),
-                context_length=manifest.limits.context_length,
-                kv_cache_bytes=int(settings.cpu_kv_cache_gib * 2**30),
-                max_batched_tokens=settings.cpu_max_batched_tokens,
-                max_active=settings.cpu_max_active,
-                threads=settings.cpu_threads,
-            )
-        )
+        self._engine, _ = load_engine(EngineSettings.of(settings, manifest))
         self._next_key = 0
 
     def prepare(self, job: Job) -> Callable[[], Callable[[], list[Timeline]]]:

@@ -41,16 +41,7 @@ class CpuExecutor:
         manifest.check_files(settings.engine_dir)
         self._sink = sink
         self._limits = manifest.limits
-        self._settings = EngineSettings(
-            engine_dir=str(settings.engine_dir),
-            context_length=manifest.limits.context_length,
-            kv_cache_bytes=int(settings.cpu_kv_cache_gib * 2**30),
-            max_batched_tokens=settings.cpu_max_batched_tokens,
-            max_active=settings.cpu_max_active,
-            threads=settings.cpu_threads,
-            vocab_size=manifest.limits.vocab_size,
-            end_id=next(iter(manifest.tokens.eos), None),
-        )
+        self._settings = EngineSettings.of(settings, manifest)
         self._lock = threading.Lock()  # guards what follows; never held while something is sent
         self._send_lock = threading.Lock()  # keeps a cancel behind its submit; taken before _lock
         self._live: set[str] = set()

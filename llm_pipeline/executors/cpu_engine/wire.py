@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import orjson
 
+from llm_pipeline.engine_manifest import EngineManifest
 from llm_pipeline.messages import GenerationRequest, PromptLogProbs, TopLogProbs
+from llm_pipeline.settings import PipelineSettings
 
 
 class EngineStep(NamedTuple):
@@ -40,6 +42,20 @@ class EngineSettings:
     threads: int
     vocab_size: int
     end_id: int | None  # what ends a guided text
+
+    @classmethod
+    def of(cls, settings: PipelineSettings, manifest: EngineManifest) -> EngineSettings:
+        """What the pipeline's settings say to the engine that the manifest describes."""
+        return cls(
+            engine_dir=str(settings.engine_dir),
+            context_length=manifest.limits.context_length,
+            kv_cache_bytes=int(settings.cpu_kv_cache_gib * 2**30),
+            max_batched_tokens=settings.cpu_max_batched_tokens,
+            max_active=settings.cpu_max_active,
+            threads=settings.cpu_threads,
+            vocab_size=manifest.limits.vocab_size,
+            end_id=next(iter(manifest.tokens.eos), None),
+        )
 
     def to_json(self) -> str:
         return orjson.dumps(asdict(self)).decode()
