@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 
 from frontend.admission import Admission
-from frontend.metrics import Metrics
-from frontend.readiness import Readiness
 from frontend.request_record import RequestRecord
 from frontend.run import Choice, StopReason
+from frontend.served_models import ServedModel
 from llm_pipeline.errors import PipelineError
 from llm_pipeline.messages import TextChunk
 
@@ -16,11 +15,12 @@ from llm_pipeline.messages import TextChunk
 class Accounting:
     """A RunListener for one HTTP request. `on_chunk` runs for every chunk: keep it cheap."""
 
-    def __init__(self, record: RequestRecord, metrics: Metrics, admission: Admission, readiness: Readiness) -> None:
+    def __init__(self, record: RequestRecord, model: ServedModel, admission: Admission) -> None:
         self._record = record
-        self._metrics = metrics
+        self._metrics = model.metrics
         self._admission = admission
-        self._readiness = readiness
+        self._load = model.load
+        self._readiness = model.readiness
         self._counted_prompts: set[int] = set()
 
     def on_chunk(self, choice: Choice, chunk: TextChunk) -> None:
@@ -38,6 +38,7 @@ class Accounting:
 
     def _first_tokens(self, now_s: float) -> None:
         self._admission.queued -= 1
+        self._load.queued -= 1
         record = self._record
         # Without a stream the whole answer arrives at once: the time of its first token is not known here.
         if record.is_stream and record.first_token_s is None:
@@ -51,11 +52,12 @@ class Accounting:
 
     def on_stop(self, reason: StopReason) -> None:
         """See RunListener."""
-        self._metrics.cancelled.labels(reason.value).inc()
+        self._metrics.count_cancelled(reason.value)
 
     def on_end(self, choice: Choice) -> None:
         """See RunListener."""
         self._admission.choice_ended(had_token=choice.last_chunk_s > 0)
+        self._load.choice_ended(had_token=choice.last_chunk_s > 0)
         self._metrics.generation_tokens.inc(choice.completion_tokens)
         if choice.prompt_index not in self._counted_prompts:
             self._counted_prompts.add(choice.prompt_index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from frontend.generator import Generator
 from frontend.run import CompletionRun, StopReason
 from frontend.workers import Workers
 from llm_pipeline.drain_rate import DrainRate
@@ -80,10 +81,11 @@ class Admission:
         """Returns when the engine is done with everything, or when it takes too long to confirm."""
         await _wait(self._is_idle, _LAST_ENDS_S)
 
-    def fail_all(self, error: PipelineError, reason: StopReason) -> None:
-        """End every answer that is under way with an error."""
+    def fail_all(self, error: PipelineError, reason: StopReason, generator: Generator | None = None) -> None:
+        """End every answer that is under way with an error; with a generator, those that it works for."""
         for run in list(self._runs):
-            run.fail(error, reason)
+            if generator is None or run.generator is generator:
+                run.fail(error, reason)
 
     async def drain(self, timeout_s: float) -> None:
         """Let nothing new in, wait for answers that are under way, and stop them when the time is over."""

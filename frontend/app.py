@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -19,44 +19,47 @@ from frontend.generator import Generator
 from frontend.metrics import Metrics
 from frontend.metrics_of_all import MetricsOfAll
 from frontend.middleware import RequestEnvelope
-from frontend.model_card import ModelCard
 from frontend.rate_limits import RateLimits
-from frontend.readiness import Readiness
 from frontend.routes import completions, models, operations, playground
-from frontend.run import StopReason
+from frontend.served_models import ServedModel, ServedModels, deployment_of
 from frontend.services import Services
 from frontend.settings import FrontendSettings
 from frontend.worker_life import live_as_worker
 from frontend.workers import Workers
-from llm_pipeline.errors import ErrorCode, PipelineError
+from llm_pipeline.deployment import Deployment
 
 log = structlog.get_logger(__name__)
 
 
 def create_app(
-    settings: FrontendSettings, generator: Generator, *, workers: Workers | None = None, metrics: Metrics | None = None
+    settings: FrontendSettings,
+    generators: Generator | Mapping[str, Generator],
+    deployment: Deployment | None = None,
+    *,
+    workers: Workers | None = None,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
-    """The ASGI app, of one worker or of the only one. Raises KeysFileError. `app.state.services` has its parts."""
+    """The ASGI app of one worker or of the only one, with a generator for each model by its name, or one for all.
+
+    Left out, the deployment is what the settings say. KeysFileError, DeploymentError. `app.state.services` has its
+    parts.
+    """
+    deployment = deployment or deployment_of(settings)
+    if not isinstance(generators, Mapping):
+        generators = dict.fromkeys((model.name for model in deployment.models), generators)
     workers, metrics = workers or Workers.alone(), metrics or Metrics()
     admission = Admission(settings.max_in_flight, workers)
     services = Services(
         settings=settings,
-        generator=generator,
+        models=ServedModels(deployment, generators, settings, metrics, workers, admission),
         metrics=metrics,
         admission=admission,
         rate_limits=RateLimits(workers),
-        readiness=Readiness(
-            generator,
-            check_s=settings.ready_check_s,
-            idle_s=settings.warm_up_s,
-            lost_s=settings.triton_lost_s,
-            on_lost=partial(_end_what_waits, admission),
-        ),
         workers=workers,
         metrics_of_all=MetricsOfAll(workers, metrics.registry) if workers.count > 1 else None,
-        model_card=ModelCard(generator),
     )
-    metrics.watch(services.admission, lambda: services.is_ready)
+    for model in services.models:
+        metrics.watch(model.name, model.load, partial(_accepts, services, model))
     # Plain routes instead of FastAPI's own: they parse and validate bodies in ways that the contract rules out.
     app = FastAPI(
         openapi_url=None,
@@ -79,21 +82,22 @@ def create_app(
     return app
 
 
-def _end_what_waits(admission: Admission) -> None:
-    message = "The model server has stopped answering; try again shortly."
-    admission.fail_all(PipelineError(ErrorCode.SERVICE_UNAVAILABLE, message), StopReason.TRITON_LOST)
-
-
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     if services.settings.auth == "off":
         log.warning("auth_is_off", advice="everybody who can reach the port may use the model; set API_KEY")
-    watch = asyncio.create_task(services.readiness.watch())
+    watches = [asyncio.create_task(model.readiness.watch()) for model in services.models]
     async with live_as_worker(services):
         yield
-    watch.cancel()
-    with suppress(asyncio.CancelledError):
-        await watch
+    for watch in watches:
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
     await services.admission.wait_until_idle()
-    await services.generator.close()
+    for model in services.models:
+        await model.generator.close()
+
+
+def _accepts(services: Services, model: ServedModel) -> bool:
+    return model.readiness.is_ready and not services.admission.is_draining

@@ -1,17 +1,24 @@
-"""Which Generator completes the prompts: one for each Triton, balanced when there are several."""
+"""Which Generator completes the prompts of a model: by its kind, one for each Triton, balanced if there are several."""
 
 from __future__ import annotations
 
 from frontend.generator import Generator
 from frontend.generator_pool import EndpointListener, balanced
+from frontend.inflight_batcher_generator import InflightBatcherGenerator, read_failure
 from frontend.settings import FrontendSettings
 from frontend.triton_channel import TritonChannel
 from frontend.triton_generator import TritonGenerator
+from llm_pipeline.deployment import DeployedModel, ModelKind
 
 
-def create_generator(settings: FrontendSettings, listener: EndpointListener) -> Generator:
-    """Connections are made at first use."""
-    generators = {
-        address: TritonGenerator(TritonChannel(address), settings.triton_model) for address in settings.triton_addresses
-    }
+def create_generator(model: DeployedModel, settings: FrontendSettings, listener: EndpointListener) -> Generator:
+    """Connections are made at first use, and are this model's own."""
+    addresses = model.triton or settings.triton_addresses
+    generators = {address: _create_one(model, address) for address in addresses}
     return balanced(generators, listener, check_s=settings.ready_check_s)
+
+
+def _create_one(model: DeployedModel, address: str) -> Generator:
+    if model.kind is ModelKind.INFLIGHT_BATCHER_LLM:
+        return InflightBatcherGenerator(TritonChannel(address, read_failure=read_failure), model)
+    return TritonGenerator(TritonChannel(address), model.ensemble)

@@ -109,22 +109,47 @@ class Error(_Document):
 
 
 class ModelCapabilities(_Document):
-    """What the model's engine does with a request; a field that it does not have is refused by name."""
+    """What the model's engine does with a request; a field that it does not have is refused by name.
 
-    executor: Literal["cpu", "tensorrt_llm", "scripted"] = Field(description="What makes the tokens")
-    repetition_penalty: bool
-    presence_penalty: bool
-    frequency_penalty: bool
-    logit_bias: bool
-    bad_words: bool
-    min_tokens: bool
-    priority: bool
-    time_limit: bool
-    logprobs: int | None = Field(
-        description="The most that `logprobs` may ask for; 0 is each token's own log prob alone, null is none at all"
+    Behind NVIDIA's own ensemble, and while the engine can't be asked, only `kind`, `executor` and what depends on the
+    kind are there.
+    """
+
+    kind: Literal["ensemble", "inflight_batcher_llm"] = Field(description="Whose ensemble serves it: ours or NVIDIA's")
+    executor: Literal["cpu", "tensorrt_llm", "scripted"] | None = Field(
+        description="What makes the tokens; null: not known"
     )
-    prompt_logprobs: bool = Field(description="Whether `echo` and `logprobs` go together")
-    guides: list[str] = Field(description="What the text can be made to follow")
+    prompt_token_ids: bool = Field(description="Whether prompts may be token ids")
+    min_p: bool
+    skip_special_tokens: bool = Field(description="Whether false does something")
+    return_tokens_as_token_ids: bool
+    repetition_penalty: bool = False
+    presence_penalty: bool = False
+    frequency_penalty: bool = False
+    logit_bias: bool = False
+    bad_words: bool = False
+    min_tokens: bool = False
+    priority: bool = False
+    time_limit: bool = False
+    logprobs: int | None = Field(
+        None,
+        description="The most that `logprobs` may ask for; 0 is each token's own log prob alone, null is none at all",
+    )
+    prompt_logprobs: bool = Field(False, description="Whether `echo` and `logprobs` go together")
+    guides: list[str] = Field(default_factory=list, description="What the text can be made to follow")
+
+
+class ModelLimits(_Document):
+    """The most that one request may ask for. Null: not known to the front end."""
+
+    default_max_tokens: int | None = Field(description="max_tokens of a request without; 0 fills the context")
+    max_tokens: int | None
+    max_choices: int = Field(description="Prompts times n")
+    max_in_flight: int = Field(description="Choices in work at once, for everybody together; more is a 429")
+    max_stop_strings: int
+    max_stop_characters: int = Field(description="Of one stop string")
+    max_body_bytes: int
+    request_timeout_s: float = Field(description="Seconds that a request may take")
 
 
 class Model(_Document):
@@ -135,12 +160,15 @@ class Model(_Document):
     created: int = Field(description="Unix time in seconds at which this server started to serve it")
     owned_by: str
     root: str = Field(description="The model's own name; differs from id for an alias")
-    # These five are left out while the engine can't be asked.
-    max_model_len: int = Field(0, description="Tokens of prompt and completion together, at most")
+    parent: str | None = Field(description="The model that this one is an adapter or a variant of")
+    max_model_len: int | None = Field(description="Context length in tokens, prompt and completion; null: not known")
+    aliases: list[str] = Field(description="Further names of the same model")
+    limits: ModelLimits
+    defaults: dict[str, float] = Field(description="What holds where a request leaves the field out, if not the API's")
+    capabilities: ModelCapabilities = Field(description="What a request may ask for, where models differ")
+    # These two are left out while the engine can't be asked.
     vocab_size: int = Field(0, description="Token ids are below this")
-    default_max_tokens: int = Field(0, description="max_tokens of requests that give none; 0 fills the context")
     fills_in_middle: bool = Field(False, description="Whether `suffix` works")
-    capabilities: ModelCapabilities | None = Field(None, description="What the engine does with a request")
     schema_url: str = Field(
         "", alias="$schema", description="A URL to the JSON Schema for this object", json_schema_extra={"format": "uri"}
     )

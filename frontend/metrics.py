@@ -18,32 +18,46 @@ _TOKEN_GAP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.0
 _NO_MODEL = "none"  # the request failed before its model was known to be ours: a client must not invent labels
 
 
+class TokenGaps:
+    """One model's histogram, for the hot path: many equal observations at once, no lock (the event loop's thread)."""
+
+    def __init__(self, buckets_s: tuple[float, ...]) -> None:
+        self._buckets_s = buckets_s
+        self._counts = [0] * (len(buckets_s) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, gap_s: float, tokens: int) -> None:
+        """`tokens` tokens, each `gap_s` seconds after the one before it."""
+        self._counts[bisect_left(self._buckets_s, gap_s)] += tokens
+        self.sum_s += gap_s * tokens
+
+    def cumulative(self) -> Iterator[tuple[str, float]]:
+        """The count up to each bound, as Prometheus has it."""
+        total = 0
+        for bound, count in zip((*map(str, map(float, self._buckets_s)), "+Inf"), self._counts, strict=True):
+            total += count
+            yield bound, total
+
+
 class TokenGapHistogram(Collector):
-    """A histogram for the hot path: many equal observations at once, no lock (the event loop's thread only)."""
+    """The histograms of all models as one metric."""
 
     def __init__(self, name: str, documentation: str, buckets_s: tuple[float, ...]) -> None:
         self._name = name
         self._documentation = documentation
         self._buckets_s = buckets_s
-        self._counts = [0] * (len(buckets_s) + 1)
-        self._sum_s = 0.0
+        self._models: dict[str, TokenGaps] = {}
 
-    def observe(self, gap_s: float, tokens: int) -> None:
-        """`tokens` tokens, each `gap_s` seconds after the one before it."""
-        self._counts[bisect_left(self._buckets_s, gap_s)] += tokens
-        self._sum_s += gap_s * tokens
+    def labels(self, model: str) -> TokenGaps:
+        """The part of this model."""
+        return self._models.setdefault(model, TokenGaps(self._buckets_s))
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
         """Called by the registry at each scrape."""
-        family = HistogramMetricFamily(self._name, self._documentation)
-        family.add_metric([], list(self._cumulative()), self._sum_s)
+        family = HistogramMetricFamily(self._name, self._documentation, labels=["model"])
+        for model, gaps in self._models.items():
+            family.add_metric([model], list(gaps.cumulative()), gaps.sum_s)
         return [family]
-
-    def _cumulative(self) -> Iterator[tuple[str, float]]:
-        total = 0
-        for bound, count in zip((*map(str, map(float, self._buckets_s)), "+Inf"), self._counts, strict=True):
-            total += count
-            yield bound, total
 
 
 class EndpointMetrics:
@@ -93,6 +107,22 @@ class Load(Protocol):
     queued: int
 
 
+class ModelMetrics:
+    """What is counted for one model, bound to its label once: some of it is used for every chunk."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.time_to_first_token = metrics.time_to_first_token.labels(model)
+        self.token_gaps = metrics.token_gaps.labels(model)
+        self.prompt_tokens = metrics.prompt_tokens.labels(model)
+        self.generation_tokens = metrics.generation_tokens.labels(model)
+        self._cancelled = metrics.cancelled
+        self._model = model
+
+    def count_cancelled(self, reason: str) -> None:
+        """A request was stopped before its end."""
+        self._cancelled.labels(self._model, reason).inc()
+
+
 class Metrics:
     """The metrics by name. Labels take few values: served models, statuses and our own words."""
 
@@ -101,17 +131,15 @@ class Metrics:
         self._requests = Counter(
             "completions_requests", "Completion requests by status", ["model", "status"], registry=self.registry
         )
-        self._duration = Histogram(
+        self._duration = self._histogram(
             "completions_request_duration_seconds",
             "From the arrival of a completion request to the end of its answer",
-            buckets=_REQUEST_BUCKETS_S,
-            registry=self.registry,
+            _REQUEST_BUCKETS_S,
         )
-        self.time_to_first_token = Histogram(
+        self.time_to_first_token = self._histogram(
             "completions_time_to_first_token_seconds",
             "From the arrival of a streaming request to its first token",
-            buckets=_FIRST_TOKEN_BUCKETS_S,
-            registry=self.registry,
+            _FIRST_TOKEN_BUCKETS_S,
         )
         self.token_gaps = TokenGapHistogram(
             "completions_inter_token_latency_seconds",
@@ -121,30 +149,42 @@ class Metrics:
         self.registry.register(self.token_gaps)
         self.prompt_tokens = self._counter("completions_prompt_tokens", "Prompt tokens that the model has seen")
         self.generation_tokens = self._counter("completions_generation_tokens", "Tokens that the model has made")
-        self.unknown_fields = self._counter("completions_unknown_fields", "Request fields that were ignored")
-        self.slow_readers = self._counter(
-            "completions_slow_readers", "Connections that were cut off because their client did not read"
+        self.unknown_fields = Counter(
+            "completions_unknown_fields", "Request fields that were ignored", registry=self.registry
         )
-        self.cancelled = Counter(
-            "completions_cancelled", "Requests stopped before their end", ["reason"], registry=self.registry
+        self.slow_readers = Counter(
+            "completions_slow_readers",
+            "Connections that were cut off because their client did not read",
+            registry=self.registry,
         )
+        self.cancelled = self._counter("completions_cancelled", "Requests stopped before their end", "reason")
+        self._in_flight = self._gauge("completions_in_flight_requests", "Choices that the engine still works for")
+        self._queued = self._gauge("completions_queued_requests", "Choices in flight without a token")
+        self._ready = self._gauge("completions_ready", "Whether completion requests are accepted")
 
         self.endpoints = EndpointMetrics(self.registry)
 
-    def _counter(self, name: str, documentation: str) -> Counter:
-        return Counter(name, documentation, registry=self.registry)
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(name, documentation, ["model", *labels], registry=self.registry)
 
-    def watch(self, load: Load, is_ready: Callable[[], bool]) -> None:
-        """Gauges that are read when scraped."""
-        gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
-            ("completions_in_flight_requests", "Choices that the engine still works for", lambda: load.in_flight),
-            ("completions_queued_requests", "Choices in flight without a token", lambda: load.queued),
-            ("completions_ready", "Whether completion requests are accepted", is_ready),
-        )
-        for name, documentation, read in gauges:
-            Gauge(name, documentation, registry=self.registry).set_function(read)
+    def _gauge(self, name: str, documentation: str) -> Gauge:
+        return Gauge(name, documentation, ["model"], registry=self.registry)
+
+    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, documentation, ["model"], buckets=buckets, registry=self.registry)
+
+    def of_model(self, model: str) -> ModelMetrics:
+        """What is counted for this model, by its own name."""
+        return ModelMetrics(self, model)
+
+    def watch(self, model: str, load: Load, is_ready: Callable[[], bool]) -> None:
+        """A model's gauges, which are read when scraped."""
+        self._in_flight.labels(model).set_function(lambda: load.in_flight)
+        self._queued.labels(model).set_function(lambda: load.queued)
+        self._ready.labels(model).set_function(is_ready)
 
     def count_request(self, record: RequestRecord) -> None:
         """A completion request has ended."""
-        self._requests.labels(record.served_model or _NO_MODEL, str(record.final_status)).inc()
-        self._duration.observe(record.duration_s)
+        model = record.served_model or _NO_MODEL
+        self._requests.labels(model, str(record.final_status)).inc()
+        self._duration.labels(model).observe(record.duration_s)

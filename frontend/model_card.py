@@ -1,46 +1,55 @@
-"""What is known of the served model, asked of the engine's side now and then, so that nobody waits for an answer."""
+"""What /models tells of a model: its names, its context and limits, and what a request may ask of it."""
 
 from __future__ import annotations
 
-import asyncio
-import time
+from typing import Any
 
-import structlog
-
-from frontend.generator import Generator
+from frontend.model_capabilities import capabilities
+from frontend.served_models import ServedModel
+from frontend.services import Services
 from llm_pipeline.description import ModelDescription
-from llm_pipeline.errors import PipelineError
+from llm_pipeline.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 
-log = structlog.get_logger(__name__)
-
-_FRESH_S = 30.0  # an engine changes with a restart only
-_ANSWER_LIMIT_S = 1.0
+_OWNER = "triton-completions"
 
 
-class ModelCard:
-    """The model's description, None while nobody could tell."""
+async def model_card(name: str, model: ServedModel, services: Services) -> dict[str, Any]:
+    """The model under one of its names. `root`, `parent` and `max_model_len` mean what they mean at vLLM's.
 
-    def __init__(self, generator: Generator) -> None:
-        self._generator = generator
-        self._known: ModelDescription | None = None
-        self._asked_s = -_FRESH_S  # monotonic
-        self._question: asyncio.Task[None] | None = None
+    Takes a second at most when the engine does not answer.
+    """
+    deployed = model.deployed
+    facts = await model.facts.read()
+    max_model_len = model.max_model_len or (None if facts is None else facts.context_length)
+    return {
+        "id": name,
+        "object": "model",
+        "created": services.started,
+        "owned_by": _OWNER,
+        "root": model.name,
+        "parent": deployed.parent,
+        "max_model_len": max_model_len,
+        "aliases": list(deployed.names[1:]),
+        "limits": _limits(model, services, max_model_len, facts),
+        "defaults": {name: value for name, value in deployed.defaults.model_dump().items() if value is not None},
+        "capabilities": capabilities(deployed, facts),
+        **({} if facts is None else {"vocab_size": facts.vocab_size, "fills_in_middle": facts.fills_in_middle}),
+    }
 
-    async def read(self) -> ModelDescription | None:
-        """The newest that is known; takes a second at most."""
-        is_old = self._known is None or time.monotonic() - self._asked_s >= _FRESH_S
-        if is_old and self._question is None:
-            self._question = asyncio.create_task(self._ask())
-        if self._question is not None:
-            # Not cancelled when it takes longer: whoever asks next may find the answer.
-            await asyncio.wait({self._question}, timeout=_ANSWER_LIMIT_S)
-        return self._known
 
-    async def _ask(self) -> None:
-        try:
-            self._known = await self._generator.describe()
-        except PipelineError as error:
-            log.info("model_not_described", reason=error.code.value)
-        finally:
-            self._asked_s = time.monotonic()
-            self._question = None
+def _limits(
+    model: ServedModel, services: Services, max_model_len: int | None, facts: ModelDescription | None
+) -> dict[str, Any]:
+    limits, default = model.deployed.limits, model.deployed.default_max_tokens
+    if default is None and facts is not None:
+        default = facts.default_max_tokens
+    return {
+        "default_max_tokens": default,
+        "max_tokens": limits.max_tokens or max_model_len,
+        "max_choices": model.max_choices,
+        "max_in_flight": limits.max_in_flight or services.settings.max_in_flight,
+        "max_stop_strings": MAX_STOP_STRINGS,
+        "max_stop_characters": MAX_STOP_CHARACTERS,
+        "max_body_bytes": services.settings.max_body_bytes,
+        "request_timeout_s": model.timeout_s,
+    }

@@ -82,7 +82,7 @@ class CompletionRun:
         self.choices = choices
         self.failure: PipelineError | None = None
         self.is_abandoned = False
-        self._generator = generator
+        self.generator = generator
         self._listener = listener
         self._unfinished = len(choices)
         self._arrived: list[tuple[Choice, TextChunk]] = []
@@ -157,7 +157,7 @@ class CompletionRun:
 
     async def _pump(self, choice: Choice) -> None:
         try:
-            async for chunk in self._generator.generate(choice.parameters):
+            async for chunk in self.generator.generate(choice.parameters):
                 self._receive(choice, chunk)
             if choice.finish_reason is None and not self._is_stopping:
                 raise PipelineError(
@@ -231,7 +231,7 @@ class CompletionRun:
         repeat_s, waited_s = _FIRST_REPEAT_S, 0.0
         while waited_s < LINGER_S and not _is_pump_over(choice):
             try:
-                await self._generator.stop(choice.parameters.request_key)
+                await self.generator.stop(choice.parameters.request_key)
             except PipelineError as error:
                 log.warning("stop_failed", request_id=choice.parameters.request_id, error=error.code.value)
             await _wait_for_pump(choice, repeat_s)

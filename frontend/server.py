@@ -17,10 +17,12 @@ from frontend.auth import KeysFileError
 from frontend.generators import create_generator
 from frontend.metrics import Metrics
 from frontend.request_log import configure_logging
+from frontend.served_models import deployment_of
 from frontend.services import Services
 from frontend.settings import FrontendSettings
 from frontend.slow_readers import SlowReaders
 from frontend.workers import Workers
+from llm_pipeline.deployment import DeploymentError
 
 log = structlog.get_logger(__name__)
 
@@ -102,10 +104,11 @@ def build_server(settings: FrontendSettings, app: FastAPI) -> DrainingServer:
 def run(settings: FrontendSettings, workers: Workers, listener: socket.socket | None = None) -> int:
     """Serve, as the only process or as one worker with its listening socket. Returns the exit status."""
     metrics = Metrics()
-    generator = create_generator(settings, metrics.endpoints)
     try:
-        app = create_app(settings, generator, workers=workers, metrics=metrics)
-    except KeysFileError as error:
+        deployment = deployment_of(settings)
+        generators = {model.name: create_generator(model, settings, metrics.endpoints) for model in deployment.models}
+        app = create_app(settings, generators, deployment, workers=workers, metrics=metrics)
+    except (KeysFileError, DeploymentError) as error:
         sys.stderr.write(f"The front end cannot start: {error}\n")
         return 2
     configure_logging(settings, worker=workers.number if workers.count > 1 else None)

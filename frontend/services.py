@@ -9,12 +9,10 @@ from prometheus_client import CollectorRegistry
 
 from frontend.admission import Admission
 from frontend.auth import ApiKey
-from frontend.generator import Generator
 from frontend.metrics import Metrics
 from frontend.metrics_of_all import MetricsOfAll
-from frontend.model_card import ModelCard
 from frontend.rate_limits import RateLimits
-from frontend.readiness import Readiness
+from frontend.served_models import ServedModel, ServedModels
 from frontend.settings import FrontendSettings
 from frontend.workers import Workers
 from llm_pipeline.errors import ErrorCode, PipelineError
@@ -25,37 +23,33 @@ class Services:
     """One app's parts."""
 
     settings: FrontendSettings
-    generator: Generator
+    models: ServedModels
     metrics: Metrics
     admission: Admission
     rate_limits: RateLimits
-    readiness: Readiness
-    model_card: ModelCard
     workers: Workers
     metrics_of_all: MetricsOfAll | None  # in a front end of several workers
     started: int = field(default_factory=lambda: int(time.time()))
 
-    def check_model(self, name: str, key: ApiKey | None) -> None:
-        """PipelineError when the name is none of the model's (404) or the key may not use it (403)."""
-        names = self.settings.model_names
-        if name not in names:
-            raise PipelineError(
-                ErrorCode.MODEL_NOT_FOUND,
-                "No model of this name is served here; GET /openai/v1/models lists those that are.",
-                param="model",
-            )
-        if key is not None and not key.may_use({name, self.settings.model_name}):
+    def model_for(self, name: str, key: ApiKey | None) -> ServedModel:
+        """The model of this name; PipelineError when there is none (404) or the key may not use it (403)."""
+        model = self.models.find(name)
+        if not model.is_open_to(key, name):
             raise PipelineError(ErrorCode.MODEL_NOT_ALLOWED, "This API key may not use this model.", param="model")
+        return model
 
     @property
     def is_ready(self) -> bool:
-        """Whether completions are accepted now."""
-        return self.readiness.is_ready and not self.admission.is_draining
+        """Whether completions of any model are accepted now: one that is down must not take the others with it."""
+        return not self.admission.is_draining and any(model.readiness.is_ready for model in self.models)
 
-    def require_ready(self) -> None:
-        """PipelineError (503) while completions are not accepted."""
+    def require_ready(self, model: ServedModel | None = None) -> None:
+        """PipelineError (503) while completions of this model, or of all models, are not accepted."""
         self.admission.require_open()
-        self.readiness.require()
+        if model is not None:
+            model.readiness.require()
+        elif not self.is_ready:
+            self.models.first.readiness.require()
 
     def metrics_registry(self) -> CollectorRegistry:
         """What /metrics shows: all workers as one."""

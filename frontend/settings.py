@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, HttpUrl, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from typing_extensions import Self
 
+from llm_pipeline.deployment import Executor
 from llm_pipeline.tensors import ENSEMBLE_MODEL
 
 MIB = 1024 * 1024
@@ -61,9 +62,18 @@ class FrontendSettings(BaseSettings):
         "left out: the loopback address and TRITON_GRPC_PORT",
     )
     triton_model: str = Field(ENSEMBLE_MODEL, description="The Triton model that completes prompts")
+    deployment: Path | None = Field(
+        None,
+        description="TOML file of several models (docs/models.md), in place of MODEL_NAME, ENGINE_DIR and the like",
+    )
     model_name: str = Field("smollm2-135m-instruct", min_length=1, description="Name under which the model is served")
     model_aliases: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = Field(
         (), description="Further names of the same model, comma separated"
+    )
+    engine_dir: Path | None = Field(None, description="Engine directory, for what /models tells about its limits")
+    executor: Executor | None = Field(None, description="What makes the tokens, for what /models tells about it")
+    max_model_len: int | None = Field(
+        None, ge=2, description="The context in tokens that /models tells, where the engine's manifest can't be read"
     )
 
     auth: Literal["on", "off"] = Field("on", description="off: no API key is needed; for closed networks only")
@@ -123,11 +133,6 @@ class FrontendSettings(BaseSettings):
     def triton_addresses(self) -> tuple[str, ...]:
         """host:port of the gRPC service of each Triton."""
         return self.triton_grpc_url or (f"127.0.0.1:{self.triton_grpc_port}",)
-
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """Every name under which the model is served, its own first."""
-        return (self.model_name, *(alias for alias in self.model_aliases if alias != self.model_name))
 
     @property
     def most_choices(self) -> int:

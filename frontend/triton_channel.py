@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -54,13 +54,15 @@ _NO_CONNECTION_WORDS = ("failed to connect to all addresses", "DNS resolution fa
 # Protobuf's generated classes have no types of their own.
 InferRequest: TypeAlias = Any
 InferResponse: TypeAlias = Any
+ReadFailure: TypeAlias = Callable[[str], PipelineError | None]  # from what a model says to our error, if it is known
 
 
 class TritonChannel:
     """A connection to one Triton, made at first use. All methods belong to one event loop."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, read_failure: ReadFailure = PipelineError.from_wire) -> None:
         self.address = address
+        self._read_failure = read_failure
         self._finishing: set[asyncio.Task[None]] = set()
 
     @functools.cached_property
@@ -94,6 +96,14 @@ class TritonChannel:
             response_deserializer=service_pb2.ModelReadyResponse.FromString,
         )
 
+    @functools.cached_property
+    def _model_metadata(self) -> Any:
+        return self._channel.unary_unary(
+            _SERVICE + "ModelMetadata",
+            request_serializer=service_pb2.ModelMetadataRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelMetadataResponse.FromString,
+        )
+
     async def infer(self, request: InferRequest) -> AsyncIterator[InferResponse]:
         """The responses to one request, to their end. UnreachableError when nothing was sent, else PipelineError.
 
@@ -104,11 +114,11 @@ class TritonChannel:
             async for message in call:
                 if message.error_message:
                     self._read_in_background(call)
-                    raise failure(None, message.error_message, request.id, has_begun=has_begun)
+                    raise failure(None, message.error_message, request.id, self._read_failure, has_begun=has_begun)
                 has_begun = True
                 yield message.infer_response
         except grpc.RpcError as error:
-            raise _rpc_failure(error, request.id, has_begun=has_begun) from error
+            raise _rpc_failure(error, request.id, self._read_failure, has_begun=has_begun) from error
 
     async def infer_all(self, requests: Sequence[InferRequest]) -> None:
         """Send requests whose responses say nothing; returns when all are answered. PipelineError as the first says."""
@@ -116,9 +126,9 @@ class TritonChannel:
             messages = self._infer_many(_each(requests))
             failures = [message.error_message async for message in messages if message.error_message]
         except grpc.RpcError as error:
-            raise _rpc_failure(error, requests[0].id, has_begun=False) from error
+            raise _rpc_failure(error, requests[0].id, self._read_failure, has_begun=False) from error
         if failures:
-            raise failure(None, failures[0], requests[0].id, has_begun=False)
+            raise failure(None, failures[0], requests[0].id, self._read_failure, has_begun=False)
 
     async def is_model_ready(self, model: str) -> bool:
         """Whether Triton can be reached and has loaded the model. Never raises, answers within seconds."""
@@ -127,6 +137,14 @@ class TritonChannel:
         except grpc.RpcError:
             return False
         return bool(answer.ready)
+
+    async def model_inputs(self, model: str) -> frozenset[str]:
+        """The names of a model's inputs. PipelineError."""
+        try:
+            answer = await self._model_metadata(service_pb2.ModelMetadataRequest(name=model), timeout=_READY_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise _rpc_failure(error, model, self._read_failure, has_begun=False) from error
+        return frozenset(tensor.name for tensor in answer.inputs)
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -187,15 +205,17 @@ async def _exhaust(call: Any) -> None:
         pass
 
 
-def _rpc_failure(error: grpc.RpcError, request_id: str, *, has_begun: bool) -> PipelineError:
+def _rpc_failure(error: grpc.RpcError, request_id: str, read: ReadFailure, *, has_begun: bool) -> PipelineError:
     if isinstance(error, grpc.aio.AioRpcError):
-        return failure(error.code(), error.details() or "", request_id, has_begun=has_begun)
-    return failure(None, str(error), request_id, has_begun=has_begun)
+        return failure(error.code(), error.details() or "", request_id, read, has_begun=has_begun)
+    return failure(None, str(error), request_id, read, has_begun=has_begun)
 
 
-def failure(code: grpc.StatusCode | None, details: str, request_id: str, *, has_begun: bool) -> PipelineError:
+def failure(
+    code: grpc.StatusCode | None, details: str, request_id: str, read: ReadFailure, *, has_begun: bool
+) -> PipelineError:
     """The client's view of a failed call. What Triton said about it goes to the log."""
-    ours = PipelineError.from_wire(details)
+    ours = read(details)
     if ours is not None:
         return ours
     log.warning("triton_call_failed", request_id=request_id, grpc_code=str(code), details=details)

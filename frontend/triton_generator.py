@@ -1,11 +1,11 @@
-"""Completes prompts through Triton's ensemble: its tensors, and the stop messages that go to its decode model."""
+"""Completes prompts through our ensemble: its tensors, and the stop messages that go to its decode model."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from frontend.lease import Lease
+from frontend.stop_messages import StopMessages
 from frontend.triton_channel import TritonChannel, infer_request, output_names
 from llm_pipeline.description import ModelDescription
 from llm_pipeline.errors import ErrorCode, PipelineError
@@ -18,11 +18,10 @@ from llm_pipeline.tensors import (
     description_from_raw,
     parameters_to_arrays,
     renewal_arrays,
+    stage_model,
     stop_arrays,
     text_chunk_from_raw,
 )
-
-_STOP_TIMEOUT_S = 5.0
 
 
 class TritonGenerator:
@@ -31,9 +30,10 @@ class TritonGenerator:
     def __init__(self, channel: TritonChannel, model: str) -> None:
         self._channel = channel
         self._model = model
+        self._preprocess = stage_model(model, PREPROCESS_MODEL)
+        self._decode = decode = stage_model(model, DECODE_MODEL)
         self._lease = Lease(self._renew_lease)
-        self._stops: list[str] = []
-        self._delivery: asyncio.Task[None] | None = None
+        self._stops = StopMessages(channel, lambda key: infer_request(decode, stop_arrays(key), key))
 
     async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
         """See Generator."""
@@ -50,27 +50,12 @@ class TritonGenerator:
                     yield text_chunk_from_raw(names, response.raw_output_contents)
 
     async def stop(self, key: str) -> None:
-        """See Generator. Keys that are stopped in the same moment share one call."""
-        self._stops.append(key)
-        if self._delivery is None:
-            self._delivery = asyncio.create_task(self._deliver_stops())
-            # Its failure counts as seen even when everybody has stopped waiting for it.
-            self._delivery.add_done_callback(lambda task: task.cancelled() or task.exception())
-        delivery = self._delivery
-        # Waiting is bounded but the call is not cancelled: that is the race in this Triton version.
-        done, _ = await asyncio.wait({delivery}, timeout=_STOP_TIMEOUT_S)
-        if not done:
-            raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "Triton does not answer a stop message.")
-        delivery.result()
-
-    async def _deliver_stops(self) -> None:
-        await asyncio.sleep(0)  # let everybody who stops something in this turn of the loop add a key
-        keys, self._stops, self._delivery = self._stops, [], None
-        await self._channel.infer_all([infer_request(DECODE_MODEL, stop_arrays(key), key) for key in keys])
+        """See Generator."""
+        await self._stops.send(key)
 
     async def describe(self) -> ModelDescription:
         """See Generator."""
-        request = infer_request(PREPROCESS_MODEL, describe_arrays(), "describe")
+        request = infer_request(self._preprocess, describe_arrays(), "describe")
         found: ModelDescription | None = None
         async for response in self._channel.infer(request):
             if names := output_names(response):
@@ -80,7 +65,7 @@ class TritonGenerator:
         return found
 
     async def _renew_lease(self, owner: str) -> None:
-        await self._channel.infer_all([infer_request(DECODE_MODEL, renewal_arrays(owner), "lease")])
+        await self._channel.infer_all([infer_request(self._decode, renewal_arrays(owner), "lease")])
 
     async def is_ready(self) -> bool:
         """See Generator."""

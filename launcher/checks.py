@@ -13,6 +13,7 @@ import psutil
 
 from launcher.check_python import find_libpython_problem
 from launcher.settings import StackSettings
+from llm_pipeline.deployment import DeployedModel, Deployment, DeploymentError
 
 _MIB = 2**20
 _SHARED_MEMORY_MIB = 64  # three stubs with a few MiB each, and room to grow
@@ -28,11 +29,16 @@ class MissingError(Exception):
     """Something that the stack needs is not there; the message says what, and how to mend it."""
 
 
-def check_all(settings: StackSettings) -> None:
-    """Run every check; MissingError with all findings, so that nobody mends them one start at a time."""
+def check_all(settings: StackSettings) -> Deployment | None:
+    """Run every check; MissingError with all findings, so that nobody mends them one start at a time.
+
+    The deployment, when the settings name a file of one.
+    """
+    deployment, problem = _read_deployment(settings)
     findings = [
         finding
         for finding in (
+            problem,
             _check_platform(),
             find_libpython_problem(),
             *(
@@ -40,14 +46,30 @@ def check_all(settings: StackSettings) -> None:
                 for name, port in settings.ports.items()
             ),
             _check_ports_differ(settings),
-            _check_engine_dir(settings),
-            _check_memory(settings),
+            *_check_models(settings, deployment),
+            _check_memory(settings, deployment),
             _check_shared_memory(),
         )
         if finding
     ]
     if findings:
         raise MissingError("\n".join(findings))
+    return deployment
+
+
+def _read_deployment(settings: StackSettings) -> tuple[Deployment | None, str | None]:
+    if settings.deployment is None:
+        return None, None
+    try:
+        deployment = Deployment.load(settings.deployment)
+    except DeploymentError as error:
+        return None, str(error)
+    if not any(model.is_laid_out for model in deployment.models):
+        return None, (
+            f"Every model of {settings.deployment} has a Triton of its own, so there is none to start here. "
+            "Start the front end alone: `DEPLOYMENT=... python -m frontend`."
+        )
+    return deployment, None
 
 
 def _check_platform() -> str | None:
@@ -88,20 +110,44 @@ def _check_ports_differ(settings: StackSettings) -> str | None:
     return "Two of the ports are the same: " + ", ".join(f"{name}={port}" for name, port in settings.ports.items())
 
 
-def _check_engine_dir(settings: StackSettings) -> str | None:
+def _check_models(settings: StackSettings, deployment: Deployment | None) -> list[str | None]:
+    if deployment is None:
+        return [] if settings.deployment else [_check_engine_dir(settings.executor, settings.engine_dir, "")]
+    return [
+        _check_engine_dir(
+            model.executor or settings.executor, model.engine_dir or settings.engine_dir, f"Model {model.name}: "
+        )
+        for model in _laid_out(deployment)
+    ] + [_check_triton(model) for model in deployment.models]
+
+
+def _check_engine_dir(executor: str, engine_dir: Path | None, which: str) -> str | None:
     """Without one the default engine is built, which is for CPUs."""
-    if settings.executor != "tensorrt_llm" or settings.engine_dir is not None:
+    if executor != "tensorrt_llm" or engine_dir is not None:
         return None
     return (
-        "EXECUTOR=tensorrt_llm needs ENGINE_DIR, an engine for this machine's GPU: "
+        f"{which}EXECUTOR=tensorrt_llm needs ENGINE_DIR, an engine for this machine's GPU: "
         "`python -m build_engine build --target auto --model DIR`."
     )
 
 
-def _check_memory(settings: StackSettings) -> str | None:
-    needed = _SCRIPTED_MEMORY_MIB
-    if settings.executor == "cpu":
-        needed = _ENGINE_MEMORY_MIB + int(settings.cpu_kv_cache_gib * 1024)
+def _check_triton(model: DeployedModel) -> str | None:
+    if model.is_laid_out or model.triton:
+        return None
+    return f"Model {model.name}: kind {model.kind} needs triton, the host:port of NVIDIA's server."
+
+
+def _laid_out(deployment: Deployment) -> list[DeployedModel]:
+    return [model for model in deployment.models if model.is_laid_out]
+
+
+def _check_memory(settings: StackSettings, deployment: Deployment | None) -> str | None:
+    needed = _memory_mib(settings.executor, settings.cpu_kv_cache_gib)
+    if deployment is not None:
+        needed = sum(
+            _memory_mib(model.executor or settings.executor, _kv_cache_gib(model, settings))
+            for model in _laid_out(deployment)
+        )
     available = psutil.virtual_memory().available // _MIB
     if available >= needed:
         return None
@@ -109,6 +155,15 @@ def _check_memory(settings: StackSettings) -> str | None:
         f"{available} MiB of memory are free and this start needs about {needed}. Close something, set a smaller "
         "CPU_KV_CACHE_GIB, or try the path without a model: `make serve EXECUTOR=scripted`."
     )
+
+
+def _kv_cache_gib(model: DeployedModel, settings: StackSettings) -> float:
+    own: dict[str, float] = model.settings.model_dump(include={"cpu_kv_cache_gib"}, exclude_unset=True)
+    return own.get("cpu_kv_cache_gib", settings.cpu_kv_cache_gib)
+
+
+def _memory_mib(executor: str, kv_cache_gib: float) -> int:
+    return _ENGINE_MEMORY_MIB + int(kv_cache_gib * 1024) if executor == "cpu" else _SCRIPTED_MEMORY_MIB
 
 
 def _check_shared_memory() -> str | None:

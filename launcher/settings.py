@@ -28,6 +28,10 @@ class StackSettings(BaseSettings):
         None, description="The key that clients send; without one, a key is made and kept in RUN_DIR/api-key"
     )
     api_keys_file: Path | None = Field(None, description="JSON file of hashed keys, in place of API_KEY")
+    deployment: Path | None = Field(
+        None,
+        description="TOML file of several models (docs/models.md), in place of MODEL_NAME, ENGINE_DIR and the like",
+    )
     model_name: str = Field("smollm2-135m-instruct", description="Name under which the model is served")
     executor: Literal["cpu", "tensorrt_llm", "scripted"] = Field(
         "cpu", description="What makes the tokens: `cpu`, `tensorrt_llm` or `scripted`"

@@ -21,9 +21,11 @@ from rich.console import Console
 from launcher import triton_server
 from launcher.checks import MissingError, check_all
 from launcher.health_watch import HealthWatch
+from launcher.model_repository import lay_out
 from launcher.processes import ChildProcess
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from launcher.stub_watch import StubWatch
+from llm_pipeline.deployment import Deployment
 
 _log = logging.getLogger(__name__)
 _ENGINE = "smollm2-135m-instruct/cpu-fp16"
@@ -53,6 +55,7 @@ class Stack:
         self._console = console
         self._run_dir = settings.run_dir.absolute()  # the build runs in another directory
         self._log_dir = self._run_dir / "logs" / str(settings.port)
+        self.deployment: Deployment | None = None
         self.api_key: str | None = None
         self.triton: ChildProcess | None = None
         self.frontend: ChildProcess | None = None
@@ -75,14 +78,14 @@ class Stack:
             self._stop()
 
     def _start(self) -> None:
-        check_all(self._settings)
+        self.deployment = check_all(self._settings)
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        engine_dir = self._settings.engine_dir or self._build_engine()
+        engine_dir = self._settings.engine_dir or self._build_engine_if_needed()
         self.api_key = self._find_key()
         backends = triton_server.prepare_backends(self._run_dir)
         self.triton = ChildProcess(
             "Triton",
-            triton_server.command(self._settings, backends),
+            triton_server.command(self._settings, backends, self._model_repository()),
             triton_server.environment(self._settings, engine_dir),
             self._log_dir / "triton.log",
             stop_limit_s=_TRITON_STOP_LIMIT_S,
@@ -90,7 +93,7 @@ class Stack:
         self.frontend = ChildProcess(
             "The front end",
             [sys.executable, "-m", "frontend"],
-            self._frontend_environment(),
+            self._frontend_environment(engine_dir),
             self._log_dir / "frontend.log",
             stop_limit_s=_FRONTEND_STOP_LIMIT_S,
         )
@@ -112,6 +115,27 @@ class Stack:
             self.frontend.stop()
         if self.triton is not None:
             self.triton.stop()
+
+    @property
+    def _model_names(self) -> list[str]:
+        """The models of this stack's own Triton."""
+        if self.deployment is None:
+            return [self._settings.model_name]
+        return [model.name for model in self.deployment.models if model.is_laid_out]
+
+    def _model_repository(self) -> Path:
+        """Triton's: the one in the repository, or one with an ensemble for each model of the deployment."""
+        source = REPOSITORY_ROOT / "model_repository"
+        if self.deployment is None:
+            return source
+        return lay_out(self.deployment, source, self._run_dir / "model_repository" / str(self._settings.port))
+
+    def _build_engine_if_needed(self) -> Path | None:
+        """The default engine, unless every model has one of its own."""
+        models = self.deployment.models if self.deployment is not None else ()
+        if models and all(model.engine_dir is not None for model in models if model.is_laid_out):
+            return None
+        return self._build_engine()
 
     def _build_engine(self) -> Path:
         """The default engine; build_engine leaves an existing good one alone."""
@@ -142,7 +166,7 @@ class Stack:
         path.chmod(0o600)
         return key
 
-    def _frontend_environment(self) -> dict[str, str]:
+    def _frontend_environment(self, engine_dir: Path | None = None) -> dict[str, str]:
         environment = {
             **os.environ,
             "HOST": self._settings.host,
@@ -150,7 +174,12 @@ class Stack:
             "FRONTEND_WORKERS": str(self._settings.frontend_workers),
             "TRITON_GRPC_PORT": str(self._settings.triton_grpc_port),
             "MODEL_NAME": self._settings.model_name,
+            "EXECUTOR": self._settings.executor,
         }
+        if engine_dir is not None:
+            environment["ENGINE_DIR"] = str(engine_dir)
+        if self._settings.deployment is not None:
+            environment["DEPLOYMENT"] = str(self._settings.deployment.absolute())
         if self.api_key is not None:
             environment["API_KEY"] = self.api_key
         if self._settings.api_keys_file is not None:
@@ -159,21 +188,25 @@ class Stack:
 
     def _await_ready(self, *children: ChildProcess) -> None:
         deadline = time.monotonic() + self._settings.start_timeout_s
-        url = f"{self.base_url}/health/ready"
+        url, waiting = f"{self.base_url}/health/ready", list(self._model_names)
         with httpx.Client(timeout=5, trust_env=False) as client:
             while time.monotonic() < deadline:
                 for child in children:
                     if not child.is_alive:
                         raise StartError(f"{child.name} ended while it started. {_log_tail(child)}")
                 try:
-                    if client.get(url).status_code == httpx.codes.OK:
-                        return
+                    while client.get(url, params={"model": waiting[0]}).status_code == httpx.codes.OK:
+                        if not waiting[1:]:
+                            return
+                        waiting.pop(0)
                 except httpx.TransportError:
                     pass  # not listening yet
                 if self._asked_to_stop.wait(_POLL_S):
                     raise StoppedError
         tails = "\n".join(_log_tail(child) for child in children)
-        raise StartError(f"No answer within {self._settings.start_timeout_s:.0f} s (START_TIMEOUT_S).\n{tails}")
+        raise StartError(
+            f"No answer of {waiting[0]} within {self._settings.start_timeout_s:.0f} s (START_TIMEOUT_S).\n{tails}"
+        )
 
 
 def _log_tail(child: ChildProcess) -> str:
@@ -218,8 +251,9 @@ def _shown(path: Path) -> Path:
 
 def _print_banner(stack: Stack, settings: StackSettings, console: Console) -> None:
     key = stack.api_key or "YOUR_KEY"
-    body = f'{{"model": "{settings.model_name}", "prompt": "Once upon a time", "max_tokens": 32, "stream": true}}'
-    console.print(f"\n[bold green]Ready.[/] {settings.model_name} on {stack.base_url}", highlight=False)
+    models = [model.name for model in stack.deployment.models] if stack.deployment else [settings.model_name]
+    body = f'{{"model": "{models[0]}", "prompt": "Once upon a time", "max_tokens": 32, "stream": true}}'
+    console.print(f"\n[bold green]Ready.[/] {', '.join(models)} on {stack.base_url}", highlight=False, soft_wrap=True)
     console.print(f"  API       {stack.base_url}/openai/v1/completions", highlight=False, soft_wrap=True)
     console.print(f"  key       {key}", highlight=False, soft_wrap=True)
     console.print(f"  page      {stack.base_url}/", highlight=False, soft_wrap=True)

@@ -56,12 +56,14 @@ def prepare_backends(run_dir: Path) -> Path:
     return target
 
 
-def command(settings: StackSettings, backends: Path) -> list[str]:
+def command(
+    settings: StackSettings, backends: Path, repository: Path = REPOSITORY_ROOT / "model_repository"
+) -> list[str]:
     """The server's command line: loopback only, no GPU metrics, models as their config.pbtxt says."""
     address = "127.0.0.1"
     return [
         str(_server_root() / "bin" / "tritonserver"),
-        f"--model-repository={REPOSITORY_ROOT / 'model_repository'}",
+        f"--model-repository={repository}",
         f"--backend-directory={backends}",
         f"--http-address={address}",
         f"--http-port={settings.triton_http_port}",
@@ -78,8 +80,11 @@ def command(settings: StackSettings, backends: Path) -> list[str]:
     ]
 
 
-def environment(settings: StackSettings, engine_dir: Path) -> dict[str, str]:
-    """The server's environment: its libraries, this interpreter for its stubs, and the models' settings."""
+def environment(settings: StackSettings, engine_dir: Path | None) -> dict[str, str]:
+    """The server's environment: its libraries, this interpreter for its stubs, and the models' settings.
+
+    `engine_dir` None: every model names its own in its config.pbtxt.
+    """
     libraries = [str(Path(str(metadata.distribution(_WHEEL).locate_file("nvidia_pytriton.libs"))))]
     shared = libpython()
     if shared is not None and shared.is_absolute():
@@ -92,6 +97,6 @@ def environment(settings: StackSettings, engine_dir: Path) -> dict[str, str]:
         "LD_LIBRARY_PATH": ":".join(libraries),
         # The stub runs the first python3 on PATH, which must be the one that this package is installed for.
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        "ENGINE_DIR": str(engine_dir),
+        **({} if engine_dir is None else {"ENGINE_DIR": str(engine_dir)}),
         "EXECUTOR": settings.executor,
     }

@@ -17,7 +17,6 @@ from llm_pipeline.errors import PipelineError, internal_error
 from llm_pipeline.messages import TokenChunk
 from llm_pipeline.stages.decode import DecodeStats
 from llm_pipeline.tensors import (
-    DECODE_MODEL,
     OWNER_PARAMETER,
     Array,
     TensorReader,
@@ -140,13 +139,15 @@ class ChunkReply:
         self._reply.send(token_chunk_to_arrays(chunk), is_final=chunk.is_final)
 
 
-def stop_in_decode(key: str) -> None:
-    """Tell decode, in its own process, to end a request. Takes about a millisecond; call it from `execute` only.
+def stop_in_decode(decode: str, key: str) -> None:
+    """Tell the decode model of this name, in its own process, to end a request.
+
+    Takes about a millisecond; call it from `execute` only.
 
     A decode that can't be told has died, and the request with it, so a failure is logged and no more.
     """
     request = pb_utils.InferenceRequest(
-        model_name=DECODE_MODEL,
+        model_name=decode,
         requested_output_names=[],
         inputs=[pb_utils.Tensor(spec.name, values) for spec, values in stop_arrays(key)],
     )
@@ -164,11 +165,13 @@ class DecodeMetrics:
     What the engine says about itself is one family, decode_engine{metric="..."}, whatever the engine.
     """
 
-    def __init__(self) -> None:
-        self._active = _metric(pb_utils.MetricFamily.GAUGE, "decode_active_requests", "Requests being decoded")
-        self._queued = _metric(pb_utils.MetricFamily.GAUGE, "decode_queued_requests", "Requests waiting for the engine")
-        self._cancelled = _metric(
-            pb_utils.MetricFamily.COUNTER, "decode_cancelled_requests_total", "Requests that ended by being cancelled"
+    def __init__(self, model: str) -> None:
+        gauge, counter = pb_utils.MetricFamily.GAUGE, pb_utils.MetricFamily.COUNTER
+        self._labels = {"model": model}  # one server may have several decode models
+        self._active = self._metric(gauge, "decode_active_requests", "Requests being decoded")
+        self._queued = self._metric(gauge, "decode_queued_requests", "Requests waiting for the engine")
+        self._cancelled = self._metric(
+            counter, "decode_cancelled_requests_total", "Requests that ended by being cancelled"
         )
         self._engine_family = pb_utils.MetricFamily(
             name="decode_engine", description="What the engine says about itself", kind=pb_utils.MetricFamily.GAUGE
@@ -218,11 +221,10 @@ class DecodeMetrics:
 
     def _engine_gauge(self, name: str) -> Any:
         if name not in self._engine:
-            self._engine[name] = self._engine_family.Metric(labels={"metric": name})
+            self._engine[name] = self._engine_family.Metric(labels={"metric": name, **self._labels})
         return self._engine[name]
 
-
-def _metric(kind: Any, name: str, description: str) -> tuple[Any, Any]:
-    # The family must outlive its metric, so both are kept.
-    family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
-    return family, family.Metric(labels={})
+    def _metric(self, kind: Any, name: str, description: str) -> tuple[Any, Any]:
+        # The family must outlive its metric, so both are kept.
+        family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+        return family, family.Metric(labels=self._labels)

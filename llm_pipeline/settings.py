@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -100,3 +102,15 @@ class PipelineSettings(BaseSettings):
     ompi_comm_world_size: int = Field(1, ge=1, description="Processes of one mpirun; mpirun sets it")
     ompi_comm_world_rank: int = Field(0, ge=0, description="The number of this process among them; mpirun sets it")
     ompi_comm_world_local_size: int = Field(1, ge=1, description="Those of them on this machine; mpirun sets it")
+
+
+def settings_of_model(args: Mapping[str, str]) -> PipelineSettings:
+    """The settings of one Triton model: `parameters` of its config.pbtxt, and the environment for all others.
+
+    `args` is what Triton gives to `initialize`. Where several models are served, each has its own engine that way.
+    """
+    parameters: dict[str, dict[str, str]] = json.loads(args["model_config"]).get("parameters", {})
+    own: dict[str, Any] = {
+        name: value["string_value"] for name, value in parameters.items() if name in PipelineSettings.model_fields
+    }
+    return PipelineSettings(**own)

@@ -208,6 +208,17 @@ PREPROCESS_MODEL = "preprocess"
 DECODE_MODEL = "decode"
 POSTPROCESS_MODEL = "postprocess"
 ENSEMBLE_MODEL = "ensemble"
+STAGE_MODELS = (PREPROCESS_MODEL, DECODE_MODEL, POSTPROCESS_MODEL)
+
+
+def stage_model(ensemble: str, stage: str) -> str:
+    """The name of a stage's model: plain in the ensemble called `ensemble`, else `<ensemble>-<stage>`."""
+    return stage if ensemble == ENSEMBLE_MODEL else f"{ensemble}-{stage}"
+
+
+def decode_beside(postprocess: str) -> str:
+    """The decode model of the ensemble that this postprocess model belongs to."""
+    return postprocess.removesuffix(POSTPROCESS_MODEL) + DECODE_MODEL
 
 
 class TensorReader(Protocol):

@@ -18,6 +18,7 @@ from frontend.body import parse_object, read_body, validate
 from frontend.request_record import RequestRecord, record_of
 from frontend.run import Choice, CompletionRun
 from frontend.schemas import CompletionRequest
+from frontend.served_models import ServedModel
 from frontend.services import Services
 from frontend.settings import FrontendSettings
 from frontend.translate import parameters_of
@@ -40,23 +41,24 @@ async def _create(services: Services, request: Request) -> Response:
     timeout_s = _timeout_s(request, services.settings.request_timeout_s)
     services.rate_limits.count(record.key)
     completion = await _read(services, request, timeout_s)
-    services.check_model(completion.model, record.key)
-    record.model, record.served_model = completion.model, services.settings.model_name
+    model = services.model_for(completion.model, record.key)
+    record.model, record.served_model = completion.model, model.name
     record.is_stream = completion.stream
-    services.require_ready()
-    await _check_best_of(services, completion)
-    return _answer(services, completion, record, timeout_s)
+    model.check(completion)
+    services.require_ready(model)
+    await _check_best_of(model, completion)
+    return _answer(services, model, completion, record, min(timeout_s, model.timeout_s))
 
 
-async def _check_best_of(services: Services, completion: CompletionRequest) -> None:
+async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> None:
     """The engine would refuse log probs, which its client has not asked for."""
     if completion.candidates == completion.n:
         return
-    card = await services.model_card.read()
-    if card is not None and card.capabilities.logprobs is None:
+    facts = await model.facts.read()
+    if facts is not None and facts.capabilities.logprobs is None:
         raise PipelineError(
             ErrorCode.UNSUPPORTED_PARAMETER,
-            f"best_of above n needs log probs, which this server's engine ({card.capabilities.executor}) does not "
+            f"best_of above n needs log probs, which this server's engine ({facts.capabilities.executor}) does not "
             "give. Leave it out.",
             param="best_of",
         )
@@ -97,13 +99,15 @@ def _parse(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, 
 
 
 def _answer(
-    services: Services, completion: CompletionRequest, record: RequestRecord, timeout_s: float
+    services: Services, model: ServedModel, completion: CompletionRequest, record: RequestRecord, timeout_s: float
 ) -> CompletionAnswer:
-    parameters = parameters_of(completion, record.request_id)
+    parameters = [model.deployed.with_defaults(each) for each in parameters_of(completion, record.request_id)]
     choices = [Choice(index, index // completion.candidates, each) for index, each in enumerate(parameters)]
+    model.load.require_room(len(choices))
     services.admission.admit(len(choices))
-    accounting = Accounting(record, services.metrics, services.admission, services.readiness)
-    run = CompletionRun(choices, services.generator, accounting)
+    model.load.admit(len(choices))
+    accounting = Accounting(record, model, services.admission)
+    run = CompletionRun(choices, model.generator, accounting)
     services.admission.opened(run)
     settings = AnswerSettings(
         completion_id=f"cmpl-{uuid.uuid4().hex}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from frontend import paths
+from frontend.model_card import model_card
 from frontend.request_record import RequestRecord, record_of
 from frontend.services import Services
-from llm_pipeline.description import ModelDescription
-
-_OWNER = "triton-completions"
 
 
 def routes(services: Services) -> list[Route]:
@@ -29,24 +28,16 @@ def routes(services: Services) -> list[Route]:
 
 async def _list(services: Services, request: Request) -> Response:
     record = record_of(request.scope)
-    own = services.settings.model_name
-    names = [name for name in services.settings.model_names if record.key is None or record.key.may_use({name, own})]
-    card = await services.model_card.read()
-    body = {"object": "list", "data": [_model(services, name, card) for name in names]}
+    names = services.models.names_open_to(record.key)
+    cards = await asyncio.gather(*(model_card(name, model, services) for name, model in names))
+    body = {"object": "list", "data": cards}
     return _described(body, "ModelList", record)
 
 
 async def _describe(services: Services, request: Request) -> Response:
     record = record_of(request.scope)
     name = request.path_params["model"]
-    services.check_model(name, record.key)
-    return _described(_model(services, name, await services.model_card.read()), "Model", record)
-
-
-def _model(services: Services, name: str, card: ModelDescription | None) -> dict[str, Any]:
-    root = services.settings.model_name
-    known = {} if card is None else card.as_document()
-    return {"id": name, "object": "model", "created": services.started, "owned_by": _OWNER, "root": root, **known}
+    return _described(await model_card(name, services.model_for(name, record.key), services), "Model", record)
 
 
 def _described(body: dict[str, Any], schema: str, record: RequestRecord) -> Response:

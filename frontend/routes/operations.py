@@ -39,7 +39,9 @@ async def _live(request: Request) -> Response:
 
 
 async def _ready(services: Services, request: Request) -> Response:
-    services.require_ready()
+    """Of all models, or of the one that `?model=` names. One that is down leaves the others ready."""
+    name = request.query_params.get("model")
+    services.require_ready(None if name is None else services.models.find(name))
     services.workers.require_started()
     return Response(b'{"status":"ready"}', media_type="application/json")
 
@@ -50,12 +52,12 @@ async def _metrics(services: Services, request: Request) -> Response:
 
 
 async def _openapi(services: Services, request: Request) -> Response:
-    document = openapi_document(record_of(request.scope).base_url, services.settings.model_name)
+    document = openapi_document(record_of(request.scope).base_url, services.models.first.name)
     return Response(orjson.dumps(document), media_type="application/json")
 
 
 async def _docs(services: Services, request: Request) -> Response:
-    return HTMLResponse(docs_page(openapi_document(record_of(request.scope).base_url, services.settings.model_name)))
+    return HTMLResponse(docs_page(openapi_document(record_of(request.scope).base_url, services.models.first.name)))
 
 
 async def _schema(request: Request) -> Response:

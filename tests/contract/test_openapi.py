@@ -70,7 +70,7 @@ class OneWord:
 @pytest.fixture(scope="module")
 def app() -> FastAPI:
     app = create_app(FrontendSettings(model_name=MODEL, auth="off"), OneWord())
-    app.state.services.readiness.is_ready = True
+    app.state.services.models.first.readiness.is_ready = True
     return app
 
 

@@ -72,7 +72,7 @@ def test_a_hundred_abandoned_requests_leave_nothing_behind(scripted_stack: Runni
     assert scripted_stack.decode_metric("decode_queued_requests") == 0
     with scripted_stack.client() as client:
         wait_until(
-            lambda: "completions_in_flight_requests 0.0" in client.get("/metrics").text,
+            lambda: 'completions_in_flight_requests{model="smollm2-135m-instruct"} 0.0' in client.get("/metrics").text,
             limit_s=15,
             what="the front end has forgotten them",
         )

@@ -206,7 +206,7 @@ def test_more_than_the_limit_in_flight_is_queue_full(strict_stack: RunningStack)
     ):
         waiting = pool.submit(client.post, "/openai/v1/completions", json=stalled, headers={"x-request-timeout-s": "3"})
         wait_until(
-            lambda: "completions_in_flight_requests 2.0" in client.get("/metrics").text,
+            lambda: 'completions_in_flight_requests{model="smollm2-135m-instruct"} 2.0' in client.get("/metrics").text,
             limit_s=10,
             what="both stalled prompts are in flight",
         )

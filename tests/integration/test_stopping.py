@@ -130,7 +130,7 @@ def abandon(stack: RunningStack, count: int) -> None:
     wait_until(lambda: active(stack) == 0, limit_s=30, what="all slots are free")
     with stack.client() as client:
         wait_until(
-            lambda: "completions_in_flight_requests 0.0" in client.get("/metrics").text,
+            lambda: 'completions_in_flight_requests{model="smollm2-135m-instruct"} 0.0' in client.get("/metrics").text,
             limit_s=30,
             what="the front end has forgotten them",
         )

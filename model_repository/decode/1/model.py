@@ -14,7 +14,7 @@ from llm_pipeline.python_backend import (
     start_logging,
     tensor_reader,
 )
-from llm_pipeline.settings import PipelineSettings
+from llm_pipeline.settings import settings_of_model
 from llm_pipeline.stages.decode import DecodeStage
 from llm_pipeline.tensors import renewed_owner, request_from_arrays, stop_key
 
@@ -22,11 +22,11 @@ from llm_pipeline.tensors import renewed_owner, request_from_arrays, stop_key
 class TritonPythonModel:
     """One instance. `execute` only hands over, so it returns at once."""
 
-    def initialize(self, _args):
+    def initialize(self, args):
         start_logging()
-        settings = PipelineSettings()
+        settings = settings_of_model(args)
         manifest = EngineManifest.load(settings.engine_dir)
-        self._metrics = DecodeMetrics()
+        self._metrics = DecodeMetrics(args["model_name"])
         self._stage = DecodeStage(
             partial(create_executor, settings, manifest),
             max_queued_requests=settings.max_queued_requests,

@@ -9,18 +9,19 @@ from functools import partial
 from llm_pipeline.engine_manifest import TOKENIZER_NAME
 from llm_pipeline.flow_control import ChunkReports
 from llm_pipeline.python_backend import DecoupledReply, guard, start_logging, stop_in_decode, tensor_reader
-from llm_pipeline.settings import PipelineSettings
+from llm_pipeline.settings import settings_of_model
 from llm_pipeline.stages.postprocess import PostprocessStage
-from llm_pipeline.tensors import text_chunk_to_arrays, token_chunk_from_arrays
+from llm_pipeline.tensors import decode_beside, text_chunk_to_arrays, token_chunk_from_arrays
 from llm_pipeline.tokenizer import Tokenizer
 
 
 class TritonPythonModel:
     """One instance, because chunks of one request must stay in order."""
 
-    def initialize(self, _args):
+    def initialize(self, args):
         start_logging()
-        tokenizer = Tokenizer.load(PipelineSettings().engine_dir / TOKENIZER_NAME)
+        tokenizer = Tokenizer.load(settings_of_model(args).engine_dir / TOKENIZER_NAME)
+        self._decode = decode_beside(args["model_name"])
         self._to_stop = []
         self._handled = []
         self._reports = ChunkReports()
@@ -33,7 +34,7 @@ class TritonPythonModel:
         self._reports.send(self._handled)
         self._handled.clear()
         while self._to_stop:  # after the answers: the clients of the batch do not wait for it
-            stop_in_decode(self._to_stop.pop())
+            stop_in_decode(self._decode, self._to_stop.pop())
 
     def _handle(self, read, reply):
         chunk = token_chunk_from_arrays(read)

@@ -5,7 +5,7 @@ import uuid
 from llm_pipeline.capabilities import capabilities_of
 from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.python_backend import answer, start_logging, tensor_reader
-from llm_pipeline.settings import PipelineSettings
+from llm_pipeline.settings import settings_of_model
 from llm_pipeline.stages.preprocess import PreprocessStage
 from llm_pipeline.tensors import (
     description_to_arrays,
@@ -19,9 +19,9 @@ from llm_pipeline.tokenizer import Tokenizer
 class TritonPythonModel:
     """One instance; each request of a batch fails or passes by itself."""
 
-    def initialize(self, _args):
+    def initialize(self, args):
         start_logging()
-        settings = PipelineSettings()
+        settings = settings_of_model(args)
         self._stage = PreprocessStage(
             Tokenizer.load(settings.engine_dir / TOKENIZER_NAME),
             EngineManifest.load(settings.engine_dir),

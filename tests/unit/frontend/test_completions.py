@@ -150,7 +150,7 @@ async def test_the_deadline_is_a_504_and_stops_the_engine() -> None:
             "/v1/completions", json={"model": MODEL, "prompt": "Hi"}, headers={"x-request-timeout-s": "0.1"}
         )
         await app.generator.until_stopped()
-        assert await app.metric('completions_cancelled_total{reason="deadline"}') == 1
+        assert await app.metric('completions_cancelled_total{model="tiny",reason="deadline"}') == 1
     assert answer.status_code == 504
     assert answer.json()["error"] == {**answer.json()["error"], "type": "timeout_error", "code": "deadline_exceeded"}
 

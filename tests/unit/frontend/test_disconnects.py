@@ -39,7 +39,7 @@ async def test_a_client_that_leaves_stops_its_request(stream: bool) -> None:
         await until(lambda: not app.generator.running)
         assert app.generator.stopped == [app.generator.asked[0].request_key]
         await until(lambda: app.app.state.services.admission.in_flight == 0)
-        assert await app.metric('completions_cancelled_total{reason="client_gone"}') == 1
+        assert await app.metric('completions_cancelled_total{model="tiny",reason="client_gone"}') == 1
         assert await app.metric('completions_requests_total{model="tiny",status="499"}') == 1
 
 

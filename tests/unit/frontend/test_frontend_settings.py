@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 import frontend
+from frontend.served_models import deployment_of
 from frontend.settings import FrontendSettings, HashedKey
 
 
@@ -26,7 +27,7 @@ def test_every_field_is_described(name: str) -> None:
 def test_defaults() -> None:
     settings = FrontendSettings(auth="off")
     assert (settings.host, settings.port, settings.triton_addresses) == ("127.0.0.1", 9000, ("127.0.0.1:8001",))
-    assert settings.model_names == ("smollm2-135m-instruct",)
+    assert deployment_of(settings).models[0].names == ("smollm2-135m-instruct",)
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +42,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     settings = FrontendSettings()
     assert settings.api_key == HashedKey.of("123")
-    assert settings.model_names == ("m", "a", "b")
+    assert deployment_of(settings).models[0].names == ("m", "a", "b")
     assert settings.triton_addresses == ("127.0.0.1:7001",)
     assert settings.most_choices == settings.max_in_flight
 

@@ -30,6 +30,10 @@ class Worker:
     def __getitem__(self, sample: str) -> float | None:
         return self.page.registry().get_sample_value(sample)
 
+    @property
+    def gaps_count(self) -> float | None:
+        return self.page.registry().get_sample_value("gaps_seconds_count", {"model": "m"})
+
     def status(self, status: str) -> float | None:
         return self.page.registry().get_sample_value("requests_total", {"status": status})
 
@@ -46,8 +50,8 @@ def test_any_worker_shows_the_sum_of_all(tmp_path: Path) -> None:
     other.requests.labels("429").inc()
     one.duration.observe(0.5)
     other.duration.observe(1.5)
-    one.gaps.observe(0.1, 3)
-    other.gaps.observe(0.1, 4)
+    one.gaps.labels("m").observe(0.1, 3)
+    other.gaps.labels("m").observe(0.1, 4)
     one.in_flight, other.in_flight = 5, 6
     one.page.write()
     other.page.write()
@@ -56,7 +60,7 @@ def test_any_worker_shows_the_sum_of_all(tmp_path: Path) -> None:
         assert worker["duration_seconds_count"] == 2
         assert worker.page.registry().get_sample_value("duration_seconds_bucket", {"le": "1.0"}) == 1
         assert worker["duration_seconds_sum"] == 2
-        assert worker["gaps_seconds_count"] == 7
+        assert worker.gaps_count == 7
         assert worker["in_flight"] == 11
 
 
@@ -71,11 +75,11 @@ def test_ready_as_a_whole_is_ready_everywhere(tmp_path: Path) -> None:
 def test_counts_of_the_dead_stay_and_their_gauges_go(tmp_path: Path) -> None:
     one, other = two_workers(tmp_path)
     other.requests.labels("200").inc(3)
-    other.gaps.observe(0.1, 4)
+    other.gaps.labels("m").observe(0.1, 4)
     other.in_flight, other.is_ready = 6, False
     other.page.write()
     keep_counts_of_the_dead(Workers.join(tmp_path, -1, 2), 1)
-    assert (one.status("200"), one["gaps_seconds_count"]) == (3, 4)
+    assert (one.status("200"), one.gaps_count) == (3, 4)
     assert (one["in_flight"], one["completions_ready"]) == (0, 1)
     successor = Worker(tmp_path, 1)
     successor.requests.labels("200").inc()

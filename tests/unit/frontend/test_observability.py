@@ -46,8 +46,8 @@ async def test_clients_cannot_invent_labels(running: Running) -> None:
 
 def test_tokens_that_arrive_together_share_their_gap() -> None:
     histogram = TokenGapHistogram("x_seconds", "x", (0.1, 0.5))
-    histogram.observe(0.1, 3)
-    histogram.observe(2.0, 1)
+    histogram.labels("m").observe(0.1, 3)
+    histogram.labels("m").observe(2.0, 1)
     samples = {
         (sample.name, sample.labels.get("le")): sample.value
         for family in histogram.collect()

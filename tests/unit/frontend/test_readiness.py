@@ -98,7 +98,7 @@ async def test_what_waits_for_a_triton_that_is_gone_ends() -> None:
         answer = await asyncio.wait_for(request, 5)
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "service_unavailable"
-        assert await app.metric('completions_cancelled_total{reason="triton_lost"}') == 1
+        assert await app.metric('completions_cancelled_total{model="tiny",reason="triton_lost"}') == 1
 
 
 async def test_a_triton_that_goes_away_during_a_warm_up_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

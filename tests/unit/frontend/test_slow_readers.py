@@ -93,7 +93,7 @@ async def test_what_is_not_read_is_bounded_and_the_engine_is_stopped(monkeypatch
         (running,) = app.app.state.services.admission._runs
         assert len(running._arrived) <= run._MERGE_CHUNKS
         assert running._untaken_characters < 200_000
-        assert await app.metric('completions_cancelled_total{reason="slow_reader"}') == 1
+        assert await app.metric('completions_cancelled_total{model="tiny",reason="slow_reader"}') == 1
         client.close()
         await until(lambda: app.app.state.services.admission.in_flight == 0)
 

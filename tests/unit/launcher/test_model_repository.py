@@ -1,0 +1,112 @@
+"""The repository that is laid out for several models: the repository's own, under names of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from launcher.model_repository import lay_out, main
+from launcher.settings import REPOSITORY_ROOT
+from llm_pipeline.deployment import Deployment
+from llm_pipeline.tensors import ENSEMBLE_MODEL, STAGE_MODELS
+
+SOURCE = REPOSITORY_ROOT / "model_repository"
+FILE = """
+[[models]]
+name = "org/One:x"
+engine_dir = "a \\"quoted\\" pläce"
+default_max_tokens = 0
+settings.coalesce = false
+
+[[models]]
+name = "two"
+executor = "scripted"
+
+[[models]]
+name = "elsewhere"
+triton = "other:8001"
+"""
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Deployment:
+    (tmp_path / "deployment.toml").write_text(FILE)
+    return Deployment.load(tmp_path / "deployment.toml")
+
+
+def config(folder: Path, name: str) -> pb.ModelConfig:
+    return text_format.Parse((folder / name / "config.pbtxt").read_text(), pb.ModelConfig())
+
+
+def parameters(folder: Path, name: str) -> dict[str, str]:
+    return {key: value.string_value for key, value in config(folder, name).parameters.items()}
+
+
+def test_each_model_of_our_own_triton_has_an_ensemble_of_three(deployment: Deployment, tmp_path: Path) -> None:
+    folder = lay_out(deployment, SOURCE, tmp_path / "made" / "repository")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        *("org-one-x", "org-one-x-preprocess", "org-one-x-decode", "org-one-x-postprocess"),
+        *("two", "two-preprocess", "two-decode", "two-postprocess"),
+    }
+    for name in names:
+        assert config(folder, name).name == name
+    steps = [step.model_name for step in config(folder, "two").ensemble_scheduling.step]
+    assert steps == ["two-preprocess", "two-decode", "two-postprocess"]
+    assert [path.name for path in folder.parent.iterdir()] == ["repository"]  # no drafts
+
+
+@pytest.mark.parametrize("stage", [*STAGE_MODELS, ENSEMBLE_MODEL])
+def test_nothing_but_names_and_parameters_differs_from_the_repositorys_own(
+    deployment: Deployment, tmp_path: Path, stage: str
+) -> None:
+    folder = lay_out(deployment, SOURCE, tmp_path / "repository")
+    name = "two" if stage == ENSEMBLE_MODEL else f"two-{stage}"
+    made, own = config(folder, name), config(SOURCE, stage)
+    made.name = own.name
+    made.ClearField("parameters")
+    for step, own_step in zip(made.ensemble_scheduling.step, own.ensemble_scheduling.step, strict=True):
+        step.model_name = own_step.model_name
+    assert made == own
+    files = {path.name for path in (folder / name / "1").iterdir()}
+    assert files == {path.name for path in (SOURCE / stage / "1").iterdir()} - {"__pycache__"}
+
+
+@pytest.mark.parametrize("stage", STAGE_MODELS)
+def test_what_is_a_models_own_is_in_its_config(deployment: Deployment, tmp_path: Path, stage: str) -> None:
+    folder = lay_out(deployment, SOURCE, tmp_path / "repository")
+    assert parameters(folder, f"two-{stage}") == {"executor": "scripted"}
+    assert parameters(folder, f"org-one-x-{stage}") == {
+        "engine_dir": str(tmp_path / 'a "quoted" pläce'),
+        "default_max_tokens": "0",
+        "coalesce": "False",
+    }
+
+
+def test_what_was_there_before_is_gone(deployment: Deployment, tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    (folder / "old" / "1").mkdir(parents=True)
+    lay_out(deployment, SOURCE, folder)
+    assert not (folder / "old").exists()
+
+
+def test_the_program_leaves_a_folder_of_somebody_elses_alone(
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "home")]) == 2
+    assert "choose an empty folder" in capsys.readouterr().err
+    assert (tmp_path / "home" / "letter.txt").exists()
+    assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "two").is_dir()
+    assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "new")]) == 0  # its own work is made anew
+
+
+def test_the_program_names_what_is_wrong_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "d.toml").write_text("[[models]]\n")
+    assert main([str(tmp_path / "d.toml"), str(tmp_path / "new")]) == 2
+    assert "line 1: models[0].name: Field required" in capsys.readouterr().err
