@@ -8,6 +8,7 @@
     fleet     many engines from one file
     gpu       engines for NVIDIA GPUs: plans, and their builds through TensorRT-LLM
 
-One module knows each heavy library: openvino_compiler (`openvino_genai`) and openvino_greedy (`openvino`). They are
-imported by the step that needs them, so `--help` and `inspect` work without.
+    cpu_weights, drift    the tensors of an engine for CPUs, and what int8 costs; cpu_greedy runs one
+
+A heavy library is imported by the step that needs it, so `--help` and `inspect` work without.
 """

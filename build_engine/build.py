@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from build_engine.cpu_greedy import GreedyEngine
+from build_engine.cpu_weights import INT8, make_weights, quantized
 from build_engine.default_model import ModelFile
+from build_engine.drift import measure_drift
 from build_engine.engine_dir import LOCK_WAIT_S, build_lock, new_engine, require_replaceable
 from build_engine.errors import BuildEngineError, EngineRefusedError
 from build_engine.gguf_tokenizer import build_tokenizer
+from build_engine.gpu.accuracy_texts import TEXTS
 from build_engine.machine import require_disk, require_memory
-from build_engine.openvino_compiler import GRAPH_NAME, WEIGHTS_NAME, compile_gguf
-from build_engine.openvino_greedy import GreedyEngine
 from build_engine.progress import BuildProgress, SilentProgress
 from build_engine.recipe import DEFAULT_ROOT, Recipe, choose_name, default_output, hash_source, make_recipe
 from build_engine.source import GgufSource
 from build_engine.source_rules import require_supported
 from build_engine.targets import Target, require_available
-from build_engine.verify import file_problems
+from build_engine.verify import encode, file_problems
 from llm_pipeline.engine_manifest import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
+    Drift,
     EngineFile,
     EngineManifest,
     ManifestError,
     sha256_of,
 )
+from llm_pipeline.executors.cpu_engine.weights import WEIGHTS_NAME, save_weights
 
-ENGINE_FILES = (GRAPH_NAME, WEIGHTS_NAME, TOKENIZER_NAME)
-_WORK_DIR = "work"
+ENGINE_FILES = (WEIGHTS_NAME, TOKENIZER_NAME)
+_EARLIER_FILES = ("openvino_model.xml", "openvino_model.bin")  # of version 0.1, which may be replaced
 _SMOKE_TOKENS = 8
 
 
@@ -66,14 +69,14 @@ def build_engine(request: BuildRequest, progress: BuildProgress) -> BuildResult:
     def tell_waiting() -> None:
         progress.note(f"Another build of {engine_dir.name} is running; waiting for it.")
 
-    with build_lock(engine_dir, tell_waiting, request.lock_wait_s) as lock:
+    with build_lock(engine_dir, tell_waiting, request.lock_wait_s):
         existing = _existing(engine_dir, recipe, request.force, progress)
         if existing:
             return BuildResult(engine_dir, existing, reused=True)
         require_disk(engine_dir.parent, source.fp16_bytes)
         require_memory(source.fp16_bytes)
         with new_engine(engine_dir) as building:
-            manifest = _build_into(building, source, recipe, progress, lock)
+            manifest = _build_into(building, source, recipe, progress)
     return BuildResult(engine_dir, manifest, reused=False)
 
 
@@ -114,7 +117,7 @@ def _make_recipe(request: BuildRequest, source: GgufSource, sha256: str) -> Reci
 
 def _existing(engine_dir: Path, recipe: Recipe, force: bool, progress: BuildProgress) -> EngineManifest | None:
     """The manifest of a good engine with this recipe. EngineRefusedError when what is there must not be replaced."""
-    require_replaceable(engine_dir, frozenset(ENGINE_FILES))
+    require_replaceable(engine_dir, frozenset((*ENGINE_FILES, *_EARLIER_FILES)))
     if not (engine_dir / MANIFEST_NAME).exists():
         return None
     try:
@@ -136,23 +139,24 @@ def _existing(engine_dir: Path, recipe: Recipe, force: bool, progress: BuildProg
     return None if reason else manifest
 
 
-def _build_into(
-    building: Path, source: GgufSource, recipe: Recipe, progress: BuildProgress, lock: int
-) -> EngineManifest:
-    work = building / _WORK_DIR
-    work.mkdir()
-    gguf = work / "model.gguf"
-    with progress.step(f"dequantise {recipe.source.quantization} to {recipe.precision}", source.fp16_bytes) as advance:
-        source.write_f16(gguf, advance)
-    with progress.step("compile with OpenVINO GenAI"):
-        compile_gguf(gguf, building, inherit_fds=[lock])
-    shutil.rmtree(work)
+def _build_into(building: Path, source: GgufSource, recipe: Recipe, progress: BuildProgress) -> EngineManifest:
     with progress.step("build the tokenizer"):
         build_tokenizer(source.vocabulary()).save(str(building / TOKENIZER_NAME), pretty=False)
+    with progress.step(f"dequantise {recipe.source.quantization} to fp16", source.fp16_bytes) as advance:
+        weights = make_weights(source, advance)
+    drift = None
+    if recipe.precision == INT8:
+        with progress.step("quantise to int8"):
+            exact, weights = weights, quantized(weights)
+        with progress.step("measure the drift from fp16"):
+            texts = encode(building / TOKENIZER_NAME, TEXTS)
+            drift = measure_drift(GreedyEngine(exact), GreedyEngine(weights), texts)
+    with progress.step("write the weights"):
+        save_weights(building / WEIGHTS_NAME, weights)
     with progress.step("load the engine and generate"):
         _smoke_test(building, recipe)
     with progress.step("hash the files"):
-        manifest = _manifest(building, recipe)
+        manifest = _manifest(building, recipe, drift)
     manifest.save(building)
     return manifest
 
@@ -160,12 +164,12 @@ def _build_into(
 def _smoke_test(building: Path, recipe: Recipe) -> None:
     """An engine that can't make tokens is not published."""
     prompt = [recipe.tokens.bos or 0]
-    produced = GreedyEngine(building).generate(prompt, _SMOKE_TOKENS)
+    produced = GreedyEngine.load(building).generate(prompt, _SMOKE_TOKENS)
     if any(token >= recipe.limits.vocab_size for token in produced):
         raise BuildEngineError(f"The engine made token {max(produced)}, above its {recipe.limits.vocab_size} rows.")
 
 
-def _manifest(building: Path, recipe: Recipe) -> EngineManifest:
+def _manifest(building: Path, recipe: Recipe, drift: Drift | None) -> EngineManifest:
     paths = {name: building / name for name in ENGINE_FILES}
     return EngineManifest(
         target=recipe.target,
@@ -179,4 +183,5 @@ def _manifest(building: Path, recipe: Recipe) -> EngineManifest:
         files={
             name: EngineFile(sha256=sha256_of(path), size_bytes=path.stat().st_size) for name, path in paths.items()
         },
+        drift=drift,
     )

@@ -8,11 +8,9 @@ from pathlib import Path
 from build_engine.errors import EngineRefusedError
 
 MIB = 1 << 20
-# A build holds the dequantised GGUF and the compiled weights on disk, each as large as the model in fp16; the rest is
-# the tokenizer, the graph and room for the file system.
-DISK_PER_FP16_BYTE = 2.5
-# Measured on SmolLM2-135M, 258 MiB in fp16: the compiling process peaks at 1340 MiB, then loading the engine to try it
-# at 1440 MiB, libraries included.
+# The weights, and for an int8 engine no more; the rest is the tokenizer and room for the file system.
+DISK_PER_FP16_BYTE = 1.5
+# The weights, the same packed for the kernels while the engine is tried, an f32 embedding, and the int8 copy.
 MEMORY_PER_FP16_BYTE = 5
 BASE_BYTES = 256 * MIB
 

@@ -15,7 +15,7 @@ from build_engine.source import GgufSource
 from build_engine.targets import Target
 from llm_pipeline.engine_manifest import EngineLimits, EngineManifest, SourceModel, TokenIds, sha256_of
 
-TOOLS = ("openvino", "openvino-genai", "gguf", "tokenizers", "numpy", "triton-completions")
+TOOLS = ("openvino", "gguf", "safetensors", "tokenizers", "numpy", "triton-completions")
 DEFAULT_ROOT = Path(".run/engines")
 
 

@@ -1,12 +1,10 @@
 """Reads a GGUF model: what it is, its tokenizer and its weights. The only module that knows the `gguf` package.
 
-Every quantisation that `gguf` can undo is accepted. The architectures are those of OpenVINO GenAI's GGUF reader, and
-source_rules refuses what that reader would drop without a word.
+Every quantisation that `gguf` can undo is accepted. source_rules says which models the CPU engine's graph is right for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,8 @@ import numpy as np
 
 from build_engine.errors import EngineRefusedError
 from build_engine.gguf_tokenizer import GgufVocabulary
-from build_engine.progress import Advance
 
 _MAGIC = b"GGUF"
-_FILE_TYPE_F16 = 1  # general.file_type MOSTLY_F16
-# Describe the source's packing, which the dequantised copy no longer has.
-_PACKING_KEYS = frozenset({"general.file_type", "general.quantization_version", "general.alignment"})
 
 
 @dataclass(frozen=True)
@@ -32,7 +26,7 @@ class GgufTensor:
 
 
 class GgufSource:
-    """An opened GGUF file. Tensors are mapped, not read, until `write_f16` takes them one at a time."""
+    """An opened GGUF file. Tensors are mapped, not read, until `dequantized` asks for one."""
 
     def __init__(self, path: Path) -> None:
         """Open and read the header. EngineRefusedError when it is no GGUF file, or not a whole one."""
@@ -139,53 +133,15 @@ class GgufSource:
 
         return [name for name in sorted({tensor.type_name for tensor in self.tensors}) if fails(name)]
 
-    def write_f16(self, path: Path, advance: Advance) -> None:
-        """Write the same model with matrices in F16 and vectors (norms, biases) in F32; one tensor in memory at a time.
-
-        `advance` is called with the fp16 bytes of each tensor. EngineRefusedError when a weight does not fit in F16.
-        """
-        from gguf import GGUFWriter
-
-        writer = GGUFWriter(path, self.architecture)
-        try:
-            self._copy_metadata(writer)
-            for tensor in self.tensors:
-                dtype = _target_dtype(tensor)
-                size = tensor.elements * dtype.itemsize
-                writer.add_tensor_info(tensor.name, tensor.shape, dtype, size)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for tensor, data in self._dequantised():
-                writer.write_tensor_data(data)
-                advance(2 * tensor.elements)
-        finally:
-            writer.close()
-
-    def _copy_metadata(self, writer: Any) -> None:
-        writer.add_file_type(_FILE_TYPE_F16)
-        for key in self.keys:
-            if key in _PACKING_KEYS or key == "general.architecture":  # the writer has written the latter
-                continue
-            types = self._reader.fields[key].types
-            writer.add_key_value(key, self.value(key), types[0], sub_type=types[-1] if len(types) > 1 else None)
-
-    def _dequantised(self) -> Iterator[tuple[GgufTensor, np.ndarray[Any, Any]]]:
+    def dequantized(self, name: str) -> np.ndarray[Any, Any]:
+        """A tensor's values in f32. EngineRefusedError when the file does not have it."""
         import gguf
 
         for tensor, raw in zip(self.tensors, self._reader.tensors, strict=True):
-            values = gguf.dequantize(raw.data, raw.tensor_type).reshape(tensor.shape)
-            with np.errstate(over="ignore"):  # judged by the next line
-                data = np.ascontiguousarray(values.astype(_target_dtype(tensor), copy=False))
-            if not np.isfinite(data).all():
-                raise EngineRefusedError(
-                    f"Tensor {tensor.name} holds values that fp16 can't: no fp16 engine is possible."
-                )
-            yield tensor, data
-
-
-def _target_dtype(tensor: GgufTensor) -> np.dtype[Any]:
-    return np.dtype(np.float16 if len(tensor.shape) > 1 else np.float32)
+            if tensor.name == name:
+                values: np.ndarray[Any, Any] = gguf.dequantize(raw.data, raw.tensor_type)
+                return values.reshape(tensor.shape).astype(np.float32, copy=False)
+        raise EngineRefusedError(f"{self.path.name} has no tensor {name}. Download it again.")
 
 
 def _describe(tensor: Any) -> GgufTensor:

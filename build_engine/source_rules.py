@@ -1,7 +1,6 @@
-"""Which models OpenVINO GenAI's GGUF reader builds correctly.
+"""Which models the CPU engine's graph (llm_pipeline/executors/cpu_engine/graph.py) computes correctly.
 
-Its graph (gguf_modeling.cpp and building_blocks.cpp, 2026.4) takes the tensors and settings below and ignores every
-other one without a word, which gives an engine that talks nonsense. So what it would ignore is refused here.
+It takes the tensors and settings below. A model with any other would talk nonsense, so it is refused here.
 """
 
 from __future__ import annotations
@@ -52,9 +51,7 @@ def _graph_problem(source: GgufSource) -> str | None:
     if missing := {"token_embd.weight", "output_norm.weight"} - names:
         return f"tensors are missing: {', '.join(sorted(missing))}. Download it again."
     if unknown := sorted(name for name in names if not _TENSOR.fullmatch(name)):
-        return f"the CPU compiler has no place for tensor {unknown[0]} ({len(unknown)} such). Use another model."
-    if source.architecture == "llama" and any(re.fullmatch(r"blk\.\d+\.attn_[qk]\.bias", name) for name in names):
-        return "the CPU compiler does not reorder query and key biases of the llama architecture. Use another model."
+        return f"the CPU engine has no place for tensor {unknown[0]} ({len(unknown)} such). Use another model."
     return _setting_problem(source)
 
 
@@ -62,11 +59,11 @@ def _setting_problem(source: GgufSource) -> str | None:
     arch = source.architecture
     for key, neutral in _SETTING_NEUTRAL.items():
         if (found := source.value(f"{arch}.{key}")) not in (None, neutral):
-            return f"{arch}.{key} is {found!r}, which the CPU compiler ignores. Use another model."
+            return f"{arch}.{key} is {found!r}, which the CPU engine does not know. Use another model."
     head = source.value(f"{arch}.attention.key_length")
     if head is None:
         head = source.number(f"{arch}.embedding_length") // source.number(f"{arch}.attention.head_count")
     for key in ("rope.dimension_count", "attention.value_length"):
         if (found := source.value(f"{arch}.{key}")) not in (None, head):
-            return f"{arch}.{key} is {found}, the CPU compiler takes only the head size, {head}. Use another model."
+            return f"{arch}.{key} is {found}, the CPU engine takes only the head size, {head}. Use another model."
     return None

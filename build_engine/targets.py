@@ -39,8 +39,8 @@ CPU = Target(
     name="cpu",
     kind=TargetKind.OPENVINO_CPU,
     description="any x86-64 or Arm CPU, through OpenVINO; the same files run on each of them",
-    precisions=("fp16",),
-    packages=("gguf", "openvino", "openvino_genai", "tokenizers"),
+    precisions=("fp16", "int8"),
+    packages=("gguf", "openvino", "safetensors", "tokenizers"),
     extra="build",
 )
 

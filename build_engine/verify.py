@@ -11,13 +11,14 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from build_engine.checks import Check
+from build_engine.cpu_greedy import GreedyEngine
+from build_engine.drift import LEAST_AGREEMENT
 from build_engine.errors import BuildEngineError
 from build_engine.gpu.config_checks import config_checks
-from build_engine.openvino_greedy import GreedyEngine
 from build_engine.progress import BuildProgress
 from build_engine.reference import reference_cases
 from build_engine.targets import CPU
-from llm_pipeline.engine_manifest import MANIFEST_NAME, TOKENIZER_NAME, EngineManifest, ManifestError, sha256_of
+from llm_pipeline.engine_manifest import MANIFEST_NAME, TOKENIZER_NAME, Drift, EngineManifest, ManifestError, sha256_of
 
 SAMPLES = (
     "Hello",
@@ -100,8 +101,10 @@ def _round_trip(tokenizer: Tokenizer, text: str) -> str:
 
 def _generation_checks(engine_dir: Path, tokenizer: Tokenizer, manifest: EngineManifest) -> list[Check]:
     try:
-        engine = GreedyEngine(engine_dir)
+        engine = GreedyEngine.load(engine_dir)
         checks = [_generates(engine, tokenizer, manifest)]
+        if manifest.drift:
+            return [*checks, _drift_check(manifest.drift)]
         cases = reference_cases(manifest.source.sha256)
         exact = [engine.generate(case.prompt_ids, len(case.greedy_ids)) == case.greedy_ids for case in cases]
     except BuildEngineError as error:
@@ -114,6 +117,16 @@ def _generation_checks(engine_dir: Path, tokenizer: Tokenizer, manifest: EngineM
         Check.of("reference tokens", all(exact), f"{sum(exact)} of {len(cases)} greedy continuations equal"),
         Check.of("reference prompts", all(again), f"{sum(again)} of {len(cases)} keep their ids through text"),
     ]
+
+
+def _drift_check(drift: Drift) -> Check:
+    """A quantised engine is not the reference; what it lost was measured when it was built."""
+    return Check.of(
+        "drift",
+        drift.top_token_agreement >= LEAST_AGREEMENT,
+        f"{drift.top_token_agreement:.1%} of {drift.positions} top tokens as in fp16, "
+        f"perplexity x {drift.perplexity_ratio}",
+    )
 
 
 def _generates(engine: GreedyEngine, tokenizer: Tokenizer, manifest: EngineManifest) -> Check:

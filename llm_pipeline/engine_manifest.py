@@ -80,6 +80,15 @@ class GpuBuild(_Strict):
     load_tested: bool = False  # whether it was loaded, and generated, where it was built, before it was published
 
 
+class Drift(_Strict):
+    """How far a quantised CPU engine is from the fp16 engine of the same model, over the positions of a few texts."""
+
+    positions: int = Field(ge=1)
+    top_token_agreement: float  # share of positions where both find the same token most likely
+    mean_kl_divergence: float  # of the fp16 engine's distribution from this one's, in nats
+    perplexity_ratio: float  # of the texts: this engine's over the fp16 engine's
+
+
 def _plain_relative(name: str) -> str:
     """A manifest comes from outside: a name in it must not lead out of the engine directory."""
     parts = name.split("/")
@@ -105,6 +114,7 @@ class EngineManifest(_Strict):
     created: str  # ISO 8601, UTC
     files: dict[EngineFileName, EngineFile]  # below the engine directory, with "/"; the manifest itself is not in it
     gpu: GpuBuild | None = None  # None: an engine for CPUs
+    drift: Drift | None = None  # None: not quantised, or an engine for GPUs
 
     @classmethod
     def load(cls, engine_dir: Path) -> EngineManifest:

@@ -46,6 +46,9 @@ class PipelineSettings(BaseSettings):
     cpu_hang_limit_s: float = Field(
         60.0, ge=0, description="cpu: an engine with work that makes no step for so long is killed, in s; 0 is never"
     )
+    cpu_prefix_cache: bool = Field(
+        True, description="cpu: keep the KV of prompts and use it again for prompts that begin alike"
+    )
     cpu_threads: int = Field(0, ge=0, description="cpu: inference threads; 0 is one per core")
 
     trtllm_kv_cache_free_fraction: float = Field(

@@ -18,7 +18,16 @@ from llm_pipeline.engine_manifest import EngineManifest
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.executors.base import ExecutorStats, StepSink
 from llm_pipeline.executors.cpu_engine.hang_watch import HangWatch
-from llm_pipeline.executors.cpu_engine.wire import Cancel, EngineSettings, EngineStep, Failed, Progress, Ready, Submit
+from llm_pipeline.executors.cpu_engine.wire import (
+    CacheCounts,
+    Cancel,
+    EngineSettings,
+    EngineStep,
+    Failed,
+    Progress,
+    Ready,
+    Submit,
+)
 from llm_pipeline.messages import FinishReason, GenerationRequest, TextOptions, TokenStep
 from llm_pipeline.settings import PipelineSettings
 
@@ -46,6 +55,7 @@ class CpuExecutor:
         self._send_lock = threading.Lock()  # keeps a cancel behind its submit; taken before _lock
         self._live: set[str] = set()
         self._active_count = 0
+        self._cache = CacheCounts()
         self._connection: Connection | None = None
         self._closing = threading.Event()
         self._process: subprocess.Popen[bytes]  # the one that runs or loads
@@ -94,7 +104,7 @@ class CpuExecutor:
     def stats(self) -> ExecutorStats:
         with self._lock:
             active = min(self._active_count, len(self._live))
-            return ExecutorStats(active, len(self._live) - active)
+            return ExecutorStats(active, len(self._live) - active, _gauges(self._cache))
 
     def close(self) -> None:
         self._closing.set()
@@ -172,6 +182,7 @@ class CpuExecutor:
                 self._hang_watch.sign_of_life()
                 with self._lock:
                     self._active_count = message.active_count
+                    self._cache = message.cache
                     self._live.difference_update(
                         step.key for step in message.steps if step.finish_reason is not None or step.failed
                     )
@@ -206,6 +217,13 @@ class CpuExecutor:
         with self._lock:
             self._connection = connection
         return connection
+
+
+def _gauges(cache: CacheCounts) -> dict[str, float]:
+    return {
+        "kv_cache_hit_rate": cache.reused_tokens / max(cache.looked_up_tokens, 1),
+        "kv_cache_used_share": cache.used_share,
+    }
 
 
 def _token_step(step: EngineStep) -> TokenStep:

@@ -30,9 +30,13 @@ IMPORTED_BY = {
         "build_engine/pre_tokenizers.py",
         "build_engine/verify.py",
     },
-    "openvino": {"llm_pipeline/executors/cpu_engine/paged_model.py", "build_engine/openvino_greedy.py"},
-    "openvino_genai": {"build_engine/openvino_compiler.py"},
     "llguidance": {"llm_pipeline/guides.py"},
+    "openvino": {
+        "llm_pipeline/executors/cpu_engine/graph.py",
+        "llm_pipeline/executors/cpu_engine/paged_model.py",
+    },
+    "openvino_genai": set(),  # a graph of our own took its place
+    "safetensors": {"llm_pipeline/executors/cpu_engine/weights.py"},
     "gguf": {"build_engine/source.py"},
     "tritonclient": {"frontend/triton_channel.py", "benchmarks/grpc_load.py"},
     "grpc": {"frontend/triton_channel.py", "benchmarks/grpc_load.py"},

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from llm_pipeline.executors.cpu_engine.log_probs import log_probs_of
 from llm_pipeline.executors.cpu_engine.sampler import BadLogitsError, Sampler
 from llm_pipeline.executors.cpu_engine.scheduler import Scheduler, Sequence, Slice
-from llm_pipeline.executors.cpu_engine.wire import EngineStep
+from llm_pipeline.executors.cpu_engine.wire import CacheCounts, EngineStep
 from llm_pipeline.guides import GuideError, GuideFollower
 from llm_pipeline.messages import FinishReason, GenerationRequest, PromptLogProbs, TopLogProbs
 
@@ -31,13 +31,14 @@ class Model(Protocol):
 class Engine:
     """Decodes many requests at once; not thread-safe: one loop owns it."""
 
-    def __init__(self, model: Model, *, max_batched_tokens: int, max_active: int) -> None:
+    def __init__(self, model: Model, *, max_batched_tokens: int, max_active: int, prefix_cache: bool = True) -> None:
         self._model = model
         self._scheduler = Scheduler(
             block_count=model.block_count,
             block_size=model.block_size,
             max_batched_tokens=max_batched_tokens,
             max_active=max_active,
+            prefix_cache=prefix_cache,
         )
         self._sequences: dict[str, Sequence] = {}
         self._samplers: dict[str, Sampler] = {}
@@ -54,6 +55,12 @@ class Engine:
     @property
     def waiting_count(self) -> int:
         return self._scheduler.waiting_count
+
+    @property
+    def cache_counts(self) -> CacheCounts:
+        scheduler = self._scheduler
+        used = 1 - scheduler.free_block_count / self._model.block_count
+        return CacheCounts(scheduler.looked_up_tokens, scheduler.reused_tokens, used)
 
     def add(self, request: GenerationRequest, guide: GuideFollower | None = None) -> None:
         """Queue a validated request; `guide` follows its guide, if it has one."""

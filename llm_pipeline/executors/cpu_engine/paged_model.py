@@ -1,7 +1,8 @@
-"""The compiled graph and its paged KV cache. The only module that imports openvino."""
+"""The compiled graph and its paged KV cache."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence as SequenceType
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
-import openvino.opset13 as ops
-from openvino._offline_transformations import paged_attention_transformation
 
+from llm_pipeline.executors.cpu_engine.graph import SAMPLED_INDICES, build_graph
 from llm_pipeline.executors.cpu_engine.scheduler import Slice
+from llm_pipeline.executors.cpu_engine.weights import Weights, load_weights
 
-MODEL_NAME = "openvino_model.xml"
-# The plugin's default, u8, changed one of 64 greedy answers under load; f32 changed none (measured).
-_KV_CACHE_PRECISION = "f32"
-_SAMPLED_INDICES = "sampled_tokens_indices"
+# Each default that these replace would give other tokens, on this machine or on another.
+_EXACT = {
+    # u8 by default, which changed one of 64 greedy answers under load; f32 changed none (measured).
+    "KV_CACHE_PRECISION": "f32",
+    # bf16 by default where the processor has it.
+    "INFERENCE_PRECISION_HINT": "f32",
+    # Activations of int8 products would be rounded to int8, too, where the processor has VNNI.
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
 
 
 class PagedModel:
@@ -27,19 +33,13 @@ class PagedModel:
     leaves the number to OpenVINO (one per physical core).
     """
 
-    def __init__(self, engine_dir: Path, *, kv_cache_bytes: int, threads: int) -> None:
-        core = ov.Core()
-        graph = core.read_model(engine_dir / MODEL_NAME)
-        paged_attention_transformation(graph)
-        _gather_before_vocabulary(graph)
-        properties: dict[str, Any] = {
-            "KV_CACHE_PRECISION": _KV_CACHE_PRECISION,
-            # The plugin's default is bf16 where the processor has it: other tokens on other machines.
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
+    def __init__(self, weights: Weights, *, kv_cache_bytes: int, threads: int = 0, profile: bool = False) -> None:
+        properties: dict[str, Any] = dict(_EXACT)
         if threads:
             properties["INFERENCE_NUM_THREADS"] = threads
-        compiled = core.compile_model(graph, "CPU", properties)
+        if profile:
+            properties["PERF_COUNT"] = True
+        compiled = ov.Core().compile_model(build_graph(weights), "CPU", properties)
         self._request = compiled.create_infer_request()
         caches = [port for port in compiled.inputs if "_cache." in port.any_name]
         shapes = [[dim.get_length() for dim in list(port.partial_shape)[1:]] for port in caches]
@@ -51,6 +51,11 @@ class PagedModel:
         for port, shape in zip(caches, shapes, strict=True):
             tensor = ov.Tensor(port.element_type, ov.Shape([self.block_count, *shape]))
             self._request.set_tensor(port.any_name, tensor)
+
+    @classmethod
+    def load(cls, engine_dir: Path, *, kv_cache_bytes: int, threads: int = 0, profile: bool = False) -> PagedModel:
+        """The model of an engine directory. WeightsError when its file is missing or damaged."""
+        return cls(load_weights(engine_dir), kv_cache_bytes=kv_cache_bytes, threads=threads, profile=profile)
 
     def run(self, slices: SequenceType[Slice]) -> npt.NDArray[np.float32]:
         """Compute one step; logits [sum of the slices' logits_count, vocab_size], in their order. Releases the GIL."""
@@ -77,30 +82,25 @@ class PagedModel:
                 "block_indices_begins": _offsets(block_counts),
                 "max_context_len": np.array(ends.max(), dtype=np.int32),
                 # An empty gather would make an empty matrix product; a step with nothing to sample computes one row.
-                _SAMPLED_INDICES: np.array(sampled or [0], dtype=np.int64),
+                SAMPLED_INDICES: np.array(sampled or [0], dtype=np.int64),
             },
             share_inputs=True,
             share_outputs=True,  # valid until the next step, which is long enough to sample
         )
-        logits: npt.NDArray[np.float32] = result[0][: len(sampled), 0, :]
+        logits: npt.NDArray[np.float32] = result[0][: len(sampled)]
         return logits
+
+    def profile(self) -> list[tuple[str, float]]:
+        """Milliseconds in each kind of operation, most first: OpenVINO's running mean over all steps so far.
+
+        Empty unless the model was made to be profiled, which makes steps slower.
+        """
+        times: defaultdict[str, float] = defaultdict(float)
+        for part in self._request.get_profiling_info():
+            if part.status == ov.ProfilingInfo.Status.EXECUTED:
+                times[part.node_type] += part.real_time.total_seconds() * 1000
+        return sorted(times.items(), key=lambda item: -item[1])
 
 
 def _offsets(counts: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-
-
-def _gather_before_vocabulary(graph: ov.Model) -> None:
-    """Compute logits only where they are wanted: a prompt's other positions would each cost a vocabulary row.
-
-    GenAI does the same to its graphs (its `apply_gather_before_matmul_transformation`).
-    """
-    product = graph.get_results()[0].input_value(0).get_node()
-    while product.get_type_name() != "MatMul":
-        product = product.input_value(0).get_node()
-    indices = ops.parameter([-1], np.int64, name=_SAMPLED_INDICES)
-    indices.output(0).set_names({_SAMPLED_INDICES})
-    rows = ops.gather(product.input_value(0), indices, ops.constant(0, np.int64))
-    product.input(0).replace_source_output(rows.output(0))
-    graph.add_parameters([indices])
-    graph.validate_nodes_and_infer_types()

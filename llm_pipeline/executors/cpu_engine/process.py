@@ -54,7 +54,7 @@ def load_engine(settings: EngineSettings) -> tuple[Engine, int]:
     """The engine and how many tokens its KV cache holds. ValueError when one full context does not fit."""
     from llm_pipeline.executors.cpu_engine.paged_model import PagedModel
 
-    model = PagedModel(Path(settings.engine_dir), kv_cache_bytes=settings.kv_cache_bytes, threads=settings.threads)
+    model = PagedModel.load(Path(settings.engine_dir), kv_cache_bytes=settings.kv_cache_bytes, threads=settings.threads)
     capacity = model.block_count * model.block_size
     if capacity < settings.context_length:
         needed_gib = model.block_bytes * math.ceil(settings.context_length / model.block_size) / 2**30
@@ -62,7 +62,12 @@ def load_engine(settings: EngineSettings) -> tuple[Engine, int]:
             f"The KV cache holds {capacity} tokens, fewer than the context of {settings.context_length}. "
             f"Set CPU_KV_CACHE_GIB to at least {math.ceil(needed_gib * 100) / 100}."
         )
-    engine = Engine(model, max_batched_tokens=settings.max_batched_tokens, max_active=settings.max_active)
+    engine = Engine(
+        model,
+        max_batched_tokens=settings.max_batched_tokens,
+        max_active=settings.max_active,
+        prefix_cache=settings.prefix_cache,
+    )
     return engine, capacity
 
 
@@ -87,10 +92,14 @@ def serve(engine: Engine, connection: Connection, compile_guide: CompileGuide = 
                 steps.append(step)
         if steps:
             # A freed slot is told at once; the next step may take a while.
-            connection.send(Progress(steps, engine.active_count, engine.waiting_count))
+            connection.send(_progress(engine, steps))
         if engine.has_work:
             steps = engine.step()
-            connection.send(Progress(steps, engine.active_count, engine.waiting_count))
+            connection.send(_progress(engine, steps))
+
+
+def _progress(engine: Engine, steps: list[EngineStep]) -> Progress:
+    return Progress(steps, engine.active_count, engine.waiting_count, engine.cache_counts)
 
 
 def _receive(connection: Connection, messages: SimpleQueue[_Message], compile_guide: CompileGuide) -> None:

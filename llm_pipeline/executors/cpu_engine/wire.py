@@ -42,6 +42,7 @@ class EngineSettings:
     threads: int
     vocab_size: int
     end_id: int | None  # what ends a guided text
+    prefix_cache: bool
 
     @classmethod
     def of(cls, settings: PipelineSettings, manifest: EngineManifest) -> EngineSettings:
@@ -55,6 +56,7 @@ class EngineSettings:
             threads=settings.cpu_threads,
             vocab_size=manifest.limits.vocab_size,
             end_id=next(iter(manifest.tokens.eos), None),
+            prefix_cache=settings.cpu_prefix_cache,
         )
 
     def to_json(self) -> str:
@@ -85,9 +87,18 @@ class Failed(NamedTuple):
     reason: str
 
 
+class CacheCounts(NamedTuple):
+    """What the KV cache did and holds. The token counts go up for as long as the engine lives."""
+
+    looked_up_tokens: int = 0  # of all requests that started
+    reused_tokens: int = 0  # of those, what other requests had computed
+    used_share: float = 0.0  # of the blocks, by requests that run
+
+
 class Progress(NamedTuple):
     """Engine to parent, after every step."""
 
     steps: list[EngineStep]
     active_count: int
     waiting_count: int
+    cache: CacheCounts = CacheCounts()

@@ -9,7 +9,7 @@ import pytest
 from fake_tensorrt_llm import install
 from tiny_models import TinyModel, write_gguf
 
-from build_engine.build import BuildRequest, BuildResult, build_engine
+from build_engine.build import ENGINE_FILES, BuildRequest, BuildResult, build_engine
 from build_engine.default_model import find_default_model, find_model
 from build_engine.progress import SilentProgress
 from build_engine.recipe import default_output
@@ -21,8 +21,8 @@ REPOSITORY = Path(__file__).parents[3]
 Build = Callable[..., BuildResult]
 
 
-def run_build(model: Path | None, output: Path, **options: object) -> BuildResult:
-    request = BuildRequest(find_model(model), find_target("cpu"), "fp16", output, **options)  # type: ignore[arg-type]
+def run_build(model: Path | None, output: Path, precision: str = "fp16", **options: object) -> BuildResult:
+    request = BuildRequest(find_model(model), find_target("cpu"), precision, output, **options)  # type: ignore[arg-type]
     return build_engine(request, SilentProgress())
 
 
@@ -37,7 +37,8 @@ def default_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert name
     kept = REPOSITORY / default_output(name, find_target("cpu"), "fp16")
     try:
-        if not file_problems(kept, EngineManifest.load(kept)):
+        manifest = EngineManifest.load(kept)
+        if set(manifest.files) == set(ENGINE_FILES) and not file_problems(kept, manifest):
             return kept
     except ManifestError:
         pass

@@ -15,16 +15,16 @@ from tokenizers import Tokenizer
 
 from build_engine import machine
 from build_engine.build import BuildResult
+from build_engine.cpu_greedy import GreedyEngine
 from build_engine.engine_dir import build_lock, new_engine
 from build_engine.errors import BuildEngineError, EngineBusyError, EngineRefusedError
-from build_engine.openvino_compiler import GRAPH_NAME, compile_gguf
-from build_engine.openvino_greedy import GreedyEngine
-from build_engine.verify import file_problems
+from build_engine.progress import SilentProgress
+from build_engine.verify import file_problems, verify_engine
 from llm_pipeline.engine_manifest import EngineManifest, ManifestError
 
 REPOSITORY = Path(__file__).parents[3]
 Build = Callable[..., BuildResult]
-FILES = ["manifest.json", "openvino_model.bin", "openvino_model.xml", "tokenizer.json"]
+FILES = ["manifest.json", "model.safetensors", "tokenizer.json"]
 
 
 def names(directory: Path) -> list[str]:
@@ -47,7 +47,25 @@ def test_an_engine_makes_the_tokens_of_a_plain_numpy_model(
     weights = write_gguf(tmp_path / "m.gguf", model, quantization)
     result = build(tmp_path / "m.gguf", tmp_path / "engine")
     prompt = Tokenizer.from_file(str(result.engine_dir / "tokenizer.json")).encode("hello world").ids
-    assert GreedyEngine(result.engine_dir).generate(prompt, 12) == numpy_greedy(model, weights, prompt, 12)
+    assert GreedyEngine.load(result.engine_dir).generate(prompt, 12) == numpy_greedy(model, weights, prompt, 12)
+
+
+def test_an_int8_engine_tells_how_far_it_is_from_fp16(tmp_path: Path, build: Build, tiny_gguf: Path) -> None:
+    result = build(tiny_gguf, tmp_path / "engine", "int8")
+    assert result.manifest.precision == "int8"
+    drift = EngineManifest.load(result.engine_dir).drift
+    assert drift
+    assert drift.positions > 100
+    assert 0.85 < drift.top_token_agreement <= 1
+    assert 0 < drift.mean_kl_divergence < 0.05
+    assert drift.perplexity_ratio == pytest.approx(1, abs=0.05)
+    checks = {check.name: check for check in verify_engine(result.engine_dir, SilentProgress())}
+    assert checks["drift"].detail.startswith(f"{drift.top_token_agreement:.1%} of {drift.positions} top tokens")
+    assert not any(check.failed for check in checks.values())
+
+
+def test_an_fp16_engine_has_no_drift(tiny_engine: Path) -> None:
+    assert EngineManifest.load(tiny_engine).drift is None
 
 
 def test_the_manifest_tells_what_the_model_takes(tiny_engine: Path) -> None:
@@ -130,7 +148,7 @@ def test_a_build_killed_midway_leaves_nothing_that_loads_and_the_next_succeeds(
     command = [sys.executable, "-m", "build_engine", "build", "--model", str(tiny_gguf), "--output", str(engine)]
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
         assert run.stderr
-        assert any("dequantise" in line for line in run.stderr)  # what comes next is the compiler
+        assert any("dequantise" in line for line in run.stderr)  # what comes next writes the weights
         run.send_signal(signal.SIGKILL)
 
     with pytest.raises(ManifestError):
@@ -139,7 +157,7 @@ def test_a_build_killed_midway_leaves_nothing_that_loads_and_the_next_succeeds(
     assert leftovers
     assert not any((path / "manifest.json").exists() for path in leftovers)
 
-    assert not build(tiny_gguf, engine).reused  # waits for the killed build's compiler, which still holds the lock
+    assert not build(tiny_gguf, engine).reused
     assert names(tmp_path) == [".engine.lock", "engine"]
 
 
@@ -186,10 +204,15 @@ def test_a_failed_build_leaves_the_old_engine(tmp_path: Path) -> None:
     assert names(engine) == ["old"]
 
 
-def test_a_compiler_failure_is_told_in_its_own_words(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(BuildEngineError, match=r"OpenVINO GenAI .* while compiling"):
-        compile_gguf(tmp_path / "model.gguf", tmp_path)
+def test_an_engine_of_an_earlier_version_is_replaced(
+    tmp_path: Path, build: Build, tiny_gguf: Path, tiny_engine: Path
+) -> None:
+    engine = tmp_path / "engine"
+    shutil.copytree(tiny_engine, engine)
+    (engine / "model.safetensors").rename(engine / "openvino_model.bin")
+    (engine / "openvino_model.xml").write_text("<net/>")
+    assert not build(tiny_gguf, engine).reused
+    assert names(engine) == FILES
 
 
 def test_an_engine_with_broken_weights_is_not_published(
@@ -203,10 +226,6 @@ def test_an_engine_with_broken_weights_is_not_published(
     with pytest.raises(BuildEngineError, match="not finite"):
         build(tmp_path / "m.gguf", tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
-
-
-def test_the_graph_has_no_options_that_change_how_it_runs(tiny_engine: Path) -> None:
-    assert "runtime_options" not in (tiny_engine / GRAPH_NAME).read_text()
 
 
 def test_build_prints_where_the_engine_is(tiny_engine: Path, tiny_gguf: Path) -> None:

@@ -35,7 +35,7 @@ def test_an_untouched_engine_passes(engine: Path) -> None:
     assert failures(engine) == []
 
 
-@pytest.mark.parametrize("name", ["openvino_model.bin", "openvino_model.xml", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
 def test_a_changed_file_fails_by_name(engine: Path, name: str) -> None:
     content = bytearray((engine / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -44,7 +44,7 @@ def test_a_changed_file_fails_by_name(engine: Path, name: str) -> None:
 
 
 def test_a_cut_file_fails_by_name(engine: Path) -> None:
-    os.truncate(engine / "openvino_model.bin", 10)
+    os.truncate(engine / "model.safetensors", 10)
     assert failures(engine)[0].detail.startswith("has 10 bytes instead of")
 
 
@@ -67,11 +67,11 @@ def test_a_manifest_that_points_outside_fails(engine: Path) -> None:
     assert "'../secret' is no plain path below the engine directory" in failure.detail
 
 
-def test_a_graph_that_does_not_load_fails(engine: Path) -> None:
-    (engine / "openvino_model.xml").write_text("<net/>")
+def test_weights_that_do_not_load_fail(engine: Path) -> None:
+    weights = engine / "model.safetensors"
+    weights.write_bytes(b"no weights")
     manifest = EngineManifest.load(engine)
-    graph = engine / "openvino_model.xml"
-    files = {**manifest.files, graph.name: EngineFile(sha256=sha256_of(graph), size_bytes=graph.stat().st_size)}
+    files = {**manifest.files, weights.name: EngineFile(sha256=sha256_of(weights), size_bytes=weights.stat().st_size)}
     manifest.model_copy(update={"files": files}).save(engine)
     assert [check.name for check in failures(engine)] == ["generates"]
 

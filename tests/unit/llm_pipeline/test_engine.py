@@ -80,6 +80,24 @@ def test_a_request_gets_the_same_tokens_alone_and_in_any_crowd(
         assert steps[request.key] == alone(request)
 
 
+@pytest.mark.parametrize("capacity", [CAPACITY, CAPACITY * 10], ids=["cramped", "roomy"])
+def test_requests_that_begin_alike_get_the_tokens_that_they_get_alone(capacity: int) -> None:
+    dice = random.Random(5)
+    beginnings = [tuple(dice.randrange(VOCABULARY) for _ in range(24)) for _ in range(3)]
+    requests = [
+        replace(request, prompt_ids=beginnings[number % 3][: dice.randint(1, 24)] + request.prompt_ids[:10])
+        for number, request in enumerate(crowd(40, dice))
+    ]
+    model = HashModel(capacity=capacity)
+    engine = make_engine(model)
+    for request in requests:
+        engine.add(request)
+    steps = finish(engine)
+    for request in requests:
+        assert steps[request.key] == alone(request)
+    assert engine.cache_counts.reused_tokens > 0
+
+
 def test_a_seed_decides_the_tokens() -> None:
     def sampled(seed: int) -> list[int | None]:
         return tokens(

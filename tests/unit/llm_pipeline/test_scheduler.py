@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_requests import make_request
 
+from llm_pipeline.executors.cpu_engine.blocks import BlockPool
 from llm_pipeline.executors.cpu_engine.scheduler import Scheduler, Sequence, Slice
 
 
@@ -20,6 +22,7 @@ class Job:
     max_tokens: int
     arrives: int = 0
     leaves: int | None = None
+    kind: int = 0  # prompts of one kind begin alike
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Pool:
     block_size: int
     max_batched_tokens: int
     max_active: int
+    prefix_cache: bool = False
 
     @property
     def capacity(self) -> int:
@@ -57,6 +61,7 @@ class Run:
             block_size=pool.block_size,
             max_batched_tokens=pool.max_batched_tokens,
             max_active=pool.max_active,
+            prefix_cache=pool.prefix_cache,
         )
 
     def go(self) -> Run:
@@ -64,7 +69,9 @@ class Run:
         limit = sum(job.prompt + job.max_tokens for job in self.jobs) + max(
             (job.arrives for job in self.jobs), default=0
         )
-        arrivals = [(job, Sequence(make_request(max_tokens=job.max_tokens), [0] * job.prompt)) for job in self.jobs]
+        arrivals = [
+            (job, Sequence(make_request(max_tokens=job.max_tokens), [job.kind] * job.prompt)) for job in self.jobs
+        ]
         for _, sequence in arrivals:  # the prompt decides what `generated` counts from
             object.__setattr__(sequence.request, "prompt_ids", tuple(sequence.tokens))
         for step in range(limit + 1):
@@ -115,10 +122,24 @@ class Run:
             assert len(piece.sequence.blocks) * self.pool.block_size >= piece.end, "no room for what is computed"
 
     def _check_blocks(self) -> None:
-        owned = [block for sequence in self.live for block in sequence.blocks]
-        assert len(set(owned)) == len(owned), "a block has two owners"
-        assert set(owned) <= set(range(self.pool.block_count))
-        assert len(owned) + self.scheduler.free_block_count == self.pool.block_count, "a block leaked"
+        users: dict[int, list[tuple[Sequence, int]]] = {}
+        for sequence in self.live:
+            assert len(set(sequence.blocks)) == len(sequence.blocks), "a block twice in a sequence"
+            for index, block in enumerate(sequence.blocks):
+                users.setdefault(block, []).append((sequence, index))
+        assert set(users) <= set(range(self.pool.block_count))
+        assert len(users) + self.scheduler.free_block_count == self.pool.block_count, "a block leaked"
+        for sharers in users.values():
+            if len(sharers) > 1:
+                self._check_shared(sharers)
+
+    def _check_shared(self, sharers: list[tuple[Sequence, int]]) -> None:
+        assert self.pool.prefix_cache, "a block has two owners"
+        end = (sharers[0][1] + 1) * self.pool.block_size
+        beginnings = {tuple(sequence.tokens[:end]) for sequence, _ in sharers}
+        assert len(beginnings) == 1, "a block with the tokens of another sequence"
+        assert len({index for _, index in sharers}) == 1
+        assert all(sequence.computed >= end for sequence, _ in sharers), "a block is written while it is shared"
 
     def _compute(self, piece: Slice) -> None:
         sequence = piece.sequence
@@ -139,6 +160,7 @@ def runs(draw: st.DrawFn) -> Run:
         block_size=draw(st.integers(1, 5)),
         max_batched_tokens=draw(st.integers(1, 20)),
         max_active=draw(st.integers(1, 6)),
+        prefix_cache=draw(st.booleans()),
     )
     jobs = []
     if pool.capacity >= 2:
@@ -146,7 +168,9 @@ def runs(draw: st.DrawFn) -> Run:
             prompt = draw(st.integers(1, pool.capacity - 1))
             arrives = draw(st.integers(0, 20))
             leaves = draw(st.none() | st.integers(0, 25).map(lambda delay, arrives=arrives: arrives + delay))
-            jobs.append(Job(prompt, draw(st.integers(1, pool.capacity - prompt)), arrives, leaves))
+            jobs.append(
+                Job(prompt, draw(st.integers(1, pool.capacity - prompt)), arrives, leaves, draw(st.integers(0, 2)))
+            )
     return Run(pool, jobs)
 
 
@@ -194,3 +218,57 @@ def test_a_budget_below_max_active_still_serves_all_that_decode() -> None:
     run.on_plan = lambda plan: sizes.append(len(plan))
     run.go()
     assert sizes == [3] * 5
+
+
+# --- Shared beginnings -----------------------------------------------------------------------------------------------
+
+
+def test_a_sequence_starts_behind_what_another_computed() -> None:
+    plans: list[list[tuple[int, int]]] = []
+    run = Run(Pool(100, 4, max_batched_tokens=50, max_active=4, prefix_cache=True), [Job(18, 1), Job(18, 1, arrives=2)])
+    run.on_plan = lambda plan: plans.append([(piece.start, piece.end) for piece in plan])
+    run.go()
+    assert plans == [[(0, 18)], [(16, 18)]]
+    assert (run.scheduler.looked_up_tokens, run.scheduler.reused_tokens) == (36, 16)
+
+
+def test_the_last_token_is_computed_even_when_all_is_known() -> None:
+    plans: list[list[tuple[int, int]]] = []
+    run = Run(Pool(100, 4, max_batched_tokens=50, max_active=4, prefix_cache=True), [Job(16, 1), Job(16, 1, arrives=2)])
+    run.on_plan = lambda plan: plans.append([(piece.start, piece.end) for piece in plan])
+    run.go()
+    assert plans == [[(0, 16)], [(12, 16)]]
+
+
+def test_other_tokens_or_another_salt_share_nothing() -> None:
+    scheduler = Scheduler(block_count=50, block_size=2, max_batched_tokens=50, max_active=4)
+    for tokens, salt in (([1, 2, 3, 4, 5], None), ([9, 2, 3, 4, 5], None), ([1, 2, 3, 4, 5], 7), ([1, 2, 3, 4, 5], 8)):
+        sequence = Sequence(replace(make_request(), cache_salt=salt), tokens)
+        scheduler.add(sequence)
+        (piece,) = scheduler.plan()
+        assert piece.start == 0
+        sequence.computed = piece.end
+        scheduler.remove(sequence)
+    assert scheduler.reused_tokens == 0
+
+
+def test_new_content_takes_the_place_of_what_was_used_longest_ago() -> None:
+    pool = BlockPool(3)
+    first, second, third = pool.take(), pool.take(), pool.take()
+    for block in (first, second, third):
+        pool.name(block, bytes([block]))
+        pool.give_back([block])
+    assert pool.share([bytes([first])]) == [first]
+    pool.give_back([first])
+    assert pool.take() == second
+    assert pool.share([bytes([second])]) == []
+    assert pool.share([bytes([third])]) == [third]
+    assert pool.available_count == 1
+
+
+def test_a_block_given_back_twice_is_an_error() -> None:
+    pool = BlockPool(1)
+    block = pool.take()
+    pool.give_back([block])
+    with pytest.raises(RuntimeError, match="given back twice"):
+        pool.give_back([block])
