@@ -15,7 +15,15 @@ UV_IMAGE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --genera
 	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt --constraints requirements/serve.lock
 IMAGE_LOCKS := docker/requirements
 
-.PHONY: help serve bench test test-gpu check unit integration fuzz soak install lock clean
+CLIENTS := .venv-clients
+# Two hundred packages, for which pip takes minutes. The newest of them need Python 3.11, which the product does not.
+UV_VERSION := 0.13.9
+CLIENTS_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; exit; }; done)
+UV_CLIENTS = $(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-header --quiet --excludes requirements/clients-excluded.txt --group clients
+
+.PHONY: help serve bench test test-gpu check unit integration clients clients-lock fuzz soak install lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,18 +32,20 @@ help:
 	@echo "make check        lint, format and types only"
 	@echo "make unit         tests that need no Triton"
 	@echo "make integration  tests on the real Triton"
+	@echo "make clients      install what people call us with (openai, langchain, lm-eval, ...), run each on the real stack"
 	@echo "make test-gpu     tests on a GPU machine with TensorRT-LLM (GPU_PYTHON=..., GPU_ENGINE_DIR=...)"
 	@echo "make bench        measure everything, about 15 minutes (QUICK=1: 2): tables and plots in docs/performance"
 	@echo "make lock         pin every dependency anew (needs uv: .venv/bin/pip install uv)"
 	@echo "make fuzz         10,000 random request bodies"
 	@echo "make soak         mixed traffic for SOAK_MINUTES (20): fails on growth or a wrong answer"
-	@echo "make clean        remove .venv and .run"
+	@echo "make clean        remove .venv, .venv-clients and .run"
 
 serve: $(VENV)/.serve
 	@exec $(VENV)/bin/python -m launcher
 
 test: check
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m "not clients"
+	$(MAKE) clients
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -43,10 +53,13 @@ check: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 unit: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -m "not triton"
+	$(VENV)/bin/python -m pytest -m "not triton and not clients"
 
 integration: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -m triton
+	$(VENV)/bin/python -m pytest -m "triton and not clients"
+
+clients: $(VENV)/.dev $(CLIENTS)/.installed
+	$(VENV)/bin/python -m pytest -m clients
 
 # BENCH holds further options, such as --base-url NAME=URL: docs/performance.md
 bench: $(VENV)/.dev
@@ -74,7 +87,18 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.serve
 	$(PIP) --no-deps --require-hashes --requirement requirements/dev.lock
 	@touch $@
 
-lock:
+$(CLIENTS)/.installed: requirements/clients.lock
+	@test -n "$(CLIENTS_PYTHON)" || { echo "The clients need Python 3.11 or 3.12: make clients CLIENTS_PYTHON=/path/to/it"; exit 1; }
+	$(CLIENTS_PYTHON) -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet "uv==$(UV_VERSION)"
+	$(CLIENTS)/bin/uv pip install --python $(CLIENTS)/bin/python --compile-bytecode --no-deps --require-hashes \
+		--requirement requirements/clients.lock
+	@touch $@
+
+clients-lock:
+	$(UV_CLIENTS) --output-file requirements/clients.lock
+
+lock: clients-lock
 	$(UV_COMPILE) --output-file requirements/serve.lock
 	$(UV_COMPILE) --group dev --output-file requirements/dev.lock --constraints requirements/serve.lock
 	$(UV_IMAGE) pyproject.toml --extra frontend --output-file $(IMAGE_LOCKS)/frontend.lock
@@ -92,4 +116,4 @@ soak: $(VENV)/.dev
 	$(VENV)/bin/python -m benchmarks.soak
 
 clean:
-	rm -rf $(VENV) .run
+	rm -rf $(VENV) $(CLIENTS) .run

@@ -1,0 +1,6 @@
+from typing import Generic, TypeVar
+
+Row = TypeVar("Row")
+
+
+class IterableDataset(Generic[Row]): ...

@@ -1,0 +1,55 @@
+"""The README's table of clients names what the lock files pin, and each row has its test."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTS = {
+    "openai": "test_openai_python",
+    "langchain-openai": "test_langchain_openai",
+    "litellm": "test_litellm",
+    "llama-index-llms-openai-like": "test_llama_index_openai_like",
+    "lm-eval": "test_lm_eval",
+    "guidellm": "test_guidellm",
+    "aiperf": "test_aiperf",
+    "tritonclient": "test_tritonclient",
+    "curl": "test_curl",
+    "vllm bench serve": "test_vllm_bench_serve_shape",
+}
+
+
+def table() -> dict[str, str]:
+    """Version by client."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Clients\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in section.splitlines() if line.startswith("| ")]
+    return {name.split(" (")[0].strip("`"): version for name, version in rows[2:]}
+
+
+def pinned(lock: str, package: str) -> list[str]:
+    text = (ROOT / "requirements" / lock).read_text(encoding="utf-8")
+    return re.findall(rf"^{re.escape(package)}==(\S+)", text, re.MULTILINE)
+
+
+def test_each_client_of_the_table_has_its_test() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "clients").glob("test_*.py"))
+    assert set(table()) == set(TESTS)
+    assert [name for name in TESTS.values() if f"def {name}(" not in code] == []
+
+
+@pytest.mark.parametrize("package", sorted(set(TESTS) - {"openai", "curl", "vllm bench serve"}))
+def test_the_version_in_the_table_is_the_one_that_is_tested(package: str) -> None:
+    assert pinned("clients.lock", package) == [table()[package]]
+
+
+def test_both_versions_of_openai_python_stand_in_the_table() -> None:
+    versions = [*pinned("dev.lock", "openai"), *pinned("clients.lock", "openai")]
+    assert table()["openai"] == " and ".join(versions)
+
+
+def test_the_source_of_vllms_shape_is_the_one_of_the_table() -> None:
+    script = (ROOT / "tests" / "clients" / "scripts" / "vllm_bench_shape.py").read_text(encoding="utf-8")
+    assert table()["vllm bench serve"].removeprefix("source of ") in script
