@@ -59,7 +59,7 @@ integration: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m "triton and not clients"
 
 clients: $(VENV)/.dev $(CLIENTS)/.installed
-	$(VENV)/bin/python -m pytest -m clients
+	$(VENV)/bin/python -m pytest tests/clients
 
 # BENCH holds further options, such as --base-url NAME=URL: docs/performance.md
 bench: $(VENV)/.dev

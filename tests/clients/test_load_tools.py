@@ -57,8 +57,8 @@ def test_aiperf(clients: Clients) -> None:
     command += ["--request-count", str(len(PROMPTS)), "--concurrency", "2", "--ui", "none", "--no-gpu-telemetry"]
     command += ["--extra-inputs", f"max_tokens:{OUTPUT_TOKENS}", "--extra-inputs", "ignore_eos:true"]
     command += ["--output-artifact-dir", out]
-    # With a hub marked as offline it looks for local tokenizers in the hub's cache only; its network is shut anyway.
-    clients.run(command, HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0")
+    # With a hub marked as offline it looks for tokenizers in the hub's cache alone; its network is shut anyway.
+    clients.run(command, HF_HUB_OFFLINE="", TRANSFORMERS_OFFLINE="")
     found = json.loads((out / "profile_export_aiperf.json").read_text(encoding="utf-8"))
     assert found["request_count"]["avg"] == len(PROMPTS)
     assert found["request_error_rate"]["avg"] == 0

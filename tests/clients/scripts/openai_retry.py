@@ -8,7 +8,7 @@ import time
 import openai
 from endpoint import API_KEY, BASE_URL, MODEL, report
 
-answers: list[tuple[int, float | None, float, float]] = []  # status, Retry-After in s, asked at, answered at
+answers: list[tuple[int, str | None, str | None, float, float]] = []  # status, the two headers, asked and answered at
 asked_at: list[float] = []
 
 
@@ -17,8 +17,8 @@ def note_request(_: object) -> None:
 
 
 def note_answer(response: object) -> None:
-    told = response.headers.get("retry-after")
-    answers.append((response.status_code, told and float(told), asked_at[-1], time.monotonic()))
+    told = response.headers.get("retry-after"), response.headers.get("retry-after-ms")
+    answers.append((response.status_code, *told, asked_at[-1], time.monotonic()))
 
 
 def main() -> None:
