@@ -1,8 +1,8 @@
 """The request of `vllm bench serve --backend openai`, and what it reads of the answer, over aiohttp as it does.
 
 vllm itself is too large to install here. Written after vllm/benchmarks/lib/endpoint_request_func.py of
-vllm-project/vllm at 02cfb534 (async_request_openai_completions): the fields and defaults, the headers, and
-its reader: a stream cut anywhere, whose events end with a blank line; the first event with `choices` is the first token,
+vllm-project/vllm at 02cfb534 (async_request_openai_completions): the fields and defaults, the headers, and its reader:
+a stream cut anywhere, whose events end with a blank line; the first event with `choices` is the first token,
 the one with `usage` and no choices has the counts.
 """
 
