@@ -91,7 +91,7 @@ OPENAI_PYTHONS = [pytest.param(Path(sys.executable), id="newest"), pytest.param(
 @pytest.fixture(scope="session")
 def start_clients(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunningStack], Clients]:
     if not (BIN.parent / ".installed").exists():
-        pytest.fail("The clients are not installed: run make clients (about 2 minutes, 1.3 GB in .venv-clients).")
+        pytest.fail("The clients are not installed: run make clients (about 2 minutes, 1.8 GB in .venv-clients).")
     return lambda stack: Clients(stack, engine_dir, tmp_path_factory.mktemp("client"))
 
 
