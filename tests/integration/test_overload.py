@@ -147,8 +147,11 @@ def test_a_request_that_takes_longer_than_the_lease_lives_on(small_stack: Runnin
 
 
 def test_a_client_that_leaves_while_it_waits_frees_its_place(small_stack: RunningStack) -> None:
-    connections = [open_request(small_stack) for _ in range(7)]
-    wait_until(lambda: small_stack.decode_metric("decode_queued_requests") == 3, limit_s=10, what="three of them wait")
+    connections = [open_request(small_stack) for _ in range(4)]
+    # A request waits until the engine's next step: seven in the same moment would be more than may wait.
+    wait_until(lambda: active(small_stack) == 4, limit_s=10, what="the engine works on four")
+    connections += [open_request(small_stack) for _ in range(3)]
+    wait_until(lambda: small_stack.decode_metric("decode_queued_requests") == 3, limit_s=10, what="three more wait")
     for connection in connections[4:]:
         connection.close()
     wait_until(lambda: small_stack.decode_metric("decode_queued_requests") == 0, limit_s=5, what="nobody waits")

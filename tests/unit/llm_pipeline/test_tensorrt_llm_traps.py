@@ -20,7 +20,15 @@ from llm_pipeline.capabilities import CAPABILITIES
 from llm_pipeline.engine_manifest import ManifestError
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.executors.tensorrt_llm.fit import read_vocabulary
-from llm_pipeline.messages import CompletionParameters, FinishReason, GenerationRequest, Guide, GuideType, Sampling
+from llm_pipeline.messages import (
+    GUIDE_PARAM,
+    CompletionParameters,
+    FinishReason,
+    GenerationRequest,
+    Guide,
+    GuideType,
+    Sampling,
+)
 from llm_pipeline.stages.preprocess import PreprocessStage
 from llm_pipeline.tokenizer import Tokenizer
 
@@ -367,7 +375,7 @@ def test_a_guide_without_guided_decoding_is_refused_here(any_bench: TrtllmBench)
     """Upstream would fail it inside the batch."""
     with pytest.raises(PipelineError) as caught:
         any_bench.submit(request_with(guide=Guide(GuideType.JSON)))
-    assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "guide")
+    assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, GUIDE_PARAM)
 
 
 # Loading
