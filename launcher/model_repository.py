@@ -22,21 +22,30 @@ from llm_pipeline.deployment import DeployedModel, Deployment, DeploymentError
 from llm_pipeline.tensors import ENSEMBLE_MODEL, STAGE_MODELS, stage_model
 
 _CONFIG = "config.pbtxt"
+# Says that a folder was made here, so that it may be made anew. Triton looks at folders only.
+_MARKER = ".made-by-triton-completions"
 
 
 def lay_out(deployment: Deployment, source: Path, folder: Path) -> Path:
-    """Makes `folder` anew from the models in `source`. Nothing is left of what was in it before."""
+    """Makes `folder` anew from the models in `source`. Nothing is left of what was in it before.
+
+    OSError when it can't be made, or can't be replaced because something is mounted there; it stays as it was, then.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".laying-out-", dir=folder.parent))
+    workspace = Path(tempfile.mkdtemp(prefix=".laying-out-", dir=folder.parent))
     try:
+        draft = workspace / "new"
+        draft.mkdir()
         draft.chmod(0o755)
+        (draft / _MARKER).touch()
         for model in deployment.models:
             if model.is_laid_out:
                 _lay_out_model(model, source, draft)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.rename(workspace / "old")
         draft.rename(folder)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(workspace, ignore_errors=True)
     return folder
 
 
@@ -93,15 +102,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DeploymentError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    if given.folder.exists() and not _is_ours(given.folder):
-        sys.stderr.write(f"{given.folder} holds something that is no model; choose an empty folder or a new one.\n")
+    try:
+        problem = _find_problem(given.folder)
+        if problem is None:
+            lay_out(deployment, REPOSITORY_ROOT / "model_repository", given.folder)
+    except OSError as error:
+        problem = f"{given.folder} can't be written: {error.strerror or error}."
+    if problem is not None:
+        sys.stderr.write(f"{problem}\n")
         return 2
-    lay_out(deployment, REPOSITORY_ROOT / "model_repository", given.folder)
     return 0
 
 
+def _find_problem(folder: Path) -> str | None:
+    if not folder.exists():
+        return None
+    if not _is_ours(folder):
+        return f"{folder} holds what was not made by this program; choose an empty folder or a new one."
+    if folder.is_mount():
+        return f"{folder} is a mount point, which can't be made anew; name a folder in it, such as {folder / 'models'}."
+    return None
+
+
 def _is_ours(folder: Path) -> bool:
-    return folder.is_dir() and all((path / _CONFIG).is_file() for path in folder.iterdir())
+    """Empty, or made by `lay_out`: only such a folder may be replaced."""
+    return folder.is_dir() and ((folder / _MARKER).is_file() or not any(folder.iterdir()))
 
 
 if __name__ == "__main__":

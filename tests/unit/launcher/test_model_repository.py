@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def parameters(folder: Path, name: str) -> dict[str, str]:
 
 def test_each_model_of_our_own_triton_has_an_ensemble_of_three(deployment: Deployment, tmp_path: Path) -> None:
     folder = lay_out(deployment, SOURCE, tmp_path / "made" / "repository")
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if path.is_dir()}  # Triton looks at folders only
     assert names == {
         *("org-one-x", "org-one-x-preprocess", "org-one-x-decode", "org-one-x-postprocess"),
         *("two", "two-preprocess", "two-decode", "two-postprocess"),
@@ -104,6 +105,59 @@ def test_the_program_leaves_a_folder_of_somebody_elses_alone(
     assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "new")]) == 0
     assert (tmp_path / "new" / "two").is_dir()
     assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "new")]) == 0  # its own work is made anew
+
+
+def test_the_program_leaves_a_model_repository_of_somebody_elses_alone(
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "models" / "bert"
+    model.mkdir(parents=True)
+    (model / "config.pbtxt").write_text('name: "bert"')
+    assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "models")]) == 2
+    assert "choose an empty folder" in capsys.readouterr().err
+    assert (model / "config.pbtxt").exists()
+
+
+def test_the_program_fills_an_empty_folder(deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "empty")]) == 0
+    assert (tmp_path / "empty" / "two").is_dir()
+
+
+def test_the_program_names_a_place_where_it_can_t_write(
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "file" / "new")]) == 2
+    assert f"{tmp_path / 'file' / 'new'} can't be written: File exists" in capsys.readouterr().err
+
+
+def test_the_program_names_a_mount_point_which_can_t_be_made_anew(
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "volume")
+    assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "volume")]) == 2
+    assert f"name a folder in it, such as {tmp_path / 'volume' / 'models'}" in capsys.readouterr().err
+    assert list((tmp_path / "volume").iterdir()) == []
+
+
+def test_what_was_there_stays_when_it_can_t_be_replaced(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = lay_out(deployment, SOURCE, tmp_path / "repository")
+    rename = Path.rename
+
+    def refuse_what_is_busy(path: Path, target: Path) -> Path:
+        if path == folder:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_what_is_busy)
+    with pytest.raises(OSError, match="busy"):
+        lay_out(deployment, SOURCE, folder)
+    assert (folder / "two").is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {"repository", "deployment.toml"}
 
 
 def test_the_program_names_what_is_wrong_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
