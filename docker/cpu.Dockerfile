@@ -28,7 +28,7 @@ LABEL org.opencontainers.image.title="triton-completions: CPU" \
     org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin serve \
     && install --directory --owner 10001 --group 10001 \
-        /var/lib/triton-completions /var/lib/triton-completions/logs
+        /var/lib/triton-completions /var/lib/triton-completions/logs /var/lib/triton-completions/model_repository
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/triton-completions /opt/triton-completions
 COPY --from=build /opt/engine /opt/engine

@@ -79,10 +79,13 @@ class Stack:
 
     def _start(self) -> None:
         self.deployment = check_all(self._settings)
-        self._run_dir.mkdir(parents=True, exist_ok=True)
+        with _written_to(self._run_dir):
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            self._log_dir.mkdir(parents=True, exist_ok=True)
         engine_dir = self._settings.engine_dir or self._build_engine_if_needed()
-        self.api_key = self._find_key()
-        backends = triton_server.prepare_backends(self._run_dir)
+        with _written_to(self._run_dir):
+            self.api_key = self._find_key()
+            backends = triton_server.prepare_backends(self._run_dir)
         self.triton = ChildProcess(
             "Triton",
             triton_server.command(self._settings, backends, self._model_repository()),
@@ -128,7 +131,9 @@ class Stack:
         source = REPOSITORY_ROOT / "model_repository"
         if self.deployment is None:
             return source
-        return lay_out(self.deployment, source, self._run_dir / "model_repository" / str(self._settings.port))
+        folder = self._run_dir / "model_repository" / str(self._settings.port)
+        with _written_to(folder):
+            return lay_out(self.deployment, source, folder)
 
     def _build_engine_if_needed(self) -> Path | None:
         """The default engine, unless every model has one of its own."""
@@ -207,6 +212,18 @@ class Stack:
         raise StartError(
             f"No answer of {waiting[0]} within {self._settings.start_timeout_s:.0f} s (START_TIMEOUT_S).\n{tails}"
         )
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    """StartError in place of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise StartError(
+            f"{folder} can't be written ({error.strerror or error}). Let RUN_DIR be a folder that can, or mount a "
+            "tmpfs or a volume there."
+        ) from error
 
 
 def _log_tail(child: ChildProcess) -> str:

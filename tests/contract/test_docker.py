@@ -240,6 +240,15 @@ def test_keys_are_secrets_and_no_variables(name: str) -> None:
     assert SERVICES[name].get("secrets") == (["api_keys"] if has_keys else None)
 
 
+def test_what_the_launcher_writes_is_on_a_tmpfs() -> None:
+    """The root is read-only: logs, and the model repository that is laid out for a deployment."""
+    (run_dir,) = re.findall(r"RUN_DIR=(\S+)", (DOCKER / "cpu.Dockerfile").read_text(encoding="utf-8"))
+    mounted = {mount.partition(":")[0] for mount in SERVICES["stack"]["tmpfs"]}
+    assert {f"{run_dir}/logs", f"{run_dir}/model_repository"} <= mounted
+    command = (DOCKER / "README.md").read_text(encoding="utf-8")
+    assert {mount for mount in mounted if f"--tmpfs {mount}" not in command} == set()
+
+
 def test_the_front_end_waits_for_a_loaded_engine() -> None:
     assert SERVICES["frontend"]["depends_on"] == {"triton": {"condition": "service_healthy"}}
 

@@ -15,7 +15,8 @@ from test_checks import free_ports
 
 from launcher import stack
 from launcher.settings import StackSettings
-from launcher.stack import Stack
+from launcher.stack import Stack, StartError
+from llm_pipeline.deployment import Deployment
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,31 @@ def test_a_key_that_is_set_is_not_written_anywhere(tmp_path: Path) -> None:
 def test_with_a_key_file_no_key_is_made(tmp_path: Path) -> None:
     assert make_stack(tmp_path, api_keys_file=tmp_path / "keys.json")._find_key() is None
     assert list(tmp_path.iterdir()) == []
+
+
+# --- Where it can't write --------------------------------------------------------------------------------------------
+
+
+def test_a_place_that_can_t_be_written_ends_the_start_in_words(tmp_path: Path) -> None:
+    """In a container with a read-only root, that is every folder without a tmpfs."""
+    (tmp_path / "deployment.toml").write_text('[[models]]\nname = "one"\n')
+    (tmp_path / "model_repository").touch()
+    made = make_stack(tmp_path)
+    made.deployment = Deployment.load(tmp_path / "deployment.toml")
+    with pytest.raises(StartError, match=r"model_repository.* can't be written \(File exists\).*RUN_DIR"):
+        made._model_repository()
+
+
+def test_a_run_directory_that_can_t_be_written_ends_the_start_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "check_all", lambda settings: None)
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(StartError, match=r"can't be written .*RUN_DIR"),
+        make_stack(tmp_path / "file" / "run").running(),
+    ):
+        raise AssertionError("it started")
 
 
 # --- What the children are told --------------------------------------------------------------------------------------
