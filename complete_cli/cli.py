@@ -18,7 +18,7 @@ import typer
 
 from complete_cli.client import CompletionError, Endpoint, UnreachableError
 from complete_cli.report import Report, TextWriter
-from complete_cli.request import UsageError, parse_settings, read_prompt
+from complete_cli.request import UsageError, parse_settings, read_prompt, request_body
 
 _DEFAULT_URL = "http://127.0.0.1:9000/openai/v1"
 _LOCAL_KEY = Path(".run/api-key")  # where `make serve` keeps the one that it made
@@ -78,13 +78,9 @@ def complete(
         "n": choices,
     }
     with _exit_statuses():
-        body = {
-            "prompt": read_prompt(prompt, file, sys.stdin.buffer),
-            "stream": stream,
-            **({"stream_options": {"include_usage": True}} if stream else {}),
-            **{name: value for name, value in sampling.items() if value is not None},
-            **parse_settings(settings or ()),
-        }
+        body = request_body(
+            read_prompt(prompt, file, sys.stdin.buffer), sampling, parse_settings(settings or ()), stream=stream
+        )
         endpoint = Endpoint(base_url, api_key or _local_key(base_url))
         body["model"] = model or body.get("model") or endpoint.first_model()
         _run(endpoint, body, as_json=as_json, quiet=quiet)

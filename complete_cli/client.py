@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 
 _DONE = "[DONE]"
-# Silence that long means that nobody is there: servers send comments while they wait for a token.
+# Silence that long in a stream means that nobody is there: servers send comments while they wait for a token. Of a
+# whole answer nothing comes before it is made, which may take as long as the server allows.
 _SILENCE_LIMIT_S = 120.0
+_ANSWER_LIMIT_S = 3600.0
 _CONNECT_LIMIT_S = 10.0
 
 
@@ -45,18 +47,23 @@ class Endpoint:
 
         CompletionError, UnreachableError.
         """
-        with self._client() as client, _translated(), client.stream("POST", "completions", json=dict(body)) as answer:
+        limit_s = _SILENCE_LIMIT_S if body.get("stream") else _ANSWER_LIMIT_S
+        with (
+            self._client(limit_s) as client,
+            _translated(),
+            client.stream("POST", "completions", json=dict(body)) as answer,
+        ):
             if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                 answer.read()
-                yield _json(answer)
+                yield _with_choices(_json(answer))
                 return
             yield from _events(answer.iter_lines())
 
-    def _client(self) -> httpx.Client:
+    def _client(self, silence_limit_s: float = _SILENCE_LIMIT_S) -> httpx.Client:
         if self.key is not None and not self.key.isascii():  # no header can carry it
             raise CompletionError("The API key holds characters that no key has.")
         headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
-        timeout = httpx.Timeout(_SILENCE_LIMIT_S, connect=_CONNECT_LIMIT_S)
+        timeout = httpx.Timeout(silence_limit_s, connect=_CONNECT_LIMIT_S)
         return httpx.Client(base_url=self.base_url.rstrip("/") + "/", headers=headers, timeout=timeout)
 
 
@@ -67,11 +74,27 @@ def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
         data = line.removeprefix("data:").strip()
         if data == _DONE:
             return
-        event: dict[str, Any] = json.loads(data)
+        event = _event(data)
         if event.get("error"):
             raise CompletionError(_message(event) or "The server reported an error without a message.")
-        yield event
+        yield _with_choices(event)
     raise CompletionError("The stream broke off before its end.")
+
+
+def _event(data: str) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise CompletionError("The server sent an event that is no JSON object, not as this API does.")
+    return event
+
+
+def _with_choices(answer: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(answer.get("choices"), list):
+        raise CompletionError("The server answered without choices, not as this API does.")
+    return answer
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,3 +51,20 @@ def parse_settings(items: Iterable[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             fields[name] = value
     return fields
+
+
+def request_body(
+    prompt: str, options: Mapping[str, Any], settings: Mapping[str, Any], *, stream: bool
+) -> dict[str, Any]:
+    """The body without its model. `settings` go before `options`, of which those that are None are left out.
+
+    A stream's usage is asked for, which servers refuse of an answer that is none.
+    """
+    streams = settings.get("stream", stream)
+    return {
+        "prompt": prompt,
+        "stream": stream,
+        **({"stream_options": {"include_usage": True}} if streams else {}),
+        **{name: value for name, value in options.items() if value is not None},
+        **settings,
+    }

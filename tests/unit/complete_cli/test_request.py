@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from complete_cli.request import UsageError, parse_settings, read_prompt
+from complete_cli.request import UsageError, parse_settings, read_prompt, request_body
 
 
 class Terminal(io.BytesIO):
@@ -74,3 +74,17 @@ def test_fields_are_json_or_else_strings() -> None:
 def test_a_field_without_a_name_or_a_value_is_refused(item: str) -> None:
     with pytest.raises(UsageError, match="name=value"):
         parse_settings([item])
+
+
+def test_usage_is_asked_of_a_stream_only() -> None:
+    """The server refuses stream_options of an answer that is no stream."""
+    usage = {"include_usage": True}
+    assert request_body("Hi", {}, {}, stream=True) == {"prompt": "Hi", "stream": True, "stream_options": usage}
+    assert request_body("Hi", {}, {}, stream=False) == {"prompt": "Hi", "stream": False}
+    assert request_body("Hi", {}, {"stream": False}, stream=True) == {"prompt": "Hi", "stream": False}
+    assert request_body("Hi", {}, {"stream": True}, stream=False)["stream_options"] == usage
+
+
+def test_settings_go_before_options_and_what_is_not_given_is_not_sent() -> None:
+    body = request_body("Hi", {"seed": 1, "n": None}, {"seed": 2, "stream_options": None}, stream=True)
+    assert body == {"prompt": "Hi", "stream": True, "stream_options": None, "seed": 2}
