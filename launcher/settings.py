@@ -44,6 +44,9 @@ class StackSettings(BaseSettings):
     triton_hang_limit_s: float = Field(
         10.0, ge=2, description="A Triton that runs and does not answer for so long is started again, in s"
     )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="Seconds that running requests have to finish after SIGTERM before they are stopped"
+    )
     start_timeout_s: float = Field(240.0, gt=0, description="How long a start may take before it is given up, in s")
 
     @property

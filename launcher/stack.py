@@ -32,8 +32,8 @@ _ENGINE = "smollm2-135m-instruct/cpu-fp16"
 _POLL_S = 0.1
 # An engine that can't be loaded raises one of these in decode; Triton quotes it among many lines of its own.
 _ENGINE_REASON = re.compile(r"(?:ManifestError|EngineStartError): ([^\"\\]+)")
-_TRITON_STOP_LIMIT_S = 20.0
-_FRONTEND_STOP_LIMIT_S = 40.0  # its own drain limit, and some
+TRITON_STOP_LIMIT_S = 20.0
+_AFTER_DRAIN_S = 15.0  # more than the front end's supervisor gives its workers
 
 
 class StartError(Exception):
@@ -65,6 +65,11 @@ class Stack:
     def base_url(self) -> str:
         return f"http://{self._settings.host}:{self._settings.port}"
 
+    @property
+    def frontend_stop_limit_s(self) -> float:
+        """Seconds that the front end has to end after SIGTERM."""
+        return self._settings.drain_timeout_s + _AFTER_DRAIN_S
+
     @contextmanager
     def running(self) -> Iterator[Stack]:
         """Start everything, hand over when the model has answered, stop everything.
@@ -91,14 +96,14 @@ class Stack:
             triton_server.command(self._settings, backends, self._model_repository()),
             triton_server.environment(self._settings, engine_dir),
             self._log_dir / "triton.log",
-            stop_limit_s=_TRITON_STOP_LIMIT_S,
+            stop_limit_s=TRITON_STOP_LIMIT_S,
         )
         self.frontend = ChildProcess(
             "The front end",
             [sys.executable, "-m", "frontend"],
             self._frontend_environment(engine_dir),
             self._log_dir / "frontend.log",
-            stop_limit_s=_FRONTEND_STOP_LIMIT_S,
+            stop_limit_s=self.frontend_stop_limit_s,
         )
         self.triton.start()
         self.frontend.start()
@@ -177,6 +182,7 @@ class Stack:
             "HOST": self._settings.host,
             "PORT": str(self._settings.port),
             "FRONTEND_WORKERS": str(self._settings.frontend_workers),
+            "DRAIN_TIMEOUT_S": str(self._settings.drain_timeout_s),
             "TRITON_GRPC_PORT": str(self._settings.triton_grpc_port),
             "MODEL_NAME": self._settings.model_name,
             "EXECUTOR": self._settings.executor,

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
+from rich.console import Console
 
 from build_engine.gpu.plan import DEFAULT_TRTLLM
 from frontend.settings import FrontendSettings
 from launcher.multi_gpu import LaunchSettings
 from launcher.settings import StackSettings
+from launcher.stack import TRITON_STOP_LIMIT_S, Stack
 from llm_pipeline.settings import PipelineSettings
 
 ROOT = Path(__file__).parents[2]
@@ -272,7 +274,9 @@ def test_there_is_time_to_drain() -> None:
 
     assert seconds("frontend") > SERVICES["frontend"]["environment"]["DRAIN_TIMEOUT_S"] + 7
     assert seconds("triton") > SERVICES["triton"]["environment"]["TRITON_EXIT_TIMEOUT_S"]
-    assert seconds("stack") > 60  # launcher/stack.py: 40 s and 20 s
+    drain_timeout_s = SERVICES["stack"]["environment"]["DRAIN_TIMEOUT_S"]
+    stack = Stack(StackSettings(drain_timeout_s=drain_timeout_s), Console(quiet=True))
+    assert seconds("stack") > stack.frontend_stop_limit_s + TRITON_STOP_LIMIT_S
 
 
 def test_the_example_environment_is_the_compose_files_defaults() -> None:

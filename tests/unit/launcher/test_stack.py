@@ -106,6 +106,14 @@ def test_the_front_end_is_told_its_ports_its_model_and_its_key(tmp_path: Path) -
     assert environment["API_KEY"] == "the key"
 
 
+@pytest.mark.parametrize("drain_timeout_s", [0.0, 30.0, 300.0])
+def test_the_front_end_has_the_time_to_drain_that_it_is_told(tmp_path: Path, drain_timeout_s: float) -> None:
+    """Its supervisor ends its workers 10 s after the drain; the launcher must not come before it."""
+    made = make_stack(tmp_path, drain_timeout_s=drain_timeout_s)
+    assert float(made._frontend_environment()["DRAIN_TIMEOUT_S"]) == drain_timeout_s
+    assert made.frontend_stop_limit_s > drain_timeout_s + 10
+
+
 def test_the_front_end_is_told_the_key_file(tmp_path: Path) -> None:
     environment = make_stack(tmp_path, api_keys_file=tmp_path / "keys.json")._frontend_environment()
     assert environment["API_KEYS_FILE"] == str(tmp_path / "keys.json")
