@@ -16,12 +16,18 @@ from launcher.settings import StackSettings
 from llm_pipeline.deployment import DeployedModel, Deployment, DeploymentError
 
 _MIB = 2**20
-_SHARED_MEMORY_MIB = 64  # three stubs with a few MiB each, and room to grow
+_SHARED_MEMORY_MIB = 48  # room for what is under way, and for each model
+_STUBS_SHARED_MEMORY_MIB = 16  # three stubs with 1 MiB each, and some growth
 _SHARED_MEMORY = Path("/dev/shm")
 _LOOPBACK = "127.0.0.1"
-# Weights in f32, a KV cache of 1 GiB, Triton and two Python stubs took 2.4 GiB (measured).
-_ENGINE_MEMORY_MIB = 2048  # and the KV cache
-_SCRIPTED_MEMORY_MIB = 512
+# Upper estimates. Seen: Triton 65 MiB and the front end 95; a model's three stubs 200; an engine 542 at its peak, with
+# 257 MiB of weights. How much a larger model needs beside its weights was not measured.
+_SERVERS_MEMORY_MIB = 256
+_STUBS_MEMORY_MIB = 256
+_ENGINE_MEMORY_MIB = 512  # and its weights, and the KV cache
+_WEIGHTS_FACTOR = 1.25
+_DEFAULT_WEIGHTS_MIB = 257  # of the engine that is built when none is named
+_WEIGHTS = "model.safetensors"
 _LOWEST_GLIBC = (2, 35)
 
 
@@ -48,7 +54,7 @@ def check_all(settings: StackSettings) -> Deployment | None:
             _check_ports_differ(settings),
             *_check_models(settings, deployment),
             _check_memory(settings, deployment),
-            _check_shared_memory(),
+            _check_shared_memory(deployment),
         )
         if finding
     ]
@@ -142,10 +148,16 @@ def _laid_out(deployment: Deployment) -> list[DeployedModel]:
 
 
 def _check_memory(settings: StackSettings, deployment: Deployment | None) -> str | None:
-    needed = _memory_mib(settings.executor, settings.cpu_kv_cache_gib)
-    if deployment is not None:
-        needed = sum(
-            _memory_mib(model.executor or settings.executor, _kv_cache_gib(model, settings))
+    needed = _SERVERS_MEMORY_MIB
+    if deployment is None:
+        needed += _model_memory_mib(settings.executor, settings.engine_dir, settings.cpu_kv_cache_gib)
+    else:
+        needed += sum(
+            _model_memory_mib(
+                model.executor or settings.executor,
+                model.engine_dir or settings.engine_dir,
+                _kv_cache_gib(model, settings),
+            )
             for model in _laid_out(deployment)
         )
     available = psutil.virtual_memory().available // _MIB
@@ -162,17 +174,30 @@ def _kv_cache_gib(model: DeployedModel, settings: StackSettings) -> float:
     return own.get("cpu_kv_cache_gib", settings.cpu_kv_cache_gib)
 
 
-def _memory_mib(executor: str, kv_cache_gib: float) -> int:
-    return _ENGINE_MEMORY_MIB + int(kv_cache_gib * 1024) if executor == "cpu" else _SCRIPTED_MEMORY_MIB
+def _model_memory_mib(executor: str, engine_dir: Path | None, kv_cache_gib: float) -> int:
+    if executor != "cpu":
+        return _STUBS_MEMORY_MIB
+    engine = _ENGINE_MEMORY_MIB + int(_WEIGHTS_FACTOR * _weights_mib(engine_dir))
+    return _STUBS_MEMORY_MIB + engine + int(kv_cache_gib * 1024)
 
 
-def _check_shared_memory() -> str | None:
+def _weights_mib(engine_dir: Path | None) -> int:
+    """Of an engine that can't be read, the default's: decode says what is wrong with it."""
+    try:
+        return (engine_dir / _WEIGHTS).stat().st_size // _MIB if engine_dir is not None else _DEFAULT_WEIGHTS_MIB
+    except OSError:
+        return _DEFAULT_WEIGHTS_MIB
+
+
+def _check_shared_memory(deployment: Deployment | None) -> str | None:
     if not _SHARED_MEMORY.is_dir():
         return "/dev/shm is missing; Triton's Python backend needs it. Mount a tmpfs there."
     free = shutil.disk_usage(_SHARED_MEMORY).free // _MIB
-    if free >= _SHARED_MEMORY_MIB:
+    models = len(_laid_out(deployment)) if deployment is not None else 1
+    needed = _SHARED_MEMORY_MIB + models * _STUBS_SHARED_MEMORY_MIB
+    if free >= needed:
         return None
     return (
-        f"/dev/shm has {free} MiB free and Triton's Python backend needs {_SHARED_MEMORY_MIB}. "
+        f"/dev/shm has {free} MiB free and Triton's Python backend needs {needed}. "
         "Remove what is left over there, or start the container with a larger --shm-size."
     )

@@ -103,11 +103,11 @@ def test_a_python_without_its_shared_library_is_told_how_to_get_one(
 @pytest.mark.parametrize(
     ("executor", "kv_cache_gib", "available_mib", "is_enough"),
     [
-        ("cpu", 1.0, 3072, True),
-        ("cpu", 1.0, 3000, False),
-        ("cpu", 0.5, 3000, True),
-        ("cpu", 8.0, 10_000, False),
-        ("cpu", 8.0, 10_300, True),
+        ("cpu", 1.0, 2400, True),
+        ("cpu", 1.0, 2300, False),
+        ("cpu", 0.5, 2300, True),
+        ("cpu", 8.0, 9500, False),
+        ("cpu", 8.0, 9600, True),
         ("scripted", 1.0, 600, True),
         ("scripted", 8.0, 600, True),
         ("scripted", 1.0, 400, False),
@@ -128,6 +128,51 @@ def test_memory_is_needed_for_the_executor_and_its_cache(
         check_all(settings)
     else:
         assert f"{available_mib} MiB of memory are free" in findings(settings)
+
+
+def deployed(folder: Path, models: int, lines: str = "") -> Path:
+    path = folder / "deployment.toml"
+    path.write_text("".join(f'[[models]]\nname = "m{number}"\n{lines}\n' for number in range(models)))
+    return path
+
+
+@pytest.mark.parametrize(("available_mib", "is_enough"), [(5600, False), (5800, True)])
+def test_three_models_share_triton_and_the_front_end(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, available_mib: int, is_enough: bool
+) -> None:
+    set_memory(monkeypatch, mib=available_mib)
+    settings = settings.model_copy(
+        update={"executor": "cpu", "cpu_kv_cache_gib": 0.7, "deployment": deployed(tmp_path, models=3)}
+    )
+    if is_enough:
+        check_all(settings)
+    else:
+        assert f"{available_mib} MiB of memory are free" in findings(settings)
+
+
+def test_memory_is_needed_for_the_weights_of_an_engine(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file of that length without that much on the disk."""
+    set_memory(monkeypatch, mib=8000)
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(1024 * MIB)
+    check_all(settings.model_copy(update={"engine_dir": tmp_path}))
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(8 * 1024 * MIB)
+    assert "8000 MiB of memory are free" in findings(settings, engine_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("models", "is_enough"), [(1, True), (3, True), (4, False)])
+def test_every_model_has_stubs_that_need_shared_memory(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: int, is_enough: bool
+) -> None:
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=96 * MIB))
+    settings = settings.model_copy(update={"executor": "scripted", "deployment": deployed(tmp_path, models)})
+    if is_enough:
+        check_all(settings)
+    else:
+        assert "/dev/shm has 96 MiB free and Triton's Python backend needs 112" in findings(settings)
 
 
 def test_too_little_shared_memory_is_told(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
