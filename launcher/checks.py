@@ -14,6 +14,7 @@ import psutil
 from launcher.check_python import find_libpython_problem
 from launcher.settings import StackSettings
 from llm_pipeline.deployment import DeployedModel, Deployment, DeploymentError
+from llm_pipeline.executors.cpu_engine.weights import WEIGHTS_NAME
 
 _MIB = 2**20
 _SHARED_MEMORY_MIB = 48  # room for what is under way, and for each model
@@ -27,7 +28,6 @@ _STUBS_MEMORY_MIB = 256
 _ENGINE_MEMORY_MIB = 512  # and its weights, and the KV cache
 _WEIGHTS_FACTOR = 1.25
 _DEFAULT_WEIGHTS_MIB = 257  # of the engine that is built when none is named
-_WEIGHTS = "model.safetensors"
 _LOWEST_GLIBC = (2, 35)
 
 
@@ -184,7 +184,7 @@ def _model_memory_mib(executor: str, engine_dir: Path | None, kv_cache_gib: floa
 def _weights_mib(engine_dir: Path | None) -> int:
     """Of an engine that can't be read, the default's: decode says what is wrong with it."""
     try:
-        return (engine_dir / _WEIGHTS).stat().st_size // _MIB if engine_dir is not None else _DEFAULT_WEIGHTS_MIB
+        return (engine_dir / WEIGHTS_NAME).stat().st_size // _MIB if engine_dir is not None else _DEFAULT_WEIGHTS_MIB
     except OSError:
         return _DEFAULT_WEIGHTS_MIB
 
