@@ -46,10 +46,12 @@ def check_guide(guide: Guide) -> None:
         return  # TensorRT-LLM's own notation; it checks that itself
     try:
         from llguidance import LLMatcher
-    except ImportError:  # an executor that has guides without it refuses what it can't use
-        _log.info("llguidance is not installed; guides are not checked beforehand")
+
+        grammar = _grammar(guide)
+    except ImportError:  # an executor that has guides without it, or brings an older one, refuses what it can't use
+        _log.info("llguidance is not installed or too old; the %s is not checked beforehand", _noun(guide))
         return
-    if problem := LLMatcher.validate_grammar(_grammar(guide)):
+    if problem := LLMatcher.validate_grammar(grammar):
         raise _bad(f"The {_noun(guide)} can't be used: {_first_line(problem)}")
 
 
@@ -82,9 +84,11 @@ def _first_line(problem: str) -> str:
 
 
 def _grammar(guide: Guide) -> str:
-    """The guide in llguidance's own form. PipelineError when a grammar is in neither of the two notations."""
-    from llguidance import LLMatcher, regex_to_lark
-    from llguidance.gbnf_to_lark import any_to_lark
+    """The guide in llguidance's own form. PipelineError when a grammar is in neither of the two notations.
+
+    ImportError when this llguidance can't read guides of that type.
+    """
+    from llguidance import LLMatcher
 
     text = guide.text or ""
     if guide.type in (GuideType.JSON, GuideType.JSON_SCHEMA):
@@ -94,9 +98,13 @@ def _grammar(guide: Guide) -> str:
         except ValueError as error:
             raise _bad(f"The JSON schema can't be used: {_first_line(str(error))}") from None
     elif guide.type is GuideType.REGEX:
+        from llguidance import regex_to_lark
+
         # Otherwise \\d would match the digits of every script.
         found = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, use_ascii='d')}/")
     else:
+        from llguidance.gbnf_to_lark import any_to_lark
+
         try:
             found = LLMatcher.grammar_from_lark(any_to_lark(text))
         except Exception as error:  # a parser in Python that raises whatever it meets

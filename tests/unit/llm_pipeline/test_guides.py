@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import jsonschema
+import llguidance
 import numpy as np
 import pytest
 import tokenizers
@@ -152,3 +154,22 @@ def test_a_token_that_is_not_allowed_ends_in_an_error(compiler: GuideCompiler) -
     follower.advance([int(np.flatnonzero(~follower.allowed())[0])])
     with pytest.raises(GuideError):
         follower.allowed()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(GuideType.REGEX, "[0-9]+"), (GuideType.REGEX, "("), (GuideType.EBNF_GRAMMAR, 'root ::= "a"')]
+)
+def test_what_an_older_llguidance_can_t_check_is_left_to_the_executor(
+    monkeypatch: pytest.MonkeyPatch, kind: GuideType, text: str
+) -> None:
+    """TensorRT-LLM brings its own version, and follows guides itself."""
+    monkeypatch.delattr(llguidance, "regex_to_lark")
+    monkeypatch.setitem(sys.modules, "llguidance.gbnf_to_lark", None)
+    check_guide(Guide(kind, text))
+
+
+def test_what_an_older_llguidance_can_check_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(llguidance, "regex_to_lark")
+    monkeypatch.setitem(sys.modules, "llguidance.gbnf_to_lark", None)
+    with pytest.raises(PipelineError, match="JSON schema can't be used"):
+        check_guide(Guide(GuideType.JSON_SCHEMA, '{"type": "nothing"}'))
