@@ -130,6 +130,16 @@ def test_no_package_registry_is_named(path: Path) -> None:
     assert not re.search(r"pypi|pythonhosted|--(extra-)?index-url|--find-links", text)
 
 
+def test_what_make_and_git_keep_here_is_not_sent_to_a_build() -> None:
+    """Gigabytes of environments, engines and copies."""
+    ignored = set((ROOT / ".dockerignore").read_text(encoding="utf-8").split())
+    made = re.findall(r"^(?:VENV|CLIENTS) := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(made) == 2
+    assert {*made, ".git", ".run", "tests", "benchmarks", "docs"} <= ignored
+    copied = {source for path in DOCKERFILES for rest in all_of(path, "COPY") for source in rest.split()}
+    assert not copied & ignored
+
+
 # --- Versions --------------------------------------------------------------------------------------------------------
 
 
