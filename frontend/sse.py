@@ -1,6 +1,6 @@
 """Server-sent events of a completion, built by hand: this is the code that runs for every chunk.
 
-A pydantic model per token is what holds other front ends at a few thousand events a second (facts/triton_overhead).
+A pydantic model per token is what holds other front ends at a few thousand events a second.
 Everything that is the same in all chunks of a choice is encoded once; per chunk only the text is.
 """
 
