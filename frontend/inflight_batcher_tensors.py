@@ -69,10 +69,16 @@ _STOP_ARRAYS = (
 _HANDLED = {
     *("request_key", "request_id", "text", "token_ids", "max_tokens", "temperature", "top_p", "top_k", "seed"),
     *("stop", "include_stop_str_in_output", "stream", "bad_words", "bias_words", "guide", "ignore_eos", "end_id"),
+    "guide_param",
     *_SCALARS,
 }
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"min_p": (None, 0.0), "priority": (None, 0)}
-_CLIENTS_NAMES = {"return_token_ids": "return_tokens_as_token_ids", "log_probs": "logprobs", "guide": "response_format"}
+# What clients call a field that has another name here. Looked at first: the first brings return_token_ids with it.
+_CLIENTS_NAMES = {
+    "names_tokens_by_id": "return_tokens_as_token_ids",
+    "log_probs": "logprobs",
+    "return_log_probs": "best_of",
+}
 _GUIDE_TYPES = {"json", "json_schema", "regex", "ebnf_grammar"}
 
 
@@ -100,7 +106,7 @@ def request_arrays(
         (_BAD_WORDS, given["bad_words"] or None, "bad_words"),
         (END_ID, -1 if getattr(parameters, "ignore_eos", False) else getattr(parameters, "end_id", None), "ignore_eos"),
         *((spec, given[name], name) for name, spec in _SCALARS.items()),
-        *_guide_values(given["guide"]),
+        *_guide_values(given["guide"], parameters.guide_param),
         *_bias_values(given["bias_words"]),
     ]
     sent = [(spec, value, param) for spec, value, param in values if value is not None]
@@ -115,12 +121,12 @@ def stop_arrays() -> list[tuple[TensorSpec, Array]]:
     return [(spec, array(spec, value)) for spec, value in _STOP_ARRAYS]
 
 
-def _guide_values(guide: Any) -> list[tuple[TensorSpec, Any, str]]:
+def _guide_values(guide: Any, param: str) -> list[tuple[TensorSpec, Any, str]]:
     if guide is None:
         return []
     if str(guide.type) not in _GUIDE_TYPES:
-        raise _lacking("response_format")
-    return [(GUIDE_TYPE, str(guide.type), "response_format"), (GUIDE, guide.text, "response_format")]
+        raise _lacking(param)
+    return [(GUIDE_TYPE, str(guide.type), param), (GUIDE, guide.text, param)]
 
 
 def _bias_values(words: Any) -> list[tuple[TensorSpec, Any, str]]:
@@ -137,10 +143,10 @@ def _refuse_what_it_lacks(parameters: CompletionParameters) -> None:
             "This model takes prompts as text only, not as token ids. Send strings.",
             param="prompt",
         )
-    for field in fields(parameters):
-        neutral = _NEUTRAL.get(field.name, (field.default,))
-        if field.name not in _HANDLED and getattr(parameters, field.name) not in neutral:
-            raise _lacking(_CLIENTS_NAMES.get(field.name, field.name))
+    defaults = {field.name: field.default for field in fields(parameters) if field.name not in _HANDLED}
+    for name in (*_CLIENTS_NAMES, *defaults):
+        if getattr(parameters, name) not in _NEUTRAL.get(name, (defaults[name],)):
+            raise _lacking(_CLIENTS_NAMES.get(name, name))
 
 
 def _lacking(param: str) -> PipelineError:

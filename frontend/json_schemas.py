@@ -111,8 +111,8 @@ class Error(_Document):
 class ModelCapabilities(_Document):
     """What the model's engine does with a request; a field that it does not have is refused by name.
 
-    Behind NVIDIA's own ensemble, and while the engine can't be asked, only `kind`, `executor` and what depends on the
-    kind are there.
+    While the engine can't be asked, only `kind`, `executor` and what depends on the kind are there; behind NVIDIA's own
+    ensemble, what it has no input for is there, too.
     """
 
     kind: Literal["ensemble", "inflight_batcher_llm"] = Field(description="Whose ensemble serves it: ours or NVIDIA's")
@@ -122,7 +122,14 @@ class ModelCapabilities(_Document):
     prompt_token_ids: bool = Field(description="Whether prompts may be token ids")
     min_p: bool
     skip_special_tokens: bool = Field(description="Whether false does something")
+    return_token_ids: bool
     return_tokens_as_token_ids: bool
+    echo: bool
+    stop_token_ids: bool
+    truncate_prompt_tokens: bool
+    add_special_tokens: bool = Field(description="Whether false does something")
+    best_of: bool = Field(False, description="Whether it may be above `n`")
+    suffix: bool = False
     repetition_penalty: bool = False
     presence_penalty: bool = False
     frequency_penalty: bool = False

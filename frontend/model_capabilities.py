@@ -9,15 +9,35 @@ from llm_pipeline.deployment import DeployedModel, ModelKind
 from llm_pipeline.description import ModelDescription
 
 
+# What depends on whose ensemble it is. NVIDIA's has no input for these.
+_OURS_ONLY = (
+    *("prompt_token_ids", "min_p", "skip_special_tokens", "return_token_ids", "return_tokens_as_token_ids", "echo"),
+    *("stop_token_ids", "truncate_prompt_tokens", "add_special_tokens"),
+)
+# What depends on the engine, too, when the ensemble is ours.
+_NOT_THEIRS: dict[str, Any] = {
+    "logprobs": None,
+    "prompt_logprobs": False,
+    "best_of": False,
+    "suffix": False,
+    "logit_bias": False,
+    "priority": False,
+}
+
+
 def capabilities(deployed: DeployedModel, facts: ModelDescription | None) -> dict[str, Any]:
     """By name. `executor` is null where what makes the tokens is not known here, as behind NVIDIA's ensemble."""
     is_ours = deployed.kind is ModelKind.ENSEMBLE
     return {
         "kind": deployed.kind.value,
         "executor": deployed.executor,
-        **({} if facts is None else asdict(facts.capabilities)),
-        "prompt_token_ids": is_ours,
-        "min_p": is_ours,
-        "skip_special_tokens": is_ours,  # false, that is
-        "return_tokens_as_token_ids": is_ours,
+        **(_of_engine(facts) if is_ours else _NOT_THEIRS),
+        **dict.fromkeys(_OURS_ONLY, is_ours),
     }
+
+
+def _of_engine(facts: ModelDescription | None) -> dict[str, Any]:
+    if facts is None:
+        return {}
+    best_of = facts.capabilities.logprobs is not None  # which ranks by them
+    return {**asdict(facts.capabilities), "best_of": best_of, "suffix": facts.fills_in_middle}

@@ -174,6 +174,11 @@ def test_what_the_request_says_reaches_the_engine_and_what_it_leaves_out_is_no_t
     assert seen(top_k=-1, top_p=0.5, temperature=0.5) == {**seen(), "runtime_top_p": 0.5, "temperature": 0.5}
 
 
+def test_structured_output_is_handed_on(served: Served) -> None:
+    """The stand-in takes the guide's inputs and follows none: what it answers is its script."""
+    assert served.complete("say:{}", response_format={"type": "json_object"}) == ("{}", "stop", 3)
+
+
 def test_an_adapters_name_sends_its_task_id(served: Served) -> None:
     answer = served.post("seen:", model="nvidia:adapter", max_tokens=250)
     assert json.loads(answer.json()["choices"][0]["text"])["lora_task_id"] == 7
@@ -188,6 +193,8 @@ def test_an_adapters_name_sends_its_task_id(served: Served) -> None:
         ("say:a", {"min_p": 0.1}, "min_p"),
         ("say:a", {"skip_special_tokens": False}, "skip_special_tokens"),
         ("say:a", {"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids"),
+        ("say:a", {"return_token_ids": True}, "return_token_ids"),
+        ("say:a", {"best_of": 2}, "best_of"),
     ],
 )
 def test_what_their_ensemble_lacks_is_refused_by_name(served: Served, prompt: Any, body: Any, param: str) -> None:
