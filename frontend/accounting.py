@@ -26,6 +26,7 @@ class Accounting:
     def on_chunk(self, choice: Choice, chunk: TextChunk) -> None:
         """See RunListener."""
         now_s = time.monotonic()
+        self._readiness.last_chunk_s = now_s  # also of a chunk without a token, as when a prompt is only scored
         tokens = chunk.completion_tokens - choice.completion_tokens
         if tokens <= 0:
             return
@@ -34,7 +35,6 @@ class Accounting:
         else:
             self._first_tokens(now_s)
         choice.last_chunk_s = now_s
-        self._readiness.last_token_s = now_s
 
     def _first_tokens(self, now_s: float) -> None:
         self._admission.queued -= 1

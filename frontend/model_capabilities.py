@@ -8,7 +8,6 @@ from typing import Any
 from llm_pipeline.deployment import DeployedModel, ModelKind
 from llm_pipeline.description import ModelDescription
 
-
 # What depends on whose ensemble it is. NVIDIA's has no input for these.
 _OURS_ONLY = (
     *("prompt_token_ids", "min_p", "skip_special_tokens", "return_token_ids", "return_tokens_as_token_ids", "echo"),

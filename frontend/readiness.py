@@ -37,14 +37,16 @@ class Readiness:
         self,
         generator: Generator,
         *,
+        model: str = "",
         check_s: float,
         idle_s: float,
         lost_s: float = math.inf,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.is_ready = False
-        self.last_token_s = 0.0  # monotonic; traffic that gets tokens needs no other proof of life
+        self.last_chunk_s = 0.0  # monotonic; traffic that gets answers needs no other proof of life
         self._generator = generator
+        self._model = model  # for the log
         self._check_s = check_s
         self._idle_s = idle_s
         self._wake = asyncio.Event()
@@ -71,15 +73,15 @@ class Readiness:
             is_ready = await self._look()
             if is_ready != self.is_ready:
                 self.is_ready = is_ready
-                log.info("ready" if is_ready else "not_ready")
-            if time.monotonic() - max(self._last_sign_s, self.last_token_s) > self._lost_s:
+                log.info("ready" if is_ready else "not_ready", model=self._model)
+            if time.monotonic() - max(self._last_sign_s, self.last_chunk_s) > self._lost_s:
                 self._on_lost()
             await self._pause()
 
     async def _look(self) -> bool:
         if not await self._sees_triton():
             return False
-        is_idle = time.monotonic() - self.last_token_s > self._idle_s
+        is_idle = time.monotonic() - self.last_chunk_s > self._idle_s
         if self.is_ready and not self._is_doubted and not is_idle:
             return True
         self._is_doubted = False
@@ -111,15 +113,17 @@ class Readiness:
             is_there = run.is_over or await self._sees_triton()
         if not run.is_over:
             run.stop(StopReason.DEADLINE)
-            log.warning("warm_up_failed", reason="no answer in time" if is_there else "Triton went away")
+            reason = "no answer in time" if is_there else "Triton went away"
+            log.warning("warm_up_failed", model=self._model, reason=reason)
             if not is_there:
                 return False
-            # Tokens for others meanwhile: the engine is busy, not broken.
-            return self.is_ready and time.monotonic() - self.last_token_s < self._idle_s
+            # Answers for others meanwhile: the engine is busy, not broken.
+            return self.is_ready and time.monotonic() - self.last_chunk_s < self._idle_s
         if run.failure is not None or not trial.text:
-            log.warning("warm_up_failed", reason=run.failure.code.value if run.failure else "empty text")
+            reason = run.failure.code.value if run.failure else "empty text"
+            log.warning("warm_up_failed", model=self._model, reason=reason)
             return False
-        self.last_token_s = time.monotonic()
+        self.last_chunk_s = time.monotonic()
         return True
 
 

@@ -98,6 +98,7 @@ class ServedModel:
         self.facts = EngineFacts(generator)
         self.readiness = Readiness(
             generator,
+            model=deployed.name,
             check_s=settings.ready_check_s,
             idle_s=settings.warm_up_s,
             lost_s=settings.triton_lost_s,

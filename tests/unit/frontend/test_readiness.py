@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 import pytest
 from app_under_test import Running, in_process, until
 from fake_generator import FakeGenerator, forever
+from structlog.testing import capture_logs
 
 from frontend.readiness import Readiness
 from llm_pipeline.errors import ErrorCode, PipelineError
-from llm_pipeline.messages import CompletionParameters, TextChunk
+from llm_pipeline.messages import CompletionParameters, FinishReason, TextChunk
 
 
 async def is_ready(app: Running) -> bool:
@@ -75,6 +76,26 @@ async def test_a_bad_request_is_refused_even_when_not_ready() -> None:
     generator.is_up = False
     async with in_process(generator) as app:
         assert (await app.complete(max_tokens=0)).status_code == 400
+
+
+async def test_answers_without_a_token_are_a_proof_of_life() -> None:
+    """A prompt that is only scored (`max_tokens: 0` with `echo`) gets an answer, and no token."""
+    scored = TextChunk("Hi", 0, prompt_tokens=5, finish_reason=FinishReason.LENGTH)
+    async with in_process(FakeGenerator(lambda _: [scored]), warm_up_s=60) as app:
+        (model,) = app.app.state.services.models
+        model.readiness.last_chunk_s = 0.0
+        assert (await app.complete(max_tokens=0, echo=True)).status_code == 200
+        assert model.readiness.last_chunk_s > 0
+
+
+async def test_the_log_names_the_model() -> None:
+    readiness = Readiness(FakeGenerator(), model="org/large", check_s=60, idle_s=60)
+    with capture_logs() as logs:
+        watch = asyncio.create_task(readiness.watch())
+        await until(lambda: readiness.is_ready)
+        watch.cancel()
+        await asyncio.wait({watch}, timeout=2)
+    assert {"event": "ready", "model": "org/large", "log_level": "info"} in logs
 
 
 async def test_the_watch_can_be_cancelled_in_the_moment_of_a_doubt() -> None:
