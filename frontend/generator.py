@@ -18,6 +18,14 @@ class UnreachableError(PipelineError):
         super().__init__(ErrorCode.SERVICE_UNAVAILABLE, message)
 
 
+class NoRoomError(PipelineError):
+    """Triton has no memory left for this request. It is well all the same, and may serve the next one."""
+
+    def __init__(self) -> None:
+        message = "The model server has no room for this request; try again shortly."
+        super().__init__(ErrorCode.SERVICE_UNAVAILABLE, message)
+
+
 class Generator(Protocol):
     """Completes prompts, many at once.
 

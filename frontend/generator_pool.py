@@ -17,7 +17,7 @@ from typing import Protocol
 
 import structlog
 
-from frontend.generator import Generator, UnreachableError
+from frontend.generator import Generator, NoRoomError, UnreachableError
 from frontend.readiness import Trial, warm_up_parameters
 from frontend.run import Choice, CompletionRun, StopReason
 from llm_pipeline.description import ModelDescription
@@ -117,7 +117,7 @@ class GeneratorPool:
                 yield chunk
             member.pause_s = _FIRST_PAUSE_S  # it works: the next trouble is a new one
         except PipelineError as error:
-            if error.code in _FAILURES_OF_THE_ENDPOINT:
+            if error.code in _FAILURES_OF_THE_ENDPOINT and not isinstance(error, NoRoomError):
                 self._eject(member, error.code.value)
             raise
         finally:

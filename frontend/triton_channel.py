@@ -23,7 +23,7 @@ import structlog
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from frontend.generator import UnreachableError
+from frontend.generator import NoRoomError, UnreachableError
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.tensors import Array, TensorSpec
 
@@ -228,9 +228,7 @@ def failure(
         )
     # Of the Python backend: /dev/shm is full, and this request is larger than what is left of its own share.
     if "shared memory pool" in details:
-        return PipelineError(
-            ErrorCode.SERVICE_UNAVAILABLE, "The model server has no room for this request; try again shortly."
-        )
+        return NoRoomError()
     # The Python backend's words for a model process that died: Triton restarts it.
     if "not healthy" in details:
         return PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is restarting; try again shortly.")

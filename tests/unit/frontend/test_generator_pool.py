@@ -10,7 +10,7 @@ import pytest
 from app_under_test import in_process, until
 from fake_generator import FakeGenerator, Step, chunks, forever
 
-from frontend.generator import UnreachableError
+from frontend.generator import NoRoomError, UnreachableError
 from frontend.generator_pool import GeneratorPool, balanced
 from frontend.metrics import Metrics
 from llm_pipeline.errors import ErrorCode, PipelineError
@@ -140,9 +140,14 @@ async def test_a_request_that_may_have_begun_fails_and_its_member_is_left_out(
         assert pool.asked == [1, 3]
 
 
-async def test_a_request_of_its_own_fault_does_not_cost_the_member_its_place() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [PipelineError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "long", param="prompt"), NoRoomError()],
+    ids=["the request's fault", "no room in /dev/shm"],
+)
+async def test_a_failure_that_says_nothing_of_the_member_does_not_cost_its_place(error: PipelineError) -> None:
     async with pool_of(2) as pool:
-        pool.fakes[0].script = lambda _: [PipelineError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "long", param="prompt")]
+        pool.fakes[0].script = lambda _: [error]
         with pytest.raises(PipelineError):
             await pool.complete("a")
         assert pool.metric("ejected", 0) == 0

@@ -12,7 +12,7 @@ import pytest
 from app_under_test import until
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from frontend.generator import UnreachableError
+from frontend.generator import NoRoomError, UnreachableError
 from frontend.triton_channel import TritonChannel
 from frontend.triton_generator import TritonGenerator
 from llm_pipeline.errors import ErrorCode, PipelineError
@@ -137,6 +137,13 @@ async def test_errors(failure: str | tuple[grpc.StatusCode, str], expected: Erro
             [chunk async for chunk in generator.generate(PARAMETERS)]
     assert caught.value.code is expected
     assert "secret" not in caught.value.message
+
+
+async def test_no_room_is_told_apart_from_a_triton_that_is_gone() -> None:
+    async with scripted_triton() as (triton, generator):
+        triton.script = ["in ensemble 'ensemble', Failed to increase the shared memory pool size for key 'x' to 9 bytes."]
+        with pytest.raises(NoRoomError):
+            await anext(generator.generate(PARAMETERS))
 
 
 async def test_a_failed_call_is_read_to_its_end_and_not_cancelled() -> None:
