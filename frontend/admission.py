@@ -5,31 +5,23 @@ from __future__ import annotations
 import asyncio
 
 from frontend.generator import Generator
+from frontend.places import Places
 from frontend.run import CompletionRun, StopReason
 from frontend.workers import Workers
-from llm_pipeline.drain_rate import DrainRate
 from llm_pipeline.errors import ErrorCode, PipelineError
 
 _LAST_ENDS_S = 2.0  # for the engine to confirm what was stopped
 
 
-class Admission:
-    """Choices in flight, counted from their start to the moment when the engine is done with them.
-
-    `in_flight` and `queued` are those of this worker; the limit holds for what all workers have in flight.
-    """
+class Admission(Places):
+    """The server's places, and the answers that are under way."""
 
     def __init__(self, max_in_flight: int, workers: Workers | None = None) -> None:
-        self._workers = workers or Workers.alone()
-        self._in_flight_of_all = self._workers.counter("in_flight")
-        self.in_flight = 0
-        self.queued = 0  # in flight, but without a token yet
+        super().__init__(max_in_flight, workers or Workers.alone(), "in_flight")
         self.is_draining = False
-        self._max_in_flight = max_in_flight
         self._runs: set[CompletionRun] = set()  # whose answer is not finished yet
         self._is_answered = _set_event()
         self._is_idle = _set_event()
-        self._drain_rate = DrainRate()
 
     def require_open(self) -> None:
         """PipelineError (503) while draining."""
@@ -39,31 +31,14 @@ class Admission:
             )
 
     def admit(self, choices: int) -> None:
-        """Counts the choices of a new request; PipelineError (429) when there is no room for all of them."""
-        with self._workers.lock():
-            missing = self._in_flight_of_all.total + choices - self._max_in_flight
-            if missing <= 0:
-                self._in_flight_of_all.add(choices)
-        if missing > 0:
-            raise PipelineError(
-                ErrorCode.QUEUE_FULL,
-                f"All {self._max_in_flight} places are taken; try again as Retry-After says.",
-                # All workers keep our pace, if the load is spread evenly.
-                retry_after_s=self._drain_rate.wait_s(-(-missing // self._workers.count)),
-            )
+        """See Places."""
+        super().admit(choices)
         self._is_idle.clear()
-        self._drain_rate.works(True)
-        self.in_flight += choices
-        self.queued += choices
 
     def choice_ended(self, *, had_token: bool) -> None:
-        """The engine is done with one choice."""
-        self.in_flight -= 1
-        self._in_flight_of_all.add(-1)
-        self.queued -= not had_token
-        self._drain_rate.ended()
+        """See Places."""
+        super().choice_ended(had_token=had_token)
         if self.in_flight == 0:
-            self._drain_rate.works(False)
             self._is_idle.set()
 
     def opened(self, run: CompletionRun) -> None:

@@ -12,17 +12,17 @@ from frontend.auth import ApiKey
 from frontend.engine_facts import EngineFacts
 from frontend.generator import Generator
 from frontend.metrics import Metrics
+from frontend.places import Places
 from frontend.readiness import Readiness
 from frontend.run import StopReason
 from frontend.schemas import CompletionRequest
 from frontend.settings import FrontendSettings
-from frontend.workers import SharedCounter, Workers
+from frontend.workers import Workers
 from llm_pipeline.deployment import DeployedModel, Deployment
 from llm_pipeline.engine_manifest import EngineManifest, ManifestError
 from llm_pipeline.errors import ErrorCode, PipelineError
 
 log = structlog.get_logger(__name__)
-_RETRY_AFTER_S = 2.0
 
 
 def deployment_of(settings: FrontendSettings) -> Deployment:
@@ -49,37 +49,6 @@ def _as_laid_out(model: DeployedModel, settings: FrontendSettings) -> DeployedMo
     return model.model_copy(update=own)
 
 
-class ModelLoad:
-    """The choices of one model that the engine still works for; their limit holds for all workers together."""
-
-    def __init__(self, limit: int | None, in_flight_of_all: SharedCounter) -> None:
-        self.in_flight = 0
-        self.queued = 0  # in flight, but without a token yet
-        self._limit = limit
-        self._in_flight_of_all = in_flight_of_all
-
-    def require_room(self, choices: int) -> None:
-        """PipelineError (429) when there is no room for all of these."""
-        if self._limit is not None and self._in_flight_of_all.total + choices > self._limit:
-            raise PipelineError(
-                ErrorCode.QUEUE_FULL,
-                f"All {self._limit} places of this model are taken; try again as Retry-After says.",
-                retry_after_s=_RETRY_AFTER_S,
-            )
-
-    def admit(self, choices: int) -> None:
-        """Counts the choices of a new request."""
-        self.in_flight += choices
-        self._in_flight_of_all.add(choices)
-        self.queued += choices
-
-    def choice_ended(self, *, had_token: bool) -> None:
-        """The engine is done with one choice."""
-        self.in_flight -= 1
-        self._in_flight_of_all.add(-1)
-        self.queued -= not had_token
-
-
 class ServedModel:
     """One model and how it is doing."""
 
@@ -104,7 +73,7 @@ class ServedModel:
             lost_s=settings.triton_lost_s,
             on_lost=partial(_end_what_waits, admission, generator),
         )
-        self.load = ModelLoad(limits.max_in_flight, workers.counter(f"in_flight {deployed.name}"))
+        self.load = Places(limits.max_in_flight, workers, f"in_flight {deployed.name}", owner=" of this model")
         self.metrics = metrics.of_model(deployed.name)
         most = settings.most_choices
         self.max_choices = min(most, limits.max_choices or most, limits.max_in_flight or most)

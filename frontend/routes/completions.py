@@ -103,9 +103,7 @@ def _answer(
 ) -> CompletionAnswer:
     parameters = [model.deployed.with_defaults(each) for each in parameters_of(completion, record.request_id)]
     choices = [Choice(index, index // completion.candidates, each) for index, each in enumerate(parameters)]
-    model.load.require_room(len(choices))
-    services.admission.admit(len(choices))
-    model.load.admit(len(choices))
+    _admit(services, model, len(choices))
     accounting = Accounting(record, model, services.admission)
     run = CompletionRun(choices, model.generator, accounting)
     services.admission.opened(run)
@@ -116,3 +114,13 @@ def _answer(
     )
     kind = StreamedAnswer if completion.stream else WholeAnswer
     return kind(run, completion, record, settings, on_close=partial(services.admission.closed, run))
+
+
+def _admit(services: Services, model: ServedModel, choices: int) -> None:
+    """A place for each, the model's own and the server's, or none of them."""
+    model.load.admit(choices)
+    try:
+        services.admission.admit(choices)
+    except PipelineError:
+        model.load.withdraw(choices)
+        raise

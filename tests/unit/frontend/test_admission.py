@@ -48,7 +48,7 @@ async def test_the_wait_grows_with_what_is_missing_and_with_those_who_wait_alrea
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = 100.0
-    monkeypatch.setattr("frontend.admission.DrainRate", lambda: DrainRate(clock=lambda: now_s))
+    monkeypatch.setattr("frontend.places.DrainRate", lambda: DrainRate(clock=lambda: now_s))
     admission = Admission(4)
     admission.admit(4)
     for _ in range(4):  # one ends every 5 s

@@ -148,6 +148,20 @@ async def test_a_models_places_and_time_are_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("open_to_all")
+async def test_a_request_that_the_server_has_no_room_for_takes_no_place_of_its_model(tmp_path: Path) -> None:
+    async with several(tmp_path, max_in_flight=2) as app:
+        app.generators[ADAPTER].script = forever()
+        running = asyncio.create_task(app.complete(ADAPTER, n=2))
+        await until(lambda: len(app.generators[ADAPTER].running) == 2)
+        for _ in range(3):
+            assert (await app.complete(ADAPTER)).status_code == 429
+        load = app.services.models.find(ADAPTER).load
+        assert (load.in_flight, load.queued) == (2, 2)
+        await running
+        await until(lambda: (load.in_flight, load.queued) == (0, 0))
+
+
+@pytest.mark.usefixtures("open_to_all")
 async def test_a_model_that_is_down_is_503_for_itself_alone(tmp_path: Path) -> None:
     async with several(tmp_path) as app:
 

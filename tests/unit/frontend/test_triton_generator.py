@@ -141,7 +141,7 @@ async def test_errors(failure: str | tuple[grpc.StatusCode, str], expected: Erro
 
 async def test_no_room_is_told_apart_from_a_triton_that_is_gone() -> None:
     async with scripted_triton() as (triton, generator):
-        triton.script = ["in ensemble 'ensemble', Failed to increase the shared memory pool size for key 'x' to 9 bytes."]
+        triton.script = ["in ensemble 'ensemble', Failed to increase the shared memory pool size for key 'x'."]
         with pytest.raises(NoRoomError):
             await anext(generator.generate(PARAMETERS))
 
