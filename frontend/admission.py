@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from frontend.generator import Generator
 from frontend.places import Places
@@ -60,6 +61,12 @@ class Admission(Places):
         """End every answer that is under way with an error; with a generator, those that it works for."""
         for run in list(self._runs):
             if generator is None or run.generator is generator:
+                run.fail(error, reason)
+
+    def fail_requests(self, keys: Collection[str], error: PipelineError, reason: StopReason) -> None:
+        """End every answer with an error that still waits for one of these requests."""
+        for run in list(self._runs):
+            if any(each.parameters.request_key in keys and each.finish_reason is None for each in run.choices):
                 run.fail(error, reason)
 
     async def drain(self, timeout_s: float) -> None:

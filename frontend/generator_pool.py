@@ -6,12 +6,17 @@ Triton with a dead engine says so too, fails fast, and would draw every request.
 
 A request that found no connection has not begun anywhere, and is given to another member, once. Any other failure goes
 to the client: its request may have begun.
+
+A member that hangs closes no connection: `on_lost` is told the keys of its requests when there was no sign of it for
+`lost_s`, and again as long as there is none. They are not given to another member: they have begun.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -31,6 +36,7 @@ _MISSES = 2  # looks in a row
 _FIRST_PAUSE_S = 0.25
 _MAX_PAUSE_S = 2.0
 _TRIAL_LIMIT_S = 60.0  # the first request to a cold engine compiles and allocates
+_LOOK_DURING_TRIAL_S = 2.0
 _FIRST_LOOK_LIMIT_S = 4.0
 
 
@@ -64,6 +70,7 @@ class _Member:
         self.is_admitted = True
         self.is_ready = False  # as of the last look
         self.misses = 0
+        self.last_sign_s = time.monotonic()
         self.pause_s = _FIRST_PAUSE_S
         self.changed = asyncio.Event()  # ejected while its watcher sleeps
         self.looked = asyncio.Event()
@@ -72,10 +79,19 @@ class _Member:
 class GeneratorPool:
     """A Generator over several, by name. All methods belong to one event loop."""
 
-    def __init__(self, generators: Mapping[str, Generator], listener: EndpointListener, *, check_s: float) -> None:
+    def __init__(
+        self,
+        generators: Mapping[str, Generator],
+        listener: EndpointListener,
+        *,
+        check_s: float,
+        lost_s: float = math.inf,
+    ) -> None:
+        self.on_lost: Callable[[Collection[str]], None] = lambda keys: None
         self._members = [_Member(name, generator) for name, generator in generators.items()]
         self._listener = listener
         self._check_s = check_s
+        self._lost_s = lost_s
         self._picks = 0
         self._running: dict[str, _Member] = {}  # request key -> who runs it
         self._watchers: list[asyncio.Task[None]] = []
@@ -114,6 +130,7 @@ class GeneratorPool:
         self._listener.on_request(member.name)
         try:
             async for chunk in member.generator.generate(parameters):
+                member.last_sign_s = time.monotonic()
                 yield chunk
             member.pause_s = _FIRST_PAUSE_S  # it works: the next trouble is a new one
         except PipelineError as error:
@@ -167,7 +184,7 @@ class GeneratorPool:
             await self._sleep(member)
 
     async def _look(self, member: _Member) -> None:
-        member.is_ready = await member.generator.is_ready()
+        member.is_ready = await self._sees(member)
         if member.is_admitted:
             member.misses = 0 if member.is_ready else member.misses + 1
             if member.misses >= _MISSES:
@@ -178,6 +195,17 @@ class GeneratorPool:
             log.info("endpoint_readmitted", endpoint=member.name)
         else:
             member.pause_s = min(member.pause_s * 2, _MAX_PAUSE_S)
+
+    async def _sees(self, member: _Member) -> bool:
+        """Whether it is ready; ends what waits for it when it has shown no sign of life for too long."""
+        is_ready = await member.generator.is_ready()
+        if is_ready:
+            member.last_sign_s = time.monotonic()
+        elif time.monotonic() - member.last_sign_s > self._lost_s:
+            keys = {key for key, running_on in self._running.items() if running_on is member}
+            if keys:
+                self.on_lost(keys)
+        return is_ready
 
     def _eject(self, member: _Member, reason: str) -> None:
         if not member.is_admitted:
@@ -192,7 +220,11 @@ class GeneratorPool:
         trial = Trial()
         run = CompletionRun([Choice(0, 0, warm_up_parameters())], member.generator, trial)
         run.start()
-        await run.wait_until_over(_TRIAL_LIMIT_S)
+        deadline_s = time.monotonic() + _TRIAL_LIMIT_S
+        is_there = True
+        while not run.is_over and is_there and time.monotonic() < deadline_s:
+            await run.wait_until_over(_LOOK_DURING_TRIAL_S)
+            is_there = run.is_over or await self._sees(member)
         if not run.is_over:
             run.stop(StopReason.DEADLINE)
         return run.is_over and run.failure is None and bool(trial.text)
@@ -208,8 +240,10 @@ class GeneratorPool:
             timer.cancel()
 
 
-def balanced(generators: Mapping[str, Generator], listener: EndpointListener, *, check_s: float) -> Generator:
+def balanced(
+    generators: Mapping[str, Generator], listener: EndpointListener, *, check_s: float, lost_s: float = math.inf
+) -> Generator:
     """The only generator as it is, or several as one."""
     if len(generators) == 1:
         return next(iter(generators.values()))
-    return GeneratorPool(generators, listener, check_s=check_s)
+    return GeneratorPool(generators, listener, check_s=check_s, lost_s=lost_s)

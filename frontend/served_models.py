@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 
 import structlog
@@ -11,6 +11,7 @@ from frontend.admission import Admission
 from frontend.auth import ApiKey
 from frontend.engine_facts import EngineFacts
 from frontend.generator import Generator
+from frontend.generator_pool import GeneratorPool
 from frontend.metrics import Metrics
 from frontend.places import Places
 from frontend.readiness import Readiness
@@ -73,6 +74,8 @@ class ServedModel:
             lost_s=settings.triton_lost_s,
             on_lost=partial(_end_what_waits, admission, generator),
         )
+        if isinstance(generator, GeneratorPool):  # which knows each Triton; readiness knows them as one
+            generator.on_lost = partial(_end_requests, admission)
         self.load = Places(limits.max_in_flight, workers, f"in_flight {deployed.name}", owner=" of this model")
         self.metrics = metrics.of_model(deployed.name)
         most = settings.most_choices
@@ -151,8 +154,16 @@ class ServedModels:
 
 
 def _end_what_waits(admission: Admission, generator: Generator) -> None:
+    admission.fail_all(_lost(), StopReason.TRITON_LOST, generator)
+
+
+def _end_requests(admission: Admission, keys: Collection[str]) -> None:
+    admission.fail_requests(keys, _lost(), StopReason.TRITON_LOST)
+
+
+def _lost() -> PipelineError:
     message = "The model server has stopped answering; try again shortly."
-    admission.fail_all(PipelineError(ErrorCode.SERVICE_UNAVAILABLE, message), StopReason.TRITON_LOST, generator)
+    return PipelineError(ErrorCode.SERVICE_UNAVAILABLE, message)
 
 
 def _too_much(param: str, asked: str, limit: str) -> PipelineError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -27,11 +28,11 @@ def parameters(key: str) -> CompletionParameters:
 class Pool:
     """A pool of fakes, its metrics, and the requests that run in it."""
 
-    def __init__(self, count: int, check_s: float = 0.02) -> None:
+    def __init__(self, count: int, check_s: float = 0.02, lost_s: float = math.inf) -> None:
         self.metrics = Metrics()
         self.fakes = [FakeGenerator() for _ in range(count)]
         named = {f"triton-{number}": fake for number, fake in enumerate(self.fakes)}
-        self.pool = GeneratorPool(named, self.metrics.endpoints, check_s=check_s)
+        self.pool = GeneratorPool(named, self.metrics.endpoints, check_s=check_s, lost_s=lost_s)
         self.running: list[asyncio.Task[list[TextChunk]]] = []
 
     async def complete(self, key: str) -> list[TextChunk]:
@@ -204,6 +205,26 @@ async def test_the_app_serves_through_a_pool_whose_first_member_is_dead() -> Non
         for _ in range(3):
             assert (await app.complete()).status_code == 200
             assert (await app.complete(stream=True)).text.endswith("data: [DONE]\n\n")
+
+
+async def test_what_waits_for_a_member_that_hangs_ends_and_the_others_go_on() -> None:
+    """A Triton that hangs closes no connection: without this, its requests would wait for their deadline."""
+    pool = Pool(2, lost_s=0.2)
+    for fake in pool.fakes:
+        fake.script = forever(after=0)
+    async with in_process(pool.pool) as app:  # type: ignore[arg-type]
+        requests = [asyncio.create_task(app.complete()) for _ in pool.fakes]
+        await until(lambda: pool.asked == [1, 1])
+        pool.fakes[0].is_up = False
+        done, others = await asyncio.wait(requests, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        (answer,) = [task.result() for task in done]
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
+        assert await app.metric('completions_cancelled_total{model="tiny",reason="triton_lost"}') == 1
+        await asyncio.sleep(0.4)  # twice the limit
+        assert len(others) == 1
+        assert not any(task.done() for task in others)
+        await pool.fakes[1].stop(pool.fakes[1].asked[0].request_key)
+        await asyncio.wait(others, timeout=5)
 
 
 async def test_a_single_generator_needs_no_pool() -> None:
