@@ -61,43 +61,59 @@ class TokenGapHistogram(Collector):
 
 
 class EndpointMetrics:
-    """An EndpointListener. With several workers, each has its own view of an endpoint, and the gauges add up."""
+    """The endpoints of all models: several models may use one Triton, and each has its own view of it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, documentation: str) -> Gauge:
-            return Gauge(name, documentation, ["endpoint"], registry=registry)
+        labels = ["model", "endpoint"]
+        self.requests = Counter("completions_endpoint_requests", "Requests sent to a Triton", labels, registry=registry)
+        self.outstanding = Gauge(
+            "completions_endpoint_outstanding_requests", "Requests that a Triton works for", labels, registry=registry
+        )
+        self.ejected = Gauge(
+            "completions_endpoint_ejected",
+            "Workers of the front end that send a Triton nothing",
+            labels,
+            registry=registry,
+        )
+        self.ejections = Counter(
+            "completions_endpoint_ejections", "How often a Triton was left out", labels, registry=registry
+        )
 
-        self._requests = Counter(
-            "completions_endpoint_requests", "Requests sent to a Triton", ["endpoint"], registry=registry
-        )
-        self._outstanding = gauge("completions_endpoint_outstanding_requests", "Requests that a Triton works for")
-        self._ejected = gauge("completions_endpoint_ejected", "Workers of the front end that send a Triton nothing")
-        self._ejections = Counter(
-            "completions_endpoint_ejections", "How often a Triton was left out", ["endpoint"], registry=registry
-        )
+    def of_model(self, model: str) -> EndpointMetricsOfModel:
+        """What is counted for this model, by its own name."""
+        return EndpointMetricsOfModel(self, model)
+
+
+class EndpointMetricsOfModel:
+    """An EndpointListener. With several workers, each has its own view of an endpoint, and the gauges add up."""
+
+    def __init__(self, metrics: EndpointMetrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
 
     def on_known(self, endpoint: str) -> None:
         """See EndpointListener."""
-        for metric in (self._requests, self._outstanding, self._ejected, self._ejections):
-            metric.labels(endpoint)  # shown as 0, not left out
+        of = self._metrics
+        for metric in (of.requests, of.outstanding, of.ejected, of.ejections):
+            metric.labels(self._model, endpoint)  # shown as 0, not left out
 
     def on_request(self, endpoint: str) -> None:
         """See EndpointListener."""
-        self._requests.labels(endpoint).inc()
-        self._outstanding.labels(endpoint).inc()
+        self._metrics.requests.labels(self._model, endpoint).inc()
+        self._metrics.outstanding.labels(self._model, endpoint).inc()
 
     def on_end(self, endpoint: str) -> None:
         """See EndpointListener."""
-        self._outstanding.labels(endpoint).dec()
+        self._metrics.outstanding.labels(self._model, endpoint).dec()
 
     def on_ejected(self, endpoint: str) -> None:
         """See EndpointListener."""
-        self._ejected.labels(endpoint).inc()
-        self._ejections.labels(endpoint).inc()
+        self._metrics.ejected.labels(self._model, endpoint).inc()
+        self._metrics.ejections.labels(self._model, endpoint).inc()
 
     def on_readmitted(self, endpoint: str) -> None:
         """See EndpointListener."""
-        self._ejected.labels(endpoint).dec()
+        self._metrics.ejected.labels(self._model, endpoint).dec()
 
 
 class Load(Protocol):

@@ -106,7 +106,10 @@ def run(settings: FrontendSettings, workers: Workers, listener: socket.socket | 
     metrics = Metrics()
     try:
         deployment = deployment_of(settings)
-        generators = {model.name: create_generator(model, settings, metrics.endpoints) for model in deployment.models}
+        generators = {
+            model.name: create_generator(model, settings, metrics.endpoints.of_model(model.name))
+            for model in deployment.models
+        }
         app = create_app(settings, generators, deployment, workers=workers, metrics=metrics)
     except (KeysFileError, DeploymentError) as error:
         sys.stderr.write(f"The front end cannot start: {error}\n")

@@ -39,8 +39,9 @@ class Tritons:
 
     def metric(self, name: str, endpoint: str) -> float:
         page = httpx.get(f"{self.base_url}/metrics", trust_env=False).text
-        start = f'completions_endpoint_{name}{{endpoint="{endpoint}"}} '
-        return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(start))
+        start, label = f"completions_endpoint_{name}{{", f'endpoint="{endpoint}"'
+        lines = (line for line in page.splitlines() if line.startswith(start) and label in line)
+        return sum(float(line.split()[-1]) for line in lines)
 
     def requests(self) -> list[float]:
         return [self.metric("requests_total", endpoint) for endpoint in self.tritons]

@@ -32,7 +32,7 @@ class Pool:
         self.metrics = Metrics()
         self.fakes = [FakeGenerator() for _ in range(count)]
         named = {f"triton-{number}": fake for number, fake in enumerate(self.fakes)}
-        self.pool = GeneratorPool(named, self.metrics.endpoints, check_s=check_s, lost_s=lost_s)
+        self.pool = GeneratorPool(named, self.metrics.endpoints.of_model("tiny"), check_s=check_s, lost_s=lost_s)
         self.running: list[asyncio.Task[list[TextChunk]]] = []
 
     async def complete(self, key: str) -> list[TextChunk]:
@@ -49,7 +49,7 @@ class Pool:
         return [len(fake.asked) for fake in self.fakes]
 
     def metric(self, name: str, number: int) -> float | None:
-        labels = {"endpoint": f"triton-{number}"}
+        labels = {"model": "tiny", "endpoint": f"triton-{number}"}
         return self.metrics.registry.get_sample_value(f"completions_endpoint_{name}", labels)
 
 
@@ -191,6 +191,22 @@ async def test_one_missed_look_is_not_yet_a_reason() -> None:
         assert pool.metric("ejected", 0) == 0
 
 
+async def test_models_that_share_an_endpoint_count_for_themselves() -> None:
+    metrics = Metrics()
+    pools = {
+        model: GeneratorPool({"triton": FakeGenerator()}, metrics.endpoints.of_model(model), check_s=1)
+        for model in ("large", "small")
+    }
+    for model, count in (("large", 2), ("small", 1)):
+        for number in range(count):
+            [_ async for _ in pools[model].generate(parameters(str(number)))]
+    found = [
+        metrics.registry.get_sample_value("completions_endpoint_requests_total", {"model": model, "endpoint": "triton"})
+        for model in pools
+    ]
+    assert found == [2, 1]
+
+
 async def test_closing_closes_all() -> None:
     async with pool_of(2) as pool:
         await pool.pool.is_ready()
@@ -229,4 +245,4 @@ async def test_what_waits_for_a_member_that_hangs_ends_and_the_others_go_on() ->
 
 async def test_a_single_generator_needs_no_pool() -> None:
     generator = FakeGenerator()
-    assert balanced({"a": generator}, Metrics().endpoints, check_s=1) is generator
+    assert balanced({"a": generator}, Metrics().endpoints.of_model("tiny"), check_s=1) is generator
