@@ -94,6 +94,7 @@ class GeneratorPool:
         self._lost_s = lost_s
         self._picks = 0
         self._running: dict[str, _Member] = {}  # request key -> who runs it
+        self._stops: set[asyncio.Task[None]] = set()
         self._watchers: list[asyncio.Task[None]] = []
         for member in self._members:
             listener.on_known(member.name)
@@ -108,6 +109,8 @@ class GeneratorPool:
         except UnreachableError:
             if has_begun:
                 raise
+            # Should it run there after all, it must not run twice.
+            self._stop_in_background(first, parameters.request_key)
             second = self._pick(other_than=first)
         else:
             return
@@ -148,6 +151,11 @@ class GeneratorPool:
         if member is not None:
             await member.generator.stop(key)
 
+    def _stop_in_background(self, member: _Member, key: str) -> None:
+        task = asyncio.create_task(_try_to_stop(member.generator, key))
+        self._stops.add(task)
+        task.add_done_callback(self._stops.discard)
+
     async def describe(self) -> ModelDescription:
         """See Generator. All members serve the same model: any may tell."""
         return await self._pick().generator.describe()
@@ -167,10 +175,10 @@ class GeneratorPool:
 
     async def close(self) -> None:
         """See Generator."""
-        for watcher in self._watchers:
-            watcher.cancel()
+        for task in (*self._watchers, *self._stops):
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await watcher
+                await task
         for member in self._members:
             await member.generator.close()
 
@@ -238,6 +246,11 @@ class GeneratorPool:
             await member.changed.wait()
         finally:
             timer.cancel()
+
+
+async def _try_to_stop(generator: Generator, key: str) -> None:
+    with suppress(PipelineError):
+        await generator.stop(key)
 
 
 def balanced(

@@ -20,5 +20,6 @@ def create_generator(model: DeployedModel, settings: FrontendSettings, listener:
 
 def _create_one(model: DeployedModel, address: str) -> Generator:
     if model.kind is ModelKind.INFLIGHT_BATCHER_LLM:
-        return InflightBatcherGenerator(TritonChannel(address, read_failure=read_failure), model)
+        channel = TritonChannel(address, read_failure=read_failure, logs_details=False)
+        return InflightBatcherGenerator(channel, model)
     return TritonGenerator(TritonChannel(address), model.ensemble)

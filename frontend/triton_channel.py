@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -32,6 +33,7 @@ log = structlog.get_logger(__name__)
 _SERVICE = "/inference.GRPCInferenceService/"
 _READY_TIMEOUT_S = 3.0
 _FINISH_TIMEOUT_S = 30.0
+_MAX_LOGGED_CHARACTERS = 300
 
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -48,6 +50,7 @@ _OPTIONS = [
 # What says that Triton is gone, starting or stopping: gRPC codes, and words of Triton's own where there is no code.
 _UNAVAILABLE_CODES = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND}
 _REFUSAL_WORDS = ("unknown model", "is not ready", "is not found", "Server is stopping")
+_NAMED_MODEL = re.compile(r"\bmodel:? '([^']*)'")
 # gRPC's words for a call that found no connection: nothing of it has left this process. A test holds gRPC to them.
 _NO_CONNECTION_WORDS = ("failed to connect to all addresses", "DNS resolution failed")
 
@@ -60,9 +63,13 @@ ReadFailure: TypeAlias = Callable[[str], PipelineError | None]  # from what a mo
 class TritonChannel:
     """A connection to one Triton, made at first use. All methods belong to one event loop."""
 
-    def __init__(self, address: str, *, read_failure: ReadFailure = PipelineError.from_wire) -> None:
+    def __init__(
+        self, address: str, *, read_failure: ReadFailure = PipelineError.from_wire, logs_details: bool = True
+    ) -> None:
+        """`logs_details`: whether what a failure says may be logged; models of others may quote prompts in it."""
         self.address = address
         self._read_failure = read_failure
+        self._logs_details = logs_details
         self._finishing: set[asyncio.Task[None]] = set()
 
     @functools.cached_property
@@ -114,11 +121,11 @@ class TritonChannel:
             async for message in call:
                 if message.error_message:
                     self._read_in_background(call)
-                    raise failure(None, message.error_message, request.id, self._read_failure, has_begun=has_begun)
+                    raise self._failure(None, message.error_message, request, has_begun=has_begun)
                 has_begun = True
                 yield message.infer_response
         except grpc.RpcError as error:
-            raise _rpc_failure(error, request.id, self._read_failure, has_begun=has_begun) from error
+            raise self._rpc_failure(error, request, has_begun=has_begun) from error
 
     async def infer_all(self, requests: Sequence[InferRequest]) -> None:
         """Send requests whose responses say nothing; returns when all are answered. PipelineError as the first says."""
@@ -126,9 +133,9 @@ class TritonChannel:
             messages = self._infer_many(_each(requests))
             failures = [message.error_message async for message in messages if message.error_message]
         except grpc.RpcError as error:
-            raise _rpc_failure(error, requests[0].id, self._read_failure, has_begun=False) from error
+            raise self._rpc_failure(error, requests[0]) from error
         if failures:
-            raise failure(None, failures[0], requests[0].id, self._read_failure, has_begun=False)
+            raise self._failure(None, failures[0], requests[0])
 
     async def is_model_ready(self, model: str) -> bool:
         """Whether Triton can be reached and has loaded the model. Never raises, answers within seconds."""
@@ -143,13 +150,36 @@ class TritonChannel:
         try:
             answer = await self._model_metadata(service_pb2.ModelMetadataRequest(name=model), timeout=_READY_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise _rpc_failure(error, model, self._read_failure, has_begun=False) from error
+            raise self._rpc_failure(error, infer_request(model, [], "metadata")) from error
         return frozenset(tensor.name for tensor in answer.inputs)
 
     async def close(self) -> None:
         """Let go of the connection."""
         if "_channel" in self.__dict__:
             await self._channel.close()
+
+    def _rpc_failure(self, error: grpc.RpcError, request: InferRequest, *, has_begun: bool = False) -> PipelineError:
+        if isinstance(error, grpc.aio.AioRpcError):
+            return self._failure(error.code(), error.details() or "", request, has_begun=has_begun)
+        return self._failure(None, str(error), request, has_begun=has_begun)
+
+    def _failure(
+        self, code: grpc.StatusCode | None, details: str, request: InferRequest, *, has_begun: bool = False
+    ) -> PipelineError:
+        """The client's view of a failed call. What Triton said about it goes to the log."""
+        ours = self._read_failure(details)
+        if ours is not None:
+            return ours
+        log.warning(
+            "triton_call_failed",
+            request_id=request.id,
+            model=request.model_name,
+            grpc_code=str(code),
+            details=_logged(details) if self._logs_details else f"{len(details)} characters",
+        )
+        if not has_begun and _is_refusal(details, request.model_name):
+            return UnreachableError()
+        return _failure_by_words(code, details)
 
     def _read_in_background(self, call: Any) -> None:
         """Reads a failed call to its end: letting go of it would cancel it, see the module."""
@@ -205,24 +235,25 @@ async def _exhaust(call: Any) -> None:
         pass
 
 
-def _rpc_failure(error: grpc.RpcError, request_id: str, read: ReadFailure, *, has_begun: bool) -> PipelineError:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return failure(error.code(), error.details() or "", request_id, read, has_begun=has_begun)
-    return failure(None, str(error), request_id, read, has_begun=has_begun)
+def _logged(details: str) -> str:
+    """The first line: what follows is a traceback."""
+    return details.split("\n", 1)[0][:_MAX_LOGGED_CHARACTERS]
 
 
-def failure(
-    code: grpc.StatusCode | None, details: str, request_id: str, read: ReadFailure, *, has_begun: bool
-) -> PipelineError:
-    """The client's view of a failed call. What Triton said about it goes to the log."""
-    ours = read(details)
-    if ours is not None:
-        return ours
-    log.warning("triton_call_failed", request_id=request_id, grpc_code=str(code), details=details)
-    is_refused = any(words in details for words in (*_NO_CONNECTION_WORDS, *_REFUSAL_WORDS))
-    if is_refused and not has_begun:
-        return UnreachableError()
-    if is_refused or code in _UNAVAILABLE_CODES:
+def _is_refusal(details: str, model: str) -> bool:
+    """Whether nothing of the request runs anywhere. A step of an ensemble that refuses follows others that have begun:
+    Triton names the ensemble then, or the step's model.
+    """
+    if "in ensemble" in details:
+        return False
+    if any(words in details for words in _NO_CONNECTION_WORDS):
+        return True
+    named = _NAMED_MODEL.search(details)
+    return any(words in details for words in _REFUSAL_WORDS) and (named is None or named[1] == model)
+
+
+def _failure_by_words(code: grpc.StatusCode | None, details: str) -> PipelineError:
+    if code in _UNAVAILABLE_CODES or any(words in details for words in (*_NO_CONNECTION_WORDS, *_REFUSAL_WORDS)):
         return PipelineError(
             ErrorCode.SERVICE_UNAVAILABLE, "The model server cannot be reached at the moment; try again shortly."
         )

@@ -109,6 +109,15 @@ async def test_a_request_that_found_no_connection_is_given_to_another_member() -
         assert pool.metric("outstanding_requests", 0) == 0
 
 
+async def test_a_request_that_is_given_away_is_stopped_where_it_was() -> None:
+    """Should the first have taken it after all, it must not run twice."""
+    async with pool_of(2) as pool:
+        pool.fakes[0].script = lambda _: [UnreachableError()]
+        await pool.complete("a")
+        await pool.fakes[0].until_stopped()
+        assert [fake.stopped for fake in pool.fakes] == [["a"], []]
+
+
 async def test_it_is_not_given_away_after_a_token() -> None:
     async with pool_of(2) as pool:
         pool.fakes[0].script = lambda _: [*chunks("a", "b")[:1], UnreachableError()]

@@ -10,10 +10,11 @@ from typing import Any
 import grpc
 import pytest
 from app_under_test import until
+from structlog.testing import capture_logs
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from frontend.generator import NoRoomError, UnreachableError
-from frontend.triton_channel import TritonChannel
+from frontend.triton_channel import TritonChannel, infer_request
 from frontend.triton_generator import TritonGenerator
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.messages import CompletionParameters, FinishReason, TextChunk
@@ -160,6 +161,46 @@ async def test_a_request_that_triton_refuses_may_go_elsewhere(details: str) -> N
         triton.script = [details]
         with pytest.raises(UnreachableError):
             await anext(generator.generate(PARAMETERS))
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        "in ensemble 'ensemble', Server is stopping, scheduler for model has stopped accepting new inference requests",
+        "in ensemble 'ensemble', Request for unknown model: 'postprocess' is not found",
+        "Request for unknown model: 'decode' is not found",
+    ],
+)
+async def test_a_request_that_a_step_of_the_ensemble_refuses_may_have_begun(details: str) -> None:
+    async with scripted_triton() as (triton, generator):
+        triton.script = [details]
+        with pytest.raises(PipelineError) as caught:
+            await anext(generator.generate(PARAMETERS))
+    assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
+    assert not isinstance(caught.value, UnreachableError)
+
+
+async def test_the_log_has_the_first_line_of_what_triton_says() -> None:
+    with capture_logs() as logs:
+        async with scripted_triton() as (triton, generator):
+            triton.script = ["x" * 1000 + "\nTraceback of many lines"]
+            with pytest.raises(PipelineError):
+                await anext(generator.generate(PARAMETERS))
+    (line,) = [line for line in logs if line["event"] == "triton_call_failed"]
+    assert (line["details"], line["model"]) == ("x" * 300, "ensemble")
+
+
+async def test_what_models_of_others_say_is_not_logged() -> None:
+    """NVIDIA's may quote the prompt."""
+    with capture_logs() as logs:
+        async with scripted_triton() as (triton, ours):
+            triton.script = ["a secret prompt"]
+            channel = TritonChannel(ours._channel.address, logs_details=False)
+            with pytest.raises(PipelineError):
+                await anext(channel.infer(infer_request("ensemble", [], "request-1")))
+            await channel.close()
+    assert "secret" not in str(logs)
+    assert [line["details"] for line in logs if line["event"] == "triton_call_failed"] == ["15 characters"]
 
 
 @pytest.mark.parametrize("sent", [[], [TextChunk("a", 1)]], ids=["no token", "a token"])
