@@ -65,7 +65,7 @@ class ServedModel:
         limits = deployed.limits
         self.deployed = deployed
         self.generator = generator
-        self.facts = EngineFacts(generator)
+        self.facts = EngineFacts(generator, deployed.name)
         self.readiness = Readiness(
             generator,
             model=deployed.name,
