@@ -47,6 +47,7 @@ async def _create(services: Services, request: Request) -> Response:
     model.check(completion)
     services.require_ready(model)
     await _check_best_of(model, completion)
+    services.require_ready(model)  # again: the check may have waited for the engine
     return _answer(services, model, completion, record, min(timeout_s, model.timeout_s))
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import orjson
 import pytest
 from app_under_test import MODEL, Running
-from fake_generator import Step, chunks
+from fake_generator import FakeGenerator, Step, chunks
 from test_streaming import events
 
 from llm_pipeline.capabilities import CAPABILITIES
+from llm_pipeline.description import ModelDescription
 from llm_pipeline.messages import CompletionParameters
 
 PIECE = '{"tokens":[" é"],"token_logprobs":[-0.25],"top_logprobs":[{" é":-0.25}],"text_offset":[0]}'
@@ -101,6 +102,19 @@ async def test_best_of_without_log_probs_is_refused_by_name(running: Running) ->
     running.generator.description = replace(running.generator.description, capabilities=CAPABILITIES["scripted"])
     answer = await running.complete(best_of=2)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "best_of")
+    assert running.generator.asked == []
+
+
+async def test_a_server_that_begins_to_drain_during_that_check_refuses(running: Running) -> None:
+    services = running.app.state.services
+
+    async def describe() -> ModelDescription:
+        services.admission.is_draining = True
+        return FakeGenerator().description
+
+    running.generator.describe = describe  # type: ignore[method-assign]
+    answer = await running.complete(best_of=2)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
     assert running.generator.asked == []
 
 
