@@ -39,6 +39,12 @@ _TIMEOUT = {
     "description": "Seconds that this request may take; more than the server allows counts as what it allows",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
+_READY_MODEL = {
+    "name": "model",
+    "in": "query",
+    "description": "Of this model alone; without it, of any",
+    "schema": {"type": "string"},
+}
 _EXAMPLE_REQUEST = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
 _EXAMPLE_HEAD = {"id": "cmpl-0a1b2c", "object": "text_completion", "created": 1760000000}
 _EXAMPLE_USAGE = {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13}
@@ -167,9 +173,11 @@ def _kept(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _health(path: str) -> dict[str, Any]:
-    errors = (405,) if path.endswith("/live") else (405, 503)
-    summary = "Whether the process lives" if path.endswith("/live") else "Whether completions are accepted"
-    operation = _plain(path, summary, "application/json", errors)
+    is_live = path.endswith("/live")
+    summary = "Whether the process lives" if is_live else "Whether completions are accepted"
+    operation = _plain(path, summary, "application/json", (405,) if is_live else (404, 405, 503))
+    if not is_live:
+        operation["parameters"].append(_READY_MODEL)
     status = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
     operation["responses"]["200"]["content"]["application/json"]["schema"] = status
     return operation

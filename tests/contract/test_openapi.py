@@ -143,6 +143,13 @@ def test_operation_ids_differ() -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_readiness_of_one_model_is_documented() -> None:
+    for path, operations in DOCUMENT["paths"].items():
+        if "health" in path:
+            asks_for_model = any(each["name"] == "model" for each in operations["get"]["parameters"])
+            assert asks_for_model == ("404" in operations["get"]["responses"]) == (not path.endswith("/live")), path
+
+
 def test_completions_need_a_key() -> None:
     assert DOCUMENT["components"]["securitySchemes"]["bearer"] == {"type": "http", "scheme": "bearer"}
     assert DOCUMENT["security"] == [{"bearer": []}]
