@@ -7,6 +7,7 @@ TensorRT-LLM follows guides itself (its setting TRTLLM_GUIDED_DECODING), and bri
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from llm_pipeline.deep_calls import call_deep
 from llm_pipeline.errors import ErrorCode, PipelineError
-from llm_pipeline.limits import MAX_GUIDE_CHARACTERS
+from llm_pipeline.limits import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
 from llm_pipeline.messages import GUIDE_PARAM, Guide, GuideType
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ _log = logging.getLogger(__name__)
 _ANY_JSON = "{}"
 # As json.dumps writes it. Free white space would let a small model write blanks until its limit.
 _JSON_STYLE: JsonCompileOptions = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+_RULE_HEAD = re.compile(r"^[ \t]*[?!]*[A-Za-z_][\w-]*(?:\[.*?\])?(?:\.\d+)?[ \t]*:", re.MULTILINE)
 
 
 class GuideError(Exception):
@@ -42,16 +45,18 @@ def check_guide(guide: Guide) -> None:
         raise _bad(f"The {_noun(guide)} is empty; send one, or ask for no structured output.")
     if guide.type is GuideType.JSON_SCHEMA:
         _check_json_schema(text)
+    if guide.type is GuideType.EBNF_GRAMMAR and (count := len(_RULE_HEAD.findall(text))) > MAX_GUIDE_RULES:
+        raise _bad(f"The grammar has {count} rules; the limit is {MAX_GUIDE_RULES}.")
     if guide.type is GuideType.STRUCTURAL_TAG:
         return  # TensorRT-LLM's own notation; it checks that itself
     try:
         from llguidance import LLMatcher
 
-        grammar = _grammar(guide)
+        grammar = call_deep(lambda: _grammar(guide))
     except ImportError:  # an executor that has guides without it, or brings an older one, refuses what it can't use
         _log.info("llguidance is not installed or too old; the %s is not checked beforehand", _noun(guide))
         return
-    if problem := LLMatcher.validate_grammar(grammar):
+    if problem := call_deep(lambda: LLMatcher.validate_grammar(grammar)):
         raise _bad(f"The {_noun(guide)} can't be used: {_first_line(problem)}")
 
 
@@ -62,6 +67,21 @@ def _check_json_schema(text: str) -> None:
         raise _bad(f"The JSON schema is not valid JSON (line {error.lineno}, column {error.colno}).") from None
     if not isinstance(schema, dict):
         raise _bad("The JSON schema is not an object.")
+    if (count := len(_references(schema))) > MAX_GUIDE_RULES:
+        raise _bad(f"The JSON schema refers to {count} definitions; the limit is {MAX_GUIDE_RULES}.")
+
+
+def _references(schema: dict[str, Any]) -> set[str]:
+    found, left = set(), [schema]
+    while left:  # not a recursion: a schema may be nested deeper than Python's
+        part: Any = left.pop()
+        if isinstance(part, dict):
+            if isinstance(target := part.get("$ref"), str):
+                found.add(target)
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return found
 
 
 def _bad(message: str) -> PipelineError:
@@ -128,7 +148,7 @@ class GuideCompiler:
         """A follower at the start of the guide. GuideError when the guide is beyond llguidance's limits."""
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._tokenizer, _grammar(guide), log_level=0)
+        matcher = call_deep(lambda: LLMatcher(self._tokenizer, _grammar(guide), log_level=0))
         if matcher.is_error():
             raise GuideError(_first_line(matcher.get_error()))
         return GuideFollower(matcher, self._vocab_size)

@@ -16,4 +16,5 @@ MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARACTERS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_GUIDE_CHARACTERS = 64 * 1024  # of a JSON schema, a regular expression or a grammar
+MAX_GUIDE_RULES = 512  # of a grammar; definitions that a JSON schema refers to
 MAX_CHOICES_OF_GUIDE = 1024

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.guides import GuideCompiler, GuideError, check_guide
-from llm_pipeline.limits import MAX_GUIDE_CHARACTERS
+from llm_pipeline.limits import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
 from llm_pipeline.messages import Guide, GuideType
 from tests.data.guide_schemas import SCHEMAS
 
@@ -74,6 +76,74 @@ def test_a_guide_that_can_not_be_used_is_refused_with_the_reason(kind: str, text
 def test_whatever_is_sent_is_taken_or_refused(kind: GuideType, text: str) -> None:
     with suppress(PipelineError):
         check_guide(Guide(kind, text))
+
+
+# --- Long chains of rules: llguidance recurses once for each reference ------------------------------------------------
+
+
+def lark_chain(length: int) -> Guide:
+    rules = "".join(f"a{number}: a{number + 1}\n" for number in range(length))
+    return Guide(GuideType.EBNF_GRAMMAR, f'start: a0\n{rules}a{length}: "x"\n')
+
+
+def gbnf_chain(length: int) -> Guide:
+    rules = "".join(f"a{number} ::= a{number + 1}\n" for number in range(length))
+    return Guide(GuideType.EBNF_GRAMMAR, f'root ::= a0\n{rules}a{length} ::= "x"\n')
+
+
+def schema_chain(length: int) -> Guide:
+    definitions: dict[str, object] = {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(length)}
+    definitions[f"d{length}"] = {"type": "integer"}
+    return json_guide({"$ref": "#/$defs/d0", "$defs": definitions})
+
+
+def run_apart(program: str, guide: Guide) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, because it may crash."""
+    lines = f"import sys\nfrom llm_pipeline.messages import Guide, GuideType\n{program}"
+    command = [sys.executable, "-c", lines, guide.type.value]
+    return subprocess.run(command, input=guide.text, capture_output=True, text=True, timeout=60, check=False)
+
+
+CHECK = """
+from llm_pipeline.errors import PipelineError
+from llm_pipeline.guides import check_guide
+try:
+    check_guide(Guide(GuideType(sys.argv[1]), sys.stdin.read()))
+except PipelineError as error:
+    print(error.message)
+"""
+VALIDATE = """
+from llguidance import LLMatcher
+from llm_pipeline.deep_calls import call_deep
+from llm_pipeline.guides import _grammar
+print(call_deep(lambda: LLMatcher.validate_grammar(_grammar(Guide(GuideType(sys.argv[1]), sys.stdin.read())))))
+"""
+
+
+@pytest.mark.parametrize("guide", [lark_chain(3000), gbnf_chain(4000), schema_chain(900)], ids=["lark", "gbnf", "json"])
+def test_a_chain_of_too_many_rules_is_refused(guide: Guide) -> None:
+    assert len(guide.text or "") <= MAX_GUIDE_CHARACTERS
+    checked = run_apart(CHECK, guide)
+    assert checked.returncode == 0
+    assert f"the limit is {MAX_GUIDE_RULES}" in checked.stdout
+
+
+@pytest.mark.parametrize("guide", [lark_chain(5000), schema_chain(1800)], ids=["lark", "json"])
+def test_a_chain_that_is_not_counted_does_not_end_the_process(guide: Guide) -> None:
+    """The count reads the guide roughly; the stack has room for whatever the limit on characters lets through."""
+    assert len(guide.text or "") <= MAX_GUIDE_CHARACTERS
+    validated = run_apart(VALIDATE, guide)
+    assert (validated.returncode, validated.stdout) == (0, "\n")
+
+
+@pytest.mark.parametrize("make", [lark_chain, gbnf_chain, schema_chain])
+def test_the_longest_chain_that_is_taken_can_be_followed(
+    make: Callable[[int], Guide], compiler: GuideCompiler, library: tokenizers.Tokenizer
+) -> None:
+    guide = make(MAX_GUIDE_RULES - 2)
+    check_guide(guide)
+    text = random_text(compiler, library, guide, seed=1)
+    assert re.fullmatch(r"x|-?\d+", text)
 
 
 # --- Following -------------------------------------------------------------------------------------------------------
