@@ -4,7 +4,7 @@ Rules, which tests/unit/llm_pipeline/executor_rules.py holds every executor to:
 
 * After `submit` returns, the request ends exactly once: the sink gets one step that is final, whatever happens.
 * `submit` raises PipelineError (queue full, engine down, a parameter that it has no way to honour, see capabilities.py)
-  instead of accepting a request that it can't serve.
+  instead of accepting a request that it can't serve. One whose key is still in use is such a request (`key_in_use`).
 * `cancel` is a wish: it returns at once, knows unknown keys, and the final step still comes (CANCELLED, or whatever
   ended the request first).
 * The sink is called from the executor's own threads, never from within `submit`, and never two at a time for one key.
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llm_pipeline.engine_manifest import EngineManifest
+from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.messages import GenerationRequest, TokenStep
 from llm_pipeline.settings import PipelineSettings
 
@@ -46,6 +47,13 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End all requests and free the engine. Returns within seconds."""
+
+
+def key_in_use() -> PipelineError:
+    """What a request gets whose key another one still has: its steps could not be told from the other's."""
+    return PipelineError(
+        ErrorCode.VALUE_OUT_OF_RANGE, "This request_key is in use; every request needs its own.", param="request_key"
+    )
 
 
 def create_executor(settings: PipelineSettings, manifest: EngineManifest, sink: StepSink) -> Executor:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from llm_pipeline.capabilities import CAPABILITIES, refuse_unsupported
 from llm_pipeline.engine_manifest import EngineManifest
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.executors.base import ExecutorStats, StepSink
+from llm_pipeline.executors.base import ExecutorStats, StepSink, key_in_use
 from llm_pipeline.executors.cpu_engine.hang_watch import HangWatch
 from llm_pipeline.executors.cpu_engine.wire import (
     CacheCounts,
@@ -74,6 +74,8 @@ class CpuExecutor:
                 connection = self._connection
                 if connection is None:
                     raise _engine_unavailable()
+                if request.key in self._live:  # decode may have ended a request that the engine has not
+                    raise key_in_use()
                 if not self._live:
                     self._hang_watch.sign_of_life()
                 self._live.add(request.key)

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from llm_pipeline.capabilities import CAPABILITIES, refuse_unsupported
 from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.executors.base import ExecutorStats, StepSink
+from llm_pipeline.executors.base import ExecutorStats, StepSink, key_in_use
 from llm_pipeline.messages import FinishReason, GenerationRequest, TokenStep
 from llm_pipeline.settings import PipelineSettings
 
@@ -96,6 +96,8 @@ class ScriptedExecutor:
         with self._lock:
             if self._closing.is_set():
                 raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
+            if request.key in self._streams:
+                raise key_in_use()
             script = self._script_for(request)
             if script is not None and script.fault is Fault.REFUSES:
                 raise RuntimeError("the script refuses a request in a way that nobody expects")

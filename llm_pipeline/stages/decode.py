@@ -19,7 +19,7 @@ from typing import Protocol
 
 from llm_pipeline.drain_rate import DrainRate
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.executors.base import Executor, ExecutorStats, StepSink
+from llm_pipeline.executors.base import Executor, ExecutorStats, StepSink, key_in_use
 from llm_pipeline.flow_control import ChunkWindow
 from llm_pipeline.messages import (
     FinishReason,
@@ -196,7 +196,7 @@ class DecodeStage:
             if self._closed:
                 return _shutting_down()
             if self._live.setdefault(outbox.key, outbox) is not outbox:
-                return _duplicate_key()
+                return key_in_use()
             outbox.is_stopped = self._early_stops.began(outbox.key)
             if outbox.owner is not None:
                 self._leases.add(outbox.owner, outbox.key)
@@ -384,9 +384,3 @@ def _with_log_probs(chunk: TokenChunk, outbox: _Outbox) -> TokenChunk:
 
 def _shutting_down() -> PipelineError:
     return PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
-
-
-def _duplicate_key() -> PipelineError:
-    return PipelineError(
-        ErrorCode.VALUE_OUT_OF_RANGE, "This request_key is in use; every request needs its own.", param="request_key"
-    )

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 
 from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.executors.base import ExecutorStats, StepSink
+from llm_pipeline.executors.base import ExecutorStats, StepSink, key_in_use
 from llm_pipeline.executors.tensorrt_llm.admission import Admission
 from llm_pipeline.executors.tensorrt_llm.engine import (
     BadValueError,
@@ -91,6 +91,8 @@ class TensorRtLlmExecutor:
         with self._lock:
             if self._refusal is not None:
                 raise unavailable(self._refusal)
+            if request.key in self._ids:  # decode may have ended a request that upstream has not
+                raise key_in_use()
             request_id = self._enqueue(prepared)
             if not self._live:
                 self._alive_at = time.monotonic()  # an idle engine owes no sign of life
@@ -249,7 +251,8 @@ class TensorRtLlmExecutor:
 
     def _forget(self, request_id: int) -> None:
         live = self._live.pop(request_id)
-        del self._ids[live.key]
+        if self._ids.get(live.key) == request_id:
+            del self._ids[live.key]
         self._started_count -= live.token_count > 0
 
     def _hand_over(self, steps: list[TokenStep]) -> None:

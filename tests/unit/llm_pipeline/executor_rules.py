@@ -16,7 +16,7 @@ from dataclasses import replace
 import pytest
 from sample_requests import GREEDY, make_request
 
-from llm_pipeline.errors import PipelineError
+from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.executors.base import Executor, StepSink
 from llm_pipeline.messages import FinishReason, Sampling, TokenStep
 
@@ -174,6 +174,19 @@ def cancel_ignores_keys_that_are_unknown_or_ended(bench: RuleBench) -> None:
     assert len([step for step in bench.recorder.steps(key) if step.is_final]) == 1
 
 
+def a_key_in_use_is_refused_and_its_owner_goes_on(bench: RuleBench) -> None:
+    key = bench.submit()
+    bench.recorder.wait_for_token(key)
+    for _ in range(2):
+        with pytest.raises(PipelineError, match="request_key") as refused:
+            bench.executor.submit(make_request(key, max_tokens=2))
+        assert refused.value.code is ErrorCode.VALUE_OUT_OF_RANGE
+    bench.executor.cancel(key)
+    assert bench.end_of(key).finish_reason is FinishReason.CANCELLED
+    bench.end(key)
+    bench.end_of(bench.submit(max_tokens=1))  # the engine has not noticed anything
+
+
 def cancelling_twice_is_cancelling_once(bench: RuleBench) -> None:
     key = bench.submit()
     bench.executor.cancel(key)
@@ -236,6 +249,7 @@ RULES = [
     a_waiting_request_can_be_cancelled_before_its_turn,
     a_freed_place_goes_to_the_one_that_waits,
     cancel_ignores_keys_that_are_unknown_or_ended,
+    a_key_in_use_is_refused_and_its_owner_goes_on,
     cancelling_twice_is_cancelling_once,
     stats_count_who_is_served_and_who_waits,
     submit_and_cancel_may_come_from_any_thread,
