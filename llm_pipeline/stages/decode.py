@@ -259,7 +259,8 @@ class DecodeStage:
         self._early_stops.ended(outbox.key)
         if outbox.owner is not None:
             self._leases.remove(outbox.owner, outbox.key)
-        self._drain_rate.ended()
+        if outbox.ending is None or outbox.ending.error is None:  # a refusal says nothing about the engine's pace
+            self._drain_rate.ended()
         self._drain_rate.works(bool(self._live))
         if outbox.ending is not None:
             self._cancelled_total += outbox.ending.finish_reason is FinishReason.CANCELLED
@@ -296,7 +297,7 @@ class DecodeStage:
             if _try_send(sender, chunk):
                 continue
             if chunk.is_final:  # Triton waits for an ending, and a bare error may pass where the chunk did not
-                _try_send(sender, replace(chunk, token_ids=(), finish_reason=None, error=internal_error()))
+                _try_send(sender, _bare_error(chunk))
             else:  # postprocess sees the gap, and answers with an error at the end
                 self._cancel(chunk.key)
 
@@ -335,6 +336,18 @@ class DecodeStage:
         if outbox.log_probs or outbox.prompt_log_probs is not None:
             return _with_log_probs(chunk, outbox)
         return chunk
+
+
+def _bare_error(chunk: TokenChunk) -> TokenChunk:
+    return replace(
+        chunk,
+        token_ids=(),
+        finish_reason=None,
+        error=internal_error(),
+        log_probs=(),
+        top_log_probs=(),
+        prompt_log_probs=None,
+    )
 
 
 def _try_send(sender: ChunkSender, chunk: TokenChunk) -> bool:

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 import pytest
@@ -15,7 +15,7 @@ from sample_requests import make_request
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.executors.base import ExecutorStats, StepSink
 from llm_pipeline.flow_control import ChunkReports, ChunkWindow
-from llm_pipeline.messages import FinishReason, GenerationRequest, TokenChunk, TokenStep
+from llm_pipeline.messages import FinishReason, GenerationRequest, PromptLogProbs, TokenChunk, TokenStep
 from llm_pipeline.stages import decode, early_stops
 from llm_pipeline.stages.decode import DecodeStage
 
@@ -58,6 +58,9 @@ class DrivenExecutor:
         if reason or error:
             self.live.discard(key)
         self._sink([TokenStep(key, token_ids, reason, error)])
+
+    def take(self, steps: Sequence[TokenStep]) -> None:
+        self._sink(steps)
 
 
 class Wire:
@@ -524,6 +527,26 @@ def test_a_final_chunk_that_can_not_be_sent_is_replaced_by_a_bare_error(bench: B
     assert (chunk.error.code, chunk.text is not None) == (ErrorCode.INTERNAL_ERROR, True)
 
 
+def test_the_bare_error_carries_no_log_probs(bench: Bench) -> None:
+    """They may be what the chunk could not be sent for."""
+    picky = BrokenSender(lambda chunk: chunk.error is None)
+    bench.stage.submit(make_request("picky"), picky)
+    step = TokenStep(
+        "picky",
+        (1,),
+        FinishReason.STOP,
+        log_probs=(-0.5,),
+        top_log_probs=(((1,), (-0.5,)),),
+        prompt_log_probs=PromptLogProbs((-1.0, -2.0), ()),
+    )
+    bench.executor.take([step])
+    bench.submit()
+    bench.executor.make("a", 1, reason=FinishReason.STOP)
+    bench.wire.wait_for_endings()
+    (chunk,) = picky.sent
+    assert (chunk.log_probs, chunk.top_log_probs, chunk.prompt_log_probs) == ((), (), None)
+
+
 # --- Limits, numbers, the end ----------------------------------------------------------------------------------------
 
 
@@ -537,6 +560,20 @@ def test_a_full_queue_refuses_with_the_limit(bench: Bench, queued: int, is_refus
         assert chunk.error is not None
         assert (chunk.error.code, chunk.error.retry_after_s is not None) == (ErrorCode.QUEUE_FULL, True)
         assert "100" in chunk.error.message
+
+
+def test_refusals_do_not_count_as_completions(bench: Bench) -> None:
+    """Otherwise a crowd that is refused would be told to come back at once."""
+    bench.executor.queued_requests = 101
+    for number in range(100):
+        bench.submit(f"refused {number}")
+    bench.wire.wait_for_endings(100)
+    assert not bench.stage._drain_rate._ends
+    bench.executor.queued_requests = 0
+    bench.submit()
+    bench.executor.make("a", 1, reason=FinishReason.STOP)
+    bench.wire.wait_for_endings(101)
+    assert len(bench.stage._drain_rate._ends) == 1
 
 
 def test_stats_come_from_the_executor(bench: Bench) -> None:
