@@ -34,7 +34,7 @@ class DrainRate:
             self._since = None
 
     def ended(self) -> None:
-        """One request has been completed, or stopped: its place is free. Refusals and failures do not count."""
+        """One request has given its place back. What was refused had none, and does not count."""
         self._ends.append(self._busy_time())
 
     def wait_s(self, missing: int) -> float:

@@ -14,53 +14,64 @@ import contextlib
 import secrets
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 
 WINDOW_CHUNKS = 8
 """Enough to fill postprocess's next batch while it works on one; each more adds its handling to the lag (of 4, 8 and
 16, 8 gave the most tokens/s at 64 and at 256 streams)."""
 
 PATIENCE_S = 0.25
+"""After this long a chunk counts as handled: reports get lost when postprocess dies, a chunk of a request that Triton
+cancelled never reaches it, and who calls decode alone sends none."""
+
 _COUNT_BYTES = 4
 
 
 class ChunkWindow:
     """decode's side. Not thread-safe: it belongs to the thread that sends."""
 
-    def __init__(self, size: int = WINDOW_CHUNKS, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        size: int = WINDOW_CHUNKS,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.address = f"triton-completions-{secrets.token_hex(8)}"
         self._size = size
         self._patience_s = patience_s
-        self._unhandled = 0
+        self._clock = clock
+        self._sent_at: deque[float] = deque()  # of the chunks that are not handled yet, oldest first
         self._socket = _socket()
         self._socket.bind(_abstract(self.address))
 
     def enter(self) -> None:
-        """Count one more chunk; waits while the window is full.
-
-        The wait has a limit, after which the window counts as empty: reports get lost when postprocess dies, and who
-        calls decode alone sends none.
-        """
-        deadline = time.monotonic() + self._patience_s
-        while self._unhandled >= self._size:
-            self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
-            if not self._read_report():
-                self._unhandled = 0
+        """Count one more chunk; waits while the window is full, at most until its oldest chunk is `patience_s` old."""
         self._socket.settimeout(0)
-        while self._unhandled and self._read_report():
+        while self._sent_at and self._read_report():
             pass
-        self._unhandled += 1
+        self._forget_old()
+        while len(self._sent_at) >= self._size:
+            self._socket.settimeout(max(self._sent_at[0] + self._patience_s - self._clock(), 1e-3))
+            self._read_report()
+            self._forget_old()
+        self._sent_at.append(self._clock())
 
     def close(self) -> None:
         self._socket.close()
+
+    def _forget_old(self) -> None:
+        limit = self._clock() - self._patience_s
+        while self._sent_at and self._sent_at[0] <= limit:
+            self._sent_at.popleft()
 
     def _read_report(self) -> bool:
         try:
             report = self._socket.recv(_COUNT_BYTES)
         except (TimeoutError, BlockingIOError):
             return False
-        self._unhandled = max(self._unhandled - int.from_bytes(report, "little"), 0)
+        for _ in range(min(int.from_bytes(report, "little"), len(self._sent_at))):
+            self._sent_at.popleft()
         return True
 
 

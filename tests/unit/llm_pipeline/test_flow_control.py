@@ -58,8 +58,27 @@ def test_two_windows_do_not_share_reports(window: ChunkWindow, reports: ChunkRep
     other.close()
 
 
-def test_lost_reports_cost_one_wait_and_no_more() -> None:
-    """As when postprocess died: the window counts as empty again, so the next chunks pass at once."""
+def test_chunks_that_never_reach_postprocess_keep_nobody_waiting() -> None:
+    """Those of a request that Triton cancelled, now and then: each ages out before they fill the window."""
+    now = 0.0
+    window = ChunkWindow(size=2, patience_s=LONG_S, clock=lambda: now)
+    done = threading.Event()
+
+    def send_ten() -> None:
+        nonlocal now
+        for _ in range(10):
+            window.enter()
+            now += LONG_S
+        done.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(send_ten)
+        assert done.wait(LONG_S / 2)
+    window.close()
+
+
+def test_lost_reports_do_not_hold_chunks_back_for_ever() -> None:
+    """As when postprocess died."""
     window = ChunkWindow(size=3, patience_s=SHORT_S)
     done = threading.Event()
     with ThreadPoolExecutor(1) as pool:
