@@ -28,7 +28,7 @@ from llm_pipeline.executors.cpu_engine.wire import (
     Ready,
     Submit,
 )
-from llm_pipeline.messages import FinishReason, GenerationRequest, TextOptions, TokenStep
+from llm_pipeline.messages import GUIDE_PARAM, FinishReason, GenerationRequest, TextOptions, TokenStep
 from llm_pipeline.settings import PipelineSettings
 
 _log = logging.getLogger(__name__)
@@ -185,9 +185,7 @@ class CpuExecutor:
                 with self._lock:
                     self._active_count = message.active_count
                     self._cache = message.cache
-                    self._live.difference_update(
-                        step.key for step in message.steps if step.finish_reason is not None or step.failed
-                    )
+                    self._live.difference_update(step.key for step in message.steps if step.is_final)
                 self._sink([_token_step(step) for step in message.steps])
 
     def _fail_live(self, connection: Connection) -> None:
@@ -231,6 +229,9 @@ def _gauges(cache: CacheCounts) -> dict[str, float]:
 def _token_step(step: EngineStep) -> TokenStep:
     if step.failed:
         return TokenStep(step.key, error=internal_error())
+    if step.guide_problem is not None:
+        text = f"The guide can't be followed: {step.guide_problem}"
+        return TokenStep(step.key, error=PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, text, param=GUIDE_PARAM))
     ids = () if step.token_id is None else (step.token_id,)
     reason = None if step.finish_reason is None else _REASONS[step.finish_reason]
     if step.log_prob is None and step.prompt_log_probs is None:

@@ -22,7 +22,7 @@ from llm_pipeline.limits import (
     MAX_STOP_TOKEN_IDS,
     MAX_TEMPERATURE,
 )
-from llm_pipeline.messages import CompletionParameters, Sampling
+from llm_pipeline.messages import GUIDE_PARAM, CompletionParameters, Sampling
 
 
 def checked_sampling(
@@ -140,12 +140,21 @@ def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
 
 
 def check_guided(parameters: CompletionParameters, end_ids: Sequence[int]) -> None:
-    """PipelineError for what may leave a guided text no token to go on with, or no end (one of the model's own)."""
+    """PipelineError for what may leave a guided text no token to go on with, or no end.
+
+    The end is the first of the model's `end_ids`: what follows the guide knows that one only.
+    """
+    if not end_ids:
+        raise PipelineError(
+            ErrorCode.UNSUPPORTED_PARAMETER,
+            "This model has no end token, so a guided text would have no end; ask for no structured output.",
+            param=GUIDE_PARAM,
+        )
     asked = {
         "bad_words": parameters.bad_words,
         "min_tokens": parameters.min_tokens,
         "ignore_eos": parameters.ignore_eos,
-        "end_id": parameters.end_id is not None and parameters.end_id not in end_ids,
+        "end_id": parameters.end_id is not None and parameters.end_id != end_ids[0],
         "suffix": parameters.suffix,
     }
     for name, value in asked.items():

@@ -120,7 +120,10 @@ class Engine:
             return EngineStep(request.key, finish_reason=FinishReason.LENGTH.value, prompt_log_probs=prompt_log_probs)
         try:
             token_id = self._samplers[request.key].pick(logits)
-        except (BadLogitsError, GuideError) as error:
+        except GuideError as error:
+            self._forget(request.key)
+            return EngineStep(request.key, guide_problem=str(error))
+        except BadLogitsError as error:
             _log.error("a request failed: %s", error)
             self._forget(request.key)
             return EngineStep(request.key, failed=True)

@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeAlias
 import orjson
 
 from llm_pipeline.engine_manifest import TOKENIZER_NAME
+from llm_pipeline.errors import PipelineError
 from llm_pipeline.executors.cpu_engine.engine import Engine
 from llm_pipeline.executors.cpu_engine.wire import Cancel, EngineSettings, EngineStep, Failed, Progress, Ready, Submit
 from llm_pipeline.guides import GuideCompiler, GuideError, GuideFollower
@@ -118,8 +119,12 @@ def _compiled(request: GenerationRequest, compile_guide: CompileGuide) -> _Guide
     assert request.guide is not None
     try:
         return _Guided(request, compile_guide(request.guide))
-    except Exception as error:  # noqa: BLE001 - the inbox goes on, whatever one guide does
-        _log.error("a guide can't be followed: %s", error)
+    except GuideError as error:
+        return EngineStep(request.key, guide_problem=str(error))
+    except PipelineError as error:  # it came past preprocess
+        return EngineStep(request.key, guide_problem=error.message)
+    except Exception:  # noqa: BLE001 - the inbox goes on, whatever one guide does
+        _log.exception("a guide could not be compiled")
         return EngineStep(request.key, failed=True)
 
 

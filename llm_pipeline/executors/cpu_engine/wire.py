@@ -16,7 +16,9 @@ from llm_pipeline.settings import PipelineSettings
 
 
 class EngineStep(NamedTuple):
-    """A TokenStep as it travels between processes: plain values, at most one token. `failed` means our own fault.
+    """A TokenStep as it travels between processes: plain values, at most one token.
+
+    `failed` means our own fault; `guide_problem` says why the client's guide can't be followed (any further).
 
     `log_prob` and `top_log_probs` are the token's, when they were asked for.
     """
@@ -28,6 +30,11 @@ class EngineStep(NamedTuple):
     log_prob: float | None = None
     top_log_probs: TopLogProbs | None = None
     prompt_log_probs: PromptLogProbs | None = None
+    guide_problem: str | None = None
+
+    @property
+    def is_final(self) -> bool:
+        return self.finish_reason is not None or self.failed or self.guide_problem is not None
 
 
 @dataclass(frozen=True)

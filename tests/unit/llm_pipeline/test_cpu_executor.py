@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from llm_pipeline.engine_manifest import EngineManifest, ManifestError
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.executors.base import StepSink
 from llm_pipeline.executors.cpu import CpuExecutor, EngineStartError
-from llm_pipeline.messages import FinishReason, Sampling
+from llm_pipeline.guides import check_guide
+from llm_pipeline.messages import GUIDE_PARAM, FinishReason, Guide, GuideType, Sampling
 from llm_pipeline.settings import PipelineSettings
 
 CONTEXT = 256
@@ -191,6 +193,27 @@ def test_a_kv_cache_below_one_context_stops_the_start_and_says_what_it_takes(
     manifest = EngineManifest.load(engine_dir)
     with pytest.raises(EngineStartError, match=r"fewer than the context of 8192\. .* CPU_KV_CACHE_GIB .* 0\.36"):
         CpuExecutor(settings, manifest, lambda steps: None)
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        Guide(GuideType.JSON_SCHEMA, '{"$ref": "#"}'),
+        Guide(GuideType.EBNF_GRAMMAR, "root ::= " + " | ".join(f'"{number}"' for number in range(6000))),
+    ],
+    ids=["a schema that is itself", "too many alternatives"],
+)
+def test_a_guide_that_passes_the_check_and_can_not_be_followed_is_no_fault_of_ours(
+    bench: RuleBench, guide: Guide
+) -> None:
+    check_guide(guide)
+    key = f"guided by {guide.type}"
+    bench.executor.submit(replace(make_request(key, (5, 6), max_tokens=8, end_ids=(2,)), guide=guide))
+    error = bench.end_of(key).error
+    assert error is not None
+    assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, GUIDE_PARAM)
+    assert error.message.startswith("The guide can't be followed: ")
+    assert bench.end_of(bench.submit(max_tokens=1)).finish_reason is FinishReason.LENGTH
 
 
 def test_a_file_that_is_not_what_was_built_stops_the_start(

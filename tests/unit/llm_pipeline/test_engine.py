@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from sample_requests import make_request
 
 from llm_pipeline.executors.cpu_engine.engine import Engine
 from llm_pipeline.executors.cpu_engine.wire import EngineStep
+from llm_pipeline.guides import GuideError, GuideFollower
 from llm_pipeline.messages import GenerationRequest, Sampling
 
 
@@ -96,6 +99,30 @@ def test_requests_that_begin_alike_get_the_tokens_that_they_get_alone(capacity: 
     for request in requests:
         assert steps[request.key] == alone(request)
     assert engine.cache_counts.reused_tokens > 0
+
+
+class SpentGuide:
+    """A guide that can be followed for one token."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def allowed(self) -> np.ndarray:
+        if self._count:
+            raise GuideError("too many states.")
+        return np.ones(VOCABULARY, dtype=np.bool_)
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        self._count += len(token_ids)
+
+
+def test_a_guide_that_can_not_be_followed_any_further_ends_its_request_with_the_reason() -> None:
+    engine = make_engine()
+    engine.add(make_request("guided"), cast("GuideFollower", SpentGuide()))
+    engine.add(make_request("other"))
+    steps = finish(engine)
+    assert steps["guided"][-1] == EngineStep("guided", guide_problem="too many states.")
+    assert steps["other"] == alone(make_request("other"))
 
 
 def test_a_seed_decides_the_tokens() -> None:

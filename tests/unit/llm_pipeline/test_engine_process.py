@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -14,11 +15,13 @@ import pytest
 from hash_model import HashModel
 from sample_requests import make_request
 
+from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.executors.cpu_engine.engine import Engine
-from llm_pipeline.executors.cpu_engine.process import serve
+from llm_pipeline.executors.cpu_engine.process import _compiled, serve
 from llm_pipeline.executors.cpu_engine.scheduler import Slice
-from llm_pipeline.executors.cpu_engine.wire import Cancel, Progress, Submit
-from llm_pipeline.messages import GenerationRequest
+from llm_pipeline.executors.cpu_engine.wire import Cancel, EngineStep, Progress, Submit
+from llm_pipeline.guides import GuideError, GuideFollower
+from llm_pipeline.messages import GenerationRequest, Guide, GuideType
 
 DEADLINE_S = 10.0
 
@@ -120,6 +123,23 @@ def test_messages_are_taken_while_a_step_runs(bench: Bench) -> None:
         bench.connection.send(Cancel(request.key))
     bench.model.gate.set()
     assert len(bench.endings(101)) == 101
+
+
+def test_a_guide_that_can_not_be_followed_is_the_clients_to_mend() -> None:
+    def compile_guide(guide: Guide) -> GuideFollower:
+        if guide.text == "refused":
+            raise PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, "No rule.")
+        raise GuideError("Too many states.") if guide.text == "large" else RuntimeError("a bug")
+
+    steps = [
+        _compiled(replace(make_request(text), guide=Guide(GuideType.REGEX, text)), compile_guide)
+        for text in ("large", "refused", "other")
+    ]
+    assert steps == [
+        EngineStep("large", guide_problem="Too many states."),
+        EngineStep("refused", guide_problem="No rule."),
+        EngineStep("other", failed=True),
+    ]
 
 
 def test_serving_ends_when_the_other_end_goes_away_idle_or_busy(bench: Bench) -> None:

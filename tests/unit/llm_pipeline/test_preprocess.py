@@ -15,9 +15,9 @@ from sample_requests import make_manifest
 from llm_pipeline.capabilities import CAPABILITIES
 from llm_pipeline.errors import ErrorCode, PipelineError
 from llm_pipeline.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
-from llm_pipeline.messages import CompletionParameters
+from llm_pipeline.messages import GUIDE_PARAM, CompletionParameters, Guide, GuideType
 from llm_pipeline.stages.preprocess import PreprocessStage
-from llm_pipeline.stages.request_checks import priority_of
+from llm_pipeline.stages.request_checks import check_guided, priority_of
 from llm_pipeline.tokenizer import Tokenizer
 
 CONTEXT = 64
@@ -85,6 +85,22 @@ def test_a_prompt_of_special_tokens_only_holds_no_text(
     stage: PreprocessStage, prompt: tuple[int, ...], is_text_start: bool
 ) -> None:
     assert stage.prepare(replace(ASKED, token_ids=prompt)).text.is_text_start is is_text_start
+
+
+# --- Guides ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_guided_text_ends_with_the_first_of_the_models_end_tokens(stage: PreprocessStage) -> None:
+    """The guide knows no other, so with another one the text would never end."""
+    guided = replace(ASKED, guide=Guide(GuideType.JSON))
+    assert stage.prepare(replace(guided, end_id=0)).end_ids == (0,)
+    assert refusal(stage, guide=guided.guide, end_id=2).param == "end_id"
+
+
+def test_a_guide_is_refused_for_a_model_without_an_end_token() -> None:
+    with pytest.raises(PipelineError, match="no end token") as caught:
+        check_guided(ASKED, ())
+    assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, GUIDE_PARAM)
 
 
 # --- Prompts that are refused ----------------------------------------------------------------------------------------
