@@ -268,22 +268,28 @@ class DecodeStage:
     def _keep_house(self) -> None:
         """Stop what nobody waits for any more, and end what an executor does not end."""
         while not self._has_closed.wait(TICK_S):
-            with self._condition:
-                abandoned = [self._live[key] for key in self._leases.tick() if key in self._live]
-                overdue = []
-                for outbox in self._live.values():
-                    if outbox.is_stopped:
-                        outbox.stop_ticks += 1
-                        if outbox.stop_ticks * TICK_S > _STOP_LIMIT_S:
-                            overdue.append(outbox.key)
-            for outbox in abandoned:
-                if not outbox.is_stopped:
-                    _log.warning("the client of a request is silent; the request is stopped")
-                    outbox.is_stopped = True
-                self._cancel(outbox.key)
-            if overdue:
-                _log.error("the executor has not ended %d requests that were stopped; they end here", len(overdue))
-                self._take_steps([TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in overdue])
+            try:
+                self._clean_up()
+            except Exception:  # noqa: BLE001 - the next turn may go well, and nobody else cleans up
+                _log.exception("a turn of the housekeeper failed")
+
+    def _clean_up(self) -> None:
+        with self._condition:
+            abandoned = [self._live[key] for key in self._leases.tick() if key in self._live]
+            overdue = []
+            for outbox in self._live.values():
+                if outbox.is_stopped:
+                    outbox.stop_ticks += 1
+                    if outbox.stop_ticks * TICK_S > _STOP_LIMIT_S:
+                        overdue.append(outbox.key)
+        for outbox in abandoned:
+            if not outbox.is_stopped:
+                _log.warning("the client of a request is silent; the request is stopped")
+                outbox.is_stopped = True
+            self._cancel(outbox.key)
+        if overdue:
+            _log.error("the executor has not ended %d requests that were stopped; they end here", len(overdue))
+            self._take_steps([TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in overdue])
 
     def _mark_ready(self, outbox: _Outbox) -> None:
         outbox.is_ready = True
@@ -291,15 +297,21 @@ class DecodeStage:
 
     def _send_loop(self) -> None:
         while self._wait_for_ready():
-            if self._window is not None:
-                self._window.enter()
-            chunk, sender = self._take_ready()
-            if _try_send(sender, chunk):
-                continue
-            if chunk.is_final:  # Triton waits for an ending, and a bare error may pass where the chunk did not
-                _try_send(sender, _bare_error(chunk))
-            else:  # postprocess sees the gap, and answers with an error at the end
-                self._cancel(chunk.key)
+            try:
+                if self._window is not None:
+                    self._window.enter()
+            except OSError:  # the window is a courtesy; tokens go out without it, too
+                _log.exception("the window of chunks is out of order")
+            self._send_next()
+
+    def _send_next(self) -> None:
+        chunk, sender = self._take_ready()
+        if _try_send(sender, chunk):
+            return
+        if chunk.is_final:  # Triton waits for an ending, and a bare error may pass where the chunk did not
+            _try_send(sender, _bare_error(chunk))
+        else:  # postprocess sees the gap, and answers with an error at the end
+            self._cancel(chunk.key)
 
     def _wait_for_ready(self) -> bool:
         """Whether there is something to send; false at the end."""
@@ -314,10 +326,23 @@ class DecodeStage:
         with self._condition:
             outbox = (self._first or self._ready).popleft()
             outbox.is_ready = False
-            chunk = self._take_chunk(outbox)
+            try:
+                chunk = self._take_chunk(outbox)
+            except Exception:  # noqa: BLE001 - it fails this request; the sender goes on with the others
+                _log.exception("a chunk could not be made")
+                return self._fail(outbox), outbox.sender
             if outbox.token_ids or (outbox.ending is not None and not chunk.is_final):
                 self._mark_ready(outbox)
             return chunk, outbox.sender
+
+    def _fail(self, outbox: _Outbox) -> TokenChunk:
+        """The request's end. An executor that goes on with it is not listened to. Under the lock."""
+        outbox.token_ids = []
+        outbox.ending = TokenStep(outbox.key, error=internal_error())
+        if self._live.get(outbox.key) is outbox:
+            self._end(outbox)
+        text = outbox.text if outbox.index == 0 else None
+        return TokenChunk(outbox.key, outbox.index, (), text=text, error=internal_error())
 
     def _take_chunk(self, outbox: _Outbox) -> TokenChunk:
         count = len(outbox.token_ids) if self._coalesce else 1

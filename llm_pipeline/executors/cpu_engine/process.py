@@ -111,6 +111,10 @@ def _receive(connection: Connection, messages: SimpleQueue[_Message], compile_gu
             is_guided = isinstance(message, Submit) and message.request.guide is not None
             messages.put(_compiled(message.request, compile_guide) if is_guided else message)
     except (EOFError, OSError):
+        pass  # the other end has gone
+    except Exception:  # noqa: BLE001 - an engine without an inbox would hang; without this process it starts again
+        _log.exception("a message can't be read")
+    finally:
         messages.put(None)
 
 

@@ -547,6 +547,45 @@ def test_the_bare_error_carries_no_log_probs(bench: Bench) -> None:
     assert (chunk.log_probs, chunk.top_log_probs, chunk.prompt_log_probs) == ((), (), None)
 
 
+def test_a_turn_of_the_sender_that_fails_costs_one_request_at_most(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, failures = bench.stage._take_chunk, iter([RuntimeError("a bug")])
+
+    def fail_once(outbox: object) -> TokenChunk:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return take(outbox)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.stage, "_take_chunk", fail_once)
+    bench.submit("unlucky")
+    bench.executor.make("unlucky", 1, reason=FinishReason.STOP)
+    bench.submit()
+    bench.executor.make("a", 1, reason=FinishReason.STOP)
+    endings = {chunk.key: chunk for chunk in bench.wire.wait_for_endings(2)}
+    assert endings["unlucky"].error is not None
+    assert endings["a"].finish_reason is FinishReason.STOP
+
+
+def test_the_housekeeper_outlives_a_turn_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "TICK_S", 0.01)
+    monkeypatch.setattr(decode, "_STOP_LIMIT_S", 0.05)
+    failures = iter([RuntimeError("a bug")])
+    bench = Bench()
+    tick = bench.stage._leases.tick
+
+    def fail_once() -> list[str]:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return tick()
+
+    monkeypatch.setattr(bench.stage._leases, "tick", fail_once)
+    bench.submit()
+    bench.stage.stop("a")
+    assert bench.wire.wait_for_endings()[0].finish_reason is FinishReason.CANCELLED
+    bench.stage.close()
+
+
 # --- Limits, numbers, the end ----------------------------------------------------------------------------------------
 
 

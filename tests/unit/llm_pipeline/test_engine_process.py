@@ -142,6 +142,13 @@ def test_a_guide_that_can_not_be_followed_is_the_clients_to_mend() -> None:
     ]
 
 
+def test_a_message_that_can_not_be_read_ends_the_engine_and_is_not_waited_on(bench: Bench) -> None:
+    """Its parent starts it again; one that goes on without an inbox would hang for ever."""
+    bench.connection.send_bytes(b"no pickle")
+    bench.thread.join(DEADLINE_S)
+    assert not bench.thread.is_alive()
+
+
 def test_serving_ends_when_the_other_end_goes_away_idle_or_busy(bench: Bench) -> None:
     bench.submit(make_request(max_tokens=50_000))
     bench.receive()
