@@ -28,12 +28,14 @@ from llm_pipeline.limits import (
     MAX_BAD_WORDS,
     MAX_BIAS,
     MAX_BIASED_TOKENS,
+    MAX_FACTOR,
     MAX_LOG_PROBS,
     MAX_PENALTY,
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     MAX_TEMPERATURE,
+    MIN_FACTOR,
 )
 from llm_pipeline.messages import Guide
 
@@ -227,7 +229,7 @@ Seed = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX, json_schema_extra=_INT64
 Probability = Annotated[float, Field(ge=0, le=1, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
 Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
-Factor = Annotated[float, Field(gt=0, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
+Factor = Annotated[float, Field(ge=MIN_FACTOR, le=MAX_FACTOR, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
 String = Annotated[str, BeforeValidator(_string)]
 Prompts = Annotated[tuple[Prompt, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]

@@ -85,7 +85,8 @@ class ChunkReports:
     def send(self, addresses: Iterable[str]) -> None:
         """Report one handled chunk to each of `addresses`, where one stands as often as it has chunks."""
         for address, count in Counter(addresses).items():
-            with contextlib.suppress(OSError):  # decode is gone, or slow to read: its wait has a limit
+            # decode is gone, slow to read, or no address at all: its wait has a limit
+            with contextlib.suppress(OSError, ValueError):
                 self._socket.sendto(count.to_bytes(_COUNT_BYTES, "little"), _abstract(address))
 
     def close(self) -> None:

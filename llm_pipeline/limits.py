@@ -9,6 +9,7 @@ INT32_MAX = 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 MAX_LOG_PROBS = 20  # most likely tokens told for each place
+MIN_FACTOR, MAX_FACTOR = 0.01, 100.0  # repetition penalty; far outside, logits are no float32 any more
 MAX_PENALTY = 2.0  # presence and frequency, both ways
 MAX_BIAS = 100.0  # of one token, both ways
 MAX_BIASED_TOKENS = 1024

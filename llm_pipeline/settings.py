@@ -97,7 +97,7 @@ class PipelineSettings(BaseSettings):
         "sha256", description="tensorrt_llm: how engine files are compared with the manifest at load; sizes are quick"
     )
     trtllm_cancel_limit_s: float = Field(
-        30.0, gt=0, description="tensorrt_llm: how long a cancelled request may take to end in the engine, in s"
+        15.0, gt=0, description="tensorrt_llm: how long a cancelled request may take to end in the engine, in s"
     )
     trtllm_hang_limit_s: float = Field(
         300.0, ge=0, description="tensorrt_llm: an engine with work and no sign of life for so long is dead; 0 is never"

@@ -512,7 +512,7 @@ def token_chunk_from_arrays(read: TensorReader) -> TokenChunk:
         text=None if text is None else _TEXT_OPTIONS.validate_python(text),
         finish_reason=None if reason is None else FinishReason(reason),
         error=None if error is None else PipelineError.from_wire(error) or internal_error(),
-        report_to=fields.get("report_to"),
+        report_to=address if isinstance(address := fields.get("report_to"), str) else None,
     )
     return _with_log_probs(chunk, fields) if not _LOG_PROB_FIELDS.isdisjoint(fields) else chunk
 

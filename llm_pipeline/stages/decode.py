@@ -34,7 +34,8 @@ from llm_pipeline.stages.early_stops import EarlyStops
 from llm_pipeline.stages.leases import TICK_S, Leases
 
 _log = logging.getLogger(__name__)
-# An executor that does not end a stopped request itself is not waited for longer. The front end gives up after 30 s.
+# An executor that does not end a stopped request itself is not waited for longer. The front end gives up after 30 s,
+# and the TensorRT-LLM executor ends such a request itself by default after 15 s (TRTLLM_CANCEL_LIMIT_S).
 _STOP_LIMIT_S = 20.0
 
 
@@ -270,7 +271,7 @@ class DecodeStage:
         while not self._has_closed.wait(TICK_S):
             try:
                 self._clean_up()
-            except Exception:  # noqa: BLE001 - the next turn may go well, and nobody else cleans up
+            except Exception:  # noqa: BLE001, PERF203 - the next turn may go well, and nobody else cleans up
                 _log.exception("a turn of the housekeeper failed")
 
     def _clean_up(self) -> None:

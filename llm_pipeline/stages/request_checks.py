@@ -15,12 +15,14 @@ from llm_pipeline.limits import (
     MAX_BAD_WORDS,
     MAX_BIAS,
     MAX_BIASED_TOKENS,
+    MAX_FACTOR,
     MAX_LOG_PROBS,
     MAX_PENALTY,
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     MAX_TEMPERATURE,
+    MIN_FACTOR,
 )
 from llm_pipeline.messages import GUIDE_PARAM, CompletionParameters, Sampling
 
@@ -56,11 +58,7 @@ def checked_sampling(
 
 
 def _repetition_penalty(value: float | None) -> float:
-    if value is None:
-        return 1.0
-    if not 0 < value < math.inf:
-        raise out_of_range("repetition_penalty", value, "above 0; 1 is off")
-    return value
+    return _in_range("repetition_penalty", value, 1.0, MIN_FACTOR, MAX_FACTOR)
 
 
 def _in_range(name: str, value: float | None, default: float, low: float, high: float) -> float:

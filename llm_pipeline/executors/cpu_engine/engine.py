@@ -79,6 +79,8 @@ class Engine:
     def step(self) -> list[EngineStep]:
         """One forward pass; the new token of every sequence whose known tokens are all computed."""
         slices = self._scheduler.plan()
+        if not slices:
+            return []
         logits = self._model.run(slices)
         steps = []
         row = 0

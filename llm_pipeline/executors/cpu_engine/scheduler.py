@@ -144,12 +144,14 @@ class Scheduler:
         return count if is_done else budget  # nobody else prefills before this one is done
 
     def _admit(self) -> bool:
-        """Move the first waiting sequence to the active ones when there is room for all of its tokens and one more."""
+        """Move the first waiting sequence to the active ones when there is room for its tokens and the next one."""
         if not self._waiting or len(self._active) >= self._max_active:
             return False
         sequence = self._waiting[0]
         self._reuse(sequence)
-        if self._blocks_for(len(sequence.tokens) + 1) - len(sequence.blocks) > self._pool.available_count:
+        request = sequence.request
+        wanted = min(len(sequence.tokens) + 1, len(request.prompt_ids) + request.max_tokens)  # the last is not computed
+        if self._blocks_for(max(wanted, len(sequence.tokens))) - len(sequence.blocks) > self._pool.available_count:
             self._release(sequence)
             return False
         self._active.append(self._waiting.popleft())

@@ -31,10 +31,12 @@ class TritonPythonModel:
         for request in requests:
             reply = DecoupledReply(request)
             guard(reply, partial(self._handle, tensor_reader(request), reply))
-        self._reports.send(self._handled)
-        self._handled.clear()
-        while self._to_stop:  # after the answers: the clients of the batch do not wait for it
-            stop_in_decode(self._decode, self._to_stop.pop())
+        handled, self._handled = self._handled, []  # first, so that a report that fails is not made again for ever
+        try:
+            self._reports.send(handled)
+        finally:
+            while self._to_stop:  # after the answers: the clients of the batch do not wait for it
+                stop_in_decode(self._decode, self._to_stop.pop())
 
     def _handle(self, read, reply):
         chunk = token_chunk_from_arrays(read)

@@ -125,6 +125,17 @@ def test_a_guide_that_can_not_be_followed_any_further_ends_its_request_with_the_
     assert steps["other"] == alone(make_request("other"))
 
 
+def test_a_prompt_that_fills_the_whole_cache_is_scored() -> None:
+    """No token follows, so it needs no room for one."""
+    engine = make_engine(HashModel(capacity=16))
+    scoring = make_request(prompt_ids=tuple(range(16)), max_tokens=0)
+    engine.add(replace(scoring, prompt_log_probs=True))
+    (step,) = (step for _ in range(2) for step in engine.step())
+    assert step.finish_reason == "length"
+    assert step.prompt_log_probs is not None
+    assert len(step.prompt_log_probs.values) == 15
+
+
 def test_a_seed_decides_the_tokens() -> None:
     def sampled(seed: int) -> list[int | None]:
         return tokens(

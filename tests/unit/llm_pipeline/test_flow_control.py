@@ -90,7 +90,7 @@ def test_lost_reports_do_not_hold_chunks_back_for_ever() -> None:
 def test_a_report_to_a_window_that_is_gone_is_lost_without_an_error(reports: ChunkReports) -> None:
     window = ChunkWindow()
     window.close()
-    reports.send([window.address, "never there"])
+    reports.send([window.address, "never there", "x" * 1000, "\ud800"])
 
 
 def test_reports_that_nobody_reads_do_not_block(window: ChunkWindow, reports: ChunkReports) -> None:

@@ -401,6 +401,8 @@ def test_lower_numbers_go_first_and_none_is_zero(numbers: list[int]) -> None:
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"frequency_penalty": math.nan}, "frequency_penalty"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty"),
+        ({"repetition_penalty": 1e40}, "repetition_penalty"),
         ({"repetition_penalty": math.inf}, "repetition_penalty"),
     ],
 )
