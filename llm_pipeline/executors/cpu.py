@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
@@ -179,6 +180,9 @@ class CpuExecutor:
                 message = connection.recv()
             except (EOFError, OSError):
                 return has_worked
+            except Exception:  # noqa: BLE001 - whatever it is, that engine can't be listened to any more
+                _log.exception("a message of the engine process can't be read")
+                return has_worked
             if isinstance(message, Progress):
                 has_worked = True
                 self._hang_watch.sign_of_life()
@@ -186,7 +190,13 @@ class CpuExecutor:
                     self._active_count = message.active_count
                     self._cache = message.cache
                     self._live.difference_update(step.key for step in message.steps if step.is_final)
-                self._sink([_token_step(step) for step in message.steps])
+                self._hand_over([_token_step(step) for step in message.steps])
+
+    def _hand_over(self, steps: list[TokenStep]) -> None:
+        try:
+            self._sink(steps)
+        except Exception:  # noqa: BLE001 - a bug of whoever takes the steps must not end the supervisor
+            _log.exception("steps could not be handed over")
 
     def _fail_live(self, connection: Connection) -> None:
         with self._lock:
@@ -198,19 +208,19 @@ class CpuExecutor:
         if not live:
             return
         if self._closing.is_set():
-            self._sink([TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in live])
+            self._hand_over([TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in live])
             return
         error = PipelineError(
             ErrorCode.ENGINE_UNAVAILABLE,
             "The engine stopped while it worked on this request. It is starting again; retry the request.",
             retry_after_s=_RETRY_AFTER_S,
         )
-        self._sink([TokenStep(key, error=error) for key in live])
+        self._hand_over([TokenStep(key, error=error) for key in live])
 
     def _restart(self) -> Connection | None:
         try:
             connection = self._start()
-        except (EngineStartError, OSError):
+        except Exception:  # noqa: BLE001 - whatever it is, the next try may go well, and nobody else makes one
             if not self._closing.is_set():
                 _log.exception("the CPU engine could not start again")
             return None
@@ -253,10 +263,10 @@ def _engine_unavailable() -> PipelineError:
 
 
 def _reap(process: subprocess.Popen[bytes]) -> int | None:
-    """End the process if it runs and wait for it; its exit status."""
-    process.terminate()
-    try:
-        return process.wait(_STOP_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait(_STOP_LIMIT_S)
+    """End the process if it runs and wait for it; its exit status, or None when it does not end even so."""
+    for end in (process.terminate, process.kill):
+        end()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_STOP_LIMIT_S)
+    _log.error("the CPU engine process %d does not end; it is left alone", process.pid)
+    return None

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import cast
 
 import pytest
 from executor_rules import CLOSING_RULES, DEADLINE_S, RULES, RuleBench
@@ -20,6 +23,7 @@ from sample_requests import make_request
 from build_engine.reference import ReferenceCase, reference_cases
 from llm_pipeline.engine_manifest import EngineManifest, ManifestError
 from llm_pipeline.errors import ErrorCode, PipelineError
+from llm_pipeline.executors import cpu
 from llm_pipeline.executors.base import StepSink
 from llm_pipeline.executors.cpu import CpuExecutor, EngineStartError
 from llm_pipeline.guides import check_guide
@@ -179,6 +183,43 @@ def test_a_killed_engine_fails_its_requests_at_once_and_comes_back(own_bench: Ru
     own_bench.executor.close()
     assert time.monotonic() - started < 1.5
     assert not is_loading(own_bench)
+
+
+def test_a_restart_that_fails_in_a_way_nobody_expects_is_tried_again(
+    own_bench: RuleBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(own_bench.executor, CpuExecutor)
+    start, failures = own_bench.executor._start, iter([subprocess.TimeoutExpired("engine", 5), RuntimeError("a bug")])
+
+    def fail_twice() -> Connection:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return start()
+
+    monkeypatch.setattr(own_bench.executor, "_start", fail_twice)
+    monkeypatch.setattr(cpu, "_RESTART_PAUSES_S", (0.05,))
+    kill_engine(own_bench)
+    wait_until(lambda: is_without_engine(own_bench))
+    assert own_bench.end_of(submit_when_back(own_bench)).finish_reason is FinishReason.LENGTH
+
+
+def test_a_process_that_can_not_be_ended_is_left_alone() -> None:
+    """As one that hangs inside the kernel."""
+
+    class Immortal:
+        pid = 1
+
+        def terminate(self) -> None: ...
+        def kill(self) -> None: ...
+        def wait(self, timeout: float) -> int:
+            raise subprocess.TimeoutExpired("engine", timeout)
+
+    assert cpu._reap(cast("subprocess.Popen[bytes]", Immortal())) is None
+
+
+def is_without_engine(bench: RuleBench) -> bool:
+    assert isinstance(bench.executor, CpuExecutor)
+    return bench.executor._connection is None
 
 
 def is_loading(bench: RuleBench) -> bool:
