@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -347,6 +348,14 @@ def test_a_top_k_beyond_int32_means_the_same_as_the_largest() -> None:
 def test_one_empty_stop_word_is_the_padding_of_nvidias_clients() -> None:
     parameters = parameters_of([(tensors.STOP_WORDS, tensors.array(tensors.STOP_WORDS, [""]))])
     assert parameters.stop == ()
+
+
+@pytest.mark.parametrize("address", [["x"], 5, {"a": 1}], ids=str)
+def test_an_address_of_a_wrong_type_is_no_address(address: object) -> None:
+    """Whoever calls postprocess alone may send anything; its reports go on for everybody else."""
+    wire = orjson.dumps({"key": "key", "index": 0, "token_ids": [], "report_to": address})
+    chunk = np.array([wire], dtype=np.object_)
+    assert tensors.token_chunk_from_arrays(lambda name: chunk).report_to is None
 
 
 def test_an_empty_list_of_ids_is_an_empty_prompt_and_not_a_missing_one() -> None:
