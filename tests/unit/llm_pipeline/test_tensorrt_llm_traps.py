@@ -93,7 +93,8 @@ def test_a_sampled_request_without_top_k_and_top_p_would_be_greedy(any_bench: Tr
 def test_the_default_seed_is_a_constant_so_each_request_brings_its_own(
     any_bench: TrtllmBench, byte_level: Tokenizer
 ) -> None:
-    seeds = {any_bench.sent(prepared(byte_level, temperature=1.0)).sampling_config.seed for _ in range(3)}
+    requests = [replace(prepared(byte_level, temperature=1.0), key=f"request {number}") for number in range(3)]
+    seeds = {any_bench.sent(request).sampling_config.seed for request in requests}
     assert len(seeds) == 3
     assert max(seeds) > 2**32
 
