@@ -17,7 +17,9 @@ def planned(*arguments: str) -> str:
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not installed here")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    # A make that runs the tests hands its own flags and variables down.
+    inherited = ("MAKE", "NEED_CLIENTS", "CLIENTS", "MFLAGS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(inherited)}
     command = [make, "-n", "test", "CLIENTS_PYTHON=", "CLIENTS=nowhere", *arguments]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
     return run.stdout
