@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.servers import free_ports
 from benchmarks.soak.report import Soak
 from benchmarks.soak.samples import Sampler
 from benchmarks.soak.settings import SoakSettings
@@ -36,12 +36,8 @@ def soak(settings: SoakSettings, console: Console) -> Soak:
 
 def _stack_settings(settings: SoakSettings, folder: Path) -> StackSettings:
     """The engine and its place are those of `make serve`; ports, key and logs are this run's own."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(4)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        ports = [each.getsockname()[1] for each in sockets]
     names = ("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port")
+    ports: dict[str, Any] = dict(zip(names, free_ports(len(names)), strict=True))
     base = StackSettings()
     engine_dir = base.engine_dir or base.run_dir / "engines" / "smollm2-135m-instruct" / "cpu-fp16"
     return StackSettings(
@@ -49,7 +45,7 @@ def _stack_settings(settings: SoakSettings, folder: Path) -> StackSettings:
         executor=settings.executor,
         engine_dir=engine_dir if engine_dir.is_dir() else None,
         run_dir=folder if engine_dir.is_dir() else base.run_dir,
-        **dict(zip(names, ports, strict=True)),
+        **ports,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,21 +14,13 @@ import openai
 import pytest
 from rich.console import Console
 
+from benchmarks.servers import free_ports
 from launcher.settings import StackSettings
 from launcher.stack import Stack
 
 MODEL = "smollm2-135m-instruct"
 API_KEY = "sk-integration-tests-only"
 _OPENER = build_opener(ProxyHandler({}))
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on. They are free when this returns; nothing reserves them after that."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
 
 
 @dataclass(frozen=True)

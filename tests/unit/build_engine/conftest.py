@@ -1,4 +1,4 @@
-"""The default engine, built once (about 25 s) or taken from .run/engines when a good one is there."""
+"""Engines of tiny models, built once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ import pytest
 from fake_tensorrt_llm import install
 from tiny_models import TinyModel, write_gguf
 
-from build_engine.build import ENGINE_FILES, BuildRequest, BuildResult, build_engine
-from build_engine.default_model import find_default_model, find_model
+from build_engine.build import BuildRequest, BuildResult, build_engine
+from build_engine.default_model import find_model
 from build_engine.progress import SilentProgress
-from build_engine.recipe import default_output
 from build_engine.targets import find_target
-from build_engine.verify import file_problems
-from llm_pipeline.engine_manifest import EngineManifest, ManifestError
 
-REPOSITORY = Path(__file__).parents[3]
 Build = Callable[..., BuildResult]
 
 
@@ -29,20 +25,6 @@ def run_build(model: Path | None, output: Path, precision: str = "fp16", **optio
 @pytest.fixture(scope="session")
 def build() -> Build:
     return run_build
-
-
-@pytest.fixture(scope="session")
-def default_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    name = find_default_model().model_name
-    assert name
-    kept = REPOSITORY / default_output(name, find_target("cpu"), "fp16")
-    try:
-        manifest = EngineManifest.load(kept)
-        if set(manifest.files) == set(ENGINE_FILES) and not file_problems(kept, manifest):
-            return kept
-    except ManifestError:
-        pass
-    return run_build(None, tmp_path_factory.mktemp("default") / "engine").engine_dir
 
 
 @pytest.fixture(scope="session")

@@ -12,19 +12,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.servers import free_ports
 from launcher import check_python, checks
 from launcher.checks import MissingError, check_all
 from launcher.settings import StackSettings
 
 MIB = 2**20
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture
