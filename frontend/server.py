@@ -23,6 +23,7 @@ from frontend.settings import FrontendSettings
 from frontend.slow_readers import SlowReaders
 from frontend.workers import Workers
 from llm_pipeline.deployment import DeploymentError
+from llm_pipeline.garbage import spare_long_lived_objects
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +57,7 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._slow_reader_watch = asyncio.create_task(self._slow_readers.watch())
         await super().startup(sockets)  # type: ignore[arg-type]
+        spare_long_lived_objects()
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """See uvicorn."""

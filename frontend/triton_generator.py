@@ -16,6 +16,7 @@ from llm_pipeline.tensors import (
     PREPROCESS_MODEL,
     describe_arrays,
     description_from_raw,
+    is_silent,
     parameters_to_arrays,
     renewal_arrays,
     stage_model,
@@ -46,8 +47,9 @@ class TritonGenerator:
         with self._lease:
             async for response in self._channel.infer(request):
                 names = output_names(response)
-                if names:
-                    yield text_chunk_from_raw(names, response.raw_output_contents)
+                contents = response.raw_output_contents
+                if not is_silent(names, contents):
+                    yield text_chunk_from_raw(names, contents)
 
     async def stop(self, key: str) -> None:
         """See Generator."""

@@ -259,3 +259,8 @@ class TextChunk:
     log_probs: bytes | None = None
     token_log_probs: tuple[float, ...] | None = None
     cum_log_prob: float | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether there is nothing new in it: text is held back, or the request is over already."""
+        return not (self.text or self.token_ids or self.finish_reason)

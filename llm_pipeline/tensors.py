@@ -276,7 +276,7 @@ def _flag(read: TensorReader, spec: TensorSpec, default: bool) -> bool:
 
 
 def parameters_to_arrays(parameters: CompletionParameters) -> list[tuple[TensorSpec, Array]]:
-    """The ensemble inputs of one prompt. Values that the client left out are not sent."""
+    """The ensemble inputs of one prompt, without what the client left out and without defaults: each costs time."""
     scalars = (
         (TEXT_INPUT, parameters.text),
         (INPUT_IDS, parameters.token_ids),
@@ -287,10 +287,10 @@ def parameters_to_arrays(parameters: CompletionParameters) -> list[tuple[TensorS
         (MIN_P, parameters.min_p),
         (SEED, None if parameters.seed is None else parameters.seed % 2**64),
         (STOP_WORDS, parameters.stop or None),
-        (STREAM, parameters.stream),
-        (INCLUDE_STOP, parameters.include_stop_str_in_output),
-        (SKIP_SPECIAL_TOKENS, parameters.skip_special_tokens),
-        (RETURN_TOKEN_IDS, parameters.return_token_ids),
+        (STREAM, parameters.stream or None),
+        (INCLUDE_STOP, parameters.include_stop_str_in_output or None),
+        (SKIP_SPECIAL_TOKENS, None if parameters.skip_special_tokens else False),
+        (RETURN_TOKEN_IDS, parameters.return_token_ids or None),
         (TOKENS_AS_IDS, parameters.names_tokens_by_id or None),
         (REQUEST_KEY, parameters.request_key),
         (REPETITION_PENALTY, parameters.repetition_penalty),
@@ -554,6 +554,15 @@ def text_chunk_to_arrays(chunk: TextChunk) -> list[tuple[TensorSpec, Array]]:
     if chunk.cum_log_prob is not None:
         arrays.append((CUM_LOG_PROBS, array(CUM_LOG_PROBS, chunk.cum_log_prob)))
     return arrays
+
+
+def is_silent(names: Sequence[str], contents: Sequence[bytes]) -> bool:
+    """Whether a gRPC response has nothing to tell: a TextChunk that `is_silent`, or the bare end of a call."""
+    return not names or (len(names) == _FEWEST_OUTPUTS and contents[names.index(TEXT_OUTPUT.name)] == _EMPTY)
+
+
+_FEWEST_OUTPUTS = 2  # text_output and num_output_tokens stand in every response
+_EMPTY = bytes(4)  # a BYTES element of no bytes
 
 
 def text_chunk_from_raw(names: list[str], contents: list[bytes]) -> TextChunk:

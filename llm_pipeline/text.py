@@ -61,6 +61,11 @@ class TextAssembler:
         """Whether the last TextChunk was made; a stop string can finish a request before decode knows."""
         return self._is_finished
 
+    @property
+    def completion_tokens(self) -> int:
+        """How many tokens there were so far; after a stop match, up to where it was complete."""
+        return self._completion_tokens
+
     def push(self, chunk: TokenChunk) -> TextChunk | None:
         """The client's part of the next chunk, or None when there is nothing to tell yet, or nothing any more."""
         if self._is_finished:

@@ -1,9 +1,9 @@
 """decode: hands requests to the executor and sends what comes back, as few messages as the load asks for.
 
 Self-clocking coalescing: the executor's thread appends new tokens to their request's outbox and marks the request as
-ready; one sender thread takes the next ready request, sends all that has gathered, and goes on. Idle, that is one
-token per message with no delay; busy, outboxes grow while the sender works or postprocess is behind (flow_control.py),
-so messages carry more tokens. No timer takes part. A request's first tokens go ahead of the queue.
+ready; a sender thread takes the next ready request, sends all that has gathered, and goes on. Idle, that is one token
+per message with no delay; busy, outboxes grow while the senders work or postprocess is behind (flow_control.py), so
+messages carry more tokens. No timer takes part. A request's first tokens go ahead of the queue.
 
 Every request ends exactly once: with a finish reason or with an error, in a message that is marked as final.
 """
@@ -32,11 +32,15 @@ from llm_pipeline.messages import (
 )
 from llm_pipeline.stages.early_stops import EarlyStops
 from llm_pipeline.stages.leases import TICK_S, Leases
+from llm_pipeline.stages.stop_watch import StopWatch, StopWatcher
 
 _log = logging.getLogger(__name__)
 # An executor that does not end a stopped request itself is not waited for longer. The front end gives up after 30 s,
 # and the TensorRT-LLM executor ends such a request itself by default after 15 s (TRTLLM_CANCEL_LIMIT_S).
 _STOP_LIMIT_S = 20.0
+# Threads that send. A send mostly waits: for Triton to wake, to read and to answer, with cores idle meanwhile. At 64
+# streams three made a sixth more messages a second than one, each for a tenth less CPU time (docs/decisions/0004).
+SENDERS = 3
 
 
 class ChunkSender(Protocol):
@@ -61,7 +65,7 @@ class _Outbox:
     __slots__ = (
         "ending",
         "index",
-        "is_ready",
+        "is_scheduled",
         "is_stopped",
         "key",
         "log_probs",
@@ -73,10 +77,12 @@ class _Outbox:
         "token_ids",
         "tokens_left",
         "top_log_probs",
+        "watch",
     )
 
     def __init__(self, request: GenerationRequest, sender: ChunkSender, owner: str | None) -> None:
         self.key = request.key
+        self.watch: StopWatch | None = None
         self.owner = owner
         self.sender = sender
         self.text: TextOptions | None = request.text
@@ -87,23 +93,22 @@ class _Outbox:
         self.prompt_log_probs: PromptLogProbs | None = None
         self.ending: TokenStep | None = None
         self.index = 0
-        self.is_ready = False
+        self.is_scheduled = False  # waits for a sender, or is with one
         self.is_stopped = False
         self.stop_ticks = 0  # since then, in the housekeeper's
 
     @property
     def is_worth_sending(self) -> bool:
-        """Whether anybody waits for what is here: without streaming or stop strings, only the end matters."""
-        if self.ending is not None or self.text is None:
-            return True
-        return self.text.stream or bool(self.text.stop)
+        """Whether anybody waits for what is here: without streaming, only the end matters."""
+        return self.ending is not None or self.text is None or self.text.stream
 
 
 class DecodeStage:
     """See the module's docstring.
 
     `create_executor` gets the sink that takes its steps. `coalesce` False sends one token per message, for measuring.
-    `window` keeps chunks back while postprocess is behind. Tokens outside of `vocab_size` fail their request. An owner
+    `window` keeps chunks back while postprocess is behind. `watcher` ends requests that don't stream at their stop
+    strings; those that do, postprocess ends. Tokens outside of `vocab_size` fail their request. An owner
     that is silent for `lease_s` loses its requests.
     """
 
@@ -115,6 +120,8 @@ class DecodeStage:
         vocab_size: int,
         coalesce: bool = True,
         window: ChunkWindow | None = None,
+        senders: int = SENDERS,
+        watcher: StopWatcher | None = None,
         lease_s: float = 10.0,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
@@ -134,14 +141,24 @@ class DecodeStage:
         self._closed = False
         self._has_closed = threading.Event()
         self._executor = create_executor(self._take_steps)
-        self._thread = threading.Thread(target=self._send_loop, name="decode-sender", daemon=True)
-        self._thread.start()
+        self._watcher = watcher
+        if watcher is not None:
+            watcher.start(self._end_at_stop_string)
+        self._turn = threading.Lock()  # of the sender that chooses what goes next
+        self._senders = [
+            threading.Thread(target=self._send_loop, name=f"decode-sender-{number}", daemon=True)
+            for number in range(senders)
+        ]
+        for sender in self._senders:
+            sender.start()
         self._housekeeper = threading.Thread(target=self._keep_house, name="decode-housekeeper", daemon=True)
         self._housekeeper.start()
 
     def submit(self, request: GenerationRequest, sender: ChunkSender, owner: str | None = None) -> None:
         """Take over a request. Its chunks, and its one ending, go to `sender`. An `owner` has to `renew`."""
         outbox = _Outbox(request, sender, owner)
+        if self._watcher is not None:
+            outbox.watch = self._watcher.watch(request.key, request.text)
         if refusal := self._register(outbox):
             sender.send(TokenChunk(request.key, 0, (), text=request.text, error=refusal))
             return
@@ -169,6 +186,10 @@ class DecodeStage:
                 self._early_stops.remember(key)
         self._cancel(key)
 
+    def _end_at_stop_string(self, key: str) -> None:
+        self._cancel(key)
+        self._take_steps([TokenStep(key, finish_reason=FinishReason.CANCELLED)])  # postprocess knows the true reason
+
     def renew(self, owner: str) -> None:
         """A sign of life from whoever sends requests under this name."""
         with self._condition:
@@ -185,8 +206,11 @@ class DecodeStage:
         self._has_closed.set()
         with self._condition:
             self._closed = True
-            self._condition.notify()
-        self._thread.join(timeout=5)
+            self._condition.notify_all()
+        for sender in self._senders:
+            sender.join(timeout=5)
+        if self._watcher is not None:
+            self._watcher.close()
         self._housekeeper.join(timeout=5)
         if self._window is not None:
             self._window.close()
@@ -241,12 +265,14 @@ class DecodeStage:
                         continue
                     outbox.ending = TokenStep(outbox.key, error=internal_error())
                 is_changed |= outbox.index == 0  # from queued to active
+                if outbox.watch is not None and self._watcher is not None and outbox.ending is None:
+                    self._watcher.look(outbox.key, outbox.watch, step.token_ids)
                 if outbox.ending is not None:
                     is_changed = True
                     if outbox.ending is not step:
                         unwanted.append(outbox.key)
                     self._end(outbox)
-                if not outbox.is_ready and outbox.is_worth_sending:
+                if not outbox.is_scheduled and outbox.is_worth_sending:
                     self._mark_ready(outbox)
             self._condition.notify()
         for key in unwanted:
@@ -293,26 +319,42 @@ class DecodeStage:
             self._take_steps([TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in overdue])
 
     def _mark_ready(self, outbox: _Outbox) -> None:
-        outbox.is_ready = True
+        outbox.is_scheduled = True
         (self._first if outbox.index == 0 else self._ready).append(outbox)
 
     def _send_loop(self) -> None:
-        while self._wait_for_ready():
-            try:
-                if self._window is not None:
-                    self._window.enter()
-            except OSError:  # the window is a courtesy; tokens go out without it, too
-                _log.exception("the window of chunks is out of order")
-            self._send_next()
+        while True:
+            with self._turn:
+                if not self._wait_for_ready():
+                    return
+                self._enter_window()
+                outbox, chunk = self._take_ready()
+            self._send(outbox, chunk)
+            self._sent(outbox, chunk)
 
-    def _send_next(self) -> None:
-        chunk, sender = self._take_ready()
-        if _try_send(sender, chunk):
+    def _enter_window(self) -> None:
+        try:
+            if self._window is not None:
+                self._window.enter()
+        except OSError:  # the window is a courtesy; tokens go out without it, too
+            _log.exception("the window of chunks is out of order")
+
+    def _send(self, outbox: _Outbox, chunk: TokenChunk) -> None:
+        if _try_send(outbox.sender, chunk):
             return
         if chunk.is_final:  # Triton waits for an ending, and a bare error may pass where the chunk did not
-            _try_send(sender, _bare_error(chunk))
+            _try_send(outbox.sender, _bare_error(chunk))
         else:  # postprocess sees the gap, and answers with an error at the end
             self._cancel(chunk.key)
+
+    def _sent(self, outbox: _Outbox, chunk: TokenChunk) -> None:
+        """Only now may the request's next chunk be taken: chunks must arrive in order, and sending overlaps."""
+        with self._condition:
+            outbox.is_scheduled = False
+            has_more = bool(outbox.token_ids) or outbox.ending is not None
+            if has_more and not chunk.is_final and outbox.is_worth_sending:
+                self._mark_ready(outbox)
+                self._condition.notify()
 
     def _wait_for_ready(self) -> bool:
         """Whether there is something to send; false at the end."""
@@ -323,18 +365,14 @@ class DecodeStage:
                 self._condition.wait()
             return True
 
-    def _take_ready(self) -> tuple[TokenChunk, ChunkSender]:
+    def _take_ready(self) -> tuple[_Outbox, TokenChunk]:
         with self._condition:
             outbox = (self._first or self._ready).popleft()
-            outbox.is_ready = False
             try:
-                chunk = self._take_chunk(outbox)
+                return outbox, self._take_chunk(outbox)
             except Exception:  # noqa: BLE001 - it fails this request; the sender goes on with the others
                 _log.exception("a chunk could not be made")
-                return self._fail(outbox), outbox.sender
-            if outbox.token_ids or (outbox.ending is not None and not chunk.is_final):
-                self._mark_ready(outbox)
-            return chunk, outbox.sender
+                return outbox, self._fail(outbox)
 
     def _fail(self, outbox: _Outbox) -> TokenChunk:
         """The request's end. An executor that goes on with it is not listened to. Under the lock."""

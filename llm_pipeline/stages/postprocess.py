@@ -36,6 +36,10 @@ class _Live:
         """Whether the client has its finish reason: after that, nothing more is told, not even an error."""
         return self.assembler is not None and self.assembler.is_finished
 
+    @property
+    def completion_tokens(self) -> int:
+        return 0 if self.assembler is None else self.assembler.completion_tokens
+
 
 class PostprocessStage:
     """See the module's docstring. Chunks of one request must come in order; an index out of order is a fault."""
@@ -49,8 +53,8 @@ class PostprocessStage:
     def live_count(self) -> int:
         return len(self._live)
 
-    def handle(self, chunk: TokenChunk) -> TextChunk | None:
-        """What to tell the client now, if anything. PipelineError when the request ends with one."""
+    def handle(self, chunk: TokenChunk) -> TextChunk:
+        """What to tell the client now; `is_silent` if nothing. PipelineError when the request ends with one."""
         if chunk.index == 0 and chunk.error is not None:
             raise chunk.error  # it never began; state under its key, if any, is that of another request
         live = self._find(chunk)
@@ -63,7 +67,7 @@ class PostprocessStage:
             self._live.pop(chunk.key, None)
             if live.error is not None and not live.is_answered:
                 raise live.error
-        return piece
+        return piece or TextChunk("", live.completion_tokens)
 
     def _find(self, chunk: TokenChunk) -> _Live:
         live = self._live.get(chunk.key)

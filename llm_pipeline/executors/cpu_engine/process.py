@@ -27,6 +27,7 @@ from llm_pipeline.engine_manifest import TOKENIZER_NAME
 from llm_pipeline.errors import PipelineError
 from llm_pipeline.executors.cpu_engine.engine import Engine
 from llm_pipeline.executors.cpu_engine.wire import Cancel, EngineSettings, EngineStep, Failed, Progress, Ready, Submit
+from llm_pipeline.garbage import spare_long_lived_objects
 from llm_pipeline.guides import GuideCompiler, GuideError, GuideFollower
 from llm_pipeline.messages import GenerationRequest, Guide
 
@@ -160,6 +161,7 @@ def main(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - whatever stops the load is told to the parent, which reports it
         connection.send(Failed(f"{type(error).__name__}: {error}"))
         return 1
+    spare_long_lived_objects()
     connection.send(Ready(capacity))
     with suppress(ConnectionError):  # a step was to be told, and nobody is left to hear it
         serve(engine, connection, _guide_compiler(settings))

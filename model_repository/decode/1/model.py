@@ -1,10 +1,11 @@
-"""Triton glue of decode: requests go to DecodeStage, which answers from its own thread; other messages beside it."""
+"""Triton glue of decode: requests go to DecodeStage, which answers from its own threads; other messages beside it."""
 
 from functools import partial
 
-from llm_pipeline.engine_manifest import EngineManifest
+from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.executors.base import create_executor
 from llm_pipeline.flow_control import ChunkWindow
+from llm_pipeline.garbage import spare_long_lived_objects
 from llm_pipeline.python_backend import (
     ChunkReply,
     DecodeMetrics,
@@ -16,7 +17,9 @@ from llm_pipeline.python_backend import (
 )
 from llm_pipeline.settings import settings_of_model
 from llm_pipeline.stages.decode import DecodeStage
+from llm_pipeline.stages.stop_watch import StopWatcher
 from llm_pipeline.tensors import renewed_owner, request_from_arrays, stop_key
+from llm_pipeline.tokenizer import Tokenizer
 
 
 class TritonPythonModel:
@@ -33,10 +36,12 @@ class TritonPythonModel:
             vocab_size=manifest.limits.vocab_size,
             coalesce=settings.coalesce,
             window=ChunkWindow(),
+            watcher=StopWatcher(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
             lease_s=settings.owner_lease_s,
             on_change=self._metrics.changed,
         )
         self._metrics.start(self._stage.stats)
+        spare_long_lived_objects()
 
     def execute(self, requests):
         for request in requests:

@@ -1,18 +1,22 @@
 """Triton glue of postprocess: chunks in, PostprocessStage, text out.
 
-Decoupled, so that a chunk may have no answer: text that is held back, chunks behind a stop match, and all but the last
-chunk of a request that does not stream, which Triton's own HTTP endpoint needs to be one response.
+Not decoupled: the answers of a batch go back in one message, where each would be a handshake of its own
+(docs/decisions/0005). So a chunk with nothing to tell is answered, too, with empty text.
 """
 
+import logging
 from functools import partial
 
 from llm_pipeline.engine_manifest import TOKENIZER_NAME
 from llm_pipeline.flow_control import ChunkReports
-from llm_pipeline.python_backend import DecoupledReply, guard, start_logging, stop_in_decode, tensor_reader
+from llm_pipeline.garbage import spare_long_lived_objects
+from llm_pipeline.python_backend import answer, start_logging, stop_in_decode, tensor_reader
 from llm_pipeline.settings import settings_of_model
 from llm_pipeline.stages.postprocess import PostprocessStage
 from llm_pipeline.tensors import decode_beside, text_chunk_to_arrays, token_chunk_from_arrays
 from llm_pipeline.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class TritonPythonModel:
@@ -26,27 +30,27 @@ class TritonPythonModel:
         self._handled = []
         self._reports = ChunkReports()
         self._stage = PostprocessStage(tokenizer, self._to_stop.append)
+        spare_long_lived_objects()
 
     def execute(self, requests):
-        for request in requests:
-            reply = DecoupledReply(request)
-            guard(reply, partial(self._handle, tensor_reader(request), reply))
-        handled, self._handled = self._handled, []  # first, so that a report that fails is not made again for ever
+        responses = [answer(partial(self._handle, tensor_reader(request))) for request in requests]
         try:
-            self._reports.send(handled)
-        finally:
-            while self._to_stop:  # after the answers: the clients of the batch do not wait for it
-                stop_in_decode(self._decode, self._to_stop.pop())
+            self._tell_decode()
+        except Exception:  # noqa: BLE001 - the answers go out, whatever becomes of what else there was to do
+            _log.exception("decode was not told about a batch")
+        return responses
 
-    def _handle(self, read, reply):
+    def _tell_decode(self):
+        handled, self._handled = self._handled, []  # first, so that a report that fails is not made again for ever
+        self._reports.send(handled)
+        while self._to_stop:
+            stop_in_decode(self._decode, self._to_stop.pop())
+
+    def _handle(self, read):
         chunk = token_chunk_from_arrays(read)
         if chunk.report_to is not None:
             self._handled.append(chunk.report_to)
-        piece = self._stage.handle(chunk)
-        if piece is None:
-            reply.finish()
-        else:
-            reply.send(text_chunk_to_arrays(piece), is_final=True)
+        return text_chunk_to_arrays(self._stage.handle(chunk))
 
     def finalize(self):
         self._reports.close()

@@ -4,6 +4,7 @@ import uuid
 
 from llm_pipeline.capabilities import capabilities_of
 from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
+from llm_pipeline.garbage import spare_long_lived_objects
 from llm_pipeline.python_backend import answer, start_logging, tensor_reader
 from llm_pipeline.settings import settings_of_model
 from llm_pipeline.stages.preprocess import PreprocessStage
@@ -28,6 +29,7 @@ class TritonPythonModel:
             capabilities_of(settings),
             default_max_tokens=settings.default_max_tokens,
         )
+        spare_long_lived_objects()
 
     def execute(self, requests):
         return [answer(lambda request=request: self._prepare(request)) for request in requests]

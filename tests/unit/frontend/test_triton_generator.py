@@ -96,6 +96,13 @@ async def test_chunks_arrive_as_they_were_sent() -> None:
         assert [chunk async for chunk in generator.generate(PARAMETERS)] == sent
 
 
+async def test_chunks_with_nothing_to_tell_are_passed_over() -> None:
+    told = [TextChunk("a", 1, prompt_tokens=4), TextChunk("b", 3, None, 4, FinishReason.STOP)]
+    async with scripted_triton() as (triton, generator):
+        triton.script = [told[0], TextChunk("", 2), told[1], TextChunk("", 3)]
+        assert [chunk async for chunk in generator.generate(PARAMETERS)] == told
+
+
 async def test_what_is_sent() -> None:
     async with scripted_triton() as (triton, generator):
         assert [chunk async for chunk in generator.generate(PARAMETERS)] == []

@@ -18,6 +18,8 @@ from llm_pipeline.flow_control import ChunkReports, ChunkWindow
 from llm_pipeline.messages import FinishReason, GenerationRequest, PromptLogProbs, TokenChunk, TokenStep
 from llm_pipeline.stages import decode, early_stops
 from llm_pipeline.stages.decode import DecodeStage
+from llm_pipeline.stages.stop_watch import StopWatcher
+from llm_pipeline.tokenizer import Tokenizer
 
 DEADLINE_S = 10.0
 VOCAB_SIZE = 1000
@@ -118,6 +120,8 @@ class Bench:
         coalesce: bool = True,
         window: ChunkWindow | None = None,
         lease_s: float = 10.0,
+        senders: int = 1,  # so that one blocked send blocks all
+        watcher: StopWatcher | None = None,
     ) -> None:
         self.changes = 0
         self.wire = Wire()
@@ -128,6 +132,8 @@ class Bench:
             vocab_size=VOCAB_SIZE,
             coalesce=coalesce,
             window=window,
+            senders=senders,
+            watcher=watcher,
             lease_s=lease_s,
             on_change=self._count,
         )
@@ -175,6 +181,36 @@ def test_tokens_gather_while_the_sender_is_busy(bench: Bench) -> None:
         bench.executor.make("a", number)
     bench.wire.release()
     assert bench.wire.wait_for(2)[1].token_ids == (0, 1, 2, 3, 4)
+
+
+def test_a_send_that_waits_holds_up_no_other_request_with_several_senders() -> None:
+    bench = Bench(senders=2)
+    stuck, free = Wire(), Wire()
+    stuck.hold()
+    bench.stage.submit(make_request("stuck", stream=True), stuck)
+    bench.stage.submit(make_request("free", stream=True), free)
+    bench.executor.make("stuck", 1)
+    stuck.wait_until_sender_blocks()
+    for number in range(3):
+        bench.executor.make("free", number)
+        free.wait_for(number + 1)
+    stuck.release()
+    bench.stage.close()
+
+
+def test_a_requests_chunks_wait_for_each_other_whoever_could_send_them() -> None:
+    bench = Bench(senders=3)
+    bench.submit()
+    bench.submit("other")
+    bench.wire.hold()
+    for number in range(3):
+        bench.executor.make("a", number)
+        bench.wire.wait_until_sender_blocks()
+    bench.executor.make("other", 1)
+    bench.wire.release()
+    chunks = [chunk for chunk in bench.wire.wait_for(3) if chunk.key == "a"]
+    assert [chunk.token_ids for chunk in chunks] == [(0,), (1, 2)]
+    bench.stage.close()
 
 
 def test_tokens_gather_while_postprocess_is_behind() -> None:
@@ -267,10 +303,59 @@ def test_a_request_that_neither_streams_nor_stops_is_sent_once(bench: Bench) -> 
     assert chunks[0].text is not None
 
 
-def test_stop_strings_need_every_chunk_even_without_streaming(bench: Bench) -> None:
-    bench.submit(stream=False, stop=("x",))
-    bench.executor.make("a", 1)
-    assert bench.wire.wait_for(1)[0].token_ids == (1,)
+@pytest.fixture
+def watching_bench(byte_level: Tokenizer) -> Iterator[Bench]:
+    bench = Bench(watcher=StopWatcher(byte_level.token_table))
+    yield bench
+    bench.stage.close()
+
+
+def test_a_stop_string_ends_a_request_that_does_not_stream_in_one_chunk(
+    watching_bench: Bench, byte_level: Tokenizer
+) -> None:
+    bench, told = watching_bench, threading.Event()
+    bench.executor.on_cancel = lambda key: told.set()
+    bench.submit(stream=False, stop=("lazy",))
+    made = byte_level.encode("over the lazy dog")
+    for token_id in made:
+        bench.executor.make("a", token_id)
+    assert told.wait(DEADLINE_S)
+    (chunk,) = bench.wire.wait_for_endings()
+    assert (chunk.index, chunk.finish_reason) == (0, FinishReason.CANCELLED)
+    assert "lazy" in byte_level_text(byte_level, chunk)  # postprocess finds it again
+
+
+def test_an_answer_without_its_stop_string_is_one_chunk_too(watching_bench: Bench) -> None:
+    watching_bench.submit(stream=False, stop=("never",))
+    for number in range(3):
+        watching_bench.executor.make("a", number)
+    watching_bench.executor.make("a", 3, reason=FinishReason.LENGTH)
+    (chunk,) = watching_bench.wire.wait_for_endings()
+    assert (chunk.token_ids, chunk.finish_reason) == ((0, 1, 2, 3), FinishReason.LENGTH)
+    assert watching_bench.executor.cancelled == []
+
+
+def test_stop_strings_of_streams_are_left_to_postprocess(watching_bench: Bench, byte_level: Tokenizer) -> None:
+    watching_bench.submit(stream=True, stop=("lazy",))
+    for count, token_id in enumerate(byte_level.encode("the lazy dog"), start=1):
+        watching_bench.executor.make("a", token_id)
+        watching_bench.wire.wait_for(count)
+    assert watching_bench.executor.cancelled == []
+
+
+def test_a_search_that_fails_costs_no_request_its_answer(watching_bench: Bench) -> None:
+    watching_bench.submit(stream=False, stop=("x",))
+    watching_bench.submit("b", stream=False, stop=("x",))
+    outside = VOCAB_SIZE - 1  # of the tokenizer; the engine knows it
+    watching_bench.executor.make("a", outside)
+    for key in ("a", "b"):
+        watching_bench.executor.make(key, 1, reason=FinishReason.LENGTH)
+    assert {chunk.key for chunk in watching_bench.wire.wait_for_endings(2)} == {"a", "b"}
+
+
+def byte_level_text(tokenizer: Tokenizer, chunk: TokenChunk) -> str:
+    detokenizer = tokenizer.token_table.start(skip_special_tokens=True, is_text_start=True)
+    return "".join((*detokenizer.feed(chunk.token_ids), detokenizer.finish()))
 
 
 # --- Executors that fail or talk nonsense ----------------------------------------------------------------------------

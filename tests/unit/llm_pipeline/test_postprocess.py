@@ -37,7 +37,9 @@ class Bench:
         return TokenChunk(key, index, (), **(ending or {"finish_reason": FinishReason.LENGTH}))
 
     def handle(self, *chunks: TokenChunk) -> list[TextChunk | None]:
-        return [self.stage.handle(chunk) for chunk in chunks]
+        """None for what is silent."""
+        pieces = [self.stage.handle(chunk) for chunk in chunks]
+        return [None if piece.is_silent else piece for piece in pieces]
 
 
 @pytest.fixture

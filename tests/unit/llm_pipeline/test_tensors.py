@@ -321,12 +321,27 @@ def test_decode_refuses_a_request_that_preprocess_did_not_make(sent: bytes | Non
 LEAST = CompletionParameters(request_key="key", request_id="id", text="hello")
 
 
-def test_what_the_client_left_out_is_not_sent() -> None:
+def test_neither_what_the_client_left_out_nor_what_it_wants_anyway_is_sent() -> None:
     names = {spec.name for spec, _ in tensors.parameters_to_arrays(LEAST)}
-    assert names == {
-        *("text_input", "request_key", "stream"),
-        *("include_stop_str_in_output", "skip_special_tokens", "return_token_ids"),
-    }
+    assert names == {"text_input", "request_key"}
+
+
+@pytest.mark.parametrize(
+    ("chunk", "is_silent"),
+    [
+        (TextChunk("", 3), True),
+        (TextChunk("a", 3), False),
+        (TextChunk("", 3, token_ids=(5,)), False),
+        (TextChunk("", 3, finish_reason=FinishReason.STOP), False),
+    ],
+)
+def test_a_silent_chunk_is_known_from_its_raw_response(chunk: TextChunk, is_silent: bool) -> None:
+    assert tensors.is_silent(*through_triton(tensors.text_chunk_to_arrays(chunk))) == is_silent
+    assert chunk.is_silent == is_silent
+
+
+def test_the_end_of_a_call_without_outputs_is_silent() -> None:
+    assert tensors.is_silent([], [])
 
 
 def test_only_a_prompt_has_to_be_sent() -> None:
