@@ -56,6 +56,8 @@ def test_aiperf(clients: Clients) -> None:
     command += ["--tokenizer", clients.tokenizer_dir, "--input-file", data, "--custom-dataset-type", "single_turn"]
     command += ["--request-count", str(len(PROMPTS)), "--concurrency", "2", "--ui", "none", "--no-gpu-telemetry"]
     command += ["--extra-inputs", f"max_tokens:{OUTPUT_TOKENS}", "--extra-inputs", "ignore_eos:true"]
+    # Greedy, because a sampled text may tokenize to another number of tokens than it was made of.
+    command += ["--extra-inputs", "temperature:0"]
     command += ["--output-artifact-dir", out]
     # With a hub marked as offline it looks for tokenizers in the hub's cache alone; its network is shut anyway.
     clients.run(command, HF_HUB_OFFLINE="", TRANSFORMERS_OFFLINE="")
