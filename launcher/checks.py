@@ -27,6 +27,7 @@ _SERVERS_MEMORY_MIB = 256
 _STUBS_MEMORY_MIB = 256
 _ENGINE_MEMORY_MIB = 512  # and its weights, and the KV cache
 _WEIGHTS_FACTOR = 1.25
+_F32_COPY_FACTOR = 4.0  # 8 bytes for each weight of 2, where there is such a copy
 _DEFAULT_WEIGHTS_MIB = 257  # of the engine that is built when none is named
 _LOWEST_GLIBC = (2, 35)
 
@@ -150,35 +151,33 @@ def _laid_out(deployment: Deployment) -> list[DeployedModel]:
 def _check_memory(settings: StackSettings, deployment: Deployment | None) -> str | None:
     needed = _SERVERS_MEMORY_MIB
     if deployment is None:
-        needed += _model_memory_mib(settings.executor, settings.engine_dir, settings.cpu_kv_cache_gib)
+        needed += _model_memory_mib(settings)
     else:
-        needed += sum(
-            _model_memory_mib(
-                model.executor or settings.executor,
-                model.engine_dir or settings.engine_dir,
-                _kv_cache_gib(model, settings),
-            )
-            for model in _laid_out(deployment)
-        )
+        needed += sum(_model_memory_mib(_as_of(model, settings)) for model in _laid_out(deployment))
     available = psutil.virtual_memory().available // _MIB
     if available >= needed:
         return None
     return (
         f"{available} MiB of memory are free and this start needs about {needed}. Close something, set a smaller "
-        "CPU_KV_CACHE_GIB, or try the path without a model: `make serve EXECUTOR=scripted`."
+        "CPU_KV_CACHE_GIB, set CPU_F32_COPY_MIB=0, or try the path without a model: `make serve EXECUTOR=scripted`."
     )
 
 
-def _kv_cache_gib(model: DeployedModel, settings: StackSettings) -> float:
-    own: dict[str, float] = model.settings.model_dump(include={"cpu_kv_cache_gib"}, exclude_unset=True)
-    return own.get("cpu_kv_cache_gib", settings.cpu_kv_cache_gib)
+def _as_of(model: DeployedModel, settings: StackSettings) -> StackSettings:
+    """The settings with what the model has of its own."""
+    own = model.settings.model_dump(include={"cpu_kv_cache_gib", "cpu_f32_copy_mib"}, exclude_unset=True)
+    named = {"executor": model.executor, "engine_dir": model.engine_dir}
+    return settings.model_copy(update=own | {name: value for name, value in named.items() if value})
 
 
-def _model_memory_mib(executor: str, engine_dir: Path | None, kv_cache_gib: float) -> int:
-    if executor != "cpu":
+def _model_memory_mib(settings: StackSettings) -> int:
+    if settings.executor != "cpu":
         return _STUBS_MEMORY_MIB
-    engine = _ENGINE_MEMORY_MIB + int(_WEIGHTS_FACTOR * _weights_mib(engine_dir))
-    return _STUBS_MEMORY_MIB + engine + int(kv_cache_gib * 1024)
+    weights = _weights_mib(settings.engine_dir)
+    engine = _ENGINE_MEMORY_MIB + int(_WEIGHTS_FACTOR * weights)
+    if (f32_copy := int(_F32_COPY_FACTOR * weights)) <= settings.cpu_f32_copy_mib:
+        engine += f32_copy
+    return _STUBS_MEMORY_MIB + engine + int(settings.cpu_kv_cache_gib * 1024)
 
 
 def _weights_mib(engine_dir: Path | None) -> int:

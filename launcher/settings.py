@@ -37,6 +37,12 @@ class StackSettings(BaseSettings):
         "cpu", description="What makes the tokens: `cpu`, `tensorrt_llm` or `scripted`"
     )
     cpu_kv_cache_gib: float = Field(1.0, gt=0, description="cpu: size of the KV cache in GiB")
+    cpu_f32_copy_mib: int = Field(
+        1536,
+        ge=0,
+        description="cpu: a copy of fp16 weights in f32 makes steps of many tokens faster; kept if it takes at most so "
+        "many MiB (8 bytes for each weight)",
+    )
     engine_dir: Path | None = Field(None, description="Engine directory; without one, the default engine is built")
     run_dir: Path = Field(
         REPOSITORY_ROOT / ".run", description="Where engines, logs and the made key are kept (.run in the repository)"

@@ -49,6 +49,12 @@ class PipelineSettings(BaseSettings):
     cpu_prefix_cache: bool = Field(
         True, description="cpu: keep the KV of prompts and use it again for prompts that begin alike"
     )
+    cpu_f32_copy_mib: int = Field(
+        1536,
+        ge=0,
+        description="cpu: a copy of fp16 weights in f32 makes steps of many tokens faster; kept if it takes at most so "
+        "many MiB (8 bytes for each weight)",
+    )
     cpu_threads: int = Field(0, ge=0, description="cpu: inference threads; 0 is one per core")
 
     trtllm_kv_cache_free_fraction: float = Field(

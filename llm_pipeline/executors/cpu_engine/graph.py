@@ -4,7 +4,8 @@ Written by hand because it is faster than the graphs that were at hand (docs/dec
 
 * query, key and value are one product, and so are gate and up: a step of one token is bound by starting kernels;
 * f16 weights stay f16 in memory: a small batch is bound by reading them. The CPU plugin keeps them only when the
-  Convert behind the constant carries the mark of a decompression, and OpenVINO GenAI's graphs don't have it;
+  Convert behind the constant carries the mark of a decompression, and OpenVINO GenAI's graphs don't have it. A large
+  batch is bound by computing, and goes through a second graph without the mark;
 * tokens are the batch dimension from the first operation on, so nothing is transposed;
 * logits are computed at the positions that were asked for, and no others.
 """
@@ -47,16 +48,17 @@ _OFF_AFTER_LENGTH: tuple[tuple[type[np.generic], tuple[int, ...]], ...] = (
 )
 
 
-def build_graph(weights: Weights) -> ov.Model:
+def build_graph(weights: Weights, *, keeps_f16: bool = True) -> ov.Model:
     """The graph. Inputs are named as OpenVINO's own paged graphs name them; the result is f32 [sampled, vocabulary].
 
-    KeyError names a tensor that is missing.
+    Without `keeps_f16`, f16 weights become f32 when the graph is compiled. KeyError names a tensor that is missing.
     """
-    return _GraphBuilder(weights).build()
+    return _GraphBuilder(weights, keeps_f16).build()
 
 
 class _GraphBuilder:
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, keeps_f16: bool) -> None:
+        self._keeps_f16 = keeps_f16
         self._tensors = weights.tensors
         self._shape: ModelShape = weights.shape
         self._parameters: list[Node] = []
@@ -146,7 +148,8 @@ class _GraphBuilder:
         matrix = ops.convert(stored, np.float32)
         if (scale := self._tensors.get(f"{name}.scale")) is not None:
             return ops.multiply(matrix, ops.constant(scale))
-        matrix.get_rt_info()[_DECOMPRESSION_MARK] = True
+        if self._keeps_f16:
+            matrix.get_rt_info()[_DECOMPRESSION_MARK] = True
         return matrix
 
     def _input(self, name: str, kind: type[np.generic], shape: list[int] | None = None) -> Node:

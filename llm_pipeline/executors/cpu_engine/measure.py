@@ -76,9 +76,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--vocab-size", type=int, default=49152)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--f32-copy-mib", type=int, default=1536, help="CPU_F32_COPY_MIB")
     parser.add_argument("--profile", action="store_true", help="add the share of each kind of operation")
     chosen = parser.parse_args(arguments)
-    model = PagedModel.load(chosen.engine_dir, kv_cache_bytes=1 << 30, threads=chosen.threads, profile=chosen.profile)
+    model = PagedModel.load(
+        chosen.engine_dir,
+        kv_cache_bytes=1 << 30,
+        threads=chosen.threads,
+        f32_copy_bytes=chosen.f32_copy_mib << 20,
+        profile=chosen.profile,
+    )
     engine = Engine(model, max_batched_tokens=256, max_active=max([*chosen.streams, 1]))
     for streams in chosen.streams:
         rates = measure_decoding(

@@ -26,22 +26,44 @@ _EXACT = {
 }
 
 
+# Steps of as many tokens go through the f32 copy: of 8, both forms take equally long; of 1, f16 takes three quarters of
+# f32's time; of 256, f32 three quarters of f16's (docs/decisions/0009-cpu-graph.md).
+_MANY_TOKENS = 16
+# As a constant of the graph, and packed for the kernels.
+_F32_COPY_BYTES_PER_WEIGHT = 8
+
+
 class PagedModel:
     """Runs slices of sequences through the model and gives the logits where somebody wants them.
 
     `kv_cache_bytes` is shared by all sequences; `block_count` blocks of `block_size` tokens fit into it. `threads` 0
-    leaves the number to OpenVINO (one per physical core).
+    leaves the number to OpenVINO (one per physical core). A copy of f16 weights in f32 is kept when it takes at most
+    `f32_copy_bytes`.
     """
 
-    def __init__(self, weights: Weights, *, kv_cache_bytes: int, threads: int = 0, profile: bool = False) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        kv_cache_bytes: int,
+        threads: int = 0,
+        f32_copy_bytes: int = 0,
+        profile: bool = False,
+    ) -> None:
         properties: dict[str, Any] = dict(_EXACT)
         if threads:
             properties["INFERENCE_NUM_THREADS"] = threads
         if profile:
             properties["PERF_COUNT"] = True
-        compiled = ov.Core().compile_model(build_graph(weights), "CPU", properties)
-        self._request = compiled.create_infer_request()
-        caches = [port for port in compiled.inputs if "_cache." in port.any_name]
+        has_copy = _is_f16(weights) and f32_copy_size(weights) <= f32_copy_bytes
+        core = ov.Core()
+        compiled = [
+            core.compile_model(build_graph(weights, keeps_f16=keeps_f16), "CPU", properties)
+            for keeps_f16 in ((True, False) if has_copy else (True,))
+        ]
+        self._requests = [model.create_infer_request() for model in compiled]
+        self._few, self._many = self._requests[0], self._requests[-1]
+        caches = [port for port in compiled[0].inputs if "_cache." in port.any_name]
         shapes = [[dim.get_length() for dim in list(port.partial_shape)[1:]] for port in caches]
         self.block_size: int = shapes[0][1]  # a cache is [blocks, kv heads, block size, head size]
         self.block_bytes = sum(
@@ -50,12 +72,27 @@ class PagedModel:
         self.block_count = kv_cache_bytes // self.block_bytes
         for port, shape in zip(caches, shapes, strict=True):
             tensor = ov.Tensor(port.element_type, ov.Shape([self.block_count, *shape]))
-            self._request.set_tensor(port.any_name, tensor)
+            for request in self._requests:
+                request.set_tensor(port.any_name, tensor)
 
     @classmethod
-    def load(cls, engine_dir: Path, *, kv_cache_bytes: int, threads: int = 0, profile: bool = False) -> PagedModel:
+    def load(
+        cls,
+        engine_dir: Path,
+        *,
+        kv_cache_bytes: int,
+        threads: int = 0,
+        f32_copy_bytes: int = 0,
+        profile: bool = False,
+    ) -> PagedModel:
         """The model of an engine directory. WeightsError when its file is missing or damaged."""
-        return cls(load_weights(engine_dir), kv_cache_bytes=kv_cache_bytes, threads=threads, profile=profile)
+        return cls(
+            load_weights(engine_dir),
+            kv_cache_bytes=kv_cache_bytes,
+            threads=threads,
+            f32_copy_bytes=f32_copy_bytes,
+            profile=profile,
+        )
 
     def run(self, slices: SequenceType[Slice]) -> npt.NDArray[np.float32]:
         """Compute one step; logits [sum of the slices' logits_count, vocab_size], in their order. Releases the GIL."""
@@ -72,7 +109,7 @@ class PagedModel:
             for piece, end in zip(slices, begins[1:].tolist(), strict=True)
             for position in range(end - piece.logits_count, end)
         ]
-        result = self._request.infer(
+        result = (self._many if len(tokens) >= _MANY_TOKENS else self._few).infer(
             {
                 "input_ids": np.array(tokens, dtype=np.int64),
                 "position_ids": np.concatenate([np.arange(piece.start, piece.end) for piece in slices]),
@@ -96,10 +133,20 @@ class PagedModel:
         Empty unless the model was made to be profiled, which makes steps slower.
         """
         times: defaultdict[str, float] = defaultdict(float)
-        for part in self._request.get_profiling_info():
+        for part in (part for request in self._requests for part in request.get_profiling_info()):
             if part.status == ov.ProfilingInfo.Status.EXECUTED:
                 times[part.node_type] += part.real_time.total_seconds() * 1000
         return sorted(times.items(), key=lambda item: -item[1])
+
+
+def f32_copy_size(weights: Weights) -> int:
+    """Bytes that a copy in f32 takes."""
+    return _F32_COPY_BYTES_PER_WEIGHT * sum(tensor.size for tensor in weights.tensors.values())
+
+
+def _is_f16(weights: Weights) -> bool:
+    """Not int8, which is chosen to be small."""
+    return all(tensor.dtype != np.int8 for tensor in weights.tensors.values())
 
 
 def _offsets(counts: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -56,7 +56,12 @@ def load_engine(settings: EngineSettings) -> tuple[Engine, int]:
     """The engine and how many tokens its KV cache holds. ValueError when one full context does not fit."""
     from llm_pipeline.executors.cpu_engine.paged_model import PagedModel
 
-    model = PagedModel.load(Path(settings.engine_dir), kv_cache_bytes=settings.kv_cache_bytes, threads=settings.threads)
+    model = PagedModel.load(
+        Path(settings.engine_dir),
+        kv_cache_bytes=settings.kv_cache_bytes,
+        threads=settings.threads,
+        f32_copy_bytes=settings.f32_copy_bytes,
+    )
     capacity = model.block_count * model.block_size
     if capacity < settings.context_length:
         needed_gib = model.block_bytes * math.ceil(settings.context_length / model.block_size) / 2**30

@@ -50,6 +50,7 @@ class EngineSettings:
     vocab_size: int
     end_id: int | None  # what ends a guided text
     prefix_cache: bool
+    f32_copy_bytes: int  # at most
 
     @classmethod
     def of(cls, settings: PipelineSettings, manifest: EngineManifest) -> EngineSettings:
@@ -64,6 +65,7 @@ class EngineSettings:
             vocab_size=manifest.limits.vocab_size,
             end_id=next(iter(manifest.tokens.eos), None),
             prefix_cache=settings.cpu_prefix_cache,
+            f32_copy_bytes=settings.cpu_f32_copy_mib * 2**20,
         )
 
     def to_json(self) -> str:
