@@ -1,14 +1,16 @@
 """Logits to tokens, in numpy, with one random generator per request: a seed means the same alone and in a crowd.
 
-Order, as in vLLM: the edits of logit_edits.py; the guide; temperature, min_p, top_k, top_p; then one draw. Each filter
-works on the probabilities of the whole vocabulary, in float64, so that the sum does not depend on the order of its
-parts by more than the draw can notice.
+Order, as in vLLM: the edits of logit_edits.py; the guide; temperature, min_p, top_k, top_p; then the pick.
+
+The pick is a race of exponential clocks, as in vLLM: each token's noise is drawn from Exp(1), and the largest of
+probability / noise wins, which is a draw from the probabilities. Logits differ in their last digits with the company
+that a request has (other kernels for other batch sizes). A race notices that only where two tokens are that close; the
+inverse of a cumulative sum did wherever tokens have less probability than the sum's error, which is a whole tail.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,11 @@ from llm_pipeline.guides import GuideFollower
 from llm_pipeline.messages import Sampling
 
 Logits = npt.NDArray[np.float32]  # [vocab_size]
-_Floats = npt.NDArray[np.float64]
+_Weights = npt.NDArray[np.float32]
+_Ids = npt.NDArray[np.int64]
+
+_LEAST_NOISE = np.float32(1e-30)  # Exp(1) in float32 may be 0, which nothing can be divided by
+_FIRST_NUCLEUS, _NUCLEUS_GROWTH = 256, 16
 
 
 class BadLogitsError(Exception):
@@ -67,38 +73,49 @@ class Sampler:
             raise BadLogitsError("The engine computed logits that are not finite.")
         if self._random is None:
             return best
-        # One draw per token, whatever the filters keep, so that position n always uses the n-th draw.
-        return _draw(_weights(logits, best, self._sampling), self._sampling, self._random.random())
+        weights = _weights(logits, best, self._sampling)
+        # For the whole vocabulary, whatever the filters keep, so that position n always has the n-th noise.
+        noise = self._random.standard_exponential(weights.size, dtype=np.float32)
+        noise += _LEAST_NOISE
+        kept = _kept(weights, self._sampling)
+        if kept is None:
+            return int(np.argmax(weights / noise))
+        return int(kept[np.argmax(weights[kept] / noise[kept])])
 
 
-def _weights(logits: Logits, best: int, sampling: Sampling) -> _Floats:
+def _weights(logits: Logits, best: int, sampling: Sampling) -> _Weights:
     """Probabilities relative to the most likely token's, which is 1; zero where min_p drops a token."""
-    scaled = (logits.astype(np.float64) - float(logits[best])) / sampling.temperature
-    weights: _Floats = np.exp(scaled)
+    with np.errstate(over="ignore"):  # -inf, whose weight is 0
+        scaled = (logits - logits[best]) / np.float32(sampling.temperature)
+    weights: _Weights = np.exp(scaled)
     if sampling.min_p > 0:
-        weights[weights < sampling.min_p] = 0.0
+        weights[weights < np.float32(sampling.min_p)] = 0.0
     return weights
 
 
-def _draw(weights: _Floats, sampling: Sampling, position: float) -> int:
-    """The token at `position` (0..1) of the cumulative weights that top_k and top_p leave."""
-    ids: npt.NDArray[Any] | None = None
+def _kept(weights: _Weights, sampling: Sampling) -> _Ids | None:
+    """The token ids that top_k and then top_p leave; None for all."""
+    ids: _Ids | None = None
     if 0 < sampling.top_k < weights.size:
         ids = np.argpartition(weights, -sampling.top_k)[-sampling.top_k :]
         weights = weights[ids]
     if sampling.top_p < 1:
-        kept = _nucleus(weights, sampling.top_p)
-        ids = kept if ids is None else ids[kept]
-        weights = weights[kept]
-    total = np.cumsum(weights)
-    index = min(int(np.searchsorted(total, position * total[-1], side="right")), weights.size - 1)
-    return index if ids is None else int(ids[index])
+        nucleus = _nucleus(weights, sampling.top_p)
+        ids = nucleus if ids is None else ids[nucleus]
+    return ids
 
 
-def _nucleus(weights: _Floats, top_p: float) -> npt.NDArray[Any]:
-    """Positions of the smallest set of largest weights that holds at least `top_p` of the total; at least one."""
-    order = np.argsort(-weights, kind="stable")
-    total = np.cumsum(weights[order])
-    count = int(np.searchsorted(total, top_p * total[-1], side="left")) + 1
-    kept: npt.NDArray[Any] = order[:count]
-    return kept
+def _nucleus(weights: _Weights, top_p: float) -> _Ids:
+    """Positions of the smallest set of largest weights that holds at least `top_p` of the total; at least one.
+
+    Sorts the largest few, more of them only while they do not hold enough: a whole vocabulary takes ms to sort.
+    """
+    wanted = top_p * float(weights.sum(dtype=np.float64))
+    size = _FIRST_NUCLEUS
+    while True:
+        some = np.arange(weights.size) if size >= weights.size else np.argpartition(weights, -size)[-size:]
+        order = some[np.argsort(-weights[some], kind="stable")]
+        total = np.cumsum(weights[order], dtype=np.float64)
+        if total[-1] >= wanted or size >= weights.size:
+            return order[: int(np.searchsorted(total, wanted, side="left")) + 1]
+        size *= _NUCLEUS_GROWTH

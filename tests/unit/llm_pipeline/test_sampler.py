@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from llm_pipeline.executors.cpu_engine import sampler as sampler_module
 from llm_pipeline.executors.cpu_engine.sampler import BadLogitsError, Sampler
 from llm_pipeline.messages import Sampling
 
@@ -119,14 +122,36 @@ def test_the_largest_seed_works() -> None:
     assert stream(2**64 - 1) != stream(2**63 - 1)
 
 
-def test_a_token_uses_one_draw_whatever_the_filters_keep() -> None:
-    """So that position n always depends on the n-th draw, and a filter does not shift the stream."""
+def test_a_tokens_noise_is_the_same_whatever_the_filters_keep() -> None:
+    """So that position n always depends on the n-th noise, and a filter does not shift the stream."""
     plain, filtered = Sampler(sampled()), Sampler(sampled(top_k=3, top_p=0.5))
     first = [plain.pick(FLAT), filtered.pick(FLAT)]
     assert len(first) == 2
     assert plain._random is not None
     assert filtered._random is not None
     assert plain._random.random() == filtered._random.random()
+
+
+def test_a_seed_holds_when_logits_differ_in_their_last_digits() -> None:
+    """As they do with the company that a request has. An inverted cumulative sum fails here: see the module."""
+    random = np.random.default_rng(1)
+    flips = 0
+    for seed in range(200):
+        logits = (random.standard_normal(50_000) * 3).astype(np.float32)
+        shaken = logits + random.uniform(-5e-5, 5e-5, logits.size).astype(np.float32)
+        flips += Sampler(sampled(seed=seed)).pick(logits) != Sampler(sampled(seed=seed)).pick(shaken)
+    assert flips == 0
+
+
+@given(st.integers(1, 2000), st.floats(1e-6, 0.999999), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, 5.0]))
+def test_a_nucleus_is_that_of_a_whole_sort(size: int, top_p: float, seed: int, spread: float) -> None:
+    weights = np.exp(np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
+    nucleus = sampler_module._nucleus(weights, top_p)
+    largest = np.sort(weights)[::-1]
+    total = np.cumsum(largest, dtype=np.float64)
+    count = int(np.searchsorted(total, top_p * weights.sum(dtype=np.float64), side="left")) + 1
+    assert len(set(nucleus.tolist())) == len(nucleus) == min(count, size)
+    assert np.array_equal(weights[nucleus], largest[:count])
 
 
 # --- Logits that are no numbers --------------------------------------------------------------------------------------
