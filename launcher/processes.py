@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,13 +24,22 @@ class ChildProcess:
     """Starts a command, and starts it again when it ends by itself, until `stop`."""
 
     def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], log_path: Path, *, stop_limit_s: float
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log_path: Path,
+        *,
+        stop_limit_s: float,
+        tidy_up: Callable[[], None] = lambda: None,
     ) -> None:
+        """`tidy_up` is called when it has ended, however that came about."""
         self.name = name
         self.log_path = log_path
         self._command = list(command)
         self._environment = dict(environment)
         self._stop_limit_s = stop_limit_s
+        self._tidy_up = tidy_up
         self._stopping = threading.Event()
         self._restarting = threading.Lock()  # a stop sees either the old process or the new one
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,6 +78,7 @@ class ChildProcess:
                 process.wait()
         if self._thread is not None:
             self._thread.join(timeout=self._stop_limit_s)
+        self._tidy_up()
 
     def kill(self) -> None:
         """End it and all that it started the hard way; while supervised, it is started again."""
@@ -103,6 +113,7 @@ class ChildProcess:
             _kill_group(self._process)  # what it leaves behind: a stub outlives a tritonserver that was killed
             if self._stopping.is_set():
                 return
+            self._tidy_up()
             deaths = 0 if time.monotonic() - started > _STABLE_S else deaths
             pause = _RESTART_PAUSES_S[min(deaths, len(_RESTART_PAUSES_S) - 1)]
             _log.error("%s ended with status %s; starting it again in %.1f s", self.name, status, pause)

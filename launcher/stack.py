@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -91,12 +92,14 @@ class Stack:
         with _written_to(self._run_dir):
             self.api_key = self._find_key()
             backends = triton_server.prepare_backends(self._run_dir)
+        prefix = triton_server.new_shared_memory_prefix(self._settings)
         self.triton = ChildProcess(
             "Triton",
-            triton_server.command(self._settings, backends, self._model_repository()),
+            triton_server.command(self._settings, backends, self._model_repository(), shared_memory_prefix=prefix),
             triton_server.environment(self._settings, engine_dir),
             self._log_dir / "triton.log",
             stop_limit_s=TRITON_STOP_LIMIT_S,
+            tidy_up=partial(triton_server.remove_shared_memory, prefix),
         )
         self.frontend = ChildProcess(
             "The front end",

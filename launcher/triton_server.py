@@ -7,9 +7,11 @@ library, so a backends folder is put together once (RUN_DIR/triton/...). Nothing
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from launcher.settings import REPOSITORY_ROOT, StackSettings
 
 _WHEEL = "nvidia-pytriton"
 _EXIT_TIMEOUT_S = 10
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def _server_root() -> Path:
@@ -56,10 +59,29 @@ def prepare_backends(run_dir: Path) -> Path:
     return target
 
 
+def new_shared_memory_prefix(settings: StackSettings) -> str:
+    """What the names of one launcher's regions in /dev/shm begin with, and those of no other."""
+    return f"triton_completions_{settings.triton_grpc_port}_{secrets.token_hex(4)}_"
+
+
+def remove_shared_memory(prefix: str) -> None:
+    """Remove the regions with these names: a Triton that was killed leaves them behind, some MiB for each model."""
+    for path in _SHARED_MEMORY.glob(f"{prefix}*"):
+        with suppress(OSError):
+            path.unlink()
+
+
 def command(
-    settings: StackSettings, backends: Path, repository: Path = REPOSITORY_ROOT / "model_repository"
+    settings: StackSettings,
+    backends: Path,
+    repository: Path = REPOSITORY_ROOT / "model_repository",
+    *,
+    shared_memory_prefix: str | None = None,
 ) -> list[str]:
-    """The server's command line: loopback only, no GPU metrics, models as their config.pbtxt says."""
+    """The server's command line: loopback only, no GPU metrics, models as their config.pbtxt says.
+
+    Its regions in /dev/shm get a prefix of their own unless one is given.
+    """
     address = "127.0.0.1"
     return [
         str(_server_root() / "bin" / "tritonserver"),
@@ -72,7 +94,7 @@ def command(
         f"--metrics-address={address}",
         f"--metrics-port={settings.triton_metrics_port}",
         # Stubs of two servers on one machine share /dev/shm and must not share names.
-        f"--backend-config=python,shm-region-prefix-name=triton_completions_{settings.triton_grpc_port}_",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix or new_shared_memory_prefix(settings)}",
         "--backend-config=python,stub-timeout-seconds=120",
         "--disable-auto-complete-config",
         "--allow-gpu-metrics=false",

@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from launcher import processes
 from llm_pipeline.executors.scripted import Fault
 from tests.integration.conftest import MODEL, RunningStack, free_ports, running_stack, wait_until
 from tests.integration.load import Load, answers, endings, find_process, stream
@@ -47,8 +48,16 @@ def fault_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         "TRITON_HANG_LIMIT_S": "4",
         "TRITON_LOST_S": "8",
     }
-    with running_stack(folder, engine_dir, **environment) as stack:
+    # Each death here counts as a first one: after several in a row the launcher waits longer and longer.
+    with pytest.MonkeyPatch.context() as patch, running_stack(folder, engine_dir, **environment) as stack:
+        patch.setattr(processes, "_STABLE_S", 0.0)
         yield stack
+
+
+def regions(stack: RunningStack) -> int:
+    """Regions in /dev/shm of this stack's Triton."""
+    port = stack.triton_grpc_url.rsplit(":", 1)[1]
+    return len(list(Path("/dev/shm").glob(f"triton_completions_{port}_*")))
 
 
 def idle(stack: RunningStack) -> None:
@@ -71,6 +80,7 @@ def report(fault: str, seen: str, ended_s: float, back_s: float) -> None:
 @pytest.mark.parametrize("victim", ["preprocess stub", "decode stub", "postprocess stub", "Triton"])
 def test_after_a_kill_every_stream_ends_and_the_service_comes_back(fault_stack: RunningStack, victim: str) -> None:
     idle(fault_stack)
+    regions_before = regions(fault_stack)
     with Load(fault_stack, count=16, max_tokens=600) as load:
         under_way(fault_stack, 16)
         killed = time.monotonic()
@@ -80,6 +90,7 @@ def test_after_a_kill_every_stream_ends_and_the_service_comes_back(fault_stack: 
     wait_until(lambda: answers(fault_stack), limit_s=COMES_BACK_S, what=f"an answer after the death of {victim}")
     report(f"kill -9 of {victim}", endings(outcomes), ended_s, time.monotonic() - killed)
     assert all(outcome.error in ("service_unavailable", "engine_unavailable") for outcome in outcomes)
+    assert regions(fault_stack) == regions_before == 3  # nothing of the dead is left
 
 
 def test_what_a_dead_front_end_had_in_flight_is_stopped(fault_stack: RunningStack) -> None:

@@ -26,9 +26,11 @@ def run(tmp_path: Path) -> Iterator[Run]:
     """Starts a shell script as a child; stops all of them at the end."""
     children: list[ChildProcess] = []
 
-    def start(script: str, *, stop_limit_s: float = 10.0, supervised: bool = False) -> ChildProcess:
-        command = ["sh", "-c", script]
-        child = ChildProcess("The child", command, dict(os.environ), tmp_path / "child.log", stop_limit_s=stop_limit_s)
+    def start(
+        script: str, *, stop_limit_s: float = 10.0, supervised: bool = False, tidy_up: Callable[[], None] = lambda: None
+    ) -> ChildProcess:
+        command, log = ["sh", "-c", script], tmp_path / "child.log"
+        child = ChildProcess("The child", command, dict(os.environ), log, stop_limit_s=stop_limit_s, tidy_up=tidy_up)
         children.append(child)
         child.start()
         if supervised:
@@ -145,6 +147,16 @@ def test_a_child_that_can_not_be_started_again_is_tried_again(run: Run, monkeypa
     wait_until(lambda: child.pid != pid)
     assert child._thread is not None
     assert child._thread.is_alive()
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_what_a_child_left_is_tidied_up_after_each_of_its_ends(run: Run) -> None:
+    ends: list[bool] = []
+    child = run("sleep 60", supervised=True, tidy_up=lambda: ends.append(child.is_alive))
+    child.kill()
+    wait_until(lambda: child.is_alive and bool(ends))
+    child.stop()
+    assert ends == [False, False]
 
 
 def test_stop_asks_and_waits(run: Run) -> None:

@@ -107,13 +107,20 @@ def test_the_server_listens_on_loopback_only_and_on_the_ports_of_the_settings() 
 
 
 def test_two_servers_on_one_machine_do_not_share_names_in_shared_memory() -> None:
-    prefixes = {
-        argument
-        for port in (1, 2)
-        for argument in triton_server.command(StackSettings(triton_grpc_port=port), Path("/backends"))
-        if "shm-region-prefix-name" in argument
-    }
+    prefixes = {triton_server.new_shared_memory_prefix(StackSettings()) for _ in range(2)}
     assert len(prefixes) == 2
+    for prefix in prefixes:
+        command = triton_server.command(StackSettings(), Path("/backends"), shared_memory_prefix=prefix)
+        assert f"--backend-config=python,shm-region-prefix-name={prefix}" in command
+
+
+def test_regions_of_this_launcher_alone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_server, "_SHARED_MEMORY", tmp_path)
+    ours, others = (triton_server.new_shared_memory_prefix(StackSettings()) for _ in range(2))
+    for name in (f"{ours}1", f"{ours}2", f"{others}1", "psm_of_somebody"):
+        (tmp_path / name).touch()
+    triton_server.remove_shared_memory(ours)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{others}1", "psm_of_somebody"])
 
 
 def test_the_stubs_python_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
