@@ -21,11 +21,11 @@ from llm_pipeline.tokenizer import Tokenizer
 
 
 class BareEngine:
-    """An engine with the settings that decode would give it, and what turns prompts into its requests."""
+    """An engine with the settings that decode would give it, without a prefix cache, and what turns prompts into its requests."""
 
     def __init__(self, engine_dir: Path) -> None:
         manifest = EngineManifest.load(engine_dir)
-        settings = PipelineSettings(engine_dir=engine_dir)
+        settings = PipelineSettings(engine_dir=engine_dir, cpu_prefix_cache=False)  # as for the stacks beside it
         self._tokenizer = Tokenizer.load(engine_dir / TOKENIZER_NAME)
         self._end_ids = tuple(manifest.tokens.eos)
         self._engine, _ = load_engine(EngineSettings.of(settings, manifest))

@@ -149,7 +149,8 @@ def _engine_group(peers: Sequence[Contender], is_quick: bool) -> Group:
                 tuple(Point(1, 4, prompt_words=words, repeats=1 if is_quick else 3) for words in prompts),
             ),
         ),
-        {CPU: {"EXECUTOR": "cpu"}},
+        # HTTP and raw gRPC send the same prompts to one engine: whoever comes second must not find them computed.
+        {CPU: {"EXECUTOR": "cpu", "CPU_PREFIX_CACHE": "false"}},
     )
 
 
