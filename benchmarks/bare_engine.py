@@ -21,7 +21,7 @@ from llm_pipeline.tokenizer import Tokenizer
 
 
 class BareEngine:
-    """An engine with the settings that decode would give it, but no prefix cache; and what makes prompts its requests."""
+    """An engine with the settings that decode would give it, but no prefix cache; and its requests."""
 
     def __init__(self, engine_dir: Path) -> None:
         manifest = EngineManifest.load(engine_dir)
