@@ -167,7 +167,7 @@ def _engine(results: Results) -> Any:
         axes.bar(range(len(names)), values, color=colours, width=0.7)
         for place, value in enumerate(values):
             axes.annotate(number(value), (place, value), ha="center", va="bottom")
-        axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+        axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
         axes.grid(axis="x", visible=False)
         axes.set_ylim(0, max(values) * 1.12)
         axes.set_title(f"{streams} stream{'s' if streams > 1 else ''}")
