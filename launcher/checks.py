@@ -21,10 +21,10 @@ _SHARED_MEMORY_MIB = 48  # room for what is under way, and for each model
 _STUBS_SHARED_MEMORY_MIB = 16  # three stubs with 1 MiB each, and some growth
 _SHARED_MEMORY = Path("/dev/shm")
 _LOOPBACK = "127.0.0.1"
-# Upper estimates. Seen: Triton 65 MiB and the front end 95; a model's three stubs 200; an engine 542 at its peak, with
+# Upper estimates. Seen: Triton 65 MiB and the front end 95; a model's three stubs 246; an engine 542 at its peak, with
 # 257 MiB of weights. How much a larger model needs beside its weights was not measured.
 _SERVERS_MEMORY_MIB = 256
-_STUBS_MEMORY_MIB = 256
+_STUBS_MEMORY_MIB = 320
 _ENGINE_MEMORY_MIB = 512  # and its weights, and the KV cache
 _WEIGHTS_FACTOR = 1.25
 _F32_COPY_FACTOR = 4.0  # 8 bytes for each weight of 2, where there is such a copy
