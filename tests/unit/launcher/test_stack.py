@@ -165,7 +165,7 @@ from launcher.settings import StackSettings
 run_dir, sleeper, *ports = sys.argv[1:]
 sys.executable = sleeper
 triton_server.prepare_backends = lambda run_dir: run_dir
-triton_server.command = lambda settings, backends, repository: [sleeper]
+triton_server.command = lambda settings, backends, repository, **_: [sleeper]
 names = ("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port")
 settings = StackSettings(
     executor="scripted", engine_dir=run_dir, run_dir=run_dir, **dict(zip(names, map(int, ports)))
