@@ -16,7 +16,6 @@ from llm_pipeline.tensors import (
     PREPROCESS_MODEL,
     describe_arrays,
     description_from_raw,
-    is_silent,
     parameters_to_arrays,
     renewal_arrays,
     stage_model,
@@ -47,9 +46,10 @@ class TritonGenerator:
         with self._lease:
             async for response in self._channel.infer(request):
                 names = output_names(response)
-                contents = response.raw_output_contents
-                if not is_silent(names, contents):
-                    yield text_chunk_from_raw(names, contents)
+                if names:
+                    chunk = text_chunk_from_raw(names, response.raw_output_contents)
+                    if not chunk.is_silent:
+                        yield chunk
 
     async def stop(self, key: str) -> None:
         """See Generator."""

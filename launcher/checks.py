@@ -14,7 +14,7 @@ import psutil
 from launcher.check_python import find_libpython_problem
 from launcher.settings import StackSettings
 from llm_pipeline.deployment import DeployedModel, Deployment, DeploymentError
-from llm_pipeline.executors.cpu_engine.weights import WEIGHTS_NAME
+from llm_pipeline.executors.cpu_engine.weights import F32_COPY_BYTES_PER_WEIGHT, WEIGHTS_NAME
 
 _MIB = 2**20
 _SHARED_MEMORY_MIB = 48  # room for what is under way, and for each model
@@ -27,7 +27,7 @@ _SERVERS_MEMORY_MIB = 256
 _STUBS_MEMORY_MIB = 320
 _ENGINE_MEMORY_MIB = 512  # and its weights, and the KV cache
 _WEIGHTS_FACTOR = 1.25
-_F32_COPY_FACTOR = 4.0  # 8 bytes for each weight of 2, where there is such a copy
+_F32_COPY_FACTOR = F32_COPY_BYTES_PER_WEIGHT // 2  # of f16 weights, where there is such a copy
 _DEFAULT_WEIGHTS_MIB = 257  # of the engine that is built when none is named
 _LOWEST_GLIBC = (2, 35)
 
@@ -175,7 +175,7 @@ def _model_memory_mib(settings: StackSettings) -> int:
         return _STUBS_MEMORY_MIB
     weights = _weights_mib(settings.engine_dir)
     engine = _ENGINE_MEMORY_MIB + int(_WEIGHTS_FACTOR * weights)
-    if (f32_copy := int(_F32_COPY_FACTOR * weights)) <= settings.cpu_f32_copy_mib:
+    if (f32_copy := _F32_COPY_FACTOR * weights) <= settings.cpu_f32_copy_mib:
         engine += f32_copy
     return _STUBS_MEMORY_MIB + engine + int(settings.cpu_kv_cache_gib * 1024)
 

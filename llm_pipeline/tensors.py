@@ -556,15 +556,6 @@ def text_chunk_to_arrays(chunk: TextChunk) -> list[tuple[TensorSpec, Array]]:
     return arrays
 
 
-def is_silent(names: Sequence[str], contents: Sequence[bytes]) -> bool:
-    """Whether a gRPC response has nothing to tell: a TextChunk that `is_silent`, or the bare end of a call."""
-    return not names or (len(names) == _FEWEST_OUTPUTS and contents[names.index(TEXT_OUTPUT.name)] == _EMPTY)
-
-
-_FEWEST_OUTPUTS = 2  # text_output and num_output_tokens stand in every response
-_EMPTY = bytes(4)  # a BYTES element of no bytes
-
-
 def text_chunk_from_raw(names: list[str], contents: list[bytes]) -> TextChunk:
     """A TextChunk from a gRPC response's output names and raw contents, without numpy: this runs for every event.
 

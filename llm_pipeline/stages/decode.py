@@ -265,8 +265,8 @@ class DecodeStage:
                         continue
                     outbox.ending = TokenStep(outbox.key, error=internal_error())
                 is_changed |= outbox.index == 0  # from queued to active
-                if outbox.watch is not None and self._watcher is not None and outbox.ending is None:
-                    self._watcher.look(outbox.key, outbox.watch, step.token_ids)
+                if outbox.watch is not None and outbox.ending is None:
+                    outbox.watch.look(step.token_ids)
                 if outbox.ending is not None:
                     is_changed = True
                     if outbox.ending is not step:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
+from typing import TypeAlias
 
 from llm_pipeline.detokenizer import TokenTable
 from llm_pipeline.messages import TextOptions, TokenChunk
@@ -18,20 +19,27 @@ from llm_pipeline.text import TextAssembler
 
 _log = logging.getLogger(__name__)
 
+_Work: TypeAlias = "SimpleQueue[tuple[StopWatch, Sequence[int]] | None]"
+
 
 class StopWatch:
     """The search in one request's tokens."""
 
-    __slots__ = ("_assembler", "_key")
+    __slots__ = ("_assembler", "_work", "key")
 
-    def __init__(self, table: TokenTable, key: str, options: TextOptions) -> None:
-        self._key = key
+    def __init__(self, table: TokenTable, key: str, options: TextOptions, work: _Work) -> None:
+        self.key = key
         plain = replace(options, log_probs=None, returns_values=False, echo_ids=None, echo_text=None)
         self._assembler = TextAssembler(table, plain)
+        self._work = work
+
+    def look(self, token_ids: Sequence[int]) -> None:
+        """Look through the request's next tokens soon."""
+        self._work.put((self, token_ids))
 
     def finds_stop(self, token_ids: Sequence[int]) -> bool:
         """Whether the request's next tokens complete one of its stop strings."""
-        return self._assembler.push(TokenChunk(self._key, 0, tuple(token_ids))) is not None
+        return self._assembler.push(TokenChunk(self.key, 0, tuple(token_ids))) is not None
 
 
 class StopWatcher:
@@ -40,7 +48,7 @@ class StopWatcher:
     def __init__(self, table: TokenTable) -> None:
         self._table = table
         self._on_stop: Callable[[str], None] = lambda key: None
-        self._work: SimpleQueue[tuple[str, StopWatch, Sequence[int]] | None] = SimpleQueue()
+        self._work: _Work = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="decode-stop-watcher", daemon=True)
 
     def start(self, on_stop: Callable[[str], None]) -> None:
@@ -49,12 +57,8 @@ class StopWatcher:
         self._thread.start()
 
     def watch(self, key: str, options: TextOptions) -> StopWatch | None:
-        """What to `look` with; None for a request that has no stop strings, or whose chunks postprocess sees anyway."""
-        return StopWatch(self._table, key, options) if options.stop and not options.stream else None
-
-    def look(self, key: str, watch: StopWatch, token_ids: Sequence[int]) -> None:
-        """Look through a request's next tokens soon."""
-        self._work.put((key, watch, token_ids))
+        """None for a request that has no stop strings, or whose chunks postprocess sees anyway."""
+        return StopWatch(self._table, key, options, self._work) if options.stop and not options.stream else None
 
     def close(self) -> None:
         self._work.put(None)
@@ -62,9 +66,9 @@ class StopWatcher:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            key, watch, token_ids = work
+            watch, token_ids = work
             try:
                 if watch.finds_stop(token_ids):
-                    self._on_stop(key)
+                    self._on_stop(watch.key)
             except Exception:  # noqa: BLE001 - the request goes on to its end, where postprocess cuts its text
                 _log.exception("a stop string could not be looked for")

@@ -17,9 +17,12 @@ import numpy as np
 
 from llm_pipeline.executors.cpu_engine.engine import Engine
 from llm_pipeline.executors.cpu_engine.paged_model import PagedModel
+from llm_pipeline.executors.cpu_engine.weights import load_weights
 from llm_pipeline.messages import GenerationRequest, Sampling
+from llm_pipeline.settings import PipelineSettings
 
 _WARM_UP_STEPS = 3
+_F32_COPY_MIB: int = PipelineSettings.model_fields["cpu_f32_copy_mib"].default
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--vocab-size", type=int, default=49152)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--f32-copy-mib", type=int, default=1536, help="CPU_F32_COPY_MIB")
+    parser.add_argument("--f32-copy-mib", type=int, default=_F32_COPY_MIB, help="CPU_F32_COPY_MIB")
     parser.add_argument("--profile", action="store_true", help="add the share of each kind of operation")
     chosen = parser.parse_args(arguments)
-    model = PagedModel.load(
-        chosen.engine_dir,
+    model = PagedModel(
+        load_weights(chosen.engine_dir),
         kv_cache_bytes=1 << 30,
         threads=chosen.threads,
         f32_copy_bytes=chosen.f32_copy_mib << 20,

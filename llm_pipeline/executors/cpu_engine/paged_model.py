@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence as SequenceType
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import openvino as ov
 
 from llm_pipeline.executors.cpu_engine.graph import SAMPLED_INDICES, build_graph
 from llm_pipeline.executors.cpu_engine.scheduler import Slice
-from llm_pipeline.executors.cpu_engine.weights import Weights, load_weights
+from llm_pipeline.executors.cpu_engine.weights import F32_COPY_BYTES_PER_WEIGHT, Weights
 
 # Each default that these replace would give other tokens, on this machine or on another.
 _EXACT = {
@@ -25,12 +24,9 @@ _EXACT = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
 }
 
-
 # Steps of as many tokens go through the f32 copy: of 8, both forms take equally long; of 1, f16 takes three quarters of
 # f32's time; of 256, f32 three quarters of f16's (docs/decisions/0009-cpu-graph.md).
 _MANY_TOKENS = 16
-# As a constant of the graph, and packed for the kernels.
-_F32_COPY_BYTES_PER_WEIGHT = 8
 
 
 class PagedModel:
@@ -55,7 +51,7 @@ class PagedModel:
             properties["INFERENCE_NUM_THREADS"] = threads
         if profile:
             properties["PERF_COUNT"] = True
-        has_copy = _is_f16(weights) and f32_copy_size(weights) <= f32_copy_bytes
+        has_copy = _is_f16(weights) and _f32_copy_size(weights) <= f32_copy_bytes
         core = ov.Core()
         compiled = [
             core.compile_model(build_graph(weights, keeps_f16=keeps_f16), "CPU", properties)
@@ -74,25 +70,6 @@ class PagedModel:
             tensor = ov.Tensor(port.element_type, ov.Shape([self.block_count, *shape]))
             for request in self._requests:
                 request.set_tensor(port.any_name, tensor)
-
-    @classmethod
-    def load(
-        cls,
-        engine_dir: Path,
-        *,
-        kv_cache_bytes: int,
-        threads: int = 0,
-        f32_copy_bytes: int = 0,
-        profile: bool = False,
-    ) -> PagedModel:
-        """The model of an engine directory. WeightsError when its file is missing or damaged."""
-        return cls(
-            load_weights(engine_dir),
-            kv_cache_bytes=kv_cache_bytes,
-            threads=threads,
-            f32_copy_bytes=f32_copy_bytes,
-            profile=profile,
-        )
 
     def run(self, slices: SequenceType[Slice]) -> npt.NDArray[np.float32]:
         """Compute one step; logits [sum of the slices' logits_count, vocab_size], in their order. Releases the GIL."""
@@ -139,9 +116,9 @@ class PagedModel:
         return sorted(times.items(), key=lambda item: -item[1])
 
 
-def f32_copy_size(weights: Weights) -> int:
+def _f32_copy_size(weights: Weights) -> int:
     """Bytes that a copy in f32 takes."""
-    return _F32_COPY_BYTES_PER_WEIGHT * sum(tensor.size for tensor in weights.tensors.values())
+    return F32_COPY_BYTES_PER_WEIGHT * sum(tensor.size for tensor in weights.tensors.values())
 
 
 def _is_f16(weights: Weights) -> bool:

@@ -26,6 +26,7 @@ import orjson
 from llm_pipeline.engine_manifest import TOKENIZER_NAME
 from llm_pipeline.errors import PipelineError
 from llm_pipeline.executors.cpu_engine.engine import Engine
+from llm_pipeline.executors.cpu_engine.weights import load_weights
 from llm_pipeline.executors.cpu_engine.wire import Cancel, EngineSettings, EngineStep, Failed, Progress, Ready, Submit
 from llm_pipeline.garbage import spare_long_lived_objects
 from llm_pipeline.guides import GuideCompiler, GuideError, GuideFollower
@@ -56,8 +57,8 @@ def load_engine(settings: EngineSettings) -> tuple[Engine, int]:
     """The engine and how many tokens its KV cache holds. ValueError when one full context does not fit."""
     from llm_pipeline.executors.cpu_engine.paged_model import PagedModel
 
-    model = PagedModel.load(
-        Path(settings.engine_dir),
+    model = PagedModel(
+        load_weights(Path(settings.engine_dir)),
         kv_cache_bytes=settings.kv_cache_bytes,
         threads=settings.threads,
         f32_copy_bytes=settings.f32_copy_bytes,

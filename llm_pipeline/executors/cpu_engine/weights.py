@@ -28,6 +28,8 @@ import numpy.typing as npt
 import orjson
 
 WEIGHTS_NAME = "model.safetensors"
+# What a copy of f16 weights in f32 takes in the engine: as a constant of the graph, and packed for the kernels.
+F32_COPY_BYTES_PER_WEIGHT = 8
 _SHAPE_KEY = "shape"  # of the file's metadata
 
 

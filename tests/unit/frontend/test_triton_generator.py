@@ -30,7 +30,7 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """
 
     def __init__(self) -> None:
-        self.script: list[TextChunk | str | tuple[grpc.StatusCode, str] | asyncio.Event] = []
+        self.script: list[TextChunk | str | tuple[grpc.StatusCode, str] | asyncio.Event | None] = []
         self.requests: list[Any] = []
         self.streams = 0
         self.metadata: dict[str, str] = {}
@@ -60,9 +60,10 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.finished += 1
 
 
-def _response(chunk: TextChunk) -> Any:
+def _response(chunk: TextChunk | None) -> Any:
+    """Without outputs for None, as the bare end of a call is."""
     response = service_pb2.ModelInferResponse(model_name="ensemble")
-    for spec, values in text_chunk_to_arrays(chunk):
+    for spec, values in [] if chunk is None else text_chunk_to_arrays(chunk):
         response.outputs.add(name=spec.name, datatype=spec.dtype, shape=values.shape)
         if spec.dtype == "BYTES":
             response.raw_output_contents.append(b"".join(len(v).to_bytes(4, "little") + v for v in values.flat))
@@ -99,7 +100,7 @@ async def test_chunks_arrive_as_they_were_sent() -> None:
 async def test_chunks_with_nothing_to_tell_are_passed_over() -> None:
     told = [TextChunk("a", 1, prompt_tokens=4), TextChunk("b", 3, None, 4, FinishReason.STOP)]
     async with scripted_triton() as (triton, generator):
-        triton.script = [told[0], TextChunk("", 2), told[1], TextChunk("", 3)]
+        triton.script = [told[0], TextChunk("", 2), told[1], TextChunk("", 3), None]
         assert [chunk async for chunk in generator.generate(PARAMETERS)] == told
 
 
