@@ -13,21 +13,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.figures import median
-from benchmarks.load import LoadError
+from benchmarks.load.job import LoadError
 from benchmarks.machine import git_commit, machine_facts, versions
-from benchmarks.peers import Peer, llama_cpp_peers, named_peers, pairs
 from benchmarks.progress import BarProgress
-from benchmarks.report import report, verdict_lines
-from benchmarks.results import Results, ResultsError, Run
+from benchmarks.report.figures import median
+from benchmarks.report.results import Results, ResultsError, Run
+from benchmarks.report.tables import report, verdict_lines
 from benchmarks.runner import Surroundings, run_count, run_group
 from benchmarks.scenarios import Client, Group, groups, only
-from benchmarks.servers import ServerError, build_default_engine, secret, settings_from_environment
+from benchmarks.systems.baselines import Peer, llama_cpp_peers, named_peers, pairs
+from benchmarks.systems.servers import ServerError, build_default_engine, secret, settings_from_environment
 from benchmarks.targets import Status
 from build_engine.errors import BuildEngineError
-from launcher.checks import MissingError
+from launcher.local.preflight import MissingError
+from launcher.local.stack import StartError
 from launcher.settings import REPOSITORY_ROOT
-from launcher.stack import StartError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -146,7 +146,7 @@ def _servers(chosen: Sequence[Group], peers: Sequence[Peer]) -> dict[str, str]:
 
 
 def _write_up(results: Results, output: Path, console: Console) -> None:
-    from benchmarks.plots import draw  # takes a second, which a bad option should not
+    from benchmarks.report.plots import draw  # takes a second, which a bad option should not
 
     (output / "results.md").write_text(report(results), encoding="utf-8")
     drawn = draw(results, output)

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.processes import CLIENT
-from benchmarks.results import Run
+from benchmarks.report.results import Run
 from benchmarks.targets import number
 
 

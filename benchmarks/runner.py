@@ -12,13 +12,13 @@ from typing import Protocol
 
 import orjson
 
-from benchmarks.figures import figures_of
-from benchmarks.load import LoadProcess
+from benchmarks.load.job import LoadProcess
 from benchmarks.machine import CpuTotals, cpu_totals, load_average, noise_between
 from benchmarks.processes import CLIENT, ENGINE, FRONT_END, Process, cpu_by_role, memory_by_role, processes_by_role
-from benchmarks.results import Run
+from benchmarks.report.figures import figures_of
+from benchmarks.report.results import Run
 from benchmarks.scenarios import Client, Contender, Group, Point, Scenario, job
-from benchmarks.servers import Server, ServerError, our_stack
+from benchmarks.systems.servers import Server, ServerError, our_stack
 
 _PAUSE_S = 0.3  # lets a server put away what the last load left behind
 _WARM_UP = Point(streams=4, max_tokens=8)
@@ -98,17 +98,17 @@ def _start(name: str, group: Group, surroundings: Surroundings, running: ExitSta
 def _fighter(contender: Contender, server: Server | None, surroundings: Surroundings) -> Iterator[_Fighter]:
     log = surroundings.run_dir / "logs" / f"{contender.client.value}-{contender.server.replace(' ', '-')}.log"
     if contender.client is Client.NONE:
-        process = LoadProcess("benchmarks.bare_engine", str(surroundings.engine_dir), log_path=log)
+        process = LoadProcess("benchmarks.systems.engine_only", str(surroundings.engine_dir), log_path=log)
         roles = {ENGINE: process.pid}
     elif server is None:
         raise ServerError(f"Nothing starts {contender.server}.")
     elif contender.client is Client.GRPC:
-        process = LoadProcess("benchmarks.grpc_load", str(server.grpc_address), log_path=log)
+        process = LoadProcess("benchmarks.load.grpc_load", str(server.grpc_address), log_path=log)
         roles = {**server.roots, CLIENT: process.pid}
         del roles[FRONT_END]  # it does not take part
     else:
         endpoint = orjson.dumps(asdict(server.endpoint)).decode()
-        process = LoadProcess("benchmarks.http_load", endpoint, log_path=log)
+        process = LoadProcess("benchmarks.load.http_load", endpoint, log_path=log)
         roles = {**server.roots, CLIENT: process.pid}
     with process:
         yield _Fighter(contender, process, roles)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from benchmarks.load import Job
+from benchmarks.load.job import Job
 
 
 class Client(str, Enum):

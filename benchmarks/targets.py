@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from benchmarks import scenarios
-from benchmarks.figures import median
 from benchmarks.processes import CLIENT, FRONT_END
-from benchmarks.results import Results, Run, median_of, ratio
+from benchmarks.report.figures import median
+from benchmarks.report.results import Results, Run, median_of, ratio
 
 
 class Status(str, Enum):

@@ -1,6 +1,6 @@
 """`python -m build_engine`."""
 
-from build_engine.cli import main
+from build_engine.cli.app import main
 
 if __name__ == "__main__":
     main()

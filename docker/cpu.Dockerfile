@@ -19,7 +19,7 @@ COPY model_repository model_repository
 # not at the start: they are programs, and a tmpfs of docker's is mounted noexec.
 RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-build-isolation --editable . \
     && /opt/venv/bin/python -m build_engine build --target cpu --output /opt/engine \
-    && /opt/venv/bin/python -c "from pathlib import Path; from launcher.triton_server import prepare_backends; \
+    && /opt/venv/bin/python -c "from pathlib import Path; from launcher.local.triton_wheel import prepare_backends; \
 prepare_backends(Path('/opt/run'))" \
     && chmod -R a+rX /opt/engine /opt/run
 

@@ -50,4 +50,4 @@ EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20m --retries=3 \
     CMD ["python3", "/opt/triton-completions/healthcheck.py", "TRITON_HTTP_PORT", "8000", "/v2/health/ready"]
 # The entrypoint stays NVIDIA's: it checks the driver, sets up CUDA's forward compatibility and then execs this.
-CMD ["python3", "-m", "launcher.multi_gpu"]
+CMD ["python3", "-m", "launcher.gpu"]

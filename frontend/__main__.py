@@ -2,6 +2,6 @@
 
 import sys
 
-from frontend.program import main
+from frontend.main import main
 
 sys.exit(main())

@@ -12,21 +12,22 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from frontend.admission import Admission
-from frontend.auth import KeyRing
-from frontend.errors import handle_router_error
-from frontend.generator import Generator
-from frontend.metrics import Metrics
-from frontend.metrics_of_all import MetricsOfAll
-from frontend.middleware import RequestEnvelope
-from frontend.rate_limits import RateLimits
-from frontend.routes import completions, models, operations, playground
-from frontend.served_models import ServedModel, ServedModels, deployment_of
-from frontend.services import Services
+from frontend.api import completions, models, playground
+from frontend.api import health as operations
+from frontend.api.auth import KeyRing
+from frontend.api.errors import handle_router_error
+from frontend.api.middleware import RequestEnvelope
+from frontend.backends.generator import Generator
+from frontend.dependencies import Services
+from frontend.generation.admission import Admission
+from frontend.generation.rate_limits import RateLimits
+from frontend.models.registry import ServedModel, ServedModels, deployment_of
+from frontend.multiprocess.heartbeat_loop import live_as_worker
+from frontend.multiprocess.merged_metrics import MetricsOfAll
+from frontend.multiprocess.shared_state import Workers
+from frontend.observability.metrics import Metrics
 from frontend.settings import FrontendSettings
-from frontend.worker_life import live_as_worker
-from frontend.workers import Workers
-from llm_pipeline.deployment import Deployment
+from llm_pipeline.runtime.deployment import Deployment
 
 log = structlog.get_logger(__name__)
 

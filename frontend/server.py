@@ -12,18 +12,18 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from frontend.api.auth import KeysFileError
 from frontend.app import create_app
-from frontend.auth import KeysFileError
-from frontend.generators import create_generator
-from frontend.metrics import Metrics
-from frontend.request_log import configure_logging
-from frontend.served_models import deployment_of
-from frontend.services import Services
+from frontend.backends.factory import create_generator
+from frontend.dependencies import Services
+from frontend.models.registry import deployment_of
+from frontend.multiprocess.shared_state import Workers
+from frontend.observability.metrics import Metrics
+from frontend.observability.request_log import configure_logging
+from frontend.response.slow_clients import SlowReaders
 from frontend.settings import FrontendSettings
-from frontend.slow_readers import SlowReaders
-from frontend.workers import Workers
-from llm_pipeline.deployment import DeploymentError
-from llm_pipeline.garbage import spare_long_lived_objects
+from llm_pipeline.runtime.deployment import DeploymentError
+from llm_pipeline.runtime.gc_freeze import spare_long_lived_objects
 
 log = structlog.get_logger(__name__)
 

@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, HttpUrl, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from typing_extensions import Self
 
-from llm_pipeline.deployment import Executor
-from llm_pipeline.tensors import ENSEMBLE_MODEL
+from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL
+from llm_pipeline.runtime.deployment import Executor
 
 MIB = 1024 * 1024
 

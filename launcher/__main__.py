@@ -8,8 +8,8 @@ import sys
 from pydantic import ValidationError
 from rich.console import Console
 
+from launcher.local.stack import serve
 from launcher.settings import StackSettings
-from launcher.stack import serve
 
 
 def main() -> int:

@@ -10,9 +10,9 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
 from frontend.settings import FrontendSettings
-from launcher.multi_gpu import LaunchSettings
+from launcher.gpu.launch import LaunchSettings
 from launcher.settings import REPOSITORY_ROOT, StackSettings
-from llm_pipeline.settings import PipelineSettings
+from llm_pipeline.runtime.settings import PipelineSettings
 
 _READERS: dict[str, type[BaseSettings]] = {
     "launcher": StackSettings,

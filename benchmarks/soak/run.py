@@ -13,13 +13,13 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.servers import free_ports
 from benchmarks.soak.report import Soak
 from benchmarks.soak.samples import Sampler
 from benchmarks.soak.settings import SoakSettings
 from benchmarks.soak.traffic import Traffic
+from benchmarks.systems.servers import free_ports
+from launcher.local.stack import Stack
 from launcher.settings import StackSettings
-from launcher.stack import Stack
 
 _KEY = "sk-soak"
 _REST_S = 30.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.soak.growth import Growth, Limit, find_growth
-from launcher.stack import Stack
+from launcher.local.stack import Stack
 
 _MIB = 2**20
 _SHARED_MEMORY = Path("/dev/shm")

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from build_engine.build import BuildRequest, BuildResult, build_engine, plan_engine
-from build_engine.default_model import find_model
+from build_engine.cpu.build import BuildRequest, BuildResult, build_engine, plan_engine
+from build_engine.cpu.default_model import find_model
 from build_engine.errors import EngineRefusedError
-from build_engine.fleet.fleet_file import FleetEngine
+from build_engine.fleet.file import FleetEngine
+from build_engine.gpu.building.run import can_build, find_existing, hash_source, inspect_machine, run_plan
 from build_engine.gpu.nvml import Nvml
-from build_engine.gpu.plan import Plan, make_plan
-from build_engine.gpu.precisions import PrecisionName
-from build_engine.gpu.request import plan_request
-from build_engine.gpu.run import can_build, find_existing, hash_source, inspect_machine, run_plan
+from build_engine.gpu.planning.plan_request import plan_request
+from build_engine.gpu.planning.planner import Plan, make_plan
+from build_engine.gpu.planning.precisions import PrecisionName
 from build_engine.progress import BuildProgress
 from build_engine.targets import CPU, find_precision
-from llm_pipeline.engine_manifest import MANIFEST_NAME, SourceModel
+from llm_pipeline.engine_files.manifest import MANIFEST_NAME, SourceModel
 
 
 class OtherMachineError(EngineRefusedError):

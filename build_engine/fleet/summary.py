@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from build_engine.fleet.fleet_file import FleetEngine
+from build_engine.cli.tables import shown
+from build_engine.fleet.file import FleetEngine
 from build_engine.fleet.jobs import Job
-from build_engine.fleet.run_fleet import FleetOutcome, FleetResult, exit_status
-from build_engine.tables import shown
+from build_engine.fleet.runner import FleetOutcome, FleetResult, exit_status
 
 _MB = 1_000_000
 _WORKED = {FleetOutcome.BUILT, FleetOutcome.REUSED, FleetOutcome.FAILED}

@@ -11,10 +11,10 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
-from llm_pipeline.errors import PipelineError, internal_error
-from llm_pipeline.messages import TextChunk, TextOptions, TokenChunk
-from llm_pipeline.text import TextAssembler
-from llm_pipeline.tokenizer import Tokenizer
+from llm_pipeline.protocol.errors import PipelineError, internal_error
+from llm_pipeline.protocol.messages import TextChunk, TextOptions, TokenChunk
+from llm_pipeline.text.assembler import TextAssembler
+from llm_pipeline.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 # Requests whose decode died never send their end. They are the least recently used ones, and go first.

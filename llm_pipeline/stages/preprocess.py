@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_pipeline.capabilities import Capabilities, refuse_unsupported
-from llm_pipeline.description import ModelDescription
-from llm_pipeline.engine_manifest import EngineManifest
-from llm_pipeline.errors import ErrorCode, PipelineError
-from llm_pipeline.fill_in_middle import FillInMiddle
-from llm_pipeline.guides import check_guide
-from llm_pipeline.messages import CompletionParameters, GenerationRequest, Sampling, TextOptions
-from llm_pipeline.stages import request_checks as checks
-from llm_pipeline.stages.request_checks import out_of_range
-from llm_pipeline.tokenizer import Tokenizer
+from llm_pipeline.engine_files.manifest import EngineManifest
+from llm_pipeline.protocol.capabilities import Capabilities, refuse_unsupported
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.messages import CompletionParameters, GenerationRequest, Sampling, TextOptions
+from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.runtime.guided_decoding import check_guide
+from llm_pipeline.stages import validation as checks
+from llm_pipeline.stages.validation import out_of_range
+from llm_pipeline.text.fill_in_middle import FillInMiddle
+from llm_pipeline.text.tokenizer import Tokenizer
 
 # A character of UTF-8 is at most 4 bytes, so at most 3 tokens of one byte each can be its unfinished beginning.
 _CONTEXT_IDS = 4

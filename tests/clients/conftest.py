@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.integration.conftest import MODEL, RunningStack
 from tests.integration.conftest import cpu_stack as cpu_stack
+from tests.support.stack import MODEL, RunningStack
 
 SCRIPTS = Path(__file__).parent / "scripts"
 BIN = REPOSITORY / ".venv-clients" / "bin"

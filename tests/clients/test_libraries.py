@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import BIN, OPENAI_PYTHONS, Clients
-from tests.integration.conftest import MODEL, RunningStack, running_stack
+from tests.support.stack import MODEL, RunningStack, running_stack
 
 pytestmark = [pytest.mark.triton, pytest.mark.clients]
 

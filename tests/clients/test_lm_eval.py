@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import tokenizers
 
-from build_engine.default_model import find_model
+from build_engine.cpu.default_model import find_model
 from tests.clients.conftest import BIN, Clients
-from tests.integration.conftest import MODEL
-from tests.integration.llama_reference import LlamaReference
+from tests.support.llama_reference import LlamaReference
+from tests.support.stack import MODEL
 
 pytestmark = [pytest.mark.triton, pytest.mark.clients]
 

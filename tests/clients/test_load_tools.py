@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import BIN, SCRIPTS, Clients
-from tests.integration.conftest import MODEL
+from tests.support.stack import MODEL
 
 pytestmark = [pytest.mark.triton, pytest.mark.clients]
 

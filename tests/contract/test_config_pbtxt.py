@@ -1,4 +1,4 @@
-"""Each model's config.pbtxt says what llm_pipeline/tensors.py says, and the ensemble connects all of it."""
+"""Each model's config.pbtxt says what llm_pipeline/protocol/tensors.py says, and the ensemble connects all of it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from llm_pipeline import tensors
-from llm_pipeline.tensors import TensorSpec
+from llm_pipeline.protocol import tensors
+from llm_pipeline.protocol.tensors import TensorSpec
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 MODELS = {

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from frontend import paths
-from frontend.auth import ApiKey
+from frontend.api import route_paths as paths
+from frontend.api.auth import ApiKey
 from frontend.settings import FrontendSettings
-from launcher.multi_gpu import LaunchSettings
-from llm_pipeline.settings import PipelineSettings
+from launcher.gpu.launch import LaunchSettings
+from llm_pipeline.runtime.settings import PipelineSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
 READ_BY = {"triton": (LaunchSettings, PipelineSettings), "frontend": (FrontendSettings,)}

@@ -14,12 +14,12 @@ import yaml
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
 
-from build_engine.gpu.plan import DEFAULT_TRTLLM
+from build_engine.gpu.planning.planner import DEFAULT_TRTLLM
 from frontend.settings import FrontendSettings
-from launcher.multi_gpu import LaunchSettings
+from launcher.gpu.launch import LaunchSettings
+from launcher.local.stack import TRITON_STOP_LIMIT_S, Stack
 from launcher.settings import StackSettings
-from launcher.stack import TRITON_STOP_LIMIT_S, Stack
-from llm_pipeline.settings import PipelineSettings
+from llm_pipeline.runtime.settings import PipelineSettings
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

@@ -6,9 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from launcher.settings_table import settings_table
-from llm_pipeline.capabilities import CAPABILITIES, Capabilities
-from llm_pipeline.errors import ERRORS
-from llm_pipeline.tensors import ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS
+from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities
+from llm_pipeline.protocol.errors import ERRORS
+from llm_pipeline.protocol.tensors import ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def test_every_error_stands_in_the_architecture_page() -> None:
 
 
 def test_the_readme_names_every_request_field() -> None:
-    from frontend.schemas import CompletionRequest
+    from frontend.request.schemas import CompletionRequest
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [name for name in CompletionRequest.model_fields if f"`{name}`" not in readme]

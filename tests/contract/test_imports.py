@@ -25,25 +25,25 @@ MAY_IMPORT = {
 # Outside library -> the modules that may import it, inside functions too.
 IMPORTED_BY = {
     "tokenizers": {
-        "llm_pipeline/tokenizer.py",
-        "build_engine/gguf_tokenizer.py",
-        "build_engine/pre_tokenizers.py",
-        "build_engine/verify.py",
+        "llm_pipeline/text/tokenizer.py",
+        "build_engine/cpu/tokenizer.py",
+        "build_engine/cpu/pre_tokenizers.py",
+        "build_engine/cpu/verify.py",
     },
-    "llguidance": {"llm_pipeline/guides.py"},
+    "llguidance": {"llm_pipeline/runtime/guided_decoding.py"},
     "openvino": {
-        "llm_pipeline/executors/cpu_engine/graph.py",
-        "llm_pipeline/executors/cpu_engine/paged_model.py",
+        "llm_pipeline/executors/cpu/engine/graph.py",
+        "llm_pipeline/executors/cpu/engine/paged_model.py",
     },
     "openvino_genai": set(),  # a graph of our own took its place
-    "safetensors": {"llm_pipeline/executors/cpu_engine/weights.py"},
-    "gguf": {"build_engine/source.py"},
-    "tritonclient": {"frontend/triton_channel.py", "benchmarks/grpc_load.py"},
-    "grpc": {"frontend/triton_channel.py", "benchmarks/grpc_load.py"},
-    "triton_python_backend_utils": {"llm_pipeline/python_backend.py"},
-    "llm_pipeline.python_backend": set(),  # for the model.py files alone: it exists only inside Triton
+    "safetensors": {"llm_pipeline/executors/cpu/engine/weights.py"},
+    "gguf": {"build_engine/cpu/gguf_model.py"},
+    "tritonclient": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
+    "grpc": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
+    "triton_python_backend_utils": {"llm_pipeline/triton/python_backend.py"},
+    "llm_pipeline.triton.python_backend": set(),  # for the model.py files alone: it exists only inside Triton
     "psutil": {
-        "launcher/checks.py",
+        "launcher/local/preflight.py",
         "benchmarks/machine.py",
         "benchmarks/processes.py",
         "benchmarks/soak/samples.py",
@@ -51,22 +51,22 @@ IMPORTED_BY = {
         "benchmarks/soak/report.py",
     },
     "httpx": {
-        "launcher/stack.py",
-        "launcher/health_watch.py",
-        "benchmarks/servers.py",
+        "launcher/local/stack.py",
+        "launcher/local/liveness.py",
+        "benchmarks/systems/servers.py",
         "benchmarks/soak/traffic.py",
         "benchmarks/soak/run.py",
         "complete_cli/client.py",
     },
-    "matplotlib": {"benchmarks/plots.py", "benchmarks/soak/report.py"},
-    "tensorrt_llm": {"llm_pipeline/executors/tensorrt_llm/upstream.py", "build_engine/gpu/upstream.py"},
-    "torch": {"llm_pipeline/executors/tensorrt_llm/upstream.py"},
+    "matplotlib": {"benchmarks/report/plots.py", "benchmarks/soak/report.py"},
+    "tensorrt_llm": {"llm_pipeline/executors/tensorrt_llm/bindings.py", "build_engine/gpu/trtllm.py"},
+    "torch": {"llm_pipeline/executors/tensorrt_llm/bindings.py"},
     "transformers": set(),
     "pytriton": set(),
 }
 
 # Everybody else gets a settings object. The launcher hands the environment on to its children.
-READ_ENVIRONMENT = {"launcher/stack.py", "launcher/triton_server.py", "benchmarks/servers.py"}
+READ_ENVIRONMENT = {"launcher/local/stack.py", "launcher/local/triton_wheel.py", "benchmarks/systems/servers.py"}
 
 
 @cache
@@ -117,7 +117,9 @@ def test_a_models_glue_imports_only_the_pipeline_and_the_standard_library(path: 
 @pytest.mark.parametrize("stage", ["preprocess", "decode", "postprocess"])
 def test_a_stage_knows_nothing_of_triton_and_its_tensors(stage: str) -> None:
     names = imports(ROOT / "llm_pipeline" / "stages" / f"{stage}.py")
-    assert not any(is_within(name, "llm_pipeline.tensors") or "triton" in name or "numpy" in name for name in names)
+    assert not any(
+        is_within(name, "llm_pipeline.protocol.tensors") or "triton" in name or "numpy" in name for name in names
+    )
 
 
 def test_nobody_reads_the_environment_but_settings_and_the_launcher() -> None:

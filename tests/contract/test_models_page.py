@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llm_pipeline.deployment import DeployedModel, Deployment, ModelKind, ModelLimits, SamplingDefaults
+from llm_pipeline.runtime.deployment import DeployedModel, Deployment, ModelKind, ModelLimits, SamplingDefaults
 
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLE = DOCS / "examples" / "deployment.toml"

@@ -18,11 +18,11 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.routing import Route
 
+from frontend.api.openapi import openapi_document
 from frontend.app import create_app
-from frontend.openapi import openapi_document
 from frontend.settings import FrontendSettings
-from llm_pipeline.errors import ERRORS
-from llm_pipeline.messages import CompletionParameters, FinishReason, TextChunk
+from llm_pipeline.protocol.errors import ERRORS
+from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 
 MODEL = "tiny"
 DOCUMENT = openapi_document("http://test", MODEL)

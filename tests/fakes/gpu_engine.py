@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llm_pipeline.engine_config import CONFIG_NAME
-from llm_pipeline.engine_manifest import (
+from llm_pipeline.engine_files.manifest import (
     TOKENIZER_NAME,
     EngineFile,
     EngineLimits,
@@ -18,6 +17,7 @@ from llm_pipeline.engine_manifest import (
     TokenIds,
     sha256_of,
 )
+from llm_pipeline.engine_files.trtllm_config import CONFIG_NAME
 
 VERSION = "1.2.1"
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 FAKES = Path(__file__).parent
-_OURS = ("tensorrt_llm", "torch", "llm_pipeline.executors.tensorrt_llm.upstream")
+_OURS = ("tensorrt_llm", "torch", "llm_pipeline.executors.tensorrt_llm.bindings")
 
 
 def write_script(path: Path, **script: Any) -> Path:

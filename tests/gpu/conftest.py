@@ -8,19 +8,17 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_pipeline.engine_manifest import EngineManifest
-from llm_pipeline.executors.base import Executor, StepSink, create_executor
-from llm_pipeline.messages import TokenStep
-from llm_pipeline.settings import PipelineSettings
+from llm_pipeline.engine_files.manifest import EngineManifest
+from llm_pipeline.executors.port import Executor, StepSink, create_executor
+from llm_pipeline.protocol.messages import TokenStep
+from llm_pipeline.runtime.settings import PipelineSettings
 
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "llm_pipeline"))  # executor_rules, sample_requests
 MAX_ACTIVE = 4
 
 
@@ -78,7 +76,7 @@ def gpu_engine(_gpu_is_here: None) -> Iterator[GpuEngine]:
 @pytest.fixture
 def bench(gpu_engine: GpuEngine) -> Any:
     """A RuleBench over the shared engine; its keys differ from every other test's."""
-    from executor_rules import RuleBench
+    from tests.support.executor_rules import RuleBench
 
     made = RuleBench(gpu_engine.listen, long=gpu_engine.manifest.limits.context_length - 64, max_active=MAX_ACTIVE)
     made._numbers = _numbers

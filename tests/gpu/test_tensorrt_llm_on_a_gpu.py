@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from llm_pipeline.errors import ErrorCode, PipelineError
-from llm_pipeline.messages import FinishReason, GenerationRequest, Sampling, TextOptions
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, Sampling, TextOptions
 
 pytestmark = pytest.mark.gpu
 FACTS = json.loads((Path(__file__).parents[1] / "data" / "tensorrt_llm_api.json").read_text(encoding="utf-8"))[
@@ -67,7 +67,7 @@ def test_the_facts_are_those_of_the_installed_binding(name: str) -> None:
 
 
 def _rules() -> list[Any]:
-    import executor_rules
+    from tests.support import executor_rules
 
     return list(executor_rules.RULES)
 

@@ -1,102 +1,13 @@
-"""The real stack for tests: Triton, the three models and the front end as processes, on free ports."""
+"""The real stacks that integration tests share."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import ProxyHandler, build_opener
 
-import httpx
-import openai
 import pytest
-from rich.console import Console
 
-from benchmarks.servers import free_ports
-from launcher.settings import StackSettings
-from launcher.stack import Stack
-
-MODEL = "smollm2-135m-instruct"
-API_KEY = "sk-integration-tests-only"
-_OPENER = build_opener(ProxyHandler({}))
-
-
-@dataclass(frozen=True)
-class RunningStack:
-    """What a test needs to know of a running stack."""
-
-    base_url: str
-    api_key: str
-    triton_grpc_url: str
-    triton_http_url: str
-    triton_metrics_url: str
-    stack: Stack
-
-    @property
-    def completions_url(self) -> str:
-        return f"{self.base_url}/openai/v1/completions"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.api_key}"}
-
-    def client(self, timeout_s: float = 60) -> httpx.Client:
-        # Plain HTTP needs no certificates, and loading them takes 20 ms each time.
-        return httpx.Client(
-            base_url=self.base_url, headers=self.headers, timeout=timeout_s, trust_env=False, verify=False
-        )
-
-    def openai(self, **options: object) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.base_url}/openai/v1", api_key=self.api_key, max_retries=0, **options)
-
-    def async_openai(self, **options: object) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.base_url}/openai/v1", api_key=self.api_key, max_retries=0, **options)
-
-    def complete(self, **body: object) -> httpx.Response:
-        """One non-streaming completion."""
-        with self.client() as client:
-            return client.post("/openai/v1/completions", json={"model": MODEL, **body})
-
-    def decode_metric(self, name: str) -> float:
-        """A value of decode's own metrics, from Triton."""
-        # Asked hundreds of times a second: httpx would take as much of the machine as what is measured.
-        with _OPENER.open(f"{self.triton_metrics_url}/metrics", timeout=20) as answer:
-            text = answer.read().decode()
-        for line in text.splitlines():
-            if line.startswith(f"{name} ") or line.startswith(f"{name}{{"):
-                return float(line.rsplit(" ", 1)[1])
-        raise AssertionError(f"Triton shows no metric {name}")
-
-
-@contextmanager
-def running_stack(run_dir: Path, engine_dir: Path, **environment: str) -> Iterator[RunningStack]:
-    """Start a stack with these settings in its environment, and stop it again."""
-    names = ("PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    values = {
-        **{name: str(port) for name, port in ports.items()},
-        **({} if "API_KEYS_FILE" in environment else {"API_KEY": API_KEY}),
-        "MODEL_NAME": MODEL,
-        "ENGINE_DIR": str(engine_dir),
-        "RUN_DIR": str(run_dir),
-        **environment,
-    }
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
-        for name, value in values.items():
-            patch.setenv(name, value)
-        stack = Stack(StackSettings(), Console(quiet=True))
-        running.enter_context(stack.running())
-        patch.undo()  # only this stack's processes get its settings
-        yield RunningStack(
-            base_url=stack.base_url,
-            api_key=API_KEY,
-            triton_grpc_url=f"127.0.0.1:{ports['TRITON_GRPC_PORT']}",
-            triton_http_url=f"http://127.0.0.1:{ports['TRITON_HTTP_PORT']}",
-            triton_metrics_url=f"http://127.0.0.1:{ports['TRITON_METRICS_PORT']}",
-            stack=stack,
-        )
+from tests.support.stack import RunningStack, running_stack
 
 
 @pytest.fixture(scope="session")
@@ -112,13 +23,3 @@ def scripted_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     environment = {"EXECUTOR": "scripted", "SCRIPTED_STEPS_PER_S": "200"}
     with running_stack(tmp_path_factory.mktemp("scripted"), engine_dir, **environment) as stack:
         yield stack
-
-
-def wait_until(condition: Callable[[], bool], *, limit_s: float, what: str) -> float:
-    """Poll until the condition holds; how long that took, in seconds."""
-    started = time.monotonic()
-    while not condition():
-        if time.monotonic() - started > limit_s:
-            raise AssertionError(f"not within {limit_s} s: {what}")
-        time.sleep(0.005)
-    return time.monotonic() - started

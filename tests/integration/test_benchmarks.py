@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.http_wire import Endpoint
+from benchmarks.load.http_recording import Endpoint
 from benchmarks.processes import CLIENT, ENGINE, FRONT_END, TRITON
-from benchmarks.results import Run
+from benchmarks.report.results import Run
 from benchmarks.runner import Surroundings, run_count, run_group
 from benchmarks.scenarios import BARE, GRPC, HTTP, SCRIPTED, Client, Contender, Group, Point, Scenario
-from benchmarks.servers import Server, named_server
-from tests.integration.conftest import MODEL, RunningStack
+from benchmarks.systems.servers import Server, named_server
+from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
 

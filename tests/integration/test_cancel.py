@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from tests.integration.conftest import MODEL, RunningStack, wait_until
+from tests.support.stack import MODEL, RunningStack
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 # The promise is 300 ms on a quiet machine; the limit here only tells a freed slot from one that burns on.

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import MODEL, RunningStack, wait_until
+from tests.support.stack import MODEL, RunningStack
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai._models import validate_type  # what the strict client applies to each chunk
 
-from tests.integration.conftest import MODEL, RunningStack
+from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
 

@@ -12,8 +12,9 @@ import httpx
 import jsonschema
 import pytest
 
-from llm_pipeline.errors import ERRORS, ErrorCode
-from tests.integration.conftest import MODEL, RunningStack, running_stack, wait_until
+from llm_pipeline.protocol.errors import ERRORS, ErrorCode
+from tests.support.stack import MODEL, RunningStack, running_stack
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

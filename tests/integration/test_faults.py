@@ -20,11 +20,13 @@ import httpx
 import psutil
 import pytest
 
-from launcher import processes
-from llm_pipeline.executors.scripted import Fault
-from tests.integration.conftest import MODEL, RunningStack, free_ports, running_stack, wait_until
-from tests.integration.load import Load, answers, endings, find_process, stream
+from benchmarks.systems.servers import free_ports
+from launcher.local import processes
+from llm_pipeline.executors.scripted.executor import Fault
 from tests.integration.test_lifecycle import read_until, start_launcher
+from tests.support.load import Load, answers, endings, find_process, stream
+from tests.support.stack import MODEL, RunningStack, running_stack
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

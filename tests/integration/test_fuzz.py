@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from frontend.known_fields import NEUTRAL_VALUES
-from frontend.schemas import CompletionRequest
-from tests.integration.conftest import MODEL, RunningStack
-from tests.integration.load import stream
+from frontend.request.schemas import CompletionRequest
+from frontend.request.unsupported_fields import NEUTRAL_VALUES
+from tests.support.load import stream
+from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
 

@@ -17,11 +17,13 @@ import httpx
 import openai
 import pytest
 
-from launcher import triton_server
-from launcher.processes import ChildProcess
+from benchmarks.systems.servers import free_ports
+from launcher.local import triton_wheel as triton_server
+from launcher.local.processes import ChildProcess
 from launcher.settings import StackSettings
 from tests.fakes.inflight_batcher_llm import make_repository
-from tests.integration.conftest import API_KEY, free_ports, wait_until
+from tests.support.stack import API_KEY
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

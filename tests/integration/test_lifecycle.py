@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import RunningStack, free_ports, running_stack
+from benchmarks.systems.servers import free_ports
+from tests.support.stack import RunningStack, running_stack
 
 pytestmark = pytest.mark.triton
 

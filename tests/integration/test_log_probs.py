@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from build_engine.default_model import find_model
-from tests.integration.conftest import MODEL, RunningStack
-from tests.integration.llama_reference import LlamaReference
+from build_engine.cpu.default_model import find_model
+from tests.support.llama_reference import LlamaReference
+from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
 

@@ -16,11 +16,12 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 
-from llm_pipeline.messages import CompletionParameters
-from llm_pipeline.tensors import OWNER_PARAMETER, parameters_to_arrays
-from tests.integration.conftest import MODEL, RunningStack, running_stack, wait_until
-from tests.integration.load import stream
+from llm_pipeline.protocol.messages import CompletionParameters
+from llm_pipeline.protocol.tensors import OWNER_PARAMETER, parameters_to_arrays
 from tests.integration.test_cancel import active, open_request
+from tests.support.load import stream
+from tests.support.stack import MODEL, RunningStack, running_stack
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.conftest import RunningStack, wait_until
+from tests.support.stack import RunningStack
+from tests.support.waiting import wait_until
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is one of the dev dependencies")
 
-from tests.integration.browser import PHONE, Browser, Playground, expect, running_browser  # noqa: E402
+from tests.support.browser import PHONE, Browser, Playground, expect, running_browser  # noqa: E402
 
 pytestmark = pytest.mark.triton
 

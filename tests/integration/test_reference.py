@@ -8,11 +8,13 @@ from importlib import resources
 
 import pytest
 
-from tests.integration.conftest import MODEL, RunningStack
+from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
 
-CASES = json.loads((resources.files("build_engine") / "reference" / "smollm2_greedy.json").read_text())["cases"]
+CASES = json.loads((resources.files("build_engine") / "cpu" / "reference_tokens" / "smollm2_greedy.json").read_text())[
+    "cases"
+]
 
 
 def greedy_request(case: dict) -> dict:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import MODEL, RunningStack
+from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import MODEL, RunningStack, running_stack, wait_until
+from tests.support.stack import MODEL, RunningStack, running_stack
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

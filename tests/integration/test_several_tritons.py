@@ -14,10 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from launcher import triton_server
-from launcher.processes import ChildProcess
+from benchmarks.systems.servers import free_ports
+from launcher.local import triton_wheel as triton_server
+from launcher.local.processes import ChildProcess
 from launcher.settings import StackSettings
-from tests.integration.conftest import API_KEY, MODEL, free_ports, wait_until
+from tests.support.stack import API_KEY, MODEL
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import MODEL, RunningStack, running_stack, wait_until
-from tests.integration.load import stream
 from tests.integration.test_cancel import active, open_request, request_bytes
+from tests.support.load import stream
+from tests.support.stack import MODEL, RunningStack, running_stack
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

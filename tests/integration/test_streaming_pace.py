@@ -12,9 +12,9 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
-from llm_pipeline.messages import CompletionParameters
-from llm_pipeline.tensors import ENSEMBLE_MODEL, parameters_to_arrays
-from tests.integration.conftest import MODEL, RunningStack
+from llm_pipeline.protocol.messages import CompletionParameters
+from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, parameters_to_arrays
+from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
 

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from tests.data.guide_schemas import SCHEMAS, an_object
-from tests.integration.conftest import MODEL, RunningStack
+from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
 

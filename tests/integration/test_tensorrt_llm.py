@@ -19,12 +19,11 @@ from typing import Any
 import httpx
 import pytest
 
-from launcher.stack import StartError
-from llm_pipeline.engine_manifest import TOKENIZER_NAME
-from llm_pipeline.tokenizer import Tokenizer
+from launcher.local.stack import StartError
+from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
+from llm_pipeline.text.tokenizer import Tokenizer
 from tests.fakes.gpu_engine import make_gpu_engine
 from tests.fakes.installed import FAKES, write_script
-from tests.integration.conftest import MODEL, RunningStack, running_stack, wait_until
 from tests.integration.test_cancel import (  # noqa: F401 - collected here, with this module's stacks
     test_a_disconnect_frees_the_slot,
     test_a_hundred_abandoned_requests_leave_nothing_behind,
@@ -47,6 +46,8 @@ from tests.integration.test_completions import (  # noqa: F401 - as above
 from tests.integration.test_streaming_pace import (  # noqa: F401 - as above
     test_each_token_of_one_client_arrives_as_its_own_event,
 )
+from tests.support.stack import MODEL, RunningStack, running_stack
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm_pipeline.capabilities import CAPABILITIES, Capabilities, refuse_unsupported, without_guides
-from llm_pipeline.errors import ErrorCode, PipelineError
-from llm_pipeline.messages import GenerationRequest, Guide, GuideType, Sampling
+from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities, refuse_unsupported, without_guides
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, Sampling
 
 _UINT64_END = 2**64
 

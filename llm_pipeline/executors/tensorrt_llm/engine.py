@@ -11,7 +11,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
-from llm_pipeline.messages import GenerationRequest
+from llm_pipeline.protocol.messages import GenerationRequest
 
 
 class QueueFullError(Exception):

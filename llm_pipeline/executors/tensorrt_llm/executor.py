@@ -5,7 +5,7 @@ holds can end it: what can't be handled fails that request alone. What does end 
 an error that leaves the GPU unusable, no sign of life) is the death of the engine: all requests fail at once with
 ENGINE_UNAVAILABLE, new ones are refused, the log says why, and the process exits soon after, because a CUDA context
 that has failed can't be mended inside its process and MPI can't be initialised twice. Whoever started Triton starts it
-again (launcher/stub_watch.py, or the orchestrator's restart policy).
+again (launcher/local/stub_watch.py, or the orchestrator's restart policy).
 
 Request ids are upstream's own; a client's names never meet them. `enqueue` and the entry into `_live` happen under one
 lock, which the awaiter takes before it looks an id up, so that no response can arrive too early.
@@ -19,8 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.executors.base import ExecutorStats, StepSink, key_in_use
+from llm_pipeline.executors.port import ExecutorStats, StepSink, key_in_use
 from llm_pipeline.executors.tensorrt_llm.admission import Admission
 from llm_pipeline.executors.tensorrt_llm.engine import (
     BadValueError,
@@ -30,9 +29,10 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
     Failure,
     QueueFullError,
 )
-from llm_pipeline.executors.tensorrt_llm.failures import headline
+from llm_pipeline.executors.tensorrt_llm.error_classification import headline
 from llm_pipeline.executors.tensorrt_llm.steps import LiveRequest, make_step, queue_full, unavailable
-from llm_pipeline.messages import FinishReason, GenerationRequest, TokenStep
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, TokenStep
 
 _log = logging.getLogger(__name__)
 _AWAIT_S = 0.05  # upstream wakes up at once when a response comes; this only bounds the clocks' ticks

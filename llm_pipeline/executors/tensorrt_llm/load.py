@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from llm_pipeline.engine_config import EngineConfig
-from llm_pipeline.engine_manifest import EngineManifest, ManifestError
-from llm_pipeline.executors.base import Executor, StepSink
+from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
+from llm_pipeline.engine_files.trtllm_config import EngineConfig
+from llm_pipeline.executors.port import Executor, StepSink
 from llm_pipeline.executors.tensorrt_llm.admission import Admission
+from llm_pipeline.executors.tensorrt_llm.compatibility import check_engine, check_machine, engine_options
 from llm_pipeline.executors.tensorrt_llm.engine import EngineOptions
 from llm_pipeline.executors.tensorrt_llm.executor import TensorRtLlmExecutor
-from llm_pipeline.executors.tensorrt_llm.fit import check_engine, check_machine, engine_options
-from llm_pipeline.executors.tensorrt_llm.follower import FollowerExecutor
-from llm_pipeline.settings import PipelineSettings
+from llm_pipeline.executors.tensorrt_llm.worker_rank import FollowerExecutor
+from llm_pipeline.runtime.settings import PipelineSettings
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def load_executor(settings: PipelineSettings, manifest: EngineManifest, sink: St
     build = check_engine(settings, manifest, config)
     options = engine_options(settings, manifest, config)
     try:
-        from llm_pipeline.executors.tensorrt_llm import upstream
+        from llm_pipeline.executors.tensorrt_llm import bindings as upstream
     except ImportError as error:
         raise ManifestError(
             f"EXECUTOR=tensorrt_llm needs TensorRT-LLM, which can't be imported here: {error}. "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
-from llm_pipeline.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.executors.tensorrt_llm.engine import Ending, EngineResponse, Failure
-from llm_pipeline.messages import FinishReason, GenerationRequest, TokenStep
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, TokenStep
 
 _log = logging.getLogger(__name__)
 _RETRY_QUEUE_AFTER_S = 2.0

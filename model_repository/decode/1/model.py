@@ -2,11 +2,16 @@
 
 from functools import partial
 
-from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
-from llm_pipeline.executors.base import create_executor
-from llm_pipeline.flow_control import ChunkWindow
-from llm_pipeline.garbage import spare_long_lived_objects
-from llm_pipeline.python_backend import (
+from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
+from llm_pipeline.executors.port import create_executor
+from llm_pipeline.protocol.tensors import renewed_owner, request_from_arrays, stop_key
+from llm_pipeline.runtime.gc_freeze import spare_long_lived_objects
+from llm_pipeline.runtime.settings import settings_of_model
+from llm_pipeline.stages.decode.stage import DecodeStage
+from llm_pipeline.stages.decode.stop_string_scanner import StopWatcher
+from llm_pipeline.stages.flow_control import ChunkWindow
+from llm_pipeline.text.tokenizer import Tokenizer
+from llm_pipeline.triton.python_backend import (
     ChunkReply,
     DecodeMetrics,
     DecoupledReply,
@@ -15,11 +20,6 @@ from llm_pipeline.python_backend import (
     start_logging,
     tensor_reader,
 )
-from llm_pipeline.settings import settings_of_model
-from llm_pipeline.stages.decode import DecodeStage
-from llm_pipeline.stages.stop_watch import StopWatcher
-from llm_pipeline.tensors import renewed_owner, request_from_arrays, stop_key
-from llm_pipeline.tokenizer import Tokenizer
 
 
 class TritonPythonModel:

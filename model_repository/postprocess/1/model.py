@@ -7,14 +7,14 @@ Not decoupled: the answers of a batch go back in one message, where each would b
 import logging
 from functools import partial
 
-from llm_pipeline.engine_manifest import TOKENIZER_NAME
-from llm_pipeline.flow_control import ChunkReports
-from llm_pipeline.garbage import spare_long_lived_objects
-from llm_pipeline.python_backend import answer, start_logging, stop_in_decode, tensor_reader
-from llm_pipeline.settings import settings_of_model
+from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
+from llm_pipeline.protocol.tensors import decode_beside, text_chunk_to_arrays, token_chunk_from_arrays
+from llm_pipeline.runtime.gc_freeze import spare_long_lived_objects
+from llm_pipeline.runtime.settings import settings_of_model
+from llm_pipeline.stages.flow_control import ChunkReports
 from llm_pipeline.stages.postprocess import PostprocessStage
-from llm_pipeline.tensors import decode_beside, text_chunk_to_arrays, token_chunk_from_arrays
-from llm_pipeline.tokenizer import Tokenizer
+from llm_pipeline.text.tokenizer import Tokenizer
+from llm_pipeline.triton.python_backend import answer, start_logging, stop_in_decode, tensor_reader
 
 _log = logging.getLogger(__name__)
 

@@ -2,19 +2,19 @@
 
 import uuid
 
-from llm_pipeline.capabilities import capabilities_of
-from llm_pipeline.engine_manifest import TOKENIZER_NAME, EngineManifest
-from llm_pipeline.garbage import spare_long_lived_objects
-from llm_pipeline.python_backend import answer, start_logging, tensor_reader
-from llm_pipeline.settings import settings_of_model
-from llm_pipeline.stages.preprocess import PreprocessStage
-from llm_pipeline.tensors import (
+from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
+from llm_pipeline.protocol.capabilities import capabilities_of
+from llm_pipeline.protocol.tensors import (
     description_to_arrays,
     is_describe_message,
     parameters_from_arrays,
     request_to_arrays,
 )
-from llm_pipeline.tokenizer import Tokenizer
+from llm_pipeline.runtime.gc_freeze import spare_long_lived_objects
+from llm_pipeline.runtime.settings import settings_of_model
+from llm_pipeline.stages.preprocess import PreprocessStage
+from llm_pipeline.text.tokenizer import Tokenizer
+from llm_pipeline.triton.python_backend import answer, start_logging, tensor_reader
 
 
 class TritonPythonModel:

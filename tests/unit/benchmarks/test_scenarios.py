@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import scenarios
-from benchmarks.peers import llama_cpp_peers, named_peers, pairs
 from benchmarks.processes import role_of
 from benchmarks.runner import run_count
 from benchmarks.scenarios import LLAMA_CPP, Client, Contender, Point, groups, job, only
+from benchmarks.systems.baselines import llama_cpp_peers, named_peers, pairs
 
 
 def test_contenders_get_the_same_prompts_and_no_prompt_comes_twice() -> None:
@@ -72,7 +72,7 @@ def test_llama_cpp_needs_both_program_and_model(tmp_path) -> None:
     [
         (["/x/python/triton_python_backend_stub", "/repo/decode/1/model.py", "region"], "decode stub"),
         (["/x/python/triton_python_backend_stub", "/repo/postprocess/1/model.py"], "postprocess stub"),
-        (["python", "-m", "llm_pipeline.executors.cpu_engine.process", "5"], "engine"),
+        (["python", "-m", "llm_pipeline.executors.cpu.engine.process", "5"], "engine"),
         (["python", "-m", "frontend"], "parent"),
         ([], "parent"),
     ],

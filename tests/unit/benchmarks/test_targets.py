@@ -9,11 +9,11 @@ import orjson
 import pytest
 
 from benchmarks import scenarios
-from benchmarks.figures import Figures
 from benchmarks.machine import MachineFacts, Noise
-from benchmarks.plots import draw
-from benchmarks.report import report
-from benchmarks.results import Results, ResultsError, Run, ratio
+from benchmarks.report.figures import Figures
+from benchmarks.report.plots import draw
+from benchmarks.report.results import Results, ResultsError, Run, ratio
+from benchmarks.report.tables import report
 from benchmarks.scenarios import Point
 from benchmarks.targets import TARGETS, Status, judge, memory_growth_percent, number, tokens_per_s
 

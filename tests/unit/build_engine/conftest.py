@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_tensorrt_llm import install
-from tiny_models import TinyModel, write_gguf
 
-from build_engine.build import BuildRequest, BuildResult, build_engine
-from build_engine.default_model import find_model
+from build_engine.cpu.build import BuildRequest, BuildResult, build_engine
+from build_engine.cpu.default_model import find_model
 from build_engine.progress import SilentProgress
 from build_engine.targets import find_target
+from tests.fakes.tensorrt_llm_build import install
+from tests.support.tiny_models import TinyModel, write_gguf
 
 Build = Callable[..., BuildResult]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from app_under_test import Running, in_process, real_server
+
+from tests.support.app import Running, in_process, real_server
 
 
 @pytest.fixture

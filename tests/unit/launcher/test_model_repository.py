@@ -11,8 +11,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from launcher.model_repository import lay_out, main
 from launcher.settings import REPOSITORY_ROOT
-from llm_pipeline.deployment import Deployment
-from llm_pipeline.tensors import ENSEMBLE_MODEL, STAGE_MODELS
+from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, STAGE_MODELS
+from llm_pipeline.runtime.deployment import Deployment
 
 SOURCE = REPOSITORY_ROOT / "model_repository"
 FILE = """

@@ -1,0 +1,111 @@
+"""The load client for HTTP: `python -m benchmarks.load.http_load ENDPOINT_JSON`.
+
+One thread over epoll on raw sockets. For each piece that arrives it reads, notes the time and looks for the end of the
+answer: some 10 microseconds, so that two cores which the server shares are left to the server.
+"""
+
+from __future__ import annotations
+
+import gc
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import orjson
+
+from benchmarks.load.http_recording import EndFinder, Endpoint, read_answer
+from benchmarks.load.job import Job, Timeline, serve_jobs
+
+_PIECE_BYTES = 1 << 16
+_CONNECT_LIMIT_S = 10.0
+
+
+@dataclass
+class _Recording:
+    """One request and all that came back."""
+
+    sent_s: float
+    received: list[tuple[float, bytes]] = field(default_factory=list)
+
+
+class _Stream:
+    """One connection and its requests, one after the other."""
+
+    def __init__(self, endpoint: Endpoint, prompts: tuple[str, ...], job: Job) -> None:
+        self.socket = socket.create_connection(endpoint.address, timeout=_CONNECT_LIMIT_S)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._requests = iter(
+            [endpoint.request(prompt, job.max_tokens, is_streamed=job.is_streamed) for prompt in prompts]
+        )
+        self.recordings: list[_Recording] = []
+        self._end = EndFinder()
+
+    def send_next(self) -> bool:
+        """Send the next request; False when there is none left."""
+        request = next(self._requests, None)
+        if request is None:
+            return False
+        self._end = EndFinder()
+        self.recordings.append(_Recording(time.perf_counter()))
+        self.socket.sendall(request)
+        return True
+
+    def receive(self) -> bool:
+        """Take what has arrived; False when this stream is over."""
+        try:
+            data = self.socket.recv(_PIECE_BYTES)
+        except OSError:
+            return False
+        now_s = time.perf_counter()
+        if not data:
+            return False
+        self.recordings[-1].received.append((now_s, data))
+        return not self._end.is_end(data) or self.send_next()
+
+
+def prepare(endpoint: Endpoint, job: Job) -> Callable[[], Callable[[], list[Timeline]]]:
+    """Open all connections; the load itself is what is returned."""
+    streams = [_Stream(endpoint, prompts, job) for prompts in job.prompts]
+
+    def load() -> Callable[[], list[Timeline]]:
+        gc.disable()
+        try:
+            _run(streams, job.limit_s)
+        finally:
+            gc.enable()
+        return lambda: [
+            read_answer(recording.sent_s, recording.received, is_streamed=job.is_streamed)
+            for stream in streams
+            for recording in stream.recordings
+        ]
+
+    return load
+
+
+def _run(streams: list[_Stream], limit_s: float) -> None:
+    deadline = time.perf_counter() + limit_s
+    by_descriptor = {stream.socket.fileno(): stream for stream in streams}
+    with select.epoll() as poll:
+        for descriptor, stream in by_descriptor.items():
+            stream.send_next()
+            poll.register(descriptor, select.EPOLLIN)
+        while by_descriptor and (left_s := deadline - time.perf_counter()) > 0:
+            for descriptor, _ in poll.poll(left_s):
+                stream = by_descriptor[descriptor]
+                if not stream.receive():
+                    poll.unregister(descriptor)
+                    del by_descriptor[descriptor]
+    for stream in streams:
+        stream.socket.close()
+
+
+def main(arguments: list[str]) -> None:
+    endpoint = Endpoint(**orjson.loads(arguments[0]))
+    serve_jobs(lambda job: prepare(endpoint, job))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,193 @@
+"""Starts what is measured: stacks of our own with given settings, llama.cpp's server, load processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic_settings import BaseSettings
+from rich.console import Console
+
+from benchmarks.load.http_recording import Endpoint
+from benchmarks.machine import machine_facts
+from benchmarks.processes import FRONT_END, TRITON
+from build_engine.cli.progress_bar import TerminalProgress
+from build_engine.cpu.build import BuildRequest, build_engine
+from build_engine.cpu.default_model import find_model
+from build_engine.cpu.inputs import default_output
+from build_engine.targets import find_target
+from frontend.settings import FrontendSettings
+from launcher.local.stack import Stack
+from launcher.settings import REPOSITORY_ROOT, StackSettings
+from llm_pipeline.runtime.settings import PipelineSettings
+
+MODEL = "smollm2-135m-instruct"
+API_KEY = "sk-benchmarks-only"
+_PORTS = ("PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
+_NOT_TOLD = {"API_KEY", "API_KEYS_FILE", "ENGINE_DIR", "RUN_DIR", "PUBLIC_URL", "HOST", *_PORTS}
+_PEER_START_LIMIT_S = 120.0
+_POLL_S = 0.1
+
+
+class ServerError(Exception):
+    """A server to be measured can't be reached or does not start; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where its clients go, and whose processes do its work."""
+
+    endpoint: Endpoint
+    roots: Mapping[str, int]  # pids by role; empty for a server that was only named by its URL
+    grpc_address: str | None = None
+
+
+@contextmanager
+def our_stack(run_dir: Path, engine_dir: Path, environment: Mapping[str, str]) -> Iterator[Server]:
+    """Triton, its models and the front end, as `make serve` starts them, with these settings on free ports."""
+    ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+    values = {
+        **{name: str(port) for name, port in ports.items()},
+        "API_KEY": API_KEY,
+        "MODEL_NAME": MODEL,
+        "ENGINE_DIR": str(engine_dir),
+        "RUN_DIR": str(run_dir),
+        **environment,
+    }
+    with ExitStack() as running:
+        with _environment(values):
+            stack = running.enter_context(Stack(StackSettings(), Console(quiet=True)).running())
+        assert stack.frontend is not None
+        assert stack.triton is not None
+        yield Server(
+            Endpoint(f"{stack.base_url}/openai/v1", MODEL, API_KEY),
+            {FRONT_END: _pid(stack.frontend.pid), TRITON: _pid(stack.triton.pid)},
+            f"127.0.0.1:{ports['TRITON_GRPC_PORT']}",
+        )
+
+
+@contextmanager
+def llama_cpp_server(program: Path, model: Path, options: Sequence[str], *, log: Path) -> Iterator[Server]:
+    """llama.cpp's own server. See docs/performance.md for how to get it."""
+    (port,) = free_ports(1)
+    command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    command += options
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        except OSError as error:
+            raise ServerError(f"{program} can't be started: {error}") from error
+    try:
+        endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", MODEL)
+        _await_health(f"http://127.0.0.1:{port}/health", process, log)
+        yield Server(endpoint, {"llama-server": process.pid})
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def llama_cpp_options(slots: int, tokens_per_slot: int) -> list[str]:
+    """As many slots as streams, one thread for each core, continuous batching (its default)."""
+    threads = str(machine_facts().cores)
+    return [
+        *("--parallel", str(slots)),
+        *("--ctx-size", str(slots * tokens_per_slot)),
+        *("--threads", threads, "--threads-batch", threads),
+    ]
+
+
+def named_server(base_url: str, api_key: str | None, model: str | None) -> Server:
+    """A server that runs already. Without a model name, the first one that it lists."""
+    base_url = base_url.rstrip("/")
+    return Server(Endpoint(base_url, model or _first_model(base_url, api_key), api_key), {})
+
+
+def _first_model(base_url: str, api_key: str | None) -> str:
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        answer = httpx.get(f"{base_url}/models", headers=headers, timeout=10, trust_env=False).raise_for_status()
+        models: Any = answer.json()
+        return str(models["data"][0]["id"])
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        raise ServerError(f"{base_url}/models names no model ({error}). Give its name with --peer-model.") from error
+
+
+def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _PEER_START_LIMIT_S
+    with httpx.Client(timeout=5, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            try:
+                if client.get(url).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass  # not listening yet
+            time.sleep(_POLL_S)
+    raise ServerError(f"The peer's server did not come up. The end of {log}:\n{log.read_text(errors='replace')[-800:]}")
+
+
+def build_default_engine(console: Console) -> Path:
+    """The engine that `make serve` uses; an existing good one is left alone."""
+    target, model = find_target("cpu"), find_model(None)
+    output = REPOSITORY_ROOT / default_output(MODEL, target, "fp16")
+    with TerminalProgress(console) as progress:
+        return build_engine(BuildRequest(model, target, "fp16", output), progress).engine_dir
+
+
+def settings_from_environment() -> dict[str, str]:
+    """Settings of ours that were set for this run, by name: they are part of what was measured."""
+    readers: tuple[type[BaseSettings], ...] = (StackSettings, FrontendSettings, PipelineSettings)
+    names = {name.upper() for reader in readers for name in reader.model_fields} - _NOT_TOLD
+    return {name: os.environ[name] for name in sorted(names) if os.environ.get(name)}
+
+
+def secret(variable: str) -> str:
+    """The value of an environment variable; ValueError when it is not set."""
+    value = os.environ.get(variable)
+    if not value:
+        raise ValueError(f"The environment variable {variable} is not set.")
+    return value
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on. They are free when this returns; nothing reserves them after that."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """The children of a stack take their settings from this process's environment."""
+    kept = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _pid(pid: int | None) -> int:
+    if pid is None:
+        raise ServerError("A process of the stack is not running.")
+    return pid

@@ -1,0 +1,162 @@
+"""Reads a GGUF model: what it is, its tokenizer and its weights. The only module that knows the `gguf` package.
+
+Every quantisation that `gguf` can undo is accepted. source_rules says which models the CPU engine's graph is right for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from build_engine.cpu.tokenizer import GgufVocabulary
+from build_engine.errors import EngineRefusedError
+
+_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    name: str
+    shape: tuple[int, ...]  # as numpy has it: rows first
+    type_name: str  # such as Q4_1
+    elements: int
+
+
+class GgufSource:
+    """An opened GGUF file. Tensors are mapped, not read, until `dequantized` asks for one."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and read the header. EngineRefusedError when it is no GGUF file, or not a whole one."""
+        self._reader = _open_reader(path)
+        self.path = path
+        self.tensors = [_describe(tensor) for tensor in self._reader.tensors]
+
+    @property
+    def architecture(self) -> str:
+        return self.text("general.architecture")
+
+    @property
+    def name(self) -> str:
+        """The model's own name, as its author wrote it; empty when the file has none."""
+        return str(self.value("general.name") or self.value("general.basename") or "")
+
+    @property
+    def keys(self) -> list[str]:
+        return [key for key in self._reader.fields if not key.startswith("GGUF.")]
+
+    @property
+    def is_little_endian(self) -> bool:
+        return str(self._reader.byte_order) == "I"
+
+    @property
+    def quantization(self) -> str:
+        """The file's declared type (Q4_1, Q8_0, F16, ...), or the type that most of its elements have."""
+        from gguf import LlamaFileType
+
+        declared = self.value("general.file_type")
+        if declared is not None and declared in list(LlamaFileType):
+            return str(LlamaFileType(declared).name).removeprefix("MOSTLY_").removeprefix("ALL_")
+        elements: dict[str, int] = {}
+        for tensor in self.tensors:
+            elements[tensor.type_name] = elements.get(tensor.type_name, 0) + tensor.elements
+        return max(elements, key=lambda name: elements[name])
+
+    @property
+    def fp16_bytes(self) -> int:
+        return 2 * sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model was trained for."""
+        return self.number(f"{self.architecture}.context_length")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output matrix, which is the embedding where the file holds no other."""
+        rows = {tensor.name: tensor.shape[0] for tensor in self.tensors}
+        return rows.get("output.weight") or rows["token_embd.weight"]
+
+    def value(self, key: str) -> Any:
+        """The metadata value of a key, None when the file has no such key."""
+        field = self._reader.fields.get(key)
+        return None if field is None else field.contents()
+
+    def text(self, key: str) -> str:
+        return str(self._required(key))
+
+    def number(self, key: str) -> int:
+        value = self._required(key)
+        if not isinstance(value, int):
+            raise EngineRefusedError(f"{self.path.name}: {key} is {value!r}, not a whole number.")
+        return value
+
+    def _required(self, key: str) -> Any:
+        value = self.value(key)
+        if value is None:
+            raise EngineRefusedError(
+                f"{self.path.name} has no {key}: convert the model again with a current llama.cpp."
+            )
+        return value
+
+    def vocabulary(self) -> GgufVocabulary:
+        """The tokenizer's tables. EngineRefusedError when the file holds none."""
+        prefix = "tokenizer.ggml."
+        eos = [self.value(prefix + key) for key in ("eos_token_id", "eot_token_id")]
+        return GgufVocabulary(
+            model=self.text(prefix + "model"),
+            pre=str(self.value(prefix + "pre") or "default"),
+            tokens=list(self._required(prefix + "tokens")),
+            token_types=list(self.value(prefix + "token_type") or []),
+            merges=list(self.value(prefix + "merges") or []),
+            scores=list(self.value(prefix + "scores") or []),
+            bos=self.value(prefix + "bos_token_id"),
+            eos=tuple(dict.fromkeys(int(token) for token in eos if token is not None)),
+            unknown=self.value(prefix + "unknown_token_id"),
+            add_bos=self.value(prefix + "add_bos_token"),
+            add_space_prefix=self.value(prefix + "add_space_prefix") is not False,
+        )
+
+    def undecodable_types(self) -> list[str]:
+        """Tensor types in this file that `gguf` can't dequantise."""
+        import gguf
+
+        def fails(name: str) -> bool:
+            kind = gguf.GGMLQuantizationType[name]
+            try:
+                gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[kind][1], dtype=np.uint8), kind)
+            except NotImplementedError:
+                return True
+            return False
+
+        return [name for name in sorted({tensor.type_name for tensor in self.tensors}) if fails(name)]
+
+    def dequantized(self, name: str) -> np.ndarray[Any, Any]:
+        """A tensor's values in f32. EngineRefusedError when the file does not have it."""
+        import gguf
+
+        for tensor, raw in zip(self.tensors, self._reader.tensors, strict=True):
+            if tensor.name == name:
+                values: np.ndarray[Any, Any] = gguf.dequantize(raw.data, raw.tensor_type)
+                return values.reshape(tensor.shape).astype(np.float32, copy=False)
+        raise EngineRefusedError(f"{self.path.name} has no tensor {name}. Download it again.")
+
+
+def _describe(tensor: Any) -> GgufTensor:
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    return GgufTensor(str(tensor.name), shape, str(tensor.tensor_type.name), int(tensor.n_elements))
+
+
+def _open_reader(path: Path) -> Any:
+    from gguf import GGUFReader
+
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise EngineRefusedError(f"{path.name} is not a GGUF file. Safetensors and others must be converted first.")
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        # The reader indexes past the end of a short file; there is no error class of its own.
+        raise EngineRefusedError(f"{path.name} is cut short or damaged ({error}). Download it again.") from error

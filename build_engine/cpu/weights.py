@@ -1,0 +1,115 @@
+"""A GGUF's tensors in the layout of a CPU engine: fused, in the order of halves, in f16 or int8.
+
+int8 is symmetric, one scale per output row, weights only: activations stay f32. Norms and biases stay f32, and the
+embedding f16, because looking up a row costs the same either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from build_engine.cpu.gguf_model import GgufSource
+from build_engine.errors import EngineRefusedError
+from build_engine.progress import Advance
+from llm_pipeline.executors.cpu.engine.weights import ModelShape, Weights
+
+FP16, INT8 = "fp16", "int8"
+_INT8_MAX = 127
+Array: TypeAlias = "npt.NDArray[Any]"
+_NORMS = {
+    "attention_norm": "attn_norm",
+    "mlp_norm": "ffn_norm",
+    "query_norm": "attn_q_norm",
+    "key_norm": "attn_k_norm",
+}
+_PRODUCTS = {
+    "qkv": ("attn_q", "attn_k", "attn_v"),
+    "attention_output": ("attn_output",),
+    "gate_up": ("ffn_gate", "ffn_up"),
+    "down": ("ffn_down",),
+}
+
+
+def make_weights(source: GgufSource, advance: Advance) -> Weights:
+    """All of the model in f16. `advance` is called with the fp16 bytes of each tensor.
+
+    EngineRefusedError when a weight does not fit in f16, or a layer is not whole.
+    """
+    shape = model_shape(source)
+    tensors: dict[str, Array] = {}
+    for name, tensor in _laid_out(source, shape, advance):
+        if tensor.ndim > 1:
+            with np.errstate(over="ignore"):  # judged by the next line
+                tensor = tensor.astype(np.float16)
+        if not np.isfinite(tensor).all():
+            raise EngineRefusedError(f"Tensor {name} holds values that fp16 can't: no fp16 engine is possible.")
+        tensors[name] = np.ascontiguousarray(tensor)
+    return Weights(shape, tensors)
+
+
+def quantized(weights: Weights) -> Weights:
+    """The same model with the matrices of all products in int8."""
+    tensors = dict(weights.tensors)
+    tensors.setdefault("vocabulary.weight", tensors["embedding.weight"])
+    for name in [name for name, tensor in tensors.items() if tensor.ndim > 1 and name != "embedding.weight"]:
+        values = tensors[name].astype(np.float32)
+        scale = np.abs(values).max(axis=1, keepdims=True) / np.float32(_INT8_MAX)
+        scale[scale == 0] = 1  # a row of zeros
+        tensors[name] = np.rint(values / scale).astype(np.int8)
+        tensors[name.removesuffix(".weight") + ".scale"] = scale
+    return Weights(weights.shape, tensors)
+
+
+def model_shape(source: GgufSource) -> ModelShape:
+    arch = source.architecture
+    heads = source.number(f"{arch}.attention.head_count")
+    head_size = source.value(f"{arch}.attention.key_length") or source.number(f"{arch}.embedding_length") // heads
+    return ModelShape(
+        layers=source.number(f"{arch}.block_count"),
+        heads=heads,
+        kv_heads=int(source.value(f"{arch}.attention.head_count_kv") or heads),
+        head_size=int(head_size),
+        norm_epsilon=float(source.value(f"{arch}.attention.layer_norm_rms_epsilon") or 1e-5),
+        rope_base=float(source.value(f"{arch}.rope.freq_base") or 10000.0),
+    )
+
+
+def _laid_out(source: GgufSource, shape: ModelShape, advance: Advance) -> Iterator[tuple[str, Array]]:
+    """Names and values of the engine's tensors, in f32."""
+    names = {tensor.name for tensor in source.tensors}
+
+    def read(name: str) -> Array:
+        tensor = source.dequantized(name)
+        advance(2 * tensor.size)
+        return _in_halves(tensor, name, shape) if source.architecture == "llama" else tensor
+
+    for name, origin in (("embedding", "token_embd"), ("norm", "output_norm"), ("vocabulary", "output")):
+        if f"{origin}.weight" in names:
+            yield f"{name}.weight", read(f"{origin}.weight")
+    for number in range(shape.layers):
+        yield from _layer(f"layers.{number}", f"blk.{number}", names, read)
+
+
+def _layer(layer: str, block: str, names: set[str], read: Callable[[str], Array]) -> Iterator[tuple[str, Array]]:
+    for name, origin in _NORMS.items():
+        if f"{block}.{origin}.weight" in names:
+            yield f"{layer}.{name}.weight", read(f"{block}.{origin}.weight")
+    for name, origins in _PRODUCTS.items():
+        yield f"{layer}.{name}.weight", np.concatenate([read(f"{block}.{origin}.weight") for origin in origins])
+        biases = [f"{block}.{origin}.bias" for origin in origins]
+        if any(bias in names for bias in biases):
+            if missing := [bias for bias in biases if bias not in names]:
+                raise EngineRefusedError(f"Tensor {missing[0]} is missing. Download the model again.")
+            yield f"{layer}.{name}.bias", np.concatenate([read(bias) for bias in biases])
+
+
+def _in_halves(tensor: Array, name: str, shape: ModelShape) -> Array:
+    """llama.cpp stores query and key rows of the llama architecture for pairs of neighbours; the graph takes halves."""
+    heads = {"attn_q": shape.heads, "attn_k": shape.kv_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return tensor
+    return tensor.reshape(heads, shape.head_size // 2, 2, -1).swapaxes(1, 2).reshape(tensor.shape)

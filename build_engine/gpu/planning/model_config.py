@@ -1,0 +1,171 @@
+"""Reads a model's config.json: what a plan has to know of a model. The weights are never opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from build_engine.errors import EngineRefusedError
+from build_engine.gpu.planning.precisions import DTYPE_BYTES, FLOAT32
+from build_engine.model_names import slug
+
+CONFIG_NAME = "config.json"
+# Decoders with rotary positions and a gated MLP: the ones whose matrices `parameters` knows. All are in TensorRT-LLM's
+# MODEL_MAP (tensorrt_llm/models/__init__.py).
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
+# Rotary scalings whose max_position_embeddings has the factor in it already: _init_max_seq_len in
+# tensorrt_llm/builder.py. For every other one the factor comes on top.
+_SCALED_ALREADY = ("su", "longrope", "llama3")
+_NOT_CONTENT = ("_name_or_path", "transformers_version")  # differ between copies of one model
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str  # of the engine's directory
+    architecture: str
+    dtype: str  # of the weights on disk, as upstream writes it
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_seq_len: int
+    experts: int  # 1: a dense MLP
+    tied_embeddings: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    quantised_with: str | None  # the method, for weights that are quantised on disk
+    sliding_window: int | None
+    sha256: str  # of what config.json says
+
+
+def read_model_config(path: Path, name: str | None = None) -> ModelConfig:
+    """EngineRefusedError when there is no config.json, or it lacks what a plan needs."""
+    values = _read_json(path)
+    return parse_model_config(values, _choose_name(name, path))
+
+
+def parse_model_config(values: dict[str, Any], name: str) -> ModelConfig:
+    """The same from a parsed config.json; needs no file."""
+    fields = _Fields(values)
+    architecture = fields.architecture()
+    heads = fields.positive("num_attention_heads")
+    hidden_size = fields.positive("hidden_size")
+    biased = bool(values.get("attention_bias", False))
+    return ModelConfig(
+        name=name,
+        architecture=architecture,
+        dtype=fields.dtype(),
+        hidden_size=hidden_size,
+        intermediate_size=fields.positive("intermediate_size"),
+        layers=fields.positive("num_hidden_layers"),
+        heads=heads,
+        kv_heads=fields.positive("num_key_value_heads", heads),
+        head_dim=fields.positive("head_dim", max(1, hidden_size // heads)),
+        vocab_size=fields.positive("vocab_size"),
+        max_seq_len=fields.max_seq_len(),
+        experts=fields.positive("num_local_experts", 1),
+        tied_embeddings=bool(values.get("tie_word_embeddings", False)),
+        qkv_bias=biased or architecture == "Qwen2ForCausalLM",  # Qwen2 has no setting for it
+        output_bias=biased,
+        mlp_bias=bool(values.get("mlp_bias", False)),
+        qk_norm=architecture == "Qwen3ForCausalLM",
+        quantised_with=fields.quantised_with(),
+        sliding_window=fields.sliding_window(),
+        sha256=_digest(values),
+    )
+
+
+class _Fields:
+    """Checked access to config.json. Every message names the field, its value and what to do."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    def positive(self, key: str, default: int | None = None) -> int:
+        value = self._values.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise EngineRefusedError(
+                f"{CONFIG_NAME} has {key} = {value!r}, a plan needs a whole number above 0. Take the model's own file."
+            )
+        return value
+
+    def architecture(self) -> str:
+        names = self._values.get("architectures")
+        if not isinstance(names, list) or not names or not isinstance(names[0], str):
+            raise EngineRefusedError(
+                f"{CONFIG_NAME} has architectures = {names!r}, a plan needs one name. Take the model's own file."
+            )
+        return names[0]
+
+    def dtype(self) -> str:
+        value = self._values.get("torch_dtype") or self._values.get("dtype") or FLOAT32
+        name = str(value).removeprefix("torch.")
+        if name not in DTYPE_BYTES:
+            raise EngineRefusedError(
+                f"{CONFIG_NAME} has torch_dtype = {value!r}. A plan takes weights in {', '.join(DTYPE_BYTES)}."
+            )
+        return name
+
+    def max_seq_len(self) -> int:
+        """`max_position_embeddings`, times the rotary factor where upstream's build() multiplies it too.
+
+        A scaling that names `original_max_position_embeddings` (yarn) may or may not have scaled the former.
+        """
+        positions = self.positive("max_position_embeddings")
+        scaling: dict[str, Any] = self._values.get("rope_scaling") or {}
+        if scaling.get("rope_type", scaling.get("type")) in _SCALED_ALREADY:
+            return positions
+        original: int = scaling.get("original_max_position_embeddings", positions)
+        factor = float(scaling.get("factor", 1))
+        return max(positions, math.ceil(original * factor))
+
+    def quantised_with(self) -> str | None:
+        settings = self._values.get("quantization_config")
+        return None if settings is None else str(settings.get("quant_method", "an unnamed method"))
+
+    def sliding_window(self) -> int | None:
+        window = self._values.get("sliding_window")
+        return window if self._values.get("use_sliding_window", True) and isinstance(window, int) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise EngineRefusedError(f"No model directory {path}. Engines for GPUs are made from a Hugging Face directory.")
+    try:
+        values = json.loads((path / CONFIG_NAME).read_bytes())
+    except FileNotFoundError:
+        raise EngineRefusedError(f"{path} has no {CONFIG_NAME}. Name a Hugging Face model directory.") from None
+    except ValueError as error:
+        raise EngineRefusedError(f"{path / CONFIG_NAME} is no JSON: {error}. Download it again.") from error
+    if not isinstance(values, dict):
+        raise EngineRefusedError(f"{path / CONFIG_NAME} is no JSON object. Download it again.")
+    return values
+
+
+def _choose_name(name: str | None, path: Path) -> str:
+    chosen = name or slug(path.resolve().name)
+    if not chosen or chosen != slug(chosen):
+        raise EngineRefusedError(f"Model name {chosen!r} won't do: use small letters, digits, '.', '_' and '-'.")
+    return chosen
+
+
+def _digest(values: dict[str, Any]) -> str:
+    content = {key: value for key, value in values.items() if key not in _NOT_CONTENT}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,133 @@
+"""Who may use what: API keys, of which only hashes are kept, from a setting and from a file that may change."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Iterable
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from frontend.settings import FrontendSettings, HashedKey
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+
+log = structlog.get_logger(__name__)
+
+_RELOAD_CHECK_S = 1.0
+_DEFAULT_KEY_NAME = "default"
+
+
+class ApiKey(BaseModel):
+    """A key as the keys file lists it. A bare date in `expires` includes that day (UTC)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    models: frozenset[str] | None = None  # None: every model
+    requests_per_minute: int | None = Field(None, ge=1, le=1_000_000)  # 8 bytes of memory each
+    expires: date | datetime | None = None
+
+    def is_expired(self, now: datetime) -> bool:
+        """Whether the key has stopped working at this moment (an aware datetime)."""
+        if self.expires is None:
+            return False
+        if isinstance(self.expires, datetime):
+            end = self.expires if self.expires.tzinfo else self.expires.replace(tzinfo=timezone.utc)
+            return now >= end
+        day = datetime(self.expires.year, self.expires.month, self.expires.day, tzinfo=timezone.utc)
+        return now >= day + timedelta(days=1)
+
+    def may_use(self, names: Iterable[str]) -> bool:
+        """Whether the key is good for the model that goes by these names."""
+        return self.models is None or not self.models.isdisjoint(names)
+
+
+_KEY_LIST = TypeAdapter(list[ApiKey])
+
+
+class KeysFileError(ValueError):
+    """The keys file is missing or bad when the program starts."""
+
+
+class KeyRing:
+    """The keys that are valid now. Raises KeysFileError."""
+
+    def __init__(self, settings: FrontendSettings) -> None:
+        self._is_open = settings.auth == "off"
+        self._fixed = _fixed_keys(settings.api_key)
+        self._file = settings.api_keys_file
+        self._listed: list[ApiKey] = []
+        self._stamp: tuple[int, int, int] | None = None
+        self._next_check_s = 0.0
+        if self._file is not None:
+            try:
+                self._stamp, self._listed = _stamp(self._file), _read(self._file)
+            except (OSError, ValueError) as error:
+                raise KeysFileError(f"API_KEYS_FILE is not usable: {_reason(error)}") from None
+
+    def authenticate(self, header: bytes | None) -> ApiKey | None:
+        """The key in an Authorization header, None when everybody may come in; PipelineError (401) otherwise."""
+        if self._is_open:
+            return None
+        self._reload_if_changed()
+        scheme, _, token = (header or b"").strip().partition(b" ")
+        if scheme.lower() != b"bearer" or not token.strip():
+            raise _refusal("Send your API key in the header `Authorization: Bearer <key>`.")
+        key = self._find(hashlib.sha256(token.strip()).hexdigest())
+        if key is None or key.is_expired(datetime.now(timezone.utc)):
+            raise _refusal("The API key is not valid: unknown or expired.")
+        return key
+
+    def _find(self, digest: str) -> ApiKey | None:
+        found = None
+        # All of them, always: the time taken tells nothing about which key came close.
+        for key in (*self._fixed, *self._listed):
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        return found
+
+    def _reload_if_changed(self) -> None:
+        now_s = time.monotonic()
+        if self._file is None or now_s < self._next_check_s:
+            return
+        self._next_check_s = now_s + _RELOAD_CHECK_S
+        try:
+            stamp = _stamp(self._file)
+            if stamp != self._stamp:
+                self._listed, self._stamp = _read(self._file), stamp
+                log.info("api_keys_reloaded", keys=len(self._listed))
+        except (OSError, ValueError) as error:
+            # Half-written or gone for a moment: the keys that were good stay good.
+            log.error("api_keys_not_reloaded", reason=_reason(error))
+
+
+def _fixed_keys(key: HashedKey | None) -> list[ApiKey]:
+    return [] if key is None else [ApiKey(name=_DEFAULT_KEY_NAME, sha256=key.sha256)]
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _read(path: Path) -> list[ApiKey]:
+    keys = _KEY_LIST.validate_json(path.read_bytes())
+    if len({key.name for key in keys}) < len(keys):
+        raise ValueError("two keys have the same name")
+    return keys
+
+
+def _reason(error: Exception) -> str:
+    # A ValidationError prints its input, which may be a plain key written where a hash belongs.
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{item['loc']}: {item['msg']}" for item in error.errors(include_input=False))
+    return str(error)
+
+
+def _refusal(message: str) -> PipelineError:
+    return PipelineError(ErrorCode.INVALID_API_KEY, message)

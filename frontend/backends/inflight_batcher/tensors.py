@@ -1,0 +1,157 @@
+"""NVIDIA's ensemble (inflight_batcher_llm, of TensorRT-LLM 1.x): its tensor names, and what of ours it can't be told.
+
+Names, types and shapes are those of triton_backend/all_models/inflight_batcher_llm in NVIDIA/TensorRT-LLM; every array
+has a leading batch dimension of 1. Its `ensemble` and its `tensorrt_llm_bls` take and give the same.
+
+The engine's defaults are traps: without top_k and top_p it is greedy, and its seed is 0 for everybody. So these are
+always sent. stop_words are sent as a hint that ends the engine early: it compares tokens, and keeps them in the text.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+from dataclasses import fields
+from typing import Any
+
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.limits import INT32_MAX
+from llm_pipeline.protocol.messages import CompletionParameters
+from llm_pipeline.protocol.tensors import (
+    MAX_TOKENS,
+    SEED,
+    STOP_WORDS,
+    STREAM,
+    TEMPERATURE,
+    TEXT_INPUT,
+    TOP_K,
+    TOP_P,
+    Array,
+    TensorSpec,
+    array,
+)
+
+EXCLUDE_INPUT = TensorSpec("exclude_input_in_output", "BOOL")
+RETURN_NUM_INPUT_TOKENS = TensorSpec("return_num_input_tokens", "BOOL")
+RETURN_NUM_OUTPUT_TOKENS = TensorSpec("return_num_output_tokens", "BOOL")
+LORA_TASK_ID = TensorSpec("lora_task_id", "UINT64")
+END_ID = TensorSpec("end_id", "INT32")
+GUIDE_TYPE = TensorSpec("guided_decoding_guide_type", "BYTES")
+GUIDE = TensorSpec("guided_decoding_guide", "BYTES")
+BIAS_WORDS = TensorSpec("embedding_bias_words", "BYTES", (-1,))
+BIAS_WEIGHTS = TensorSpec("embedding_bias_weights", "FP32", (-1,))
+
+# One value each, under the name that the field has in CompletionParameters.
+_SCALARS = {
+    name: TensorSpec(name, dtype)  # type: ignore[arg-type]
+    for name, dtype in (
+        ("repetition_penalty", "FP32"),
+        ("presence_penalty", "FP32"),
+        ("frequency_penalty", "FP32"),
+        ("min_tokens", "INT32"),
+    )
+}
+_BAD_WORDS = TensorSpec("bad_words", "BYTES", (-1,))
+
+# Without these neither usage nor a finish reason can be told; older repositories of NVIDIA's lack them.
+NEEDED_INPUTS = frozenset({TEXT_INPUT.name, MAX_TOKENS.name, RETURN_NUM_OUTPUT_TOKENS.name})
+NUM_OUTPUT_TOKENS, NUM_INPUT_TOKENS, TEXT_OUTPUT = "num_output_tokens", "num_input_tokens", "text_output"
+
+# What tells the engine model to end the request with the id of this message. The other three are what it insists on.
+_STOP_ARRAYS = (
+    (TensorSpec("input_ids", "INT32", (-1,)), 0),
+    (TensorSpec("input_lengths", "INT32"), 1),
+    (TensorSpec("request_output_len", "INT32"), 1),
+    (TensorSpec("stop", "BOOL"), True),
+)
+
+# Ours, handled in the front end or here; everything else in CompletionParameters must be neutral.
+_HANDLED = {
+    *("request_key", "request_id", "text", "token_ids", "max_tokens", "temperature", "top_p", "top_k", "seed"),
+    *("stop", "include_stop_str_in_output", "stream", "bad_words", "bias_words", "guide", "ignore_eos", "end_id"),
+    "guide_param",
+    *_SCALARS,
+}
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"min_p": (None, 0.0), "priority": (None, 0)}
+# What clients call a field that has another name here. Looked at first: the first brings return_token_ids with it.
+_CLIENTS_NAMES = {
+    "names_tokens_by_id": "return_tokens_as_token_ids",
+    "log_probs": "logprobs",
+    "return_log_probs": "best_of",
+}
+_GUIDE_TYPES = {"json", "json_schema", "regex", "ebnf_grammar"}
+
+
+def request_arrays(
+    parameters: CompletionParameters, known_inputs: Collection[str], *, max_tokens: int, lora_task_id: int | None
+) -> list[tuple[TensorSpec, Array]]:
+    """The inputs for one prompt. PipelineError, by the client's name for it, for what this ensemble can't be told."""
+    _refuse_what_it_lacks(parameters)
+    is_greedy = parameters.temperature == 0 or parameters.top_p == 0 or parameters.top_k == 1
+    top_k = max(parameters.top_k or 0, 0)
+    given = {name: getattr(parameters, name, None) for name in (*_SCALARS, "bad_words", "bias_words", "guide")}
+    values: list[tuple[TensorSpec, Any, str]] = [
+        (TEXT_INPUT, parameters.text, "prompt"),
+        (MAX_TOKENS, max_tokens, "max_tokens"),
+        (TOP_K, 1 if is_greedy else min(top_k, INT32_MAX), "top_k"),
+        (TOP_P, 1.0 if is_greedy or parameters.top_p is None else parameters.top_p, "top_p"),
+        (TEMPERATURE, 1.0 if is_greedy or parameters.temperature is None else parameters.temperature, "temperature"),
+        (SEED, secrets.randbits(64) if parameters.seed is None else parameters.seed % 2**64, "seed"),
+        (STREAM, parameters.stream, "stream"),
+        (EXCLUDE_INPUT, True, "model"),
+        (RETURN_NUM_INPUT_TOKENS, True, "model"),
+        (RETURN_NUM_OUTPUT_TOKENS, True, "model"),
+        (STOP_WORDS, parameters.stop or None, "stop"),
+        (LORA_TASK_ID, lora_task_id, "model"),
+        (_BAD_WORDS, given["bad_words"] or None, "bad_words"),
+        (END_ID, -1 if getattr(parameters, "ignore_eos", False) else getattr(parameters, "end_id", None), "ignore_eos"),
+        *((spec, given[name], name) for name, spec in _SCALARS.items()),
+        *_guide_values(given["guide"], parameters.guide_param),
+        *_bias_values(given["bias_words"]),
+    ]
+    sent = [(spec, value, param) for spec, value, param in values if value is not None]
+    for spec, _, param in sent:
+        if spec.name not in known_inputs:
+            raise _lacking(param)
+    return [(spec, array(spec, value)) for spec, value, _ in sent]
+
+
+def stop_arrays() -> list[tuple[TensorSpec, Array]]:
+    """A stop message: which request it is for is said by its request id."""
+    return [(spec, array(spec, value)) for spec, value in _STOP_ARRAYS]
+
+
+def _guide_values(guide: Any, param: str) -> list[tuple[TensorSpec, Any, str]]:
+    if guide is None:
+        return []
+    if str(guide.type) not in _GUIDE_TYPES:
+        raise _lacking(param)
+    return [(GUIDE_TYPE, str(guide.type), param), (GUIDE, guide.text, param)]
+
+
+def _bias_values(words: Any) -> list[tuple[TensorSpec, Any, str]]:
+    if not words:
+        return []
+    texts, weights = zip(*words, strict=True)
+    return [(BIAS_WORDS, list(texts), "logit_bias"), (BIAS_WEIGHTS, list(weights), "logit_bias")]
+
+
+def _refuse_what_it_lacks(parameters: CompletionParameters) -> None:
+    if parameters.text is None:
+        raise PipelineError(
+            ErrorCode.UNSUPPORTED_PARAMETER,
+            "This model takes prompts as text only, not as token ids. Send strings.",
+            param="prompt",
+        )
+    defaults = {field.name: field.default for field in fields(parameters) if field.name not in _HANDLED}
+    for name in (*_CLIENTS_NAMES, *defaults):
+        if getattr(parameters, name) not in _NEUTRAL.get(name, (defaults[name],)):
+            raise _lacking(_CLIENTS_NAMES.get(name, name))
+
+
+def _lacking(param: str) -> PipelineError:
+    return PipelineError(
+        ErrorCode.UNSUPPORTED_PARAMETER,
+        f"{param} can't be honoured: the Triton model behind this name has no such input. Leave it out.",
+        param=param,
+    )

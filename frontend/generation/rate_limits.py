@@ -1,0 +1,82 @@
+"""Requests per minute of each key that has a limit, over a moving window, counted once for all workers."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import time
+from pathlib import Path
+
+from frontend.api.auth import ApiKey
+from frontend.multiprocess.shared_state import Workers
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+
+_WINDOW_S = 60.0
+_CELL_BYTES = 8
+_FOLDER = "rates"
+
+
+class MovingWindow:
+    """At most `limit` hits in any 60 seconds: a ring of the times of the last `limit` hits, and where it begins."""
+
+    def __init__(self, limit: int, memory: mmap.mmap) -> None:
+        self._limit = limit
+        self._cells = memoryview(memory).cast("d")  # [1 + limit]: index of the oldest hit; seconds, 0 when unused
+
+    @staticmethod
+    def size(limit: int) -> int:
+        """Bytes of memory that a window takes."""
+        return (1 + limit) * _CELL_BYTES
+
+    def hit(self, now_s: float) -> float:
+        """Count a hit, and 0; or the seconds until there is room for one."""
+        place = 1 + int(self._cells[0])
+        oldest_s = self._cells[place]
+        if oldest_s and now_s - oldest_s < _WINDOW_S:
+            return oldest_s + _WINDOW_S - now_s
+        self._cells[place] = now_s
+        self._cells[0] = place % self._limit
+        return 0.0
+
+
+class RateLimits:
+    """The windows of all keys. A key whose limit changes begins a new window."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._windows: dict[tuple[str, int], MovingWindow] = {}
+        self._folder = None if workers.folder is None else workers.folder / _FOLDER
+        if self._folder is not None:
+            self._folder.mkdir(exist_ok=True)
+
+    def count(self, key: ApiKey | None) -> None:
+        """Counts one request; PipelineError (429) when the key has used up its minute."""
+        if key is None or key.requests_per_minute is None:
+            return
+        window = self._window(key.name, key.requests_per_minute)
+        with self._workers.lock():
+            wait_s = window.hit(time.monotonic())
+        if wait_s:
+            raise PipelineError(
+                ErrorCode.RATE_LIMIT_EXCEEDED,
+                f"This key may send {key.requests_per_minute} requests a minute; wait as Retry-After says.",
+                retry_after_s=max(wait_s, 1.0),
+            )
+
+    def _window(self, name: str, limit: int) -> MovingWindow:
+        window = self._windows.get((name, limit))
+        if window is None:
+            window = self._windows[name, limit] = MovingWindow(limit, self._memory(name, limit))
+        return window
+
+    def _memory(self, name: str, limit: int) -> mmap.mmap:
+        size = MovingWindow.size(limit)
+        if self._folder is None:
+            return mmap.mmap(-1, size)
+        return _mapped(self._folder / hashlib.blake2b(f"{limit} {name}".encode(), digest_size=16).hexdigest(), size)
+
+
+def _mapped(path: Path, size: int) -> mmap.mmap:
+    with path.open("a+b") as file:  # made by whoever is first, and never shortened
+        file.truncate(size)
+        return mmap.mmap(file.fileno(), size)

@@ -1,0 +1,183 @@
+"""The models that this front end serves: found by name or alias, each with its own generator, readiness and load."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
+
+import structlog
+
+from frontend.api.auth import ApiKey
+from frontend.backends.generator import Generator
+from frontend.backends.pool import GeneratorPool
+from frontend.generation.admission import Admission
+from frontend.generation.completion_run import StopReason
+from frontend.generation.concurrency import Places
+from frontend.models.info_cache import EngineFacts
+from frontend.models.readiness import Readiness
+from frontend.multiprocess.shared_state import Workers
+from frontend.observability.metrics import Metrics
+from frontend.request.schemas import CompletionRequest
+from frontend.settings import FrontendSettings
+from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.runtime.deployment import DeployedModel, Deployment
+
+log = structlog.get_logger(__name__)
+
+
+def deployment_of(settings: FrontendSettings) -> Deployment:
+    """What the deployment file says; without one, the model of the settings. DeploymentError."""
+    if settings.deployment is not None:
+        found = Deployment.load(settings.deployment)
+        return found.model_copy(update={"models": tuple(_as_laid_out(model, settings) for model in found.models)})
+    model = DeployedModel.model_construct(
+        name=settings.model_name,
+        aliases=settings.model_aliases,
+        triton_model=settings.triton_model,
+        engine_dir=settings.engine_dir,
+        executor=settings.executor,
+        max_model_len=settings.max_model_len,
+    )
+    return Deployment.model_construct(models=(model,))
+
+
+def _as_laid_out(model: DeployedModel, settings: FrontendSettings) -> DeployedModel:
+    """On the deployment's own Triton, the environment says what the file does not."""
+    if not model.is_laid_out:
+        return model
+    own = {"engine_dir": model.engine_dir or settings.engine_dir, "executor": model.executor or settings.executor}
+    return model.model_copy(update=own)
+
+
+class ServedModel:
+    """One model and how it is doing."""
+
+    def __init__(
+        self,
+        deployed: DeployedModel,
+        generator: Generator,
+        settings: FrontendSettings,
+        metrics: Metrics,
+        workers: Workers,
+        admission: Admission,
+    ) -> None:
+        limits = deployed.limits
+        self.deployed = deployed
+        self.generator = generator
+        self.facts = EngineFacts(generator, deployed.name)
+        self.readiness = Readiness(
+            generator,
+            model=deployed.name,
+            check_s=settings.ready_check_s,
+            idle_s=settings.warm_up_s,
+            lost_s=settings.triton_lost_s,
+            on_lost=partial(_end_what_waits, admission, generator),
+        )
+        if isinstance(generator, GeneratorPool):  # which knows each Triton; readiness knows them as one
+            generator.on_lost = partial(_end_requests, admission)
+        self.load = Places(limits.max_in_flight, workers, f"in_flight {deployed.name}", owner=" of this model")
+        self.metrics = metrics.of_model(deployed.name)
+        most = settings.most_choices
+        self.max_choices = min(most, limits.max_choices or most, limits.max_in_flight or most)
+        self.timeout_s = min(settings.request_timeout_s, limits.request_timeout_s or settings.request_timeout_s)
+        self.max_model_len = _context_length(deployed)
+
+    @property
+    def name(self) -> str:
+        """Its own name; it may go by others."""
+        return self.deployed.name
+
+    def is_open_to(self, key: ApiKey | None, name: str) -> bool:
+        """Whether this key may use the model under this name; None is everybody where no key is needed."""
+        if key is None:
+            return True
+        keys = self.deployed.keys
+        return key.may_use({name, self.name}) and (keys is None or key.name in keys)
+
+    def check(self, request: CompletionRequest) -> None:
+        """PipelineError for a request beyond this model's limits."""
+        choices = len(request.prompt) * request.candidates
+        if choices > self.max_choices:
+            raise _too_much(
+                "n" if request.candidates > 1 else "prompt", f"{choices} choices", f"{self.max_choices} at once"
+            )
+        field = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        asked, most = getattr(request, field), self.deployed.limits.max_tokens
+        if asked is not None and most is not None and asked > most:
+            raise _too_much(field, f"{asked} tokens", f"{most} in a completion")
+
+
+class ServedModels:
+    """All models, in the order of the deployment."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        generators: Mapping[str, Generator],
+        settings: FrontendSettings,
+        metrics: Metrics,
+        workers: Workers,
+        admission: Admission,
+    ) -> None:
+        self._models = [
+            ServedModel(each, generators[each.name], settings, metrics, workers, admission)
+            for each in deployment.models
+        ]
+        self._by_name = {name: model for model in self._models for name in model.deployed.names}
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    @property
+    def first(self) -> ServedModel:
+        """The one that examples ask for."""
+        return self._models[0]
+
+    def find(self, name: str) -> ServedModel:
+        """The model that goes by this name; PipelineError (404) when none does."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise PipelineError(
+                ErrorCode.MODEL_NOT_FOUND,
+                "No model of this name is served here; GET /openai/v1/models lists those that are.",
+                param="model",
+            ) from None
+
+    def names_open_to(self, key: ApiKey | None) -> list[tuple[str, ServedModel]]:
+        """Every name that this key may ask for, with its model."""
+        return [(name, model) for name, model in self._by_name.items() if model.is_open_to(key, name)]
+
+
+def _end_what_waits(admission: Admission, generator: Generator) -> None:
+    admission.fail_all(_lost(), StopReason.TRITON_LOST, generator)
+
+
+def _end_requests(admission: Admission, keys: Collection[str]) -> None:
+    admission.fail_requests(keys, _lost(), StopReason.TRITON_LOST)
+
+
+def _lost() -> PipelineError:
+    message = "The model server has stopped answering; try again shortly."
+    return PipelineError(ErrorCode.SERVICE_UNAVAILABLE, message)
+
+
+def _too_much(param: str, asked: str, limit: str) -> PipelineError:
+    return PipelineError(
+        ErrorCode.VALUE_OUT_OF_RANGE, f"{param} asks for {asked}; the limit of this model is {limit}.", param=param
+    )
+
+
+def _context_length(deployed: DeployedModel) -> int | None:
+    """Tokens of prompt and completion; None when neither the file nor an engine that can be seen from here says it."""
+    if deployed.max_model_len is not None or deployed.engine_dir is None:
+        return deployed.max_model_len
+    try:
+        return EngineManifest.load(deployed.engine_dir).limits.context_length
+    except ManifestError as error:
+        log.info("context_length_unknown", model=deployed.name, reason=str(error), advice="set max_model_len")
+        return None

@@ -1,0 +1,88 @@
+"""How log lines look, and the one line that each request leaves. No prompt, no text and no key is ever logged."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import structlog
+
+from frontend.api.route_paths import is_completions, is_probe
+from frontend.observability.request_record import RequestRecord
+from frontend.settings import FrontendSettings
+
+log = structlog.get_logger(__name__)
+
+
+def log_request(record: RequestRecord) -> None:
+    """The line of a finished request. What is read all the time, as by probes, is of interest only when debugging."""
+    is_of_interest = is_completions(record.path) or (record.final_status >= 400 and not is_probe(record.path))
+    write = log.info if is_of_interest else log.debug
+    write("request", **_fields(record))
+
+
+def _fields(record: RequestRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "request_id": record.request_id,
+        "method": record.method,
+        "path": record.path[:200],
+        "status": record.final_status,
+        "duration_ms": _milliseconds(record.duration_s),
+        "key": record.key.name if record.key else None,
+    }
+    if record.error_code is not None:
+        fields["error"] = record.error_code.value
+    if is_completions(record.path):
+        first_s = record.first_token_s
+        fields |= {
+            "model": record.model,
+            "stream": record.is_stream,
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
+            "ttft_ms": None if first_s is None else _milliseconds(first_s - record.started_s),
+            "finish_reasons": list(record.finish_reasons),
+        }
+    return fields
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 1)
+
+
+def configure_logging(settings: FrontendSettings, *, worker: int | None = None) -> None:
+    """One format for our lines and those of the libraries (uvicorn's, grpc's). Called once, by the program.
+
+    A record is one write, so lines of several workers do not mix; with `worker`, each says whose it is.
+    """
+    shared: list[structlog.typing.Processor] = [
+        *([] if worker is None else [partial(_add_worker, worker)]),
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_rendering(settings)))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.log_level.upper())
+
+
+def _add_worker(number: int, _log: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {**fields, "worker": number}
+
+
+def _rendering(settings: FrontendSettings) -> list[structlog.typing.Processor]:
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if settings.log_format == "json":
+        return [remove_meta, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    # The default traceback shows local variables, and so prompts.
+    console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    return [remove_meta, console]

@@ -1,0 +1,99 @@
+"""What is known about one HTTP request: filled in as it goes, logged and counted once at its end."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from frontend.api.auth import ApiKey
+from llm_pipeline.protocol.errors import ErrorCode
+
+# Up to 128 visible ASCII characters: they go into headers, log lines and Triton's request id as they are.
+_SANE_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_SANE_HOST = re.compile(r"[A-Za-z0-9._\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that left before its answer; never sent
+
+
+@dataclass
+class RequestRecord:
+    """One request. Times are seconds of the monotonic clock, `created` is the wall clock's."""
+
+    request_id: str
+    method: str
+    path: str
+    base_url: str  # without a slash at the end
+    wants_problem_json: bool
+    started_s: float = field(default_factory=time.monotonic)
+    created: int = field(default_factory=lambda: int(time.time()))
+    key: ApiKey | None = None
+    model: str | None = None  # as asked for, once it is known to be one of ours
+    served_model: str | None = None  # the same model under its own name
+    is_stream: bool = False
+    status: int = 0  # what was sent; 0 before that
+    outcome: int = 0  # the status of an error that came too late to be sent, or CLIENT_CLOSED_REQUEST
+    error_code: ErrorCode | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_s: float | None = None
+    finish_reasons: tuple[str, ...] = ()
+
+    @property
+    def final_status(self) -> int:
+        """The status to log and count: that of a late error rather than the 200 that preceded it."""
+        return self.outcome or self.status or CLIENT_CLOSED_REQUEST
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds since the request arrived."""
+        return time.monotonic() - self.started_s
+
+    def schema_url(self, name: str) -> str:
+        """Where the JSON Schema of this name is served."""
+        return f"{self.base_url}/openai/schemas/{name}.json"
+
+
+def begin_record(scope: Scope, public_url: str | None) -> RequestRecord:
+    """The record of a request that has just arrived; kept in its scope for `record_of`."""
+    headers = dict(scope["headers"])
+    record = RequestRecord(
+        request_id=_request_id(headers.get(b"x-request-id", b"")),
+        method=scope["method"],
+        path=scope["path"],
+        base_url=public_url or _own_url(scope, headers.get(b"host", b"")),
+        wants_problem_json=_accepts_problem_json(value for name, value in scope["headers"] if name == b"accept"),
+    )
+    scope.setdefault("state", {})["record"] = record
+    return record
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The record that `begin_record` made for this request."""
+    record: RequestRecord = scope["state"]["record"]
+    return record
+
+
+def _request_id(sent: bytes) -> str:
+    return sent.decode() if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+def _own_url(scope: Scope, host: bytes) -> str:
+    name = host.decode("latin-1")
+    if not _SANE_HOST.fullmatch(name):
+        address, port = scope.get("server") or ("localhost", None)
+        name = f"{address}:{port}" if port else address
+    return f"{scope['scheme']}://{name}"
+
+
+def _accepts_problem_json(values: Iterable[bytes]) -> bool:
+    for value in values:
+        for item in value.decode("latin-1").lower().split(","):
+            media_type, *parameters = (part.strip() for part in item.split(";"))
+            if media_type == "application/problem+json":
+                return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False

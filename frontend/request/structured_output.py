@@ -1,0 +1,141 @@
+"""The ways in which clients ask for structured output, and the one Guide that each comes down to.
+
+`response_format` is OpenAI's, `structured_outputs` vLLM's, and `guided_*` what vLLM had before. Whether a schema or a
+grammar can be used is preprocess's word; here only the form is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
+
+import orjson
+from pydantic import PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from llm_pipeline.protocol.errors import ErrorCode
+from llm_pipeline.protocol.limits import MAX_CHOICES_OF_GUIDE
+from llm_pipeline.protocol.messages import Guide, GuideType
+
+_ANY_OBJECT = '{"type":"object"}'
+_REGEX_SYNTAX = frozenset("\\.+*?()|[]{}^$#&-~/")
+
+
+def _error(message: str, code: ErrorCode = ErrorCode.INVALID_TYPE) -> PydanticCustomError:
+    return PydanticCustomError(code.value, message)
+
+
+def _schema_guide(value: Any) -> Guide:
+    if isinstance(value, str):
+        return Guide(GuideType.JSON_SCHEMA, value)
+    if isinstance(value, dict):
+        return Guide(GuideType.JSON_SCHEMA, orjson.dumps(value).decode())
+    raise _error("must be a JSON schema: an object, or a string that holds one")
+
+
+def _regex_guide(value: Any) -> Guide:
+    return Guide(GuideType.REGEX, _string(value))
+
+
+def _grammar_guide(value: Any) -> Guide:
+    return Guide(GuideType.EBNF_GRAMMAR, _string(value))
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _error("must be a string")
+    return value
+
+
+def _choice_guide(value: Any) -> Guide:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _error("must be a list of strings")
+    if not 1 <= len(value) <= MAX_CHOICES_OF_GUIDE or not all(value):
+        message = f"must hold 1 to {MAX_CHOICES_OF_GUIDE} strings, none of them empty"
+        raise _error(message, ErrorCode.VALUE_OUT_OF_RANGE)
+    return Guide(GuideType.REGEX, "|".join(map(_escaped, value)))
+
+
+def _escaped(text: str) -> str:
+    """`text` as a regular expression that matches it alone. Python's re.escape writes what Rust's syntax refuses."""
+    return "".join(f"\\{character}" if character in _REGEX_SYNTAX else character for character in text)
+
+
+def _response_format(value: Any) -> Guide | None:
+    if not isinstance(value, dict):
+        raise _error("must be an object")
+    kind = value.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Guide(GuideType.JSON_SCHEMA, _ANY_OBJECT)
+    if kind == "json_schema":
+        described = value.get("json_schema")
+        if not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
+            raise _error("of type json_schema must have an object json_schema with an object schema in it")
+        return _schema_guide(described["schema"])
+    raise _error("must have the type text, json_object or json_schema", ErrorCode.VALUE_OUT_OF_RANGE)
+
+
+def _json_object(value: Any) -> Guide | None:
+    if not isinstance(value, bool):
+        raise _error("must have true or false as json_object")
+    return Guide(GuideType.JSON_SCHEMA, _ANY_OBJECT) if value else None
+
+
+_FORMS = {
+    "json": _schema_guide,
+    "json_object": _json_object,
+    "regex": _regex_guide,
+    "choice": _choice_guide,
+    "grammar": _grammar_guide,
+}
+
+
+def _structured_outputs(value: Any) -> Guide | None:
+    if not isinstance(value, dict):
+        raise _error("must be an object")
+    given = {name: form for name, form in value.items() if form is not None}
+    unknown = given.keys() - _FORMS.keys()
+    if unknown or len(given) > 1:
+        message = f"must hold one of {', '.join(_FORMS)}, and nothing else"
+        raise _error(message, ErrorCode.VALUE_OUT_OF_RANGE)
+    return next((_FORMS[name](form) for name, form in given.items()), None)
+
+
+_OBJECT = {"type": "object"}
+_STRING = {"type": "string", "minLength": 1}
+_JSON = {"anyOf": [_OBJECT, _STRING]}
+_CHOICES = {"type": "array", "items": _STRING, "minItems": 1, "maxItems": MAX_CHOICES_OF_GUIDE}
+_FORM_SCHEMAS: Mapping[str, Any] = {
+    "json": _JSON,
+    "json_object": {"type": "boolean"},
+    "regex": _STRING,
+    "choice": _CHOICES,
+    "grammar": _STRING,
+}
+_RESPONSE_FORMAT_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["text", "json_object", "json_schema"]},
+        "json_schema": {"type": "object", "properties": {"schema": _OBJECT}, "required": ["schema"]},
+    },
+    "required": ["type"],
+}
+_STRUCTURED_OUTPUTS_SCHEMA = {
+    "type": "object",
+    "properties": dict(_FORM_SCHEMAS),
+    "additionalProperties": False,
+    "maxProperties": 1,
+}
+
+ResponseFormat: TypeAlias = Annotated[
+    Guide | None, PlainValidator(_response_format), WithJsonSchema(_RESPONSE_FORMAT_SCHEMA)
+]
+StructuredOutputs: TypeAlias = Annotated[
+    Guide | None, PlainValidator(_structured_outputs), WithJsonSchema(_STRUCTURED_OUTPUTS_SCHEMA)
+]
+GuidedJson: TypeAlias = Annotated[Guide | None, PlainValidator(_schema_guide), WithJsonSchema(_JSON)]
+GuidedRegex: TypeAlias = Annotated[Guide | None, PlainValidator(_regex_guide), WithJsonSchema(_STRING)]
+GuidedChoice: TypeAlias = Annotated[Guide | None, PlainValidator(_choice_guide), WithJsonSchema(_CHOICES)]
+GuidedGrammar: TypeAlias = Annotated[Guide | None, PlainValidator(_grammar_guide), WithJsonSchema(_STRING)]

@@ -1,0 +1,104 @@
+"""Server-sent events of a completion, built by hand: this is the code that runs for every chunk.
+
+A pydantic model per token is what holds other front ends at a few thousand events a second.
+Everything that is the same in all chunks of a choice is encoded once; per chunk only the text is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from frontend.api.errors import error_object
+from frontend.generation.completion_run import Choice
+from llm_pipeline.protocol.errors import PipelineError
+from llm_pipeline.protocol.messages import TextChunk
+from llm_pipeline.text.token_strings import as_token_id
+
+DONE = b"data: [DONE]\n\n"
+KEEPALIVE = b": keep-alive\n\n"
+
+_NO_LOG_PROBS = b',"logprobs":null'
+_UNFINISHED = b',"finish_reason":null'
+_FINISHED = {reason: b',"finish_reason":"%s"' % reason.encode() for reason in ("stop", "length")}
+_PLAIN_UNFINISHED = _NO_LOG_PROBS + _UNFINISHED
+_PLAIN_FINISHED = {reason: _NO_LOG_PROBS + ending for reason, ending in _FINISHED.items()}
+
+
+def token_id_text(token_ids: tuple[int, ...]) -> str:
+    """The text of tokens that were asked for by id."""
+    return "".join(map(as_token_id, token_ids))
+
+
+def usage_object(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """The `usage` of an answer, a chunk or a stream."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def error_event(error: PipelineError) -> bytes:
+    """The event for a failure after the first token; DONE follows it."""
+    return b"data: " + orjson.dumps({"error": error_object(error)}) + b"\n\n"
+
+
+class ChunkFrames:
+    """Makes the events of one stream. All chunks share the head: id, object, created and model."""
+
+    def __init__(
+        self,
+        head: dict[str, Any],
+        *,
+        include_usage: bool,
+        continuous_usage: bool,
+        as_token_ids: bool,
+        with_token_ids: bool,
+    ) -> None:
+        self._opening = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
+        self._null_usage_end = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
+        self._continuous_usage = continuous_usage
+        self._as_token_ids = as_token_ids
+        self._with_token_ids = with_token_ids
+        self._prefixes: dict[int, bytes] = {}
+
+    def chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
+        """One chunk's event; nothing for a chunk that has nothing to say yet (half a character, half a stop string)."""
+        if self._as_token_ids:
+            return self._token_id_chunk(choice, chunk)
+        if self._with_token_ids:
+            token_ids = orjson.dumps(chunk.token_ids or ())
+            return self._event(choice, chunk, orjson.dumps(chunk.text) + b',"token_ids":' + token_ids)
+        if not chunk.text and chunk.finish_reason is None and not self._continuous_usage:
+            return b""
+        return self._event(choice, chunk, orjson.dumps(chunk.text))
+
+    def _token_id_chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
+        token_ids = chunk.token_ids or ()
+        if not token_ids and chunk.finish_reason is None:
+            return b""
+        fields = orjson.dumps(token_id_text(token_ids)) + b',"token_ids":' + orjson.dumps(token_ids)
+        return self._event(choice, chunk, fields)
+
+    def _event(self, choice: Choice, chunk: TextChunk, text_fields: bytes) -> bytes:
+        prefix = self._prefixes.get(choice.index)
+        if prefix is None:
+            prefix = self._prefixes[choice.index] = self._opening + b'{"index":%d,"text":' % choice.index
+        reason = chunk.finish_reason
+        if chunk.log_probs is None:
+            middle = _PLAIN_UNFINISHED if reason is None else _PLAIN_FINISHED[reason.value]
+        else:  # postprocess has written it: it goes in as it is
+            ending = _UNFINISHED if reason is None else _FINISHED[reason.value]
+            middle = b',"logprobs":' + chunk.log_probs + ending
+        end = self._usage_end(choice, chunk) if self._continuous_usage else self._null_usage_end
+        return prefix + text_fields + middle + end
+
+    def _usage_end(self, choice: Choice, chunk: TextChunk) -> bytes:
+        usage = usage_object(choice.prompt_tokens, chunk.completion_tokens)
+        return b'}],"usage":' + orjson.dumps(usage) + b"}\n\n"
+
+    def usage(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+        """The event after the last chunk when `include_usage` asked for it."""
+        return self._opening + b'],"usage":' + orjson.dumps(usage_object(prompt_tokens, completion_tokens)) + b"}\n\n"

@@ -1,0 +1,173 @@
+"""The model as an OpenVINO graph around paged attention: llama, qwen2 and qwen3, from the tensors of weights.py.
+
+Written by hand because it is faster than the graphs that were at hand (docs/decisions/0009-cpu-graph.md):
+
+* query, key and value are one product, and so are gate and up: a step of one token is bound by starting kernels;
+* f16 weights stay f16 in memory: a small batch is bound by reading them. The CPU plugin keeps them only when the
+  Convert behind the constant carries the mark of a decompression, and OpenVINO GenAI's graphs don't have it. A large
+  batch is bound by computing, and goes through a second graph without the mark;
+* tokens are the batch dimension from the first operation on, so nothing is transposed;
+* logits are computed at the positions that were asked for, and no others.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+from openvino.op import _PagedAttentionExtension
+
+from llm_pipeline.executors.cpu.engine.weights import ModelShape, Weights
+
+Node: TypeAlias = Any  # openvino's Node or Output; its stubs tell them apart where its functions do not
+
+SAMPLED_INDICES = "sampled_tokens_indices"
+KEY_CACHE, VALUE_CACHE = "key_cache.{}", "value_cache.{}"
+_DECOMPRESSION_MARK = "decompression_0"
+_REST = 2**31 - 1  # "to the end", for a slice
+# What PagedAttentionExtension takes after `max_context_len`: features that we leave off, each by an empty tensor or 0.
+# Score windows, cache rotation and its tables, attention sinks, cache eviction and so on.
+_OFF_AFTER_LENGTH: tuple[tuple[type[np.generic], tuple[int, ...]], ...] = (
+    (np.int32, (0,)),
+    (np.int32, (0,)),
+    (np.int32, (0,)),
+    (np.float32, (0,)),
+    (np.float32, (0,)),
+    (np.int32, ()),
+    (np.int32, ()),
+    (np.float32, (0, 0, 0, 0)),
+    (np.int32, ()),
+    (np.int32, (0,)),
+    (np.int32, (0,)),
+    (np.int32, (0,)),
+    (np.int32, (0,)),
+    (np.uint8, (0,)),
+    (np.int32, (0,)),
+)
+
+
+def build_graph(weights: Weights, *, keeps_f16: bool = True) -> ov.Model:
+    """The graph. Inputs are named as OpenVINO's own paged graphs name them; the result is f32 [sampled, vocabulary].
+
+    Without `keeps_f16`, f16 weights become f32 when the graph is compiled. KeyError names a tensor that is missing.
+    """
+    return _GraphBuilder(weights, keeps_f16).build()
+
+
+class _GraphBuilder:
+    def __init__(self, weights: Weights, keeps_f16: bool) -> None:
+        self._keeps_f16 = keeps_f16
+        self._tensors = weights.tensors
+        self._shape: ModelShape = weights.shape
+        self._parameters: list[Node] = []
+
+    def build(self) -> ov.Model:
+        ids = self._input("input_ids", np.int64)
+        angles = self._angles(self._input("position_ids", np.int64))
+        turn = (ops.cos(angles), ops.sin(angles))
+        paging = [
+            self._input(name, np.int32)
+            for name in ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
+        ]
+        length = self._input("max_context_len", np.int32, [])
+        sampled = self._input(SAMPLED_INDICES, np.int64)
+
+        hidden = ops.gather(self._matrix("embedding"), ids, _int64(0))
+        for number in range(self._shape.layers):
+            hidden = ops.add(hidden, self._attention(hidden, f"layers.{number}", number, turn, paging, length))
+            hidden = ops.add(hidden, self._mlp(hidden, f"layers.{number}"))
+        hidden = self._norm(ops.gather(hidden, sampled, _int64(0)), "norm")
+        logits = self._product(hidden, "vocabulary" if "vocabulary.weight" in self._tensors else "embedding")
+        return ov.Model([ops.result(logits)], self._parameters, "paged_model")
+
+    def _attention(
+        self, hidden: Node, layer: str, number: int, turn: tuple[Node, Node], paging: list[Node], length: Node
+    ) -> Node:
+        shape = self._shape
+        width, kv_width = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+        joint = self._product(self._norm(hidden, f"{layer}.attention_norm"), f"{layer}.qkv")
+        parts = ops.variadic_split(joint, _int64(1), _int64([width, kv_width, kv_width]))
+        query = self._rotated(parts.output(0), shape.heads, f"{layer}.query_norm", turn)
+        key = self._rotated(parts.output(1), shape.kv_heads, f"{layer}.key_norm", turn)
+        caches = [self._cache(name.format(number)) for name in (KEY_CACHE, VALUE_CACHE)]
+        off = [ops.constant(np.zeros(size, kind)) for kind, size in _OFF_AFTER_LENGTH]
+        scale, sliding_window, alibi_slopes = np.float32(shape.head_size**-0.5), np.int32(0), np.zeros(0, np.float32)
+        options = [ops.constant(value) for value in (scale, sliding_window, alibi_slopes)]
+        inputs = [query, key, parts.output(2), *caches, *paging, *options, length, *off]
+        attention = _PagedAttentionExtension([_output(node) for node in inputs])
+        for name, value in (("k_head_size", shape.head_size), ("v_head_size", shape.head_size)):
+            attention.get_rt_info()[name] = value
+        for name in ("num_k_heads", "num_v_heads"):
+            attention.get_rt_info()[name] = shape.kv_heads
+        return self._product(attention.output(0), f"{layer}.attention_output")
+
+    def _mlp(self, hidden: Node, layer: str) -> Node:
+        joint = self._product(self._norm(hidden, f"{layer}.mlp_norm"), f"{layer}.gate_up")
+        inner = self._tensors[f"{layer}.down.weight"].shape[1]
+        gate_up = ops.variadic_split(joint, _int64(1), _int64([inner, inner]))
+        return self._product(ops.multiply(ops.swish(gate_up.output(0)), gate_up.output(1)), f"{layer}.down")
+
+    def _rotated(self, rows: Node, heads: int, norm: str, turn: tuple[Node, Node]) -> Node:
+        """Rotary position embedding of [tokens, heads * head_size], in the form that the plugin makes one kernel of."""
+        size = self._shape.head_size
+        split = ops.reshape(rows, _int64([-1, heads, 1, size]), False)
+        if f"{norm}.weight" in self._tensors:
+            split = self._norm(split, norm)
+        first = ops.slice(split, _int64([0]), _int64([size // 2]), _int64([1]), _int64([-1]))
+        second = ops.slice(split, _int64([size // 2]), _int64([_REST]), _int64([1]), _int64([-1]))
+        crossed = ops.concat([ops.multiply(second, ops.constant(np.float32(-1))), first], -1)
+        rotated = ops.add(ops.multiply(split, turn[0]), ops.multiply(crossed, turn[1]))
+        return ops.reshape(rotated, _int64([-1, heads * size]), False)
+
+    def _angles(self, positions: Node) -> Node:
+        """[tokens, 1, 1, head_size]: each position times the frequency of each dimension."""
+        size = self._shape.head_size
+        frequencies = 1.0 / self._shape.rope_base ** (np.arange(0, size, 2) / size)
+        twice = np.concatenate([frequencies, frequencies]).astype(np.float32)[np.newaxis]
+        column = ops.unsqueeze(ops.convert(positions, np.float32), _int64(1))
+        return ops.reshape(ops.multiply(column, ops.constant(twice)), _int64([-1, 1, 1, size]), False)
+
+    def _norm(self, rows: Node, name: str) -> Node:
+        squares = ops.power(rows, ops.constant(np.float32(2)))
+        mean = ops.reduce_mean(squares, _int64([-1]), True)
+        deviation = ops.sqrt(ops.add(mean, ops.constant(np.float32(self._shape.norm_epsilon))))
+        scaled = ops.multiply(rows, ops.divide(ops.constant(np.float32(1)), deviation))
+        return ops.multiply(scaled, ops.constant(self._tensors[f"{name}.weight"].astype(np.float32)))
+
+    def _product(self, rows: Node, name: str) -> Node:
+        product = ops.matmul(rows, self._matrix(name), False, True)
+        if (bias := self._tensors.get(f"{name}.bias")) is not None:
+            product = ops.add(product, ops.constant(bias.astype(np.float32)[np.newaxis]))
+        return product
+
+    def _matrix(self, name: str) -> Node:
+        """f32 for the operations that use it; the plugin reads f16 or int8 and converts in registers."""
+        stored = ops.constant(self._tensors[f"{name}.weight"], shared_memory=True)
+        matrix = ops.convert(stored, np.float32)
+        if (scale := self._tensors.get(f"{name}.scale")) is not None:
+            return ops.multiply(matrix, ops.constant(scale))
+        if self._keeps_f16:
+            matrix.get_rt_info()[_DECOMPRESSION_MARK] = True
+        return matrix
+
+    def _input(self, name: str, kind: type[np.generic], shape: list[int] | None = None) -> Node:
+        return self._named(ops.parameter([-1] if shape is None else shape, kind, name=name), name)
+
+    def _cache(self, name: str) -> Node:
+        """Its type and shape are the plugin's choice, made when the graph is compiled."""
+        return self._named(ops.parameter([-1, -1, -1, -1], ov.Type.dynamic, name=name), name)
+
+    def _named(self, parameter: Node, name: str) -> Node:
+        parameter.output(0).set_names({name})
+        self._parameters.append(parameter)
+        return parameter
+
+
+def _int64(value: int | list[int]) -> Node:
+    return ops.constant(np.array(value, dtype=np.int64))
+
+
+def _output(node: Node) -> ov.Output:
+    return node if isinstance(node, ov.Output) else node.output(0)

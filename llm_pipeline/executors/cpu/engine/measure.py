@@ -1,0 +1,119 @@
+"""Measures the bare CPU engine in one process: `python -m llm_pipeline.executors.cpu.engine.measure ENGINE_DIR`.
+
+For each number of streams: tokens per second, CPU time per token (which a busy machine disturbs less), and the median
+step. Prompts are random, so the prefix cache takes no part. `--profile` adds where OpenVINO spends a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llm_pipeline.executors.cpu.engine.core import Engine
+from llm_pipeline.executors.cpu.engine.paged_model import PagedModel
+from llm_pipeline.executors.cpu.engine.weights import load_weights
+from llm_pipeline.protocol.messages import GenerationRequest, Sampling
+from llm_pipeline.runtime.settings import PipelineSettings
+
+_WARM_UP_STEPS = 3
+_F32_COPY_MIB: int = PipelineSettings.model_fields["cpu_f32_copy_mib"].default
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of steps in which every stream makes one token."""
+
+    tokens_per_s: float
+    cpu_ms_per_token: float
+    median_step_ms: float
+
+
+def measure_decoding(engine: Engine, *, streams: int, prompt_tokens: int, steps: int, vocab_size: int) -> Rates:
+    """Prefill, warm up, then `steps` steps of `streams` greedy requests."""
+    dice = np.random.default_rng(streams)
+    keys = [f"{streams}-{number}" for number in range(streams)]
+    for key in keys:
+        prompt = tuple(dice.integers(0, vocab_size, prompt_tokens).tolist())
+        engine.add(GenerationRequest(key, prompt, 10**6, Sampling()))
+    while len(engine.step()) < streams:
+        pass
+    for _ in range(_WARM_UP_STEPS):
+        engine.step()
+    wall, cpu, times = time.perf_counter(), time.process_time(), []
+    for _ in range(steps):
+        start = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    for key in keys:
+        engine.cancel(key)
+    tokens = streams * steps
+    return Rates(tokens / wall, 1000 * cpu / tokens, 1000 * statistics.median(times))
+
+
+def measure_prefill(engine: Engine, *, prompt_tokens: int, vocab_size: int) -> Rates:
+    """One prompt, alone; the rates are of its tokens."""
+    prompt = tuple(np.random.default_rng().integers(0, vocab_size, prompt_tokens).tolist())
+    engine.add(GenerationRequest("prefill", prompt, 1, Sampling()))
+    wall, cpu, times = time.perf_counter(), time.process_time(), []
+    while engine.has_work:
+        start = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return Rates(prompt_tokens / wall, 1000 * cpu / prompt_tokens, 1000 * statistics.median(times))
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Measure the bare CPU engine in one process.")
+    parser.add_argument("engine_dir", type=Path)
+    parser.add_argument("--streams", type=int, nargs="*", default=[1, 16, 64])
+    parser.add_argument("--prefill", type=int, nargs="*", default=[512])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--vocab-size", type=int, default=49152)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--f32-copy-mib", type=int, default=_F32_COPY_MIB, help="CPU_F32_COPY_MIB")
+    parser.add_argument("--profile", action="store_true", help="add the share of each kind of operation")
+    chosen = parser.parse_args(arguments)
+    model = PagedModel(
+        load_weights(chosen.engine_dir),
+        kv_cache_bytes=1 << 30,
+        threads=chosen.threads,
+        f32_copy_bytes=chosen.f32_copy_mib << 20,
+        profile=chosen.profile,
+    )
+    engine = Engine(model, max_batched_tokens=256, max_active=max([*chosen.streams, 1]))
+    for streams in chosen.streams:
+        rates = measure_decoding(
+            engine,
+            streams=streams,
+            prompt_tokens=chosen.prompt_tokens,
+            steps=chosen.steps,
+            vocab_size=chosen.vocab_size,
+        )
+        _show(f"{streams} streams", rates, model if chosen.profile else None)
+    for prompt_tokens in chosen.prefill:
+        rates = measure_prefill(engine, prompt_tokens=prompt_tokens, vocab_size=chosen.vocab_size)
+        _show(f"prefill {prompt_tokens}", rates, model if chosen.profile else None)
+    return 0
+
+
+def _show(what: str, rates: Rates, profiled: PagedModel | None) -> None:
+    sys.stdout.write(
+        f"{what:14}{rates.tokens_per_s:9.1f} tokens/s {rates.cpu_ms_per_token:8.2f} CPU ms/token "
+        f"{rates.median_step_ms:9.2f} ms/step\n"
+    )
+    for kind, milliseconds in profiled.profile() if profiled else []:
+        sys.stdout.write(f"    {kind:26}{milliseconds:9.2f} ms\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

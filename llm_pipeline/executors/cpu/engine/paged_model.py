@@ -1,0 +1,130 @@
+"""The compiled graph and its paged KV cache."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence as SequenceType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from llm_pipeline.executors.cpu.engine.graph import SAMPLED_INDICES, build_graph
+from llm_pipeline.executors.cpu.engine.scheduler import Slice
+from llm_pipeline.executors.cpu.engine.weights import F32_COPY_BYTES_PER_WEIGHT, Weights
+
+# Each default that these replace would give other tokens, on this machine or on another.
+_EXACT = {
+    # u8 by default, which changed one of 64 greedy answers under load; f32 changed none (measured).
+    "KV_CACHE_PRECISION": "f32",
+    # bf16 by default where the processor has it.
+    "INFERENCE_PRECISION_HINT": "f32",
+    # Activations of int8 products would be rounded to int8, too, where the processor has VNNI.
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+
+# Steps of as many tokens go through the f32 copy: of 8, both forms take equally long; of 1, f16 takes three quarters of
+# f32's time; of 256, f32 three quarters of f16's (docs/decisions/0009-cpu-graph.md).
+_MANY_TOKENS = 16
+
+
+class PagedModel:
+    """Runs slices of sequences through the model and gives the logits where somebody wants them.
+
+    `kv_cache_bytes` is shared by all sequences; `block_count` blocks of `block_size` tokens fit into it. `threads` 0
+    leaves the number to OpenVINO (one per physical core). A copy of f16 weights in f32 is kept when it takes at most
+    `f32_copy_bytes`.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        kv_cache_bytes: int,
+        threads: int = 0,
+        f32_copy_bytes: int = 0,
+        profile: bool = False,
+    ) -> None:
+        properties: dict[str, Any] = dict(_EXACT)
+        if threads:
+            properties["INFERENCE_NUM_THREADS"] = threads
+        if profile:
+            properties["PERF_COUNT"] = True
+        has_copy = _is_f16(weights) and _f32_copy_size(weights) <= f32_copy_bytes
+        core = ov.Core()
+        compiled = [
+            core.compile_model(build_graph(weights, keeps_f16=keeps_f16), "CPU", properties)
+            for keeps_f16 in ((True, False) if has_copy else (True,))
+        ]
+        self._requests = [model.create_infer_request() for model in compiled]
+        self._few, self._many = self._requests[0], self._requests[-1]
+        caches = [port for port in compiled[0].inputs if "_cache." in port.any_name]
+        shapes = [[dim.get_length() for dim in list(port.partial_shape)[1:]] for port in caches]
+        self.block_size: int = shapes[0][1]  # a cache is [blocks, kv heads, block size, head size]
+        self.block_bytes = sum(
+            int(np.prod(shape)) * port.element_type.size for port, shape in zip(caches, shapes, strict=True)
+        )
+        self.block_count = kv_cache_bytes // self.block_bytes
+        for port, shape in zip(caches, shapes, strict=True):
+            tensor = ov.Tensor(port.element_type, ov.Shape([self.block_count, *shape]))
+            for request in self._requests:
+                request.set_tensor(port.any_name, tensor)
+
+    def run(self, slices: SequenceType[Slice]) -> npt.NDArray[np.float32]:
+        """Compute one step; logits [sum of the slices' logits_count, vocab_size], in their order. Releases the GIL."""
+        starts = np.array([piece.start for piece in slices], dtype=np.int32)
+        ends = np.array([piece.end for piece in slices], dtype=np.int32)
+        begins = _offsets(ends - starts)
+        block_counts = -(-ends // self.block_size)
+        tokens = [token for piece in slices for token in piece.sequence.tokens[piece.start : piece.end]]
+        blocks = [
+            block for piece, count in zip(slices, block_counts, strict=True) for block in piece.sequence.blocks[:count]
+        ]
+        sampled = [
+            position
+            for piece, end in zip(slices, begins[1:].tolist(), strict=True)
+            for position in range(end - piece.logits_count, end)
+        ]
+        result = (self._many if len(tokens) >= _MANY_TOKENS else self._few).infer(
+            {
+                "input_ids": np.array(tokens, dtype=np.int64),
+                "position_ids": np.concatenate([np.arange(piece.start, piece.end) for piece in slices]),
+                "past_lens": starts,
+                "subsequence_begins": begins,
+                "block_indices": np.array(blocks, dtype=np.int32),
+                "block_indices_begins": _offsets(block_counts),
+                "max_context_len": np.array(ends.max(), dtype=np.int32),
+                # An empty gather would make an empty matrix product; a step with nothing to sample computes one row.
+                SAMPLED_INDICES: np.array(sampled or [0], dtype=np.int64),
+            },
+            share_inputs=True,
+            share_outputs=True,  # valid until the next step, which is long enough to sample
+        )
+        logits: npt.NDArray[np.float32] = result[0][: len(sampled)]
+        return logits
+
+    def profile(self) -> list[tuple[str, float]]:
+        """Milliseconds in each kind of operation, most first: OpenVINO's running mean over all steps so far.
+
+        Empty unless the model was made to be profiled, which makes steps slower.
+        """
+        times: defaultdict[str, float] = defaultdict(float)
+        for part in (part for request in self._requests for part in request.get_profiling_info()):
+            if part.status == ov.ProfilingInfo.Status.EXECUTED:
+                times[part.node_type] += part.real_time.total_seconds() * 1000
+        return sorted(times.items(), key=lambda item: -item[1])
+
+
+def _f32_copy_size(weights: Weights) -> int:
+    """Bytes that a copy in f32 takes."""
+    return F32_COPY_BYTES_PER_WEIGHT * sum(tensor.size for tensor in weights.tensors.values())
+
+
+def _is_f16(weights: Weights) -> bool:
+    """Not int8, which is chosen to be small."""
+    return all(tensor.dtype != np.int8 for tensor in weights.tensors.values())
+
+
+def _offsets(counts: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)

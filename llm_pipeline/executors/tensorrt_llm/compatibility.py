@@ -1,0 +1,182 @@
+"""Whether an engine, this machine and the settings fit each other. Pure: what the machine is comes in as values.
+
+An engine runs on the SM that it was built on and with the TensorRT-LLM that built it, and on nothing else
+(NVIDIA/TensorRT-LLM#222, #835, #3031). Upstream finds out late, with pages of log; each refusal here is one sentence
+that says what does not fit, both values, and the way out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest, GpuBuild, ManifestError
+from llm_pipeline.engine_files.trtllm_config import EngineConfig
+from llm_pipeline.executors.tensorrt_llm.engine import EngineOptions, GuidedDecoding, Machine
+from llm_pipeline.runtime.settings import PipelineSettings
+
+_SUPPORTED = ((1, 0), (1, 3))  # from, and below which; pyproject.toml has the same range
+_REBUILD = "Build the engine again here, or serve it where it fits."
+
+
+def check_engine(settings: PipelineSettings, manifest: EngineManifest, config: EngineConfig) -> GpuBuild:
+    """The engine directory in itself, before anything heavy is imported. ManifestError says what is wrong."""
+    build = manifest.gpu
+    if build is None:
+        raise ManifestError(f"The engine in {settings.engine_dir} is for CPUs. Serve it with EXECUTOR=cpu.")
+    if config.version != build.tensorrt_llm:
+        raise _other_engine("TensorRT-LLM", config.version, build.tensorrt_llm)
+    if config.world_size != build.tp * build.pp:
+        raise _other_engine("GPUs", config.world_size, build.tp * build.pp)
+    if config.build_config.max_seq_len < manifest.limits.context_length:
+        raise _other_engine("context tokens", config.build_config.max_seq_len, manifest.limits.context_length)
+    if config.pretrained_config.vocab_size < manifest.limits.vocab_size:
+        raise _other_engine("vocabulary entries", config.pretrained_config.vocab_size, manifest.limits.vocab_size)
+    if not config.is_for_inflight_batching:
+        raise ManifestError(
+            "The engine was built without a paged KV cache or without remove_input_padding, and in-flight batching "
+            "needs both. Build it again with trtllm-build's defaults."
+        )
+    _check_processes(settings, config)
+    _check_files(settings, manifest)
+    return build
+
+
+def check_machine(machine: Machine, build: GpuBuild, config: EngineConfig, settings: PipelineSettings) -> None:
+    """The engine against what runs here. ManifestError says what does not fit."""
+    low, high = _SUPPORTED
+    if not low <= _release(machine.tensorrt_llm) < high:
+        raise ManifestError(
+            f"TensorRT-LLM {machine.tensorrt_llm} is installed, and this executor is written for {_dotted(low)} up to, "
+            f"but not including, {_dotted(high)}. Install one of these."
+        )
+    if machine.tensorrt_llm != config.version:
+        raise ManifestError(
+            f"The engine was built with TensorRT-LLM {config.version} and {machine.tensorrt_llm} is installed; an "
+            f"engine runs only with the version that built it. {_REBUILD}"
+        )
+    if not machine.sms:
+        raise ManifestError("No GPU is visible to this process. Check the driver, and CUDA_VISIBLE_DEVICES.")
+    if others := sorted({sm for sm in machine.sms if sm != build.sm}):
+        found = ", ".join(f"SM {sm}" for sm in others)
+        raise ManifestError(
+            f"The engine was built on {build.gpu_name} (SM {build.sm}) and this process sees GPUs of {found}; an "
+            f"engine runs only on the SM it was built on. {_REBUILD} CUDA_VISIBLE_DEVICES hides single GPUs."
+        )
+    is_orchestrator = settings.trtllm_parallel_mode == "orchestrator"
+    needed = config.world_size if is_orchestrator else settings.ompi_comm_world_local_size
+    if len(machine.sms) < needed:
+        raise ManifestError(
+            f"The engine needs {needed} GPUs on this machine and this process sees {len(machine.sms)}. {_REBUILD}"
+        )
+
+
+def engine_options(settings: PipelineSettings, manifest: EngineManifest, config: EngineConfig) -> EngineOptions:
+    """How to load the engine. ManifestError for a setting that goes beyond what the engine was built for."""
+    build = config.build_config
+    return EngineOptions(
+        engine_dir=settings.engine_dir,
+        vocab_size=config.pretrained_config.vocab_size,
+        max_batch_size=_lowered("TRTLLM_MAX_BATCH_SIZE", settings.trtllm_max_batch_size, build.max_batch_size),
+        max_num_tokens=_lowered("TRTLLM_MAX_NUM_TOKENS", settings.trtllm_max_num_tokens, build.max_num_tokens),
+        max_queue_size=settings.trtllm_max_queue_size,
+        fills_kv_cache=settings.trtllm_scheduler_policy == "max_utilization",
+        has_chunked_context=_paged("TRTLLM_CHUNKED_CONTEXT", settings.trtllm_chunked_context, config),
+        has_block_reuse=_paged("TRTLLM_BLOCK_REUSE", settings.trtllm_block_reuse, config),
+        kv_cache_free_fraction=settings.trtllm_kv_cache_free_fraction,
+        kv_cache_tokens=settings.trtllm_kv_cache_tokens,
+        kv_host_cache_bytes=int(settings.trtllm_kv_host_cache_gib * 2**30) or None,
+        orchestrator_worker=(settings.trtllm_worker_path if settings.trtllm_parallel_mode == "orchestrator" else None),
+        guided_decoding=_guided_decoding(settings, manifest),
+    )
+
+
+def read_vocabulary(tokenizer_json: str) -> list[str]:
+    """The tokens of a tokenizer.json in the order of their ids; ids without a token give an empty string."""
+    document = json.loads(tokenizer_json)
+    vocab = document["model"]["vocab"]
+    # BPE and WordPiece map pieces to ids; Unigram lists pieces with their scores.
+    by_id = {index: piece for piece, index in vocab.items()} if isinstance(vocab, dict) else {}
+    if isinstance(vocab, list):
+        by_id = {index: piece for index, (piece, _score) in enumerate(vocab)}
+    by_id |= {token["id"]: token["content"] for token in document.get("added_tokens", [])}
+    return [by_id.get(index, "") for index in range(max(by_id, default=-1) + 1)]
+
+
+def _check_processes(settings: PipelineSettings, config: EngineConfig) -> None:
+    found, mapping = settings.ompi_comm_world_size, config.pretrained_config.mapping
+    engine = f"The engine is for {config.world_size} GPUs (tp {mapping.tp_size} x pp {mapping.pp_size})"
+    if settings.trtllm_parallel_mode == "orchestrator":
+        if found != 1:
+            raise ManifestError(
+                f"TRTLLM_PARALLEL_MODE=orchestrator starts its own workers, and mpirun has started {found} processes. "
+                "Start one, or set TRTLLM_PARALLEL_MODE=leader."
+            )
+        if not settings.trtllm_worker_path.is_file():
+            raise ManifestError(
+                f"TRTLLM_PARALLEL_MODE=orchestrator needs the worker program, and {settings.trtllm_worker_path} "
+                "is no file. Set TRTLLM_WORKER_PATH."
+            )
+    elif found != config.world_size:
+        raise ManifestError(
+            f"{engine} and runs as {found} process{'' if found == 1 else 'es'}. Start {config.world_size} with mpirun, "
+            "or one with TRTLLM_PARALLEL_MODE=orchestrator."
+        )
+
+
+def _check_files(settings: PipelineSettings, manifest: EngineManifest) -> None:
+    """Ranks above 0 look at sizes only: the leader reads the same files, and a large engine takes minutes to hash."""
+    if settings.trtllm_check_files == "sha256" and settings.ompi_comm_world_rank == 0:
+        manifest.check_files(settings.engine_dir)
+        return
+    for name, expected in manifest.files.items():
+        path = settings.engine_dir / name
+        if not path.is_file() or path.stat().st_size != expected.size_bytes:
+            raise ManifestError(
+                f"{name} of the engine in {settings.engine_dir} is missing or not of the size that was built. "
+                "Build the engine again with --force."
+            )
+
+
+def _other_engine(what: str, found: object, expected: object) -> ManifestError:
+    return ManifestError(
+        f"config.json and manifest.json describe different engines: {found} and {expected} ({what}). "
+        "Build the engine again with --force."
+    )
+
+
+def _release(version: str) -> tuple[int, int]:
+    """The first two numbers; (0, 0) for what is no version, which no range holds."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _dotted(release: tuple[int, int]) -> str:
+    return f"{release[0]}.{release[1]}"
+
+
+def _lowered(name: str, asked: int | None, built: int) -> int | None:
+    """Upstream can lower what the engine was built for, not raise it."""
+    if asked is not None and asked > built:
+        raise ManifestError(f"{name} is {asked} and the engine was built for {built}. Lower it, or leave it out.")
+    return asked
+
+
+def _paged(name: str, asked: bool | None, config: EngineConfig) -> bool:
+    if asked and not config.has_paged_context:
+        raise ManifestError(
+            f"{name} is on and the engine was built without use_paged_context_fmha. Leave it out, or build with it."
+        )
+    return config.has_paged_context if asked is None else asked
+
+
+def _guided_decoding(settings: PipelineSettings, manifest: EngineManifest) -> GuidedDecoding | None:
+    if settings.trtllm_guided_decoding == "off":
+        return None
+    tokenizer_json = (settings.engine_dir / TOKENIZER_NAME).read_text(encoding="utf-8")
+    return GuidedDecoding(
+        backend=settings.trtllm_guided_decoding,
+        encoded_vocab=read_vocabulary(tokenizer_json),
+        tokenizer_json=tokenizer_json,
+        stop_ids=tuple(manifest.tokens.eos),
+    )

@@ -1,0 +1,86 @@
+"""An app with a fake generator, in the process and behind a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+from fastapi import FastAPI
+
+from frontend.app import create_app
+from frontend.backends.fake import FakeGenerator
+from frontend.server import DrainingServer, build_server
+from frontend.settings import FrontendSettings
+
+MODEL = "tiny"
+KEY = "secret-key"
+
+
+def make_settings(**values: object) -> FrontendSettings:
+    return FrontendSettings(**{"model_name": MODEL, "api_key": KEY, "port": 0, "ready_check_s": 0.05, **values})
+
+
+@dataclass
+class Running:
+    """A running app: its generator, and a client that has its key."""
+
+    app: FastAPI
+    generator: FakeGenerator
+    client: httpx.AsyncClient
+    server: DrainingServer | None = None  # when there is a real one
+
+    async def complete(self, **fields: object) -> httpx.Response:
+        return await self.client.post("/openai/v1/completions", json={"model": MODEL, "prompt": "Hi", **fields})
+
+    async def metric(self, line_start: str) -> float:
+        text = (await self.client.get("/metrics")).text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(line_start))
+
+
+StartApp = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float = 5.0) -> None:
+    """Waits for a condition that no event announces."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        found = condition()
+        if found is True or (not isinstance(found, bool) and await found):
+            return
+        assert time.monotonic() < deadline_s, "waited in vain"
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def in_process(generator: FakeGenerator | None = None, **values: object) -> AsyncIterator[Running]:
+    """The app behind httpx, without sockets."""
+    generator = generator or FakeGenerator()
+    app = create_app(make_settings(**values), generator)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    client = httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
+    async with app.router.lifespan_context(app), client:
+        if getattr(generator, "is_up", True):
+            await until(lambda: app.state.services.is_ready)
+        yield Running(app, generator, client)
+
+
+@asynccontextmanager
+async def real_server(generator: FakeGenerator | None = None, **values: object) -> AsyncIterator[Running]:
+    """The app behind uvicorn on a free port, where clients can leave."""
+    generator = generator or FakeGenerator()
+    settings = make_settings(**values)
+    app = create_app(settings, generator)
+    server = build_server(settings, app)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started and app.state.services.is_ready)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
+        yield Running(app, generator, client, server)
+    server.should_exit = True
+    await asyncio.wait_for(serving, 10)

@@ -1,0 +1,101 @@
+"""A real headless Chromium, driven by playwright, and the playground opened in it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.support.stack import RunningStack
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+# As root (CI) Chromium has no sandbox; the rest keeps it from asking its vendor's hosts about anything.
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
+
+expect.set_options(timeout=30_000)  # machines are shared and slow at times
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """Chromium of this machine; skips where there is none."""
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    if path is None:
+        pytest.skip(f"no Chromium on PATH (looked for {', '.join(_NAMES)}); Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+        yield browser
+        browser.close()
+
+
+class Playground:
+    """The page, opened; notes whatever a user should never see in a browser's console."""
+
+    def __init__(self, browser: Browser, stack: RunningStack, *, answer: str | None = None, **options: Any) -> None:
+        """`answer` is a stream that the page sees in place of the server's: one that no model can be made to give."""
+        self.stack = stack
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        context = browser.new_context(**{**DESKTOP, **options})
+        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=stack.base_url)
+        if answer is not None:
+            stream = {"status": 200, "headers": {"content-type": "text/event-stream"}, "body": answer}
+            context.route("**/v1/completions", lambda route: route.fulfill(**stream))
+        self.page: Page = context.new_page()
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._note)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def _note(self, message: Any) -> None:
+        # Chromium notes every refusal of a server here; those are looked at where they are expected.
+        if message.type in {"error", "warning"} and "Failed to load resource" not in message.text:
+            self.complaints.append(message.text)
+
+    def open(self, *, key: str | None = "") -> Playground:
+        """Load the page and type the key (the stack's own by default, None for none)."""
+        self.page.goto(self.stack.base_url)
+        self.page.locator("body.is-ready").wait_for()
+        if key is not None:
+            with self.page.expect_response(re.compile(r"/models/")):
+                self.page.fill("#key", key or self.stack.api_key)
+                self.page.locator("#key").blur()
+        return self
+
+    def set(self, name: str, value: object) -> None:
+        """Give a field a value, as a person would."""
+        row = self.page.locator(f'[data-field="{name}"]')
+        row.evaluate("row => { row.closest('details').open = true }")
+        control = row.locator(f'[id="field-{name}"]')
+        if isinstance(value, bool):
+            control.set_checked(value)
+        else:
+            control.fill(str(value))
+
+    def run(self) -> None:
+        """Press the keys that run it, and wait for the end."""
+        self.page.keyboard.press("Control+Enter")
+        expect(self.page.locator("#run")).to_be_enabled(timeout=60_000)
+
+    def text(self, index: int = 0) -> str:
+        return self.page.locator(".choice .text").nth(index).text_content() or ""
+
+    def code(self, language: str) -> str:
+        self.page.locator(f"#tab-{language}").click()
+        return self.page.locator("#code").text_content() or ""
+
+    def close(self) -> None:
+        self.page.context.close()

@@ -1,0 +1,127 @@
+"""What a server sends is read the same, wherever the network cuts it into pieces."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.load.http_recording import EndFinder, Endpoint, read_answer
+
+WORDS = [" one", " two", 'a "quoted" \n\n word', " 0\r\n\r\n", "data: x", "é"]
+
+
+def event(text: str | None, reason: str | None = None, usage: dict[str, int] | None = None) -> bytes:
+    choices = [] if text is None else [{"index": 0, "text": text, "logprobs": None, "finish_reason": reason}]
+    return b"data: " + orjson.dumps({"id": "cmpl-1", "choices": choices, "usage": usage})
+
+
+def usage(completion_tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": 7, "completion_tokens": completion_tokens, "total_tokens": 7 + completion_tokens}
+
+
+def chunked(parts: list[bytes]) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+def streamed(line_end: bytes = b"\n", *, says_usage: bool = True) -> bytes:
+    events = [event(word) for word in WORDS] + [event("", "length")]
+    if says_usage:
+        events.append(event(None, usage=usage(len(WORDS) + 1)))
+    parts = [each + 2 * line_end for each in [*events, b": a comment", b"data: [DONE]"]]
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n" + chunked(parts)
+
+
+def whole(status: str = "200 OK") -> bytes:
+    choices = [{"index": 0, "text": " all of it", "finish_reason": "stop"}]
+    body = orjson.dumps({"choices": choices, "usage": usage(3)})
+    return b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n" % (status.encode(), len(body)) + body
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted({place % len(data) for place in places} - {0}), len(data)]
+    return [data[start:end] for start, end in pairwise(edges)]
+
+
+def received(pieces: list[bytes]) -> list[tuple[float, bytes]]:
+    return [(1.0 + number, piece) for number, piece in enumerate(pieces)]
+
+
+places = st.lists(st.integers(min_value=0, max_value=10_000), max_size=30)
+
+
+@given(places, st.sampled_from([b"\n", b"\r\n"]))
+def test_a_stream_is_read_the_same_however_it_is_cut(places: list[int], line_end: bytes) -> None:
+    answer = read_answer(0.5, received(cut(streamed(line_end), places)), is_streamed=True)
+    assert answer.failure is None
+    assert (answer.events, answer.completion_tokens, answer.prompt_tokens) == (len(WORDS), len(WORDS) + 1, 7)
+    assert answer.finish_reason == "length"
+    assert answer.is_count_exact
+
+
+@given(places, st.sampled_from([streamed(), streamed(b"\r\n"), whole()]))
+def test_the_end_is_found_with_the_last_piece_and_not_before(places: list[int], data: bytes) -> None:
+    finder, pieces = EndFinder(), cut(data, places)
+    assert [finder.is_end(piece) for piece in pieces] == [*[False] * (len(pieces) - 1), True]
+
+
+def test_each_byte_in_a_piece_of_its_own_is_read_too() -> None:
+    data = streamed()
+    pieces = [data[place : place + 1] for place in range(len(data))]
+    finder = EndFinder()
+    assert [finder.is_end(piece) for piece in pieces].index(True) == len(pieces) - 1
+    assert read_answer(0.0, received(pieces), is_streamed=True).events == len(WORDS)
+
+
+def test_an_event_has_the_time_of_the_piece_that_completed_it() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    first, second = event(" a") + b"\n\n", event(" b", "length") + b"\n\n"
+    body = chunked([first, second])
+    half = len(head) + 8
+    answer = read_answer(0.0, [(1.0, (head + body)[:half]), (2.5, (head + body)[half:])], is_streamed=True)
+    assert answer.arrivals_s == [2.5]  # both came with the second piece: one arrival
+    assert answer.events == 2
+
+
+def test_without_usage_events_stand_for_tokens_and_it_is_told() -> None:
+    answer = read_answer(0.0, received([streamed(says_usage=False)]), is_streamed=True)
+    assert (answer.completion_tokens, answer.is_count_exact) == (len(WORDS), False)
+
+
+def test_a_whole_answer_is_read() -> None:
+    answer = read_answer(0.0, received([whole()]), is_streamed=False)
+    assert (answer.completion_tokens, answer.finish_reason, answer.failure) == (3, "stop", None)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "said"),
+    [
+        pytest.param([], "no answer", id="nothing"),
+        pytest.param([b"HTTP/1.1 200 OK\r\n"], "half an answer", id="half a head"),
+        pytest.param([whole("429 Too Many Requests")], "status 429", id="refused"),
+        pytest.param([streamed()[:300]], "without a finish reason", id="cut off"),
+        pytest.param([whole()[:-5]], "not an answer that can be read", id="half a body"),
+        pytest.param(
+            [b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"message": "no"}}\n\n'], "error event", id="failed on the way"
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_answer_is_said(pieces: list[bytes], said: str) -> None:
+    is_streamed = not any(b"content-length" in piece for piece in pieces)
+    assert said in str(read_answer(0.0, received(pieces), is_streamed=is_streamed).failure)
+
+
+def test_a_request_is_one_that_a_server_understands() -> None:
+    request = Endpoint("http://example.org:81/v1/", "m", "sk-1").request("Hello", 5, is_streamed=True)
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/completions HTTP/1.1\r\nHost: example.org:81\r\nAuthorization: Bearer sk-1\r\n")
+    assert b"Content-Length: %d" % len(body) in head
+    assert orjson.loads(body)["stream_options"] == {"include_usage": True}
+
+
+def test_a_base_url_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a base URL"):
+        _ = Endpoint("https://example.org/v1", "m").address

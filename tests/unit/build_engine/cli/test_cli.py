@@ -1,0 +1,159 @@
+"""Exit statuses and messages as a shell sees them: 0 done, 1 failed, 2 wrong usage, 3 refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from build_engine.cli import app as cli
+from build_engine.gpu.nvml import NvmlGpu, PynvmlNvml
+from build_engine.targets import TARGETS
+
+LLAMA = str(Path(__file__).parents[3] / "data" / "model_configs" / "llama-3.1-8b")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["build_engine", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["targets"], 0, ""),
+        (["build", "--no-such-option"], 2, "No such option"),
+        (["build", "--target", "tpu"], 3, "Known targets: cpu"),
+        (["build", "--precision", "int3"], 3, "It builds: fp16"),
+        (["build", "--model", "/nowhere/model.gguf"], 3, "No model file"),
+        (["inspect", "/nowhere"], 1, "manifest.json is missing"),
+        (["build", "--output", "/proc/engine"], 1, "No such file or directory"),
+        (["build", "--target", "h100"], 3, "needs --model"),
+        (["build", "--target", "h100", "--model", LLAMA], 3, "needs a machine with TensorRT-LLM 1.2.1"),
+        (["build", "--target", "h100", "--model", LLAMA, "--precision", "int3"], 3, "no precision 'int3'"),
+        (["build", "--tp", "2"], 3, "none of the options of engines for GPUs"),
+        (["verify", "/nowhere"], 1, ""),
+        (["verify", "/nowhere", "--gate", "taste"], 2, "is not one of"),
+        (["fleet", "/nowhere.toml"], 3, "Name a fleet file"),
+        (["fleet"], 2, "Missing argument"),
+        (["plan", "--model", LLAMA, "--target", "h100"], 0, ""),
+        (["plan", "--model", LLAMA, "--target", "RTX PRO 6000 Blackwell"], 0, ""),
+        (["plan", "--model", LLAMA, "--target", "a100", "--precision", "fp8"], 3, ""),
+        (["plan", "--model", LLAMA, "--target", "h100", "--precision", "int3"], 2, "is not one of"),
+        (["plan", "--model", LLAMA, "--target", "h100", "--tp", "0"], 2, "Invalid value"),
+        (["plan", "--model", LLAMA], 2, "Missing option '--target'"),
+        (["plan", "--model", LLAMA, "--target", "cpu"], 3, "needs no plan"),
+        (["plan", "--model", LLAMA, "--target", "tpu"], 3, "Known targets: cpu, a100"),
+        (["plan", "--model", "/nowhere", "--target", "h100"], 3, "No model directory /nowhere"),
+    ],
+)
+def test_the_exit_status_says_how_it_ended(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str], status: int, message: str
+) -> None:
+    assert run(monkeypatch, *arguments) == status
+    assert message in capfd.readouterr().err
+
+
+def test_targets_says_whether_this_machine_can_build(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "targets", "--json") == 0
+    listed = json.loads(capfd.readouterr().out)
+    assert [target["name"] for target in listed] == list(TARGETS)
+    assert listed[0]["works_here"] is True
+
+
+def test_targets_has_what_a_gpu_is_known_for(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "targets", "--json") == 0
+    listed = {target["name"]: target for target in json.loads(capfd.readouterr().out)}
+    assert (listed["h100"]["sm"], listed["h100"]["memory_bytes"]) == (90, 80_000_000_000)
+    assert listed["h100"]["precisions"][0] == "fp8"
+    assert not listed["h100"]["works_here"]
+    assert "tensorrt_llm" in listed["h100"]["reason"]
+
+
+def test_a_plan_as_json_has_the_promised_keys(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "plan", "--model", LLAMA, "--target", "h100", "--json") == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert plan["accepted"] is True
+    assert plan["refusals"] == []
+    assert plan["engine_dir"].startswith(".run/engines/llama-3.1-8b/h100/fp8-tp1pp1/")
+    assert [step["name"] for step in plan["steps"]] == ["quantise", "engine", "tokenizer"]
+    assert {
+        "weights_bytes",
+        "kv_cache_bytes_per_token",
+        "kv_cache_bytes",
+        "activation_bytes",
+        "total_bytes",
+        "gpu_bytes",
+        "largest_batch_that_fits",
+    } <= plan["memory"].keys()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--model", LLAMA, "--target", "a100", "--precision", "nvfp4"], ["--model", "/nowhere", "--target", "h100"]],
+    ids=["combination", "model"],
+)
+def test_a_refusal_is_json_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert run(monkeypatch, "plan", *arguments, "--json") == 3
+    plan = json.loads(capfd.readouterr().out)
+    assert (plan["accepted"], plan["steps"], plan["engine_dir"]) == (False, [], None)
+    assert len(plan["refusals"]) == 1
+
+
+def test_commands_are_printed_whole(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A line that the terminal's width cuts can't be copied."""
+    assert run(monkeypatch, "plan", "--model", LLAMA, "--target", "h100", "--precision", "bf16", "--root", "a b") == 0
+    lines = capfd.readouterr().out.splitlines()
+    build = next(shlex.split(line) for line in lines if line.startswith("trtllm-build"))
+    assert build[build.index("--output_dir") + 1].startswith("a b/llama-3.1-8b/h100/bf16-tp1pp1/1.2.1-")
+    assert build[-2:] == ["--gemm_plugin", "auto"]
+
+
+def test_auto_asks_the_driver(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    found = [NvmlGpu("NVIDIA GeForce RTX 4090", 89, 24_564 << 20)]
+    monkeypatch.setattr(PynvmlNvml, "gpus", lambda self: found)
+    assert run(monkeypatch, "plan", "--model", LLAMA, "--target", "auto", "--tp", "2", "--json") == 3
+    plan = json.loads(capfd.readouterr().out)
+    assert plan["target"] == {"name": "geforce-rtx-4090", "sm": 89}
+    assert plan["memory"]["gpu_bytes"] == 24_564 << 20
+    assert "this machine has 1" in plan["refusals"][0]
+
+
+def test_a_plan_imports_no_engine_library() -> None:
+    libraries = {"tensorrt_llm", "torch", "pynvml", "openvino"}
+    code = f"import build_engine.cli.app, sys; print(sorted({libraries} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(monkeypatch, "build") == 3
+    assert "pip install 'triton-completions[build]'" in capfd.readouterr().err
+
+
+def test_only_one_module_knows_each_outside_library() -> None:
+    owners = {
+        "gguf": {"source.py"},
+        "openvino": set(),
+        "tensorrt_llm": {"upstream.py"},
+    }
+    for library, expected in owners.items():
+        words = (f"import {library}\n", f"import {library} ", f"from {library} import", f"from {library}.")
+        sources = Path(cli.__file__).parent.rglob("*.py")
+        found = {path.name for path in sources if any(word in path.read_text() for word in words)}
+        assert found == expected

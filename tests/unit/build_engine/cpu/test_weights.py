@@ -1,0 +1,99 @@
+"""A GGUF's tensors in the engine's layout: the same values, fused and reordered, in f16 or int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from build_engine.cpu.gguf_model import GgufSource
+from build_engine.cpu.weights import make_weights, quantized
+from build_engine.errors import EngineRefusedError
+from llm_pipeline.executors.cpu.engine.weights import Weights, WeightsError, load_weights, save_weights
+from tests.support.tiny_models import TinyModel, write_gguf
+
+
+def weights_of(path: Path) -> Weights:
+    return make_weights(GgufSource(path), lambda _: None)
+
+
+@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "Q5_1", "BF16", "F16", "F32"])
+def test_matrices_become_f16_and_vectors_stay_f32(tmp_path: Path, quantization: str) -> None:
+    original = write_gguf(tmp_path / "m.gguf", TinyModel(arch="qwen2", pre="qwen2"), quantization)
+    advanced: list[int] = []
+    source = GgufSource(tmp_path / "m.gguf")
+    tensors = make_weights(source, advanced.append).tensors
+    for tensor in tensors.values():
+        assert tensor.dtype == (np.float16 if tensor.ndim > 1 else np.float32)
+    for part in ("weight", "bias"):
+        rows = np.concatenate([original[f"blk.1.attn_{name}.{part}"] for name in "qkv"])
+        np.testing.assert_array_equal(tensors[f"layers.1.qkv.{part}"].astype(np.float32), rows)
+    gate_up = np.concatenate([original["blk.0.ffn_gate.weight"], original["blk.0.ffn_up.weight"]])
+    np.testing.assert_array_equal(tensors["layers.0.gate_up.weight"].astype(np.float32), gate_up)
+    assert sum(advanced) == source.fp16_bytes
+    assert source.quantization == quantization
+
+
+def test_query_and_key_rows_of_llama_are_put_into_halves(tiny_gguf: Path) -> None:
+    model = TinyModel()
+    original = model.weights()["blk.0.attn_q.weight"].astype(np.float16)
+    query = weights_of(tiny_gguf).tensors["layers.0.qkv.weight"][: model.width]
+    for head in range(model.heads):
+        rows = slice(head * model.head, (head + 1) * model.head)
+        np.testing.assert_allclose(query[rows][: model.head // 2], original[rows][::2], atol=0.02)
+        np.testing.assert_allclose(query[rows][model.head // 2 :], original[rows][1::2], atol=0.02)
+
+
+def test_weights_too_large_for_fp16_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = TinyModel().weights()
+    huge["token_embd.weight"][0, 0] = 1e6
+    monkeypatch.setattr(TinyModel, "weights", lambda self: huge)
+    with np.errstate(over="ignore"):
+        write_gguf(tmp_path / "m.gguf", TinyModel())
+    with pytest.raises(EngineRefusedError, match=r"embedding\.weight holds values that fp16 can't"):
+        weights_of(tmp_path / "m.gguf")
+
+
+def test_a_model_without_a_tensor_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = TinyModel().weights()
+    del short["blk.1.attn_k.weight"]
+    monkeypatch.setattr(TinyModel, "weights", lambda self: short)
+    write_gguf(tmp_path / "m.gguf", TinyModel())
+    with pytest.raises(EngineRefusedError, match=r"no tensor blk\.1\.attn_k\.weight"):
+        weights_of(tmp_path / "m.gguf")
+
+
+def test_int8_keeps_every_weight_within_half_a_step_of_its_row(tiny_gguf: Path) -> None:
+    exact = weights_of(tiny_gguf)
+    small = quantized(exact)
+    for name in ("layers.0.qkv", "layers.1.down", "vocabulary"):
+        values = exact.tensors.get(f"{name}.weight", exact.tensors["embedding.weight"]).astype(np.float32)
+        steps, scale = small.tensors[f"{name}.weight"], small.tensors[f"{name}.scale"]
+        assert steps.dtype == np.int8
+        assert scale.shape == (len(values), 1)
+        assert (np.abs(steps * scale - values) <= 0.501 * scale).all()
+    assert small.tensors["embedding.weight"].dtype == np.float16
+    assert small.tensors["norm.weight"].dtype == np.float32
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path, tiny_gguf: Path) -> None:
+    saved = quantized(weights_of(tiny_gguf))
+    save_weights(tmp_path / "model.safetensors", saved)
+    loaded = load_weights(tmp_path)
+    assert loaded.shape == saved.shape
+    assert loaded.tensors.keys() == saved.tensors.keys()
+    for name, tensor in saved.tensors.items():
+        np.testing.assert_array_equal(loaded.tensors[name], tensor)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"\x02\0\0\0\0\0\0\0{}"], ids=["empty", "text", "no shape"])
+def test_a_file_that_is_no_model_is_told_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"model\.safetensors can't be read.*--force"):
+        load_weights(tmp_path)
+
+
+def test_an_engine_of_an_earlier_version_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="engines of earlier versions do not have it"):
+        load_weights(tmp_path)

@@ -1,0 +1,188 @@
+"""Answers that are one JSON object."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from frontend.backends.fake import PROMPT_TOKENS, FakeGenerator, chunks, forever
+from frontend.request.to_parameters import choice_seed
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.messages import CompletionParameters, FinishReason
+from tests.support.app import MODEL, Running, in_process
+
+
+async def test_the_whole_body(running: Running) -> None:
+    before = int(time.time())
+    answer = await running.complete(max_tokens=3)
+    body = answer.json()
+    assert answer.headers["content-type"] == "application/json"
+    assert body.pop("id").startswith("cmpl-")
+    assert before <= body.pop("created") <= time.time()
+    assert body == {
+        "object": "text_completion",
+        "model": MODEL,
+        "choices": [{"index": 0, "text": " Paris, the", "logprobs": None, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
+        "$schema": "http://test/openai/schemas/Completion.json",
+    }
+    assert answer.headers["link"] == '<http://test/openai/schemas/Completion.json>; rel="describedBy"'
+
+
+async def test_ids_differ(running: Running) -> None:
+    ids = [(await running.complete()).json()["id"] for _ in range(3)]
+    assert len(set(ids)) == 3
+
+
+async def test_what_the_generator_is_asked() -> None:
+    async with in_process() as app:
+        await app.client.post(
+            "/v1/completions",
+            headers={"x-request-id": "mine"},
+            json={
+                "model": MODEL,
+                "prompt": "Hi",
+                "max_tokens": 9,
+                "max_completion_tokens": 7,
+                "temperature": 0.5,
+                "top_p": 0,
+                "top_k": -1,
+                "min_p": 0.1,
+                "seed": -1,
+                "stop": "x",
+                "include_stop_str_in_output": True,
+                "skip_special_tokens": False,
+            },
+        )
+        asked = app.generator.asked[0]
+    assert asked == CompletionParameters(
+        request_key=asked.request_key,
+        request_id="mine",
+        text="Hi",
+        max_tokens=7,
+        temperature=0.5,
+        top_p=0.0,
+        top_k=-1,
+        min_p=0.1,
+        seed=-1,
+        stop=("x",),
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+    )
+
+
+async def test_left_out_is_left_out(running: Running) -> None:
+    await running.complete(seed=None, temperature=None, max_tokens=None)
+    asked = running.generator.asked[0]
+    assert (asked.seed, asked.temperature, asked.max_tokens, asked.stop) == (None, None, None, ())
+
+
+async def test_prompts_times_n_in_order() -> None:
+    def by_prompt(parameters: CompletionParameters) -> list[object]:
+        return list(chunks(str(parameters.text or parameters.token_ids)))
+
+    async with in_process(FakeGenerator(by_prompt)) as app:
+        body = (await app.complete(prompt=["a", "b"], n=2, seed=7)).json()
+        seeds = [asked.seed for asked in app.generator.asked]
+        keys = {asked.request_key for asked in app.generator.asked}
+    assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "a"), (1, "a"), (2, "b"), (3, "b")]
+    assert body["usage"] == {"prompt_tokens": 2 * PROMPT_TOKENS, "completion_tokens": 4, "total_tokens": 14}
+    assert seeds == [choice_seed(7, index) for index in range(4)]
+    assert len(keys) == 4
+
+
+def test_seeds_of_choices_are_fixed() -> None:
+    """Written down: clients get the same text for the same seed from every version."""
+    assert [choice_seed(1234, index) for index in range(3)] == [1234, -2306404173222118480, 4916647437660608691]
+    assert choice_seed(-(2**63), 0) == -(2**63)
+    assert len({choice_seed(seed, index) for seed in (0, 1, -1) for index in range(100)}) == 300
+    assert all(-(2**63) <= choice_seed(5, index) < 2**63 for index in range(100))
+
+
+async def test_tokens_as_ids(running: Running) -> None:
+    body = (await running.complete(max_tokens=2, return_tokens_as_token_ids=True)).json()
+    choice = body["choices"][0]
+    assert choice["text"] == "token_id:101token_id:102"
+    assert choice["token_ids"] == [101, 102]
+
+
+async def test_token_ids_beside_the_text(running: Running) -> None:
+    choice = (await running.complete(max_tokens=2, return_token_ids=True)).json()["choices"][0]
+    assert (choice["text"], choice["token_ids"]) == (" Paris,", [101, 102])
+
+
+async def test_stop_reason(running: Running) -> None:
+    running.generator.script = lambda _: chunks("a", "", reason=FinishReason.STOP)
+    assert (await running.complete()).json()["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_text_is_passed_on_unchanged(running: Running) -> None:
+    text = ' "quoted"\n\u2028\x00\x7f \U0001f600é\\'
+    running.generator.script = lambda _: chunks(text)
+    assert (await running.complete()).json()["choices"][0]["text"] == text
+
+
+async def test_token_id_prompts(running: Running) -> None:
+    await running.complete(prompt=[[1, 2], [3]])
+    assert [asked.token_ids for asked in running.generator.asked] == [(1, 2), (3,)]
+
+
+async def test_an_error_of_one_prompt_names_it_and_stops_the_others() -> None:
+    def script(parameters: CompletionParameters) -> list[object]:
+        if parameters.text == "long":
+            return [PipelineError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "9 of 8 tokens", param="prompt")]
+        return [asyncio.Event()]
+
+    async with in_process(FakeGenerator(script)) as app:
+        answer = await app.complete(prompt=["short", "long"])
+        await app.generator.until_stopped()
+        assert app.generator.stopped == [app.generator.asked[0].request_key]
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "prompt[1]"
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_the_deadline_is_a_504_and_stops_the_engine() -> None:
+    async with in_process(FakeGenerator(forever())) as app:
+        answer = await app.client.post(
+            "/v1/completions", json={"model": MODEL, "prompt": "Hi"}, headers={"x-request-timeout-s": "0.1"}
+        )
+        await app.generator.until_stopped()
+        assert await app.metric('completions_cancelled_total{model="tiny",reason="deadline"}') == 1
+    assert answer.status_code == 504
+    assert answer.json()["error"] == {**answer.json()["error"], "type": "timeout_error", "code": "deadline_exceeded"}
+
+
+@pytest.mark.parametrize("sent", ["soon", "0", "-1", "nan"])
+async def test_senseless_timeouts_are_refused(running: Running, sent: str) -> None:
+    answer = await running.client.post(
+        "/v1/completions", json={"model": MODEL, "prompt": "Hi"}, headers={"x-request-timeout-s": sent}
+    )
+    assert answer.status_code == 400
+
+
+async def test_a_stream_that_ends_without_reason_is_an_error(running: Running) -> None:
+    running.generator.script = lambda _: chunks("a", "b")[:1]
+    answer = await running.complete(stream=True)
+    assert '"code":"service_unavailable"' in answer.text
+
+
+async def test_a_fault_of_the_generator_is_a_500_without_details(running: Running) -> None:
+    running.generator.script = lambda _: [RuntimeError("secret path /etc/x")]
+    answer = await running.complete()
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_aliases_answer_under_the_name_asked_for() -> None:
+    async with in_process(model_aliases="small, gpt-small") as app:
+        body = (await app.complete(model="gpt-small")).json()
+    assert body["model"] == "gpt-small"
+
+
+async def test_long_prompts(running: Running) -> None:
+    await running.complete(prompt=[7] * 100_000)
+    assert running.generator.asked[0].token_ids == (7,) * 100_000

@@ -1,0 +1,257 @@
+"""Several endpoints as one: who gets a request, who is left out, and who is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from frontend.backends.fake import FakeGenerator, Step, chunks, forever
+from frontend.backends.generator import NoRoomError, UnreachableError
+from frontend.backends.pool import GeneratorPool, balanced
+from frontend.observability.metrics import Metrics
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
+from tests.support.app import in_process, until
+
+ENGINE_GONE = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")
+CONNECTION_LOST = PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "lost")
+
+
+def parameters(key: str) -> CompletionParameters:
+    return CompletionParameters(key, f"request-{key}", text="Hi", max_tokens=2, stream=True)
+
+
+class Pool:
+    """A pool of fakes, its metrics, and the requests that run in it."""
+
+    def __init__(self, count: int, check_s: float = 0.02, lost_s: float = math.inf) -> None:
+        self.metrics = Metrics()
+        self.fakes = [FakeGenerator() for _ in range(count)]
+        named = {f"triton-{number}": fake for number, fake in enumerate(self.fakes)}
+        self.pool = GeneratorPool(named, self.metrics.endpoints.of_model("tiny"), check_s=check_s, lost_s=lost_s)
+        self.running: list[asyncio.Task[list[TextChunk]]] = []
+
+    async def complete(self, key: str) -> list[TextChunk]:
+        return [chunk async for chunk in self.pool.generate(parameters(key))]
+
+    async def begin(self, key: str) -> None:
+        """Start a request and wait until a member has it."""
+        before = sum(self.asked)
+        self.running.append(asyncio.create_task(self.complete(key)))
+        await until(lambda: sum(self.asked) > before)
+
+    @property
+    def asked(self) -> list[int]:
+        return [len(fake.asked) for fake in self.fakes]
+
+    def metric(self, name: str, number: int) -> float | None:
+        labels = {"model": "tiny", "endpoint": f"triton-{number}"}
+        return self.metrics.registry.get_sample_value(f"completions_endpoint_{name}", labels)
+
+
+@asynccontextmanager
+async def pool_of(count: int, check_s: float = 0.02) -> AsyncIterator[Pool]:
+    pool = Pool(count, check_s)
+    try:
+        yield pool
+    finally:
+        await pool.pool.close()
+        for task in pool.running:
+            task.cancel()
+        await asyncio.gather(*pool.running, return_exceptions=True)
+
+
+async def test_equal_members_take_turns() -> None:
+    async with pool_of(3) as pool:
+        for number in range(6):
+            await pool.complete(str(number))
+        assert pool.asked == [2, 2, 2]
+
+
+async def test_the_member_with_the_fewest_requests_gets_the_next() -> None:
+    async with pool_of(2) as pool:
+        pool.fakes[0].script = forever(after=0)
+        for key in ("a", "b"):
+            await pool.begin(key)
+        await until(lambda: len(pool.fakes[1].running) == 0)
+        for number in range(3):
+            await pool.complete(str(number))
+        assert pool.asked == [1, 4]
+        assert pool.metric("outstanding_requests", 0) == 1
+        assert pool.metric("requests_total", 1) == 4
+
+
+async def test_a_stop_goes_to_the_member_that_runs_the_request() -> None:
+    async with pool_of(2) as pool:
+        for fake in pool.fakes:
+            fake.script = forever(after=0)
+        for key in ("a", "b"):
+            await pool.begin(key)
+        await pool.pool.stop("b")
+        await pool.pool.stop("unknown")
+        assert [fake.stopped for fake in pool.fakes] == [[], ["b"]]
+        await pool.running[1]
+        await pool.pool.stop("b")
+        assert pool.fakes[1].stopped == ["b"]
+
+
+async def test_a_request_that_found_no_connection_is_given_to_another_member() -> None:
+    async with pool_of(2) as pool:
+        pool.fakes[0].script = lambda _: [UnreachableError()]
+        for number in range(3):
+            assert len(await pool.complete(str(number))) == 2
+        assert pool.asked == [1, 3]
+        assert (pool.metric("ejected", 0), pool.metric("ejected", 1)) == (1, 0)
+        assert pool.metric("outstanding_requests", 0) == 0
+
+
+async def test_a_request_that_is_given_away_is_stopped_where_it_was() -> None:
+    """Should the first have taken it after all, it must not run twice."""
+    async with pool_of(2) as pool:
+        pool.fakes[0].script = lambda _: [UnreachableError()]
+        await pool.complete("a")
+        await pool.fakes[0].until_stopped()
+        assert [fake.stopped for fake in pool.fakes] == [["a"], []]
+
+
+async def test_it_is_not_given_away_after_a_token() -> None:
+    async with pool_of(2) as pool:
+        pool.fakes[0].script = lambda _: [*chunks("a", "b")[:1], UnreachableError()]
+        with pytest.raises(UnreachableError):
+            await pool.complete("a")
+        assert pool.asked == [1, 0]
+
+
+async def test_it_is_given_away_once_only() -> None:
+    async with pool_of(3) as pool:
+        for fake in pool.fakes:
+            fake.script = lambda _: [UnreachableError()]
+        with pytest.raises(UnreachableError):
+            await pool.complete("a")
+        assert sum(pool.asked) == 2
+
+
+@pytest.mark.parametrize("error", [ENGINE_GONE, CONNECTION_LOST], ids=["engine", "connection"])
+@pytest.mark.parametrize("before", [[], chunks("a", "b")[:1]], ids=["no token", "a token"])
+async def test_a_request_that_may_have_begun_fails_and_its_member_is_left_out(
+    error: PipelineError, before: list[Step]
+) -> None:
+    async with pool_of(2) as pool:
+        pool.fakes[0].script = lambda _: [*before, error]
+        with pytest.raises(PipelineError) as caught:
+            await pool.complete("a")
+        assert caught.value is error
+        for number in range(3):
+            await pool.complete(str(number))
+        assert pool.asked == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PipelineError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "long", param="prompt"), NoRoomError()],
+    ids=["the request's fault", "no room in /dev/shm"],
+)
+async def test_a_failure_that_says_nothing_of_the_member_does_not_cost_its_place(error: PipelineError) -> None:
+    async with pool_of(2) as pool:
+        pool.fakes[0].script = lambda _: [error]
+        with pytest.raises(PipelineError):
+            await pool.complete("a")
+        assert pool.metric("ejected", 0) == 0
+
+
+async def test_nobody_left_is_a_503() -> None:
+    async with pool_of(2) as pool:
+        for fake in pool.fakes:
+            fake.script = lambda _: [ENGINE_GONE]
+        for key in ("a", "b", "c"):
+            with pytest.raises(PipelineError) as caught:
+                await pool.complete(key)
+        assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
+        assert pool.asked == [1, 1]
+
+
+async def test_ready_while_one_is_and_back_after_a_trial_prompt() -> None:
+    async with pool_of(2) as pool:
+        assert await pool.pool.is_ready()
+        pool.fakes[0].is_up = False
+        await until(lambda: pool.metric("ejected", 0) == 1)
+        assert await pool.pool.is_ready()
+        pool.fakes[1].is_up = False
+        await until(lambda: pool.metric("ejected", 1) == 1)
+        assert not await pool.pool.is_ready()
+        pool.fakes[0].warm_up_text = ""  # loaded, and answers nothing
+        pool.fakes[0].is_up = pool.fakes[1].is_up = True
+        await until(lambda: pool.metric("ejected", 1) == 0)
+        assert await pool.pool.is_ready()
+        assert pool.metric("ejected", 0) == 1
+        pool.fakes[0].warm_up_text = " Paris"
+        await until(lambda: pool.metric("ejected", 0) == 0, timeout_s=10)
+        assert pool.metric("ejections_total", 0) == 1
+
+
+async def test_one_missed_look_is_not_yet_a_reason() -> None:
+    async with pool_of(2, check_s=30) as pool:
+        pool.fakes[0].is_up = False
+        assert await pool.pool.is_ready()
+        assert pool.metric("ejected", 0) == 0
+
+
+async def test_models_that_share_an_endpoint_count_for_themselves() -> None:
+    metrics = Metrics()
+    pools = {
+        model: GeneratorPool({"triton": FakeGenerator()}, metrics.endpoints.of_model(model), check_s=1)
+        for model in ("large", "small")
+    }
+    for model, count in (("large", 2), ("small", 1)):
+        for number in range(count):
+            [_ async for _ in pools[model].generate(parameters(str(number)))]
+    found = [
+        metrics.registry.get_sample_value("completions_endpoint_requests_total", {"model": model, "endpoint": "triton"})
+        for model in pools
+    ]
+    assert found == [2, 1]
+
+
+async def test_closing_closes_all() -> None:
+    async with pool_of(2) as pool:
+        await pool.pool.is_ready()
+    assert all(fake.is_closed for fake in pool.fakes)
+
+
+async def test_the_app_serves_through_a_pool_whose_first_member_is_dead() -> None:
+    pool = Pool(2)
+    pool.fakes[0].is_up = False
+    pool.fakes[0].script = lambda _: [UnreachableError()]
+    async with in_process(pool.pool) as app:  # type: ignore[arg-type]
+        for _ in range(3):
+            assert (await app.complete()).status_code == 200
+            assert (await app.complete(stream=True)).text.endswith("data: [DONE]\n\n")
+
+
+async def test_what_waits_for_a_member_that_hangs_ends_and_the_others_go_on() -> None:
+    """A Triton that hangs closes no connection: without this, its requests would wait for their deadline."""
+    pool = Pool(2, lost_s=0.2)
+    for fake in pool.fakes:
+        fake.script = forever(after=0)
+    async with in_process(pool.pool) as app:  # type: ignore[arg-type]
+        requests = [asyncio.create_task(app.complete()) for _ in pool.fakes]
+        await until(lambda: pool.asked == [1, 1])
+        pool.fakes[0].is_up = False
+        done, others = await asyncio.wait(requests, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        (answer,) = [task.result() for task in done]
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
+        assert await app.metric('completions_cancelled_total{model="tiny",reason="triton_lost"}') == 1
+        await asyncio.sleep(0.4)  # twice the limit
+        assert len(others) == 1
+        assert not any(task.done() for task in others)
+        await pool.fakes[1].stop(pool.fakes[1].asked[0].request_key)
+        await asyncio.wait(others, timeout=5)
+
+
+async def test_a_single_generator_needs_no_pool() -> None:
+    generator = FakeGenerator()
+    assert balanced({"a": generator}, Metrics().endpoints.of_model("tiny"), check_s=1) is generator

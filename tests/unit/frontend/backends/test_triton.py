@@ -1,0 +1,266 @@
+"""The Triton generator against a real gRPC server that speaks Triton's protocol and plays scripts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from frontend.backends.generator import NoRoomError, UnreachableError
+from frontend.backends.grpc_channel import TritonChannel, infer_request
+from frontend.backends.triton import TritonGenerator
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
+from llm_pipeline.protocol.tensors import text_chunk_to_arrays
+from tests.support.app import until
+
+PARAMETERS = CompletionParameters("key-1", "request-1", text="Hi", max_tokens=3, seed=-1, stop=("x", "y"), stream=True)
+
+
+class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers each request with `script`: chunks, error messages inside responses, or a status (code, details).
+
+    An event in it is waited for.
+    """
+
+    def __init__(self) -> None:
+        self.script: list[TextChunk | str | tuple[grpc.StatusCode, str] | asyncio.Event | None] = []
+        self.requests: list[Any] = []
+        self.streams = 0
+        self.metadata: dict[str, str] = {}
+        self.is_ready = True
+        self.finished = 0
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=self.is_ready)
+
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self.streams += 1
+        self.metadata = dict(context.invocation_metadata())
+        async for request in requests:
+            self.requests.append(request)
+            if request.model_name == "decode":
+                continue
+            for step in self.script:
+                if isinstance(step, tuple):
+                    await context.abort(*step)
+                if isinstance(step, asyncio.Event):
+                    await step.wait()
+                    continue
+                if isinstance(step, str):
+                    yield service_pb2.ModelStreamInferResponse(error_message=step)
+                    continue
+                yield service_pb2.ModelStreamInferResponse(infer_response=_response(step))
+        self.finished += 1
+
+
+def _response(chunk: TextChunk | None) -> Any:
+    """Without outputs for None, as the bare end of a call is."""
+    response = service_pb2.ModelInferResponse(model_name="ensemble")
+    for spec, values in [] if chunk is None else text_chunk_to_arrays(chunk):
+        response.outputs.add(name=spec.name, datatype=spec.dtype, shape=values.shape)
+        if spec.dtype == "BYTES":
+            response.raw_output_contents.append(b"".join(len(v).to_bytes(4, "little") + v for v in values.flat))
+        else:
+            response.raw_output_contents.append(values.tobytes())
+    return response
+
+
+@asynccontextmanager
+async def scripted_triton() -> AsyncIterator[tuple[ScriptedTriton, TritonGenerator]]:
+    servicer, server = ScriptedTriton(), grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    generator = TritonGenerator(TritonChannel(f"127.0.0.1:{port}"), "ensemble")
+    try:
+        yield servicer, generator
+    finally:
+        await generator.close()
+        await server.stop(None)
+
+
+async def test_chunks_arrive_as_they_were_sent() -> None:
+    sent = [
+        TextChunk(" é", 1, prompt_tokens=4),
+        TextChunk("", 2, token_ids=(5, 6)),
+        TextChunk("x" * 100_000, 9, None, 4, FinishReason.LENGTH),
+    ]
+    async with scripted_triton() as (triton, generator):
+        triton.script = list(sent)
+        assert [chunk async for chunk in generator.generate(PARAMETERS)] == sent
+
+
+async def test_chunks_with_nothing_to_tell_are_passed_over() -> None:
+    told = [TextChunk("a", 1, prompt_tokens=4), TextChunk("b", 3, None, 4, FinishReason.STOP)]
+    async with scripted_triton() as (triton, generator):
+        triton.script = [told[0], TextChunk("", 2), told[1], TextChunk("", 3), None]
+        assert [chunk async for chunk in generator.generate(PARAMETERS)] == told
+
+
+async def test_what_is_sent() -> None:
+    async with scripted_triton() as (triton, generator):
+        assert [chunk async for chunk in generator.generate(PARAMETERS)] == []
+        (request,) = triton.requests
+        assert (request.model_name, request.id) == ("ensemble", "request-1")
+        inputs = dict(zip((tensor.name for tensor in request.inputs), request.raw_input_contents, strict=True))
+        assert inputs["text_input"] == b"\x02\x00\x00\x00Hi"
+        assert inputs["seed"] == b"\xff" * 8
+        assert inputs["request_key"] == b"\x05\x00\x00\x00key-1"
+        assert inputs["stop_words"] == b"\x01\x00\x00\x00x\x01\x00\x00\x00y"
+        assert "temperature" not in inputs
+        assert "triton_grpc_error" not in triton.metadata  # it crashes this Triton version when requests fail
+
+
+WIRE_ERROR = "in ensemble 'ensemble', [error code=context_length_exceeded param=prompt] 9 of 8 tokens"
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (WIRE_ERROR, ErrorCode.CONTEXT_LENGTH_EXCEEDED),
+        ("[error code=queue_full] full", ErrorCode.QUEUE_FULL),
+        ("[error code=invented] x", ErrorCode.INTERNAL_ERROR),
+        ("Traceback /secret/path", ErrorCode.INTERNAL_ERROR),
+        ("Stub process 'decode_0_0' is not healthy.", ErrorCode.ENGINE_UNAVAILABLE),
+        (
+            "in ensemble 'ensemble', Failed to increase the shared memory pool size for key 'x' to 4193856 bytes.",
+            ErrorCode.SERVICE_UNAVAILABLE,
+        ),
+        ("Request for unknown model: 'ensemble' is not found", ErrorCode.SERVICE_UNAVAILABLE),
+        ((grpc.StatusCode.INVALID_ARGUMENT, WIRE_ERROR), ErrorCode.CONTEXT_LENGTH_EXCEEDED),
+        ((grpc.StatusCode.UNAVAILABLE, "server exiting"), ErrorCode.SERVICE_UNAVAILABLE),
+        ((grpc.StatusCode.INTERNAL, "Traceback /secret/path"), ErrorCode.INTERNAL_ERROR),
+    ],
+)
+async def test_errors(failure: str | tuple[grpc.StatusCode, str], expected: ErrorCode) -> None:
+    async with scripted_triton() as (triton, generator):
+        triton.script = [TextChunk("a", 1), failure]
+        with pytest.raises(PipelineError) as caught:
+            [chunk async for chunk in generator.generate(PARAMETERS)]
+    assert caught.value.code is expected
+    assert "secret" not in caught.value.message
+
+
+async def test_no_room_is_told_apart_from_a_triton_that_is_gone() -> None:
+    async with scripted_triton() as (triton, generator):
+        triton.script = ["in ensemble 'ensemble', Failed to increase the shared memory pool size for key 'x'."]
+        with pytest.raises(NoRoomError):
+            await anext(generator.generate(PARAMETERS))
+
+
+async def test_a_failed_call_is_read_to_its_end_and_not_cancelled() -> None:
+    async with scripted_triton() as (triton, generator):
+        triton.script = [WIRE_ERROR, TextChunk("late", 1)]
+        with pytest.raises(PipelineError):
+            await anext(generator.generate(PARAMETERS))
+        await until(lambda: triton.finished == 1)
+
+
+@pytest.mark.parametrize("details", ["Request for unknown model: 'ensemble' is not found", "Server is stopping, x"])
+async def test_a_request_that_triton_refuses_may_go_elsewhere(details: str) -> None:
+    async with scripted_triton() as (triton, generator):
+        triton.script = [details]
+        with pytest.raises(UnreachableError):
+            await anext(generator.generate(PARAMETERS))
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        "in ensemble 'ensemble', Server is stopping, scheduler for model has stopped accepting new inference requests",
+        "in ensemble 'ensemble', Request for unknown model: 'postprocess' is not found",
+        "Request for unknown model: 'decode' is not found",
+    ],
+)
+async def test_a_request_that_a_step_of_the_ensemble_refuses_may_have_begun(details: str) -> None:
+    async with scripted_triton() as (triton, generator):
+        triton.script = [details]
+        with pytest.raises(PipelineError) as caught:
+            await anext(generator.generate(PARAMETERS))
+    assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
+    assert not isinstance(caught.value, UnreachableError)
+
+
+async def test_the_log_has_the_first_line_of_what_triton_says() -> None:
+    with capture_logs() as logs:
+        async with scripted_triton() as (triton, generator):
+            triton.script = ["x" * 1000 + "\nTraceback of many lines"]
+            with pytest.raises(PipelineError):
+                await anext(generator.generate(PARAMETERS))
+    (line,) = [line for line in logs if line["event"] == "triton_call_failed"]
+    assert (line["details"], line["model"]) == ("x" * 300, "ensemble")
+
+
+async def test_what_models_of_others_say_is_not_logged() -> None:
+    """NVIDIA's may quote the prompt."""
+    with capture_logs() as logs:
+        async with scripted_triton() as (triton, ours):
+            triton.script = ["a secret prompt"]
+            channel = TritonChannel(ours._channel.address, logs_details=False)
+            with pytest.raises(PipelineError):
+                await anext(channel.infer(infer_request("ensemble", [], "request-1")))
+            await channel.close()
+    assert "secret" not in str(logs)
+    assert [line["details"] for line in logs if line["event"] == "triton_call_failed"] == ["15 characters"]
+
+
+@pytest.mark.parametrize("sent", [[], [TextChunk("a", 1)]], ids=["no token", "a token"])
+async def test_a_request_whose_connection_breaks_may_have_begun(sent: list[TextChunk]) -> None:
+    servicer, server = ScriptedTriton(), grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    generator = TritonGenerator(TritonChannel(f"127.0.0.1:{port}"), "ensemble")
+    servicer.script = [*sent, asyncio.Event()]
+    chunks = generator.generate(PARAMETERS)
+    assert [await anext(chunks) for _ in sent] == sent
+    rest = asyncio.ensure_future(anext(chunks))
+    await until(lambda: bool(servicer.requests))
+    await server.stop(None)
+    with pytest.raises(PipelineError) as caught:
+        await rest
+    assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
+    assert not isinstance(caught.value, UnreachableError)
+    with pytest.raises(UnreachableError):
+        await anext(generator.generate(PARAMETERS))
+    await generator.close()
+
+
+async def test_nobody_listens() -> None:
+    generator = TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble")
+    assert not await generator.is_ready()
+    with pytest.raises(UnreachableError) as caught:  # by gRPC's words for it: see triton_channel
+        await anext(generator.generate(PARAMETERS))
+    assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
+    with pytest.raises(PipelineError):
+        await generator.stop("key")
+    await generator.close()
+
+
+async def test_readiness() -> None:
+    async with scripted_triton() as (triton, generator):
+        assert await generator.is_ready()
+        triton.is_ready = False
+        assert not await generator.is_ready()
+
+
+async def test_stops_of_one_moment_share_a_stream() -> None:
+    async with scripted_triton() as (triton, generator):
+        await asyncio.gather(*(generator.stop(f"key-{number}") for number in range(3)))
+        assert triton.streams == 1
+        assert [request.model_name for request in triton.requests] == ["decode"] * 3
+        sent = [dict(zip((t.name for t in r.inputs), r.raw_input_contents, strict=True)) for r in triton.requests]
+        assert [inputs["stop"][4:] for inputs in sent] == [b"key-0", b"key-1", b"key-2"]
+        await generator.stop("key-4")
+        assert triton.streams == 2
+
+
+async def test_closing_an_unused_generator() -> None:
+    await TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble").close()

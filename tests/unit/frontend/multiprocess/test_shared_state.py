@@ -1,0 +1,137 @@
+"""What workers share: counts that add up, a lock that no dead process keeps, limits that don't multiply."""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frontend.api.auth import ApiKey
+from frontend.generation.admission import Admission
+from frontend.generation.rate_limits import MovingWindow, RateLimits
+from frontend.multiprocess.shared_state import Workers
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Workers]:
+    """Two workers, as two processes would see them."""
+    Workers.create(tmp_path, 2)
+    return [Workers.join(tmp_path, number, 2) for number in range(2)]
+
+
+def test_counters_of_one_name_add_up_whoever_makes_them_first(pair: list[Workers]) -> None:
+    first = [pair[0].counter("a"), pair[0].counter("b")]
+    second = [pair[1].counter("b"), pair[1].counter("a")]
+    first[0].add(3)
+    second[1].add(4)
+    first[1].add(-1)
+    assert [counter.total for counter in first] == [7, -1]
+    assert [counter.total for counter in second] == [-1, 7]
+
+
+def test_what_a_dead_worker_counted_counts_no_more(pair: list[Workers], tmp_path: Path) -> None:
+    counters = [workers.counter("a") for workers in pair]
+    for counter in counters:
+        counter.add(5)
+    Workers.join(tmp_path, -1, 2).forget(1)
+    assert counters[0].total == 5
+
+
+def test_the_whole_has_started_when_all_have_been_ready_and_stays_so(pair: list[Workers]) -> None:
+    pair[0].beat(is_ready=True)
+    pair[1].beat(is_ready=False)
+    with pytest.raises(PipelineError):
+        pair[0].require_started()
+    pair[1].beat(is_ready=True)
+    pair[1].beat(is_ready=False)
+    pair[0].forget(1)
+    pair[0].require_started()
+    Workers.alone().require_started()
+
+
+def test_signs_of_life_are_seen_by_the_others(pair: list[Workers]) -> None:
+    assert pair[1].last_beat_s(0) == 0
+    before_s = time.monotonic()
+    pair[0].beat(is_ready=False)
+    assert before_s <= pair[1].last_beat_s(0) <= time.monotonic()
+
+
+HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from frontend.multiprocess.shared_state import Workers
+with Workers.join(Path(sys.argv[1]), 1, 2).lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_stopped_worker_does_not_stop_the_others_and_a_dead_one_frees_the_lock(
+    pair: list[Workers], tmp_path: Path
+) -> None:
+    arguments = [sys.executable, "-c", HOLD_LOCK, str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert not pair[0]._try_lock()
+        with pair[0].lock():
+            pass
+        holder.kill()
+        holder.wait()
+    assert pair[0]._try_lock()
+
+
+def test_the_limit_of_choices_in_flight_is_that_of_all_workers(pair: list[Workers]) -> None:
+    one, other = (Admission(3, workers) for workers in pair)
+    one.admit(2)
+    with pytest.raises(PipelineError) as caught:
+        other.admit(2)
+    assert caught.value.code is ErrorCode.QUEUE_FULL
+    other.admit(1)
+    one.choice_ended(had_token=True)
+    other.admit(1)
+    assert (one.in_flight, other.in_flight) == (1, 2)
+
+
+def test_the_rate_of_a_key_is_counted_once_for_all_workers(pair: list[Workers]) -> None:
+    limits = [RateLimits(workers) for workers in pair]
+    keys = [ApiKey(name=name, sha256="0" * 64, requests_per_minute=4) for name in ("a", "b")]
+    for turn in range(4):
+        for key in keys:
+            limits[turn % 2].count(key)
+    for each in limits:
+        with pytest.raises(PipelineError) as caught:
+            each.count(keys[0])
+        assert caught.value.code is ErrorCode.RATE_LIMIT_EXCEEDED
+        assert caught.value.retry_after_s is not None
+        assert 50 < caught.value.retry_after_s <= 60
+
+
+def test_a_key_with_a_new_limit_begins_a_new_window() -> None:
+    limits = RateLimits(Workers.alone())
+    limits.count(ApiKey(name="a", sha256="0" * 64, requests_per_minute=1))
+    limits.count(ApiKey(name="a", sha256="0" * 64, requests_per_minute=2))
+    limits.count(ApiKey(name="a", sha256="0" * 64))
+    limits.count(None)
+
+
+@given(st.integers(1, 8), st.lists(st.floats(0, 30), max_size=60))
+def test_a_window_lets_in_as_many_as_any_minute_may_have(limit: int, gaps_s: list[float]) -> None:
+    window = MovingWindow(limit, mmap.mmap(-1, MovingWindow.size(limit)))
+    now_s, accepted = 1.0, []
+    for gap_s in gaps_s:
+        now_s += gap_s
+        recent = [hit_s for hit_s in accepted if now_s - hit_s < 60]
+        wait_s = window.hit(now_s)
+        if len(recent) < limit:
+            assert wait_s == 0
+            accepted.append(now_s)
+        else:
+            assert wait_s == recent[0] + 60 - now_s

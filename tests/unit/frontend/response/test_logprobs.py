@@ -1,0 +1,142 @@
+"""Log probs, best_of and what is known of the model, on their way through the front end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import orjson
+import pytest
+
+from frontend.backends.fake import FakeGenerator, Step, chunks
+from llm_pipeline.protocol.capabilities import CAPABILITIES
+from llm_pipeline.protocol.messages import CompletionParameters
+from llm_pipeline.protocol.model_info import ModelDescription
+from tests.support.app import MODEL, Running
+from tests.unit.frontend.response.test_streaming import events
+
+PIECE = '{"tokens":[" é"],"token_logprobs":[-0.25],"top_logprobs":[{" é":-0.25}],"text_offset":[0]}'
+
+
+def one_piece(parameters: CompletionParameters) -> list[Step]:
+    (chunk,) = chunks(" é")
+    return [replace(chunk, log_probs=PIECE.encode())]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_log_probs_go_into_the_answer_as_they_are(running: Running, stream: bool) -> None:
+    running.generator.script = one_piece
+    answer = await running.complete(logprobs=1, stream=stream)
+    (choice,) = events(answer.text)[0]["choices"] if stream else answer.json()["choices"]
+    assert choice["logprobs"] == json.loads(PIECE)
+    assert PIECE in answer.text
+    assert (choice["text"], choice["finish_reason"]) == (" é", "length")
+
+
+async def test_the_fields_reach_the_engine(running: Running) -> None:
+    fields = {
+        "suffix": "end",
+        "logprobs": 3,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"5": 1},
+        "bad_words": ["x"],
+        "min_tokens": 1,
+        "ignore_eos": True,
+        "stop_token_ids": [3],
+        "truncate_prompt_tokens": 9,
+        "add_special_tokens": False,
+        "priority": -1,
+        "user": "somebody",
+    }
+    assert (await running.complete(**fields)).status_code == 200
+    (asked,) = running.generator.asked
+    assert asked.suffix == "end"
+    assert asked.log_probs == 3
+    assert (asked.frequency_penalty, asked.presence_penalty, asked.repetition_penalty) == (0.5, -0.5, 1.1)
+    assert (asked.logit_bias, asked.bad_words) == (((5, 1.0),), ("x",))
+    assert (asked.min_tokens, asked.ignore_eos, asked.stop_token_ids) == (1, True, (3,))
+    assert (asked.truncate_prompt_tokens, asked.add_special_tokens, asked.priority) == (9, False, -1)
+    assert not asked.return_log_probs
+
+
+async def test_a_client_that_left_everything_out_asks_for_nothing(running: Running) -> None:
+    await running.complete(echo=False, logprobs=None, suffix="", user="", best_of=1)
+    (asked,) = running.generator.asked
+    neutral = CompletionParameters(request_key=asked.request_key, request_id=asked.request_id, text="Hi")
+    assert asked == neutral
+
+
+# --- best_of ---------------------------------------------------------------------------------------------------------
+
+
+async def test_best_of_gives_the_highest_log_prob_per_token_first(running: Running) -> None:
+    """Not the highest sum: a long text has the lower one."""
+    sums = iter([(-4.0, 2), (-3.0, 1), (-5.0, 5), (-1.0, 1), (-9.0, 9), (-0.5, 1)])
+
+    def script(parameters: CompletionParameters) -> list[Step]:
+        assert parameters.return_log_probs
+        total, count = next(sums)
+        (chunk,) = chunks(f"{total}")
+        return [replace(chunk, completion_tokens=count, cum_log_prob=total)]
+
+    running.generator.script = script
+    answer = (await running.complete(prompt=["a", "b"], n=2, best_of=3)).json()
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "-5.0"),
+        (1, "-4.0"),
+        (2, "-0.5"),
+        (3, "-1.0"),
+    ]
+    assert answer["usage"] == {"prompt_tokens": 10, "completion_tokens": 19, "total_tokens": 29}
+
+
+async def test_best_of_n_ranks_nothing(running: Running) -> None:
+    answer = (await running.complete(n=2, best_of=2)).json()
+    assert len(answer["choices"]) == 2
+    assert not any(asked.return_log_probs for asked in running.generator.asked)
+
+
+async def test_best_of_without_log_probs_is_refused_by_name(running: Running) -> None:
+    running.generator.description = replace(running.generator.description, capabilities=CAPABILITIES["scripted"])
+    answer = await running.complete(best_of=2)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "best_of")
+    assert running.generator.asked == []
+
+
+async def test_a_server_that_begins_to_drain_during_that_check_refuses(running: Running) -> None:
+    services = running.app.state.services
+
+    async def describe() -> ModelDescription:
+        services.admission.is_draining = True
+        return FakeGenerator().description
+
+    running.generator.describe = describe  # type: ignore[method-assign]
+    answer = await running.complete(best_of=2)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+    assert running.generator.asked == []
+
+
+# --- What is known of the model --------------------------------------------------------------------------------------
+
+
+async def test_models_show_limits_and_capabilities(running: Running) -> None:
+    listed = (await running.client.get("/v1/models")).json()["data"][0]
+    described = (await running.client.get(f"/v1/models/{MODEL}")).json()
+    assert listed.items() <= described.items()
+    assert described["max_model_len"] == 64
+    assert described["capabilities"].items() >= orjson.loads(orjson.dumps(CAPABILITIES["cpu"])).items()
+
+
+async def test_models_are_listed_while_the_engine_is_away(running: Running) -> None:
+    running.generator.is_up = False
+    listed = (await running.client.get("/v1/models")).json()["data"]
+    assert [model["id"] for model in listed] == [MODEL]
+    assert "logprobs" not in listed[0]["capabilities"]
+
+
+async def test_what_was_known_stays_known(running: Running) -> None:
+    before = (await running.client.get("/v1/models")).json()
+    running.generator.is_up = False
+    assert (await running.client.get("/v1/models")).json() == before

@@ -1,0 +1,125 @@
+"""A client that does not read costs bounded memory for a bounded time. On real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+
+import orjson
+import pytest
+
+from frontend.backends.fake import FakeGenerator
+from frontend.generation import completion_run as run
+from frontend.generation.completion_run import merged
+from llm_pipeline.protocol.messages import FinishReason, TextChunk
+from tests.support.app import KEY, MODEL, Running, real_server, until
+
+
+async def open_deaf_client(app: Running, receive_buffer: int = 4096, **fields: object) -> socket.socket:
+    """Sends a request and reads nothing."""
+    host, port = app.client.base_url.host, app.client.base_url.port
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, (host, port))
+    body = json.dumps({"model": MODEL, "prompt": "Hi", **fields}).encode()
+    fields_sent = f"Host: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n"
+    await loop.sock_sendall(client, f"POST /v1/completions HTTP/1.1\r\n{fields_sent}\r\n".encode() + body)
+    return client
+
+
+def is_reset(client: socket.socket) -> bool:
+    try:
+        while client.recv(65536):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+    raise AssertionError("a polite end")
+
+
+def endless(size: int) -> Iterator[TextChunk]:
+    number = 0
+    while True:
+        number += 1
+        yield TextChunk("x" * size, number)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_does_not_read_is_cut_off(stream: bool) -> None:
+    big = TextChunk("x" * 8_000_000, 1)
+    script = [big, asyncio.Event()] if stream else [big, TextChunk("", 1, None, 1, FinishReason.LENGTH)]
+    async with real_server(FakeGenerator(lambda _: script), slow_reader_s=0.3) as app:
+        client = await open_deaf_client(app, stream=stream)
+        assert app.server is not None
+        await until(lambda: app.server.server_state.connections != set())
+        await until(lambda: _metric_is(app, "completions_slow_readers_total", 1))
+        await until(lambda: is_reset(client))
+        client.close()
+        await until(lambda: app.app.state.services.admission.in_flight == 0)
+
+
+async def _metric_is(app: Running, name: str, value: float) -> bool:
+    return await app.metric(name) == value
+
+
+async def test_a_slow_client_that_reads_on_is_not_cut_off() -> None:
+    text = "x" * 3_000_000
+    script = [TextChunk(text, 1, None, 1), TextChunk("", 1, None, 1, FinishReason.LENGTH)]
+    async with real_server(FakeGenerator(lambda _: script), slow_reader_s=1.0) as app:
+        client = await open_deaf_client(app, 2**17, stream=True)
+        loop, got = asyncio.get_running_loop(), b""
+        started_s = loop.time()
+        while not got.endswith(b"0\r\n\r\n"):
+            part = await asyncio.wait_for(loop.sock_recv(client, 200_000), 5)
+            assert part, "cut off"
+            got += part
+            await asyncio.sleep(0.05)
+        client.close()
+        assert loop.time() - started_s > 1.0
+        assert got.count(b"x") >= len(text)
+        assert await app.metric("completions_slow_readers_total") == 0
+
+
+async def test_what_is_not_read_is_bounded_and_the_engine_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_MAX_UNTAKEN_CHARACTERS", 100_000)
+    async with real_server(FakeGenerator(lambda _: endless(100)), slow_reader_s=60) as app:
+        client = await open_deaf_client(app, stream=True)
+        await app.generator.until_stopped()
+        (running,) = app.app.state.services.admission._runs
+        assert len(running._arrived) <= run._MERGE_CHUNKS
+        assert running._untaken_characters < 200_000
+        assert await app.metric('completions_cancelled_total{model="tiny",reason="slow_reader"}') == 1
+        client.close()
+        await until(lambda: app.app.state.services.admission.in_flight == 0)
+
+
+def test_merged_chunks_say_what_they_said_one_by_one() -> None:
+    parts = [
+        TextChunk("a", 1, (1,), 5),
+        TextChunk("", 2, (2,)),
+        TextChunk("bc", 4, (3, 4), 5, FinishReason.STOP),
+    ]
+    assert merged(parts) == TextChunk("abc", 4, (1, 2, 3, 4), 5, FinishReason.STOP)
+    assert merged([TextChunk("a", 1), TextChunk("b", 2)]) == TextChunk("ab", 2)
+    assert merged(parts[:1]) == parts[0]
+
+
+def test_merged_chunks_keep_their_log_probs() -> None:
+    def piece(token: str, offset: int) -> bytes:
+        return orjson.dumps(
+            {"tokens": [token], "token_logprobs": [-1.0], "top_logprobs": [{token: -1.0}], "text_offset": [offset]}
+        )
+
+    whole = merged([TextChunk("a", 1, log_probs=piece("a", 0)), TextChunk("b", 2, log_probs=piece("b", 1))])
+    assert whole.log_probs is not None
+    assert orjson.loads(whole.log_probs) == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [-1.0, -1.0],
+        "top_logprobs": [{"a": -1.0}, {"b": -1.0}],
+        "text_offset": [0, 1],
+    }

@@ -1,0 +1,183 @@
+"""Answers that are a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+
+from frontend.backends.fake import FakeGenerator, chunks, forever
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
+from tests.support.app import MODEL, Running, in_process, real_server
+
+
+def events(body: str) -> list[Any]:
+    """The JSON of each event; checks the framing and the end on the way."""
+    blocks = body.split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks[:-1])
+    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
+
+
+def text_of(found: list[Any], index: int = 0) -> str:
+    return "".join(c["text"] for event in found for c in event["choices"] if c["index"] == index)
+
+
+async def test_the_stream(running: Running) -> None:
+    answer = await running.complete(max_tokens=3, stream=True)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+    found = events(answer.text)
+    assert len({(event["id"], event["created"], event["model"], event["object"]) for event in found}) == 1
+    assert all(set(event) == {"id", "object", "created", "model", "choices"} for event in found)
+    assert [event["choices"][0] for event in found] == [
+        {"index": 0, "text": " Paris", "logprobs": None, "finish_reason": None},
+        {"index": 0, "text": ",", "logprobs": None, "finish_reason": None},
+        {"index": 0, "text": " the", "logprobs": None, "finish_reason": "length"},
+    ]
+
+
+async def test_streamed_text_is_the_whole_text(running: Running) -> None:
+    pieces = (" \U0001f600", "é\n\n", "data: [DONE]", '"', "\u2028", " \x00x")
+    running.generator.script = lambda _: chunks(*pieces)
+    whole = (await running.complete()).json()["choices"][0]["text"]
+    assert text_of(events((await running.complete(stream=True)).text)) == whole == "".join(pieces)
+
+
+async def test_usage_chunk(running: Running) -> None:
+    answer = await running.complete(max_tokens=2, stream=True, stream_options={"include_usage": True})
+    *first, last = events(answer.text)
+    assert [event["usage"] for event in first] == [None, None]
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+
+
+async def test_continuous_usage(running: Running) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    found = events((await running.complete(max_tokens=2, stream=True, stream_options=options)).text)
+    assert [event["usage"]["total_tokens"] for event in found] == [6, 7, 7]
+
+
+async def test_tokens_as_ids(running: Running) -> None:
+    found = events((await running.complete(max_tokens=2, stream=True, return_tokens_as_token_ids=True)).text)
+    assert [event["choices"][0]["token_ids"] for event in found] == [[101], [102]]
+    assert text_of(found) == "token_id:101token_id:102"
+
+
+async def test_token_ids_beside_the_text(running: Running) -> None:
+    found = events((await running.complete(max_tokens=2, stream=True, return_token_ids=True)).text)
+    assert [event["choices"][0]["token_ids"] for event in found] == [[101], [102]]
+    assert text_of(found) == " Paris,"
+
+
+async def test_choices_interleave_with_their_index() -> None:
+    async with in_process() as app:
+        found = events((await app.complete(prompt=["a", "b"], n=2, max_tokens=3, stream=True)).text)
+    for index in range(4):
+        own = [event["choices"][0] for event in found if event["choices"][0]["index"] == index]
+        assert "".join(choice["text"] for choice in own) == " Paris, the"
+        assert [choice["finish_reason"] for choice in own] == [None, None, "length"]
+
+
+async def test_chunks_without_text_are_not_sent(running: Running) -> None:
+    running.generator.script = lambda _: chunks("", "a", "", "b")
+    found = events((await running.complete(stream=True)).text)
+    assert [event["choices"][0]["text"] for event in found] == ["a", "b"]
+
+
+async def test_nothing_follows_the_finish_reason(running: Running) -> None:
+    late = TextChunk("late", 9)
+    running.generator.script = lambda _: [*chunks("a", reason=FinishReason.STOP), late]
+    assert text_of(events((await running.complete(stream=True)).text)) == "a"
+
+
+async def test_an_error_before_the_first_token_has_its_status(running: Running) -> None:
+    running.generator.script = lambda _: [PipelineError(ErrorCode.QUEUE_FULL, "full")]
+    answer = await running.complete(stream=True)
+    assert answer.status_code == 429
+    assert answer.json()["error"]["code"] == "queue_full"
+
+
+async def test_an_error_after_the_first_token_is_an_event() -> None:
+    gate = asyncio.Event()
+    failure = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")
+    generator = FakeGenerator(lambda _: [chunks("a", "b")[0], gate, failure])
+    async with real_server(generator) as app, _stream(app) as answer:
+        lines = answer.aiter_lines()
+        first = await anext(lines)
+        gate.set()
+        rest = [line async for line in lines if line]
+    assert '"text":"a"' in first
+    assert json.loads(rest[0].removeprefix("data: ")) == {
+        "error": {"message": "gone", "type": "overloaded_error", "param": None, "code": "engine_unavailable"}
+    }
+    assert rest[1:] == ["data: [DONE]"]
+
+
+async def test_a_failing_choice_stops_the_others() -> None:
+    gate = asyncio.Event()
+
+    def script(parameters: CompletionParameters) -> list[object]:
+        if parameters.text == "bad":
+            return [gate, PipelineError(ErrorCode.INTERNAL_ERROR, "no")]
+        return list(forever()(parameters))
+
+    async with real_server(FakeGenerator(script)) as app:
+        async with _stream(app, prompt=["good", "bad"]) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            gate.set()
+            rest = [line async for line in lines if line]
+        await app.generator.until_stopped()
+    assert '"code":"internal_error"' in rest[0]
+    assert rest[-1] == "data: [DONE]"
+
+
+async def test_the_deadline_ends_a_stream_with_an_event() -> None:
+    async with real_server(FakeGenerator(forever())) as app:
+        answer = await app.client.post("/v1/completions", json=_streaming(), headers={"x-request-timeout-s": "0.2"})
+        await app.generator.until_stopped()
+    assert answer.status_code == 200
+    assert '"code":"deadline_exceeded"' in answer.text
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
+async def test_silence_is_filled_with_comments() -> None:
+    gate = asyncio.Event()
+    generator = FakeGenerator(lambda _: [gate, *chunks("a")])
+    async with real_server(generator, keepalive_s=0.05) as app, _stream(app) as answer:
+        lines = answer.aiter_lines()
+        first = await anext(lines)
+        gate.set()
+        rest = [line async for line in lines if line.startswith("data: ")]
+    assert answer.status_code == 200
+    assert first == ": keep-alive"
+    assert len(rest) == 2
+
+
+async def test_tokens_are_sent_as_they_are_made() -> None:
+    """No chunk waits for the next one: each is read before the next is made."""
+    gates = [asyncio.Event() for _ in range(3)]
+    steps: list[object] = []
+    for gate, chunk in zip(gates, chunks("a", "b", "c"), strict=True):
+        steps += [gate, chunk]
+    async with real_server(FakeGenerator(lambda _: steps)) as app:
+        gates[0].set()
+        async with _stream(app) as answer:
+            lines = (line async for line in answer.aiter_lines() if line)
+            for number, text in enumerate("abc"):
+                gates[number].set()
+                assert f'"text":"{text}"' in await asyncio.wait_for(anext(lines), 5)
+
+
+def _streaming(**fields: object) -> dict[str, object]:
+    return {"model": MODEL, "prompt": "Hi", "stream": True, **fields}
+
+
+def _stream(app: Running, **fields: object) -> AbstractAsyncContextManager[httpx.Response]:
+    return app.client.stream("POST", "/v1/completions", json=_streaming(**fields))

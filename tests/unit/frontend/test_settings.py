@@ -1,0 +1,82 @@
+"""Settings come from the environment, say what they are, and stop the start when they are bad."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import frontend
+from frontend.models.registry import deployment_of
+from frontend.settings import FrontendSettings, HashedKey
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FrontendSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.parametrize("name", FrontendSettings.model_fields)
+def test_every_field_is_described(name: str) -> None:
+    assert FrontendSettings.model_fields[name].description
+
+
+def test_defaults() -> None:
+    settings = FrontendSettings(auth="off")
+    assert (settings.host, settings.port, settings.triton_addresses) == ("127.0.0.1", 9000, ("127.0.0.1:8001",))
+    assert deployment_of(settings).models[0].names == ("smollm2-135m-instruct",)
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "API_KEY": "123",
+        "MODEL_NAME": "m",
+        "MODEL_ALIASES": "a, b,,m",
+        "TRITON_GRPC_PORT": "7001",
+        "LOG_FORMAT": "json",
+        "MAX_CHOICES": "600",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = FrontendSettings()
+    assert settings.api_key == HashedKey.of("123")
+    assert deployment_of(settings).models[0].names == ("m", "a", "b")
+    assert settings.triton_addresses == ("127.0.0.1:7001",)
+    assert settings.most_choices == settings.max_in_flight
+
+
+def test_the_plain_key_is_not_kept() -> None:
+    assert "plain-secret" not in repr(FrontendSettings(api_key="plain-secret"))
+
+
+def test_no_key_needs_to_be_said() -> None:
+    with pytest.raises(ValidationError, match="AUTH=off"):
+        FrontendSettings()
+
+
+def test_an_empty_key_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "")
+    with pytest.raises(ValidationError, match="AUTH=off"):
+        FrontendSettings()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"port": 70000}, {"auth": "maybe"}, {"max_in_flight": 0}, {"public_url": "nonsense"}, {"log_level": "loud"}],
+)
+def test_bad_values(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        FrontendSettings(**{"api_key": "x", **values})
+
+
+def test_only_settings_read_the_environment() -> None:
+    sources = Path(frontend.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if re.search(r"os\.environ|getenv", path.read_text())] == []
+
+
+def test_only_one_module_knows_triton() -> None:
+    sources = Path(frontend.__file__).parent.rglob("*.py")
+    pattern = re.compile(r"^\s*(import|from) (tritonclient|grpc)\b", re.MULTILINE)
+    assert [path.name for path in sources if pattern.search(path.read_text())] == ["triton_channel.py"]

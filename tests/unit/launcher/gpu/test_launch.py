@@ -1,0 +1,271 @@
+"""The command lines of Triton on one and more GPUs, and what is refused before them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.gpu import launch as multi_gpu
+from launcher.gpu.launch import LaunchError, LaunchSettings, Mode, choose_mode, command, read_world_size
+from llm_pipeline.runtime.settings import PipelineSettings
+
+MAPPING = {"world_size": 2, "gpus_per_node": 8, "tp_size": 2, "pp_size": 1, "cp_size": 1, "moe_tp_size": 2}
+
+
+def make_engine(directory: Path, mapping: dict[str, Any] | None = None, ranks: int = 2) -> Path:
+    """The files of an engine, as far as the launcher looks at them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {
+        "version": "1.2.1",
+        "pretrained_config": {"vocab_size": 100, "mapping": MAPPING if mapping is None else mapping},
+        "build_config": {"max_batch_size": 4, "max_seq_len": 64, "max_num_tokens": 64},
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    for rank in range(ranks):
+        (directory / f"rank{rank}.engine").touch()
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LaunchSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def make_settings(**changed: Any) -> LaunchSettings:
+    places = {"engine_dir": Path("/engine"), "model_repository": Path("/models"), "tritonserver": Path("/tritonserver")}
+    return LaunchSettings(**{**places, **changed})
+
+
+# --- Command lines ---------------------------------------------------------------------------------------------------
+
+
+def any_rank(rank: int) -> list[str]:
+    return [
+        "/tritonserver",
+        f"--id=rank{rank}",
+        "--model-repository=/models",
+        "--disable-auto-complete-config",
+        f"--backend-config=python,shm-region-prefix-name=triton_completions_8001_rank{rank}_",
+        "--backend-config=python,stub-timeout-seconds=300",
+        "--exit-timeout-secs=30",
+    ]
+
+
+SERVING = [
+    *any_rank(0),
+    "--http-address=127.0.0.1",
+    "--http-port=8000",
+    "--grpc-address=127.0.0.1",
+    "--grpc-port=8001",
+    "--metrics-address=127.0.0.1",
+    "--metrics-port=8002",
+]
+WORKING = [
+    "--model-control-mode=explicit",
+    "--load-model=decode",
+    "--allow-http=false",
+    "--allow-grpc=false",
+    "--allow-metrics=false",
+    "--log-info=false",
+    "--log-warning=false",
+]
+MPIRUN = ["mpirun", "--bind-to", "none", "--oversubscribe", "--tag-output"]
+
+
+def test_one_gpu_is_tritonserver_alone() -> None:
+    assert command(make_settings(), "single", 1) == SERVING
+
+
+def test_leader_mode_is_one_mpirun_with_a_context_for_each_rank() -> None:
+    one, two = [*any_rank(1), *WORKING], [*any_rank(2), *WORKING]
+    expected = [*MPIRUN, "-n", "1", *SERVING, ":", "-n", "1", *one, ":", "-n", "1", *two]
+    assert command(make_settings(), "leader", 3) == expected
+
+
+def test_orchestrator_mode_is_one_server_that_keeps_off_the_workers_gpus() -> None:
+    assert command(make_settings(), "orchestrator", 2) == [
+        *MPIRUN,
+        "-x",
+        "TRTLLM_PARALLEL_MODE=orchestrator",
+        "-n",
+        "1",
+        *SERVING,
+        "--pinned-memory-pool-byte-size=0",
+        "--enable-peer-access=false",
+        "--cuda-memory-pool-byte-size=0:0",
+        "--cuda-memory-pool-byte-size=1:0",
+    ]
+
+
+def test_the_orchestrator_keeps_off_every_gpu_that_the_server_has() -> None:
+    line = command(make_settings(gpu_count=4), "orchestrator", 2)
+    assert [part for part in line if "cuda-memory-pool" in part][-1] == "--cuda-memory-pool-byte-size=3:0"
+
+
+def test_decode_knows_the_variable_that_tells_it_of_the_orchestrator() -> None:
+    line = command(make_settings(), "orchestrator", 2)
+    name, _, value = line[line.index("-x") + 1].partition("=")
+    told = PipelineSettings(engine_dir=Path("/engine"), **{name.lower(): value})
+    assert getattr(told, name.lower()) == "orchestrator"
+
+
+def test_every_setting_of_the_server_reaches_every_rank() -> None:
+    changed = {
+        "triton_backends": Path("/backends"),
+        "triton_exit_timeout_s": 7,
+        "triton_stub_timeout_s": 8,
+        "triton_grpc_port": 9,
+        "mpirun": "/opt/mpirun",
+    }
+    program, *line = command(make_settings(**changed), "leader", 2)
+    assert program == "/opt/mpirun"
+    for part in ("--backend-directory=/backends", "--exit-timeout-secs=7"):
+        assert line.count(part) == 2
+    assert line.count("--backend-config=python,stub-timeout-seconds=8") == 2
+    prefixes = {part for part in line if "shm-region-prefix-name" in part}
+    assert len(prefixes) == 2
+    assert all("_9_rank" in prefix for prefix in prefixes)  # and two stacks on one machine differ too
+
+
+def test_only_the_serving_rank_listens() -> None:
+    settings = make_settings(triton_host="0.0.0.0", triton_http_port=1, triton_grpc_port=2, triton_metrics_port=3)
+    first, second = " ".join(command(settings, "leader", 2)).split(" : ")
+    for service, port in (("http", 1), ("grpc", 2), ("metrics", 3)):
+        assert f"--{service}-address=0.0.0.0 --{service}-port={port}" in first
+        assert f"--{service}-" not in second
+
+
+# --- Mode and GPUs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "world_size", "chosen"),
+    [
+        ("auto", 1, "single"),
+        ("auto", 2, "leader"),
+        ("single", 1, "single"),
+        ("leader", 1, "leader"),
+        ("leader", 4, "leader"),
+        ("orchestrator", 1, "orchestrator"),
+        ("orchestrator", 4, "orchestrator"),
+    ],
+)
+def test_the_mode_follows_from_the_setting_and_the_engine(asked: str, world_size: int, chosen: Mode) -> None:
+    assert choose_mode(make_settings(launch_mode=asked), world_size) == chosen
+
+
+def test_one_server_on_one_gpu_can_t_hold_an_engine_for_two() -> None:
+    with pytest.raises(LaunchError, match="is for 2 GPUs, and LAUNCH_MODE=single"):
+        choose_mode(make_settings(launch_mode="single"), 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "world_size", "gpu_count", "is_fine"),
+    [
+        ("auto", 2, 2, True),
+        ("auto", 2, 1, False),
+        ("auto", 2, 4, False),
+        ("auto", 1, 2, False),
+        ("orchestrator", 2, 2, True),
+        ("orchestrator", 2, 4, True),
+        ("orchestrator", 2, 1, False),
+    ],
+)
+def test_an_engine_for_another_number_of_gpus_is_refused(
+    mode: str, world_size: int, gpu_count: int, is_fine: bool
+) -> None:
+    settings = make_settings(launch_mode=mode, gpu_count=gpu_count)
+    if is_fine:
+        choose_mode(settings, world_size)
+        return
+    with pytest.raises(LaunchError, match=rf"built for {world_size} GPUs, and this server has {gpu_count} \(GPU_COUNT"):
+        choose_mode(settings, world_size)
+
+
+# --- The engine ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mapping", "world_size"),
+    [
+        ({"world_size": 1}, 1),
+        (MAPPING, 2),
+        ({"world_size": 8, "tp_size": 4, "pp_size": 2}, 8),
+        ({"world_size": 4, "tp_size": 2, "pp_size": 1, "cp_size": 2}, 4),
+    ],
+    ids=["no parallelism", "tp", "tp and pp", "tp and cp"],
+)
+def test_the_world_size_is_the_engines(tmp_path: Path, mapping: dict[str, int], world_size: int) -> None:
+    assert read_world_size(make_engine(tmp_path, mapping, ranks=world_size)) == world_size
+
+
+def test_an_engine_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="world_size is 2, but tp 2 x pp 2 x cp 1 is 4"):
+        read_world_size(make_engine(tmp_path, {**MAPPING, "pp_size": 2}))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [(1, r"Missing: rank1\.engine; not its own: none"), (3, r"Missing: none; not its own: rank2\.engine")],
+)
+def test_an_engine_without_exactly_its_ranks_is_refused(tmp_path: Path, ranks: int, said: str) -> None:
+    with pytest.raises(LaunchError, match=said):
+        read_world_size(make_engine(tmp_path, ranks=ranks))
+
+
+def test_a_directory_without_an_engine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"ENGINE_DIR: No TensorRT-LLM engine in .*: No such file"):
+        read_world_size(tmp_path)
+
+
+@pytest.mark.parametrize("config", ["{}", "not json", '{"pretrained_config": {"mapping": {"tp_size": 0}}}'])
+def test_a_config_that_trtllm_build_has_not_written_is_refused(tmp_path: Path, config: str) -> None:
+    make_engine(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(LaunchError, match="can't be read as a TensorRT-LLM engine's configuration"):
+        read_world_size(tmp_path)
+
+
+# --- The program -----------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_what_a_shell_can_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = make_engine(tmp_path / "an engine")
+    monkeypatch.setenv("ENGINE_DIR", str(engine))
+    monkeypatch.setenv("MODEL_REPOSITORY", "/my models")
+    assert multi_gpu.main(["--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    settings = LaunchSettings(engine_dir=engine, model_repository=Path("/my models"))
+    read = subprocess.run(["sh", "-c", f"printf '%s\\n' {printed}"], stdout=subprocess.PIPE, text=True, check=True)
+    assert read.stdout.splitlines() == command(settings, "leader", 2)
+
+
+@pytest.mark.parametrize(("ranks", "setting"), [(1, "TRITONSERVER"), (2, "MPIRUN")])
+def test_a_missing_program_is_told_with_its_setting(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ranks: int,
+    setting: str,
+) -> None:
+    mapping = {"world_size": ranks, "tp_size": ranks}
+    monkeypatch.setenv("ENGINE_DIR", str(make_engine(tmp_path / "engine", mapping, ranks)))
+    monkeypatch.setenv(setting, str(tmp_path / "nothing"))
+    monkeypatch.setattr("launcher.gpu.server_group.signal.signal", lambda *_arguments: None)
+    assert multi_gpu.main([]) == 1
+    assert f"nothing can't be run ({setting})" in capsys.readouterr().err
+
+
+def test_bad_settings_are_told_all_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LAUNCH_MODE", "both")
+    assert multi_gpu.main([]) == 2
+    said = capsys.readouterr().err
+    assert "LAUNCH_MODE" in said
+    assert "ENGINE_DIR" in said

@@ -1,0 +1,217 @@
+"""Checks before a start: each finding names what is wrong and how to mend it, and all are told at once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks.systems.servers import free_ports
+from launcher import check_python
+from launcher.local import preflight as checks
+from launcher.local.preflight import MissingError, check_all
+from launcher.settings import StackSettings
+
+MIB = 2**20
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StackSettings:
+    """Settings of a stack that could start, on ports that nobody uses."""
+    for name in StackSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    names = ("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port")
+    ports: dict[str, Any] = dict(zip(names, free_ports(4), strict=True))
+    set_memory(monkeypatch, mib=16_000)
+    return StackSettings(run_dir=tmp_path, **ports)
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def set_memory(monkeypatch: pytest.MonkeyPatch, *, mib: int) -> None:
+    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=mib * MIB))
+
+
+def findings(settings: StackSettings, **changed: Any) -> str:
+    with pytest.raises(MissingError) as caught:
+        check_all(settings.model_copy(update=changed))
+    return str(caught.value)
+
+
+def test_tensorrt_llm_needs_an_engine_of_its_own(settings: StackSettings) -> None:
+    assert "ENGINE_DIR" in findings(settings, executor="tensorrt_llm")
+    check_all(settings.model_copy(update={"executor": "tensorrt_llm", "engine_dir": Path("an engine")}))
+
+
+def test_a_machine_that_has_everything_passes(settings: StackSettings) -> None:
+    check_all(settings)
+
+
+@pytest.mark.parametrize("name", ["PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT"])
+def test_a_busy_port_is_named_with_the_setting_that_changes_it(
+    settings: StackSettings, busy_port: int, name: str
+) -> None:
+    said = findings(settings, **{name.lower(): busy_port})
+    assert f"Port {busy_port} ({name}) is in use" in said
+    assert f"`make serve {name}=...`" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may listen on every port")
+def test_a_privileged_port_is_not_called_busy(settings: StackSettings) -> None:
+    assert "needs privileges" in findings(settings, port=1)
+
+
+def test_two_equal_ports_are_told_with_all_four(settings: StackSettings) -> None:
+    said = findings(settings, triton_http_port=settings.port)
+    assert "Two of the ports are the same" in said
+    assert f"PORT={settings.port}, TRITON_HTTP_PORT={settings.port}" in said
+
+
+def test_all_findings_are_told_at_once(
+    settings: StackSettings, busy_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_memory(monkeypatch, mib=100)
+    said = findings(settings, port=busy_port)
+    assert len(said.splitlines()) == 2
+
+
+def test_a_python_without_its_shared_library_is_told_how_to_get_one(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_python, "libpython", lambda: None)
+    said = findings(settings)
+    assert "libpython" in said
+    assert "make serve PYTHON=" in said
+
+
+@pytest.mark.parametrize(
+    ("executor", "kv_cache_gib", "available_mib", "is_enough"),
+    [
+        ("cpu", 1.0, 3500, True),
+        ("cpu", 1.0, 3400, False),
+        ("cpu", 0.5, 3000, True),
+        ("cpu", 8.0, 10500, False),
+        ("cpu", 8.0, 10700, True),
+        ("scripted", 1.0, 600, True),
+        ("scripted", 8.0, 600, True),
+        ("scripted", 1.0, 400, False),
+    ],
+)
+def test_memory_is_needed_for_the_executor_and_its_cache(
+    settings: StackSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    executor: str,
+    kv_cache_gib: float,
+    available_mib: int,
+    is_enough: bool,
+) -> None:
+    """The message proposes a smaller CPU_KV_CACHE_GIB, so that must help."""
+    set_memory(monkeypatch, mib=available_mib)
+    settings = settings.model_copy(update={"executor": executor, "cpu_kv_cache_gib": kv_cache_gib})
+    if is_enough:
+        check_all(settings)
+    else:
+        assert f"{available_mib} MiB of memory are free" in findings(settings)
+
+
+def test_without_an_f32_copy_less_memory_will_do(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_memory(monkeypatch, mib=2500)
+    assert "CPU_F32_COPY_MIB=0" in findings(settings)
+    check_all(settings.model_copy(update={"cpu_f32_copy_mib": 0}))
+
+
+def deployed(folder: Path, models: int, lines: str = "") -> Path:
+    path = folder / "deployment.toml"
+    path.write_text("".join(f'[[models]]\nname = "m{number}"\n{lines}\n' for number in range(models)))
+    return path
+
+
+@pytest.mark.parametrize(("available_mib", "is_enough"), [(8900, False), (9000, True)])
+def test_three_models_share_triton_and_the_front_end(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, available_mib: int, is_enough: bool
+) -> None:
+    set_memory(monkeypatch, mib=available_mib)
+    settings = settings.model_copy(
+        update={"executor": "cpu", "cpu_kv_cache_gib": 0.7, "deployment": deployed(tmp_path, models=3)}
+    )
+    if is_enough:
+        check_all(settings)
+    else:
+        assert f"{available_mib} MiB of memory are free" in findings(settings)
+
+
+def test_memory_is_needed_for_the_weights_of_an_engine(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file of that length without that much on the disk."""
+    set_memory(monkeypatch, mib=8000)
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(1024 * MIB)
+    check_all(settings.model_copy(update={"engine_dir": tmp_path}))
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(8 * 1024 * MIB)
+    assert "8000 MiB of memory are free" in findings(settings, engine_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("models", "is_enough"), [(1, True), (3, True), (4, False)])
+def test_every_model_has_stubs_that_need_shared_memory(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: int, is_enough: bool
+) -> None:
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=96 * MIB))
+    settings = settings.model_copy(update={"executor": "scripted", "deployment": deployed(tmp_path, models)})
+    if is_enough:
+        check_all(settings)
+    else:
+        assert "/dev/shm has 96 MiB free and Triton's Python backend needs 112" in findings(settings)
+
+
+def test_too_little_shared_memory_is_told(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * MIB))
+    assert "/dev/shm has 10 MiB free" in findings(settings)
+
+
+def test_missing_shared_memory_is_told(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(checks, "_SHARED_MEMORY", tmp_path / "nothing")
+    assert "/dev/shm is missing" in findings(settings)
+
+
+def test_another_processor_is_told(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert "not for linux on aarch64" in findings(settings)
+
+
+@pytest.mark.parametrize(("version", "is_fine"), [("2.34", False), ("2.35", True), ("2.39", True), ("3.0", True)])
+def test_an_old_glibc_is_told(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, version: str, is_fine: bool
+) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", version))
+    if is_fine:
+        check_all(settings)
+    else:
+        assert f"this system has {version}" in findings(settings)
+
+
+def test_a_port_is_tried_on_the_address_that_it_is_for(settings: StackSettings) -> None:
+    """Something may listen on all addresses, or on another one than loopback."""
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        port = server.getsockname()[1]
+        assert f"Port {port} (PORT) is in use" in findings(settings, host="127.0.0.2", port=port)
+        assert f"Port {port} (PORT) is in use" in findings(settings, host="0.0.0.0", port=port)
+        check_all(settings.model_copy(update={"port": port}))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"], ids=["another machine's", "no address"])
+def test_an_address_that_is_not_ours_is_named(settings: StackSettings, host: str) -> None:
+    assert f"{host} (HOST) is no address of this machine" in findings(settings, host=host)

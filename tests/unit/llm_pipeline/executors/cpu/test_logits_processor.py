@@ -1,0 +1,91 @@
+"""Bias, bans and penalties against their definitions, written out token by token."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_pipeline.executors.cpu.engine.logits_processor import LogitEdits
+from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler
+from llm_pipeline.protocol.messages import Sampling
+
+VOCABULARY = 12
+ids = st.integers(0, VOCABULARY - 1)
+some_ids = st.lists(ids, max_size=12)
+words = st.lists(st.lists(ids, min_size=1, max_size=3).map(tuple), max_size=3).map(tuple)
+samplings = st.builds(
+    Sampling,
+    repetition_penalty=st.sampled_from([1.0, 1.3, 0.7]),
+    presence_penalty=st.sampled_from([0.0, 0.5, -2.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.25, -1.5]),
+    min_tokens=st.integers(0, 4),
+    logit_bias=st.dictionaries(ids, st.floats(-100, 100, width=32), max_size=3).map(lambda found: tuple(found.items())),
+    bad_words=words,
+)
+
+
+def defined(
+    logit: float, token_id: int, sampling: Sampling, prompt: Sequence[int], made: Sequence[int], ends: Sequence[int]
+) -> float:
+    """The edited logit of one token, from the definitions in vLLM's and OpenAI's documentation."""
+    logit += dict(sampling.logit_bias).get(token_id, 0.0)
+    for word in sampling.bad_words:
+        start = list(word[:-1])
+        if token_id == word[-1] and list(made[len(made) - len(start) :]) == start:
+            return -math.inf
+    if token_id in ends and len(made) < sampling.min_tokens:
+        return -math.inf
+    if token_id in prompt or token_id in made:
+        logit = logit / sampling.repetition_penalty if logit > 0 else logit * sampling.repetition_penalty
+    count = Counter(made)[token_id]
+    return logit - sampling.frequency_penalty * count - sampling.presence_penalty * (count > 0)
+
+
+@given(samplings, some_ids, some_ids, st.lists(ids, max_size=2), st.integers(0, 2**32 - 1))
+def test_edits_are_what_their_definitions_say(
+    sampling: Sampling, prompt: list[int], made: list[int], ends: list[int], seed: int
+) -> None:
+    logits = np.random.default_rng(seed).normal(0, 5, VOCABULARY).astype(np.float32)
+    edits = LogitEdits.of(sampling, prompt, ends)
+    if edits is None:
+        assert sampling == Sampling()
+        return
+    edits.apply(logits)
+    for token_id in made:
+        edits.note(token_id)
+    expected = [defined(float(logit), token_id, sampling, prompt, made, ends) for token_id, logit in enumerate(logits)]
+    untouched = logits.copy()
+    np.testing.assert_allclose(edits.apply(logits), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(logits, untouched)  # they are the engine's, and log probs are made of them
+
+
+def test_a_request_without_any_costs_nothing() -> None:
+    assert LogitEdits.of(Sampling(is_greedy=False, temperature=0.5, top_k=3), (1, 2), (0,)) is None
+
+
+def test_the_greedy_choice_heeds_the_edits() -> None:
+    logits = np.array([0, 5, 4, 3], dtype=np.float32)
+    sampler = Sampler(Sampling(frequency_penalty=1.5))
+    assert [sampler.pick(logits) for _ in range(5)] == [1, 2, 1, 3, 2]  # 5, 4, 3.5, 3, 2.5
+
+
+def test_a_sampled_choice_never_is_a_banned_token() -> None:
+    logits = np.array([10, 1, 0, 0], dtype=np.float32)
+    sampler = Sampler(Sampling(is_greedy=False, seed=7, bad_words=((0,), (1, 2))))
+    made = [sampler.pick(logits) for _ in range(300)]
+    assert 0 not in made
+    assert (1, 2) not in set(itertools.pairwise(made))
+    assert {1, 3} <= set(made)
+
+
+def test_a_ban_of_everything_fails_the_request() -> None:
+    sampler = Sampler(Sampling(bad_words=((0,), (1,))))
+    with pytest.raises(BadLogitsError):
+        sampler.pick(np.zeros(2, dtype=np.float32))

@@ -1,0 +1,182 @@
+"""The scripted executor: an engine's rules without a model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from llm_pipeline.executors.scripted.executor import ScriptedExecutor
+from llm_pipeline.protocol.errors import ErrorCode
+from llm_pipeline.protocol.messages import FinishReason, Sampling
+from llm_pipeline.runtime.settings import PipelineSettings
+from tests.support.executor_rules import CLOSING_RULES, RULES, RuleBench
+from tests.support.sample_requests import make_manifest
+
+Rule = Callable[[RuleBench], None]
+MAX_ACTIVE = 3
+LONG = 10**9
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Iterator[Callable[..., RuleBench]]:
+    """Makes an executor with these settings and scripts; fast unless told otherwise."""
+    vocabulary = {"Ġthe": 3, "Ġfox": 4, "Ġruns": 5, "ing": 6, "Ġ1": 7}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    benches: list[RuleBench] = []
+
+    def create(scripts: list[dict[str, Any]] | None = None, **settings: Any) -> RuleBench:
+        settings = {"scripted_steps_per_s": 2000, "scripted_max_active": MAX_ACTIVE, **settings}
+        if scripts is not None:
+            settings["scripted_file"] = tmp_path / "scripts.json"
+            settings["scripted_file"].write_text(json.dumps(scripts))
+        pipeline = PipelineSettings(engine_dir=tmp_path, executor="scripted", **settings)
+        benches.append(
+            RuleBench(lambda sink: ScriptedExecutor(pipeline, make_manifest(), sink), long=LONG, max_active=MAX_ACTIVE)
+        )
+        return benches[-1]
+
+    yield create
+    for bench in benches:
+        bench.executor.close()
+
+
+@pytest.mark.parametrize("rule", RULES + CLOSING_RULES)
+def test_the_executors_rules(scripted: Callable[..., RuleBench], rule: Rule) -> None:
+    rule(scripted())
+
+
+@pytest.mark.parametrize("rule", RULES + CLOSING_RULES)
+def test_the_executors_rules_at_full_speed(scripted: Callable[..., RuleBench], rule: Rule) -> None:
+    rule(scripted(scripted_steps_per_s=0))
+
+
+def test_synthetic_tokens_are_words_and_depend_on_the_prompt(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted()
+    first, second, other = (bench.submit(max_tokens=6, prompt_ids=ids) for ids in ((1, 2), (1, 2), (1, 3)))
+    for key in (first, second, other):
+        bench.end_of(key)
+    assert set(bench.recorder.token_ids(first)) == {3, 4, 5}
+    assert bench.recorder.token_ids(first) == bench.recorder.token_ids(second) != bench.recorder.token_ids(other)
+
+
+@pytest.mark.parametrize(
+    ("script", "max_tokens", "token_ids", "reason"),
+    [
+        ({"token_ids": [7, 8, 9]}, 10, [7, 8, 9], FinishReason.STOP),
+        ({"token_ids": [7, 8, 9], "finish": "length"}, 10, [7, 8, 9], FinishReason.LENGTH),
+        ({"token_ids": [7, 8, 9]}, 2, [7, 8], FinishReason.LENGTH),
+        ({"token_ids": [7, 8, 9]}, 3, [7, 8, 9], FinishReason.LENGTH),
+        ({"token_ids": [7, 8, 9], "finish": "stop"}, 3, [7, 8, 9], FinishReason.STOP),
+        ({"token_ids": [7, 8, 9], "finish": "stop"}, 2, [7, 8], FinishReason.LENGTH),
+        ({}, 10, [], FinishReason.STOP),
+    ],
+    ids=["to the end", "with a finish", "cut", "just full", "stop at the limit", "cut before its stop", "empty"],
+)
+def test_a_script_is_replayed(
+    scripted: Callable[..., RuleBench],
+    script: dict[str, Any],
+    max_tokens: int,
+    token_ids: list[int],
+    reason: FinishReason,
+) -> None:
+    bench = scripted([script])
+    key = bench.submit(max_tokens=max_tokens)
+    assert bench.end_of(key).finish_reason is reason
+    assert bench.recorder.token_ids(key) == token_ids
+
+
+def test_a_script_may_fail(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted([{"token_ids": [7], "error": "out of order"}])
+    key = bench.submit(max_tokens=10)
+    error = bench.end_of(key).error
+    assert error is not None
+    assert error.code is ErrorCode.INTERNAL_ERROR
+    assert bench.recorder.token_ids(key) == [7]
+
+
+def test_a_script_may_stall_until_it_is_cancelled(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted([{"prompt_ids": [1], "token_ids": [7], "stall": True}])
+    stalled, other = bench.submit(prompt_ids=(1,)), bench.submit(max_tokens=50)
+    bench.end_of(other)
+    assert [step.is_final for step in bench.recorder.steps(stalled)] == [False]
+    bench.executor.cancel(stalled)
+    assert bench.end_of(stalled).finish_reason is FinishReason.CANCELLED
+
+
+def test_the_first_script_for_the_prompt_is_taken(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted([{"prompt_ids": [1], "token_ids": [7]}, {"prompt_ids": [2], "token_ids": [8]}, {"token_ids": [9]}])
+    keys = [bench.submit(max_tokens=5, prompt_ids=ids) for ids in ((1,), (2,), (3,))]
+    for key in keys:
+        bench.end_of(key)
+    assert [bench.recorder.token_ids(key) for key in keys] == [[7], [8], [9]]
+
+
+def test_a_script_file_with_a_typing_error_stops_the_start(scripted: Callable[..., RuleBench]) -> None:
+    with pytest.raises(ValidationError, match="tokens"):
+        scripted([{"tokens": [7]}])
+
+
+def test_the_pace_is_kept(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted(scripted_steps_per_s=100)
+    started = time.monotonic()
+    keys = [bench.submit(max_tokens=12) for _ in range(MAX_ACTIVE)]
+    for key in keys:
+        bench.end_of(key)
+    assert time.monotonic() - started >= 0.1  # the first two steps may come together; no upper bound on a busy machine
+
+
+def test_close_does_not_wait_for_a_slow_pace(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted(scripted_steps_per_s=0.01)
+    key = bench.submit()
+    bench.recorder.wait_for_token(key)
+    started = time.monotonic()
+    bench.executor.close()
+    assert bench.end_of(key).finish_reason is FinishReason.CANCELLED
+    assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize(
+    ("end_ids", "min_tokens", "token_ids", "reason"),
+    [
+        ((8,), 0, [7, 8], FinishReason.STOP),
+        ((8,), 1, [7, 8], FinishReason.STOP),
+        ((8,), 2, [7, 8, 9, 8], FinishReason.STOP),
+        ((8,), 4, [7, 8, 9, 8, 9], FinishReason.LENGTH),
+        ((), 0, [7, 8, 9, 8, 9], FinishReason.LENGTH),
+    ],
+    ids=["at once", "just allowed", "the second one", "none left", "ignored"],
+)
+def test_an_end_token_ends_a_request_unless_it_comes_too_early(
+    scripted: Callable[..., RuleBench],
+    end_ids: tuple[int, ...],
+    min_tokens: int,
+    token_ids: list[int],
+    reason: FinishReason,
+) -> None:
+    bench = scripted([{"token_ids": [7, 8, 9, 8, 9], "finish": "length"}])
+    key = bench.submit(max_tokens=9, end_ids=end_ids, sampling=Sampling(min_tokens=min_tokens))
+    assert bench.end_of(key).finish_reason is reason
+    assert bench.recorder.token_ids(key) == token_ids
+
+
+def test_synthetic_words_can_be_end_tokens_too(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted()
+    key = bench.submit(max_tokens=9, end_ids=(3, 4, 5))
+    assert bench.end_of(key).finish_reason is FinishReason.STOP
+    assert len(bench.recorder.token_ids(key)) == 1
+
+
+def test_waiting_requests_go_by_priority(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted([{"prompt_ids": [1], "token_ids": [7], "stall": True}], scripted_max_active=1)
+    stalled = bench.submit(prompt_ids=(1,))
+    bench.recorder.wait_for_token(stalled)
+    late, second, first, third = (bench.submit(max_tokens=1, priority=priority) for priority in (0.1, 0.5, 0.9, 0.5))
+    bench.executor.cancel(stalled)
+    bench.end_of(late)
+    assert bench.recorder.ended == [stalled, first, second, third, late]

@@ -1,0 +1,154 @@
+"""What a request may ask for beyond common sampling: every executor does it or refuses it by name."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from llm_pipeline.executors.tensorrt_llm.admission import Admission
+from llm_pipeline.protocol.capabilities import (
+    CAPABILITIES,
+    REQUEST_EXTENSIONS,
+    SAMPLING_EXTENSIONS,
+    Capabilities,
+    capabilities_of,
+    refuse_unsupported,
+)
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, Sampling
+from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.runtime.settings import PipelineSettings
+from tests.support.sample_requests import make_request
+
+COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"}
+COMMON_REQUEST = {"key", "prompt_ids", "max_tokens", "sampling", "end_ids", "text"}
+HONOURED_BY_LEAVING_ALONE = {"stop_token_sequences", "cache_salt"}
+
+ASKED: dict[str, dict[str, Any]] = {
+    "repetition_penalty": {"sampling": Sampling(repetition_penalty=1.1)},
+    "presence_penalty": {"sampling": Sampling(presence_penalty=0.5)},
+    "frequency_penalty": {"sampling": Sampling(frequency_penalty=-0.5)},
+    "min_tokens": {"sampling": Sampling(min_tokens=3)},
+    "logit_bias": {"sampling": Sampling(logit_bias=((5, 1.0),))},
+    "bad_words": {"sampling": Sampling(bad_words=((5,),))},
+    "return_log_probs": {"return_log_probs": True},
+    "top_log_probs": {"return_log_probs": True, "top_log_probs": 1},
+    "prompt_log_probs": {"return_log_probs": True, "prompt_log_probs": True},
+    "guide": {"guide": Guide(GuideType.JSON)},
+    "priority": {"priority": 0.9},
+    "time_limit_s": {"time_limit_s": 3.0},
+}
+
+
+def asking(**fields_of_request: Any) -> GenerationRequest:
+    return replace(make_request(), **fields_of_request)
+
+
+def test_every_field_of_the_messages_is_common_an_extension_or_left_alone() -> None:
+    """A field that nobody has thought of would be ignored in silence."""
+    assert {field.name for field in fields(Sampling)} == COMMON_SAMPLING | set(SAMPLING_EXTENSIONS)
+    request_fields = {field.name for field in fields(GenerationRequest)}
+    assert request_fields == COMMON_REQUEST | set(REQUEST_EXTENSIONS) | HONOURED_BY_LEAVING_ALONE
+    assert set(ASKED) == {*SAMPLING_EXTENSIONS, *REQUEST_EXTENSIONS}
+
+
+NOTHING = Capabilities("nothing")
+EVERYTHING = Capabilities(
+    "everything",
+    **dict.fromkeys([*SAMPLING_EXTENSIONS, "priority", "time_limit", "prompt_logprobs"], True),
+    logprobs=20,
+    guides=tuple(GuideType),
+)
+
+
+def test_a_plain_request_asks_for_nothing() -> None:
+    refuse_unsupported(make_request(), NOTHING)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_an_extension_is_refused_by_the_clients_name_unless_it_is_supported(name: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        refuse_unsupported(asking(**ASKED[name]), NOTHING)
+    params = {extension.param for extension in [*SAMPLING_EXTENSIONS.values(), *REQUEST_EXTENSIONS.values()]}
+    assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
+    assert caught.value.param in params
+    refuse_unsupported(asking(**ASKED[name]), EVERYTHING)
+
+
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_no_more_log_probs_than_the_executor_has(count: int) -> None:
+    request = asking(return_log_probs=True, top_log_probs=count)
+    refuse_unsupported(request, replace(NOTHING, logprobs=count))
+    if count:
+        with pytest.raises(PipelineError, match=f"at most {count - 1} ") as caught:
+            refuse_unsupported(request, replace(NOTHING, logprobs=count - 1))
+        assert caught.value.param == "logprobs"
+
+
+def test_every_executor_that_the_settings_know_has_a_row() -> None:
+    names = get_args(PipelineSettings.model_fields["executor"].annotation)
+    assert set(CAPABILITIES) == set(names)
+    assert all(row.executor == name for name, row in CAPABILITIES.items())
+
+
+@pytest.mark.parametrize("row", CAPABILITIES.values(), ids=str)
+def test_a_description_survives_its_way_to_the_front_end(row: Capabilities) -> None:
+    description = ModelDescription(8192, 1000, 16, True, row)
+    assert ModelDescription.from_json(description.to_json()) == description
+
+
+@pytest.mark.parametrize(("backend", "has_guides"), [("off", False), ("xgrammar", True)])
+def test_guided_decoding_that_is_off_is_no_capability(backend: str, has_guides: bool) -> None:
+    settings = PipelineSettings(engine_dir=Path(), executor="tensorrt_llm", trtllm_guided_decoding=backend)
+    assert bool(capabilities_of(settings).guides) == has_guides
+
+
+def test_a_hint_and_a_salt_are_honoured_by_leaving_them_alone() -> None:
+    refuse_unsupported(asking(stop_token_sequences=((5, 6),), cache_salt=7), NOTHING)
+
+
+ADMISSION = Admission(vocab_size=100, max_seq_len=64, max_prompt_tokens=32, has_guided_decoding=True)
+
+
+@pytest.mark.parametrize("name", sorted(set(ASKED) - {"top_log_probs", "prompt_log_probs"}))
+def test_tensorrt_llm_takes_most_of_them(name: str) -> None:
+    ADMISSION.check(asking(**ASKED[name]))
+
+
+@pytest.mark.parametrize("name", ["top_log_probs", "prompt_log_probs"])
+def test_tensorrt_llm_has_the_chosen_tokens_log_prob_only(name: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        ADMISSION.check(asking(**ASKED[name]))
+    assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
+
+
+@pytest.mark.parametrize(
+    ("param", "asked"),
+    [
+        ("max_tokens", {"max_tokens": 0}),
+        ("prompt", {"prompt_ids": ()}),
+        ("prompt", {"prompt_ids": (100,)}),
+        ("prompt", {"prompt_ids": (-1,)}),
+        ("repetition_penalty", {"sampling": Sampling(repetition_penalty=0.0)}),
+        ("repetition_penalty", {"sampling": Sampling(repetition_penalty=float("nan"))}),
+        ("presence_penalty", {"sampling": Sampling(presence_penalty=float("inf"))}),
+        ("frequency_penalty", {"sampling": Sampling(frequency_penalty=float("nan"))}),
+        ("min_tokens", {"sampling": Sampling(min_tokens=-1)}),
+        ("logit_bias", {"sampling": Sampling(logit_bias=((100, 1.0),))}),
+        ("logit_bias", {"sampling": Sampling(logit_bias=((5, float("nan")),))}),
+        ("bad_words", {"sampling": Sampling(bad_words=((),))}),
+        ("bad_words", {"sampling": Sampling(bad_words=((5, 100),))}),
+        ("stop", {"stop_token_sequences": ((),)}),
+        ("guide", {"guide": Guide(GuideType.REGEX)}),
+        ("priority", {"priority": 1.5}),
+        ("time_limit_s", {"time_limit_s": 0.0}),
+        ("cache_salt", {"cache_salt": -1}),
+    ],
+)
+def test_tensorrt_llm_refuses_values_out_of_range_by_name(param: str, asked: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError) as caught:
+        ADMISSION.check(asking(**asked))
+    assert (caught.value.code, caught.value.param) == (ErrorCode.VALUE_OUT_OF_RANGE, param)

@@ -1,0 +1,424 @@
+"""Messages survive their way through arrays, and arrays that are no message are refused by the tensor's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
+
+from llm_pipeline.protocol import tensors
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.protocol.limits import INT32_MAX, INT64_MAX, INT64_MIN
+from llm_pipeline.protocol.messages import (
+    CompletionParameters,
+    FinishReason,
+    GenerationRequest,
+    Guide,
+    GuideType,
+    PromptLogProbs,
+    Sampling,
+    TextChunk,
+    TextOptions,
+    TokenChunk,
+)
+from llm_pipeline.protocol.tensors import Array, TensorReader, TensorSpec
+from tests.support.sample_requests import make_request
+
+NamedArrays = Sequence[tuple[TensorSpec, Array]]
+
+keys = st.text(min_size=1, max_size=40)
+token_ids = st.lists(st.integers(0, INT32_MAX), max_size=20).map(tuple)
+reals = st.floats(0, 2, width=32)  # what FP32 holds
+flags = st.booleans()
+counts = st.integers(1, INT32_MAX)
+stops = st.lists(st.text(min_size=1), max_size=16).map(tuple)
+log_probs = st.none() | st.floats(-50, 0)
+tops = st.lists(
+    st.lists(st.tuples(st.integers(0, INT32_MAX), st.floats(-50, 0)), max_size=3).map(
+        lambda found: (tuple(one for one, _ in found), tuple(value for _, value in found))
+    ),
+    max_size=3,
+).map(tuple)
+biases = st.lists(st.tuples(st.integers(0, INT32_MAX), st.floats(-100, 100, width=32)), max_size=3).map(tuple)
+guides = st.none() | st.builds(Guide, st.sampled_from(GuideType), st.none() | st.text(min_size=1))
+text_options = st.builds(
+    TextOptions,
+    stop=stops,
+    include_stop_str_in_output=flags,
+    skip_special_tokens=flags,
+    return_token_ids=flags,
+    stream=flags,
+    max_tokens=counts,
+    prompt_tokens=counts,
+    context_ids=token_ids,
+    is_text_start=flags,
+    min_tokens=counts,
+    shown_end_ids=token_ids,
+    log_probs=st.none() | st.integers(0, 20),
+    returns_values=flags,
+    echo_ids=st.none() | token_ids,
+    echo_text=st.none() | st.text(),
+)
+samplings = st.builds(
+    Sampling,
+    is_greedy=flags,
+    temperature=reals,
+    top_k=st.sampled_from([0, 2, 40, INT32_MAX]),
+    top_p=reals,
+    min_p=reals,
+    seed=st.integers(0, 2**64 - 1),
+    repetition_penalty=reals,
+    presence_penalty=reals,
+    frequency_penalty=reals,
+    min_tokens=counts,
+    logit_bias=biases,
+    bad_words=st.lists(token_ids.filter(len), max_size=2).map(tuple),
+)
+
+
+def reader(arrays: NamedArrays) -> TensorReader:
+    return {spec.name: values for spec, values in arrays}.get
+
+
+def through_triton(arrays: NamedArrays) -> tuple[list[str], list[bytes]]:
+    """Names and raw contents as Triton's gRPC response has them."""
+    names = [spec.name for spec, _ in arrays]
+    raw = [
+        serialize_byte_tensor(values).item() if spec.dtype == "BYTES" else values.tobytes() for spec, values in arrays
+    ]
+    return names, raw
+
+
+def parameters_of(arrays: NamedArrays) -> CompletionParameters:
+    return tensors.parameters_from_arrays(reader(arrays), request_id="id", new_key="new key")
+
+
+# --- Round trips -----------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.builds(
+        CompletionParameters,
+        request_key=keys,
+        request_id=st.just("id"),
+        text=st.none() | st.text(),
+        token_ids=st.none() | token_ids.filter(len),
+        max_tokens=st.none() | counts,
+        temperature=st.none() | reals,
+        top_p=st.none() | reals,
+        top_k=st.none() | st.integers(-1, INT32_MAX),
+        min_p=st.none() | reals,
+        seed=st.none() | st.integers(0, INT64_MAX),
+        stop=stops,
+        include_stop_str_in_output=flags,
+        skip_special_tokens=flags,
+        return_token_ids=flags,
+        stream=flags,
+        repetition_penalty=st.none() | reals,
+        presence_penalty=st.none() | reals,
+        frequency_penalty=st.none() | reals,
+        logit_bias=biases,
+        bias_words=st.lists(st.tuples(st.text(min_size=1), reals), max_size=2).map(tuple),
+        bad_words=stops,
+        min_tokens=st.none() | counts,
+        ignore_eos=flags,
+        end_id=st.none() | counts,
+        stop_token_ids=token_ids,
+        truncate_prompt_tokens=st.none() | counts,
+        add_special_tokens=flags,
+        priority=st.none() | st.integers(-5, 5),
+        log_probs=st.none() | st.integers(0, 20),
+        return_log_probs=flags,
+        echo=flags,
+        suffix=st.none() | st.text(),
+        guide=guides,
+    )
+)
+def test_parameters_survive(parameters: CompletionParameters) -> None:
+    assert parameters_of(tensors.parameters_to_arrays(parameters)) == parameters
+
+
+@given(
+    st.builds(
+        GenerationRequest,
+        key=keys,
+        prompt_ids=token_ids.filter(len),
+        max_tokens=counts,
+        sampling=samplings,
+        end_ids=token_ids,
+        text=text_options,
+        stop_token_sequences=st.lists(token_ids.filter(len), max_size=2).map(tuple),
+        return_log_probs=flags,
+        top_log_probs=st.integers(0, 20),
+        prompt_log_probs=flags,
+        guide=guides,
+        priority=st.floats(0, 1),
+        time_limit_s=st.none() | st.floats(0, 100),
+        cache_salt=st.none() | st.integers(0, 2**64 - 1),
+    )
+)
+def test_a_request_survives(request: GenerationRequest) -> None:
+    assert tensors.request_from_arrays(reader(tensors.request_to_arrays(request))) == request
+
+
+@given(keys, st.integers(0, 10**6), token_ids, st.none() | text_options, st.none() | st.sampled_from(FinishReason))
+def test_a_token_chunk_survives(
+    key: str, index: int, ids: tuple[int, ...], text: TextOptions | None, reason: FinishReason | None
+) -> None:
+    chunk = TokenChunk(key, index, ids, text, reason)
+    assert tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk))) == chunk
+
+
+@given(st.sampled_from(ErrorCode), st.text(), st.none() | st.sampled_from(["prompt", "max_tokens"]))
+def test_a_token_chunks_error_survives(code: ErrorCode, message: str, param: str | None) -> None:
+    chunk = TokenChunk("key", 0, (), error=PipelineError(code, message, param=param))
+    arrived = tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk)))
+    assert arrived.is_final
+    assert arrived.error is not None
+    assert (arrived.error.code, arrived.error.message, arrived.error.param) == (code, message, param)
+
+
+def test_an_error_that_can_not_be_read_back_still_ends_the_request() -> None:
+    chunk = TokenChunk("key", 0, (), error=PipelineError(ErrorCode.INVALID_TYPE, "wrong", param="not a name!"))
+    arrived = tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk)))
+    assert arrived.error is not None
+    assert arrived.error.message == internal_error().message
+
+
+@given(
+    st.builds(
+        TextChunk,
+        text=st.text(),
+        completion_tokens=st.integers(0, INT32_MAX),
+        token_ids=st.none() | token_ids,
+        prompt_tokens=st.none() | counts,
+        finish_reason=st.none() | st.sampled_from(FinishReason),
+        log_probs=st.none() | st.binary(),
+        token_log_probs=st.none() | st.lists(st.floats(-50, 0, width=32), max_size=5).map(tuple),
+        cum_log_prob=st.none() | st.floats(-50, 0, width=32),
+    )
+)
+def test_a_text_chunk_survives_tritons_raw_form(chunk: TextChunk) -> None:
+    assert tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(chunk))) == chunk
+
+
+@given(
+    st.builds(
+        TokenChunk,
+        key=keys,
+        index=counts,
+        token_ids=token_ids,
+        text=st.none() | text_options,
+        finish_reason=st.none() | st.sampled_from(FinishReason),
+        log_probs=st.lists(log_probs, max_size=5).map(tuple),
+        top_log_probs=tops,
+        prompt_log_probs=st.none()
+        | st.builds(PromptLogProbs, values=st.lists(log_probs, max_size=5).map(tuple), tops=tops),
+    )
+)
+def test_a_chunk_with_log_probs_survives(chunk: TokenChunk) -> None:
+    assert tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk))) == chunk
+
+
+# --- What NVIDIA's clients send --------------------------------------------------------------------------------------
+
+
+def from_nvidia(**values: Any) -> CompletionParameters:
+    """As their clients send it: one row of a batch."""
+    types = {spec.name: tensors.NUMPY_TYPES[spec.dtype] for spec in tensors.ENSEMBLE_INPUTS}
+    arrays = {name: np.array([value], dtype=types[name]) for name, value in values.items()}
+    return tensors.parameters_from_arrays(arrays.get, request_id="id", new_key="key")
+
+
+def test_empty_words_are_padding() -> None:
+    padded = from_nvidia(
+        text_input=[b"Hi"],
+        stop_words=[b""],
+        bad_words=[b""],
+        embedding_bias_words=[b""],
+        embedding_bias_weights=[0.0],
+        guided_decoding_guide_type=[b""],
+        guided_decoding_guide=[b""],
+    )
+    assert padded == CompletionParameters(request_key="key", request_id="id", text="Hi")
+
+
+def test_names_of_earlier_releases_mean_the_same() -> None:
+    assert from_nvidia(random_seed=[7], min_length=[3]) == from_nvidia(seed=[7], min_tokens=[3])
+    assert from_nvidia(random_seed=[7], seed=[8]).seed == 8
+
+
+def test_wishes_that_are_granted_anyway_change_nothing() -> None:
+    granted = from_nvidia(
+        return_num_input_tokens=[True],
+        return_num_output_tokens=[True],
+        pad_id=[2],
+        length_penalty=[1.5],
+        beam_width=[1],
+        num_return_sequences=[1],
+        exclude_input_in_output=[True],
+    )
+    assert granted == from_nvidia()
+
+
+def test_tokens_named_by_id_are_told_by_id() -> None:
+    asked = from_nvidia(return_tokens_as_token_ids=[True])
+    assert (asked.return_token_ids, asked.names_tokens_by_id) == (True, True)
+
+
+def test_the_input_in_the_output_is_an_echo() -> None:
+    assert from_nvidia(exclude_input_in_output=[False]).echo
+
+
+def test_biased_words_come_with_their_weights() -> None:
+    biased = from_nvidia(embedding_bias_words=[b" the", b"fox"], embedding_bias_weights=[1.5, -2.0])
+    assert biased.bias_words == ((" the", 1.5), ("fox", -2.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "param"),
+    [
+        ({"beam_width": [4]}, ErrorCode.UNSUPPORTED_PARAMETER, "beam_width"),
+        ({"num_return_sequences": [2]}, ErrorCode.UNSUPPORTED_PARAMETER, "num_return_sequences"),
+        ({"embedding_bias_words": [b"a"]}, ErrorCode.INVALID_TYPE, "embedding_bias_weights"),
+        ({"logit_bias_ids": [1, 2], "logit_bias_values": [1.0]}, ErrorCode.INVALID_TYPE, "logit_bias_values"),
+        ({"guided_decoding_guide_type": [b"xml"]}, ErrorCode.VALUE_OUT_OF_RANGE, "guided_decoding_guide_type"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(values: dict[str, Any], code: ErrorCode, param: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        from_nvidia(**values)
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
+def test_text_is_not_touched_on_its_way() -> None:
+    for text in (" leading space", "", "\x00\n", "日本語 😀 \ufffd", "x" * 100_000):
+        assert (
+            tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(TextChunk(text, 1)))).text == text
+        )
+
+
+def test_a_stop_message_names_its_request() -> None:
+    assert tensors.stop_key(reader(tensors.stop_arrays("the key"))) == "the key"
+    assert tensors.stop_key(reader(tensors.request_to_arrays(make_request()))) is None
+
+
+@pytest.mark.parametrize("sent", [None, b"", b"{}", b"no json", b"\xff", b'{"key": "k", "prompt_ids": ["a"]}'])
+def test_decode_refuses_a_request_that_preprocess_did_not_make(sent: bytes | None) -> None:
+    arrays = [] if sent is None else [(tensors.REQUEST, tensors.array(tensors.REQUEST, sent))]
+    with pytest.raises(PipelineError, match="preprocess"):
+        tensors.request_from_arrays(reader(arrays))
+
+
+# --- What is sent and what is understood -----------------------------------------------------------------------------
+
+LEAST = CompletionParameters(request_key="key", request_id="id", text="hello")
+
+
+def test_neither_what_the_client_left_out_nor_what_it_wants_anyway_is_sent() -> None:
+    names = {spec.name for spec, _ in tensors.parameters_to_arrays(LEAST)}
+    assert names == {"text_input", "request_key"}
+
+
+@pytest.mark.parametrize(
+    ("chunk", "is_silent"),
+    [
+        (TextChunk("", 3), True),
+        (TextChunk("a", 3), False),
+        (TextChunk("", 3, token_ids=(5,)), False),
+        (TextChunk("", 3, finish_reason=FinishReason.STOP), False),
+    ],
+)
+def test_a_silent_chunk_is_known_from_its_raw_response(chunk: TextChunk, is_silent: bool) -> None:
+    arrived = tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(chunk)))
+    assert arrived.is_silent == chunk.is_silent == is_silent
+
+
+def test_only_a_prompt_has_to_be_sent() -> None:
+    parameters = parameters_of([(tensors.TEXT_INPUT, tensors.array(tensors.TEXT_INPUT, "hello"))])
+    assert parameters == CompletionParameters(request_key="new key", request_id="id", text="hello")
+
+
+@pytest.mark.parametrize(("sent", "arrives"), [(-1, 2**64 - 1), (INT64_MIN, 2**63), (INT64_MAX, INT64_MAX), (0, 0)])
+def test_a_seed_travels_with_all_its_bits(sent: int, arrives: int) -> None:
+    parameters = CompletionParameters("key", "id", text="x", seed=sent)
+    assert parameters_of(tensors.parameters_to_arrays(parameters)).seed == arrives
+
+
+def test_a_top_k_beyond_int32_means_the_same_as_the_largest() -> None:
+    parameters = CompletionParameters("key", "id", text="x", top_k=INT64_MAX)
+    assert parameters_of(tensors.parameters_to_arrays(parameters)).top_k == INT32_MAX
+
+
+def test_one_empty_stop_word_is_the_padding_of_nvidias_clients() -> None:
+    parameters = parameters_of([(tensors.STOP_WORDS, tensors.array(tensors.STOP_WORDS, [""]))])
+    assert parameters.stop == ()
+
+
+@pytest.mark.parametrize("address", [["x"], 5, {"a": 1}], ids=str)
+def test_an_address_of_a_wrong_type_is_no_address(address: object) -> None:
+    """Whoever calls postprocess alone may send anything; its reports go on for everybody else."""
+    wire = orjson.dumps({"key": "key", "index": 0, "token_ids": [], "report_to": address})
+    chunk = np.array([wire], dtype=np.object_)
+    assert tensors.token_chunk_from_arrays(lambda name: chunk).report_to is None
+
+
+def test_an_empty_list_of_ids_is_an_empty_prompt_and_not_a_missing_one() -> None:
+    assert parameters_of([(tensors.INPUT_IDS, tensors.array(tensors.INPUT_IDS, []))]).token_ids == ()
+
+
+def every_array_we_make() -> NamedArrays:
+    everything = CompletionParameters(
+        "key", "id", "text", (1, 2), 1, 0.5, 0.5, 4, 0.1, 7, ("stop",), True, False, True, True
+    )
+    chunk = TokenChunk("key", 0, (1, 2), TextOptions(), FinishReason.STOP)
+    text = TextChunk("text", 2, (1, 2), 3, FinishReason.STOP)
+    return [
+        *tensors.parameters_to_arrays(everything),
+        *tensors.request_to_arrays(make_request()),
+        *tensors.stop_arrays("key"),
+        *tensors.token_chunk_to_arrays(chunk),
+        *tensors.text_chunk_to_arrays(text),
+    ]
+
+
+@pytest.mark.parametrize(("spec", "values"), every_array_we_make(), ids=lambda part: getattr(part, "name", ""))
+def test_every_array_has_the_dtype_and_the_shape_of_its_tensor(spec: TensorSpec, values: Array) -> None:
+    assert values.dtype == triton_to_np_dtype(spec.dtype)
+    assert values.ndim == 1 + len(spec.dims)
+    assert values.shape[0] == 1
+    if spec.dims == (1,):
+        assert values.shape[1] == 1
+
+
+# --- Arrays that are no message --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("text_input", np.array([["a"], ["b"]], dtype=object), "batch dimension of 2"),
+        ("input_ids", np.array([[1, 2], [3, 4]], dtype=np.int32), "batch dimension of 2"),
+        ("input_ids", np.zeros((0, 3), dtype=np.int32), "batch dimension of 0"),
+        ("max_tokens", np.array([[1, 2]], dtype=np.int32), "2 values"),
+        ("seed", np.zeros((1, 0), dtype=np.uint64), "0 values"),
+        ("stream", np.array([[True, False]]), "2 values"),
+        ("text_input", np.array([[b"\xff\xfe"]], dtype=object), "UTF-8"),
+        ("stop_words", np.array([[b"fine", b"\xc3"]], dtype=object), "UTF-8"),
+        ("request_key", np.array([[b"\x80"]], dtype=object), "UTF-8"),
+    ],
+    ids=[
+        *("two texts", "two prompts", "no batch", "two limits", "no seed", "two flags"),
+        *("bad text", "bad stop word", "bad key"),
+    ],
+)
+def test_arrays_that_are_no_request_are_refused_by_name(name: str, values: Any, said: str) -> None:
+    with pytest.raises(PipelineError, match=said) as caught:
+        tensors.parameters_from_arrays({name: values}.get, request_id="id", new_key="key")
+    assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_TYPE, name)

@@ -1,0 +1,245 @@
+"""Guides: what can't be used is refused in words, and what a follower lets through always follows its guide."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import jsonschema
+import llguidance
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.limits import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
+from llm_pipeline.protocol.messages import Guide, GuideType
+from llm_pipeline.runtime.guided_decoding import GuideCompiler, GuideError, check_guide
+from tests.data.guide_schemas import SCHEMAS
+
+MOST_TOKENS = 2000
+
+
+def json_guide(schema: object) -> Guide:
+    return Guide(GuideType.JSON_SCHEMA, json.dumps(schema))
+
+
+# --- Refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
+def test_a_schema_that_can_be_followed_is_taken(schema: object) -> None:
+    check_guide(json_guide(schema))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        ("json_schema", '{"type": "objec"}', "objec"),
+        ("json_schema", '{"type"', "not valid JSON"),
+        ("json_schema", "[]", "not an object"),
+        ("json_schema", "3", "not an object"),
+        ("json_schema", '{"minimum": "a"}', "minimum"),
+        ("json_schema", '{"$ref": "#/nowhere"}', "nowhere"),
+        ("json_schema", '{"$ref": "http://localhost/schema"}', "localhost"),
+        ("json_schema", '{"not": {"type": "string"}}', "not"),
+        ("json_schema", '{"items":' * 400 + "{}" + "}" * 400, "recursion"),
+        ("json_schema", '{"type": "string", "pattern": "(a"}', "regex"),
+        ("json_schema", "", "empty"),
+        ("regex", "(a", "regex"),
+        ("regex", r"(a)\1", "regex"),
+        ("regex", "", "empty"),
+        ("ebnf_grammar", "hello", "GBNF"),
+        ("ebnf_grammar", "start: nowhere", "nowhere"),
+        ("ebnf_grammar", "", "empty"),
+        ("regex", "a" * (MAX_GUIDE_CHARACTERS + 1), "limit"),
+    ],
+)
+def test_a_guide_that_can_not_be_used_is_refused_with_the_reason(kind: str, text: str, said: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        check_guide(Guide(GuideType(kind), text))
+    assert caught.value.code is ErrorCode.VALUE_OUT_OF_RANGE
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@given(st.sampled_from(GuideType), st.text() | st.recursive(st.none() | st.booleans(), st.lists).map(json.dumps))
+@settings(max_examples=300)
+def test_whatever_is_sent_is_taken_or_refused(kind: GuideType, text: str) -> None:
+    with suppress(PipelineError):
+        check_guide(Guide(kind, text))
+
+
+# --- Long chains of rules: llguidance recurses once for each reference ------------------------------------------------
+
+
+def lark_chain(length: int) -> Guide:
+    rules = "".join(f"a{number}: a{number + 1}\n" for number in range(length))
+    return Guide(GuideType.EBNF_GRAMMAR, f'start: a0\n{rules}a{length}: "x"\n')
+
+
+def gbnf_chain(length: int) -> Guide:
+    rules = "".join(f"a{number} ::= a{number + 1}\n" for number in range(length))
+    return Guide(GuideType.EBNF_GRAMMAR, f'root ::= a0\n{rules}a{length} ::= "x"\n')
+
+
+def schema_chain(length: int) -> Guide:
+    definitions: dict[str, object] = {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(length)}
+    definitions[f"d{length}"] = {"type": "integer"}
+    return json_guide({"$ref": "#/$defs/d0", "$defs": definitions})
+
+
+def run_apart(program: str, guide: Guide) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, because it may crash."""
+    lines = f"import sys\nfrom llm_pipeline.protocol.messages import Guide, GuideType\n{program}"
+    command = [sys.executable, "-c", lines, guide.type.value]
+    return subprocess.run(command, input=guide.text, capture_output=True, text=True, timeout=60, check=False)
+
+
+CHECK = """
+from llm_pipeline.protocol.errors import PipelineError
+from llm_pipeline.runtime.guided_decoding import check_guide
+try:
+    check_guide(Guide(GuideType(sys.argv[1]), sys.stdin.read()))
+except PipelineError as error:
+    print(error.message)
+"""
+VALIDATE = """
+from llguidance import LLMatcher
+from llm_pipeline.runtime.big_stack import call_deep
+from llm_pipeline.runtime.guided_decoding import _grammar
+print(call_deep(lambda: LLMatcher.validate_grammar(_grammar(Guide(GuideType(sys.argv[1]), sys.stdin.read())))))
+"""
+
+
+@pytest.mark.parametrize("guide", [lark_chain(3000), gbnf_chain(4000), schema_chain(900)], ids=["lark", "gbnf", "json"])
+def test_a_chain_of_too_many_rules_is_refused(guide: Guide) -> None:
+    assert len(guide.text or "") <= MAX_GUIDE_CHARACTERS
+    checked = run_apart(CHECK, guide)
+    assert checked.returncode == 0
+    assert f"the limit is {MAX_GUIDE_RULES}" in checked.stdout
+
+
+@pytest.mark.parametrize("guide", [lark_chain(5000), schema_chain(1800)], ids=["lark", "json"])
+def test_a_chain_that_is_not_counted_does_not_end_the_process(guide: Guide) -> None:
+    """The count reads the guide roughly; the stack has room for whatever the limit on characters lets through."""
+    assert len(guide.text or "") <= MAX_GUIDE_CHARACTERS
+    validated = run_apart(VALIDATE, guide)
+    assert (validated.returncode, validated.stdout) == (0, "\n")
+
+
+@pytest.mark.parametrize("make", [lark_chain, gbnf_chain, schema_chain])
+def test_the_longest_chain_that_is_taken_can_be_followed(
+    make: Callable[[int], Guide], compiler: GuideCompiler, library: tokenizers.Tokenizer
+) -> None:
+    guide = make(MAX_GUIDE_RULES - 2)
+    check_guide(guide)
+    text = random_text(compiler, library, guide, seed=1)
+    assert re.fullmatch(r"x|-?\d+", text)
+
+
+# --- Following -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def library() -> tokenizers.Tokenizer:
+    """Every byte, a few words, and the pieces of which JSON is made; the last id ends the text."""
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    library.train_from_iterator([json.dumps(schema) for schema in SCHEMAS] * 3, trainer)
+    library.add_special_tokens(["<|end|>"])
+    return library
+
+
+@pytest.fixture(scope="module")
+def compiler(library: tokenizers.Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GuideCompiler:
+    path: Path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    library.save(str(path))
+    size = library.get_vocab_size()
+    return GuideCompiler(path, vocab_size=size + 5, end_id=size - 1)
+
+
+def random_text(compiler: GuideCompiler, library: tokenizers.Tokenizer, guide: Guide, seed: int) -> str:
+    """What a model without any sense would write under the guide, with the end taken as soon as a coin says so."""
+    dice, follower, ids = random.Random(seed), compiler.compile(guide), []
+    end = library.token_to_id("<|end|>")
+    while len(ids) < MOST_TOKENS:
+        allowed = np.flatnonzero(follower.allowed()).tolist()
+        assert allowed, "there is no way to go on"
+        assert max(allowed) <= end, "a token that the tokenizer does not have"
+        chosen = end if end in allowed and dice.random() < 0.5 else dice.choice(allowed)
+        if chosen == end:
+            return library.decode(ids, skip_special_tokens=False)
+        ids.append(chosen)
+        follower.advance([chosen])
+    raise AssertionError("the text does not end")
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
+def test_every_text_under_a_schema_parses_and_validates(
+    schema: dict, compiler: GuideCompiler, library: tokenizers.Tokenizer
+) -> None:
+    for seed in range(5):
+        value = json.loads(random_text(compiler, library, json_guide(schema), seed))
+        jsonschema.validate(value, schema, format_checker=jsonschema.FormatChecker())
+
+
+@pytest.mark.parametrize("pattern", [r"[a-z]{3}-\d+", r"(yes|no)", r"\d{4}-\d{2}", "ünï|日本|😀", r"a+b*c?"])
+def test_every_text_under_an_expression_matches_it(
+    pattern: str, compiler: GuideCompiler, library: tokenizers.Tokenizer
+) -> None:
+    for seed in range(20):
+        text = random_text(compiler, library, Guide(GuideType.REGEX, pattern), seed)
+        assert re.fullmatch(pattern, text)
+
+
+@pytest.mark.parametrize("grammar", ['root ::= "cat" | "dog" " " root', 'start: "cat" | "dog" " " start'])
+def test_grammars_come_in_two_notations(grammar: str, compiler: GuideCompiler, library: tokenizers.Tokenizer) -> None:
+    for seed in range(20):
+        text = random_text(compiler, library, Guide(GuideType.EBNF_GRAMMAR, grammar), seed)
+        assert re.fullmatch("(dog )*cat", text)
+
+
+def test_two_followers_of_one_guide_do_not_share_their_place(compiler: GuideCompiler) -> None:
+    first, second = (compiler.compile(Guide(GuideType.REGEX, "ab")) for _ in range(2))
+    before = second.allowed()
+    first.advance(np.flatnonzero(first.allowed())[:1].tolist())
+    assert np.array_equal(second.allowed(), before)
+
+
+def test_a_token_that_is_not_allowed_ends_in_an_error(compiler: GuideCompiler) -> None:
+    follower = compiler.compile(Guide(GuideType.REGEX, "a"))
+    follower.advance([int(np.flatnonzero(~follower.allowed())[0])])
+    with pytest.raises(GuideError):
+        follower.allowed()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(GuideType.REGEX, "[0-9]+"), (GuideType.REGEX, "("), (GuideType.EBNF_GRAMMAR, 'root ::= "a"')]
+)
+def test_what_an_older_llguidance_can_t_check_is_left_to_the_executor(
+    monkeypatch: pytest.MonkeyPatch, kind: GuideType, text: str
+) -> None:
+    """TensorRT-LLM brings its own version, and follows guides itself."""
+    monkeypatch.delattr(llguidance, "regex_to_lark")
+    monkeypatch.setitem(sys.modules, "llguidance.gbnf_to_lark", None)
+    check_guide(Guide(kind, text))
+
+
+def test_what_an_older_llguidance_can_check_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(llguidance, "regex_to_lark")
+    monkeypatch.setitem(sys.modules, "llguidance.gbnf_to_lark", None)
+    with pytest.raises(PipelineError, match="JSON schema can't be used"):
+        check_guide(Guide(GuideType.JSON_SCHEMA, '{"type": "nothing"}'))
