@@ -25,7 +25,7 @@ from benchmarks.systems.baselines import Peer, llama_cpp_peers, named_peers, pai
 from benchmarks.systems.servers import ServerError, build_default_engine, secret, settings_from_environment
 from benchmarks.targets import Status
 from build_engine.errors import BuildEngineError
-from launcher.local.preflight import MissingError
+from launcher.local.preflight import PreflightError
 from launcher.local.stack import StartError
 from launcher.settings import REPOSITORY_ROOT
 
@@ -128,7 +128,7 @@ def _measure_group(group: Group, surroundings: Surroundings, progress: BarProgre
     try:
         for each in run_group(group, surroundings, progress):
             runs.append(each)  # noqa: PERF402 - one by one: what was measured before a failure counts
-    except (ServerError, StartError, MissingError, LoadError) as error:
+    except (ServerError, StartError, PreflightError, LoadError) as error:
         progress.failed(f"{group.name} was given up. {error}")
         return False
     return True

@@ -35,7 +35,7 @@ def role_of(command_line: list[str], parent_role: str) -> str:
     if PurePath(command_line[0]).name == _STUB:
         stages = [stage for stage in _STAGES if any(f"/{stage}/" in argument for argument in command_line)]
         return f"{stages[0]} stub" if stages else parent_role
-    if any("cpu_engine" in argument for argument in command_line):
+    if any("cpu.engine" in argument for argument in command_line):
         return ENGINE
     return parent_role
 

@@ -14,17 +14,17 @@ from starlette.middleware import Middleware
 
 from frontend.api import completions, models, playground
 from frontend.api import health as operations
-from frontend.api.auth import KeyRing
+from frontend.api.auth import ApiKeyStore
 from frontend.api.errors import handle_router_error
-from frontend.api.middleware import RequestEnvelope
+from frontend.api.middleware import RequestContextMiddleware
 from frontend.backends.generator import Generator
-from frontend.dependencies import Services
+from frontend.dependencies import Dependencies
 from frontend.generation.admission import Admission
 from frontend.generation.rate_limits import RateLimits
-from frontend.models.registry import ServedModel, ServedModels, deployment_of
-from frontend.multiprocess.heartbeat_loop import live_as_worker
-from frontend.multiprocess.merged_metrics import MetricsOfAll
-from frontend.multiprocess.shared_state import Workers
+from frontend.models.registry import ModelRegistry, ServedModel, deployment_of
+from frontend.multiprocess.heartbeat_loop import run_heartbeat
+from frontend.multiprocess.merged_metrics import MergedMetrics
+from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
 from frontend.settings import FrontendSettings
 from llm_pipeline.runtime.deployment import Deployment
@@ -37,7 +37,7 @@ def create_app(
     generators: Generator | Mapping[str, Generator],
     deployment: Deployment | None = None,
     *,
-    workers: Workers | None = None,
+    workers: SharedState | None = None,
     metrics: Metrics | None = None,
 ) -> FastAPI:
     """The ASGI app of one worker or of the only one, with a generator for each model by its name, or one for all.
@@ -48,19 +48,19 @@ def create_app(
     deployment = deployment or deployment_of(settings)
     if not isinstance(generators, Mapping):
         generators = dict.fromkeys((model.name for model in deployment.models), generators)
-    workers, metrics = workers or Workers.alone(), metrics or Metrics()
+    workers, metrics = workers or SharedState.single_process(), metrics or Metrics()
     admission = Admission(settings.max_in_flight, workers)
-    services = Services(
+    services = Dependencies(
         settings=settings,
-        models=ServedModels(deployment, generators, settings, metrics, workers, admission),
+        models=ModelRegistry(deployment, generators, settings, metrics, workers, admission),
         metrics=metrics,
         admission=admission,
         rate_limits=RateLimits(workers),
         workers=workers,
-        metrics_of_all=MetricsOfAll(workers, metrics.registry) if workers.count > 1 else None,
+        metrics_of_all=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
     )
     for model in services.models:
-        metrics.watch(model.name, model.load, partial(_accepts, services, model))
+        metrics.watch(model.name, model.in_flight_limit, partial(_accepts, services, model))
     # Plain routes instead of FastAPI's own: they parse and validate bodies in ways that the contract rules out.
     app = FastAPI(
         openapi_url=None,
@@ -75,7 +75,9 @@ def create_app(
             *operations.routes(services),
             *playground.routes(),
         ],
-        middleware=[Middleware(RequestEnvelope, settings=settings, keys=KeyRing(settings), metrics=metrics)],
+        middleware=[
+            Middleware(RequestContextMiddleware, settings=settings, keys=ApiKeyStore(settings), metrics=metrics)
+        ],
         exception_handlers={HTTPException: handle_router_error},
         lifespan=_lifespan,
     )
@@ -85,11 +87,11 @@ def create_app(
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    services: Services = app.state.services
+    services: Dependencies = app.state.services
     if services.settings.auth == "off":
         log.warning("auth_is_off", advice="everybody who can reach the port may use the model; set API_KEY")
     watches = [asyncio.create_task(model.readiness.watch()) for model in services.models]
-    async with live_as_worker(services):
+    async with run_heartbeat(services):
         yield
     for watch in watches:
         watch.cancel()
@@ -100,5 +102,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await model.generator.close()
 
 
-def _accepts(services: Services, model: ServedModel) -> bool:
+def _accepts(services: Dependencies, model: ServedModel) -> bool:
     return model.readiness.is_ready and not services.admission.is_draining

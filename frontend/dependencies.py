@@ -10,31 +10,31 @@ from prometheus_client import CollectorRegistry
 from frontend.api.auth import ApiKey
 from frontend.generation.admission import Admission
 from frontend.generation.rate_limits import RateLimits
-from frontend.models.registry import ServedModel, ServedModels
-from frontend.multiprocess.merged_metrics import MetricsOfAll
-from frontend.multiprocess.shared_state import Workers
+from frontend.models.registry import ModelRegistry, ServedModel
+from frontend.multiprocess.merged_metrics import MergedMetrics
+from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 
 @dataclass(frozen=True)
-class Services:
+class Dependencies:
     """One app's parts."""
 
     settings: FrontendSettings
-    models: ServedModels
+    models: ModelRegistry
     metrics: Metrics
     admission: Admission
     rate_limits: RateLimits
-    workers: Workers
-    metrics_of_all: MetricsOfAll | None  # in a front end of several workers
+    workers: SharedState
+    metrics_of_all: MergedMetrics | None  # in a front end of several workers
     started: int = field(default_factory=lambda: int(time.time()))
 
     def model_for(self, name: str, key: ApiKey | None) -> ServedModel:
         """The model of this name; PipelineError when there is none (404) or the key may not use it (403)."""
         model = self.models.find(name)
-        if not model.is_open_to(key, name):
+        if not model.allows(key, name):
             raise PipelineError(ErrorCode.MODEL_NOT_ALLOWED, "This API key may not use this model.", param="model")
         return model
 

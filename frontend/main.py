@@ -7,7 +7,7 @@ import sys
 
 from pydantic import ValidationError
 
-from frontend.multiprocess.shared_state import Workers
+from frontend.multiprocess.shared_state import SharedState
 from frontend.multiprocess.supervisor import Supervisor
 from frontend.observability.request_log import configure_logging
 from frontend.settings import FrontendSettings
@@ -30,4 +30,4 @@ def main() -> int:
         return Supervisor(settings).run()
     from frontend.server import run  # not before gRPC's setting; and a supervisor has no use for it
 
-    return run(settings, Workers.alone())
+    return run(settings, SharedState.single_process())

@@ -15,15 +15,15 @@ from fastapi import FastAPI
 from frontend.api.auth import KeysFileError
 from frontend.app import create_app
 from frontend.backends.factory import create_generator
-from frontend.dependencies import Services
+from frontend.dependencies import Dependencies
 from frontend.models.registry import deployment_of
-from frontend.multiprocess.shared_state import Workers
+from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import configure_logging
-from frontend.response.slow_clients import SlowReaders
+from frontend.response.slow_clients import SlowClientMonitor
 from frontend.settings import FrontendSettings
 from llm_pipeline.runtime.deployment import DeploymentError
-from llm_pipeline.runtime.gc_freeze import spare_long_lived_objects
+from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 
 log = structlog.get_logger(__name__)
 
@@ -42,12 +42,12 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._services: Services = app.state.services
+        self._services: Dependencies = app.state.services
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
-        self._slow_readers = SlowReaders(
+        self._slow_readers = SlowClientMonitor(
             lambda: self.server_state.connections,
-            limit_s=self._services.settings.slow_reader_s,
+            limit_s=self._services.settings.client_write_timeout_s,
             on_cut=self._services.metrics.slow_readers.inc,
         )
         self._slow_reader_watch: asyncio.Task[None] | None = None
@@ -57,7 +57,7 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._slow_reader_watch = asyncio.create_task(self._slow_readers.watch())
         await super().startup(sockets)  # type: ignore[arg-type]
-        spare_long_lived_objects()
+        freeze_startup_objects()
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """See uvicorn."""
@@ -103,7 +103,7 @@ def build_server(settings: FrontendSettings, app: FastAPI) -> DrainingServer:
     return DrainingServer(app, config)
 
 
-def run(settings: FrontendSettings, workers: Workers, listener: socket.socket | None = None) -> int:
+def run(settings: FrontendSettings, workers: SharedState, listener: socket.socket | None = None) -> int:
     """Serve, as the only process or as one worker with its listening socket. Returns the exit status."""
     metrics = Metrics()
     try:

@@ -98,17 +98,17 @@ class FrontendSettings(BaseSettings):
     drain_timeout_s: float = Field(
         30.0, ge=0, description="Seconds that running requests have to finish after SIGTERM before they are stopped"
     )
-    slow_reader_s: float = Field(
+    client_write_timeout_s: float = Field(
         30.0, gt=0, description="Seconds without reading after which a client's connection is cut off"
     )
     keepalive_s: float = Field(15.0, gt=0, description="Seconds of silence in a stream before a comment is sent")
-    ready_check_s: float = Field(1.0, gt=0, description="Seconds between two looks at whether Triton is up")
-    triton_lost_s: float = Field(
+    health_check_interval_s: float = Field(1.0, gt=0, description="Seconds between two looks at whether Triton is up")
+    triton_unresponsive_timeout_s: float = Field(
         15.0,
         gt=0,
         description="Seconds without a token or another sign of Triton after which what is in flight ends with a 503",
     )
-    warm_up_s: float = Field(
+    idle_probe_interval_s: float = Field(
         60.0, gt=0, description="Seconds without a token after which an idle engine is tried again"
     )
 

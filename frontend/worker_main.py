@@ -6,14 +6,14 @@ import socket
 import sys
 from pathlib import Path
 
-from frontend.multiprocess.shared_state import Workers
+from frontend.multiprocess.shared_state import SharedState
 from frontend.server import run
 from frontend.settings import FrontendSettings
 
 
 def main() -> int:
     folder, number, count, listener = sys.argv[1:]
-    workers = Workers.join(Path(folder), int(number), int(count))
+    workers = SharedState.attach(Path(folder), int(number), int(count))
     return run(FrontendSettings(), workers, socket.socket(fileno=int(listener)))
 
 

@@ -26,7 +26,7 @@ _CONFIG = "config.pbtxt"
 _MARKER = ".made-by-triton-completions"
 
 
-def lay_out(deployment: Deployment, source: Path, folder: Path) -> Path:
+def render_model_repository(deployment: Deployment, source: Path, folder: Path) -> Path:
     """Makes `folder` anew from the models in `source`. Nothing is left of what was in it before.
 
     OSError when it can't be made, or can't be replaced because something is mounted there; it stays as it was, then.
@@ -39,7 +39,7 @@ def lay_out(deployment: Deployment, source: Path, folder: Path) -> Path:
         draft.chmod(0o755)
         (draft / _MARKER).touch()
         for model in deployment.models:
-            if model.is_laid_out:
+            if model.is_local:
                 _lay_out_model(model, source, draft)
         if folder.exists():
             folder.rename(workspace / "old")
@@ -93,7 +93,9 @@ def _quoted(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program. Its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m launcher.model_repository", description=lay_out.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m launcher.model_repository", description=render_model_repository.__doc__
+    )
     parser.add_argument("deployment", type=Path, help="the deployment file")
     parser.add_argument("folder", type=Path, help="Triton's model repository, which is made anew")
     given = parser.parse_args(arguments)
@@ -105,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         problem = _find_problem(given.folder)
         if problem is None:
-            lay_out(deployment, REPOSITORY_ROOT / "model_repository", given.folder)
+            render_model_repository(deployment, REPOSITORY_ROOT / "model_repository", given.folder)
     except OSError as error:
         problem = f"{given.folder} can't be written: {error.strerror or error}."
     if problem is not None:

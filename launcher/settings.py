@@ -47,7 +47,7 @@ class StackSettings(BaseSettings):
     run_dir: Path = Field(
         REPOSITORY_ROOT / ".run", description="Where engines, logs and the made key are kept (.run in the repository)"
     )
-    triton_hang_limit_s: float = Field(
+    triton_hang_timeout_s: float = Field(
         10.0, ge=2, description="A Triton that runs and does not answer for so long is started again, in s"
     )
     drain_timeout_s: float = Field(

@@ -18,7 +18,7 @@ _STUB_NAME = "triton_python_b"  # as far as the kernel keeps names
 _PROC = Path("/proc")
 
 
-class StubCensus:
+class StubInventory:
     """Looks at the stubs of one server, again and again."""
 
     def __init__(self, server: int) -> None:

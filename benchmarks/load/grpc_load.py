@@ -31,7 +31,12 @@ def request_bytes(prompt: str, job: Job) -> bytes:
     """One greedy completion by the ensemble, serialised."""
     key = uuid.uuid4().hex
     parameters = CompletionParameters(
-        request_key=key, request_id=key, text=prompt, max_tokens=job.max_tokens, temperature=0, stream=job.is_streamed
+        request_key=key,
+        request_id=key,
+        prompt_text=prompt,
+        max_tokens=job.max_tokens,
+        temperature=0,
+        stream=job.is_streamed,
     )
     request = service_pb2.ModelInferRequest(model_name=ENSEMBLE_MODEL, id=key)
     for spec, values in parameters_to_arrays(parameters):

@@ -26,7 +26,7 @@ _REST_S = 30.0
 
 
 def soak(settings: SoakSettings, console: Console) -> Soak:
-    """Run it all; MissingError and StartError when the stack does not start. Takes `settings.minutes` and some."""
+    """Run it all; PreflightError and StartError when the stack does not start. Takes `settings.minutes` and some."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         stack_settings = _stack_settings(settings, Path(folder))
         stack = Stack(stack_settings, console)

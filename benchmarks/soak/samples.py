@@ -96,7 +96,7 @@ def _name(process: psutil.Process, taken: dict[str, psutil.Process]) -> str:
     name = process.name()
     if "frontend" in words:
         name = "front end"
-    elif any("cpu_engine.process" in word for word in words):
+    elif any("cpu.engine.process" in word for word in words):
         name = "CPU engine"
     for word in words:
         if word.endswith("/1/model.py"):

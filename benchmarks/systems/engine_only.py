@@ -12,10 +12,10 @@ from pathlib import Path
 
 from benchmarks.load.job import Job, Timeline, serve_jobs
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
-from llm_pipeline.executors.cpu.engine.core import Engine
+from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.ipc import EngineSettings
 from llm_pipeline.executors.cpu.engine.process import load_engine
-from llm_pipeline.protocol.messages import GenerationRequest, Sampling
+from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams
 from llm_pipeline.runtime.settings import PipelineSettings
 from llm_pipeline.text.tokenizer import Tokenizer
 
@@ -47,12 +47,12 @@ class BareEngine:
             key=str(self._next_key),
             prompt_ids=tuple(self._tokenizer.encode(prompt)),
             max_tokens=max_tokens,
-            sampling=Sampling(is_greedy=True),
-            end_ids=self._end_ids,
+            sampling=SamplingParams(is_greedy=True),
+            stop_token_ids=self._end_ids,
         )
 
 
-def _run(engine: Engine, streams: list[list[GenerationRequest]], limit_s: float) -> list[Timeline]:
+def _run(engine: EngineCore, streams: list[list[GenerationRequest]], limit_s: float) -> list[Timeline]:
     timelines: dict[str, Timeline] = {}
     following: dict[str, list[GenerationRequest]] = {}
 

@@ -11,8 +11,8 @@ from build_engine.artifact.resources import require_disk, require_memory
 from build_engine.cpu.default_model import ModelFile
 from build_engine.cpu.gguf_model import GgufSource
 from build_engine.cpu.greedy import GreedyEngine
-from build_engine.cpu.inputs import DEFAULT_ROOT, Recipe, choose_name, default_output, hash_source, make_recipe
-from build_engine.cpu.quantization_error import measure_drift
+from build_engine.cpu.inputs import DEFAULT_ROOT, BuildInputs, choose_name, collect_inputs, default_output, hash_source
+from build_engine.cpu.quantization_error import measure_quantization_error
 from build_engine.cpu.supported_models import require_supported
 from build_engine.cpu.tokenizer import build_tokenizer
 from build_engine.cpu.verify import encode, file_problems
@@ -100,10 +100,10 @@ def _default_output(request: BuildRequest, source: GgufSource) -> Path:
     return default_output(name, request.target, request.precision, request.root)
 
 
-def _make_recipe(request: BuildRequest, source: GgufSource, sha256: str) -> Recipe:
+def _make_recipe(request: BuildRequest, source: GgufSource, sha256: str) -> BuildInputs:
     vocabulary = source.vocabulary()
     build_tokenizer(vocabulary)  # refuses a tokenizer that can't be represented before anything heavy starts
-    return make_recipe(
+    return collect_inputs(
         source,
         vocabulary,
         request.model,
@@ -115,7 +115,7 @@ def _make_recipe(request: BuildRequest, source: GgufSource, sha256: str) -> Reci
     )
 
 
-def _existing(engine_dir: Path, recipe: Recipe, force: bool, progress: BuildProgress) -> EngineManifest | None:
+def _existing(engine_dir: Path, recipe: BuildInputs, force: bool, progress: BuildProgress) -> EngineManifest | None:
     """The manifest of a good engine with this recipe. EngineRefusedError when what is there must not be replaced."""
     require_replaceable(engine_dir, frozenset((*ENGINE_FILES, *_EARLIER_FILES)))
     if not (engine_dir / MANIFEST_NAME).exists():
@@ -139,7 +139,7 @@ def _existing(engine_dir: Path, recipe: Recipe, force: bool, progress: BuildProg
     return None if reason else manifest
 
 
-def _build_into(building: Path, source: GgufSource, recipe: Recipe, progress: BuildProgress) -> EngineManifest:
+def _build_into(building: Path, source: GgufSource, recipe: BuildInputs, progress: BuildProgress) -> EngineManifest:
     with progress.step("build the tokenizer"):
         build_tokenizer(source.vocabulary()).save(str(building / TOKENIZER_NAME), pretty=False)
     with progress.step(f"dequantise {recipe.source.quantization} to fp16", source.fp16_bytes) as advance:
@@ -150,7 +150,7 @@ def _build_into(building: Path, source: GgufSource, recipe: Recipe, progress: Bu
             exact, weights = weights, quantized(weights)
         with progress.step("measure the drift from fp16"):
             texts = encode(building / TOKENIZER_NAME, TEXTS)
-            drift = measure_drift(GreedyEngine(exact), GreedyEngine(weights), texts)
+            drift = measure_quantization_error(GreedyEngine(exact), GreedyEngine(weights), texts)
     with progress.step("write the weights"):
         save_weights(building / WEIGHTS_NAME, weights)
     with progress.step("load the engine and generate"):
@@ -161,7 +161,7 @@ def _build_into(building: Path, source: GgufSource, recipe: Recipe, progress: Bu
     return manifest
 
 
-def _smoke_test(building: Path, recipe: Recipe) -> None:
+def _smoke_test(building: Path, recipe: BuildInputs) -> None:
     """An engine that can't make tokens is not published."""
     prompt = [recipe.tokens.bos or 0]
     produced = GreedyEngine.load(building).generate(prompt, _SMOKE_TOKENS)
@@ -169,7 +169,7 @@ def _smoke_test(building: Path, recipe: Recipe) -> None:
         raise BuildEngineError(f"The engine made token {max(produced)}, above its {recipe.limits.vocab_size} rows.")
 
 
-def _manifest(building: Path, recipe: Recipe, drift: Drift | None) -> EngineManifest:
+def _manifest(building: Path, recipe: BuildInputs, drift: Drift | None) -> EngineManifest:
     paths = {name: building / name for name in ENGINE_FILES}
     return EngineManifest(
         target=recipe.target,

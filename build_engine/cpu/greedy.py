@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from build_engine.errors import BuildEngineError
-from llm_pipeline.executors.cpu.engine.scheduler import Sequence, Slice
+from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk, Sequence
 from llm_pipeline.executors.cpu.engine.weights import Weights, WeightsError, load_weights
-from llm_pipeline.protocol.messages import GenerationRequest, Sampling
+from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams
 
 _KV_CACHE_BYTES = 256 << 20
 _AT_ONCE = 64  # rows of logits: each is as long as the vocabulary
@@ -63,10 +63,10 @@ class GreedyEngine:
 
     def _run(self, ids: list[int], start: int, end: int, *, all_positions: bool = False) -> npt.NDArray[np.float32]:
         """Compute ids[start:end] behind what is computed; logits of the last of them, or of each."""
-        request = GenerationRequest("greedy", tuple(ids), 1, Sampling())
+        request = GenerationRequest("greedy", tuple(ids), 1, SamplingParams())
         blocks = list(range(-(-end // self._model.block_size)))  # the only sequence: its blocks are the first ones
         sequence = Sequence(request, ids[:end], start, blocks, wants_prompt_logits=all_positions)
-        logits = self._model.run([Slice(sequence, start, end)])
+        logits = self._model.run([ScheduledChunk(sequence, start, end)])
         if not np.isfinite(logits).all():
             raise BuildEngineError(
                 f"The engine's logits are not finite at position {end - 1}: the weights are damaged."

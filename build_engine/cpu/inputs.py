@@ -20,7 +20,7 @@ DEFAULT_ROOT = Path(".run/engines")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BuildInputs:
     """Everything that decides the content of an engine's files."""
 
     target: str
@@ -39,7 +39,7 @@ class Recipe:
         return None
 
 
-def make_recipe(
+def collect_inputs(
     source: GgufSource,
     vocabulary: GgufVocabulary,
     model: ModelFile,
@@ -49,9 +49,9 @@ def make_recipe(
     name: str | None = None,
     context_length: int | None = None,
     sha256: str,
-) -> Recipe:
+) -> BuildInputs:
     """EngineRefusedError when the context length is more than the model was trained for, or the model has no name."""
-    return Recipe(
+    return BuildInputs(
         target=target.name,
         precision=precision,
         model_name=choose_name(name, model, source),

@@ -15,7 +15,7 @@ LEAST_AGREEMENT = 0.85
 _Floats = npt.NDArray[np.float64]
 
 
-def measure_drift(exact: GreedyEngine, quantized: GreedyEngine, texts: Sequence[list[int]]) -> Drift:
+def measure_quantization_error(exact: GreedyEngine, quantized: GreedyEngine, texts: Sequence[list[int]]) -> Drift:
     """Over every position of every text. Perplexity is of the text's own next token."""
     agreements: list[_Floats] = []
     divergences: list[_Floats] = []

@@ -54,7 +54,7 @@ class KeysFileError(ValueError):
     """The keys file is missing or bad when the program starts."""
 
 
-class KeyRing:
+class ApiKeyStore:
     """The keys that are valid now. Raises KeysFileError."""
 
     def __init__(self, settings: FrontendSettings) -> None:

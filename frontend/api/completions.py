@@ -12,15 +12,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from frontend.api import route_paths as paths
-from frontend.dependencies import Services
+from frontend.dependencies import Dependencies
 from frontend.generation.completion_run import Choice, CompletionRun
-from frontend.generation.run_metrics import Accounting
+from frontend.generation.run_metrics import RunMetrics
 from frontend.models.registry import ServedModel
 from frontend.observability.request_record import RequestRecord, record_of
 from frontend.request.parsing import parse_object, read_body, validate
 from frontend.request.schemas import CompletionRequest
 from frontend.request.to_parameters import parameters_of
-from frontend.response.answer import AnswerSettings, CompletionAnswer, StreamedAnswer, WholeAnswer
+from frontend.response.answer import (
+    CompletionResponse,
+    JsonCompletionResponse,
+    ResponseOptions,
+    StreamingCompletionResponse,
+)
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
@@ -29,13 +34,13 @@ _LARGE_BODY_BYTES = 128 * 1024
 _TIMEOUT_HEADER = "x-request-timeout-s"
 
 
-def routes(services: Services) -> list[Route]:
+def routes(services: Dependencies) -> list[Route]:
     """The path and its alias."""
     create = partial(_create, services)
     return [Route(path, create, methods=["POST"]) for path in paths.COMPLETIONS]
 
 
-async def _create(services: Services, request: Request) -> Response:
+async def _create(services: Dependencies, request: Request) -> Response:
     """Refusals come in an order that makes them certain before they may be a matter of luck (503, 429)."""
     record = record_of(request.scope)
     timeout_s = _timeout_s(request, services.settings.request_timeout_s)
@@ -55,7 +60,7 @@ async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> N
     """The engine would refuse log probs, which its client has not asked for."""
     if completion.candidates == completion.n:
         return
-    facts = await model.facts.read()
+    facts = await model.info_cache.read()
     if facts is not None and facts.capabilities.logprobs is None:
         raise PipelineError(
             ErrorCode.UNSUPPORTED_PARAMETER,
@@ -80,7 +85,7 @@ def _timeout_s(request: Request, most_s: float) -> float:
     return min(asked_s, most_s)
 
 
-async def _read(services: Services, request: Request, timeout_s: float) -> CompletionRequest:
+async def _read(services: Dependencies, request: Request, timeout_s: float) -> CompletionRequest:
     settings = services.settings
     try:
         body = await asyncio.wait_for(read_body(request, settings.max_body_bytes), timeout_s)
@@ -100,28 +105,28 @@ def _parse(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, 
 
 
 def _answer(
-    services: Services, model: ServedModel, completion: CompletionRequest, record: RequestRecord, timeout_s: float
-) -> CompletionAnswer:
+    services: Dependencies, model: ServedModel, completion: CompletionRequest, record: RequestRecord, timeout_s: float
+) -> CompletionResponse:
     parameters = [model.deployed.with_defaults(each) for each in parameters_of(completion, record.request_id)]
     choices = [Choice(index, index // completion.candidates, each) for index, each in enumerate(parameters)]
     _admit(services, model, len(choices))
-    accounting = Accounting(record, model, services.admission)
+    accounting = RunMetrics(record, model, services.admission)
     run = CompletionRun(choices, model.generator, accounting)
     services.admission.opened(run)
-    settings = AnswerSettings(
+    settings = ResponseOptions(
         completion_id=f"cmpl-{uuid.uuid4().hex}",
         timeout_s=max(timeout_s - record.duration_s, 0.0),
         keepalive_s=services.settings.keepalive_s,
     )
-    kind = StreamedAnswer if completion.stream else WholeAnswer
+    kind = StreamingCompletionResponse if completion.stream else JsonCompletionResponse
     return kind(run, completion, record, settings, on_close=partial(services.admission.closed, run))
 
 
-def _admit(services: Services, model: ServedModel, choices: int) -> None:
+def _admit(services: Dependencies, model: ServedModel, choices: int) -> None:
     """A place for each, the model's own and the server's, or none of them."""
-    model.load.admit(choices)
+    model.in_flight_limit.admit(choices)
     try:
         services.admission.admit(choices)
     except PipelineError:
-        model.load.withdraw(choices)
+        model.in_flight_limit.withdraw(choices)
         raise

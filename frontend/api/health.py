@@ -14,12 +14,12 @@ from frontend.api import route_paths as paths
 from frontend.api.docs_page import docs_page
 from frontend.api.openapi import openapi_document
 from frontend.api.schema_documents import DOCUMENTS, schema_document
-from frontend.dependencies import Services
+from frontend.dependencies import Dependencies
 from frontend.observability.request_record import record_of
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 
-def routes(services: Services) -> list[Route]:
+def routes(services: Dependencies) -> list[Route]:
     """All of them; GET and HEAD."""
     found = [
         Route(paths.METRICS, partial(_metrics, services)),
@@ -38,7 +38,7 @@ async def _live(request: Request) -> Response:
     return Response(b'{"status":"alive"}', media_type="application/json")
 
 
-async def _ready(services: Services, request: Request) -> Response:
+async def _ready(services: Dependencies, request: Request) -> Response:
     """Of all models, or of the one that `?model=` names. One that is down leaves the others ready."""
     name = request.query_params.get("model")
     services.require_ready(None if name is None else services.models.find(name))
@@ -46,17 +46,17 @@ async def _ready(services: Services, request: Request) -> Response:
     return Response(b'{"status":"ready"}', media_type="application/json")
 
 
-async def _metrics(services: Services, request: Request) -> Response:
+async def _metrics(services: Dependencies, request: Request) -> Response:
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(services.metrics_registry()), headers={"Content-Type": content_type})
 
 
-async def _openapi(services: Services, request: Request) -> Response:
+async def _openapi(services: Dependencies, request: Request) -> Response:
     document = openapi_document(record_of(request.scope).base_url, services.models.first.name)
     return Response(orjson.dumps(document), media_type="application/json")
 
 
-async def _docs(services: Services, request: Request) -> Response:
+async def _docs(services: Dependencies, request: Request) -> Response:
     return HTMLResponse(docs_page(openapi_document(record_of(request.scope).base_url, services.models.first.name)))
 
 

@@ -6,7 +6,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from frontend.api.auth import KeyRing
+from frontend.api.auth import ApiKeyStore
 from frontend.api.errors import as_pipeline_error, error_response
 from frontend.api.route_paths import is_completions, is_public
 from frontend.observability.metrics import Metrics
@@ -17,10 +17,10 @@ from frontend.settings import FrontendSettings
 log = structlog.get_logger(__name__)
 
 
-class RequestEnvelope:
+class RequestContextMiddleware:
     """Outermost part of the app. Plain ASGI, as it sits on the path of every streamed chunk."""
 
-    def __init__(self, app: ASGIApp, *, settings: FrontendSettings, keys: KeyRing, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, settings: FrontendSettings, keys: ApiKeyStore, metrics: Metrics) -> None:
         self._app = app
         self._keys = keys
         self._metrics = metrics

@@ -12,12 +12,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from frontend.api import route_paths as paths
-from frontend.dependencies import Services
+from frontend.dependencies import Dependencies
 from frontend.models.model_card import model_card
 from frontend.observability.request_record import RequestRecord, record_of
 
 
-def routes(services: Services) -> list[Route]:
+def routes(services: Dependencies) -> list[Route]:
     """Both paths and their aliases. A name may hold slashes (org/model)."""
     found = []
     for path in paths.MODELS:
@@ -26,7 +26,7 @@ def routes(services: Services) -> list[Route]:
     return found
 
 
-async def _list(services: Services, request: Request) -> Response:
+async def _list(services: Dependencies, request: Request) -> Response:
     record = record_of(request.scope)
     names = services.models.names_open_to(record.key)
     cards = await asyncio.gather(*(model_card(name, model, services) for name, model in names))
@@ -34,7 +34,7 @@ async def _list(services: Services, request: Request) -> Response:
     return _described(body, "ModelList", record)
 
 
-async def _describe(services: Services, request: Request) -> Response:
+async def _describe(services: Dependencies, request: Request) -> Response:
     record = record_of(request.scope)
     name = request.path_params["model"]
     return _described(await model_card(name, services.model_for(name, record.key), services), "Model", record)

@@ -11,7 +11,7 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 _TIMEOUT_S = 5.0
 
 
-class StopMessages:
+class CancelSender:
     """`make_request` makes the message that ends the request with a key."""
 
     def __init__(self, channel: TritonChannel, make_request: Callable[[str], InferRequest]) -> None:

@@ -15,7 +15,9 @@ def create_generator(model: DeployedModel, settings: FrontendSettings, listener:
     """Connections are made at first use, and are this model's own."""
     addresses = model.triton or settings.triton_addresses
     generators = {address: _create_one(model, address) for address in addresses}
-    return balanced(generators, listener, check_s=settings.ready_check_s, lost_s=settings.triton_lost_s)
+    return balanced(
+        generators, listener, check_s=settings.health_check_interval_s, lost_s=settings.triton_unresponsive_timeout_s
+    )
 
 
 def _create_one(model: DeployedModel, address: str) -> Generator:

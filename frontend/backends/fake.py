@@ -9,7 +9,7 @@ from dataclasses import replace
 from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 
 # A chunk to hand out, an error to raise, an event to wait for, or FOREVER.
 Step = TextChunk | PipelineError | Exception | asyncio.Event
@@ -52,7 +52,7 @@ class FakeGenerator:
         self.running: set[str] = set()
         self.failing_stops = 0
         self.is_closed = False
-        self.description = ModelDescription(64, 1000, 16, False, CAPABILITIES["cpu"])
+        self.description = ModelInfo(64, 1000, 16, False, CAPABILITIES["cpu"])
         self._stops: dict[str, asyncio.Event] = {}
         self._stop_seen = asyncio.Event()
 
@@ -91,7 +91,7 @@ class FakeGenerator:
                 token_ids=tuple(i for chunk in held for i in chunk.token_ids or ()) or None,
             )
 
-    async def stop(self, key: str) -> None:
+    async def cancel(self, key: str) -> None:
         if self.failing_stops:
             self.failing_stops -= 1
             raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "no")
@@ -105,7 +105,7 @@ class FakeGenerator:
             self._stop_seen.clear()
             await asyncio.wait_for(self._stop_seen.wait(), 5)
 
-    async def describe(self) -> ModelDescription:
+    async def get_model_info(self) -> ModelInfo:
         if not self.is_up:
             raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "no")
         return self.description

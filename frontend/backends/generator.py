@@ -7,7 +7,7 @@ from typing import Protocol
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 
 
 class UnreachableError(PipelineError):
@@ -37,10 +37,10 @@ class Generator(Protocol):
     def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
         """The chunks of one completion, as they are made. Raises PipelineError, UnreachableError before a chunk."""
 
-    async def stop(self, key: str) -> None:
+    async def cancel(self, key: str) -> None:
         """Ask the engine to end the request with this key soon. PipelineError when the message can't be delivered."""
 
-    async def describe(self) -> ModelDescription:
+    async def get_model_info(self) -> ModelInfo:
         """Limits and capabilities of the model. PipelineError when the engine can't be asked."""
 
     async def is_ready(self) -> bool:

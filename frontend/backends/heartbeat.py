@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 RENEW_S = 1.0
 
 
-class Lease:
+class Heartbeat:
     """Hold it (`with lease:`) while a request is in work. `renew` sends one message; PipelineError when it can't.
 
     A message that hangs is waited for, not repeated and not cancelled: decode, which is behind the same Triton, does

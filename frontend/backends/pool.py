@@ -23,11 +23,11 @@ from typing import Protocol
 import structlog
 
 from frontend.backends.generator import Generator, NoRoomError, UnreachableError
-from frontend.generation.completion_run import Choice, CompletionRun, StopReason
-from frontend.models.readiness import Trial, warm_up_parameters
+from frontend.generation.completion_run import CancelReason, Choice, CompletionRun
+from frontend.models.readiness import WarmUpProbe, warm_up_parameters
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 
 log = structlog.get_logger(__name__)
 
@@ -145,20 +145,20 @@ class GeneratorPool:
             self._listener.on_end(member.name)
             del self._running[parameters.request_key]
 
-    async def stop(self, key: str) -> None:
+    async def cancel(self, key: str) -> None:
         """See Generator. Nothing is sent for a request that runs nowhere."""
         member = self._running.get(key)
         if member is not None:
-            await member.generator.stop(key)
+            await member.generator.cancel(key)
 
     def _stop_in_background(self, member: _Member, key: str) -> None:
         task = asyncio.create_task(_try_to_stop(member.generator, key))
         self._stops.add(task)
         task.add_done_callback(self._stops.discard)
 
-    async def describe(self) -> ModelDescription:
+    async def get_model_info(self) -> ModelInfo:
         """See Generator. All members serve the same model: any may tell."""
-        return await self._pick().generator.describe()
+        return await self._pick().generator.get_model_info()
 
     async def is_ready(self) -> bool:
         """See Generator: whether one member is."""
@@ -225,7 +225,7 @@ class GeneratorPool:
 
     async def _completes_a_trial(self, member: _Member) -> bool:
         """Its calls are read to their end in tasks of their own: nothing is cancelled when this is."""
-        trial = Trial()
+        trial = WarmUpProbe()
         run = CompletionRun([Choice(0, 0, warm_up_parameters())], member.generator, trial)
         run.start()
         deadline_s = time.monotonic() + _TRIAL_LIMIT_S
@@ -234,7 +234,7 @@ class GeneratorPool:
             await run.wait_until_over(_LOOK_DURING_TRIAL_S)
             is_there = run.is_over or await self._sees(member)
         if not run.is_over:
-            run.stop(StopReason.DEADLINE)
+            run.cancel(CancelReason.DEADLINE)
         return run.is_over and run.failure is None and bool(trial.text)
 
     async def _sleep(self, member: _Member) -> None:
@@ -250,7 +250,7 @@ class GeneratorPool:
 
 async def _try_to_stop(generator: Generator, key: str) -> None:
     with suppress(PipelineError):
-        await generator.stop(key)
+        await generator.cancel(key)
 
 
 def balanced(

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from frontend.backends.cancel_messages import StopMessages
+from frontend.backends.cancel_messages import CancelSender
 from frontend.backends.grpc_channel import TritonChannel, infer_request, output_names
-from frontend.backends.heartbeat import Lease
+from frontend.backends.heartbeat import Heartbeat
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.protocol.tensors import (
     DECODE_MODEL,
     OWNER_PARAMETER,
     PREPROCESS_MODEL,
+    cancel_arrays,
     describe_arrays,
     description_from_raw,
     parameters_to_arrays,
     renewal_arrays,
     stage_model,
-    stop_arrays,
     text_chunk_from_raw,
 )
 
@@ -32,8 +32,8 @@ class TritonGenerator:
         self._model = model
         self._preprocess = stage_model(model, PREPROCESS_MODEL)
         self._decode = decode = stage_model(model, DECODE_MODEL)
-        self._lease = Lease(self._renew_lease)
-        self._stops = StopMessages(channel, lambda key: infer_request(decode, stop_arrays(key), key))
+        self._lease = Heartbeat(self._renew_lease)
+        self._stops = CancelSender(channel, lambda key: infer_request(decode, cancel_arrays(key), key))
 
     async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
         """See Generator."""
@@ -51,14 +51,14 @@ class TritonGenerator:
                     if not chunk.is_silent:
                         yield chunk
 
-    async def stop(self, key: str) -> None:
+    async def cancel(self, key: str) -> None:
         """See Generator."""
         await self._stops.send(key)
 
-    async def describe(self) -> ModelDescription:
+    async def get_model_info(self) -> ModelInfo:
         """See Generator."""
         request = infer_request(self._preprocess, describe_arrays(), "describe")
-        found: ModelDescription | None = None
+        found: ModelInfo | None = None
         async for response in self._channel.infer(request):
             if names := output_names(response):
                 found = description_from_raw(names, response.raw_output_contents)

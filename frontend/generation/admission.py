@@ -6,19 +6,19 @@ import asyncio
 from collections.abc import Collection
 
 from frontend.backends.generator import Generator
-from frontend.generation.completion_run import CompletionRun, StopReason
-from frontend.generation.concurrency import Places
-from frontend.multiprocess.shared_state import Workers
+from frontend.generation.completion_run import CancelReason, CompletionRun
+from frontend.generation.concurrency import ConcurrencyLimit
+from frontend.multiprocess.shared_state import SharedState
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 _LAST_ENDS_S = 2.0  # for the engine to confirm what was stopped
 
 
-class Admission(Places):
+class Admission(ConcurrencyLimit):
     """The server's places, and the answers that are under way."""
 
-    def __init__(self, max_in_flight: int, workers: Workers | None = None) -> None:
-        super().__init__(max_in_flight, workers or Workers.alone(), "in_flight")
+    def __init__(self, max_in_flight: int, workers: SharedState | None = None) -> None:
+        super().__init__(max_in_flight, workers or SharedState.single_process(), "in_flight")
         self.is_draining = False
         self._runs: set[CompletionRun] = set()  # whose answer is not finished yet
         self._is_answered = _set_event()
@@ -57,13 +57,13 @@ class Admission(Places):
         """Returns when the engine is done with everything, or when it takes too long to confirm."""
         await _wait(self._is_idle, _LAST_ENDS_S)
 
-    def fail_all(self, error: PipelineError, reason: StopReason, generator: Generator | None = None) -> None:
+    def fail_all(self, error: PipelineError, reason: CancelReason, generator: Generator | None = None) -> None:
         """End every answer that is under way with an error; with a generator, those that it works for."""
         for run in list(self._runs):
             if generator is None or run.generator is generator:
                 run.fail(error, reason)
 
-    def fail_requests(self, keys: Collection[str], error: PipelineError, reason: StopReason) -> None:
+    def fail_requests(self, keys: Collection[str], error: PipelineError, reason: CancelReason) -> None:
         """End every answer with an error that still waits for one of these requests."""
         for run in list(self._runs):
             if any(each.parameters.request_key in keys and each.finish_reason is None for each in run.choices):
@@ -74,7 +74,7 @@ class Admission(Places):
         self.is_draining = True
         await _wait(self._is_answered, timeout_s)
         message = "The server shut down before this request was finished; send it again."
-        self.fail_all(PipelineError(ErrorCode.DRAINING, message), StopReason.DRAIN)
+        self.fail_all(PipelineError(ErrorCode.DRAINING, message), CancelReason.DRAIN)
 
 
 def _set_event() -> asyncio.Event:

@@ -33,7 +33,7 @@ _MERGE_CHUNKS = 512
 _MAX_UNTAKEN_CHARACTERS = 2**20
 
 
-class StopReason(str, Enum):
+class CancelReason(str, Enum):
     """Why a request was stopped before its end. The label of a metric."""
 
     CLIENT_GONE = "client_gone"
@@ -59,7 +59,7 @@ class Choice:
     give_up_timer: asyncio.TimerHandle | None = None
 
 
-class RunListener(Protocol):
+class RunObserver(Protocol):
     """Is told what happens to the choices of a run, for metrics, limits and readiness."""
 
     def on_chunk(self, choice: Choice, chunk: TextChunk) -> None:
@@ -68,7 +68,7 @@ class RunListener(Protocol):
     def on_failure(self, error: PipelineError) -> None:
         """The engine failed a choice."""
 
-    def on_stop(self, reason: StopReason) -> None:
+    def on_cancel(self, reason: CancelReason) -> None:
         """Choices that were still running are being stopped."""
 
     def on_end(self, choice: Choice) -> None:
@@ -78,7 +78,7 @@ class RunListener(Protocol):
 class CompletionRun:
     """See the module. All methods belong to the event loop's thread."""
 
-    def __init__(self, choices: Sequence[Choice], generator: Generator, listener: RunListener) -> None:
+    def __init__(self, choices: Sequence[Choice], generator: Generator, listener: RunObserver) -> None:
         self.choices = choices
         self.failure: PipelineError | None = None
         self.is_abandoned = False
@@ -123,26 +123,26 @@ class CompletionRun:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def fail(self, error: PipelineError, reason: StopReason) -> None:
+    def fail(self, error: PipelineError, reason: CancelReason) -> None:
         """End the run with an error for the client, and stop what still runs. The first error counts."""
         if self.failure is None and not self.is_finished:
             self.failure = error
-        self.stop(reason)
+        self.cancel(reason)
         self.wake()
 
     def abandon(self) -> None:
         """The client is gone: stop what still runs."""
         self.is_abandoned = True
-        self.stop(StopReason.CLIENT_GONE)
+        self.cancel(CancelReason.CLIENT_GONE)
         self.wake()
 
-    def stop(self, reason: StopReason) -> None:
+    def cancel(self, reason: CancelReason) -> None:
         """Have the engine end every choice without a finish reason. Returns at once; a second call does nothing."""
         running = [choice for choice in self.choices if not _is_over(choice)]
         if self._is_stopping or not running:
             return
         self._is_stopping = True
-        self._listener.on_stop(reason)
+        self._listener.on_cancel(reason)
         for choice in running:
             self._in_background(self._stop_until_over(choice))
 
@@ -197,11 +197,11 @@ class CompletionRun:
         by_choice: dict[Choice, list[TextChunk]] = {}
         for choice, chunk in self._arrived:
             by_choice.setdefault(choice, []).append(chunk)
-        self._arrived = [(choice, merged(chunks)) for choice, chunks in by_choice.items()]
+        self._arrived = [(choice, merge_chunks(chunks)) for choice, chunks in by_choice.items()]
         self._merge_at = len(self._arrived) + _MERGE_CHUNKS
         if self._untaken_characters > _MAX_UNTAKEN_CHARACTERS and not self.is_finished:
             message = "The answer was not read for too long."
-            self.fail(PipelineError(ErrorCode.DEADLINE_EXCEEDED, message), StopReason.SLOW_READER)
+            self.fail(PipelineError(ErrorCode.DEADLINE_EXCEEDED, message), CancelReason.SLOW_READER)
 
     def _choice_failed(self, choice: Choice, error: PipelineError) -> None:
         if choice.finish_reason is not None:
@@ -210,7 +210,7 @@ class CompletionRun:
         if self._is_stopping:
             return
         self._listener.on_failure(error)
-        self.fail(self._as_named_by_client(choice, error), StopReason.OTHER_CHOICE_FAILED)
+        self.fail(self._as_named_by_client(choice, error), CancelReason.OTHER_CHOICE_FAILED)
 
     def _as_named_by_client(self, choice: Choice, error: PipelineError) -> PipelineError:
         """Triton sees one prompt; the client may have sent several and wants to know which one it was. Its name for a
@@ -231,7 +231,7 @@ class CompletionRun:
         repeat_s, waited_s = _FIRST_REPEAT_S, 0.0
         while waited_s < LINGER_S and not _is_pump_over(choice):
             try:
-                await self.generator.stop(choice.parameters.request_key)
+                await self.generator.cancel(choice.parameters.request_key)
             except PipelineError as error:
                 log.warning("stop_failed", request_id=choice.parameters.request_id, error=error.code.value)
             await _wait_for_pump(choice, repeat_s)
@@ -240,7 +240,7 @@ class CompletionRun:
         _give_up(choice)
 
 
-def merged(chunks: Sequence[TextChunk]) -> TextChunk:
+def merge_chunks(chunks: Sequence[TextChunk]) -> TextChunk:
     """Chunks of one choice as one: text, lists and log probs add up, of the rest the latest that was set counts."""
     values: dict[str, Any] = {}
     for field in fields(TextChunk):

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from frontend.multiprocess.shared_state import Workers
+from frontend.multiprocess.shared_state import SharedState
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.runtime.retry_after import DrainRate
+from llm_pipeline.runtime.retry_after import RetryAfterEstimator
 
 
-class Places:
+class ConcurrencyLimit:
     """Choices from their start to the moment when the engine is done with them.
 
     `in_flight` and `queued` are those of this worker; the limit holds for what all workers have in flight under the
     same counter. None is no limit. `owner` says in a refusal whose places they are.
     """
 
-    def __init__(self, limit: int | None, workers: Workers, counter: str, *, owner: str = "") -> None:
+    def __init__(self, limit: int | None, workers: SharedState, counter: str, *, owner: str = "") -> None:
         self.in_flight = 0
         self.queued = 0  # in flight, but without a token yet
         self._limit = limit
         self._workers = workers
         self._in_flight_of_all = workers.counter(counter)
         self._owner = owner
-        self._drain_rate = DrainRate()
+        self._drain_rate = RetryAfterEstimator()
 
     def admit(self, choices: int) -> None:
         """Counts the choices of a new request; PipelineError (429) when there is no room for all of them."""

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from frontend.api.auth import ApiKey
-from frontend.multiprocess.shared_state import Workers
+from frontend.multiprocess.shared_state import SharedState
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 _WINDOW_S = 60.0
@@ -42,7 +42,7 @@ class MovingWindow:
 class RateLimits:
     """The windows of all keys. A key whose limit changes begins a new window."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: SharedState) -> None:
         self._workers = workers
         self._windows: dict[tuple[str, int], MovingWindow] = {}
         self._folder = None if workers.folder is None else workers.folder / _FOLDER

@@ -5,21 +5,21 @@ from __future__ import annotations
 import time
 
 from frontend.generation.admission import Admission
-from frontend.generation.completion_run import Choice, StopReason
+from frontend.generation.completion_run import CancelReason, Choice
 from frontend.models.registry import ServedModel
 from frontend.observability.request_record import RequestRecord
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import TextChunk
 
 
-class Accounting:
+class RunMetrics:
     """A RunListener for one HTTP request. `on_chunk` runs for every chunk: keep it cheap."""
 
     def __init__(self, record: RequestRecord, model: ServedModel, admission: Admission) -> None:
         self._record = record
         self._metrics = model.metrics
         self._admission = admission
-        self._load = model.load
+        self._load = model.in_flight_limit
         self._readiness = model.readiness
         self._counted_prompts: set[int] = set()
 
@@ -50,7 +50,7 @@ class Accounting:
         if error.kind.status >= 500:
             self._readiness.doubt()
 
-    def on_stop(self, reason: StopReason) -> None:
+    def on_cancel(self, reason: CancelReason) -> None:
         """See RunListener."""
         self._metrics.count_cancelled(reason.value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.deployment import DeployedModel, ModelKind
 
 # What depends on whose ensemble it is. NVIDIA's has no input for these.
@@ -24,7 +24,7 @@ _NOT_THEIRS: dict[str, Any] = {
 }
 
 
-def capabilities(deployed: DeployedModel, facts: ModelDescription | None) -> dict[str, Any]:
+def capabilities(deployed: DeployedModel, facts: ModelInfo | None) -> dict[str, Any]:
     """By name. `executor` is null where what makes the tokens is not known here, as behind NVIDIA's ensemble."""
     is_ours = deployed.kind is ModelKind.ENSEMBLE
     return {
@@ -35,7 +35,7 @@ def capabilities(deployed: DeployedModel, facts: ModelDescription | None) -> dic
     }
 
 
-def _of_engine(facts: ModelDescription | None) -> dict[str, Any]:
+def _of_engine(facts: ModelInfo | None) -> dict[str, Any]:
     if facts is None:
         return {}
     best_of = facts.capabilities.logprobs is not None  # which ranks by them

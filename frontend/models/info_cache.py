@@ -10,7 +10,7 @@ import structlog
 
 from frontend.backends.generator import Generator
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 
 log = structlog.get_logger(__name__)
 
@@ -20,18 +20,18 @@ _ANSWER_LIMIT_S = 1.0
 _QUESTION_LIMIT_S = 30.0
 
 
-class EngineFacts:
+class ModelInfoCache:
     """The description that one model's engine gives of itself, None while nobody could tell."""
 
     def __init__(self, generator: Generator, model: str = "") -> None:
         self._generator = generator
         self._model = model  # for the log
-        self._known: ModelDescription | None = None
+        self._known: ModelInfo | None = None
         self._ask_again_s = 0.0  # monotonic
         self._question: asyncio.Task[None] | None = None
         self._unanswered: set[asyncio.Task[None]] = set()
 
-    async def read(self) -> ModelDescription | None:
+    async def read(self) -> ModelInfo | None:
         """The newest that is known; takes a second at most."""
         if time.monotonic() >= self._ask_again_s:
             self._ask()
@@ -56,7 +56,7 @@ class EngineFacts:
 
     async def _describe(self) -> None:
         try:
-            self._known = await self._generator.describe()
+            self._known = await self._generator.get_model_info()
             pause_s = _FRESH_S
         except PipelineError as error:
             log.info("model_not_described", model=self._model, reason=error.code.value)

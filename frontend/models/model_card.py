@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from frontend.dependencies import Services
+from frontend.dependencies import Dependencies
 from frontend.models.capabilities import capabilities
 from frontend.models.registry import ServedModel
 from llm_pipeline.protocol.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 
 _OWNER = "triton-completions"
 
 
-async def model_card(name: str, model: ServedModel, services: Services) -> dict[str, Any]:
+async def model_card(name: str, model: ServedModel, services: Dependencies) -> dict[str, Any]:
     """The model under one of its names. `root`, `parent` and `max_model_len` mean what they mean at vLLM's.
 
     Takes a second at most when the engine does not answer.
     """
     deployed = model.deployed
-    facts = await model.facts.read()
+    facts = await model.info_cache.read()
     max_model_len = model.max_model_len or (None if facts is None else facts.context_length)
     return {
         "id": name,
@@ -38,7 +38,7 @@ async def model_card(name: str, model: ServedModel, services: Services) -> dict[
 
 
 def _limits(
-    model: ServedModel, services: Services, max_model_len: int | None, facts: ModelDescription | None
+    model: ServedModel, services: Dependencies, max_model_len: int | None, facts: ModelInfo | None
 ) -> dict[str, Any]:
     limits, default = model.deployed.limits, model.deployed.default_max_tokens
     if default is None and facts is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import structlog
 
 from frontend.backends.generator import Generator
-from frontend.generation.completion_run import Choice, CompletionRun, StopReason
+from frontend.generation.completion_run import CancelReason, Choice, CompletionRun
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
 
@@ -103,7 +103,7 @@ class Readiness:
             timer.cancel()
 
     async def _warm_up(self) -> bool:
-        trial = Trial()
+        trial = WarmUpProbe()
         run = CompletionRun([Choice(0, 0, warm_up_parameters())], self._generator, trial)
         run.start()
         deadline_s = time.monotonic() + _WARM_UP_TIMEOUT_S
@@ -112,7 +112,7 @@ class Readiness:
             await run.wait_until_over(_LOOK_DURING_WARM_UP_S)
             is_there = run.is_over or await self._sees_triton()
         if not run.is_over:
-            run.stop(StopReason.DEADLINE)
+            run.cancel(CancelReason.DEADLINE)
             reason = "no answer in time" if is_there else "Triton went away"
             log.warning("warm_up_failed", model=self._model, reason=reason)
             if not is_there:
@@ -133,13 +133,13 @@ def warm_up_parameters() -> CompletionParameters:
     return CompletionParameters(
         request_key=key,
         request_id=f"warm-up-{key[:8]}",
-        text=_WARM_UP_PROMPT,
+        prompt_text=_WARM_UP_PROMPT,
         max_tokens=_WARM_UP_TOKENS,
         temperature=0.0,
     )
 
 
-class Trial:
+class WarmUpProbe:
     """A RunListener that keeps the text."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class Trial:
     def on_failure(self, error: PipelineError) -> None:
         pass
 
-    def on_stop(self, reason: StopReason) -> None:
+    def on_cancel(self, reason: CancelReason) -> None:
         pass
 
     def on_end(self, choice: Choice) -> None:

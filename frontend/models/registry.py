@@ -11,11 +11,11 @@ from frontend.api.auth import ApiKey
 from frontend.backends.generator import Generator
 from frontend.backends.pool import GeneratorPool
 from frontend.generation.admission import Admission
-from frontend.generation.completion_run import StopReason
-from frontend.generation.concurrency import Places
-from frontend.models.info_cache import EngineFacts
+from frontend.generation.completion_run import CancelReason
+from frontend.generation.concurrency import ConcurrencyLimit
+from frontend.models.info_cache import ModelInfoCache
 from frontend.models.readiness import Readiness
-from frontend.multiprocess.shared_state import Workers
+from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
 from frontend.request.schemas import CompletionRequest
 from frontend.settings import FrontendSettings
@@ -44,7 +44,7 @@ def deployment_of(settings: FrontendSettings) -> Deployment:
 
 def _as_laid_out(model: DeployedModel, settings: FrontendSettings) -> DeployedModel:
     """On the deployment's own Triton, the environment says what the file does not."""
-    if not model.is_laid_out:
+    if not model.is_local:
         return model
     own = {"engine_dir": model.engine_dir or settings.engine_dir, "executor": model.executor or settings.executor}
     return model.model_copy(update=own)
@@ -59,24 +59,26 @@ class ServedModel:
         generator: Generator,
         settings: FrontendSettings,
         metrics: Metrics,
-        workers: Workers,
+        workers: SharedState,
         admission: Admission,
     ) -> None:
         limits = deployed.limits
         self.deployed = deployed
         self.generator = generator
-        self.facts = EngineFacts(generator, deployed.name)
+        self.info_cache = ModelInfoCache(generator, deployed.name)
         self.readiness = Readiness(
             generator,
             model=deployed.name,
-            check_s=settings.ready_check_s,
-            idle_s=settings.warm_up_s,
-            lost_s=settings.triton_lost_s,
+            check_s=settings.health_check_interval_s,
+            idle_s=settings.idle_probe_interval_s,
+            lost_s=settings.triton_unresponsive_timeout_s,
             on_lost=partial(_end_what_waits, admission, generator),
         )
         if isinstance(generator, GeneratorPool):  # which knows each Triton; readiness knows them as one
             generator.on_lost = partial(_end_requests, admission)
-        self.load = Places(limits.max_in_flight, workers, f"in_flight {deployed.name}", owner=" of this model")
+        self.in_flight_limit = ConcurrencyLimit(
+            limits.max_in_flight, workers, f"in_flight {deployed.name}", owner=" of this model"
+        )
         self.metrics = metrics.of_model(deployed.name)
         most = settings.most_choices
         self.max_choices = min(most, limits.max_choices or most, limits.max_in_flight or most)
@@ -88,7 +90,7 @@ class ServedModel:
         """Its own name; it may go by others."""
         return self.deployed.name
 
-    def is_open_to(self, key: ApiKey | None, name: str) -> bool:
+    def allows(self, key: ApiKey | None, name: str) -> bool:
         """Whether this key may use the model under this name; None is everybody where no key is needed."""
         if key is None:
             return True
@@ -108,7 +110,7 @@ class ServedModel:
             raise _too_much(field, f"{asked} tokens", f"{most} in a completion")
 
 
-class ServedModels:
+class ModelRegistry:
     """All models, in the order of the deployment."""
 
     def __init__(
@@ -117,7 +119,7 @@ class ServedModels:
         generators: Mapping[str, Generator],
         settings: FrontendSettings,
         metrics: Metrics,
-        workers: Workers,
+        workers: SharedState,
         admission: Admission,
     ) -> None:
         self._models = [
@@ -150,15 +152,15 @@ class ServedModels:
 
     def names_open_to(self, key: ApiKey | None) -> list[tuple[str, ServedModel]]:
         """Every name that this key may ask for, with its model."""
-        return [(name, model) for name, model in self._by_name.items() if model.is_open_to(key, name)]
+        return [(name, model) for name, model in self._by_name.items() if model.allows(key, name)]
 
 
 def _end_what_waits(admission: Admission, generator: Generator) -> None:
-    admission.fail_all(_lost(), StopReason.TRITON_LOST, generator)
+    admission.fail_all(_lost(), CancelReason.TRITON_LOST, generator)
 
 
 def _end_requests(admission: Admission, keys: Collection[str]) -> None:
-    admission.fail_requests(keys, _lost(), StopReason.TRITON_LOST)
+    admission.fail_requests(keys, _lost(), CancelReason.TRITON_LOST)
 
 
 def _lost() -> PipelineError:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 
-from frontend.dependencies import Services
+from frontend.dependencies import Dependencies
 
 log = structlog.get_logger(__name__)
 
@@ -21,7 +21,7 @@ _WARM_UP_BEHIND_CLOSED_DOORS_S = 5.0
 
 
 @asynccontextmanager
-async def live_as_worker(services: Services) -> AsyncIterator[None]:
+async def run_heartbeat(services: Dependencies) -> AsyncIterator[None]:
     """Around the life of an app. Does nothing in a front end of one process."""
     if services.workers.count == 1:
         yield
@@ -38,10 +38,10 @@ async def live_as_worker(services: Services) -> AsyncIterator[None]:
         _write_metrics(services)
 
 
-async def _live(services: Services, supervisor: int) -> None:
+async def _live(services: Dependencies, supervisor: int) -> None:
     beats = 0
     while True:
-        services.workers.beat(is_ready=services.is_ready)
+        services.workers.heartbeat(is_ready=services.is_ready)
         if beats % _BEATS_PER_WRITE == 0:
             _write_metrics(services)
         if os.getppid() != supervisor:  # killed; where the kernel can't tell us, this does
@@ -51,7 +51,7 @@ async def _live(services: Services, supervisor: int) -> None:
         await asyncio.sleep(_BEAT_S)
 
 
-def _write_metrics(services: Services) -> None:
+def _write_metrics(services: Dependencies) -> None:
     try:
         if services.metrics_of_all is not None:
             services.metrics_of_all.write()
@@ -59,11 +59,11 @@ def _write_metrics(services: Services) -> None:
         log.warning("metrics_not_written", reason=error.strerror)
 
 
-async def _until_ready(services: Services) -> None:
+async def _until_ready(services: Dependencies) -> None:
     with suppress(asyncio.TimeoutError):
         await asyncio.wait_for(_ready(services), _WARM_UP_BEHIND_CLOSED_DOORS_S)
 
 
-async def _ready(services: Services) -> None:
+async def _ready(services: Dependencies) -> None:
     while not services.is_ready:  # noqa: ASYNC110 - readiness and draining make it up, and neither announces it
         await asyncio.sleep(_BEAT_S / 5)

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from frontend.multiprocess.shared_state import Workers
+from frontend.multiprocess.shared_state import SharedState
 
 _FOLDER = "metrics"
 _PAST = "past.json"  # what workers that have died had counted
@@ -31,10 +31,10 @@ _CREATED = "_created"  # when a counter began: the first of them
 _Families = dict[str, list[Any]]
 
 
-class MetricsOfAll:
+class MergedMetrics:
     """One worker's part. Made in a front end of several workers only."""
 
-    def __init__(self, workers: Workers, registry: CollectorRegistry) -> None:
+    def __init__(self, workers: SharedState, registry: CollectorRegistry) -> None:
         self._folder = _made(workers)
         self._own = self._folder / f"{workers.number}.json"
         self._registry = registry
@@ -52,7 +52,7 @@ class MetricsOfAll:
         return merged
 
 
-def keep_counts_of_the_dead(workers: Workers, number: int) -> None:
+def retain_dead_worker_counters(workers: SharedState, number: int) -> None:
     """Move what a dead worker had counted to the past; for the supervisor, before it starts another in its place."""
     folder = _made(workers)
     own, past = folder / f"{number}.json", folder / _PAST
@@ -109,7 +109,7 @@ def _together(sample: str, one: float, other: float) -> float:
     return one + other
 
 
-def _made(workers: Workers) -> Path:
+def _made(workers: SharedState) -> Path:
     if workers.folder is None:
         raise ValueError("a front end of one process has nothing to add up")
     folder = workers.folder / _FOLDER

@@ -51,7 +51,7 @@ class SharedCounter:
         return sum(self._cells[self._slot :: _ROW].tolist())
 
 
-class Workers:
+class SharedState:
     """One process's view. `number` is that of this worker, from 0; the supervisor has none (-1) and only looks."""
 
     def __init__(self, number: int, count: int, memory: mmap.mmap, folder: Path | None) -> None:
@@ -64,19 +64,19 @@ class Workers:
         self._lock_file = -1 if folder is None else os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
 
     @classmethod
-    def alone(cls) -> Workers:
+    def single_process(cls) -> SharedState:
         """A front end of one process."""
         return cls(0, 1, mmap.mmap(-1, _size(1)), None)
 
     @classmethod
-    def create(cls, folder: Path, count: int) -> Workers:
+    def create(cls, folder: Path, count: int) -> SharedState:
         """The supervisor's view of `count` workers that will share an empty folder."""
         with (folder / _STATE).open("wb") as file:
             file.truncate(_size(count))
-        return cls.join(folder, -1, count)
+        return cls.attach(folder, -1, count)
 
     @classmethod
-    def join(cls, folder: Path, number: int, count: int) -> Workers:
+    def attach(cls, folder: Path, number: int, count: int) -> SharedState:
         """A worker's view. OSError when the supervisor's folder is gone."""
         with (folder / _STATE).open("r+b") as file:
             return cls(number, count, mmap.mmap(file.fileno(), _size(count)), folder)
@@ -120,7 +120,7 @@ class Workers:
                     return SharedCounter(self._cells, slot, self.number)
         raise RuntimeError(f"more than {_COUNTERS} shared counters")
 
-    def beat(self, *, is_ready: bool) -> None:
+    def heartbeat(self, *, is_ready: bool) -> None:
         """This worker lives. When all have been ready once, the front end as a whole has started."""
         row = self.number * _ROW
         self._cells[row + _BEAT] = time.monotonic_ns()
@@ -142,7 +142,7 @@ class Workers:
         if self.count > 1 and not self.has_started:
             raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The server is still starting; try again shortly.")
 
-    def forget(self, number: int) -> None:
+    def clear(self, number: int) -> None:
         """That worker has died: what it counted counts no more."""
         self._cells[number * _ROW : (number + 1) * _ROW] = memoryview(bytes(_ROW * _CELL_BYTES)).cast("q")
 

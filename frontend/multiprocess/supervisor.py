@@ -22,8 +22,8 @@ from types import FrameType
 
 import structlog
 
-from frontend.multiprocess.merged_metrics import keep_counts_of_the_dead
-from frontend.multiprocess.shared_state import Workers
+from frontend.multiprocess.merged_metrics import retain_dead_worker_counters
+from frontend.multiprocess.shared_state import SharedState
 from frontend.settings import FrontendSettings
 
 log = structlog.get_logger(__name__)
@@ -68,7 +68,7 @@ class Supervisor:
             self._sockets = [resources.enter_context(each) for each in sockets]
             folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="triton-completions-"))
             self._folder = Path(folder)
-            self._workers = Workers.create(self._folder, self._count)
+            self._workers = SharedState.create(self._folder, self._count)
             self._listen_to_signals()
             return self._supervise()
 
@@ -138,9 +138,9 @@ class Supervisor:
         return worker if pause_s else self._start_again(worker)
 
     def _forget(self, number: int) -> None:
-        self._workers.forget(number)
+        self._workers.clear(number)
         try:
-            keep_counts_of_the_dead(self._workers, number)
+            retain_dead_worker_counters(self._workers, number)
         except OSError as error:  # a full disk: its successor's file takes the place of what it had counted
             log.error("counts_not_kept", worker=number, reason=error.strerror)
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from frontend.api.errors import error_response
-from frontend.generation.completion_run import Choice, CompletionRun, StopReason
+from frontend.generation.completion_run import CancelReason, Choice, CompletionRun
 from frontend.observability.request_record import CLIENT_CLOSED_REQUEST, RequestRecord
 from frontend.request.schemas import CompletionRequest
 from frontend.response import sse
@@ -33,7 +33,7 @@ _STREAM_HEADERS = [
 
 
 @dataclass(frozen=True)
-class AnswerSettings:
+class ResponseOptions:
     """What an answer needs to know beside the request. Times in seconds."""
 
     completion_id: str
@@ -41,7 +41,7 @@ class AnswerSettings:
     keepalive_s: float
 
 
-class CompletionAnswer(Response):
+class CompletionResponse(Response):
     """Runs the choices of one request and answers with them."""
 
     def __init__(
@@ -49,7 +49,7 @@ class CompletionAnswer(Response):
         run: CompletionRun,
         request: CompletionRequest,
         record: RequestRecord,
-        settings: AnswerSettings,
+        settings: ResponseOptions,
         on_close: Callable[[], None],
     ) -> None:
         super().__init__()
@@ -100,19 +100,19 @@ class CompletionAnswer(Response):
 
     def _deadline_passed(self) -> None:
         message = "The request did not finish in its time; ask for fewer tokens or allow more time."
-        self._run.fail(PipelineError(ErrorCode.DEADLINE_EXCEEDED, message), StopReason.DEADLINE)
+        self._run.fail(PipelineError(ErrorCode.DEADLINE_EXCEEDED, message), CancelReason.DEADLINE)
 
     def _close(self) -> None:
         run, record = self._run, self._record
         if run.is_abandoned and not run.is_finished:
             record.outcome = CLIENT_CLOSED_REQUEST
-        run.stop(StopReason.CLIENT_GONE)
+        run.cancel(CancelReason.CLIENT_GONE)
         record.prompt_tokens, record.completion_tokens = token_counts(run.choices)
         record.finish_reasons = tuple(str(choice.finish_reason) for choice in run.choices if choice.finish_reason)
         self._on_close()
 
 
-class StreamedAnswer(CompletionAnswer):
+class StreamingCompletionResponse(CompletionResponse):
     """Server-sent events. The headers wait for the first token, so that an early error has its real status."""
 
     _has_begun = False
@@ -206,7 +206,7 @@ class StreamedAnswer(CompletionAnswer):
         self._timer = loop.call_later(pause_s - silent_s, self._look_for_silence)
 
 
-class WholeAnswer(CompletionAnswer):
+class JsonCompletionResponse(CompletionResponse):
     """One JSON object with all choices."""
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -223,7 +223,7 @@ class WholeAnswer(CompletionAnswer):
 
     def _whole(self, chunks: list[list[TextChunk]]) -> Response:
         schema_url = self._record.schema_url("Completion")
-        chosen = best_choices(self._run.choices, chunks, self._request)
+        chosen = select_best_of(self._run.choices, chunks, self._request)
         body = {
             **self._head,
             "choices": [
@@ -237,7 +237,7 @@ class WholeAnswer(CompletionAnswer):
 
     def _choice(self, index: int, choice: Choice, chunks: list[TextChunk]) -> dict[str, Any]:
         # Without a stream, a choice is one chunk, and its log probs are JSON already.
-        log_probs = next((orjson.Fragment(chunk.log_probs) for chunk in chunks if chunk.log_probs), None)
+        log_probs = next((orjson.Fragment(chunk.logprobs_json) for chunk in chunks if chunk.logprobs_json), None)
         fields: dict[str, Any] = {
             "index": index,
             "text": "".join(chunk.text for chunk in chunks),
@@ -251,7 +251,7 @@ class WholeAnswer(CompletionAnswer):
         return fields
 
 
-def best_choices(
+def select_best_of(
     choices: Sequence[Choice], chunks: Sequence[Sequence[TextChunk]], request: CompletionRequest
 ) -> list[int]:
     """Which of the completions that were made are given, in the order of the answer.
@@ -270,7 +270,7 @@ def best_choices(
 
 def _log_prob_per_token(chunks: Sequence[TextChunk]) -> float:
     last = chunks[-1]
-    return (last.cum_log_prob or 0.0) / max(last.completion_tokens, 1)
+    return (last.cumulative_logprob or 0.0) / max(last.completion_tokens, 1)
 
 
 def token_counts(choices: Sequence[Choice]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 1. Our writing waits when a connection holds 64 KiB that the client has not taken (uvicorn, asyncio).
 2. Meanwhile, what arrives from the engine gathers in the run, in merged form, up to a limit (frontend/generation/completion_run.py).
-3. A connection that takes nothing at all for SLOW_READER_S seconds is reset here, which also ends its request.
+3. A connection that takes nothing at all for CLIENT_WRITE_TIMEOUT_S seconds is reset here, which also ends its request.
    Closing it politely would wait for the client.
 """
 
@@ -19,7 +19,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 
-class SlowReaders:
+class SlowClientMonitor:
     """Looks at all connections of one server, some times within each limit.
 
     `connections` gives uvicorn's protocol objects; of each, its `transport` is used. `on_cut` is told of each cut.

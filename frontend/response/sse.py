@@ -87,11 +87,11 @@ class ChunkFrames:
         if prefix is None:
             prefix = self._prefixes[choice.index] = self._opening + b'{"index":%d,"text":' % choice.index
         reason = chunk.finish_reason
-        if chunk.log_probs is None:
+        if chunk.logprobs_json is None:
             middle = _PLAIN_UNFINISHED if reason is None else _PLAIN_FINISHED[reason.value]
         else:  # postprocess has written it: it goes in as it is
             ending = _UNFINISHED if reason is None else _FINISHED[reason.value]
-            middle = b',"logprobs":' + chunk.log_probs + ending
+            middle = b',"logprobs":' + chunk.logprobs_json + ending
         end = self._usage_end(choice, chunk) if self._continuous_usage else self._null_usage_end
         return prefix + text_fields + middle + end
 

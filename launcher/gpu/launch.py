@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from launcher.gpu.server_group import RANK_ARGUMENT, Servers
+from launcher.gpu.server_group import RANK_ARGUMENT, ServerGroup
 from launcher.settings import REPOSITORY_ROOT
 from llm_pipeline.engine_files.manifest import ManifestError
 from llm_pipeline.engine_files.trtllm_config import EngineConfig
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(line: Sequence[str], mode: Mode) -> int:
     try:
-        return Servers(line, is_mpirun=mode != "single").run()
+        return ServerGroup(line, is_mpirun=mode != "single").run()
     except OSError as error:
         setting = "TRITONSERVER" if mode == "single" else "MPIRUN"
         raise LaunchError(f"{line[0]} can't be run ({setting}): {error.strerror}.") from error

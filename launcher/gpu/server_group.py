@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from launcher.stub_monitor import PERIOD_S, StubCensus, arguments_of, child_pids
+from launcher.stub_monitor import PERIOD_S, StubInventory, arguments_of, child_pids
 
 DEAD_STUB_STATUS = 70  # EX_SOFTWARE, the stub's own when its engine has died
 RANK_ARGUMENT = "--id=rank"
@@ -24,7 +24,7 @@ _END_LIMIT_S = 5.0  # for servers without a stub to leave /dev/shm tidy; every r
 _POLL_S = 0.1
 
 
-class Servers:
+class ServerGroup:
     """One tritonserver, or an mpirun with one for each rank.
 
     At SIGTERM, mpirun gives its processes one second and then kills them, which cuts every running request off. Its
@@ -78,10 +78,10 @@ class Servers:
             process.kill()
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        censuses: dict[int, StubCensus] = {}
+        censuses: dict[int, StubInventory] = {}
         while not self._ended.wait(PERIOD_S):
             for server in self._servers(process.pid):
-                model = censuses.setdefault(server, StubCensus(server)).look()
+                model = censuses.setdefault(server, StubInventory(server)).look()
                 if self._times_asked:
                     return  # servers that end take their stubs with them
                 if model is not None:

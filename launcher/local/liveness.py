@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 _PERIOD_S = 1.0
 
 
-class HealthWatch:
+class LivenessMonitor:
     """Asks Triton whether it lives, every second or two, in a thread of its own; kills it after `limit_s` of silence.
 
     A Triton that has just been started counts only from its first answer on: loading an engine takes its time.

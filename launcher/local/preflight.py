@@ -32,12 +32,12 @@ _DEFAULT_WEIGHTS_MIB = 257  # of the engine that is built when none is named
 _LOWEST_GLIBC = (2, 35)
 
 
-class MissingError(Exception):
+class PreflightError(Exception):
     """Something that the stack needs is not there; the message says what, and how to mend it."""
 
 
-def check_all(settings: StackSettings) -> Deployment | None:
-    """Run every check; MissingError with all findings, so that nobody mends them one start at a time.
+def run_preflight(settings: StackSettings) -> Deployment | None:
+    """Run every check; PreflightError with all findings, so that nobody mends them one start at a time.
 
     The deployment, when the settings name a file of one.
     """
@@ -60,7 +60,7 @@ def check_all(settings: StackSettings) -> Deployment | None:
         if finding
     ]
     if findings:
-        raise MissingError("\n".join(findings))
+        raise PreflightError("\n".join(findings))
     return deployment
 
 
@@ -71,7 +71,7 @@ def _read_deployment(settings: StackSettings) -> tuple[Deployment | None, str | 
         deployment = Deployment.load(settings.deployment)
     except DeploymentError as error:
         return None, str(error)
-    if not any(model.is_laid_out for model in deployment.models):
+    if not any(model.is_local for model in deployment.models):
         return None, (
             f"Every model of {settings.deployment} has a Triton of its own, so there is none to start here. "
             "Start the front end alone: `DEPLOYMENT=... python -m frontend`."
@@ -139,13 +139,13 @@ def _check_engine_dir(executor: str, engine_dir: Path | None, which: str) -> str
 
 
 def _check_triton(model: DeployedModel) -> str | None:
-    if model.is_laid_out or model.triton:
+    if model.is_local or model.triton:
         return None
     return f"Model {model.name}: kind {model.kind} needs triton, the host:port of NVIDIA's server."
 
 
 def _laid_out(deployment: Deployment) -> list[DeployedModel]:
-    return [model for model in deployment.models if model.is_laid_out]
+    return [model for model in deployment.models if model.is_local]
 
 
 def _check_memory(settings: StackSettings, deployment: Deployment | None) -> str | None:

@@ -20,11 +20,11 @@ import httpx
 from rich.console import Console
 
 from launcher.local import triton_wheel as triton_server
-from launcher.local.liveness import HealthWatch
-from launcher.local.preflight import MissingError, check_all
+from launcher.local.liveness import LivenessMonitor
+from launcher.local.preflight import PreflightError, run_preflight
 from launcher.local.processes import ChildProcess
-from launcher.local.stub_watch import StubWatch
-from launcher.model_repository import lay_out
+from launcher.local.stub_watch import StubMonitor
+from launcher.model_repository import render_model_repository
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from llm_pipeline.runtime.deployment import Deployment
 
@@ -60,7 +60,7 @@ class Stack:
         self.api_key: str | None = None
         self.triton: ChildProcess | None = None
         self.frontend: ChildProcess | None = None
-        self._watches: list[StubWatch | HealthWatch] = []
+        self._watches: list[StubMonitor | LivenessMonitor] = []
 
     @property
     def base_url(self) -> str:
@@ -75,7 +75,7 @@ class Stack:
     def running(self) -> Iterator[Stack]:
         """Start everything, hand over when the model has answered, stop everything.
 
-        MissingError, StartError, StoppedError.
+        PreflightError, StartError, StoppedError.
         """
         try:
             self._start()
@@ -84,7 +84,7 @@ class Stack:
             self._stop()
 
     def _start(self) -> None:
-        self.deployment = check_all(self._settings)
+        self.deployment = run_preflight(self._settings)
         with _written_to(self._run_dir):
             self._run_dir.mkdir(parents=True, exist_ok=True)
             self._log_dir.mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,8 @@ class Stack:
         self.triton.supervise()
         self.frontend.supervise()
         self._watches = [
-            StubWatch(self.triton),
-            HealthWatch(self.triton, self._settings.triton_http_port, limit_s=self._settings.triton_hang_limit_s),
+            StubMonitor(self.triton),
+            LivenessMonitor(self.triton, self._settings.triton_http_port, limit_s=self._settings.triton_hang_timeout_s),
         ]
 
     def _stop(self) -> None:
@@ -132,7 +132,7 @@ class Stack:
         """The models of this stack's own Triton."""
         if self.deployment is None:
             return [self._settings.model_name]
-        return [model.name for model in self.deployment.models if model.is_laid_out]
+        return [model.name for model in self.deployment.models if model.is_local]
 
     def _model_repository(self) -> Path:
         """Triton's: the one in the repository, or one with an ensemble for each model of the deployment."""
@@ -141,12 +141,12 @@ class Stack:
             return source
         folder = self._run_dir / "model_repository" / str(self._settings.port)
         with _written_to(folder):
-            return lay_out(self.deployment, source, folder)
+            return render_model_repository(self.deployment, source, folder)
 
     def _build_engine_if_needed(self) -> Path | None:
         """The default engine, unless every model has one of its own."""
         models = self.deployment.models if self.deployment is not None else ()
-        if models and all(model.engine_dir is not None for model in models if model.is_laid_out):
+        if models and all(model.engine_dir is not None for model in models if model.is_local):
             return None
         return self._build_engine()
 
@@ -262,7 +262,7 @@ def serve(settings: StackSettings, console: Console) -> int:
             _print_banner(stack, settings, console)
             asked_to_stop.wait()
             console.print("Stopping: what is in flight finishes first. Ctrl-C again ends it now.")
-    except (MissingError, StartError) as error:
+    except (PreflightError, StartError) as error:
         console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
         return 1
     except StoppedError:

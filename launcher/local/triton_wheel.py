@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from launcher.check_python import libpython
-from launcher.local.preflight import MissingError
+from launcher.local.preflight import PreflightError
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 
 _WHEEL = "nvidia-pytriton"
@@ -28,7 +28,7 @@ def _server_root() -> Path:
     try:
         distribution = metadata.distribution(_WHEEL)
     except metadata.PackageNotFoundError as error:
-        raise MissingError(f"The {_WHEEL} wheel is not installed. Run `make install`.") from error
+        raise PreflightError(f"The {_WHEEL} wheel is not installed. Run `make install`.") from error
     return Path(str(distribution.locate_file("pytriton/tritonserver")))
 
 
@@ -41,7 +41,7 @@ def prepare_backends(run_dir: Path) -> Path:
         return target
     stub = root / "python_backend_stubs" / python / "triton_python_backend_stub"
     if not stub.exists():
-        raise MissingError(f"Triton's wheel has no stub for Python {python}. Use Python 3.10, 3.11 or 3.12.")
+        raise PreflightError(f"Triton's wheel has no stub for Python {python}. Use Python 3.10, 3.11 or 3.12.")
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
     try:

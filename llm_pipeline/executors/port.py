@@ -18,10 +18,10 @@ from typing import Protocol
 
 from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import GenerationRequest, TokenStep
+from llm_pipeline.protocol.messages import GenerationRequest, StepOutput
 from llm_pipeline.runtime.settings import PipelineSettings
 
-StepSink = Callable[[Sequence[TokenStep]], None]
+OutputSink = Callable[[Sequence[StepOutput]], None]
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Executor(Protocol):
         """End all requests and free the engine. Returns within seconds."""
 
 
-def key_in_use() -> PipelineError:
+def duplicate_request() -> PipelineError:
     """What a request gets whose key another one still has: its steps could not be told from the other's."""
     return PipelineError(
         ErrorCode.VALUE_OUT_OF_RANGE, "This request_key is in use; every request needs its own.", param="request_key"
     )
 
 
-def create_executor(settings: PipelineSettings, manifest: EngineManifest, sink: StepSink) -> Executor:
+def create_executor(settings: PipelineSettings, manifest: EngineManifest, sink: OutputSink) -> Executor:
     """The executor that the settings name. Each imports its heavy library inside its own module."""
     if settings.executor == "cpu":
         from llm_pipeline.executors.cpu.executor import CpuExecutor

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.limits import MAX_LOG_PROBS
-from llm_pipeline.protocol.messages import GUIDE_PARAM, GenerationRequest, GuideType, Sampling
+from llm_pipeline.protocol.messages import GUIDE_PARAM, GenerationRequest, GuideType, SamplingParams
 from llm_pipeline.runtime.settings import PipelineSettings
 
 ExecutorName: TypeAlias = Literal["cpu", "tensorrt_llm", "scripted"]
@@ -104,7 +104,7 @@ def _sampling_extension(name: str) -> Extension:
     return Extension(name, lambda request, can: getattr(request.sampling, name) != neutral and not getattr(can, name))
 
 
-_NEUTRAL = Sampling()
+_NEUTRAL = SamplingParams()
 SAMPLING_EXTENSIONS: dict[str, Extension] = {
     name: _sampling_extension(name)
     for name in (
@@ -117,9 +117,11 @@ SAMPLING_EXTENSIONS: dict[str, Extension] = {
     )
 }
 REQUEST_EXTENSIONS: dict[str, Extension] = {
-    "return_log_probs": Extension("logprobs", lambda request, can: request.return_log_probs and can.logprobs is None),
-    "top_log_probs": Extension("logprobs", lambda request, can: request.top_log_probs > (can.logprobs or 0)),
-    "prompt_log_probs": Extension("echo", lambda request, can: request.prompt_log_probs and not can.prompt_logprobs),
+    "return_logprobs": Extension("logprobs", lambda request, can: request.return_logprobs and can.logprobs is None),
+    "num_top_logprobs": Extension("logprobs", lambda request, can: request.num_top_logprobs > (can.logprobs or 0)),
+    "return_prompt_logprobs": Extension(
+        "echo", lambda request, can: request.return_prompt_logprobs and not can.prompt_logprobs
+    ),
     "guide": Extension(
         GUIDE_PARAM, lambda request, can: request.guide is not None and request.guide.type not in can.guides
     ),
@@ -130,7 +132,7 @@ REQUEST_EXTENSIONS: dict[str, Extension] = {
 }
 
 
-def refuse_unsupported(request: GenerationRequest, capabilities: Capabilities) -> None:
+def check_supported(request: GenerationRequest, capabilities: Capabilities) -> None:
     """PipelineError, by the client's name for it, for an extension that a request asks for and the executor lacks."""
     for name, extension in (*SAMPLING_EXTENSIONS.items(), *REQUEST_EXTENSIONS.items()):
         if extension.exceeds(request, capabilities):
@@ -140,14 +142,14 @@ def refuse_unsupported(request: GenerationRequest, capabilities: Capabilities) -
 
 
 def _refusal(name: str, param: str, capabilities: Capabilities) -> str:
-    if name == "top_log_probs" and capabilities.logprobs is not None:
+    if name == "num_top_logprobs" and capabilities.logprobs is not None:
         return (
             f"This server's engine ({capabilities.executor}) gives log probs of at most {capabilities.logprobs} other "
             "tokens than the chosen one; ask for fewer with logprobs."
         )
     if name == "guide":
         return f"This server's engine ({capabilities.executor}) has no structured output of this kind. Leave it out."
-    if name == "prompt_log_probs":
+    if name == "return_prompt_logprobs":
         return (
             f"This server's engine ({capabilities.executor}) gives no log probs of prompts: leave out echo or logprobs."
         )

@@ -1,6 +1,6 @@
 """The frozen messages that travel between stages, in the order in which a request meets them.
 
-HTTP -> CompletionParameters -> (preprocess) -> GenerationRequest -> (executor) -> TokenStep -> (decode) -> TokenChunk
+HTTP -> CompletionParameters -> (preprocess) -> GenerationRequest -> (executor) -> StepOutput -> (decode) -> TokenChunk
 -> (postprocess) -> TextChunk -> SSE. Nothing here knows Triton, HTTP or an engine.
 """
 
@@ -37,7 +37,7 @@ class CompletionParameters:
 
     request_key: str
     request_id: str
-    text: str | None = None
+    prompt_text: str | None = None
     token_ids: tuple[int, ...] | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -49,7 +49,7 @@ class CompletionParameters:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     return_token_ids: bool = False
-    names_tokens_by_id: bool = False  # in lists of log probs; goes with return_token_ids
+    return_tokens_as_token_ids: bool = False  # in lists of log probs; goes with return_token_ids
     stream: bool = False
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
@@ -64,8 +64,8 @@ class CompletionParameters:
     truncate_prompt_tokens: int | None = None  # keep the last ones; -1: as many as the context takes
     add_special_tokens: bool = True
     priority: int | None = None  # as vLLM has it: any integer, lower goes first, 0 when left out
-    log_probs: int | None = None  # of each token and of so many most likely ones, in OpenAI's form
-    return_log_probs: bool = False  # of each token, as numbers
+    num_logprobs: int | None = None  # of each token and of so many most likely ones, in OpenAI's form
+    return_logprob_values: bool = False  # of each token, as numbers
     echo: bool = False  # the prompt is in front of the text
     suffix: str | None = None  # what comes after the completion
     guide: Guide | None = None
@@ -73,7 +73,7 @@ class CompletionParameters:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How to pick each token; every value is set, in range, and normalised.
 
     Greedy means temperature 0, top_p 0 or top_k 1 was asked for; temperature, top_k, top_p, min_p and seed then have no
@@ -114,7 +114,7 @@ class Guide:
     """What the generated text must follow."""
 
     type: GuideType
-    text: str | None = None  # the schema, the expression, the grammar
+    source: str | None = None  # the schema, the expression, the grammar
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,10 @@ class TextOptions:
     context_ids: tuple[int, ...] = ()
     is_text_start: bool = False
     min_tokens: int = 0
-    shown_end_ids: tuple[int, ...] = ()
-    log_probs: int | None = None
-    returns_values: bool = False
-    names_tokens_by_id: bool = False
+    visible_stop_token_ids: tuple[int, ...] = ()
+    num_logprobs: int | None = None
+    return_logprob_values: bool = False
+    return_tokens_as_token_ids: bool = False
     echo_ids: tuple[int, ...] | None = None
     echo_text: str | None = None
 
@@ -162,38 +162,38 @@ class GenerationRequest:
     key: str
     prompt_ids: tuple[int, ...]
     max_tokens: int
-    sampling: Sampling
-    end_ids: tuple[int, ...] = ()  # any of these ends the request with STOP; it is the last token handed back
-    text: TextOptions = field(default_factory=TextOptions)
+    sampling: SamplingParams
+    stop_token_ids: tuple[int, ...] = ()  # any of these ends the request with STOP; it is the last token handed back
+    text_options: TextOptions = field(default_factory=TextOptions)
     # An executor may end the request with STOP as soon as it makes one of these; whether a stop string is in the text
     # remains postprocess's word, because text tokenizes in more than one way.
     stop_token_sequences: tuple[tuple[int, ...], ...] = ()
-    return_log_probs: bool = False  # of each token handed back
-    top_log_probs: int = 0  # with them, those of so many most likely tokens at each place
-    prompt_log_probs: bool = False  # with them, those of the prompt's tokens, in the first step
+    return_logprobs: bool = False  # of each token handed back
+    num_top_logprobs: int = 0  # with them, those of so many most likely tokens at each place
+    return_prompt_logprobs: bool = False  # with them, those of the prompt's tokens, in the first step
     guide: Guide | None = None
     priority: float = 0.5  # 0 to 1; higher goes first
     time_limit_s: float | None = None  # from submit; then the request fails with DEADLINE_EXCEEDED
     cache_salt: int | None = None  # uint64; requests with different salts share no KV cache
 
 
-TopLogProbs: TypeAlias = "tuple[tuple[int, ...], tuple[float, ...]]"
+TopLogprobs: TypeAlias = "tuple[tuple[int, ...], tuple[float, ...]]"
 """The most likely tokens at one place, most likely first: their ids, and their log probs."""
 
 
 @dataclass(frozen=True)
-class PromptLogProbs:
+class PromptLogprobs:
     """Log probs of a prompt's tokens from the second on: nothing comes before the first, so it has none.
 
     `tops` goes with `values`, or is empty when nobody asked for the most likely tokens.
     """
 
     values: tuple[float | None, ...] = ()
-    tops: tuple[TopLogProbs, ...] = ()
+    tops: tuple[TopLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
-class TokenStep:
+class StepOutput:
     """What one engine step made for one request: no, one or several new tokens, and at most one ending.
 
     `token_ids` includes the end-of-sequence token. After a step with a finish reason or an error, no more come.
@@ -205,9 +205,9 @@ class TokenStep:
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     error: PipelineError | None = None
-    log_probs: tuple[float | None, ...] = ()
-    top_log_probs: tuple[TopLogProbs, ...] = ()
-    prompt_log_probs: PromptLogProbs | None = None
+    logprobs: tuple[float | None, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
 
     @property
     def is_final(self) -> bool:
@@ -219,20 +219,20 @@ class TokenChunk:
     """Steps of one request that travel together from decode to postprocess. `index` counts them from 0.
 
     The first carries the request's text options, and the prompt's log probs if those were asked for. The last carries
-    its finish reason or its error. Log probs are as in TokenStep. `report_to` is where postprocess says that it has
+    its finish reason or its error. Log probs are as in StepOutput. `ack_address` is where postprocess says that it has
     handled the chunk (flow_control.py).
     """
 
     key: str
     index: int
     token_ids: tuple[int, ...]
-    text: TextOptions | None = None
+    text_options: TextOptions | None = None
     finish_reason: FinishReason | None = None
     error: PipelineError | None = None
-    report_to: str | None = None
-    log_probs: tuple[float | None, ...] = ()
-    top_log_probs: tuple[TopLogProbs, ...] = ()
-    prompt_log_probs: PromptLogProbs | None = None
+    ack_address: str | None = None
+    logprobs: tuple[float | None, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
 
     @property
     def is_final(self) -> bool:
@@ -256,9 +256,9 @@ class TextChunk:
     token_ids: tuple[int, ...] | None = None
     prompt_tokens: int | None = None
     finish_reason: FinishReason | None = None
-    log_probs: bytes | None = None
-    token_log_probs: tuple[float, ...] | None = None
-    cum_log_prob: float | None = None
+    logprobs_json: bytes | None = None
+    token_logprobs: tuple[float, ...] | None = None
+    cumulative_logprob: float | None = None
 
     @property
     def is_silent(self) -> bool:

@@ -12,7 +12,7 @@ from llm_pipeline.protocol.messages import GuideType
 
 
 @dataclass(frozen=True)
-class ModelDescription:
+class ModelInfo:
     """Limits of the engine, and what its executor can do."""
 
     context_length: int  # prompt and completion, in tokens
@@ -25,7 +25,7 @@ class ModelDescription:
         return orjson.dumps(self)
 
     @classmethod
-    def from_json(cls, text: bytes) -> ModelDescription:
+    def from_json(cls, text: bytes) -> ModelInfo:
         """ValueError or TypeError when it is of another release."""
         fields = orjson.loads(text)
         capabilities = fields.pop("capabilities")

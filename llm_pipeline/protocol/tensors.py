@@ -28,12 +28,12 @@ from llm_pipeline.protocol.messages import (
     GenerationRequest,
     Guide,
     GuideType,
-    PromptLogProbs,
+    PromptLogprobs,
     TextChunk,
     TextOptions,
     TokenChunk,
 )
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 
 # Readers of the messages that travel as JSON. Made once: making one costs more than a thousand uses.
 _GENERATION_REQUEST = TypeAdapter(GenerationRequest)
@@ -163,7 +163,7 @@ ENSEMBLE_INPUTS = (
 )
 
 DESCRIBE = TensorSpec("describe", "BOOL")  # true: only say what is served; sent to preprocess alone, past the ensemble
-DESCRIPTION = _required("description", "BYTES")  # JSON of ModelDescription
+DESCRIPTION = _required("description", "BYTES")  # JSON of ModelInfo
 PREPROCESS_INPUTS = (*ENSEMBLE_INPUTS, DESCRIBE)
 
 # preprocess -> decode: one line of JSON, because each tensor of a step costs as much as all of a request's fields.
@@ -278,7 +278,7 @@ def _flag(read: TensorReader, spec: TensorSpec, default: bool) -> bool:
 def parameters_to_arrays(parameters: CompletionParameters) -> list[tuple[TensorSpec, Array]]:
     """The ensemble inputs of one prompt, without what the client left out and without defaults: each costs time."""
     scalars = (
-        (TEXT_INPUT, parameters.text),
+        (TEXT_INPUT, parameters.prompt_text),
         (INPUT_IDS, parameters.token_ids),
         (MAX_TOKENS, parameters.max_tokens),
         (TEMPERATURE, parameters.temperature),
@@ -291,7 +291,7 @@ def parameters_to_arrays(parameters: CompletionParameters) -> list[tuple[TensorS
         (INCLUDE_STOP, parameters.include_stop_str_in_output or None),
         (SKIP_SPECIAL_TOKENS, None if parameters.skip_special_tokens else False),
         (RETURN_TOKEN_IDS, parameters.return_token_ids or None),
-        (TOKENS_AS_IDS, parameters.names_tokens_by_id or None),
+        (TOKENS_AS_IDS, parameters.return_tokens_as_token_ids or None),
         (REQUEST_KEY, parameters.request_key),
         (REPETITION_PENALTY, parameters.repetition_penalty),
         (PRESENCE_PENALTY, parameters.presence_penalty),
@@ -308,12 +308,12 @@ def parameters_to_arrays(parameters: CompletionParameters) -> list[tuple[TensorS
         (TRUNCATE_PROMPT_TOKENS, parameters.truncate_prompt_tokens),
         (ADD_SPECIAL_TOKENS, None if parameters.add_special_tokens else False),
         (PRIORITY, parameters.priority),
-        (LOG_PROBS_COUNT, parameters.log_probs),
-        (RETURN_LOG_PROBS, parameters.return_log_probs or None),
+        (LOG_PROBS_COUNT, parameters.num_logprobs),
+        (RETURN_LOG_PROBS, parameters.return_logprob_values or None),
         (EXCLUDE_INPUT, False if parameters.echo else None),
         (SUFFIX, parameters.suffix),
         (GUIDE_TYPE, None if parameters.guide is None else parameters.guide.type.value),
-        (GUIDE, None if parameters.guide is None else parameters.guide.text),
+        (GUIDE, None if parameters.guide is None else parameters.guide.source),
     )
     return [(spec, array(spec, value)) for spec, value in scalars if value is not None]
 
@@ -328,7 +328,7 @@ def parameters_from_arrays(read: TensorReader, *, request_id: str, new_key: str)
     return CompletionParameters(
         request_key=_text(key, REQUEST_KEY) if key else new_key,
         request_id=request_id,
-        text=None if text is None else _text(text, TEXT_INPUT),
+        prompt_text=None if text is None else _text(text, TEXT_INPUT),
         token_ids=None if token_ids is None else tuple(token_ids),
         max_tokens=_value(read, MAX_TOKENS),
         temperature=_value(read, TEMPERATURE),
@@ -340,7 +340,7 @@ def parameters_from_arrays(read: TensorReader, *, request_id: str, new_key: str)
         include_stop_str_in_output=_flag(read, INCLUDE_STOP, False),
         skip_special_tokens=_flag(read, SKIP_SPECIAL_TOKENS, True),
         return_token_ids=_flag(read, RETURN_TOKEN_IDS, False) or _flag(read, TOKENS_AS_IDS, False),
-        names_tokens_by_id=_flag(read, TOKENS_AS_IDS, False),
+        return_tokens_as_token_ids=_flag(read, TOKENS_AS_IDS, False),
         stream=_flag(read, STREAM, False),
         repetition_penalty=_value(read, REPETITION_PENALTY),
         presence_penalty=_value(read, PRESENCE_PENALTY),
@@ -357,8 +357,8 @@ def parameters_from_arrays(read: TensorReader, *, request_id: str, new_key: str)
         truncate_prompt_tokens=_value(read, TRUNCATE_PROMPT_TOKENS),
         add_special_tokens=_flag(read, ADD_SPECIAL_TOKENS, True),
         priority=_value(read, PRIORITY),
-        log_probs=_value(read, LOG_PROBS_COUNT),
-        return_log_probs=_flag(read, RETURN_LOG_PROBS, False),
+        num_logprobs=_value(read, LOG_PROBS_COUNT),
+        return_logprob_values=_flag(read, RETURN_LOG_PROBS, False),
         echo=not _flag(read, EXCLUDE_INPUT, True),
         suffix=_optional_text(read, SUFFIX),
         guide=_guide(read),
@@ -438,7 +438,7 @@ def request_from_arrays(read: TensorReader) -> GenerationRequest:
         raise PipelineError(ErrorCode.INVALID_TYPE, message, param=REQUEST.name) from error
 
 
-def stop_arrays(key: str) -> list[tuple[TensorSpec, Array]]:
+def cancel_arrays(key: str) -> list[tuple[TensorSpec, Array]]:
     """The message to decode that ends the request with this key."""
     return [(STOP, array(STOP, key))]
 
@@ -452,19 +452,19 @@ def is_describe_message(read: TensorReader) -> bool:
     return _flag(read, DESCRIBE, False)
 
 
-def description_to_arrays(description: ModelDescription) -> list[tuple[TensorSpec, Array]]:
+def description_to_arrays(description: ModelInfo) -> list[tuple[TensorSpec, Array]]:
     return [(DESCRIPTION, array(DESCRIPTION, description.to_json()))]
 
 
-def description_from_raw(names: Sequence[str], contents: Sequence[bytes]) -> ModelDescription | None:
+def description_from_raw(names: Sequence[str], contents: Sequence[bytes]) -> ModelInfo | None:
     """The answer in a gRPC response; None when it is none, or that of another release."""
     try:
-        return ModelDescription.from_json(dict(zip(names, contents, strict=True))[DESCRIPTION.name][4:])
+        return ModelInfo.from_json(dict(zip(names, contents, strict=True))[DESCRIPTION.name][4:])
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def stop_key(read: TensorReader) -> str | None:
+def cancelled_key(read: TensorReader) -> str | None:
     """The key of the request that a message to decode ends; None when it is no such message."""
     key = _value(read, STOP)
     return None if key is None else _text(key, STOP)
@@ -484,49 +484,49 @@ def renewed_owner(read: TensorReader) -> str | None:
 def token_chunk_to_arrays(chunk: TokenChunk) -> list[tuple[TensorSpec, Array]]:
     """decode's output."""
     fields: dict[str, Any] = {"key": chunk.key, "index": chunk.index, "token_ids": chunk.token_ids}
-    if chunk.text is not None:
-        fields["text"] = chunk.text
+    if chunk.text_options is not None:
+        fields["text_options"] = chunk.text_options
     if chunk.finish_reason is not None:
         fields["finish_reason"] = chunk.finish_reason.value
     if chunk.error is not None:
         fields["error"] = chunk.error.to_wire()
-    if chunk.log_probs:
-        fields["log_probs"] = chunk.log_probs
-    if chunk.top_log_probs:
-        fields["top_log_probs"] = chunk.top_log_probs
-    if chunk.prompt_log_probs is not None:
-        fields["prompt_log_probs"] = chunk.prompt_log_probs
-    if chunk.report_to is not None:
-        fields["report_to"] = chunk.report_to
+    if chunk.logprobs:
+        fields["logprobs"] = chunk.logprobs
+    if chunk.top_logprobs:
+        fields["top_logprobs"] = chunk.top_logprobs
+    if chunk.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = chunk.prompt_logprobs
+    if chunk.ack_address is not None:
+        fields["ack_address"] = chunk.ack_address
     return [(CHUNK, array(CHUNK, orjson.dumps(fields)))]
 
 
 def token_chunk_from_arrays(read: TensorReader) -> TokenChunk:
     """postprocess's input."""
     fields = orjson.loads(_value(read, CHUNK))
-    text, reason, error = fields.get("text"), fields.get("finish_reason"), fields.get("error")
+    text, reason, error = fields.get("text_options"), fields.get("finish_reason"), fields.get("error")
     chunk = TokenChunk(
         key=fields["key"],
         index=fields["index"],
         token_ids=tuple(fields["token_ids"]),
-        text=None if text is None else _TEXT_OPTIONS.validate_python(text),
+        text_options=None if text is None else _TEXT_OPTIONS.validate_python(text),
         finish_reason=None if reason is None else FinishReason(reason),
         error=None if error is None else PipelineError.from_wire(error) or internal_error(),
-        report_to=address if isinstance(address := fields.get("report_to"), str) else None,
+        ack_address=address if isinstance(address := fields.get("ack_address"), str) else None,
     )
     return _with_log_probs(chunk, fields) if not _LOG_PROB_FIELDS.isdisjoint(fields) else chunk
 
 
-_LOG_PROB_FIELDS = {"log_probs", "top_log_probs", "prompt_log_probs"}
+_LOG_PROB_FIELDS = {"logprobs", "top_logprobs", "prompt_logprobs"}
 
 
 def _with_log_probs(chunk: TokenChunk, fields: Mapping[str, Any]) -> TokenChunk:
-    prompt = fields.get("prompt_log_probs")
+    prompt = fields.get("prompt_logprobs")
     return replace(
         chunk,
-        log_probs=tuple(fields.get("log_probs", ())),
-        top_log_probs=_tuples(fields.get("top_log_probs", [])),
-        prompt_log_probs=None if prompt is None else PromptLogProbs(tuple(prompt["values"]), _tuples(prompt["tops"])),
+        logprobs=tuple(fields.get("logprobs", ())),
+        top_logprobs=_tuples(fields.get("top_logprobs", [])),
+        prompt_logprobs=None if prompt is None else PromptLogprobs(tuple(prompt["values"]), _tuples(prompt["tops"])),
     )
 
 
@@ -547,12 +547,12 @@ def text_chunk_to_arrays(chunk: TextChunk) -> list[tuple[TensorSpec, Array]]:
         arrays.append((TOKEN_IDS, np.array(chunk.token_ids, dtype=np.int32).reshape(1, -1)))
     if chunk.finish_reason is not None:
         arrays.append((FINISH_REASON, array(FINISH_REASON, chunk.finish_reason.value)))
-    if chunk.log_probs is not None:
-        arrays.append((LOG_PROBS, array(LOG_PROBS, chunk.log_probs)))
-    if chunk.token_log_probs is not None:
-        arrays.append((OUTPUT_LOG_PROBS, np.array(chunk.token_log_probs, dtype=np.float32).reshape(1, 1, -1)))
-    if chunk.cum_log_prob is not None:
-        arrays.append((CUM_LOG_PROBS, array(CUM_LOG_PROBS, chunk.cum_log_prob)))
+    if chunk.logprobs_json is not None:
+        arrays.append((LOG_PROBS, array(LOG_PROBS, chunk.logprobs_json)))
+    if chunk.token_logprobs is not None:
+        arrays.append((OUTPUT_LOG_PROBS, np.array(chunk.token_logprobs, dtype=np.float32).reshape(1, 1, -1)))
+    if chunk.cumulative_logprob is not None:
+        arrays.append((CUM_LOG_PROBS, array(CUM_LOG_PROBS, chunk.cumulative_logprob)))
     return arrays
 
 
@@ -573,7 +573,7 @@ def text_chunk_from_raw(names: list[str], contents: list[bytes]) -> TextChunk:
         token_ids=None if ids is None else tuple(memoryview(ids).cast("i")),
         prompt_tokens=None if prompt is None else int.from_bytes(prompt, "little"),
         finish_reason=None if reason is None else FinishReason(reason[4:].decode()),
-        log_probs=None if log_probs is None else log_probs[4:],
-        token_log_probs=None if values is None else tuple(memoryview(values).cast("f")),
-        cum_log_prob=None if total is None else memoryview(total).cast("f")[0],
+        logprobs_json=None if log_probs is None else log_probs[4:],
+        token_logprobs=None if values is None else tuple(memoryview(values).cast("f")),
+        cumulative_logprob=None if total is None else memoryview(total).cast("f")[0],
     )

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 STACK_BYTES = 512 * 2**20  # of address space; only what is touched takes memory
 
 
-def call_deep(function: Callable[[], Result]) -> Result:
+def call_with_large_stack(function: Callable[[], Result]) -> Result:
     """What `function` returns or raises. One call at a time; must not be nested."""
     return _thread().submit(function).result()
 

@@ -145,7 +145,7 @@ class DeployedModel(_Strict):
         return re.sub(r"[^a-z0-9._]+", "-", self.name.lower()).strip("-")
 
     @property
-    def is_laid_out(self) -> bool:
+    def is_local(self) -> bool:
         """Whether the deployment's own Triton serves it, from a repository that the launcher makes."""
         return self.kind is ModelKind.ENSEMBLE and not self.triton
 
@@ -182,7 +182,7 @@ class Deployment(_Strict):
     def _has_no_triton_model_twice(self) -> Self:
         owners: dict[str, str] = {}
         for model in self.models:
-            if not model.is_laid_out:
+            if not model.is_local:
                 continue
             for name in (model.ensemble, *(stage_model(model.ensemble, stage) for stage in STAGE_MODELS)):
                 if name in owners:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 
 
-def spare_long_lived_objects() -> None:
+def freeze_startup_objects() -> None:
     """Collect once, then never look again at what is left. For the end of a process's start."""
     gc.collect()
     gc.freeze()

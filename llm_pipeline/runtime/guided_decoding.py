@@ -19,7 +19,7 @@ import orjson
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.limits import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
 from llm_pipeline.protocol.messages import GUIDE_PARAM, Guide, GuideType
-from llm_pipeline.runtime.big_stack import call_deep
+from llm_pipeline.runtime.big_stack import call_with_large_stack
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -38,7 +38,7 @@ class GuideError(Exception):
 
 def check_guide(guide: Guide) -> None:
     """PipelineError when the guide can't be used: too long, not of its language, or with parts that are not known."""
-    text = guide.text or ""
+    text = guide.source or ""
     if len(text) > MAX_GUIDE_CHARACTERS:
         raise _bad(f"The {_noun(guide)} has {len(text)} characters; the limit is {MAX_GUIDE_CHARACTERS}.")
     if not text and guide.type is not GuideType.JSON:
@@ -52,11 +52,11 @@ def check_guide(guide: Guide) -> None:
     try:
         from llguidance import LLMatcher
 
-        grammar = call_deep(lambda: _grammar(guide))
+        grammar = call_with_large_stack(lambda: _grammar(guide))
     except ImportError:  # an executor that has guides without it, or brings an older one, refuses what it can't use
         _log.info("llguidance is not installed or too old; the %s is not checked beforehand", _noun(guide))
         return
-    if problem := call_deep(lambda: LLMatcher.validate_grammar(grammar)):
+    if problem := call_with_large_stack(lambda: LLMatcher.validate_grammar(grammar)):
         raise _bad(f"The {_noun(guide)} can't be used: {_first_line(problem)}")
 
 
@@ -110,7 +110,7 @@ def _grammar(guide: Guide) -> str:
     """
     from llguidance import LLMatcher
 
-    text = guide.text or ""
+    text = guide.source or ""
     if guide.type in (GuideType.JSON, GuideType.JSON_SCHEMA):
         schema = _ANY_JSON if guide.type is GuideType.JSON else text
         try:
@@ -144,17 +144,17 @@ class GuideCompiler:
         self._tokenizer = LLTokenizer(tokenizer_file.read_text(encoding="utf-8"), n_vocab=vocab_size, eos_token=end_id)
         self._vocab_size = vocab_size
 
-    def compile(self, guide: Guide) -> GuideFollower:
+    def compile(self, guide: Guide) -> ConstraintMatcher:
         """A follower at the start of the guide. GuideError when the guide is beyond llguidance's limits."""
         from llguidance import LLMatcher
 
-        matcher = call_deep(lambda: LLMatcher(self._tokenizer, _grammar(guide), log_level=0))
+        matcher = call_with_large_stack(lambda: LLMatcher(self._tokenizer, _grammar(guide), log_level=0))
         if matcher.is_error():
             raise GuideError(_first_line(matcher.get_error()))
-        return GuideFollower(matcher, self._vocab_size)
+        return ConstraintMatcher(matcher, self._vocab_size)
 
 
-class GuideFollower:
+class ConstraintMatcher:
     """Where one text stands in its guide."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:

@@ -15,7 +15,7 @@ SHORTEST_S, LONGEST_S = 1.0, 120.0  # the official client does not retry at all 
 _REMEMBERED = 1024
 
 
-class DrainRate:
+class RetryAfterEstimator:
     """Completions per second of busy time. Not thread-safe: whoever owns it guards it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -25,7 +25,7 @@ class PipelineSettings(BaseSettings):
     max_queued_requests: int = Field(
         1024, ge=0, description="Requests that may wait in decode before more are refused with 429"
     )
-    owner_lease_s: float = Field(
+    client_lease_timeout_s: float = Field(
         10.0, ge=3, description="Seconds without a sign from a front end after which decode stops its requests"
     )
     coalesce: bool = Field(
@@ -43,7 +43,7 @@ class PipelineSettings(BaseSettings):
         256, ge=1, description="cpu: tokens per engine step; smaller smooths latency, larger prefills faster"
     )
     cpu_max_active: int = Field(64, ge=1, description="cpu: requests decoded at once; more wait")
-    cpu_hang_limit_s: float = Field(
+    cpu_hang_timeout_s: float = Field(
         60.0, ge=0, description="cpu: an engine with work that makes no step for so long is killed, in s; 0 is never"
     )
     cpu_prefix_cache: bool = Field(
@@ -102,10 +102,10 @@ class PipelineSettings(BaseSettings):
     trtllm_check_files: Literal["sha256", "size"] = Field(
         "sha256", description="tensorrt_llm: how engine files are compared with the manifest at load; sizes are quick"
     )
-    trtllm_cancel_limit_s: float = Field(
+    trtllm_cancel_timeout_s: float = Field(
         15.0, gt=0, description="tensorrt_llm: how long a cancelled request may take to end in the engine, in s"
     )
-    trtllm_hang_limit_s: float = Field(
+    trtllm_hang_timeout_s: float = Field(
         300.0, ge=0, description="tensorrt_llm: an engine with work and no sign of life for so long is dead; 0 is never"
     )
     ompi_comm_world_size: int = Field(1, ge=1, description="Processes of one mpirun; mpirun sets it")

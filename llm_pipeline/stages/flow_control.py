@@ -28,7 +28,7 @@ cancelled never reaches it, and who calls decode alone sends none."""
 _COUNT_BYTES = 4
 
 
-class ChunkWindow:
+class SendWindow:
     """decode's side. Not thread-safe: it belongs to the thread that sends."""
 
     def __init__(
@@ -75,7 +75,7 @@ class ChunkWindow:
         return True
 
 
-class ChunkReports:
+class AckSender:
     """postprocess's side. Not thread-safe."""
 
     def __init__(self) -> None:

@@ -74,7 +74,7 @@ class PostprocessStage:
         if live is not None:
             self._live.move_to_end(chunk.key)
             return live
-        live = _Live(None if chunk.text is None else self._start(chunk.text))
+        live = _Live(None if chunk.text_options is None else self._start(chunk.text_options))
         self._live[chunk.key] = live
         if len(self._live) > _MAX_LIVE:
             self._live.popitem(last=False)

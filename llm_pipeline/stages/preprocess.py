@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.protocol.capabilities import Capabilities, refuse_unsupported
+from llm_pipeline.protocol.capabilities import Capabilities, check_supported
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import CompletionParameters, GenerationRequest, Sampling, TextOptions
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.messages import CompletionParameters, GenerationRequest, SamplingParams, TextOptions
+from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.guided_decoding import check_guide
 from llm_pipeline.stages import validation as checks
 from llm_pipeline.stages.validation import out_of_range
@@ -45,7 +45,7 @@ class PreprocessStage:
 
     def prepare(self, parameters: CompletionParameters) -> GenerationRequest:
         """The validated request. PipelineError says what is wrong, the limit and the fix."""
-        checks.check_log_probs(parameters.log_probs)
+        checks.check_log_probs(parameters.num_logprobs)
         sampling = self._sampling(parameters)
         stop = checks.checked_stop(parameters.stop)
         end_ids = self._ends(parameters)
@@ -56,23 +56,23 @@ class PreprocessStage:
             prompt_ids=tuple(prompt_ids),
             max_tokens=max_tokens,
             sampling=sampling,
-            end_ids=end_ids,
-            text=self._text_options(parameters, stop, prompt_ids, max_tokens),
-            return_log_probs=parameters.return_log_probs or parameters.log_probs is not None,
-            top_log_probs=parameters.log_probs or 0,
-            prompt_log_probs=parameters.echo and parameters.log_probs is not None,
+            stop_token_ids=end_ids,
+            text_options=self._text_options(parameters, stop, prompt_ids, max_tokens),
+            return_logprobs=parameters.return_logprob_values or parameters.num_logprobs is not None,
+            num_top_logprobs=parameters.num_logprobs or 0,
+            return_prompt_logprobs=parameters.echo and parameters.num_logprobs is not None,
             guide=parameters.guide,
             priority=checks.priority_of(parameters.priority),
         )
-        refuse_unsupported(request, self._capabilities)
+        check_supported(request, self._capabilities)
         if parameters.guide is not None:
             checks.check_guided(parameters, self._end_ids)
             check_guide(parameters.guide)
         return request
 
-    def describe(self) -> ModelDescription:
+    def describe(self) -> ModelInfo:
         """What is served."""
-        return ModelDescription(
+        return ModelInfo(
             context_length=self._context_length,
             vocab_size=self._vocab_size,
             default_max_tokens=self._default_max_tokens,
@@ -83,7 +83,7 @@ class PreprocessStage:
     def _text_options(
         self, parameters: CompletionParameters, stop: tuple[str, ...], prompt_ids: Sequence[int], max_tokens: int
     ) -> TextOptions:
-        is_whole_text = parameters.text is not None and parameters.truncate_prompt_tokens is None
+        is_whole_text = parameters.prompt_text is not None and parameters.truncate_prompt_tokens is None
         includes_stop = parameters.include_stop_str_in_output
         return TextOptions(
             stop=stop,
@@ -93,21 +93,21 @@ class PreprocessStage:
             stream=parameters.stream,
             max_tokens=max_tokens,
             prompt_tokens=len(prompt_ids),
-            context_ids=tuple(prompt_ids[-_CONTEXT_IDS:]) if parameters.text is None else (),
+            context_ids=tuple(prompt_ids[-_CONTEXT_IDS:]) if parameters.prompt_text is None else (),
             is_text_start=self._tokenizer.special_ids.issuperset(prompt_ids),
             min_tokens=parameters.min_tokens or 0,
             # Like a stop string; the model's own end tokens have a rule of their own.
-            shown_end_ids=tuple(set(parameters.stop_token_ids) - set(self._end_ids)) if includes_stop else (),
-            log_probs=parameters.log_probs,
-            returns_values=parameters.return_log_probs,
-            names_tokens_by_id=parameters.names_tokens_by_id,
+            visible_stop_token_ids=tuple(set(parameters.stop_token_ids) - set(self._end_ids)) if includes_stop else (),
+            num_logprobs=parameters.num_logprobs,
+            return_logprob_values=parameters.return_logprob_values,
+            return_tokens_as_token_ids=parameters.return_tokens_as_token_ids,
             echo_ids=tuple(prompt_ids) if parameters.echo else None,
-            echo_text=parameters.text if parameters.echo and is_whole_text else None,
+            echo_text=parameters.prompt_text if parameters.echo and is_whole_text else None,
         )
 
     # --- Sampling and endings ----------------------------------------------------------------------------------------
 
-    def _sampling(self, parameters: CompletionParameters) -> Sampling:
+    def _sampling(self, parameters: CompletionParameters) -> SamplingParams:
         min_tokens = parameters.min_tokens or 0
         most = parameters.max_tokens
         if min_tokens < 0:
@@ -157,7 +157,7 @@ class PreprocessStage:
     # --- The prompt --------------------------------------------------------------------------------------------------
 
     def _prompt_ids(self, parameters: CompletionParameters) -> Sequence[int]:
-        if (parameters.text is None) == (parameters.token_ids is None):
+        if (parameters.prompt_text is None) == (parameters.token_ids is None):
             raise PipelineError(
                 ErrorCode.MISSING_REQUIRED_PARAMETER,
                 "Send a prompt: either text or token ids, not both.",
@@ -170,8 +170,8 @@ class PreprocessStage:
         return ids if parameters.truncate_prompt_tokens is None else ids[-self._kept(parameters) :]
 
     def _part_ids(self, parameters: CompletionParameters, add_special_tokens: bool) -> Sequence[int]:
-        if parameters.text is not None:
-            return self._encode(parameters.text, add_special_tokens)
+        if parameters.prompt_text is not None:
+            return self._encode(parameters.prompt_text, add_special_tokens)
         return self._checked_ids(parameters.token_ids or ())
 
     def _kept(self, parameters: CompletionParameters) -> int:

@@ -24,7 +24,7 @@ from llm_pipeline.protocol.limits import (
     MAX_TEMPERATURE,
     MIN_FACTOR,
 )
-from llm_pipeline.protocol.messages import GUIDE_PARAM, CompletionParameters, Sampling
+from llm_pipeline.protocol.messages import GUIDE_PARAM, CompletionParameters, SamplingParams
 
 
 def checked_sampling(
@@ -33,7 +33,7 @@ def checked_sampling(
     min_tokens: int,
     logit_bias: tuple[tuple[int, float], ...],
     bad_words: tuple[tuple[int, ...], ...],
-) -> Sampling:
+) -> SamplingParams:
     """The sampling that a client asked for. The three arguments have been looked up in the vocabulary by the caller."""
     temperature = _in_range("temperature", parameters.temperature, 1.0, 0.0, MAX_TEMPERATURE)
     top_p = _in_range("top_p", parameters.top_p, 1.0, 0.0, 1.0)
@@ -41,7 +41,7 @@ def checked_sampling(
     if top_k < -1:
         raise out_of_range("top_k", top_k, "at least -1, where -1 and 0 mean off")
     # TensorRT-LLM refuses top_p 0, and its default seed is a constant: both are settled here, for every executor.
-    return Sampling(
+    return SamplingParams(
         is_greedy=temperature == 0 or top_p == 0 or top_k == 1,
         temperature=temperature or 1.0,
         top_k=max(top_k, 0),

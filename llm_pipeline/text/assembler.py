@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from llm_pipeline.protocol.messages import FinishReason, TextChunk, TextOptions, TokenChunk
 from llm_pipeline.text.detokenizer import TokenTable
-from llm_pipeline.text.logprobs_builder import LogProbTeller
+from llm_pipeline.text.logprobs_builder import LogprobsBuilder
 from llm_pipeline.text.prompt_echo import PromptEcho
 from llm_pipeline.text.stop_strings import StopMatcher
 
@@ -53,8 +53,8 @@ class TextAssembler:
         if options.echo_ids is not None:
             echo = PromptEcho.of(table, options)
             self._keep(echo.text, options.echo_ids)
-        asks = options.log_probs is not None or options.returns_values
-        self._teller = LogProbTeller(options, token_strings, echo) if asks else None
+        asks = options.num_logprobs is not None or options.return_logprob_values
+        self._teller = LogprobsBuilder(options, token_strings, echo) if asks else None
 
     @property
     def is_finished(self) -> bool:
@@ -121,7 +121,7 @@ class TextAssembler:
         return text, None if match_end is None else len(free) + _completing_count(searched, match_end)
 
     def _shows(self, end_id: int) -> bool:
-        return self._shows_end_token or end_id in self._options.shown_end_ids
+        return self._shows_end_token or end_id in self._options.visible_stop_token_ids
 
     def _release(self, text: str, token_ids: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         """What to send now of all that is unsent."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import orjson
 
-from llm_pipeline.protocol.messages import TopLogProbs
+from llm_pipeline.protocol.messages import TopLogprobs
 
 
 class _Entry(NamedTuple):
@@ -21,7 +21,7 @@ class _Entry(NamedTuple):
     offset: int  # in characters, from the beginning of the choice's text
 
 
-class LogProbList:
+class OpenAiLogprobs:
     """The tokens of one choice. `names` says how a token is written."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
@@ -34,7 +34,7 @@ class LogProbList:
         token_ids: Sequence[int],
         widths: Sequence[int],
         log_probs: Sequence[float | None],
-        tops: Sequence[TopLogProbs],
+        tops: Sequence[TopLogprobs],
     ) -> None:
         """The next tokens: how many characters of the text each completed, and its log probs (`tops` may be empty)."""
         for index, (token_id, width, value) in enumerate(zip(token_ids, widths, log_probs, strict=True)):
@@ -42,7 +42,7 @@ class LogProbList:
             self._waiting.append(_Entry(self._names[token_id], value, top, self._offset))
             self._offset += width
 
-    def _top(self, token_id: int, value: float | None, top: TopLogProbs) -> dict[str, float] | None:
+    def _top(self, token_id: int, value: float | None, top: TopLogprobs) -> dict[str, float] | None:
         """The most likely tokens, and the token itself if it is none of them. Of equal names the likelier one stays."""
         if value is None:
             return None

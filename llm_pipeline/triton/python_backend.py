@@ -20,7 +20,7 @@ from llm_pipeline.protocol.tensors import (
     Array,
     TensorReader,
     TensorSpec,
-    stop_arrays,
+    cancel_arrays,
     token_chunk_to_arrays,
 )
 from llm_pipeline.stages.decode.stage import DecodeStats
@@ -139,7 +139,7 @@ class ChunkReply:
         self._reply.send(token_chunk_to_arrays(chunk), is_final=chunk.is_final)
 
 
-def stop_in_decode(decode: str, key: str) -> None:
+def cancel_in_decode(decode: str, key: str) -> None:
     """Tell the decode model of this name, in its own process, to end a request.
 
     Takes about a millisecond; call it from `execute` only.
@@ -149,7 +149,7 @@ def stop_in_decode(decode: str, key: str) -> None:
     request = pb_utils.InferenceRequest(
         model_name=decode,
         requested_output_names=[],
-        inputs=[pb_utils.Tensor(spec.name, values) for spec, values in stop_arrays(key)],
+        inputs=[pb_utils.Tensor(spec.name, values) for spec, values in cancel_arrays(key)],
     )
     try:
         errors = [result.error().message() for result in request.exec(decoupled=True) if result.has_error()]

@@ -14,7 +14,7 @@ PAGE = (DOCS / "models.md").read_text(encoding="utf-8")
 
 def test_the_example_is_a_deployment() -> None:
     models = Deployment.load(EXAMPLE).models
-    assert [model.name for model in models if model.is_laid_out] == ["smollm2-135m-instruct", "load-test"]
+    assert [model.name for model in models if model.is_local] == ["smollm2-135m-instruct", "load-test"]
     assert {model.kind for model in models} == set(ModelKind)
     assert models[-1].parent == models[-2].name
 

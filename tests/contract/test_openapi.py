@@ -57,7 +57,7 @@ class OneWord:
         ids = (7,) if parameters.return_token_ids else None
         yield TextChunk(" word", 1, ids, 3, FinishReason.LENGTH)
 
-    async def stop(self, key: str) -> None:
+    async def cancel(self, key: str) -> None:
         return
 
     async def is_ready(self) -> bool:

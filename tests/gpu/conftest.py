@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.executors.port import Executor, StepSink, create_executor
-from llm_pipeline.protocol.messages import TokenStep
+from llm_pipeline.executors.port import Executor, OutputSink, create_executor
+from llm_pipeline.protocol.messages import StepOutput
 from llm_pipeline.runtime.settings import PipelineSettings
 
 MAX_ACTIVE = 4
@@ -55,14 +55,14 @@ class GpuEngine:
             trtllm_kv_cache_free_fraction=0.5,
         )
         self.manifest = EngineManifest.load(self.settings.engine_dir)
-        self._sink: StepSink = lambda steps: None
+        self._sink: OutputSink = lambda steps: None
         self.executor: Executor = create_executor(self.settings, self.manifest, self._pass_on)
 
-    def listen(self, sink: StepSink) -> Executor:
+    def listen(self, sink: OutputSink) -> Executor:
         self._sink = sink
         return self.executor
 
-    def _pass_on(self, steps: Sequence[TokenStep]) -> None:
+    def _pass_on(self, steps: Sequence[StepOutput]) -> None:
         self._sink(steps)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, Sampling, TextOptions
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, SamplingParams, TextOptions
 
 pytestmark = pytest.mark.gpu
 FACTS = json.loads((Path(__file__).parents[1] / "data" / "tensorrt_llm_api.json").read_text(encoding="utf-8"))[
@@ -84,7 +84,9 @@ def generate(bench: Any, gpu_engine: Any) -> Callable[..., tuple[list[int], Any]
     def run(prompt_ids: tuple[int, ...] = (1, 2, 3, 4), max_tokens: int = 24, **fields: Any) -> tuple[list[int], Any]:
         key = f"gpu request {next(bench._numbers)}"
         options = TextOptions(max_tokens=max_tokens, prompt_tokens=len(prompt_ids))
-        request = GenerationRequest(key, prompt_ids, max_tokens, fields.pop("sampling", Sampling()), text=options)
+        request = GenerationRequest(
+            key, prompt_ids, max_tokens, fields.pop("sampling", SamplingParams()), text_options=options
+        )
         bench.executor.submit(replace(request, **fields))
         last = bench.recorder.wait_for_end(key)
         return bench.recorder.token_ids(key), last
@@ -92,7 +94,7 @@ def generate(bench: Any, gpu_engine: Any) -> Callable[..., tuple[list[int], Any]
     return run
 
 
-SAMPLED = Sampling(is_greedy=False, temperature=1.0, seed=11)
+SAMPLED = SamplingParams(is_greedy=False, temperature=1.0, seed=11)
 
 
 def test_greedy_repeats(generate: Callable[..., Any]) -> None:
@@ -114,7 +116,7 @@ def test_min_p_1_is_greedy(generate: Callable[..., Any]) -> None:
 
 def test_the_end_token_is_left_out_upstream_and_handed_back_last(generate: Callable[..., Any]) -> None:
     free, _ = generate()
-    tokens, last = generate(end_ids=(free[5],))
+    tokens, last = generate(stop_token_ids=(free[5],))
     assert last.finish_reason is FinishReason.STOP
     assert tokens == free[: free.index(free[5]) + 1]
 
@@ -122,7 +124,7 @@ def test_the_end_token_is_left_out_upstream_and_handed_back_last(generate: Calla
 def test_a_further_end_token_is_handed_back_last_too(generate: Callable[..., Any], gpu_engine: Any) -> None:
     free, _ = generate()
     unused = next(token for token in range(gpu_engine.manifest.limits.vocab_size) if token not in free)
-    tokens, last = generate(end_ids=(unused, free[5]))
+    tokens, last = generate(stop_token_ids=(unused, free[5]))
     assert last.finish_reason is FinishReason.STOP
     assert tokens == free[: free.index(free[5]) + 1]
 
@@ -134,25 +136,27 @@ def test_without_end_ids_nothing_stops_it(generate: Callable[..., Any]) -> None:
 
 def test_logit_bias_forces_and_bad_words_forbid_a_token(generate: Callable[..., Any]) -> None:
     free, _ = generate()
-    forced, _ = generate(max_tokens=4, sampling=Sampling(logit_bias=((free[3], 1000.0),)))
+    forced, _ = generate(max_tokens=4, sampling=SamplingParams(logit_bias=((free[3], 1000.0),)))
     assert forced == [free[3]] * 4
-    without, _ = generate(sampling=Sampling(bad_words=((free[0],),)))
+    without, _ = generate(sampling=SamplingParams(bad_words=((free[0],),)))
     assert free[0] not in without
 
 
 def test_min_tokens_holds_the_end_back(generate: Callable[..., Any]) -> None:
     free, _ = generate()
-    tokens, _ = generate(end_ids=(free[2],), sampling=Sampling(min_tokens=8))
+    tokens, _ = generate(stop_token_ids=(free[2],), sampling=SamplingParams(min_tokens=8))
     assert len(tokens) > 8
 
 
 def test_log_probs_go_with_the_tokens(generate: Callable[..., Any], bench: Any) -> None:
     free, _ = generate()
     key = f"gpu request {next(bench._numbers)}"
-    request = GenerationRequest(key, (1, 2, 3, 4), 24, Sampling(), end_ids=(free[9],), return_log_probs=True)
+    request = GenerationRequest(
+        key, (1, 2, 3, 4), 24, SamplingParams(), stop_token_ids=(free[9],), return_logprobs=True
+    )
     bench.executor.submit(request)
     bench.recorder.wait_for_end(key)
-    values = [value for step in bench.recorder.steps(key) for value in step.log_probs]
+    values = [value for step in bench.recorder.steps(key) for value in step.logprobs]
     assert len(values) == len(bench.recorder.token_ids(key))
     assert all(value is not None and value <= 0 for value in values[:-1])
 
@@ -175,7 +179,7 @@ def test_gauges_come(generate: Callable[..., Any], bench: Any) -> None:
 
 
 def test_a_value_that_upstream_refuses_is_400(generate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_pipeline.executors.tensorrt_llm.admission.Admission.check", lambda self, request: None)
+    monkeypatch.setattr("llm_pipeline.executors.tensorrt_llm.admission.RequestLimits.check", lambda self, request: None)
     with pytest.raises(PipelineError) as caught:
         generate(sampling=replace(SAMPLED, top_p=0.0))
     assert caught.value.code is ErrorCode.VALUE_OUT_OF_RANGE

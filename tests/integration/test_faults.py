@@ -46,9 +46,9 @@ def fault_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     environment = {
         "EXECUTOR": "scripted",
         "SCRIPTED_FILE": str(folder / "scripts.json"),
-        "OWNER_LEASE_S": "3",
-        "TRITON_HANG_LIMIT_S": "4",
-        "TRITON_LOST_S": "8",
+        "CLIENT_LEASE_TIMEOUT_S": "3",
+        "TRITON_HANG_TIMEOUT_S": "4",
+        "TRITON_UNRESPONSIVE_TIMEOUT_S": "8",
     }
     # Each death here counts as a first one: after several in a row the launcher waits longer and longer.
     with pytest.MonkeyPatch.context() as patch, running_stack(folder, engine_dir, **environment) as stack:
@@ -219,7 +219,7 @@ def test_a_cpu_engine_that_dies_or_hangs_is_started_again(mortal_cpu_stack: Runn
 @pytest.fixture(scope="module")
 def mortal_cpu_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     with running_stack(
-        tmp_path_factory.mktemp("mortal-cpu"), engine_dir, CPU_HANG_LIMIT_S="3", CPU_KV_CACHE_GIB="0.5"
+        tmp_path_factory.mktemp("mortal-cpu"), engine_dir, CPU_HANG_TIMEOUT_S="3", CPU_KV_CACHE_GIB="0.5"
     ) as stack:
         yield stack
 

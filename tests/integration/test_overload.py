@@ -33,8 +33,8 @@ def small_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         "EXECUTOR": "scripted",
         "SCRIPTED_MAX_ACTIVE": "4",
         "MAX_QUEUED_REQUESTS": "3",
-        "SLOW_READER_S": "2",
-        "OWNER_LEASE_S": "3",
+        "CLIENT_WRITE_TIMEOUT_S": "2",
+        "CLIENT_LEASE_TIMEOUT_S": "3",
     }
     with running_stack(tmp_path_factory.mktemp("overload"), engine_dir, **environment) as stack:
         yield stack
@@ -85,7 +85,7 @@ def deaf_client(stack: RunningStack, **body: object) -> socket.socket:
 @pytest.fixture(scope="module")
 def quick_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Tokens as fast as they go, so that a client that does not read has soon missed a lot."""
-    environment = {"EXECUTOR": "scripted", "SCRIPTED_STEPS_PER_S": "1000", "SLOW_READER_S": "2"}
+    environment = {"EXECUTOR": "scripted", "SCRIPTED_STEPS_PER_S": "1000", "CLIENT_WRITE_TIMEOUT_S": "2"}
     with running_stack(tmp_path_factory.mktemp("deaf"), engine_dir, **environment) as stack:
         yield stack
 
@@ -121,7 +121,9 @@ def test_clients_that_do_not_read_are_cut_off_and_cost_the_others_nothing(quick_
 def test_requests_of_an_owner_that_says_nothing_are_stopped(small_stack: RunningStack) -> None:
     """Any client of the ensemble may name itself; this one then dies, as far as decode can see."""
     wait_until(lambda: active(small_stack) == 0, limit_s=10, what="the stack is idle")
-    parameters = CompletionParameters(request_key="mine", request_id="r", text="Hello", max_tokens=4000, stream=True)
+    parameters = CompletionParameters(
+        request_key="mine", request_id="r", prompt_text="Hello", max_tokens=4000, stream=True
+    )
     ended: list[float] = []
     with triton.InferenceServerClient(small_stack.triton_grpc_url) as client:
         client.start_stream(lambda result, error: ended.append(time.monotonic()))

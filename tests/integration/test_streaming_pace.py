@@ -68,7 +68,7 @@ async def _http_ttft(client) -> float:
 
 
 async def _grpc_ttft(client: triton_aio.InferenceServerClient, key: str) -> float:
-    parameters = CompletionParameters(request_key=key, request_id=key, text="Hello", max_tokens=3, stream=True)
+    parameters = CompletionParameters(request_key=key, request_id=key, prompt_text="Hello", max_tokens=3, stream=True)
     inputs = []
     for spec, values in parameters_to_arrays(parameters):
         tensor = triton.InferInput(spec.name, list(values.shape), spec.dtype)

@@ -21,7 +21,9 @@ KEY = "secret-key"
 
 
 def make_settings(**values: object) -> FrontendSettings:
-    return FrontendSettings(**{"model_name": MODEL, "api_key": KEY, "port": 0, "ready_check_s": 0.05, **values})
+    return FrontendSettings(
+        **{"model_name": MODEL, "api_key": KEY, "port": 0, "health_check_interval_s": 0.05, **values}
+    )
 
 
 @dataclass

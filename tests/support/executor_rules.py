@@ -15,9 +15,9 @@ from dataclasses import replace
 
 import pytest
 
-from llm_pipeline.executors.port import Executor, StepSink
+from llm_pipeline.executors.port import Executor, OutputSink
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import FinishReason, Sampling, TokenStep
+from llm_pipeline.protocol.messages import FinishReason, SamplingParams, StepOutput
 from tests.support.sample_requests import GREEDY, make_request
 
 DEADLINE_S = 30.0
@@ -29,12 +29,12 @@ class StepRecorder:
     def __init__(self) -> None:
         self.violations: list[str] = []
         self._changed = threading.Condition()
-        self._steps: dict[str, list[TokenStep]] = defaultdict(list)
+        self._steps: dict[str, list[StepOutput]] = defaultdict(list)
         self.ended: list[str] = []  # keys, in the order of their endings
         self._submitting: set[int] = set()
         self._entered: set[str] = set()
 
-    def __call__(self, steps: Sequence[TokenStep]) -> None:
+    def __call__(self, steps: Sequence[StepOutput]) -> None:
         keys = {step.key for step in steps}
         with self._changed:
             if threading.get_ident() in self._submitting:
@@ -58,7 +58,7 @@ class StepRecorder:
         yield
         self._submitting.discard(threading.get_ident())
 
-    def steps(self, key: str) -> list[TokenStep]:
+    def steps(self, key: str) -> list[StepOutput]:
         with self._changed:
             return list(self._steps[key])
 
@@ -72,7 +72,7 @@ class StepRecorder:
     def wait_for_token(self, key: str) -> None:
         self.wait_for(lambda: any(step.token_ids for step in self._steps[key]))
 
-    def wait_for_end(self, key: str) -> TokenStep:
+    def wait_for_end(self, key: str) -> StepOutput:
         self.wait_for(lambda: any(step.is_final for step in self._steps[key]))
         return self._steps[key][-1]
 
@@ -84,7 +84,7 @@ class RuleBench:
     `max_active` requests are served at once.
     """
 
-    def __init__(self, create: Callable[[StepSink], Executor], *, long: int, max_active: int) -> None:
+    def __init__(self, create: Callable[[OutputSink], Executor], *, long: int, max_active: int) -> None:
         self.recorder = StepRecorder()
         self.executor = create(self.recorder)
         self.long = long
@@ -96,18 +96,18 @@ class RuleBench:
         *,
         max_tokens: int | None = None,
         prompt_ids: tuple[int, ...] = (5, 6, 7),
-        sampling: Sampling = GREEDY,
-        end_ids: tuple[int, ...] = (),
+        sampling: SamplingParams = GREEDY,
+        stop_token_ids: tuple[int, ...] = (),
         priority: float = 0.5,
     ) -> str:
         """Submit a request under a new key, which is returned."""
         key = f"rule request {next(self._numbers)}"
-        request = make_request(key, prompt_ids, max_tokens or self.long, sampling, end_ids)
+        request = make_request(key, prompt_ids, max_tokens or self.long, sampling, stop_token_ids)
         with self.recorder.submitting():
             self.executor.submit(replace(request, priority=priority))
         return key
 
-    def end_of(self, key: str) -> TokenStep:
+    def end_of(self, key: str) -> StepOutput:
         return self.recorder.wait_for_end(key)
 
     def end(self, *keys: str) -> None:

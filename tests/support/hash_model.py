@@ -8,7 +8,7 @@ from collections.abc import Sequence as SequenceType
 import numpy as np
 import numpy.typing as npt
 
-from llm_pipeline.executors.cpu.engine.scheduler import Slice
+from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
 
 VOCABULARY = 97
 CAPACITY = 128  # tokens
@@ -24,7 +24,7 @@ class HashModel:
         self.poison: int | None = None  # a history that holds this token gives NaN
         self.runs = 0
 
-    def run(self, slices: SequenceType[Slice]) -> npt.NDArray[np.float32]:
+    def run(self, slices: SequenceType[ScheduledChunk]) -> npt.NDArray[np.float32]:
         self.runs += 1
         for piece in slices:
             for position in range(piece.start, piece.end):
@@ -37,7 +37,7 @@ class HashModel:
         ]
         return np.array(rows, dtype=np.float32).reshape(-1, VOCABULARY)
 
-    def _logits(self, piece: Slice, end: int) -> npt.NDArray[np.float64]:
+    def _logits(self, piece: ScheduledChunk, end: int) -> npt.NDArray[np.float64]:
         history = self._cache[piece.sequence.blocks].reshape(-1)[:end]
         if self.poison is not None and self.poison in history:
             return np.full(VOCABULARY, np.nan)

@@ -115,7 +115,7 @@ def find_process(stack: RunningStack, name: str) -> psutil.Process:
     triton = psutil.Process(stack.stack.triton.pid)
     if name == "Triton":
         return triton
-    mark = "cpu_engine.process" if name == "cpu engine" else f"/{name.removesuffix(' stub')}/1/model.py"
+    mark = "cpu.engine.process" if name == "cpu engine" else f"/{name.removesuffix(' stub')}/1/model.py"
     for child in triton.children(recursive=True):
         if any(mark in part for part in child.cmdline()):
             return child

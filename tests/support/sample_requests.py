@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from llm_pipeline.engine_files.manifest import EngineLimits, EngineManifest, SourceModel, TokenIds
-from llm_pipeline.protocol.messages import GenerationRequest, Sampling, TextOptions
+from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams, TextOptions
 
-GREEDY = Sampling()
+GREEDY = SamplingParams()
 
 
 def make_request(
     key: str = "request",
     prompt_ids: tuple[int, ...] = (5, 6, 7),
     max_tokens: int = 8,
-    sampling: Sampling = GREEDY,
-    end_ids: tuple[int, ...] = (),
+    sampling: SamplingParams = GREEDY,
+    stop_token_ids: tuple[int, ...] = (),
     **text: Any,
 ) -> GenerationRequest:
     """A request as preprocess makes it; further arguments are those of TextOptions."""
     options = TextOptions(max_tokens=max_tokens, prompt_tokens=len(prompt_ids), **text)
-    return GenerationRequest(key, prompt_ids, max_tokens, sampling, end_ids, options)
+    return GenerationRequest(key, prompt_ids, max_tokens, sampling, stop_token_ids, options)
 
 
 def make_manifest(*, context_length: int = 64, vocab_size: int = 1000, end_ids: tuple[int, ...] = ()) -> EngineManifest:

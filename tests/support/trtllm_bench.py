@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.executors.port import Executor, StepSink, create_executor
+from llm_pipeline.executors.port import Executor, OutputSink, create_executor
 from llm_pipeline.executors.tensorrt_llm import executor as executor_module
-from llm_pipeline.protocol.messages import GenerationRequest, TokenStep
+from llm_pipeline.protocol.messages import GenerationRequest, StepOutput
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.fakes.gpu_engine import make_gpu_engine
 from tests.fakes.installed import fake_tensorrt_llm, write_script
@@ -41,7 +41,7 @@ class TrtllmBench:
             self.executor = self.create(self.recorder)
             self._open = opening.pop_all()
 
-    def create(self, sink: StepSink) -> Executor:
+    def create(self, sink: OutputSink) -> Executor:
         return create_executor(self.settings, self.manifest, sink)
 
     @property
@@ -55,7 +55,7 @@ class TrtllmBench:
             self.executor.submit(request)
         return request.key
 
-    def end_of(self, request: GenerationRequest) -> TokenStep:
+    def end_of(self, request: GenerationRequest) -> StepOutput:
         """Submit and wait for the end."""
         return self.recorder.wait_for_end(self.submit(request))
 
@@ -92,7 +92,7 @@ def trtllm_bench(folder: Path) -> Iterator[Callable[..., TrtllmBench]]:
 def rule_bench(bench: TrtllmBench) -> RuleBench:
     """The executor's rules on this bench's executor."""
 
-    def create(sink: StepSink) -> Executor:
+    def create(sink: OutputSink) -> Executor:
         bench.executor.close()
         bench.executor = bench.create(sink)
         return bench.executor

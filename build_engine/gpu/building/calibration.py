@@ -13,7 +13,7 @@ from pathlib import Path
 
 from build_engine.errors import EngineRefusedError
 from build_engine.gpu.planning.precisions import Precision
-from build_engine.gpu.planning.spec import Combination
+from build_engine.gpu.planning.spec import EngineSpec
 from llm_pipeline.engine_files.manifest import Calibration, sha256_of
 
 DEFAULT_CALIBRATION = "cnn_dailymail"  # upstream's
@@ -57,7 +57,7 @@ def _require_text(path: Path) -> None:
         raise EngineRefusedError(f"The first line of {path} has no {TEXT_COLUMN!r}. {_HOW}")
 
 
-def describe_calibration(combination: Combination, source: str) -> Calibration | None:
+def describe_calibration(combination: EngineSpec, source: str) -> Calibration | None:
     """What goes into the manifest; None when nothing is calibrated. Reads the directory where there is one."""
     if not combination.is_calibrated:
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_engine.gpu.planning.spec import Combination
+from build_engine.gpu.planning.spec import EngineSpec
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 
 PYTHON = "python3"
@@ -28,7 +28,7 @@ def checkpoint_dir(engine_dir: Path) -> Path:
 
 
 def make_steps(
-    combination: Combination, model_dir: Path, engine_dir: Path, calibration: str, timing_cache: Path
+    combination: EngineSpec, model_dir: Path, engine_dir: Path, calibration: str, timing_cache: Path
 ) -> tuple[Step, ...]:
     """Checkpoint, engine, tokenizer."""
     checkpoint = checkpoint_dir(engine_dir)
@@ -40,7 +40,7 @@ def make_steps(
     )
 
 
-def _checkpoint_step(combination: Combination, model_dir: Path, checkpoint: Path, calibration: str) -> Step:
+def _checkpoint_step(combination: EngineSpec, model_dir: Path, checkpoint: Path, calibration: str) -> Step:
     arguments = [
         *("--model", str(model_dir)),
         *("--output", str(checkpoint)),
@@ -66,7 +66,7 @@ def _paths(checkpoint: Path, engine_dir: Path, timing_cache: Path) -> tuple[str,
     )
 
 
-def build_flags(combination: Combination) -> tuple[str, ...]:
+def build_flags(combination: EngineSpec) -> tuple[str, ...]:
     """What decides the engine, without paths; defaults that in-flight batching relies on are said all the same."""
     limits = combination.limits
     flags = {

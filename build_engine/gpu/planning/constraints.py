@@ -23,14 +23,14 @@ from build_engine.gpu.planning.precisions import (
     KvPrecision,
     Precision,
 )
-from build_engine.gpu.planning.spec import Combination
+from build_engine.gpu.planning.spec import EngineSpec
 
 FIRST_TRTLLM, END_TRTLLM = (1, 0), (1, 3)
 _MOST_TP_SUGGESTED = 16
 _MOE_WITHOUT_SMOOTHQUANT = "int8-sq"
 
 
-def find_refusals(combination: Combination, memory: MemoryEstimate) -> list[str]:
+def find_refusals(combination: EngineSpec, memory: MemoryEstimate) -> list[str]:
     """Empty when the combination can be built."""
     return [
         *_version_refusals(combination),
@@ -45,7 +45,7 @@ def find_refusals(combination: Combination, memory: MemoryEstimate) -> list[str]
     ]
 
 
-def _version_refusals(combination: Combination) -> Iterator[str]:
+def _version_refusals(combination: EngineSpec) -> Iterator[str]:
     """The engine path was removed on the way to 1.3 (docs/source/legacy/tensorrt-backend-removal.md)."""
     text, gpu = combination.trtllm_version, combination.gpu
     found = re.match(r"(\d+)\.(\d+)", text)
@@ -60,7 +60,7 @@ def _version_refusals(combination: Combination) -> Iterator[str]:
         )
 
 
-def _gpu_refusals(combination: Combination) -> Iterator[str]:
+def _gpu_refusals(combination: EngineSpec) -> Iterator[str]:
     gpu, count = combination.gpu, combination.gpu_count
     if gpu.sm < OLDEST_SM:
         yield (
@@ -74,7 +74,7 @@ def _gpu_refusals(combination: Combination) -> Iterator[str]:
         )
 
 
-def _model_refusals(combination: Combination) -> Iterator[str]:
+def _model_refusals(combination: EngineSpec) -> Iterator[str]:
     model = combination.model
     if model.architecture not in ARCHITECTURES:
         yield (
@@ -88,7 +88,7 @@ def _model_refusals(combination: Combination) -> Iterator[str]:
         )
 
 
-def _precision_refusals(combination: Combination) -> Iterator[str]:
+def _precision_refusals(combination: EngineSpec) -> Iterator[str]:
     precision, gpu = combination.precision, combination.gpu
     if not precision.runs_on(gpu.sm):
         others = [name for name, other in PRECISIONS.items() if other.runs_on(gpu.sm)]
@@ -105,7 +105,7 @@ def _precision_refusals(combination: Combination) -> Iterator[str]:
         )
 
 
-def _kv_refusals(combination: Combination) -> Iterator[str]:
+def _kv_refusals(combination: EngineSpec) -> Iterator[str]:
     kv, gpu = combination.kv, combination.gpu
     if not kv.runs_on(gpu.sm):
         others = [name for name, other in KV_PRECISIONS.items() if other.runs_on(gpu.sm)]
@@ -126,7 +126,7 @@ def _sm_needed(stored: Precision | KvPrecision) -> str:
     return f"needs SM {stored.min_sm} or newer"
 
 
-def _shape_refusals(combination: Combination) -> Iterator[str]:
+def _shape_refusals(combination: EngineSpec) -> Iterator[str]:
     """Kernels with scaled groups of inputs take whole groups only. Says nothing of a tp that divides nothing."""
     if list(_tp_problems(combination.model, combination.tp)):
         return
@@ -146,7 +146,7 @@ def _shape_refusals(combination: Combination) -> Iterator[str]:
             return
 
 
-def _parallel_refusals(combination: Combination) -> Iterator[str]:
+def _parallel_refusals(combination: EngineSpec) -> Iterator[str]:
     model, pp = combination.model, combination.pp
     if problems := list(_tp_problems(model, combination.tp)):
         good = [str(tp) for tp in range(1, _MOST_TP_SUGGESTED + 1) if not list(_tp_problems(model, tp))]
@@ -172,7 +172,7 @@ def _tp_problems(model: ModelConfig, tp: int) -> Iterator[str]:
         yield f"The vocabulary's {model.vocab_size} rows are not divisible by tp {tp}"
 
 
-def _limit_refusals(combination: Combination) -> Iterator[str]:
+def _limit_refusals(combination: EngineSpec) -> Iterator[str]:
     model, limits = combination.model, combination.limits
     if limits.max_seq_len > model.max_seq_len:
         yield (
@@ -188,7 +188,7 @@ def _limit_refusals(combination: Combination) -> Iterator[str]:
         )
 
 
-def _memory_refusals(combination: Combination, memory: MemoryEstimate) -> Iterator[str]:
+def _memory_refusals(combination: EngineSpec, memory: MemoryEstimate) -> Iterator[str]:
     if memory.fits:
         return
     gpu, limits, batch = combination.gpu, combination.limits, memory.largest_batch_that_fits

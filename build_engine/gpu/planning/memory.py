@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from build_engine.gpu.planning.memory_model import DECODER_BYTES, LOGIT_BYTES, MIB, POSITION_BYTES
 from build_engine.gpu.planning.parameters import divide_up, layer_matrices, layer_vector_elements, vocabulary_elements
-from build_engine.gpu.planning.spec import Combination
+from build_engine.gpu.planning.spec import EngineSpec
 
 TOKENS_PER_BLOCK = 32  # trtllm-build's default; a request takes whole blocks
 # [aiconfigurator] hidden-size vectors that live at once for each token of a step, by tensor parallelism; tenths.
@@ -53,7 +53,7 @@ class MemoryEstimate:
         return self.kv_cache_bytes <= self.kv_pool_bytes
 
 
-def estimate_memory(combination: Combination) -> MemoryEstimate:
+def estimate_memory(combination: EngineSpec) -> MemoryEstimate:
     weights = weights_bytes(combination)
     activation = activation_bytes(combination)
     workspace = workspace_bytes(combination)
@@ -74,7 +74,7 @@ def estimate_memory(combination: Combination) -> MemoryEstimate:
     )
 
 
-def weights_bytes(combination: Combination) -> int:
+def weights_bytes(combination: EngineSpec) -> int:
     """Matrices in the precision with their scales; embedding, head, router, norms and biases in the data type.
 
     [aiconfigurator] parameters x bytes / (tp x pp), here matrix by matrix, so that copied heads and scales count.
@@ -92,19 +92,19 @@ def weights_bytes(combination: Combination) -> int:
     return combination.layers_on_gpu * layer + table_elements * combination.dtype_bytes
 
 
-def kv_bytes_per_token(combination: Combination) -> int:
+def kv_bytes_per_token(combination: EngineSpec) -> int:
     """[memory] 2 x layers x heads x head size x bytes: key and value, for the layers and heads on this GPU."""
     heads = combination.kv_heads_on_gpu * combination.model.head_dim
     return 2 * combination.layers_on_gpu * heads * combination.kv_value_bytes
 
 
-def request_kv_bytes(combination: Combination) -> int:
+def request_kv_bytes(combination: EngineSpec) -> int:
     """One request of max_seq_len tokens, in whole blocks."""
     blocks = divide_up(combination.limits.max_seq_len, TOKENS_PER_BLOCK)
     return blocks * TOKENS_PER_BLOCK * kv_bytes_per_token(combination)
 
 
-def activation_bytes(combination: Combination) -> int:
+def activation_bytes(combination: EngineSpec) -> int:
     """[aiconfigurator] bytes x max_num_tokens x heads x head size x a factor. It is set when the engine is built."""
     model = combination.model
     factors = _MOE_ACTIVATION_TENTHS if model.experts > 1 else _ACTIVATION_TENTHS
@@ -113,16 +113,16 @@ def activation_bytes(combination: Combination) -> int:
     return max(_LEAST_ACTIVATION_BYTES, wanted)
 
 
-def workspace_bytes(combination: Combination) -> int:
+def workspace_bytes(combination: EngineSpec) -> int:
     """NCCL, the runtime, and the decoder's buffers."""
     return _nccl_bytes(combination) + combination.assumptions.runtime_bytes + decoder_bytes(combination)
 
 
-def decoder_bytes(combination: Combination) -> int:
+def decoder_bytes(combination: EngineSpec) -> int:
     return DECODER_BYTES + combination.limits.max_batch_size * _decoder_request_bytes(combination)
 
 
-def largest_batch(combination: Combination) -> int:
+def largest_batch(combination: EngineSpec) -> int:
     """The most requests of max_seq_len tokens that fit together.
 
     batch x request <= share x (free - batch x decoder), solved for the batch.
@@ -136,11 +136,11 @@ def largest_batch(combination: Combination) -> int:
     return parts * free // (whole * request + parts * decoder)
 
 
-def _nccl_bytes(combination: Combination) -> int:
+def _nccl_bytes(combination: EngineSpec) -> int:
     return _at_most(_NCCL_BYTES, combination.world_size)
 
 
-def _decoder_request_bytes(combination: Combination) -> int:
+def _decoder_request_bytes(combination: EngineSpec) -> int:
     return combination.model.vocab_size * LOGIT_BYTES + combination.limits.max_seq_len * POSITION_BYTES
 
 

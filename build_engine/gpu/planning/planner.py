@@ -17,7 +17,7 @@ from build_engine.gpu.planning.memory import MemoryEstimate, estimate_memory
 from build_engine.gpu.planning.memory_model import ASSUMED, Assumptions
 from build_engine.gpu.planning.model_config import ModelConfig
 from build_engine.gpu.planning.precisions import KV_PRECISIONS, PRECISIONS, auto_kv_precision, auto_precision
-from build_engine.gpu.planning.spec import Combination, Limits
+from build_engine.gpu.planning.spec import EngineSpec, Limits
 
 DEFAULT_ROOT = Path(".run/engines")
 DEFAULT_TRTLLM = "1.2.1"  # the newest stable with the engine path
@@ -54,7 +54,7 @@ class PlanRequest:
 class Plan:
     """`steps` is empty and `engine_dir` None when there are refusals."""
 
-    combination: Combination
+    combination: EngineSpec
     memory: MemoryEstimate
     refusals: tuple[str, ...]
     notes: tuple[str, ...]
@@ -82,13 +82,13 @@ def make_plan(request: PlanRequest) -> Plan:
     return Plan(combination, memory, refusals, notes, engine_dir, steps, request.calibration, timing_cache)
 
 
-def resolve(request: PlanRequest) -> Combination:
+def resolve(request: PlanRequest) -> EngineSpec:
     """Choose everything that was left to us. The batch comes last: it is the largest that fits, up to a default."""
     precision = (
         PRECISIONS[request.precision] if request.precision else auto_precision(request.gpu.sm, request.model.dtype)
     )
     kv = KV_PRECISIONS[request.kv_precision] if request.kv_precision else auto_kv_precision(precision, request.gpu.sm)
-    combination = Combination(
+    combination = EngineSpec(
         model=request.model,
         gpu=request.gpu,
         gpu_count=request.gpu_count,
@@ -111,13 +111,13 @@ def _limits(request: PlanRequest) -> Limits:
     )
 
 
-def _with_batch(combination: Combination) -> Combination:
+def _with_batch(combination: EngineSpec) -> EngineSpec:
     fits = estimate_memory(combination).largest_batch_that_fits
     batch = max(1, min(fits, DEFAULT_MAX_BATCH_SIZE, combination.limits.max_num_tokens))
     return replace(combination, limits=replace(combination.limits, max_batch_size=batch))
 
 
-def engine_name(combination: Combination, calibration: str) -> Path:
+def engine_name(combination: EngineSpec, calibration: str) -> Path:
     """model/target/precision-tp<N>pp<P>/version: TensorRT-LLM's version and a hash of all that decides the files.
 
     Not in it: the weights, which a plan does not read. Two models with one name and config.json get one directory.
@@ -139,7 +139,7 @@ def engine_name(combination: Combination, calibration: str) -> Path:
     return Path(combination.model.name) / combination.gpu.name / parallel / version
 
 
-def _notes(combination: Combination, calibration: str) -> Iterator[str]:
+def _notes(combination: EngineSpec, calibration: str) -> Iterator[str]:
     """What is worth knowing of a combination that can be built."""
     limits = combination.limits
     if not combination.has_paged_context_fmha:

@@ -21,7 +21,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Combination:
+class EngineSpec:
     model: ModelConfig
     gpu: Gpu
     gpu_count: int | None  # of this machine, where it was asked

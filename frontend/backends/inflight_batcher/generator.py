@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from frontend.backends.cancel_messages import StopMessages
+from frontend.backends.cancel_messages import CancelSender
 from frontend.backends.grpc_channel import InferRequest, TritonChannel, infer_request, output_names
 from frontend.backends.inflight_batcher.tensors import (
     NEEDED_INPUTS,
@@ -25,7 +25,7 @@ from frontend.backends.inflight_batcher.tensors import (
 from frontend.backends.inflight_batcher.text import CompletionText
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.deployment import DeployedModel
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ class InflightBatcherGenerator:
         self._inputs: frozenset[str] | None = None  # None: not asked yet
         self._live: dict[str, CompletionText] = {}
         self._ids: dict[str, str] = {}  # of Triton's requests, by key
-        self._stops = StopMessages(channel, self._stop_request)
+        self._stops = CancelSender(channel, self._stop_request)
 
     async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
         """See Generator."""
@@ -120,13 +120,13 @@ class InflightBatcherGenerator:
         if last is not None:
             yield last
 
-    async def stop(self, key: str) -> None:
+    async def cancel(self, key: str) -> None:
         """See Generator."""
         if key in self._live:  # else it is over, or has not begun: the caller repeats itself
             self._live[key].is_cancelled = True
             await self._stops.send(key)
 
-    async def describe(self) -> ModelDescription:
+    async def get_model_info(self) -> ModelInfo:
         """See Generator: NVIDIA's ensemble has nobody to ask."""
         raise PipelineError(ErrorCode.UNSUPPORTED_PARAMETER, "NVIDIA's ensemble does not describe itself.")
 

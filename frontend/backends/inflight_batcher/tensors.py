@@ -67,7 +67,7 @@ _STOP_ARRAYS = (
 
 # Ours, handled in the front end or here; everything else in CompletionParameters must be neutral.
 _HANDLED = {
-    *("request_key", "request_id", "text", "token_ids", "max_tokens", "temperature", "top_p", "top_k", "seed"),
+    *("request_key", "request_id", "prompt_text", "token_ids", "max_tokens", "temperature", "top_p", "top_k", "seed"),
     *("stop", "include_stop_str_in_output", "stream", "bad_words", "bias_words", "guide", "ignore_eos", "end_id"),
     "guide_param",
     *_SCALARS,
@@ -75,9 +75,9 @@ _HANDLED = {
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"min_p": (None, 0.0), "priority": (None, 0)}
 # What clients call a field that has another name here. Looked at first: the first brings return_token_ids with it.
 _CLIENTS_NAMES = {
-    "names_tokens_by_id": "return_tokens_as_token_ids",
-    "log_probs": "logprobs",
-    "return_log_probs": "best_of",
+    "return_tokens_as_token_ids": "return_tokens_as_token_ids",
+    "num_logprobs": "logprobs",
+    "return_logprob_values": "best_of",
 }
 _GUIDE_TYPES = {"json", "json_schema", "regex", "ebnf_grammar"}
 
@@ -91,7 +91,7 @@ def request_arrays(
     top_k = max(parameters.top_k or 0, 0)
     given = {name: getattr(parameters, name, None) for name in (*_SCALARS, "bad_words", "bias_words", "guide")}
     values: list[tuple[TensorSpec, Any, str]] = [
-        (TEXT_INPUT, parameters.text, "prompt"),
+        (TEXT_INPUT, parameters.prompt_text, "prompt"),
         (MAX_TOKENS, max_tokens, "max_tokens"),
         (TOP_K, 1 if is_greedy else min(top_k, INT32_MAX), "top_k"),
         (TOP_P, 1.0 if is_greedy or parameters.top_p is None else parameters.top_p, "top_p"),
@@ -126,7 +126,7 @@ def _guide_values(guide: Any, param: str) -> list[tuple[TensorSpec, Any, str]]:
         return []
     if str(guide.type) not in _GUIDE_TYPES:
         raise _lacking(param)
-    return [(GUIDE_TYPE, str(guide.type), param), (GUIDE, guide.text, param)]
+    return [(GUIDE_TYPE, str(guide.type), param), (GUIDE, guide.source, param)]
 
 
 def _bias_values(words: Any) -> list[tuple[TensorSpec, Any, str]]:
@@ -137,7 +137,7 @@ def _bias_values(words: Any) -> list[tuple[TensorSpec, Any, str]]:
 
 
 def _refuse_what_it_lacks(parameters: CompletionParameters) -> None:
-    if parameters.text is None:
+    if parameters.prompt_text is None:
         raise PipelineError(
             ErrorCode.UNSUPPORTED_PARAMETER,
             "This model takes prompts as text only, not as token ids. Send strings.",

@@ -16,20 +16,20 @@ from multiprocessing.connection import Connection
 
 from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.executors.cpu.engine.ipc import (
+    AddRequest,
     CacheCounts,
     Cancel,
     EngineSettings,
     EngineStep,
-    Failed,
-    Progress,
+    LoadFailed,
     Ready,
-    Submit,
+    StepReport,
 )
-from llm_pipeline.executors.cpu.engine.watchdog import HangWatch
-from llm_pipeline.executors.port import ExecutorStats, StepSink, key_in_use
-from llm_pipeline.protocol.capabilities import CAPABILITIES, refuse_unsupported
+from llm_pipeline.executors.cpu.engine.watchdog import Watchdog
+from llm_pipeline.executors.port import ExecutorStats, OutputSink, duplicate_request
+from llm_pipeline.protocol.capabilities import CAPABILITIES, check_supported
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, GenerationRequest, TextOptions, TokenStep
+from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, GenerationRequest, StepOutput, TextOptions
 from llm_pipeline.runtime.settings import PipelineSettings
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class EngineStartError(Exception):
 class CpuExecutor:
     """An Executor over the engine process. The first load happens in the constructor and raises EngineStartError."""
 
-    def __init__(self, settings: PipelineSettings, manifest: EngineManifest, sink: StepSink) -> None:
+    def __init__(self, settings: PipelineSettings, manifest: EngineManifest, sink: OutputSink) -> None:
         manifest.check_files(settings.engine_dir)
         self._sink = sink
         self._limits = manifest.limits
@@ -62,21 +62,21 @@ class CpuExecutor:
         self._process: subprocess.Popen[bytes]  # the one that runs or loads
         connection = self._start()
         self._connection = connection
-        self._hang_watch = HangWatch(settings.cpu_hang_limit_s, lambda: bool(self._live), self._kill)
+        self._hang_watch = Watchdog(settings.cpu_hang_timeout_s, lambda: bool(self._live), self._kill)
         self._thread = threading.Thread(target=self._supervise, args=(connection,), name="cpu-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
-        refuse_unsupported(request, CAPABILITIES["cpu"])
+        check_supported(request, CAPABILITIES["cpu"])
         self._check(request)
-        message = Submit(replace(request, text=TextOptions()))  # the engine has no use for stop strings
+        message = AddRequest(replace(request, text_options=TextOptions()))  # the engine has no use for stop strings
         with self._send_lock:
             with self._lock:
                 connection = self._connection
                 if connection is None:
                     raise _engine_unavailable()
                 if request.key in self._live:  # decode may have ended a request that the engine has not
-                    raise key_in_use()
+                    raise duplicate_request()
                 if not self._live:
                     self._hang_watch.sign_of_life()
                 self._live.add(request.key)
@@ -89,7 +89,7 @@ class CpuExecutor:
         """A request that came past preprocess must not take the engine down: it believes every id and length."""
         ids, limits = request.prompt_ids, self._limits
         is_short = len(ids) + request.max_tokens <= limits.context_length
-        least = 0 if request.prompt_log_probs else 1
+        least = 0 if request.return_prompt_logprobs else 1
         if not (ids and request.max_tokens >= least and is_short and min(ids) >= 0 and max(ids) < limits.vocab_size):
             raise PipelineError(
                 ErrorCode.VALUE_OUT_OF_RANGE,
@@ -116,7 +116,7 @@ class CpuExecutor:
         self._thread.join(timeout=2 * _STOP_LIMIT_S)
         _reap(self._process)
 
-    def _send(self, connection: Connection, message: Submit | Cancel) -> None:
+    def _send(self, connection: Connection, message: AddRequest | Cancel) -> None:
         try:
             connection.send(message)
         except OSError:
@@ -150,7 +150,7 @@ class CpuExecutor:
             message = connection.recv()
         except (EOFError, OSError) as error:
             raise EngineStartError("The CPU engine process died while it loaded; its log says why.") from error
-        if isinstance(message, Failed):
+        if isinstance(message, LoadFailed):
             raise EngineStartError(f"The CPU engine can't load: {message.reason}")
         if isinstance(message, Ready):
             _log.info("the CPU engine is ready; its KV cache holds %d tokens", message.capacity_tokens)
@@ -183,7 +183,7 @@ class CpuExecutor:
             except Exception:  # noqa: BLE001 - whatever it is, that engine can't be listened to any more
                 _log.exception("a message of the engine process can't be read")
                 return has_worked
-            if isinstance(message, Progress):
+            if isinstance(message, StepReport):
                 has_worked = True
                 self._hang_watch.sign_of_life()
                 with self._lock:
@@ -192,7 +192,7 @@ class CpuExecutor:
                     self._live.difference_update(step.key for step in message.steps if step.is_final)
                 self._hand_over([_token_step(step) for step in message.steps])
 
-    def _hand_over(self, steps: list[TokenStep]) -> None:
+    def _hand_over(self, steps: list[StepOutput]) -> None:
         try:
             self._sink(steps)
         except Exception:  # noqa: BLE001 - a bug of whoever takes the steps must not end the supervisor
@@ -208,14 +208,14 @@ class CpuExecutor:
         if not live:
             return
         if self._closing.is_set():
-            self._hand_over([TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in live])
+            self._hand_over([StepOutput(key, finish_reason=FinishReason.CANCELLED) for key in live])
             return
         error = PipelineError(
             ErrorCode.ENGINE_UNAVAILABLE,
             "The engine stopped while it worked on this request. It is starting again; retry the request.",
             retry_after_s=_RETRY_AFTER_S,
         )
-        self._hand_over([TokenStep(key, error=error) for key in live])
+        self._hand_over([StepOutput(key, error=error) for key in live])
 
     def _restart(self) -> Connection | None:
         try:
@@ -236,23 +236,23 @@ def _gauges(cache: CacheCounts) -> dict[str, float]:
     }
 
 
-def _token_step(step: EngineStep) -> TokenStep:
+def _token_step(step: EngineStep) -> StepOutput:
     if step.failed:
-        return TokenStep(step.key, error=internal_error())
+        return StepOutput(step.key, error=internal_error())
     if step.guide_problem is not None:
         text = f"The guide can't be followed: {step.guide_problem}"
-        return TokenStep(step.key, error=PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, text, param=GUIDE_PARAM))
+        return StepOutput(step.key, error=PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, text, param=GUIDE_PARAM))
     ids = () if step.token_id is None else (step.token_id,)
     reason = None if step.finish_reason is None else _REASONS[step.finish_reason]
     if step.log_prob is None and step.prompt_log_probs is None:
-        return TokenStep(step.key, ids, reason)
-    return TokenStep(
+        return StepOutput(step.key, ids, reason)
+    return StepOutput(
         step.key,
         ids,
         reason,
-        log_probs=() if step.log_prob is None else (step.log_prob,),
-        top_log_probs=() if step.top_log_probs is None else (step.top_log_probs,),
-        prompt_log_probs=step.prompt_log_probs,
+        logprobs=() if step.log_prob is None else (step.log_prob,),
+        top_logprobs=() if step.top_log_probs is None else (step.top_log_probs,),
+        prompt_logprobs=step.prompt_log_probs,
     )
 
 

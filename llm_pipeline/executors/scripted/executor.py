@@ -25,10 +25,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
-from llm_pipeline.executors.port import ExecutorStats, StepSink, key_in_use
-from llm_pipeline.protocol.capabilities import CAPABILITIES, refuse_unsupported
+from llm_pipeline.executors.port import ExecutorStats, OutputSink, duplicate_request
+from llm_pipeline.protocol.capabilities import CAPABILITIES, check_supported
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, TokenStep
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput
 from llm_pipeline.runtime.settings import PipelineSettings
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class _Stream:
 
     __slots__ = ("cancelled", "request", "tokens")
 
-    def __init__(self, request: GenerationRequest, tokens: Iterator[TokenStep]) -> None:
+    def __init__(self, request: GenerationRequest, tokens: Iterator[StepOutput]) -> None:
         self.request = request
         self.tokens = tokens
         self.cancelled = False
@@ -75,7 +75,7 @@ class _Stream:
 class ScriptedExecutor:
     """See the module's docstring."""
 
-    def __init__(self, settings: PipelineSettings, manifest: EngineManifest, sink: StepSink) -> None:
+    def __init__(self, settings: PipelineSettings, manifest: EngineManifest, sink: OutputSink) -> None:
         self._sink = sink
         self._period_s = 1 / settings.scripted_steps_per_s if settings.scripted_steps_per_s else 0.0
         self._max_active = settings.scripted_max_active
@@ -92,12 +92,12 @@ class ScriptedExecutor:
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
-        refuse_unsupported(request, CAPABILITIES["scripted"])
+        check_supported(request, CAPABILITIES["scripted"])
         with self._lock:
             if self._closing.is_set():
                 raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
             if request.key in self._streams:
-                raise key_in_use()
+                raise duplicate_request()
             script = self._script_for(request)
             if script is not None and script.fault is Fault.REFUSES:
                 raise RuntimeError("the script refuses a request in a way that nobody expects")
@@ -143,14 +143,14 @@ class ScriptedExecutor:
                 self._has_work.wait()
             if not self._closing.is_set():
                 return True
-            ended = [TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in self._streams]
+            ended = [StepOutput(key, finish_reason=FinishReason.CANCELLED) for key in self._streams]
             self._streams.clear()
             self._active.clear()
             self._waiting.clear()
         self._sink(ended)
         return False
 
-    def _step(self) -> list[TokenStep]:
+    def _step(self) -> list[StepOutput]:
         with self._lock:
             while self._waiting and len(self._active) < self._max_active:
                 self._active.append(self._waiting.popleft())
@@ -159,7 +159,7 @@ class ScriptedExecutor:
             if cancelled:
                 self._waiting = deque(stream for stream in self._waiting if not stream.cancelled)
             steps = [self._advance(stream) for stream in self._active]
-            steps += [TokenStep(stream.request.key, finish_reason=FinishReason.CANCELLED) for stream in cancelled]
+            steps += [StepOutput(stream.request.key, finish_reason=FinishReason.CANCELLED) for stream in cancelled]
             for step in steps:
                 if step is not None and step.is_final:
                     del self._streams[step.key]
@@ -168,87 +168,87 @@ class ScriptedExecutor:
             ]
         return [step for step in steps if step is not None]
 
-    def _advance(self, stream: _Stream) -> TokenStep | None:
+    def _advance(self, stream: _Stream) -> StepOutput | None:
         if stream.cancelled:
-            return TokenStep(stream.request.key, finish_reason=FinishReason.CANCELLED)
+            return StepOutput(stream.request.key, finish_reason=FinishReason.CANCELLED)
         try:
             return next(stream.tokens, None)
         except Exception:  # noqa: BLE001 - one request fails; the engine's thread serves the others
             _log.exception("a step failed")
-            return TokenStep(stream.request.key, error=internal_error())
+            return StepOutput(stream.request.key, error=internal_error())
 
     def _script_for(self, request: GenerationRequest) -> Script | None:
         return next((each for each in self._scripts if each.prompt_ids in (None, request.prompt_ids)), None)
 
-    def _tokens(self, request: GenerationRequest, script: Script | None) -> Iterator[TokenStep]:
+    def _tokens(self, request: GenerationRequest, script: Script | None) -> Iterator[StepOutput]:
         if script is not None and script.fault is not None:
             return self._break(request, script)
         if script is not None:
             return _until_end_token(request, _replay(request, script))
         tokens = _synthesise(request, self._words)
-        has_end = not self._word_set.isdisjoint(request.end_ids)
+        has_end = not self._word_set.isdisjoint(request.stop_token_ids)
         return _until_end_token(request, tokens) if has_end else tokens
 
-    def _break(self, request: GenerationRequest, script: Script) -> Iterator[TokenStep]:
+    def _break(self, request: GenerationRequest, script: Script) -> Iterator[StepOutput]:
         """The script's tokens, then its fault, then more tokens for as long as anybody lets it."""
         key, word = request.key, self._words[0]
         for token_id in script.token_ids:
-            yield TokenStep(key, (token_id,))
+            yield StepOutput(key, (token_id,))
         if script.fault is Fault.RAISES:
             raise RuntimeError("the script fails a step")
         if script.fault is Fault.FOREIGN_KEY:
-            self._sink([TokenStep("nobody", (word,)), TokenStep("nobody", (), FinishReason.STOP)])
-            yield TokenStep(key, (word,), FinishReason.LENGTH)
+            self._sink([StepOutput("nobody", (word,)), StepOutput("nobody", (), FinishReason.STOP)])
+            yield StepOutput(key, (word,), FinishReason.LENGTH)
         elif script.fault is Fault.AFTER_END:
-            self._sink([TokenStep(key, (word,), FinishReason.STOP), TokenStep(key, (word,))])
-            yield TokenStep(key, (word,), FinishReason.LENGTH)
+            self._sink([StepOutput(key, (word,), FinishReason.STOP), StepOutput(key, (word,))])
+            yield StepOutput(key, (word,), FinishReason.LENGTH)
         nonsense: dict[Fault | None, Any] = {
             Fault.BAD_IDS: (10**6,),
             Fault.WRONG_TYPES: (word, "a word", None),
             Fault.NO_TUPLE: word,
             Fault.TOO_MANY: (word,) * 10_000,
         }
-        yield TokenStep(key, nonsense[script.fault])
+        yield StepOutput(key, nonsense[script.fault])
         while True:
-            yield TokenStep(key, (word,))
+            yield StepOutput(key, (word,))
 
 
-def _until_end_token(request: GenerationRequest, steps: Iterator[TokenStep]) -> Iterator[TokenStep]:
+def _until_end_token(request: GenerationRequest, steps: Iterator[StepOutput]) -> Iterator[StepOutput]:
     """The steps up to the first end token that is not one of the first min_tokens tokens."""
     count = 0
     for step in steps:
         count += len(step.token_ids)
-        if count > request.sampling.min_tokens and step.token_ids and step.token_ids[-1] in request.end_ids:
-            yield TokenStep(request.key, step.token_ids, FinishReason.STOP)
+        if count > request.sampling.min_tokens and step.token_ids and step.token_ids[-1] in request.stop_token_ids:
+            yield StepOutput(request.key, step.token_ids, FinishReason.STOP)
             return
         yield step
 
 
-def _replay(request: GenerationRequest, script: Script) -> Iterator[TokenStep]:
+def _replay(request: GenerationRequest, script: Script) -> Iterator[StepOutput]:
     ids = script.token_ids[: request.max_tokens]
     reason = FinishReason.LENGTH if len(script.token_ids) >= request.max_tokens else FinishReason.STOP
     if len(ids) == len(script.token_ids):  # nothing was cut off, so a finish that the script names is true
         reason = script.finish or reason
     if script.error is None and not script.stall and ids:
         for token_id in ids[:-1]:
-            yield TokenStep(request.key, (token_id,))
-        yield TokenStep(request.key, ids[-1:], reason)
+            yield StepOutput(request.key, (token_id,))
+        yield StepOutput(request.key, ids[-1:], reason)
         return
     for token_id in ids:
-        yield TokenStep(request.key, (token_id,))
+        yield StepOutput(request.key, (token_id,))
     if script.error is not None:
         _log.error("the script fails a request: %s", script.error)
-        yield TokenStep(request.key, error=internal_error())  # an engine's own words are not for clients
+        yield StepOutput(request.key, error=internal_error())  # an engine's own words are not for clients
     elif not script.stall:
-        yield TokenStep(request.key, finish_reason=reason)
+        yield StepOutput(request.key, finish_reason=reason)
 
 
-def _synthesise(request: GenerationRequest, words: Sequence[int]) -> Iterator[TokenStep]:
+def _synthesise(request: GenerationRequest, words: Sequence[int]) -> Iterator[StepOutput]:
     start = sum(request.prompt_ids) % _SYNTHETIC_WORDS
     key, count = request.key, len(words)
     for position in range(start, start + request.max_tokens - 1):
-        yield TokenStep(key, (words[position % count],))
-    yield TokenStep(key, (words[(start + request.max_tokens - 1) % count],), FinishReason.LENGTH)
+        yield StepOutput(key, (words[position % count],))
+    yield StepOutput(key, (words[(start + request.max_tokens - 1) % count],), FinishReason.LENGTH)
 
 
 def _read_scripts(path: Path | None) -> list[Script]:

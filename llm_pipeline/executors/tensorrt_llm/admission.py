@@ -10,15 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities, refuse_unsupported, without_guides
+from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities, check_supported, without_guides
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, Sampling
+from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, SamplingParams
 
 _UINT64_END = 2**64
 
 
 @dataclass(frozen=True)
-class Admission:
+class RequestLimits:
     """What the loaded engine takes."""
 
     vocab_size: int
@@ -28,7 +28,7 @@ class Admission:
 
     def check(self, request: GenerationRequest) -> None:
         """PipelineError says what does not fit, the limit and the fix."""
-        refuse_unsupported(request, self._capabilities)
+        check_supported(request, self._capabilities)
         self._check_length(request)
         self._check_ids("prompt", request.prompt_ids)
         self._check_sampling(request.sampling)
@@ -68,7 +68,7 @@ class Admission:
                 param="prompt",
             )
 
-    def _check_sampling(self, sampling: Sampling) -> None:
+    def _check_sampling(self, sampling: SamplingParams) -> None:
         if not 0 < sampling.repetition_penalty < math.inf:
             raise _out_of_range("repetition_penalty", sampling.repetition_penalty, "above 0")
         for name in ("presence_penalty", "frequency_penalty"):
@@ -96,17 +96,17 @@ def _check_min_tokens(request: GenerationRequest) -> None:
     """Upstream holds back `end_id` alone (cpp/tensorrt_llm/kernels/penaltyKernels.cu). Further end tokens are stop
     words to it, which end a request at any time (kernels/stopCriteriaKernels.cu).
     """
-    if request.sampling.min_tokens > 0 and len(request.end_ids) > 1:
+    if request.sampling.min_tokens > 0 and len(request.stop_token_ids) > 1:
         raise PipelineError(
             ErrorCode.UNSUPPORTED_PARAMETER,
             f"min_tokens is not supported here for a model with several end tokens (this one has "
-            f"{len(request.end_ids)}): the engine can hold back one. Leave it out.",
+            f"{len(request.stop_token_ids)}): the engine can hold back one. Leave it out.",
             param="min_tokens",
         )
 
 
 def _check_guide(guide: Guide) -> None:
-    if guide.type is not GuideType.JSON and not guide.text:
+    if guide.type is not GuideType.JSON and not guide.source:
         raise PipelineError(
             ErrorCode.VALUE_OUT_OF_RANGE, f"A guide of type {guide.type} needs its text.", param="guide"
         )

@@ -28,12 +28,12 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
     QueueFullError,
 )
 from llm_pipeline.executors.tensorrt_llm.error_classification import classify
-from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, Sampling
+from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, SamplingParams
 
 _log = logging.getLogger(__name__)
 
 _NO_END_ID = -1  # how upstream says "ignore the end token" (tensorrt_llm/executor/base_worker.py)
-_NEUTRAL = Sampling()
+_NEUTRAL = SamplingParams()
 
 _ENDINGS = {
     trtllm.FinishReason.END_ID: Ending.END_ID,
@@ -168,9 +168,9 @@ def _request_arguments(request: GenerationRequest, vocab_size: int) -> dict[str,
     arguments = {
         "streaming": True,
         "return_all_generated_tokens": False,
-        "sampling_config": _sampling_config(sampling, has_end_id=bool(request.end_ids)),
-        "output_config": trtllm.OutputConfig(exclude_input_from_output=True, return_log_probs=request.return_log_probs),
-        "end_id": request.end_ids[0] if request.end_ids else _NO_END_ID,
+        "sampling_config": _sampling_config(sampling, has_end_id=bool(request.stop_token_ids)),
+        "output_config": trtllm.OutputConfig(exclude_input_from_output=True, return_log_probs=request.return_logprobs),
+        "end_id": request.stop_token_ids[0] if request.stop_token_ids else _NO_END_ID,
         "stop_words": _stop_words(request),
         "bad_words": [list(words) for words in sampling.bad_words] or None,
         "embedding_bias": _embedding_bias(sampling.logit_bias, vocab_size) if sampling.logit_bias else None,
@@ -182,7 +182,7 @@ def _request_arguments(request: GenerationRequest, vocab_size: int) -> dict[str,
     return _given(arguments)
 
 
-def _sampling_config(sampling: Sampling, *, has_end_id: bool) -> Any:
+def _sampling_config(sampling: SamplingParams, *, has_end_id: bool) -> Any:
     """Greedy is top_k 1. A sampled request always says top_k, top_p and seed: without the first two upstream is greedy
     (cpp/tensorrt_llm/layers/topPSamplingLayer.cu), and its default seed is a constant. top_p 0, which it refuses, means
     greedy to us and does not come here.
@@ -213,7 +213,7 @@ def _stop_words(request: GenerationRequest) -> list[list[int]] | None:
     Upstream looks for them in the prompt's last tokens and the new ones together (kernels/stopCriteriaKernels.cu): a
     sequence that the prompt has begun would stop a request that has not made it, so that one is left to the text.
     """
-    words = [[end_id] for end_id in request.end_ids[1:]]
+    words = [[end_id] for end_id in request.stop_token_ids[1:]]
     words += [list(hint) for hint in request.stop_token_sequences if not _is_begun_by(request.prompt_ids, hint)]
     return words or None
 
@@ -234,7 +234,7 @@ def _embedding_bias(logit_bias: tuple[tuple[int, float], ...], vocab_size: int) 
 
 
 def _guide(guide: Guide) -> Any:
-    return trtllm.GuidedDecodingParams(_GUIDE_TYPES[guide.type], guide.text)
+    return trtllm.GuidedDecodingParams(_GUIDE_TYPES[guide.type], guide.source)
 
 
 def _read(response: Any) -> EngineResponse | None:

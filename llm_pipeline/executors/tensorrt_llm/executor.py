@@ -19,8 +19,8 @@ import threading
 import time
 from collections.abc import Mapping
 
-from llm_pipeline.executors.port import ExecutorStats, StepSink, key_in_use
-from llm_pipeline.executors.tensorrt_llm.admission import Admission
+from llm_pipeline.executors.port import ExecutorStats, OutputSink, duplicate_request
+from llm_pipeline.executors.tensorrt_llm.admission import RequestLimits
 from llm_pipeline.executors.tensorrt_llm.engine import (
     BadValueError,
     Engine,
@@ -32,7 +32,7 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
 from llm_pipeline.executors.tensorrt_llm.error_classification import headline
 from llm_pipeline.executors.tensorrt_llm.steps import LiveRequest, make_step, queue_full, unavailable
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, TokenStep
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput
 
 _log = logging.getLogger(__name__)
 _AWAIT_S = 0.05  # upstream wakes up at once when a response comes; this only bounds the clocks' ticks
@@ -57,8 +57,8 @@ class TensorRtLlmExecutor:
     def __init__(
         self,
         engine: Engine,
-        admission: Admission,
-        sink: StepSink,
+        admission: RequestLimits,
+        sink: OutputSink,
         *,
         cancel_limit_s: float,
         hang_limit_s: float,
@@ -92,7 +92,7 @@ class TensorRtLlmExecutor:
             if self._refusal is not None:
                 raise unavailable(self._refusal)
             if request.key in self._ids:  # decode may have ended a request that upstream has not
-                raise key_in_use()
+                raise duplicate_request()
             request_id = self._enqueue(prepared)
             if not self._live:
                 self._alive_at = time.monotonic()  # an idle engine owes no sign of life
@@ -203,7 +203,7 @@ class TensorRtLlmExecutor:
 
     def _relay(self, responses: list[EngineResponse]) -> None:
         """Steps of all responses in one call of the sink."""
-        steps: list[TokenStep] = []
+        steps: list[StepOutput] = []
         unread: list[int] = []
         deadly: str | None = None
         with self._lock:
@@ -239,13 +239,13 @@ class TensorRtLlmExecutor:
         if self._failed_rounds >= _FAILED_ROUNDS_LIMIT:
             raise _EngineDeath(f"the last {self._failed_rounds} steps with an answer all failed, see above")
 
-    def _make_step(self, live: LiveRequest, response: EngineResponse) -> TokenStep | None:
+    def _make_step(self, live: LiveRequest, response: EngineResponse) -> StepOutput | None:
         had_none = live.token_count == 0
         try:
             step = make_step(live, response)
         except Exception:  # noqa: BLE001 - it fails its own request
             _log.exception("a response could not be handled")
-            step = TokenStep(live.key, error=internal_error())
+            step = StepOutput(live.key, error=internal_error())
         self._started_count += had_none and live.token_count > 0
         return step
 
@@ -255,7 +255,7 @@ class TensorRtLlmExecutor:
             del self._ids[live.key]
         self._started_count -= live.token_count > 0
 
-    def _hand_over(self, steps: list[TokenStep]) -> None:
+    def _hand_over(self, steps: list[StepOutput]) -> None:
         if not steps:
             return
         try:
@@ -291,7 +291,7 @@ class TensorRtLlmExecutor:
                 if live.is_cancelled and now - live.cancelled_at > self._cancel_limit_s
             ]
             steps = [
-                TokenStep(self._live[request_id].key, finish_reason=FinishReason.CANCELLED) for request_id in overdue
+                StepOutput(self._live[request_id].key, finish_reason=FinishReason.CANCELLED) for request_id in overdue
             ]
             for request_id in overdue:
                 self._forget(request_id)
@@ -308,7 +308,7 @@ class TensorRtLlmExecutor:
         with self._lock:
             self._refusal = self._refusal or _SHUTTING_DOWN
             keys = self._forget_all()
-        self._hand_over([TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in keys])
+        self._hand_over([StepOutput(key, finish_reason=FinishReason.CANCELLED) for key in keys])
 
     def _forget_all(self) -> list[str]:
         keys = list(self._ids)
@@ -330,7 +330,7 @@ class TensorRtLlmExecutor:
             keys = self._forget_all()
         text = "the engine is dead: %s; %d requests fail with it, and this process ends in %.0f s"
         _log.error(text, reason, len(keys), _EXIT_AFTER_S)
-        self._hand_over([TokenStep(key, error=unavailable(_STOPPED)) for key in keys])
+        self._hand_over([StepOutput(key, error=unavailable(_STOPPED)) for key in keys])
         if not self._closing.wait(_EXIT_AFTER_S):
             _end_process(_EXIT_STATUS)
 

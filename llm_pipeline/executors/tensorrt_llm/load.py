@@ -6,18 +6,18 @@ import logging
 
 from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
 from llm_pipeline.engine_files.trtllm_config import EngineConfig
-from llm_pipeline.executors.port import Executor, StepSink
-from llm_pipeline.executors.tensorrt_llm.admission import Admission
+from llm_pipeline.executors.port import Executor, OutputSink
+from llm_pipeline.executors.tensorrt_llm.admission import RequestLimits
 from llm_pipeline.executors.tensorrt_llm.compatibility import check_engine, check_machine, engine_options
 from llm_pipeline.executors.tensorrt_llm.engine import EngineOptions
 from llm_pipeline.executors.tensorrt_llm.executor import TensorRtLlmExecutor
-from llm_pipeline.executors.tensorrt_llm.worker_rank import FollowerExecutor
+from llm_pipeline.executors.tensorrt_llm.worker_rank import WorkerRankExecutor
 from llm_pipeline.runtime.settings import PipelineSettings
 
 _log = logging.getLogger(__name__)
 
 
-def load_executor(settings: PipelineSettings, manifest: EngineManifest, sink: StepSink) -> Executor:
+def load_executor(settings: PipelineSettings, manifest: EngineManifest, sink: OutputSink) -> Executor:
     """The executor of this rank. ManifestError, one sentence, when engine, machine and settings do not fit."""
     config = EngineConfig.load(settings.engine_dir)
     build = check_engine(settings, manifest, config)
@@ -34,22 +34,22 @@ def load_executor(settings: PipelineSettings, manifest: EngineManifest, sink: St
     engine = upstream.UpstreamEngine(options)
     if not engine.can_enqueue():
         _log.info("this rank computes for the leader and takes no requests")
-        return FollowerExecutor(engine)
+        return WorkerRankExecutor(engine)
     return TensorRtLlmExecutor(
         engine,
         _admission(options, config),
         sink,
-        cancel_limit_s=settings.trtllm_cancel_limit_s,
-        hang_limit_s=settings.trtllm_hang_limit_s,
+        cancel_limit_s=settings.trtllm_cancel_timeout_s,
+        hang_limit_s=settings.trtllm_hang_timeout_s,
     )
 
 
-def _admission(options: EngineOptions, config: EngineConfig) -> Admission:
+def _admission(options: EngineOptions, config: EngineConfig) -> RequestLimits:
     """Without chunked context a whole prompt must fit one step."""
     build = config.build_config
     max_seq_len = build.max_seq_len
     one_step = options.max_num_tokens or build.max_num_tokens
-    return Admission(
+    return RequestLimits(
         vocab_size=options.vocab_size,
         max_seq_len=max_seq_len,
         max_prompt_tokens=max_seq_len if options.has_chunked_context else min(one_step, max_seq_len),

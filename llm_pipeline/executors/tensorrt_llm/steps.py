@@ -7,7 +7,7 @@ import time
 
 from llm_pipeline.executors.tensorrt_llm.engine import Ending, EngineResponse, Failure
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, TokenStep
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput
 
 _log = logging.getLogger(__name__)
 _RETRY_QUEUE_AFTER_S = 2.0
@@ -26,8 +26,8 @@ class LiveRequest:
 
     def __init__(self, request: GenerationRequest) -> None:
         self.key = request.key
-        self.end_id = request.end_ids[0] if request.end_ids else None
-        self.returns_log_probs = request.return_log_probs
+        self.end_id = request.stop_token_ids[0] if request.stop_token_ids else None
+        self.returns_log_probs = request.return_logprobs
         self.last_id: int | None = None
         self.token_count = 0
         self.is_cancelled = False
@@ -38,7 +38,7 @@ class LiveRequest:
         self.is_cancelled, self.cancelled_at = True, time.monotonic()
 
 
-def make_step(live: LiveRequest, response: EngineResponse) -> TokenStep | None:
+def make_step(live: LiveRequest, response: EngineResponse) -> StepOutput | None:
     """The step for a response; None when it says nothing new."""
     if response.error is not None:
         return _failed(live, response.error, response.failure)
@@ -52,9 +52,9 @@ def make_step(live: LiveRequest, response: EngineResponse) -> TokenStep | None:
     log_probs = _log_probs(live, response, len(ids)) if live.returns_log_probs else ()
     live.token_count += len(ids)
     if response.ending is None:
-        return TokenStep(live.key, ids, log_probs=log_probs) if ids else None
+        return StepOutput(live.key, ids, logprobs=log_probs) if ids else None
     if reason := _REASONS.get(response.ending):
-        return TokenStep(live.key, ids, reason, log_probs=log_probs)
+        return StepOutput(live.key, ids, reason, logprobs=log_probs)
     return _unusual_end(live, response.ending)
 
 
@@ -68,13 +68,13 @@ def queue_full() -> PipelineError:
     )
 
 
-def _failed(live: LiveRequest, words: str, failure: Failure) -> TokenStep:
+def _failed(live: LiveRequest, words: str, failure: Failure) -> StepOutput:
     if live.is_cancelled:
-        return TokenStep(live.key, finish_reason=FinishReason.CANCELLED)
+        return StepOutput(live.key, finish_reason=FinishReason.CANCELLED)
     if failure is Failure.QUEUE_FULL:  # with an orchestrator it comes this way
-        return TokenStep(live.key, error=queue_full())
+        return StepOutput(live.key, error=queue_full())
     _log.error("the engine failed a request: %s", words)  # upstream's words are for the log, never for clients
-    return TokenStep(live.key, error=_error_of(failure))
+    return StepOutput(live.key, error=_error_of(failure))
 
 
 def _error_of(failure: Failure) -> PipelineError:
@@ -92,18 +92,18 @@ def _error_of(failure: Failure) -> PipelineError:
     return internal_error()
 
 
-def _unusual_end(live: LiveRequest, ending: Ending) -> TokenStep:
+def _unusual_end(live: LiveRequest, ending: Ending) -> StepOutput:
     if live.is_cancelled:
-        return TokenStep(live.key, finish_reason=FinishReason.CANCELLED)
+        return StepOutput(live.key, finish_reason=FinishReason.CANCELLED)
     if ending is Ending.TIMED_OUT:
         error = PipelineError(
             ErrorCode.DEADLINE_EXCEEDED, "The request's time limit passed before the completion was done."
         )
-        return TokenStep(live.key, error=error)
+        return StepOutput(live.key, error=error)
     if ending is Ending.CANCELLED:  # by nobody here: the engine is on its way down
-        return TokenStep(live.key, error=unavailable("The engine has dropped this request. Retry it."))
+        return StepOutput(live.key, error=unavailable("The engine has dropped this request. Retry it."))
     _log.error("the engine ended a request without a reason that we know")
-    return TokenStep(live.key, error=internal_error())
+    return StepOutput(live.key, error=internal_error())
 
 
 def _log_probs(live: LiveRequest, response: EngineResponse, count: int) -> tuple[float | None, ...]:

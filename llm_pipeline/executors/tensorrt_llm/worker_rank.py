@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 _CLOSE_LIMIT_S = 10.0
 
 
-class FollowerExecutor:
+class WorkerRankExecutor:
     """Stays in upstream's `shutdown` until the leader is down, as upstream wants it, in a thread of its own.
 
     Not in the caller's: Triton would never finish loading the model, and would not answer SIGTERM meanwhile.

@@ -12,7 +12,7 @@ _KEPT = 10_000
 _KEPT_S = 30.0
 
 
-class EarlyStops:
+class PendingCancellations:
     """Keys to end as soon as they come. Keeps at most 10,000, for 30 s. Not thread-safe: decode guards it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

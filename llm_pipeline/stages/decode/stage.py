@@ -17,26 +17,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from llm_pipeline.executors.port import Executor, ExecutorStats, StepSink, key_in_use
+from llm_pipeline.executors.port import Executor, ExecutorStats, OutputSink, duplicate_request
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     FinishReason,
     GenerationRequest,
-    PromptLogProbs,
+    PromptLogprobs,
+    StepOutput,
     TextOptions,
     TokenChunk,
-    TokenStep,
-    TopLogProbs,
+    TopLogprobs,
 )
-from llm_pipeline.runtime.retry_after import DrainRate
+from llm_pipeline.runtime.retry_after import RetryAfterEstimator
 from llm_pipeline.stages.decode.leases import TICK_S, Leases
-from llm_pipeline.stages.decode.pending_cancellations import EarlyStops
-from llm_pipeline.stages.decode.stop_string_scanner import StopWatch, StopWatcher
-from llm_pipeline.stages.flow_control import ChunkWindow
+from llm_pipeline.stages.decode.pending_cancellations import PendingCancellations
+from llm_pipeline.stages.decode.stop_string_scanner import StopStringScan, StopStringScanner
+from llm_pipeline.stages.flow_control import SendWindow
 
 _log = logging.getLogger(__name__)
 # An executor that does not end a stopped request itself is not waited for longer. The front end gives up after 30 s,
-# and the TensorRT-LLM executor ends such a request itself by default after 15 s (TRTLLM_CANCEL_LIMIT_S).
+# and the TensorRT-LLM executor ends such a request itself by default after 15 s (TRTLLM_CANCEL_TIMEOUT_S).
 _STOP_LIMIT_S = 20.0
 # Threads that send. A send mostly waits: for Triton to wake, to read and to answer, with cores idle meanwhile. At 64
 # streams three made a sixth more messages a second than one, each for a tenth less CPU time (docs/decisions/0004).
@@ -82,16 +82,16 @@ class _Outbox:
 
     def __init__(self, request: GenerationRequest, sender: ChunkSender, owner: str | None) -> None:
         self.key = request.key
-        self.watch: StopWatch | None = None
+        self.watch: StopStringScan | None = None
         self.owner = owner
         self.sender = sender
-        self.text: TextOptions | None = request.text
+        self.text: TextOptions | None = request.text_options
         self.tokens_left = request.max_tokens
         self.token_ids: list[int] = []
         self.log_probs: list[float | None] = []  # these three stay empty unless they were asked for
-        self.top_log_probs: list[TopLogProbs] = []
-        self.prompt_log_probs: PromptLogProbs | None = None
-        self.ending: TokenStep | None = None
+        self.top_log_probs: list[TopLogprobs] = []
+        self.prompt_log_probs: PromptLogprobs | None = None
+        self.ending: StepOutput | None = None
         self.index = 0
         self.is_scheduled = False  # waits for a sender, or is with one
         self.is_stopped = False
@@ -114,14 +114,14 @@ class DecodeStage:
 
     def __init__(
         self,
-        create_executor: Callable[[StepSink], Executor],
+        create_executor: Callable[[OutputSink], Executor],
         *,
         max_queued_requests: int,
         vocab_size: int,
         coalesce: bool = True,
-        window: ChunkWindow | None = None,
+        window: SendWindow | None = None,
         senders: int = SENDERS,
-        watcher: StopWatcher | None = None,
+        watcher: StopStringScanner | None = None,
         lease_s: float = 10.0,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
@@ -134,9 +134,9 @@ class DecodeStage:
         self._live: dict[str, _Outbox] = {}
         self._first: deque[_Outbox] = deque()
         self._ready: deque[_Outbox] = deque()
-        self._early_stops = EarlyStops()
+        self._early_stops = PendingCancellations()
         self._leases = Leases(lease_s)
-        self._drain_rate = DrainRate()
+        self._drain_rate = RetryAfterEstimator()
         self._cancelled_total = 0
         self._closed = False
         self._has_closed = threading.Event()
@@ -158,26 +158,26 @@ class DecodeStage:
         """Take over a request. Its chunks, and its one ending, go to `sender`. An `owner` has to `renew`."""
         outbox = _Outbox(request, sender, owner)
         if self._watcher is not None:
-            outbox.watch = self._watcher.watch(request.key, request.text)
+            outbox.watch = self._watcher.watch(request.key, request.text_options)
         if refusal := self._register(outbox):
-            sender.send(TokenChunk(request.key, 0, (), text=request.text, error=refusal))
+            sender.send(TokenChunk(request.key, 0, (), text_options=request.text_options, error=refusal))
             return
         try:
             self._refuse_when_full()
-            if request.max_tokens == 0 and not request.prompt_log_probs:  # nothing for the engine to do
-                self._take_steps([TokenStep(request.key, finish_reason=FinishReason.LENGTH)])
+            if request.max_tokens == 0 and not request.return_prompt_logprobs:  # nothing for the engine to do
+                self._take_steps([StepOutput(request.key, finish_reason=FinishReason.LENGTH)])
                 return
             self._executor.submit(request)
         except PipelineError as error:
-            self._take_steps([TokenStep(request.key, error=error)])
+            self._take_steps([StepOutput(request.key, error=error)])
         except Exception:  # noqa: BLE001 - an executor's bug must not cost the client its answer
             _log.exception("the executor failed to accept a request")
-            self._take_steps([TokenStep(request.key, error=internal_error())])
+            self._take_steps([StepOutput(request.key, error=internal_error())])
         if outbox.is_stopped:  # the stop came first, or while the executor took the request
             self._cancel(request.key)
         self._on_change()
 
-    def stop(self, key: str) -> None:
+    def cancel(self, key: str) -> None:
         """End a request soon; its tokens are not wanted any more. Works before the request arrives, too."""
         with self._condition:
             if outbox := self._live.get(key):
@@ -188,7 +188,7 @@ class DecodeStage:
 
     def _end_at_stop_string(self, key: str) -> None:
         self._cancel(key)
-        self._take_steps([TokenStep(key, finish_reason=FinishReason.CANCELLED)])  # postprocess knows the true reason
+        self._take_steps([StepOutput(key, finish_reason=FinishReason.CANCELLED)])  # postprocess knows the true reason
 
     def renew(self, owner: str) -> None:
         """A sign of life from whoever sends requests under this name."""
@@ -221,7 +221,7 @@ class DecodeStage:
             if self._closed:
                 return _shutting_down()
             if self._live.setdefault(outbox.key, outbox) is not outbox:
-                return key_in_use()
+                return duplicate_request()
             outbox.is_stopped = self._early_stops.began(outbox.key)
             if outbox.owner is not None:
                 self._leases.add(outbox.owner, outbox.key)
@@ -247,7 +247,7 @@ class DecodeStage:
             retry_after_s=retry_after_s,
         )
 
-    def _take_steps(self, steps: Sequence[TokenStep]) -> None:
+    def _take_steps(self, steps: Sequence[StepOutput]) -> None:
         """The sink: called from the executor's threads."""
         is_changed = False
         unwanted = []  # what the executor goes on with although it has ended here
@@ -263,7 +263,7 @@ class DecodeStage:
                     outbox = self._live.get(str(getattr(step, "key", "")))
                     if outbox is None:
                         continue
-                    outbox.ending = TokenStep(outbox.key, error=internal_error())
+                    outbox.ending = StepOutput(outbox.key, error=internal_error())
                 is_changed |= outbox.index == 0  # from queued to active
                 if outbox.watch is not None and outbox.ending is None:
                     outbox.watch.look(step.token_ids)
@@ -316,7 +316,7 @@ class DecodeStage:
             self._cancel(outbox.key)
         if overdue:
             _log.error("the executor has not ended %d requests that were stopped; they end here", len(overdue))
-            self._take_steps([TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in overdue])
+            self._take_steps([StepOutput(key, finish_reason=FinishReason.CANCELLED) for key in overdue])
 
     def _mark_ready(self, outbox: _Outbox) -> None:
         outbox.is_scheduled = True
@@ -377,11 +377,11 @@ class DecodeStage:
     def _fail(self, outbox: _Outbox) -> TokenChunk:
         """The request's end. An executor that goes on with it is not listened to. Under the lock."""
         outbox.token_ids = []
-        outbox.ending = TokenStep(outbox.key, error=internal_error())
+        outbox.ending = StepOutput(outbox.key, error=internal_error())
         if self._live.get(outbox.key) is outbox:
             self._end(outbox)
         text = outbox.text if outbox.index == 0 else None
-        return TokenChunk(outbox.key, outbox.index, (), text=text, error=internal_error())
+        return TokenChunk(outbox.key, outbox.index, (), text_options=text, error=internal_error())
 
     def _take_chunk(self, outbox: _Outbox) -> TokenChunk:
         count = len(outbox.token_ids) if self._coalesce else 1
@@ -391,10 +391,10 @@ class DecodeStage:
             key=outbox.key,
             index=outbox.index,
             token_ids=taken,
-            text=outbox.text if outbox.index == 0 else None,
+            text_options=outbox.text if outbox.index == 0 else None,
             finish_reason=ending.finish_reason if ending else None,
             error=ending.error if ending else None,
-            report_to=self._window.address if self._window else None,
+            ack_address=self._window.address if self._window else None,
         )
         outbox.index += 1
         if outbox.log_probs or outbox.prompt_log_probs is not None:
@@ -408,9 +408,9 @@ def _bare_error(chunk: TokenChunk) -> TokenChunk:
         token_ids=(),
         finish_reason=None,
         error=internal_error(),
-        log_probs=(),
-        top_log_probs=(),
-        prompt_log_probs=None,
+        logprobs=(),
+        top_logprobs=(),
+        prompt_logprobs=None,
     )
 
 
@@ -424,7 +424,7 @@ def _try_send(sender: ChunkSender, chunk: TokenChunk) -> bool:
     return True
 
 
-def _gather(outbox: _Outbox, step: TokenStep, vocab_size: int) -> None:
+def _gather(outbox: _Outbox, step: StepOutput, vocab_size: int) -> None:
     """Add a step to the outbox. An executor that does not end at the request's limit is ended there.
 
     ValueError for tokens that are none: they would become wrong text, or none, without anybody noticing.
@@ -435,14 +435,14 @@ def _gather(outbox: _Outbox, step: TokenStep, vocab_size: int) -> None:
     allowed = step.token_ids[: outbox.tokens_left]
     outbox.token_ids.extend(allowed)
     outbox.tokens_left -= len(allowed)
-    if step.log_probs or step.prompt_log_probs is not None:
-        outbox.log_probs.extend(step.log_probs[: len(allowed)])
-        outbox.top_log_probs.extend(step.top_log_probs[: len(allowed)])
-        outbox.prompt_log_probs = step.prompt_log_probs or outbox.prompt_log_probs
+    if step.logprobs or step.prompt_logprobs is not None:
+        outbox.log_probs.extend(step.logprobs[: len(allowed)])
+        outbox.top_log_probs.extend(step.top_logprobs[: len(allowed)])
+        outbox.prompt_log_probs = step.prompt_logprobs or outbox.prompt_log_probs
     if step.is_final:
         outbox.ending = step
     elif outbox.tokens_left == 0:
-        outbox.ending = TokenStep(step.key, finish_reason=FinishReason.LENGTH)
+        outbox.ending = StepOutput(step.key, finish_reason=FinishReason.LENGTH)
 
 
 def _with_log_probs(chunk: TokenChunk, outbox: _Outbox) -> TokenChunk:
@@ -450,9 +450,9 @@ def _with_log_probs(chunk: TokenChunk, outbox: _Outbox) -> TokenChunk:
     count = len(chunk.token_ids)
     full = replace(
         chunk,
-        log_probs=tuple(outbox.log_probs[:count]),
-        top_log_probs=tuple(outbox.top_log_probs[:count]),
-        prompt_log_probs=outbox.prompt_log_probs,
+        logprobs=tuple(outbox.log_probs[:count]),
+        top_logprobs=tuple(outbox.top_log_probs[:count]),
+        prompt_logprobs=outbox.prompt_log_probs,
     )
     del outbox.log_probs[:count], outbox.top_log_probs[:count]
     outbox.prompt_log_probs = None

@@ -19,17 +19,17 @@ from llm_pipeline.text.detokenizer import TokenTable
 
 _log = logging.getLogger(__name__)
 
-_Work: TypeAlias = "SimpleQueue[tuple[StopWatch, Sequence[int]] | None]"
+_Work: TypeAlias = "SimpleQueue[tuple[StopStringScan, Sequence[int]] | None]"
 
 
-class StopWatch:
+class StopStringScan:
     """The search in one request's tokens."""
 
     __slots__ = ("_assembler", "_work", "key")
 
     def __init__(self, table: TokenTable, key: str, options: TextOptions, work: _Work) -> None:
         self.key = key
-        plain = replace(options, log_probs=None, returns_values=False, echo_ids=None, echo_text=None)
+        plain = replace(options, num_logprobs=None, return_logprob_values=False, echo_ids=None, echo_text=None)
         self._assembler = TextAssembler(table, plain)
         self._work = work
 
@@ -42,7 +42,7 @@ class StopWatch:
         return self._assembler.push(TokenChunk(self.key, 0, tuple(token_ids))) is not None
 
 
-class StopWatcher:
+class StopStringScanner:
     """Looks through tokens on a thread of its own: those who make tokens don't wait for it."""
 
     def __init__(self, table: TokenTable) -> None:
@@ -56,9 +56,9 @@ class StopWatcher:
         self._on_stop = on_stop
         self._thread.start()
 
-    def watch(self, key: str, options: TextOptions) -> StopWatch | None:
+    def watch(self, key: str, options: TextOptions) -> StopStringScan | None:
         """None for a request that has no stop strings, or whose chunks postprocess sees anyway."""
-        return StopWatch(self._table, key, options, self._work) if options.stop and not options.stream else None
+        return StopStringScan(self._table, key, options, self._work) if options.stop and not options.stream else None
 
     def close(self) -> None:
         self._work.put(None)

@@ -4,12 +4,12 @@ from functools import partial
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.executors.port import create_executor
-from llm_pipeline.protocol.tensors import renewed_owner, request_from_arrays, stop_key
-from llm_pipeline.runtime.gc_freeze import spare_long_lived_objects
+from llm_pipeline.protocol.tensors import cancelled_key, renewed_owner, request_from_arrays
+from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
 from llm_pipeline.stages.decode.stage import DecodeStage
-from llm_pipeline.stages.decode.stop_string_scanner import StopWatcher
-from llm_pipeline.stages.flow_control import ChunkWindow
+from llm_pipeline.stages.decode.stop_string_scanner import StopStringScanner
+from llm_pipeline.stages.flow_control import SendWindow
 from llm_pipeline.text.tokenizer import Tokenizer
 from llm_pipeline.triton.python_backend import (
     ChunkReply,
@@ -35,13 +35,13 @@ class TritonPythonModel:
             max_queued_requests=settings.max_queued_requests,
             vocab_size=manifest.limits.vocab_size,
             coalesce=settings.coalesce,
-            window=ChunkWindow(),
-            watcher=StopWatcher(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
-            lease_s=settings.owner_lease_s,
+            window=SendWindow(),
+            watcher=StopStringScanner(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
+            lease_s=settings.client_lease_timeout_s,
             on_change=self._metrics.changed,
         )
         self._metrics.start(self._stage.stats)
-        spare_long_lived_objects()
+        freeze_startup_objects()
 
     def execute(self, requests):
         for request in requests:
@@ -49,8 +49,8 @@ class TritonPythonModel:
             guard(reply, partial(self._take, request, tensor_reader(request), reply))
 
     def _take(self, request, read, reply):
-        if (key := stop_key(read)) is not None:
-            self._stage.stop(key)
+        if (key := cancelled_key(read)) is not None:
+            self._stage.cancel(key)
             reply.finish()
         elif (owner := renewed_owner(read)) is not None:
             self._stage.renew(owner)

@@ -9,12 +9,12 @@ from functools import partial
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from llm_pipeline.protocol.tensors import decode_beside, text_chunk_to_arrays, token_chunk_from_arrays
-from llm_pipeline.runtime.gc_freeze import spare_long_lived_objects
+from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
-from llm_pipeline.stages.flow_control import ChunkReports
+from llm_pipeline.stages.flow_control import AckSender
 from llm_pipeline.stages.postprocess import PostprocessStage
 from llm_pipeline.text.tokenizer import Tokenizer
-from llm_pipeline.triton.python_backend import answer, start_logging, stop_in_decode, tensor_reader
+from llm_pipeline.triton.python_backend import answer, cancel_in_decode, start_logging, tensor_reader
 
 _log = logging.getLogger(__name__)
 
@@ -28,9 +28,9 @@ class TritonPythonModel:
         self._decode = decode_beside(args["model_name"])
         self._to_stop = []
         self._handled = []
-        self._reports = ChunkReports()
+        self._reports = AckSender()
         self._stage = PostprocessStage(tokenizer, self._to_stop.append)
-        spare_long_lived_objects()
+        freeze_startup_objects()
 
     def execute(self, requests):
         responses = [answer(partial(self._handle, tensor_reader(request))) for request in requests]
@@ -44,12 +44,12 @@ class TritonPythonModel:
         handled, self._handled = self._handled, []  # first, so that a report that fails is not made again for ever
         self._reports.send(handled)
         while self._to_stop:
-            stop_in_decode(self._decode, self._to_stop.pop())
+            cancel_in_decode(self._decode, self._to_stop.pop())
 
     def _handle(self, read):
         chunk = token_chunk_from_arrays(read)
-        if chunk.report_to is not None:
-            self._handled.append(chunk.report_to)
+        if chunk.ack_address is not None:
+            self._handled.append(chunk.ack_address)
         return text_chunk_to_arrays(self._stage.handle(chunk))
 
     def finalize(self):

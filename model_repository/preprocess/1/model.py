@@ -10,7 +10,7 @@ from llm_pipeline.protocol.tensors import (
     parameters_from_arrays,
     request_to_arrays,
 )
-from llm_pipeline.runtime.gc_freeze import spare_long_lived_objects
+from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
 from llm_pipeline.stages.preprocess import PreprocessStage
 from llm_pipeline.text.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ class TritonPythonModel:
             capabilities_of(settings),
             default_max_tokens=settings.default_max_tokens,
         )
-        spare_long_lived_objects()
+        freeze_startup_objects()
 
     def execute(self, requests):
         return [answer(lambda request=request: self._prepare(request)) for request in requests]

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from launcher.model_repository import lay_out, main
+from launcher.model_repository import main, render_model_repository
 from launcher.settings import REPOSITORY_ROOT
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, STAGE_MODELS
 from llm_pipeline.runtime.deployment import Deployment
@@ -47,7 +47,7 @@ def parameters(folder: Path, name: str) -> dict[str, str]:
 
 
 def test_each_model_of_our_own_triton_has_an_ensemble_of_three(deployment: Deployment, tmp_path: Path) -> None:
-    folder = lay_out(deployment, SOURCE, tmp_path / "made" / "repository")
+    folder = render_model_repository(deployment, SOURCE, tmp_path / "made" / "repository")
     names = {path.name for path in folder.iterdir() if path.is_dir()}  # Triton looks at folders only
     assert names == {
         *("org-one-x", "org-one-x-preprocess", "org-one-x-decode", "org-one-x-postprocess"),
@@ -64,7 +64,7 @@ def test_each_model_of_our_own_triton_has_an_ensemble_of_three(deployment: Deplo
 def test_nothing_but_names_and_parameters_differs_from_the_repositorys_own(
     deployment: Deployment, tmp_path: Path, stage: str
 ) -> None:
-    folder = lay_out(deployment, SOURCE, tmp_path / "repository")
+    folder = render_model_repository(deployment, SOURCE, tmp_path / "repository")
     name = "two" if stage == ENSEMBLE_MODEL else f"two-{stage}"
     made, own = config(folder, name), config(SOURCE, stage)
     made.name = own.name
@@ -78,7 +78,7 @@ def test_nothing_but_names_and_parameters_differs_from_the_repositorys_own(
 
 @pytest.mark.parametrize("stage", STAGE_MODELS)
 def test_what_is_a_models_own_is_in_its_config(deployment: Deployment, tmp_path: Path, stage: str) -> None:
-    folder = lay_out(deployment, SOURCE, tmp_path / "repository")
+    folder = render_model_repository(deployment, SOURCE, tmp_path / "repository")
     assert parameters(folder, f"two-{stage}") == {"executor": "scripted"}
     assert parameters(folder, f"org-one-x-{stage}") == {
         "engine_dir": str(tmp_path / 'a "quoted" pläce'),
@@ -90,7 +90,7 @@ def test_what_is_a_models_own_is_in_its_config(deployment: Deployment, tmp_path:
 def test_what_was_there_before_is_gone(deployment: Deployment, tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     (folder / "old" / "1").mkdir(parents=True)
-    lay_out(deployment, SOURCE, folder)
+    render_model_repository(deployment, SOURCE, folder)
     assert not (folder / "old").exists()
 
 
@@ -145,7 +145,7 @@ def test_the_program_names_a_mount_point_which_can_t_be_made_anew(
 def test_what_was_there_stays_when_it_can_t_be_replaced(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = lay_out(deployment, SOURCE, tmp_path / "repository")
+    folder = render_model_repository(deployment, SOURCE, tmp_path / "repository")
     rename = Path.rename
 
     def refuse_what_is_busy(path: Path, target: Path) -> Path:
@@ -155,7 +155,7 @@ def test_what_was_there_stays_when_it_can_t_be_replaced(
 
     monkeypatch.setattr(Path, "rename", refuse_what_is_busy)
     with pytest.raises(OSError, match="busy"):
-        lay_out(deployment, SOURCE, folder)
+        render_model_repository(deployment, SOURCE, folder)
     assert (folder / "two").is_dir()
     assert {path.name for path in tmp_path.iterdir()} == {"repository", "deployment.toml"}
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from llm_pipeline.executors.cpu.engine.ipc import CacheCounts, EngineStep
 from llm_pipeline.executors.cpu.engine.logprobs import log_probs_of
 from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler
-from llm_pipeline.executors.cpu.engine.scheduler import Scheduler, Sequence, Slice
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, PromptLogProbs, TopLogProbs
-from llm_pipeline.runtime.guided_decoding import GuideError, GuideFollower
+from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk, Scheduler, Sequence
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, PromptLogprobs, TopLogprobs
+from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 
 _log = logging.getLogger("cpu-engine")
 
@@ -25,10 +25,10 @@ class Model(Protocol):
     block_size: int
     block_count: int
 
-    def run(self, slices: SequenceType[Slice]) -> npt.NDArray[np.float32]: ...
+    def run(self, slices: SequenceType[ScheduledChunk]) -> npt.NDArray[np.float32]: ...
 
 
-class Engine:
+class EngineCore:
     """Decodes many requests at once; not thread-safe: one loop owns it."""
 
     def __init__(self, model: Model, *, max_batched_tokens: int, max_active: int, prefix_cache: bool = True) -> None:
@@ -42,7 +42,7 @@ class Engine:
         )
         self._sequences: dict[str, Sequence] = {}
         self._samplers: dict[str, Sampler] = {}
-        self._prompt_log_probs: dict[str, tuple[list[float], list[TopLogProbs]]] = {}  # as far as they are computed
+        self._prompt_log_probs: dict[str, tuple[list[float], list[TopLogprobs]]] = {}  # as far as they are computed
 
     @property
     def has_work(self) -> bool:
@@ -62,11 +62,11 @@ class Engine:
         used = 1 - scheduler.free_block_count / self._model.block_count
         return CacheCounts(scheduler.looked_up_tokens, scheduler.reused_tokens, used)
 
-    def add(self, request: GenerationRequest, guide: GuideFollower | None = None) -> None:
+    def add(self, request: GenerationRequest, guide: ConstraintMatcher | None = None) -> None:
         """Queue a validated request; `guide` follows its guide, if it has one."""
-        sequence = Sequence(request, list(request.prompt_ids), wants_prompt_logits=request.prompt_log_probs)
+        sequence = Sequence(request, list(request.prompt_ids), wants_prompt_logits=request.return_prompt_logprobs)
         self._sequences[request.key] = sequence
-        self._samplers[request.key] = Sampler(request.sampling, request.prompt_ids, request.end_ids, guide)
+        self._samplers[request.key] = Sampler(request.sampling, request.prompt_ids, request.stop_token_ids, guide)
         self._scheduler.add(sequence)
 
     def cancel(self, key: str) -> EngineStep | None:
@@ -95,24 +95,24 @@ class Engine:
                 steps.append(self._sample(sequence, rows[-1]))
         return steps
 
-    def _score_prompt(self, piece: Slice, rows: npt.NDArray[np.float32]) -> None:
+    def _score_prompt(self, piece: ScheduledChunk, rows: npt.NDArray[np.float32]) -> None:
         """Log probs of the prompt's tokens behind those of the slice; each row is about the token that comes next."""
         request = piece.sequence.request
         if piece.start == 0:  # also when the sequence starts again after a preemption
             self._prompt_log_probs[request.key] = ([], [])
         following = request.prompt_ids[piece.start + 1 : piece.end + 1]
-        values, tops = log_probs_of(rows[: len(following)], following, request.top_log_probs)
+        values, tops = log_probs_of(rows[: len(following)], following, request.num_top_logprobs)
         known_values, known_tops = self._prompt_log_probs[request.key]
         known_values += values
         known_tops += tops
 
-    def _take_prompt_log_probs(self, sequence: Sequence) -> PromptLogProbs | None:
+    def _take_prompt_log_probs(self, sequence: Sequence) -> PromptLogprobs | None:
         """What to tell with the first step of a sequence; None when it was told or not asked for."""
         if not sequence.wants_prompt_logits:
             return None
         sequence.wants_prompt_logits = False
         values, tops = self._prompt_log_probs.pop(sequence.request.key)
-        return PromptLogProbs(tuple(values), tuple(tops))
+        return PromptLogprobs(tuple(values), tuple(tops))
 
     def _sample(self, sequence: Sequence, logits: npt.NDArray[np.float32]) -> EngineStep:
         request = sequence.request
@@ -131,15 +131,15 @@ class Engine:
             return EngineStep(request.key, failed=True)
         sequence.tokens.append(token_id)
         reason = None
-        if token_id in request.end_ids:
+        if token_id in request.stop_token_ids:
             reason = FinishReason.STOP.value
         elif sequence.generated >= request.max_tokens:
             reason = FinishReason.LENGTH.value
         if reason is not None:
             self._forget(request.key)
-        if not request.return_log_probs:
+        if not request.return_logprobs:
             return EngineStep(request.key, token_id, reason)
-        (value,), tops = log_probs_of(logits[np.newaxis], (token_id,), request.top_log_probs)
+        (value,), tops = log_probs_of(logits[np.newaxis], (token_id,), request.num_top_logprobs)
         top = tops[0] if tops else None
         return EngineStep(request.key, token_id, reason, False, value, top, prompt_log_probs)
 

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import orjson
 
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.protocol.messages import GenerationRequest, PromptLogProbs, TopLogProbs
+from llm_pipeline.protocol.messages import GenerationRequest, PromptLogprobs, TopLogprobs
 from llm_pipeline.runtime.settings import PipelineSettings
 
 
 class EngineStep(NamedTuple):
-    """A TokenStep as it travels between processes: plain values, at most one token.
+    """A StepOutput as it travels between processes: plain values, at most one token.
 
     `failed` means our own fault; `guide_problem` says why the client's guide can't be followed (any further).
 
@@ -28,8 +28,8 @@ class EngineStep(NamedTuple):
     finish_reason: str | None = None
     failed: bool = False
     log_prob: float | None = None
-    top_log_probs: TopLogProbs | None = None
-    prompt_log_probs: PromptLogProbs | None = None
+    top_log_probs: TopLogprobs | None = None
+    prompt_log_probs: PromptLogprobs | None = None
     guide_problem: str | None = None
 
     @property
@@ -72,7 +72,7 @@ class EngineSettings:
         return orjson.dumps(asdict(self)).decode()
 
 
-class Submit(NamedTuple):
+class AddRequest(NamedTuple):
     """Parent to engine: a new request."""
 
     request: GenerationRequest
@@ -90,7 +90,7 @@ class Ready(NamedTuple):
     capacity_tokens: int
 
 
-class Failed(NamedTuple):
+class LoadFailed(NamedTuple):
     """Engine to parent: could not load, and why."""
 
     reason: str
@@ -104,7 +104,7 @@ class CacheCounts(NamedTuple):
     used_share: float = 0.0  # of the blocks, by requests that run
 
 
-class Progress(NamedTuple):
+class StepReport(NamedTuple):
     """Engine to parent, after every step."""
 
     steps: list[EngineStep]

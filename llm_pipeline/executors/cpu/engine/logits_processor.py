@@ -15,24 +15,24 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from llm_pipeline.protocol.messages import Sampling
+from llm_pipeline.protocol.messages import SamplingParams
 
 Logits = npt.NDArray[np.float32]  # [vocab_size]
-_NEUTRAL = Sampling()
+_NEUTRAL = SamplingParams()
 
 
-class LogitEdits:
+class LogitsProcessor:
     """The edits of one request, which goes on token by token."""
 
     @classmethod
-    def of(cls, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Sequence[int]) -> LogitEdits | None:
+    def of(cls, sampling: SamplingParams, prompt_ids: Sequence[int], end_ids: Sequence[int]) -> LogitsProcessor | None:
         """None when the request asks for none."""
         names = ("repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "logit_bias", "bad_words")
         if all(getattr(sampling, name) == getattr(_NEUTRAL, name) for name in names):
             return None
         return cls(sampling, prompt_ids, end_ids)
 
-    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Sequence[int]) -> None:
+    def __init__(self, sampling: SamplingParams, prompt_ids: Sequence[int], end_ids: Sequence[int]) -> None:
         self._sampling = sampling
         self._prompt_ids = prompt_ids
         self._end_ids = list(end_ids)

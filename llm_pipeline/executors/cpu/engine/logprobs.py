@@ -11,19 +11,19 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from llm_pipeline.protocol.messages import TopLogProbs
+from llm_pipeline.protocol.messages import TopLogprobs
 
 Rows: TypeAlias = "npt.NDArray[np.float32]"  # [count, vocab_size]
 _ROWS_AT_ONCE = 16  # a row of a large vocabulary takes half a megabyte, and every operation a copy
 
 
-def log_probs_of(rows: Rows, token_ids: Sequence[int], top_count: int) -> tuple[list[float], list[TopLogProbs]]:
+def log_probs_of(rows: Rows, token_ids: Sequence[int], top_count: int) -> tuple[list[float], list[TopLogprobs]]:
     """Of each row, its token's log prob and the `top_count` most likely tokens, most likely first.
 
     Without `top_count` the second list is empty. A token's own value is the very number that it has among the top ones.
     """
     values: list[float] = []
-    tops: list[TopLogProbs] = []
+    tops: list[TopLogprobs] = []
     for start in range(0, len(token_ids), _ROWS_AT_ONCE):
         part = _log_softmax(rows[start : start + _ROWS_AT_ONCE])
         ids = token_ids[start : start + _ROWS_AT_ONCE]
@@ -40,7 +40,7 @@ def _log_softmax(rows: Rows) -> npt.NDArray[np.float32]:
     return shifted
 
 
-def _top(log_probs: npt.NDArray[np.float32], count: int) -> list[TopLogProbs]:
+def _top(log_probs: npt.NDArray[np.float32], count: int) -> list[TopLogprobs]:
     count = min(count, log_probs.shape[1])
     ids = np.argpartition(log_probs, -count, axis=1)[:, -count:]
     values = np.take_along_axis(log_probs, ids, axis=1)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_pipeline.executors.cpu.engine.core import Engine
+from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.paged_model import PagedModel
 from llm_pipeline.executors.cpu.engine.weights import load_weights
-from llm_pipeline.protocol.messages import GenerationRequest, Sampling
+from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams
 from llm_pipeline.runtime.settings import PipelineSettings
 
 _WARM_UP_STEPS = 3
@@ -34,13 +34,13 @@ class Rates:
     median_step_ms: float
 
 
-def measure_decoding(engine: Engine, *, streams: int, prompt_tokens: int, steps: int, vocab_size: int) -> Rates:
+def measure_decoding(engine: EngineCore, *, streams: int, prompt_tokens: int, steps: int, vocab_size: int) -> Rates:
     """Prefill, warm up, then `steps` steps of `streams` greedy requests."""
     dice = np.random.default_rng(streams)
     keys = [f"{streams}-{number}" for number in range(streams)]
     for key in keys:
         prompt = tuple(dice.integers(0, vocab_size, prompt_tokens).tolist())
-        engine.add(GenerationRequest(key, prompt, 10**6, Sampling()))
+        engine.add(GenerationRequest(key, prompt, 10**6, SamplingParams()))
     while len(engine.step()) < streams:
         pass
     for _ in range(_WARM_UP_STEPS):
@@ -57,10 +57,10 @@ def measure_decoding(engine: Engine, *, streams: int, prompt_tokens: int, steps:
     return Rates(tokens / wall, 1000 * cpu / tokens, 1000 * statistics.median(times))
 
 
-def measure_prefill(engine: Engine, *, prompt_tokens: int, vocab_size: int) -> Rates:
+def measure_prefill(engine: EngineCore, *, prompt_tokens: int, vocab_size: int) -> Rates:
     """One prompt, alone; the rates are of its tokens."""
     prompt = tuple(np.random.default_rng().integers(0, vocab_size, prompt_tokens).tolist())
-    engine.add(GenerationRequest("prefill", prompt, 1, Sampling()))
+    engine.add(GenerationRequest("prefill", prompt, 1, SamplingParams()))
     wall, cpu, times = time.perf_counter(), time.process_time(), []
     while engine.has_work:
         start = time.perf_counter()
@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> int:
         f32_copy_bytes=chosen.f32_copy_mib << 20,
         profile=chosen.profile,
     )
-    engine = Engine(model, max_batched_tokens=256, max_active=max([*chosen.streams, 1]))
+    engine = EngineCore(model, max_batched_tokens=256, max_active=max([*chosen.streams, 1]))
     for streams in chosen.streams:
         rates = measure_decoding(
             engine,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from llm_pipeline.executors.cpu.engine.graph import SAMPLED_INDICES, build_graph
-from llm_pipeline.executors.cpu.engine.scheduler import Slice
+from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
 from llm_pipeline.executors.cpu.engine.weights import F32_COPY_BYTES_PER_WEIGHT, Weights
 
 # Each default that these replace would give other tokens, on this machine or on another.
@@ -71,7 +71,7 @@ class PagedModel:
             for request in self._requests:
                 request.set_tensor(port.any_name, tensor)
 
-    def run(self, slices: SequenceType[Slice]) -> npt.NDArray[np.float32]:
+    def run(self, slices: SequenceType[ScheduledChunk]) -> npt.NDArray[np.float32]:
         """Compute one step; logits [sum of the slices' logits_count, vocab_size], in their order. Releases the GIL."""
         starts = np.array([piece.start for piece in slices], dtype=np.int32)
         ends = np.array([piece.end for piece in slices], dtype=np.int32)

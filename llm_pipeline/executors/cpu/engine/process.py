@@ -24,36 +24,44 @@ from typing import NamedTuple, TypeAlias
 import orjson
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
-from llm_pipeline.executors.cpu.engine.core import Engine
-from llm_pipeline.executors.cpu.engine.ipc import Cancel, EngineSettings, EngineStep, Failed, Progress, Ready, Submit
+from llm_pipeline.executors.cpu.engine.core import EngineCore
+from llm_pipeline.executors.cpu.engine.ipc import (
+    AddRequest,
+    Cancel,
+    EngineSettings,
+    EngineStep,
+    LoadFailed,
+    Ready,
+    StepReport,
+)
 from llm_pipeline.executors.cpu.engine.weights import load_weights
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import GenerationRequest, Guide
-from llm_pipeline.runtime.gc_freeze import spare_long_lived_objects
-from llm_pipeline.runtime.guided_decoding import GuideCompiler, GuideError, GuideFollower
+from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
+from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideCompiler, GuideError
 
 _log = logging.getLogger("cpu-engine")
 # The serving path (tokenizing, streaming, refusing) goes ahead of number crunching: it needs little and is waited for.
 _NICENESS = 5
 
-CompileGuide: TypeAlias = Callable[[Guide], GuideFollower]
+CompileGuide: TypeAlias = Callable[[Guide], ConstraintMatcher]
 
 
 class _Guided(NamedTuple):
     """A Submit whose guide is compiled."""
 
     request: GenerationRequest
-    guide: GuideFollower
+    guide: ConstraintMatcher
 
 
-_Message: TypeAlias = Submit | _Guided | Cancel | EngineStep | None
+_Message: TypeAlias = AddRequest | _Guided | Cancel | EngineStep | None
 
 
-def _no_guides(_guide: Guide) -> GuideFollower:
+def _no_guides(_guide: Guide) -> ConstraintMatcher:
     raise GuideError("this engine was started without structured output")
 
 
-def load_engine(settings: EngineSettings) -> tuple[Engine, int]:
+def load_engine(settings: EngineSettings) -> tuple[EngineCore, int]:
     """The engine and how many tokens its KV cache holds. ValueError when one full context does not fit."""
     from llm_pipeline.executors.cpu.engine.paged_model import PagedModel
 
@@ -70,7 +78,7 @@ def load_engine(settings: EngineSettings) -> tuple[Engine, int]:
             f"The KV cache holds {capacity} tokens, fewer than the context of {settings.context_length}. "
             f"Set CPU_KV_CACHE_GIB to at least {math.ceil(needed_gib * 100) / 100}."
         )
-    engine = Engine(
+    engine = EngineCore(
         model,
         max_batched_tokens=settings.max_batched_tokens,
         max_active=settings.max_active,
@@ -79,7 +87,7 @@ def load_engine(settings: EngineSettings) -> tuple[Engine, int]:
     return engine, capacity
 
 
-def serve(engine: Engine, connection: Connection, compile_guide: CompileGuide = _no_guides) -> None:
+def serve(engine: EngineCore, connection: Connection, compile_guide: CompileGuide = _no_guides) -> None:
     """Run until the other end closes the connection."""
     messages: SimpleQueue[_Message] = SimpleQueue()
     threading.Thread(
@@ -94,7 +102,7 @@ def serve(engine: Engine, connection: Connection, compile_guide: CompileGuide = 
                 engine.add(message.request, message.guide)
             elif isinstance(message, EngineStep):
                 steps.append(message)
-            elif isinstance(message, Submit):
+            elif isinstance(message, AddRequest):
                 engine.add(message.request)
             elif step := engine.cancel(message.key):
                 steps.append(step)
@@ -106,8 +114,8 @@ def serve(engine: Engine, connection: Connection, compile_guide: CompileGuide = 
             connection.send(_progress(engine, steps))
 
 
-def _progress(engine: Engine, steps: list[EngineStep]) -> Progress:
-    return Progress(steps, engine.active_count, engine.waiting_count, engine.cache_counts)
+def _progress(engine: EngineCore, steps: list[EngineStep]) -> StepReport:
+    return StepReport(steps, engine.active_count, engine.waiting_count, engine.cache_counts)
 
 
 def _receive(connection: Connection, messages: SimpleQueue[_Message], compile_guide: CompileGuide) -> None:
@@ -115,7 +123,7 @@ def _receive(connection: Connection, messages: SimpleQueue[_Message], compile_gu
     try:
         while True:
             message = connection.recv()
-            is_guided = isinstance(message, Submit) and message.request.guide is not None
+            is_guided = isinstance(message, AddRequest) and message.request.guide is not None
             messages.put(_compiled(message.request, compile_guide) if is_guided else message)
     except (EOFError, OSError):
         pass  # the other end has gone
@@ -165,9 +173,9 @@ def main(arguments: list[str]) -> int:
     try:
         engine, capacity = load_engine(settings)
     except Exception as error:  # noqa: BLE001 - whatever stops the load is told to the parent, which reports it
-        connection.send(Failed(f"{type(error).__name__}: {error}"))
+        connection.send(LoadFailed(f"{type(error).__name__}: {error}"))
         return 1
-    spare_long_lived_objects()
+    freeze_startup_objects()
     connection.send(Ready(capacity))
     with suppress(ConnectionError):  # a step was to be told, and nobody is left to hear it
         serve(engine, connection, _guide_compiler(settings))

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from llm_pipeline.executors.cpu.engine.logits_processor import LogitEdits
-from llm_pipeline.protocol.messages import Sampling
-from llm_pipeline.runtime.guided_decoding import GuideFollower
+from llm_pipeline.executors.cpu.engine.logits_processor import LogitsProcessor
+from llm_pipeline.protocol.messages import SamplingParams
+from llm_pipeline.runtime.guided_decoding import ConstraintMatcher
 
 Logits = npt.NDArray[np.float32]  # [vocab_size]
 _Weights = npt.NDArray[np.float32]
@@ -40,14 +40,14 @@ class Sampler:
 
     def __init__(
         self,
-        sampling: Sampling,
+        sampling: SamplingParams,
         prompt_ids: Sequence[int] = (),
         end_ids: Sequence[int] = (),
-        guide: GuideFollower | None = None,
+        guide: ConstraintMatcher | None = None,
     ) -> None:
         self._sampling = sampling
         self._guide = guide
-        self._edits = LogitEdits.of(sampling, prompt_ids, end_ids)
+        self._edits = LogitsProcessor.of(sampling, prompt_ids, end_ids)
         self._random = None if sampling.is_greedy else np.random.Generator(np.random.PCG64(sampling.seed))
 
     def pick(self, logits: Logits) -> int:
@@ -83,7 +83,7 @@ class Sampler:
         return int(kept[np.argmax(weights[kept] / noise[kept])])
 
 
-def _weights(logits: Logits, best: int, sampling: Sampling) -> _Weights:
+def _weights(logits: Logits, best: int, sampling: SamplingParams) -> _Weights:
     """Probabilities relative to the most likely token's, which is 1; zero where min_p drops a token."""
     with np.errstate(over="ignore"):  # -inf, whose weight is 0
         scaled = (logits - logits[best]) / np.float32(sampling.temperature)
@@ -93,7 +93,7 @@ def _weights(logits: Logits, best: int, sampling: Sampling) -> _Weights:
     return weights
 
 
-def _kept(weights: _Weights, sampling: Sampling) -> _Ids | None:
+def _kept(weights: _Weights, sampling: SamplingParams) -> _Ids | None:
     """The token ids that top_k and then top_p leave; None for all."""
     ids: _Ids | None = None
     if 0 < sampling.top_k < weights.size:

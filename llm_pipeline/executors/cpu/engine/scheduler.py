@@ -37,7 +37,7 @@ class Sequence:
 
 
 @dataclass(frozen=True)
-class Slice:
+class ScheduledChunk:
     """Tokens `start` to `end` of one sequence, to be computed in this step."""
 
     sequence: Sequence
@@ -111,16 +111,16 @@ class Scheduler:
         self._name_blocks(sequence)
         self._release(sequence)
 
-    def plan(self) -> list[Slice]:
+    def plan(self) -> list[ScheduledChunk]:
         """The slices of the next step. Never empty while there is work."""
         for sequence in self._active:
             self._name_blocks(sequence)
-        slices: list[Slice] = []
+        slices: list[ScheduledChunk] = []
         budget = self._budget
         for sequence in list(self._active):
             # A preemption further up may have taken this one off; decoding sequences go first.
             if sequence in self._active and len(sequence.tokens) - sequence.computed == 1 and self._grow(sequence, 1):
-                slices.append(Slice(sequence, sequence.computed, sequence.computed + 1))
+                slices.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + 1))
                 budget -= 1
         planned = {id(piece.sequence) for piece in slices}
         for sequence in list(self._active):
@@ -132,14 +132,14 @@ class Scheduler:
         # is the youngest, because the next is admitted only when its prompt is done.
         return slices
 
-    def _plan_prefill(self, sequence: Sequence, budget: int, slices: list[Slice]) -> int:
+    def _plan_prefill(self, sequence: Sequence, budget: int, slices: list[ScheduledChunk]) -> int:
         """Plan what fits into the budget; how much of the budget that takes."""
         count = min(len(sequence.tokens) - sequence.computed, budget)
         if sequence.wants_prompt_logits:
             count = min(count, _LOGITS_AT_ONCE)
         if not self._grow(sequence, count):
             return 0
-        slices.append(Slice(sequence, sequence.computed, sequence.computed + count))
+        slices.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + count))
         is_done = sequence.computed + count == len(sequence.tokens)
         return count if is_done else budget  # nobody else prefills before this one is done
 

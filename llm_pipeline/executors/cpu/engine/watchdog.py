@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 _LOOKS = 10  # within the limit
 
 
-class HangWatch:
+class Watchdog:
     """Calls `on_hang` when the engine had work for `limit_s` and gave no sign of life; 0 never does.
 
     Time is counted in looks, not by a clock: when this process was stopped itself, the engine is not to blame.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from frontend.api.auth import ApiKey, KeyRing
+from frontend.api.auth import ApiKey, ApiKeyStore
 from frontend.settings import FrontendSettings
 from tests.support.app import KEY, MODEL, Running, in_process, until
 
@@ -118,7 +118,7 @@ async def test_keys_are_reloaded(tmp_path: Path) -> None:
 
 async def test_a_broken_keys_file_leaves_the_old_keys(tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys", {})
-    ring = KeyRing(FrontendSettings(api_keys_file=path))
+    ring = ApiKeyStore(FrontendSettings(api_keys_file=path))
     path.write_text("[{")
     key = ring.authenticate(b"Bearer other")
     assert key is not None
@@ -140,7 +140,7 @@ def test_a_bad_keys_file_stops_the_start(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"."):
-        KeyRing(FrontendSettings(api_keys_file=path))
+        ApiKeyStore(FrontendSettings(api_keys_file=path))
 
 
 @pytest.mark.parametrize(

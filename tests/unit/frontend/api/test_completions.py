@@ -60,7 +60,7 @@ async def test_what_the_generator_is_asked() -> None:
     assert asked == CompletionParameters(
         request_key=asked.request_key,
         request_id="mine",
-        text="Hi",
+        prompt_text="Hi",
         max_tokens=7,
         temperature=0.5,
         top_p=0.0,
@@ -81,7 +81,7 @@ async def test_left_out_is_left_out(running: Running) -> None:
 
 async def test_prompts_times_n_in_order() -> None:
     def by_prompt(parameters: CompletionParameters) -> list[object]:
-        return list(chunks(str(parameters.text or parameters.token_ids)))
+        return list(chunks(str(parameters.prompt_text or parameters.token_ids)))
 
     async with in_process(FakeGenerator(by_prompt)) as app:
         body = (await app.complete(prompt=["a", "b"], n=2, seed=7)).json()
@@ -131,7 +131,7 @@ async def test_token_id_prompts(running: Running) -> None:
 
 async def test_an_error_of_one_prompt_names_it_and_stops_the_others() -> None:
     def script(parameters: CompletionParameters) -> list[object]:
-        if parameters.text == "long":
+        if parameters.prompt_text == "long":
             return [PipelineError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "9 of 8 tokens", param="prompt")]
         return [asyncio.Event()]
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from frontend.backends import heartbeat as lease
-from frontend.backends.heartbeat import Lease
+from frontend.backends.heartbeat import Heartbeat
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from tests.support.app import until
 
@@ -30,7 +30,7 @@ def decode(monkeypatch: pytest.MonkeyPatch) -> Decode:
 
 
 async def test_it_is_renewed_while_it_is_held(decode: Decode) -> None:
-    held = Lease(decode.renew)
+    held = Heartbeat(decode.renew)
     with held, held:
         await until(lambda: len(decode.renewed) >= 3)
     assert set(decode.renewed) == {held.owner}
@@ -45,11 +45,11 @@ async def test_it_is_renewed_while_it_is_held(decode: Decode) -> None:
 
 async def test_a_message_that_fails_is_followed_by_the_next(decode: Decode) -> None:
     decode.is_up = False
-    held = Lease(decode.renew)
+    held = Heartbeat(decode.renew)
     with held:
         await until(lambda: len(decode.renewed) >= 3)
     held.close()
 
 
 async def test_every_process_is_an_owner_of_its_own(decode: Decode) -> None:
-    assert Lease(decode.renew).owner != Lease(decode.renew).owner
+    assert Heartbeat(decode.renew).owner != Heartbeat(decode.renew).owner

@@ -22,7 +22,7 @@ CONNECTION_LOST = PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "lost")
 
 
 def parameters(key: str) -> CompletionParameters:
-    return CompletionParameters(key, f"request-{key}", text="Hi", max_tokens=2, stream=True)
+    return CompletionParameters(key, f"request-{key}", prompt_text="Hi", max_tokens=2, stream=True)
 
 
 class Pool:
@@ -91,11 +91,11 @@ async def test_a_stop_goes_to_the_member_that_runs_the_request() -> None:
             fake.script = forever(after=0)
         for key in ("a", "b"):
             await pool.begin(key)
-        await pool.pool.stop("b")
-        await pool.pool.stop("unknown")
+        await pool.pool.cancel("b")
+        await pool.pool.cancel("unknown")
         assert [fake.stopped for fake in pool.fakes] == [[], ["b"]]
         await pool.running[1]
-        await pool.pool.stop("b")
+        await pool.pool.cancel("b")
         assert pool.fakes[1].stopped == ["b"]
 
 
@@ -248,7 +248,7 @@ async def test_what_waits_for_a_member_that_hangs_ends_and_the_others_go_on() ->
         await asyncio.sleep(0.4)  # twice the limit
         assert len(others) == 1
         assert not any(task.done() for task in others)
-        await pool.fakes[1].stop(pool.fakes[1].asked[0].request_key)
+        await pool.fakes[1].cancel(pool.fakes[1].asked[0].request_key)
         await asyncio.wait(others, timeout=5)
 
 

@@ -20,7 +20,9 @@ from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, T
 from llm_pipeline.protocol.tensors import text_chunk_to_arrays
 from tests.support.app import until
 
-PARAMETERS = CompletionParameters("key-1", "request-1", text="Hi", max_tokens=3, seed=-1, stop=("x", "y"), stream=True)
+PARAMETERS = CompletionParameters(
+    "key-1", "request-1", prompt_text="Hi", max_tokens=3, seed=-1, stop=("x", "y"), stream=True
+)
 
 
 class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -240,7 +242,7 @@ async def test_nobody_listens() -> None:
         await anext(generator.generate(PARAMETERS))
     assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
     with pytest.raises(PipelineError):
-        await generator.stop("key")
+        await generator.cancel("key")
     await generator.close()
 
 
@@ -253,12 +255,12 @@ async def test_readiness() -> None:
 
 async def test_stops_of_one_moment_share_a_stream() -> None:
     async with scripted_triton() as (triton, generator):
-        await asyncio.gather(*(generator.stop(f"key-{number}") for number in range(3)))
+        await asyncio.gather(*(generator.cancel(f"key-{number}") for number in range(3)))
         assert triton.streams == 1
         assert [request.model_name for request in triton.requests] == ["decode"] * 3
         sent = [dict(zip((t.name for t in r.inputs), r.raw_input_contents, strict=True)) for r in triton.requests]
         assert [inputs["stop"][4:] for inputs in sent] == [b"key-0", b"key-1", b"key-2"]
-        await generator.stop("key-4")
+        await generator.cancel("key-4")
         assert triton.streams == 2
 
 

@@ -9,7 +9,7 @@ import pytest
 from frontend.backends.fake import FakeGenerator, chunks, forever
 from frontend.generation.admission import Admission
 from llm_pipeline.protocol.errors import PipelineError
-from llm_pipeline.runtime.retry_after import DrainRate
+from llm_pipeline.runtime.retry_after import RetryAfterEstimator
 from tests.support.app import MODEL, in_process, real_server, until
 
 
@@ -26,7 +26,7 @@ async def test_a_full_house_is_a_429() -> None:
         assert await app.metric("completions_in_flight_requests") == 2
         assert await app.metric("completions_queued_requests") == 2
         for asked in app.generator.asked:
-            await app.generator.stop(asked.request_key)
+            await app.generator.cancel(asked.request_key)
         await first
         await until(lambda: app.app.state.services.admission.in_flight == 0)
         assert await app.metric("completions_queued_requests") == 0
@@ -48,7 +48,9 @@ async def test_the_wait_grows_with_what_is_missing_and_with_those_who_wait_alrea
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = 100.0
-    monkeypatch.setattr("frontend.generation.concurrency.DrainRate", lambda: DrainRate(clock=lambda: now_s))
+    monkeypatch.setattr(
+        "frontend.generation.concurrency.RetryAfterEstimator", lambda: RetryAfterEstimator(clock=lambda: now_s)
+    )
     admission = Admission(4)
     admission.admit(4)
     for _ in range(4):  # one ends every 5 s

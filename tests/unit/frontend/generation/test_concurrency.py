@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from frontend.generation.concurrency import Places
-from frontend.multiprocess.shared_state import Workers
+from frontend.generation.concurrency import ConcurrencyLimit
+from frontend.multiprocess.shared_state import SharedState
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.runtime.retry_after import DrainRate
+from llm_pipeline.runtime.retry_after import RetryAfterEstimator
 
 
 def test_the_limit_holds_for_all_workers_together(tmp_path: Path) -> None:
-    Workers.create(tmp_path, 2)
-    one, other = (Places(3, Workers.join(tmp_path, number, 2), "in_flight m") for number in range(2))
+    SharedState.create(tmp_path, 2)
+    one, other = (ConcurrencyLimit(3, SharedState.attach(tmp_path, number, 2), "in_flight m") for number in range(2))
     one.admit(2)
     with pytest.raises(PipelineError) as caught:
         other.admit(2)
@@ -29,8 +29,8 @@ def test_the_limit_holds_for_all_workers_together(tmp_path: Path) -> None:
 
 def test_looking_and_taking_is_one_step(tmp_path: Path) -> None:
     """Two workers that look at the same moment must not both find the last place free."""
-    Workers.create(tmp_path, 1)
-    workers = Workers.join(tmp_path, 0, 1)
+    SharedState.create(tmp_path, 1)
+    workers = SharedState.attach(tmp_path, 0, 1)
     held: list[bool] = []
 
     @contextmanager
@@ -39,7 +39,7 @@ def test_looking_and_taking_is_one_step(tmp_path: Path) -> None:
         yield
         held.clear()
 
-    places = Places(1, workers, "in_flight m")
+    places = ConcurrencyLimit(1, workers, "in_flight m")
     counter = places._in_flight_of_all
     seen: list[tuple[str, bool]] = []
 
@@ -61,8 +61,10 @@ def test_looking_and_taking_is_one_step(tmp_path: Path) -> None:
 
 def test_the_wait_follows_the_models_own_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr("frontend.generation.concurrency.DrainRate", lambda: DrainRate(clock=lambda: now_s))
-    places = Places(2, Workers.alone(), "in_flight m", owner=" of this model")
+    monkeypatch.setattr(
+        "frontend.generation.concurrency.RetryAfterEstimator", lambda: RetryAfterEstimator(clock=lambda: now_s)
+    )
+    places = ConcurrencyLimit(2, SharedState.single_process(), "in_flight m", owner=" of this model")
     places.admit(2)
     for _ in range(2):  # one ends every 8 s
         now_s += 8.0
@@ -75,6 +77,6 @@ def test_the_wait_follows_the_models_own_pace(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_a_limit_everything_is_let_in() -> None:
-    places = Places(None, Workers.alone(), "in_flight m")
+    places = ConcurrencyLimit(None, SharedState.single_process(), "in_flight m")
     places.admit(10_000)
     assert places.in_flight == 10_000

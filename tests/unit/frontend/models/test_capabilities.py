@@ -11,13 +11,13 @@ from frontend.api.schema_documents import ModelCapabilities
 from frontend.backends.fake import FakeGenerator
 from frontend.models.capabilities import capabilities
 from llm_pipeline.protocol.capabilities import CAPABILITIES
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.deployment import DeployedModel, ModelKind
 
 CPU = FakeGenerator().description
 
 
-def of(kind: ModelKind, facts: ModelDescription | None) -> dict[str, Any]:
+def of(kind: ModelKind, facts: ModelInfo | None) -> dict[str, Any]:
     found = capabilities(DeployedModel.model_construct(name="m", kind=kind, executor=None), facts)
     assert found.keys() <= ModelCapabilities.model_fields.keys()
     return found
@@ -36,7 +36,7 @@ def test_what_nvidias_ensemble_refuses_is_told_beforehand() -> None:
 
 
 @pytest.mark.parametrize("facts", [CPU, None], ids=["known", "engine away"])
-def test_our_ensemble_has_what_does_not_depend_on_the_engine(facts: ModelDescription | None) -> None:
+def test_our_ensemble_has_what_does_not_depend_on_the_engine(facts: ModelInfo | None) -> None:
     found = of(ModelKind.ENSEMBLE, facts)
     assert all(found[name] for name in ("return_token_ids", "echo", "stop_token_ids", "add_special_tokens"))
 

@@ -9,9 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from frontend.backends.fake import FakeGenerator
-from frontend.models.info_cache import EngineFacts
+from frontend.models.info_cache import ModelInfoCache
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 
 
 class Engine(FakeGenerator):
@@ -24,7 +24,7 @@ class Engine(FakeGenerator):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def describe(self) -> ModelDescription:
+    async def get_model_info(self) -> ModelInfo:
         self.questions += 1
         await self.gate.wait()
         if self.error is not None:
@@ -42,7 +42,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def test_an_answer_is_good_for_a_while(now: list[float]) -> None:
     engine = Engine()
-    facts = EngineFacts(engine)
+    facts = ModelInfoCache(engine)
     assert [await facts.read() for _ in range(3)] == [engine.description] * 3
     assert engine.questions == 1
     now[0] += 31
@@ -52,7 +52,7 @@ async def test_an_answer_is_good_for_a_while(now: list[float]) -> None:
 
 async def test_an_engine_that_never_tells_is_asked_and_logged_once(now: list[float]) -> None:
     engine = Engine(ErrorCode.UNSUPPORTED_PARAMETER)
-    facts = EngineFacts(engine, "org/theirs")
+    facts = ModelInfoCache(engine, "org/theirs")
     with capture_logs() as logs:
         for _ in range(3):
             assert await facts.read() is None
@@ -63,7 +63,7 @@ async def test_an_engine_that_never_tells_is_asked_and_logged_once(now: list[flo
 
 async def test_after_a_failure_it_is_asked_again_soon_but_not_each_time(now: list[float]) -> None:
     engine = Engine(ErrorCode.SERVICE_UNAVAILABLE)
-    facts = EngineFacts(engine)
+    facts = ModelInfoCache(engine)
     for _ in range(3):
         assert await facts.read() is None
     assert engine.questions == 1
@@ -75,7 +75,7 @@ async def test_after_a_failure_it_is_asked_again_soon_but_not_each_time(now: lis
 async def test_a_question_that_is_never_answered_does_not_keep_others_from_being_asked(now: list[float]) -> None:
     engine = Engine()
     engine.gate.clear()
-    facts = EngineFacts(engine)
+    facts = ModelInfoCache(engine)
     assert [await facts.read() for _ in range(2)] == [None, None]
     assert engine.questions == 1
     lost, engine.gate = engine.gate, asyncio.Event()

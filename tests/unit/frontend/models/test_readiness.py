@@ -58,7 +58,7 @@ async def test_triton_goes_away_and_comes_back() -> None:
 
 
 async def test_an_engine_error_is_a_reason_to_look() -> None:
-    async with in_process(ready_check_s=60) as app:
+    async with in_process(health_check_interval_s=60) as app:
         app.generator.warm_up_text = ""
         app.generator.script = lambda _: [PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")]
         assert (await app.complete()).status_code == 503
@@ -66,7 +66,7 @@ async def test_an_engine_error_is_a_reason_to_look() -> None:
 
 
 async def test_an_idle_engine_is_tried_again() -> None:
-    async with in_process(warm_up_s=0.1) as app:
+    async with in_process(idle_probe_interval_s=0.1) as app:
         app.generator.warm_up_text = ""
         await until(lambda: is_not_ready(app))
 
@@ -81,7 +81,7 @@ async def test_a_bad_request_is_refused_even_when_not_ready() -> None:
 async def test_answers_without_a_token_are_a_proof_of_life() -> None:
     """A prompt that is only scored (`max_tokens: 0` with `echo`) gets an answer, and no token."""
     scored = TextChunk("Hi", 0, prompt_tokens=5, finish_reason=FinishReason.LENGTH)
-    async with in_process(FakeGenerator(lambda _: [scored]), warm_up_s=60) as app:
+    async with in_process(FakeGenerator(lambda _: [scored]), idle_probe_interval_s=60) as app:
         (model,) = app.app.state.services.models
         model.readiness.last_chunk_s = 0.0
         assert (await app.complete(max_tokens=0, echo=True)).status_code == 200
@@ -112,7 +112,7 @@ async def test_the_watch_can_be_cancelled_in_the_moment_of_a_doubt() -> None:
 
 async def test_what_waits_for_a_triton_that_is_gone_ends() -> None:
     """A Triton that hangs closes no connection: without this, its requests would wait for their deadline."""
-    async with in_process(FakeGenerator(forever()), triton_lost_s=0.2) as app:
+    async with in_process(FakeGenerator(forever()), triton_unresponsive_timeout_s=0.2) as app:
         request = asyncio.create_task(app.complete())
         await until(lambda: bool(app.generator.asked))
         app.generator.is_up = False

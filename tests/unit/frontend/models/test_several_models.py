@@ -17,7 +17,7 @@ from frontend.backends.factory import create_generator
 from frontend.backends.fake import FakeGenerator, forever
 from frontend.backends.inflight_batcher.generator import InflightBatcherGenerator
 from frontend.backends.triton import TritonGenerator
-from frontend.dependencies import Services
+from frontend.dependencies import Dependencies
 from frontend.observability.metrics import Metrics
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.runtime.deployment import Deployment
@@ -48,7 +48,7 @@ ADAPTER = "org/large:adapter"
 class Several:
     """A running app and its generators by model."""
 
-    def __init__(self, client: httpx.AsyncClient, services: Services, generators: dict[str, FakeGenerator]) -> None:
+    def __init__(self, client: httpx.AsyncClient, services: Dependencies, generators: dict[str, FakeGenerator]) -> None:
         self.client = client
         self.services = services
         self.generators = generators
@@ -68,7 +68,7 @@ async def several(folder: Path, **values: object) -> AsyncIterator[Several]:
     deployment = Deployment.load(path)
     generators = {model.name: FakeGenerator() for model in deployment.models}
     app = create_app(make_settings(deployment=path, **values), generators)
-    services: Services = app.state.services
+    services: Dependencies = app.state.services
     client = httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://test", headers={"authorization": f"Bearer {KEY}"}
     )
@@ -87,7 +87,7 @@ def keys_file(folder: Path, *keys: dict[str, object]) -> Path:
 @pytest.fixture
 def open_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """The adapter's `keys` are for the tests that name keys."""
-    monkeypatch.setattr("test_several_models.FILE", FILE.replace('keys = ["alice"]\n', ""))
+    monkeypatch.setattr("tests.unit.frontend.models.test_several_models.FILE", FILE.replace('keys = ["alice"]\n', ""))
 
 
 @pytest.mark.usefixtures("open_to_all")
@@ -142,7 +142,7 @@ async def test_a_models_places_and_time_are_its_own(tmp_path: Path) -> None:
         assert (await app.complete("large")).status_code == 200
         assert 'completions_in_flight_requests{model="org/large:adapter"} 4.0' in await app.metrics()
         assert [answer.status_code for answer in await asyncio.gather(*running)] == [504, 504]
-        await until(lambda: app.services.models.find(ADAPTER).load.in_flight == 0)
+        await until(lambda: app.services.models.find(ADAPTER).in_flight_limit.in_flight == 0)
         app.generators[ADAPTER].script = FakeGenerator().script
         assert (await app.complete(ADAPTER)).status_code == 200
 
@@ -155,7 +155,7 @@ async def test_a_request_that_the_server_has_no_room_for_takes_no_place_of_its_m
         await until(lambda: len(app.generators[ADAPTER].running) == 2)
         for _ in range(3):
             assert (await app.complete(ADAPTER)).status_code == 429
-        load = app.services.models.find(ADAPTER).load
+        load = app.services.models.find(ADAPTER).in_flight_limit
         assert (load.in_flight, load.queued) == (2, 2)
         await running
         await until(lambda: (load.in_flight, load.queued) == (0, 0))
@@ -185,7 +185,7 @@ async def test_a_model_that_is_down_is_503_for_itself_alone(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("open_to_all")
 async def test_a_failure_of_one_model_makes_nobody_doubt_the_other(tmp_path: Path) -> None:
-    async with several(tmp_path, ready_check_s=60) as app:
+    async with several(tmp_path, health_check_interval_s=60) as app:
         app.generators[ADAPTER].script = lambda _: [PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")]
         for generator in app.generators.values():
             generator.warm_up_text = ""

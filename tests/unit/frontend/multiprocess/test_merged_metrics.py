@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from frontend.multiprocess.merged_metrics import MetricsOfAll, keep_counts_of_the_dead
-from frontend.multiprocess.shared_state import Workers
+from frontend.multiprocess.merged_metrics import MergedMetrics, retain_dead_worker_counters
+from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import TokenGapHistogram
 
 
@@ -24,7 +24,7 @@ class Worker:
         self.is_ready = True
         Gauge("in_flight", "x", registry=self.registry).set_function(lambda: self.in_flight)
         Gauge("completions_ready", "x", registry=self.registry).set_function(lambda: self.is_ready)
-        self.page = MetricsOfAll(Workers.join(folder, number, 2), self.registry)
+        self.page = MergedMetrics(SharedState.attach(folder, number, 2), self.registry)
         self.page.write()
 
     def __getitem__(self, sample: str) -> float | None:
@@ -39,7 +39,7 @@ class Worker:
 
 
 def two_workers(folder: Path) -> tuple[Worker, Worker]:
-    Workers.create(folder, 2)
+    SharedState.create(folder, 2)
     return Worker(folder, 0), Worker(folder, 1)
 
 
@@ -78,13 +78,13 @@ def test_counts_of_the_dead_stay_and_their_gauges_go(tmp_path: Path) -> None:
     other.gaps.labels("m").observe(0.1, 4)
     other.in_flight, other.is_ready = 6, False
     other.page.write()
-    keep_counts_of_the_dead(Workers.join(tmp_path, -1, 2), 1)
+    retain_dead_worker_counters(SharedState.attach(tmp_path, -1, 2), 1)
     assert (one.status("200"), one.gaps_count) == (3, 4)
     assert (one["in_flight"], one["completions_ready"]) == (0, 1)
     successor = Worker(tmp_path, 1)
     successor.requests.labels("200").inc()
     successor.page.write()
     assert one.status("200") == 4
-    keep_counts_of_the_dead(Workers.join(tmp_path, -1, 2), 1)
-    keep_counts_of_the_dead(Workers.join(tmp_path, -1, 2), 1)
+    retain_dead_worker_counters(SharedState.attach(tmp_path, -1, 2), 1)
+    retain_dead_worker_counters(SharedState.attach(tmp_path, -1, 2), 1)
     assert one.status("200") == 4

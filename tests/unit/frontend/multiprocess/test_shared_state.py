@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from frontend.api.auth import ApiKey
 from frontend.generation.admission import Admission
 from frontend.generation.rate_limits import MovingWindow, RateLimits
-from frontend.multiprocess.shared_state import Workers
+from frontend.multiprocess.shared_state import SharedState
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> list[Workers]:
+def pair(tmp_path: Path) -> list[SharedState]:
     """Two workers, as two processes would see them."""
-    Workers.create(tmp_path, 2)
-    return [Workers.join(tmp_path, number, 2) for number in range(2)]
+    SharedState.create(tmp_path, 2)
+    return [SharedState.attach(tmp_path, number, 2) for number in range(2)]
 
 
-def test_counters_of_one_name_add_up_whoever_makes_them_first(pair: list[Workers]) -> None:
+def test_counters_of_one_name_add_up_whoever_makes_them_first(pair: list[SharedState]) -> None:
     first = [pair[0].counter("a"), pair[0].counter("b")]
     second = [pair[1].counter("b"), pair[1].counter("a")]
     first[0].add(3)
@@ -36,45 +36,45 @@ def test_counters_of_one_name_add_up_whoever_makes_them_first(pair: list[Workers
     assert [counter.total for counter in second] == [-1, 7]
 
 
-def test_what_a_dead_worker_counted_counts_no_more(pair: list[Workers], tmp_path: Path) -> None:
+def test_what_a_dead_worker_counted_counts_no_more(pair: list[SharedState], tmp_path: Path) -> None:
     counters = [workers.counter("a") for workers in pair]
     for counter in counters:
         counter.add(5)
-    Workers.join(tmp_path, -1, 2).forget(1)
+    SharedState.attach(tmp_path, -1, 2).clear(1)
     assert counters[0].total == 5
 
 
-def test_the_whole_has_started_when_all_have_been_ready_and_stays_so(pair: list[Workers]) -> None:
-    pair[0].beat(is_ready=True)
-    pair[1].beat(is_ready=False)
+def test_the_whole_has_started_when_all_have_been_ready_and_stays_so(pair: list[SharedState]) -> None:
+    pair[0].heartbeat(is_ready=True)
+    pair[1].heartbeat(is_ready=False)
     with pytest.raises(PipelineError):
         pair[0].require_started()
-    pair[1].beat(is_ready=True)
-    pair[1].beat(is_ready=False)
-    pair[0].forget(1)
+    pair[1].heartbeat(is_ready=True)
+    pair[1].heartbeat(is_ready=False)
+    pair[0].clear(1)
     pair[0].require_started()
-    Workers.alone().require_started()
+    SharedState.single_process().require_started()
 
 
-def test_signs_of_life_are_seen_by_the_others(pair: list[Workers]) -> None:
+def test_signs_of_life_are_seen_by_the_others(pair: list[SharedState]) -> None:
     assert pair[1].last_beat_s(0) == 0
     before_s = time.monotonic()
-    pair[0].beat(is_ready=False)
+    pair[0].heartbeat(is_ready=False)
     assert before_s <= pair[1].last_beat_s(0) <= time.monotonic()
 
 
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path
-from frontend.multiprocess.shared_state import Workers
-with Workers.join(Path(sys.argv[1]), 1, 2).lock():
+from frontend.multiprocess.shared_state import SharedState
+with SharedState.attach(Path(sys.argv[1]), 1, 2).lock():
     print("held", flush=True)
     time.sleep(60)
 """
 
 
 def test_a_stopped_worker_does_not_stop_the_others_and_a_dead_one_frees_the_lock(
-    pair: list[Workers], tmp_path: Path
+    pair: list[SharedState], tmp_path: Path
 ) -> None:
     arguments = [sys.executable, "-c", HOLD_LOCK, str(tmp_path)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as holder:
@@ -88,7 +88,7 @@ def test_a_stopped_worker_does_not_stop_the_others_and_a_dead_one_frees_the_lock
     assert pair[0]._try_lock()
 
 
-def test_the_limit_of_choices_in_flight_is_that_of_all_workers(pair: list[Workers]) -> None:
+def test_the_limit_of_choices_in_flight_is_that_of_all_workers(pair: list[SharedState]) -> None:
     one, other = (Admission(3, workers) for workers in pair)
     one.admit(2)
     with pytest.raises(PipelineError) as caught:
@@ -100,7 +100,7 @@ def test_the_limit_of_choices_in_flight_is_that_of_all_workers(pair: list[Worker
     assert (one.in_flight, other.in_flight) == (1, 2)
 
 
-def test_the_rate_of_a_key_is_counted_once_for_all_workers(pair: list[Workers]) -> None:
+def test_the_rate_of_a_key_is_counted_once_for_all_workers(pair: list[SharedState]) -> None:
     limits = [RateLimits(workers) for workers in pair]
     keys = [ApiKey(name=name, sha256="0" * 64, requests_per_minute=4) for name in ("a", "b")]
     for turn in range(4):
@@ -115,7 +115,7 @@ def test_the_rate_of_a_key_is_counted_once_for_all_workers(pair: list[Workers]) 
 
 
 def test_a_key_with_a_new_limit_begins_a_new_window() -> None:
-    limits = RateLimits(Workers.alone())
+    limits = RateLimits(SharedState.single_process())
     limits.count(ApiKey(name="a", sha256="0" * 64, requests_per_minute=1))
     limits.count(ApiKey(name="a", sha256="0" * 64, requests_per_minute=2))
     limits.count(ApiKey(name="a", sha256="0" * 64))

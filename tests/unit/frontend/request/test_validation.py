@@ -285,10 +285,10 @@ def test_structured_output_of_a_wrong_form_is_refused_by_name(
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=5))
 def test_choices_become_an_expression_that_matches_them_alone(options: list[str]) -> None:
     ((_, guide),) = read({"guided_choice": options}).guides.items()
-    assert guide.text is not None
+    assert guide.source is not None
     for option in options:
-        assert re.fullmatch(guide.text, option)
-    assert not re.fullmatch(guide.text, f"{max(options, key=len)}x")
+        assert re.fullmatch(guide.source, option)
+    assert not re.fullmatch(guide.source, f"{max(options, key=len)}x")
 
 
 def test_unknown_fields_are_counted() -> None:

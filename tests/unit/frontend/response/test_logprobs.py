@@ -11,7 +11,7 @@ import pytest
 from frontend.backends.fake import FakeGenerator, Step, chunks
 from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.messages import CompletionParameters
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.model_info import ModelInfo
 from tests.support.app import MODEL, Running
 from tests.unit.frontend.response.test_streaming import events
 
@@ -20,7 +20,7 @@ PIECE = '{"tokens":[" é"],"token_logprobs":[-0.25],"top_logprobs":[{" é":-0.25
 
 def one_piece(parameters: CompletionParameters) -> list[Step]:
     (chunk,) = chunks(" é")
-    return [replace(chunk, log_probs=PIECE.encode())]
+    return [replace(chunk, logprobs_json=PIECE.encode())]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -53,18 +53,18 @@ async def test_the_fields_reach_the_engine(running: Running) -> None:
     assert (await running.complete(**fields)).status_code == 200
     (asked,) = running.generator.asked
     assert asked.suffix == "end"
-    assert asked.log_probs == 3
+    assert asked.num_logprobs == 3
     assert (asked.frequency_penalty, asked.presence_penalty, asked.repetition_penalty) == (0.5, -0.5, 1.1)
     assert (asked.logit_bias, asked.bad_words) == (((5, 1.0),), ("x",))
     assert (asked.min_tokens, asked.ignore_eos, asked.stop_token_ids) == (1, True, (3,))
     assert (asked.truncate_prompt_tokens, asked.add_special_tokens, asked.priority) == (9, False, -1)
-    assert not asked.return_log_probs
+    assert not asked.return_logprob_values
 
 
 async def test_a_client_that_left_everything_out_asks_for_nothing(running: Running) -> None:
     await running.complete(echo=False, logprobs=None, suffix="", user="", best_of=1)
     (asked,) = running.generator.asked
-    neutral = CompletionParameters(request_key=asked.request_key, request_id=asked.request_id, text="Hi")
+    neutral = CompletionParameters(request_key=asked.request_key, request_id=asked.request_id, prompt_text="Hi")
     assert asked == neutral
 
 
@@ -76,10 +76,10 @@ async def test_best_of_gives_the_highest_log_prob_per_token_first(running: Runni
     sums = iter([(-4.0, 2), (-3.0, 1), (-5.0, 5), (-1.0, 1), (-9.0, 9), (-0.5, 1)])
 
     def script(parameters: CompletionParameters) -> list[Step]:
-        assert parameters.return_log_probs
+        assert parameters.return_logprob_values
         total, count = next(sums)
         (chunk,) = chunks(f"{total}")
-        return [replace(chunk, completion_tokens=count, cum_log_prob=total)]
+        return [replace(chunk, completion_tokens=count, cumulative_logprob=total)]
 
     running.generator.script = script
     answer = (await running.complete(prompt=["a", "b"], n=2, best_of=3)).json()
@@ -95,7 +95,7 @@ async def test_best_of_gives_the_highest_log_prob_per_token_first(running: Runni
 async def test_best_of_n_ranks_nothing(running: Running) -> None:
     answer = (await running.complete(n=2, best_of=2)).json()
     assert len(answer["choices"]) == 2
-    assert not any(asked.return_log_probs for asked in running.generator.asked)
+    assert not any(asked.return_logprob_values for asked in running.generator.asked)
 
 
 async def test_best_of_without_log_probs_is_refused_by_name(running: Running) -> None:
@@ -108,11 +108,11 @@ async def test_best_of_without_log_probs_is_refused_by_name(running: Running) ->
 async def test_a_server_that_begins_to_drain_during_that_check_refuses(running: Running) -> None:
     services = running.app.state.services
 
-    async def describe() -> ModelDescription:
+    async def describe() -> ModelInfo:
         services.admission.is_draining = True
         return FakeGenerator().description
 
-    running.generator.describe = describe  # type: ignore[method-assign]
+    running.generator.get_model_info = describe  # type: ignore[method-assign]
     answer = await running.complete(best_of=2)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
     assert running.generator.asked == []

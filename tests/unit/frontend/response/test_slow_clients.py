@@ -12,7 +12,7 @@ import pytest
 
 from frontend.backends.fake import FakeGenerator
 from frontend.generation import completion_run as run
-from frontend.generation.completion_run import merged
+from frontend.generation.completion_run import merge_chunks
 from llm_pipeline.protocol.messages import FinishReason, TextChunk
 from tests.support.app import KEY, MODEL, Running, real_server, until
 
@@ -53,7 +53,7 @@ def endless(size: int) -> Iterator[TextChunk]:
 async def test_a_client_that_does_not_read_is_cut_off(stream: bool) -> None:
     big = TextChunk("x" * 8_000_000, 1)
     script = [big, asyncio.Event()] if stream else [big, TextChunk("", 1, None, 1, FinishReason.LENGTH)]
-    async with real_server(FakeGenerator(lambda _: script), slow_reader_s=0.3) as app:
+    async with real_server(FakeGenerator(lambda _: script), client_write_timeout_s=0.3) as app:
         client = await open_deaf_client(app, stream=stream)
         assert app.server is not None
         await until(lambda: app.server.server_state.connections != set())
@@ -70,7 +70,7 @@ async def _metric_is(app: Running, name: str, value: float) -> bool:
 async def test_a_slow_client_that_reads_on_is_not_cut_off() -> None:
     text = "x" * 3_000_000
     script = [TextChunk(text, 1, None, 1), TextChunk("", 1, None, 1, FinishReason.LENGTH)]
-    async with real_server(FakeGenerator(lambda _: script), slow_reader_s=1.0) as app:
+    async with real_server(FakeGenerator(lambda _: script), client_write_timeout_s=1.0) as app:
         client = await open_deaf_client(app, 2**17, stream=True)
         loop, got = asyncio.get_running_loop(), b""
         started_s = loop.time()
@@ -87,7 +87,7 @@ async def test_a_slow_client_that_reads_on_is_not_cut_off() -> None:
 
 async def test_what_is_not_read_is_bounded_and_the_engine_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_MAX_UNTAKEN_CHARACTERS", 100_000)
-    async with real_server(FakeGenerator(lambda _: endless(100)), slow_reader_s=60) as app:
+    async with real_server(FakeGenerator(lambda _: endless(100)), client_write_timeout_s=60) as app:
         client = await open_deaf_client(app, stream=True)
         await app.generator.until_stopped()
         (running,) = app.app.state.services.admission._runs
@@ -104,9 +104,9 @@ def test_merged_chunks_say_what_they_said_one_by_one() -> None:
         TextChunk("", 2, (2,)),
         TextChunk("bc", 4, (3, 4), 5, FinishReason.STOP),
     ]
-    assert merged(parts) == TextChunk("abc", 4, (1, 2, 3, 4), 5, FinishReason.STOP)
-    assert merged([TextChunk("a", 1), TextChunk("b", 2)]) == TextChunk("ab", 2)
-    assert merged(parts[:1]) == parts[0]
+    assert merge_chunks(parts) == TextChunk("abc", 4, (1, 2, 3, 4), 5, FinishReason.STOP)
+    assert merge_chunks([TextChunk("a", 1), TextChunk("b", 2)]) == TextChunk("ab", 2)
+    assert merge_chunks(parts[:1]) == parts[0]
 
 
 def test_merged_chunks_keep_their_log_probs() -> None:
@@ -115,9 +115,11 @@ def test_merged_chunks_keep_their_log_probs() -> None:
             {"tokens": [token], "token_logprobs": [-1.0], "top_logprobs": [{token: -1.0}], "text_offset": [offset]}
         )
 
-    whole = merged([TextChunk("a", 1, log_probs=piece("a", 0)), TextChunk("b", 2, log_probs=piece("b", 1))])
-    assert whole.log_probs is not None
-    assert orjson.loads(whole.log_probs) == {
+    whole = merge_chunks(
+        [TextChunk("a", 1, logprobs_json=piece("a", 0)), TextChunk("b", 2, logprobs_json=piece("b", 1))]
+    )
+    assert whole.logprobs_json is not None
+    assert orjson.loads(whole.logprobs_json) == {
         "tokens": ["a", "b"],
         "token_logprobs": [-1.0, -1.0],
         "top_logprobs": [{"a": -1.0}, {"b": -1.0}],

@@ -123,7 +123,7 @@ async def test_a_failing_choice_stops_the_others() -> None:
     gate = asyncio.Event()
 
     def script(parameters: CompletionParameters) -> list[object]:
-        if parameters.text == "bad":
+        if parameters.prompt_text == "bad":
             return [gate, PipelineError(ErrorCode.INTERNAL_ERROR, "no")]
         return list(forever()(parameters))
 

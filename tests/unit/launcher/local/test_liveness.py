@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from launcher.local import liveness as health_watch
-from launcher.local.liveness import HealthWatch
+from launcher.local.liveness import LivenessMonitor
 from tests.support.waiting import wait_until
 
 
 class Triton(ThreadingHTTPServer):
-    """An HTTP server that answers, or hangs; and what HealthWatch needs to know of its process."""
+    """An HTTP server that answers, or hangs; and what LivenessMonitor needs to know of its process."""
 
     daemon_threads = True
 
@@ -53,14 +53,14 @@ def triton() -> Iterator[Triton]:
 
 
 @pytest.fixture
-def watch(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> Iterator[HealthWatch]:
+def watch(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> Iterator[LivenessMonitor]:
     monkeypatch.setattr(health_watch, "_PERIOD_S", 0.05)
-    watch = HealthWatch(triton, triton.server_address[1], limit_s=0.4)  # type: ignore[arg-type]
+    watch = LivenessMonitor(triton, triton.server_address[1], limit_s=0.4)  # type: ignore[arg-type]
     yield watch
     watch.close()
 
 
-def test_one_that_stops_answering_is_killed_once(triton: Triton, watch: HealthWatch) -> None:
+def test_one_that_stops_answering_is_killed_once(triton: Triton, watch: LivenessMonitor) -> None:
     triton.may_answer.set()
     wait_until(lambda: triton.asked >= 3)
     assert triton.kills == 0
@@ -76,12 +76,12 @@ def test_one_that_stops_answering_is_killed_once(triton: Triton, watch: HealthWa
     wait_until(lambda: triton.kills == 2)
 
 
-def test_one_that_has_not_answered_yet_is_left_alone(triton: Triton, watch: HealthWatch) -> None:
+def test_one_that_has_not_answered_yet_is_left_alone(triton: Triton, watch: LivenessMonitor) -> None:
     wait_until(lambda: triton.asked >= 12)
     assert triton.kills == 0
 
 
-def test_a_new_process_has_its_time_to_load(triton: Triton, watch: HealthWatch) -> None:
+def test_a_new_process_has_its_time_to_load(triton: Triton, watch: LivenessMonitor) -> None:
     triton.may_answer.set()
     wait_until(lambda: triton.asked >= 2)
     triton.may_answer.clear()

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.systems.servers import free_ports
 from launcher import check_python
 from launcher.local import preflight as checks
-from launcher.local.preflight import MissingError, check_all
+from launcher.local.preflight import PreflightError, run_preflight
 from launcher.settings import StackSettings
 
 MIB = 2**20
@@ -43,18 +43,18 @@ def set_memory(monkeypatch: pytest.MonkeyPatch, *, mib: int) -> None:
 
 
 def findings(settings: StackSettings, **changed: Any) -> str:
-    with pytest.raises(MissingError) as caught:
-        check_all(settings.model_copy(update=changed))
+    with pytest.raises(PreflightError) as caught:
+        run_preflight(settings.model_copy(update=changed))
     return str(caught.value)
 
 
 def test_tensorrt_llm_needs_an_engine_of_its_own(settings: StackSettings) -> None:
     assert "ENGINE_DIR" in findings(settings, executor="tensorrt_llm")
-    check_all(settings.model_copy(update={"executor": "tensorrt_llm", "engine_dir": Path("an engine")}))
+    run_preflight(settings.model_copy(update={"executor": "tensorrt_llm", "engine_dir": Path("an engine")}))
 
 
 def test_a_machine_that_has_everything_passes(settings: StackSettings) -> None:
-    check_all(settings)
+    run_preflight(settings)
 
 
 @pytest.mark.parametrize("name", ["PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT"])
@@ -119,7 +119,7 @@ def test_memory_is_needed_for_the_executor_and_its_cache(
     set_memory(monkeypatch, mib=available_mib)
     settings = settings.model_copy(update={"executor": executor, "cpu_kv_cache_gib": kv_cache_gib})
     if is_enough:
-        check_all(settings)
+        run_preflight(settings)
     else:
         assert f"{available_mib} MiB of memory are free" in findings(settings)
 
@@ -127,7 +127,7 @@ def test_memory_is_needed_for_the_executor_and_its_cache(
 def test_without_an_f32_copy_less_memory_will_do(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     set_memory(monkeypatch, mib=2500)
     assert "CPU_F32_COPY_MIB=0" in findings(settings)
-    check_all(settings.model_copy(update={"cpu_f32_copy_mib": 0}))
+    run_preflight(settings.model_copy(update={"cpu_f32_copy_mib": 0}))
 
 
 def deployed(folder: Path, models: int, lines: str = "") -> Path:
@@ -145,7 +145,7 @@ def test_three_models_share_triton_and_the_front_end(
         update={"executor": "cpu", "cpu_kv_cache_gib": 0.7, "deployment": deployed(tmp_path, models=3)}
     )
     if is_enough:
-        check_all(settings)
+        run_preflight(settings)
     else:
         assert f"{available_mib} MiB of memory are free" in findings(settings)
 
@@ -157,7 +157,7 @@ def test_memory_is_needed_for_the_weights_of_an_engine(
     set_memory(monkeypatch, mib=8000)
     with (tmp_path / "model.safetensors").open("wb") as weights:
         weights.truncate(1024 * MIB)
-    check_all(settings.model_copy(update={"engine_dir": tmp_path}))
+    run_preflight(settings.model_copy(update={"engine_dir": tmp_path}))
     with (tmp_path / "model.safetensors").open("wb") as weights:
         weights.truncate(8 * 1024 * MIB)
     assert "8000 MiB of memory are free" in findings(settings, engine_dir=tmp_path)
@@ -170,7 +170,7 @@ def test_every_model_has_stubs_that_need_shared_memory(
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=96 * MIB))
     settings = settings.model_copy(update={"executor": "scripted", "deployment": deployed(tmp_path, models)})
     if is_enough:
-        check_all(settings)
+        run_preflight(settings)
     else:
         assert "/dev/shm has 96 MiB free and Triton's Python backend needs 112" in findings(settings)
 
@@ -198,7 +198,7 @@ def test_an_old_glibc_is_told(
 ) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", version))
     if is_fine:
-        check_all(settings)
+        run_preflight(settings)
     else:
         assert f"this system has {version}" in findings(settings)
 
@@ -209,7 +209,7 @@ def test_a_port_is_tried_on_the_address_that_it_is_for(settings: StackSettings) 
         port = server.getsockname()[1]
         assert f"Port {port} (PORT) is in use" in findings(settings, host="127.0.0.2", port=port)
         assert f"Port {port} (PORT) is in use" in findings(settings, host="0.0.0.0", port=port)
-        check_all(settings.model_copy(update={"port": port}))
+        run_preflight(settings.model_copy(update={"port": port}))
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host"], ids=["another machine's", "no address"])

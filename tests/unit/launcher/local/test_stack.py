@@ -85,7 +85,7 @@ def test_a_place_that_can_t_be_written_ends_the_start_in_words(tmp_path: Path) -
 def test_a_run_directory_that_can_t_be_written_ends_the_start_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stack, "check_all", lambda settings: None)
+    monkeypatch.setattr(stack, "run_preflight", lambda settings: None)
     (tmp_path / "file").touch()
     with (
         pytest.raises(StartError, match=r"can't be written .*RUN_DIR"),

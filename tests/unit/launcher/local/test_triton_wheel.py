@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.local import triton_wheel as triton_server
-from launcher.local.preflight import MissingError
+from launcher.local.preflight import PreflightError
 from launcher.settings import StackSettings
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -81,13 +81,13 @@ def test_a_failed_preparation_is_an_error_and_leaves_no_draft(tmp_path: Path, se
 
 def test_a_python_that_the_wheel_has_no_stub_for_is_told(tmp_path: Path, server_root: Path) -> None:
     (server_root / "python_backend_stubs" / PYTHON / STUB).unlink()
-    with pytest.raises(MissingError, match=r"3\.10, 3\.11 or 3\.12"):
+    with pytest.raises(PreflightError, match=r"3\.10, 3\.11 or 3\.12"):
         triton_server.prepare_backends(tmp_path / "run")
 
 
 def test_a_missing_wheel_is_told_how_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_server, "_WHEEL", "a-wheel-that-nobody-has")
-    with pytest.raises(MissingError, match="make install"):
+    with pytest.raises(PreflightError, match="make install"):
         triton_server.prepare_backends(tmp_path / "run")
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from llm_pipeline.executors.scripted.executor import ScriptedExecutor
 from llm_pipeline.protocol.errors import ErrorCode
-from llm_pipeline.protocol.messages import FinishReason, Sampling
+from llm_pipeline.protocol.messages import FinishReason, SamplingParams
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.executor_rules import CLOSING_RULES, RULES, RuleBench
 from tests.support.sample_requests import make_manifest
@@ -160,14 +160,14 @@ def test_an_end_token_ends_a_request_unless_it_comes_too_early(
     reason: FinishReason,
 ) -> None:
     bench = scripted([{"token_ids": [7, 8, 9, 8, 9], "finish": "length"}])
-    key = bench.submit(max_tokens=9, end_ids=end_ids, sampling=Sampling(min_tokens=min_tokens))
+    key = bench.submit(max_tokens=9, stop_token_ids=end_ids, sampling=SamplingParams(min_tokens=min_tokens))
     assert bench.end_of(key).finish_reason is reason
     assert bench.recorder.token_ids(key) == token_ids
 
 
 def test_synthetic_words_can_be_end_tokens_too(scripted: Callable[..., RuleBench]) -> None:
     bench = scripted()
-    key = bench.submit(max_tokens=9, end_ids=(3, 4, 5))
+    key = bench.submit(max_tokens=9, stop_token_ids=(3, 4, 5))
     assert bench.end_of(key).finish_reason is FinishReason.STOP
     assert len(bench.recorder.token_ids(key)) == 1
 

@@ -8,35 +8,35 @@ from typing import Any, get_args
 
 import pytest
 
-from llm_pipeline.executors.tensorrt_llm.admission import Admission
+from llm_pipeline.executors.tensorrt_llm.admission import RequestLimits
 from llm_pipeline.protocol.capabilities import (
     CAPABILITIES,
     REQUEST_EXTENSIONS,
     SAMPLING_EXTENSIONS,
     Capabilities,
     capabilities_of,
-    refuse_unsupported,
+    check_supported,
 )
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, Sampling
-from llm_pipeline.protocol.model_info import ModelDescription
+from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, SamplingParams
+from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.sample_requests import make_request
 
 COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"}
-COMMON_REQUEST = {"key", "prompt_ids", "max_tokens", "sampling", "end_ids", "text"}
+COMMON_REQUEST = {"key", "prompt_ids", "max_tokens", "sampling", "stop_token_ids", "text_options"}
 HONOURED_BY_LEAVING_ALONE = {"stop_token_sequences", "cache_salt"}
 
 ASKED: dict[str, dict[str, Any]] = {
-    "repetition_penalty": {"sampling": Sampling(repetition_penalty=1.1)},
-    "presence_penalty": {"sampling": Sampling(presence_penalty=0.5)},
-    "frequency_penalty": {"sampling": Sampling(frequency_penalty=-0.5)},
-    "min_tokens": {"sampling": Sampling(min_tokens=3)},
-    "logit_bias": {"sampling": Sampling(logit_bias=((5, 1.0),))},
-    "bad_words": {"sampling": Sampling(bad_words=((5,),))},
-    "return_log_probs": {"return_log_probs": True},
-    "top_log_probs": {"return_log_probs": True, "top_log_probs": 1},
-    "prompt_log_probs": {"return_log_probs": True, "prompt_log_probs": True},
+    "repetition_penalty": {"sampling": SamplingParams(repetition_penalty=1.1)},
+    "presence_penalty": {"sampling": SamplingParams(presence_penalty=0.5)},
+    "frequency_penalty": {"sampling": SamplingParams(frequency_penalty=-0.5)},
+    "min_tokens": {"sampling": SamplingParams(min_tokens=3)},
+    "logit_bias": {"sampling": SamplingParams(logit_bias=((5, 1.0),))},
+    "bad_words": {"sampling": SamplingParams(bad_words=((5,),))},
+    "return_logprobs": {"return_logprobs": True},
+    "num_top_logprobs": {"return_logprobs": True, "num_top_logprobs": 1},
+    "return_prompt_logprobs": {"return_logprobs": True, "return_prompt_logprobs": True},
     "guide": {"guide": Guide(GuideType.JSON)},
     "priority": {"priority": 0.9},
     "time_limit_s": {"time_limit_s": 3.0},
@@ -49,7 +49,7 @@ def asking(**fields_of_request: Any) -> GenerationRequest:
 
 def test_every_field_of_the_messages_is_common_an_extension_or_left_alone() -> None:
     """A field that nobody has thought of would be ignored in silence."""
-    assert {field.name for field in fields(Sampling)} == COMMON_SAMPLING | set(SAMPLING_EXTENSIONS)
+    assert {field.name for field in fields(SamplingParams)} == COMMON_SAMPLING | set(SAMPLING_EXTENSIONS)
     request_fields = {field.name for field in fields(GenerationRequest)}
     assert request_fields == COMMON_REQUEST | set(REQUEST_EXTENSIONS) | HONOURED_BY_LEAVING_ALONE
     assert set(ASKED) == {*SAMPLING_EXTENSIONS, *REQUEST_EXTENSIONS}
@@ -65,26 +65,26 @@ EVERYTHING = Capabilities(
 
 
 def test_a_plain_request_asks_for_nothing() -> None:
-    refuse_unsupported(make_request(), NOTHING)
+    check_supported(make_request(), NOTHING)
 
 
 @pytest.mark.parametrize("name", ASKED)
 def test_an_extension_is_refused_by_the_clients_name_unless_it_is_supported(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
-        refuse_unsupported(asking(**ASKED[name]), NOTHING)
+        check_supported(asking(**ASKED[name]), NOTHING)
     params = {extension.param for extension in [*SAMPLING_EXTENSIONS.values(), *REQUEST_EXTENSIONS.values()]}
     assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
     assert caught.value.param in params
-    refuse_unsupported(asking(**ASKED[name]), EVERYTHING)
+    check_supported(asking(**ASKED[name]), EVERYTHING)
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_no_more_log_probs_than_the_executor_has(count: int) -> None:
-    request = asking(return_log_probs=True, top_log_probs=count)
-    refuse_unsupported(request, replace(NOTHING, logprobs=count))
+    request = asking(return_logprobs=True, num_top_logprobs=count)
+    check_supported(request, replace(NOTHING, logprobs=count))
     if count:
         with pytest.raises(PipelineError, match=f"at most {count - 1} ") as caught:
-            refuse_unsupported(request, replace(NOTHING, logprobs=count - 1))
+            check_supported(request, replace(NOTHING, logprobs=count - 1))
         assert caught.value.param == "logprobs"
 
 
@@ -96,8 +96,8 @@ def test_every_executor_that_the_settings_know_has_a_row() -> None:
 
 @pytest.mark.parametrize("row", CAPABILITIES.values(), ids=str)
 def test_a_description_survives_its_way_to_the_front_end(row: Capabilities) -> None:
-    description = ModelDescription(8192, 1000, 16, True, row)
-    assert ModelDescription.from_json(description.to_json()) == description
+    description = ModelInfo(8192, 1000, 16, True, row)
+    assert ModelInfo.from_json(description.to_json()) == description
 
 
 @pytest.mark.parametrize(("backend", "has_guides"), [("off", False), ("xgrammar", True)])
@@ -107,18 +107,18 @@ def test_guided_decoding_that_is_off_is_no_capability(backend: str, has_guides: 
 
 
 def test_a_hint_and_a_salt_are_honoured_by_leaving_them_alone() -> None:
-    refuse_unsupported(asking(stop_token_sequences=((5, 6),), cache_salt=7), NOTHING)
+    check_supported(asking(stop_token_sequences=((5, 6),), cache_salt=7), NOTHING)
 
 
-ADMISSION = Admission(vocab_size=100, max_seq_len=64, max_prompt_tokens=32, has_guided_decoding=True)
+ADMISSION = RequestLimits(vocab_size=100, max_seq_len=64, max_prompt_tokens=32, has_guided_decoding=True)
 
 
-@pytest.mark.parametrize("name", sorted(set(ASKED) - {"top_log_probs", "prompt_log_probs"}))
+@pytest.mark.parametrize("name", sorted(set(ASKED) - {"num_top_logprobs", "return_prompt_logprobs"}))
 def test_tensorrt_llm_takes_most_of_them(name: str) -> None:
     ADMISSION.check(asking(**ASKED[name]))
 
 
-@pytest.mark.parametrize("name", ["top_log_probs", "prompt_log_probs"])
+@pytest.mark.parametrize("name", ["num_top_logprobs", "return_prompt_logprobs"])
 def test_tensorrt_llm_has_the_chosen_tokens_log_prob_only(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
         ADMISSION.check(asking(**ASKED[name]))
@@ -132,15 +132,15 @@ def test_tensorrt_llm_has_the_chosen_tokens_log_prob_only(name: str) -> None:
         ("prompt", {"prompt_ids": ()}),
         ("prompt", {"prompt_ids": (100,)}),
         ("prompt", {"prompt_ids": (-1,)}),
-        ("repetition_penalty", {"sampling": Sampling(repetition_penalty=0.0)}),
-        ("repetition_penalty", {"sampling": Sampling(repetition_penalty=float("nan"))}),
-        ("presence_penalty", {"sampling": Sampling(presence_penalty=float("inf"))}),
-        ("frequency_penalty", {"sampling": Sampling(frequency_penalty=float("nan"))}),
-        ("min_tokens", {"sampling": Sampling(min_tokens=-1)}),
-        ("logit_bias", {"sampling": Sampling(logit_bias=((100, 1.0),))}),
-        ("logit_bias", {"sampling": Sampling(logit_bias=((5, float("nan")),))}),
-        ("bad_words", {"sampling": Sampling(bad_words=((),))}),
-        ("bad_words", {"sampling": Sampling(bad_words=((5, 100),))}),
+        ("repetition_penalty", {"sampling": SamplingParams(repetition_penalty=0.0)}),
+        ("repetition_penalty", {"sampling": SamplingParams(repetition_penalty=float("nan"))}),
+        ("presence_penalty", {"sampling": SamplingParams(presence_penalty=float("inf"))}),
+        ("frequency_penalty", {"sampling": SamplingParams(frequency_penalty=float("nan"))}),
+        ("min_tokens", {"sampling": SamplingParams(min_tokens=-1)}),
+        ("logit_bias", {"sampling": SamplingParams(logit_bias=((100, 1.0),))}),
+        ("logit_bias", {"sampling": SamplingParams(logit_bias=((5, float("nan")),))}),
+        ("bad_words", {"sampling": SamplingParams(bad_words=((),))}),
+        ("bad_words", {"sampling": SamplingParams(bad_words=((5, 100),))}),
         ("stop", {"stop_token_sequences": ((),)}),
         ("guide", {"guide": Guide(GuideType.REGEX)}),
         ("priority", {"priority": 1.5}),

@@ -21,8 +21,8 @@ from llm_pipeline.protocol.messages import (
     GenerationRequest,
     Guide,
     GuideType,
-    PromptLogProbs,
-    Sampling,
+    PromptLogprobs,
+    SamplingParams,
     TextChunk,
     TextOptions,
     TokenChunk,
@@ -59,14 +59,14 @@ text_options = st.builds(
     context_ids=token_ids,
     is_text_start=flags,
     min_tokens=counts,
-    shown_end_ids=token_ids,
-    log_probs=st.none() | st.integers(0, 20),
-    returns_values=flags,
+    visible_stop_token_ids=token_ids,
+    num_logprobs=st.none() | st.integers(0, 20),
+    return_logprob_values=flags,
     echo_ids=st.none() | token_ids,
     echo_text=st.none() | st.text(),
 )
 samplings = st.builds(
-    Sampling,
+    SamplingParams,
     is_greedy=flags,
     temperature=reals,
     top_k=st.sampled_from([0, 2, 40, INT32_MAX]),
@@ -107,7 +107,7 @@ def parameters_of(arrays: NamedArrays) -> CompletionParameters:
         CompletionParameters,
         request_key=keys,
         request_id=st.just("id"),
-        text=st.none() | st.text(),
+        prompt_text=st.none() | st.text(),
         token_ids=st.none() | token_ids.filter(len),
         max_tokens=st.none() | counts,
         temperature=st.none() | reals,
@@ -133,8 +133,8 @@ def parameters_of(arrays: NamedArrays) -> CompletionParameters:
         truncate_prompt_tokens=st.none() | counts,
         add_special_tokens=flags,
         priority=st.none() | st.integers(-5, 5),
-        log_probs=st.none() | st.integers(0, 20),
-        return_log_probs=flags,
+        num_logprobs=st.none() | st.integers(0, 20),
+        return_logprob_values=flags,
         echo=flags,
         suffix=st.none() | st.text(),
         guide=guides,
@@ -151,12 +151,12 @@ def test_parameters_survive(parameters: CompletionParameters) -> None:
         prompt_ids=token_ids.filter(len),
         max_tokens=counts,
         sampling=samplings,
-        end_ids=token_ids,
-        text=text_options,
+        stop_token_ids=token_ids,
+        text_options=text_options,
         stop_token_sequences=st.lists(token_ids.filter(len), max_size=2).map(tuple),
-        return_log_probs=flags,
-        top_log_probs=st.integers(0, 20),
-        prompt_log_probs=flags,
+        return_logprobs=flags,
+        num_top_logprobs=st.integers(0, 20),
+        return_prompt_logprobs=flags,
         guide=guides,
         priority=st.floats(0, 1),
         time_limit_s=st.none() | st.floats(0, 100),
@@ -199,9 +199,9 @@ def test_an_error_that_can_not_be_read_back_still_ends_the_request() -> None:
         token_ids=st.none() | token_ids,
         prompt_tokens=st.none() | counts,
         finish_reason=st.none() | st.sampled_from(FinishReason),
-        log_probs=st.none() | st.binary(),
-        token_log_probs=st.none() | st.lists(st.floats(-50, 0, width=32), max_size=5).map(tuple),
-        cum_log_prob=st.none() | st.floats(-50, 0, width=32),
+        logprobs_json=st.none() | st.binary(),
+        token_logprobs=st.none() | st.lists(st.floats(-50, 0, width=32), max_size=5).map(tuple),
+        cumulative_logprob=st.none() | st.floats(-50, 0, width=32),
     )
 )
 def test_a_text_chunk_survives_tritons_raw_form(chunk: TextChunk) -> None:
@@ -214,12 +214,12 @@ def test_a_text_chunk_survives_tritons_raw_form(chunk: TextChunk) -> None:
         key=keys,
         index=counts,
         token_ids=token_ids,
-        text=st.none() | text_options,
+        text_options=st.none() | text_options,
         finish_reason=st.none() | st.sampled_from(FinishReason),
-        log_probs=st.lists(log_probs, max_size=5).map(tuple),
-        top_log_probs=tops,
-        prompt_log_probs=st.none()
-        | st.builds(PromptLogProbs, values=st.lists(log_probs, max_size=5).map(tuple), tops=tops),
+        logprobs=st.lists(log_probs, max_size=5).map(tuple),
+        top_logprobs=tops,
+        prompt_logprobs=st.none()
+        | st.builds(PromptLogprobs, values=st.lists(log_probs, max_size=5).map(tuple), tops=tops),
     )
 )
 def test_a_chunk_with_log_probs_survives(chunk: TokenChunk) -> None:
@@ -246,7 +246,7 @@ def test_empty_words_are_padding() -> None:
         guided_decoding_guide_type=[b""],
         guided_decoding_guide=[b""],
     )
-    assert padded == CompletionParameters(request_key="key", request_id="id", text="Hi")
+    assert padded == CompletionParameters(request_key="key", request_id="id", prompt_text="Hi")
 
 
 def test_names_of_earlier_releases_mean_the_same() -> None:
@@ -269,7 +269,7 @@ def test_wishes_that_are_granted_anyway_change_nothing() -> None:
 
 def test_tokens_named_by_id_are_told_by_id() -> None:
     asked = from_nvidia(return_tokens_as_token_ids=[True])
-    assert (asked.return_token_ids, asked.names_tokens_by_id) == (True, True)
+    assert (asked.return_token_ids, asked.return_tokens_as_token_ids) == (True, True)
 
 
 def test_the_input_in_the_output_is_an_echo() -> None:
@@ -305,8 +305,8 @@ def test_text_is_not_touched_on_its_way() -> None:
 
 
 def test_a_stop_message_names_its_request() -> None:
-    assert tensors.stop_key(reader(tensors.stop_arrays("the key"))) == "the key"
-    assert tensors.stop_key(reader(tensors.request_to_arrays(make_request()))) is None
+    assert tensors.cancelled_key(reader(tensors.cancel_arrays("the key"))) == "the key"
+    assert tensors.cancelled_key(reader(tensors.request_to_arrays(make_request()))) is None
 
 
 @pytest.mark.parametrize("sent", [None, b"", b"{}", b"no json", b"\xff", b'{"key": "k", "prompt_ids": ["a"]}'])
@@ -318,7 +318,7 @@ def test_decode_refuses_a_request_that_preprocess_did_not_make(sent: bytes | Non
 
 # --- What is sent and what is understood -----------------------------------------------------------------------------
 
-LEAST = CompletionParameters(request_key="key", request_id="id", text="hello")
+LEAST = CompletionParameters(request_key="key", request_id="id", prompt_text="hello")
 
 
 def test_neither_what_the_client_left_out_nor_what_it_wants_anyway_is_sent() -> None:
@@ -342,17 +342,17 @@ def test_a_silent_chunk_is_known_from_its_raw_response(chunk: TextChunk, is_sile
 
 def test_only_a_prompt_has_to_be_sent() -> None:
     parameters = parameters_of([(tensors.TEXT_INPUT, tensors.array(tensors.TEXT_INPUT, "hello"))])
-    assert parameters == CompletionParameters(request_key="new key", request_id="id", text="hello")
+    assert parameters == CompletionParameters(request_key="new key", request_id="id", prompt_text="hello")
 
 
 @pytest.mark.parametrize(("sent", "arrives"), [(-1, 2**64 - 1), (INT64_MIN, 2**63), (INT64_MAX, INT64_MAX), (0, 0)])
 def test_a_seed_travels_with_all_its_bits(sent: int, arrives: int) -> None:
-    parameters = CompletionParameters("key", "id", text="x", seed=sent)
+    parameters = CompletionParameters("key", "id", prompt_text="x", seed=sent)
     assert parameters_of(tensors.parameters_to_arrays(parameters)).seed == arrives
 
 
 def test_a_top_k_beyond_int32_means_the_same_as_the_largest() -> None:
-    parameters = CompletionParameters("key", "id", text="x", top_k=INT64_MAX)
+    parameters = CompletionParameters("key", "id", prompt_text="x", top_k=INT64_MAX)
     assert parameters_of(tensors.parameters_to_arrays(parameters)).top_k == INT32_MAX
 
 
@@ -364,9 +364,9 @@ def test_one_empty_stop_word_is_the_padding_of_nvidias_clients() -> None:
 @pytest.mark.parametrize("address", [["x"], 5, {"a": 1}], ids=str)
 def test_an_address_of_a_wrong_type_is_no_address(address: object) -> None:
     """Whoever calls postprocess alone may send anything; its reports go on for everybody else."""
-    wire = orjson.dumps({"key": "key", "index": 0, "token_ids": [], "report_to": address})
+    wire = orjson.dumps({"key": "key", "index": 0, "token_ids": [], "ack_address": address})
     chunk = np.array([wire], dtype=np.object_)
-    assert tensors.token_chunk_from_arrays(lambda name: chunk).report_to is None
+    assert tensors.token_chunk_from_arrays(lambda name: chunk).ack_address is None
 
 
 def test_an_empty_list_of_ids_is_an_empty_prompt_and_not_a_missing_one() -> None:
@@ -382,7 +382,7 @@ def every_array_we_make() -> NamedArrays:
     return [
         *tensors.parameters_to_arrays(everything),
         *tensors.request_to_arrays(make_request()),
-        *tensors.stop_arrays("key"),
+        *tensors.cancel_arrays("key"),
         *tensors.token_chunk_to_arrays(chunk),
         *tensors.text_chunk_to_arrays(text),
     ]

@@ -50,9 +50,9 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     assert first.names == ("org/Base", "base")
     assert first.engine_dir == tmp_path / "engines" / "base"
     assert first.settings.model_dump(exclude_unset=True) == {"cpu_kv_cache_gib": 2.0}
-    assert (first.ensemble, first.is_laid_out) == ("org-base", True)
+    assert (first.ensemble, first.is_local) == ("org-base", True)
     assert (second.kind, second.triton) == (ModelKind.INFLIGHT_BATCHER_LLM, ("a:8001", "[::1]:8001"))
-    assert (second.ensemble, second.is_laid_out, second.parent) == ("ensemble", False, "org/Base")
+    assert (second.ensemble, second.is_local, second.parent) == ("ensemble", False, "org/Base")
 
 
 def test_an_absolute_engine_directory_is_left_alone(tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_defaults_hold_where_a_request_leaves_the_field_out() -> None:
     model = DeployedModel.model_validate(
         {"name": "a", "default_max_tokens": 5, "defaults": {"temperature": 0.5, "top_k": 3}}
     )
-    plain = CompletionParameters("k", "r", text="x", top_k=0)
+    plain = CompletionParameters("k", "r", prompt_text="x", top_k=0)
     filled = model.with_defaults(plain)
     assert (filled.temperature, filled.top_k, filled.max_tokens, filled.top_p) == (0.5, 0, 5, None)
-    asked = CompletionParameters("k", "r", text="x", temperature=0.0, top_k=1, max_tokens=1)
+    asked = CompletionParameters("k", "r", prompt_text="x", temperature=0.0, top_k=1, max_tokens=1)
     assert model.with_defaults(asked) is asked
 
 

@@ -101,7 +101,7 @@ def run_apart(program: str, guide: Guide) -> subprocess.CompletedProcess[str]:
     """In a process of its own, because it may crash."""
     lines = f"import sys\nfrom llm_pipeline.protocol.messages import Guide, GuideType\n{program}"
     command = [sys.executable, "-c", lines, guide.type.value]
-    return subprocess.run(command, input=guide.text, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, input=guide.source, capture_output=True, text=True, timeout=60, check=False)
 
 
 CHECK = """
@@ -114,15 +114,15 @@ except PipelineError as error:
 """
 VALIDATE = """
 from llguidance import LLMatcher
-from llm_pipeline.runtime.big_stack import call_deep
+from llm_pipeline.runtime.big_stack import call_with_large_stack
 from llm_pipeline.runtime.guided_decoding import _grammar
-print(call_deep(lambda: LLMatcher.validate_grammar(_grammar(Guide(GuideType(sys.argv[1]), sys.stdin.read())))))
+print(call_with_large_stack(lambda: LLMatcher.validate_grammar(_grammar(Guide(GuideType(sys.argv[1]), sys.stdin.read())))))
 """
 
 
 @pytest.mark.parametrize("guide", [lark_chain(3000), gbnf_chain(4000), schema_chain(900)], ids=["lark", "gbnf", "json"])
 def test_a_chain_of_too_many_rules_is_refused(guide: Guide) -> None:
-    assert len(guide.text or "") <= MAX_GUIDE_CHARACTERS
+    assert len(guide.source or "") <= MAX_GUIDE_CHARACTERS
     checked = run_apart(CHECK, guide)
     assert checked.returncode == 0
     assert f"the limit is {MAX_GUIDE_RULES}" in checked.stdout
@@ -131,7 +131,7 @@ def test_a_chain_of_too_many_rules_is_refused(guide: Guide) -> None:
 @pytest.mark.parametrize("guide", [lark_chain(5000), schema_chain(1800)], ids=["lark", "json"])
 def test_a_chain_that_is_not_counted_does_not_end_the_process(guide: Guide) -> None:
     """The count reads the guide roughly; the stack has room for whatever the limit on characters lets through."""
-    assert len(guide.text or "") <= MAX_GUIDE_CHARACTERS
+    assert len(guide.source or "") <= MAX_GUIDE_CHARACTERS
     validated = run_apart(VALIDATE, guide)
     assert (validated.returncode, validated.stdout) == (0, "\n")
 

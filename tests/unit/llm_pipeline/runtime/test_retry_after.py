@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_pipeline.runtime.retry_after import LONGEST_S, SHORTEST_S, DrainRate
+from llm_pipeline.runtime.retry_after import LONGEST_S, SHORTEST_S, RetryAfterEstimator
 
 
 class Clock:
@@ -23,23 +23,23 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def rate(clock: Clock) -> DrainRate:
-    return DrainRate(clock)
+def rate(clock: Clock) -> RetryAfterEstimator:
+    return RetryAfterEstimator(clock)
 
 
-def complete(rate: DrainRate, clock: Clock, count: int, period_s: float) -> None:
+def complete(rate: RetryAfterEstimator, clock: Clock, count: int, period_s: float) -> None:
     for _ in range(count):
         clock.now_s += period_s
         rate.ended()
 
 
-def test_the_wait_is_the_missing_places_over_the_pace(rate: DrainRate, clock: Clock) -> None:
+def test_the_wait_is_the_missing_places_over_the_pace(rate: RetryAfterEstimator, clock: Clock) -> None:
     rate.works(True)
     complete(rate, clock, 10, 2.0)
     assert rate.wait_s(3) == pytest.approx(6.0)
 
 
-def test_who_is_refused_later_comes_back_later(rate: DrainRate, clock: Clock) -> None:
+def test_who_is_refused_later_comes_back_later(rate: RetryAfterEstimator, clock: Clock) -> None:
     rate.works(True)
     complete(rate, clock, 10, 2.0)
     assert [rate.wait_s(1) for _ in range(3)] == pytest.approx([2.0, 4.0, 6.0])
@@ -48,7 +48,7 @@ def test_who_is_refused_later_comes_back_later(rate: DrainRate, clock: Clock) ->
     assert rate.wait_s(1) > 4.0
 
 
-def test_time_without_work_does_not_count(rate: DrainRate, clock: Clock) -> None:
+def test_time_without_work_does_not_count(rate: RetryAfterEstimator, clock: Clock) -> None:
     rate.works(True)
     complete(rate, clock, 10, 2.0)
     rate.works(False)
@@ -57,21 +57,21 @@ def test_time_without_work_does_not_count(rate: DrainRate, clock: Clock) -> None
     assert rate.wait_s(3) == pytest.approx(6.0)
 
 
-def test_what_was_long_ago_does_not_count(rate: DrainRate, clock: Clock) -> None:
+def test_what_was_long_ago_does_not_count(rate: RetryAfterEstimator, clock: Clock) -> None:
     rate.works(True)
     complete(rate, clock, 100, 0.1)
     complete(rate, clock, 10, 5.0)
     assert rate.wait_s(2) == pytest.approx(10.0, rel=0.2)
 
 
-def test_before_the_first_completion_the_work_so_far_tells(rate: DrainRate, clock: Clock) -> None:
+def test_before_the_first_completion_the_work_so_far_tells(rate: RetryAfterEstimator, clock: Clock) -> None:
     rate.works(True)
     assert rate.wait_s(1) == SHORTEST_S
     clock.now_s += 10
     assert 10.0 <= rate.wait_s(1) <= 20.0
 
 
-def test_many_completions_do_not_make_it_forget_the_window(rate: DrainRate, clock: Clock) -> None:
+def test_many_completions_do_not_make_it_forget_the_window(rate: RetryAfterEstimator, clock: Clock) -> None:
     rate.works(True)
     complete(rate, clock, 5000, 0.001)
     assert rate.wait_s(4000) == pytest.approx(4.0, rel=0.01)
@@ -80,7 +80,7 @@ def test_many_completions_do_not_make_it_forget_the_window(rate: DrainRate, cloc
 @given(st.lists(st.tuples(st.sampled_from(["end", "busy", "idle", "ask"]), st.floats(0, 1000)), max_size=60))
 def test_the_wait_is_always_within_its_bounds(events: list[tuple[str, float]]) -> None:
     clock = Clock()
-    rate = DrainRate(clock)
+    rate = RetryAfterEstimator(clock)
     for event, pause_s in events:
         clock.now_s += pause_s
         if event == "end":

@@ -8,27 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llm_pipeline.stages.flow_control import ChunkReports, ChunkWindow
+from llm_pipeline.stages.flow_control import AckSender, SendWindow
 
 LONG_S = 30.0
 SHORT_S = 0.05
 
 
 @pytest.fixture
-def window() -> Iterator[ChunkWindow]:
-    window = ChunkWindow(size=2, patience_s=LONG_S)
+def window() -> Iterator[SendWindow]:
+    window = SendWindow(size=2, patience_s=LONG_S)
     yield window
     window.close()
 
 
 @pytest.fixture
-def reports() -> Iterator[ChunkReports]:
-    reports = ChunkReports()
+def reports() -> Iterator[AckSender]:
+    reports = AckSender()
     yield reports
     reports.close()
 
 
-def test_a_full_window_waits_for_a_report(window: ChunkWindow, reports: ChunkReports) -> None:
+def test_a_full_window_waits_for_a_report(window: SendWindow, reports: AckSender) -> None:
     entered = threading.Event()
     window.enter()
     window.enter()
@@ -39,15 +39,15 @@ def test_a_full_window_waits_for_a_report(window: ChunkWindow, reports: ChunkRep
         third.result(timeout=LONG_S / 2)
 
 
-def test_one_report_stands_for_all_chunks_of_a_batch(window: ChunkWindow, reports: ChunkReports) -> None:
+def test_one_report_stands_for_all_chunks_of_a_batch(window: SendWindow, reports: AckSender) -> None:
     for _ in range(100):
         window.enter()
         window.enter()
         reports.send([window.address, window.address])
 
 
-def test_two_windows_do_not_share_reports(window: ChunkWindow, reports: ChunkReports) -> None:
-    other, entered = ChunkWindow(size=1, patience_s=LONG_S), threading.Event()
+def test_two_windows_do_not_share_reports(window: SendWindow, reports: AckSender) -> None:
+    other, entered = SendWindow(size=1, patience_s=LONG_S), threading.Event()
     other.enter()
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(lambda: (other.enter(), entered.set()))
@@ -61,7 +61,7 @@ def test_two_windows_do_not_share_reports(window: ChunkWindow, reports: ChunkRep
 def test_chunks_that_never_reach_postprocess_keep_nobody_waiting() -> None:
     """Those of a request that Triton cancelled, now and then: each ages out before they fill the window."""
     now = 0.0
-    window = ChunkWindow(size=2, patience_s=LONG_S, clock=lambda: now)
+    window = SendWindow(size=2, patience_s=LONG_S, clock=lambda: now)
     done = threading.Event()
 
     def send_ten() -> None:
@@ -79,7 +79,7 @@ def test_chunks_that_never_reach_postprocess_keep_nobody_waiting() -> None:
 
 def test_lost_reports_do_not_hold_chunks_back_for_ever() -> None:
     """As when postprocess died."""
-    window = ChunkWindow(size=3, patience_s=SHORT_S)
+    window = SendWindow(size=3, patience_s=SHORT_S)
     done = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: ([window.enter() for _ in range(9)], done.set()))
@@ -87,12 +87,12 @@ def test_lost_reports_do_not_hold_chunks_back_for_ever() -> None:
     window.close()
 
 
-def test_a_report_to_a_window_that_is_gone_is_lost_without_an_error(reports: ChunkReports) -> None:
-    window = ChunkWindow()
+def test_a_report_to_a_window_that_is_gone_is_lost_without_an_error(reports: AckSender) -> None:
+    window = SendWindow()
     window.close()
     reports.send([window.address, "never there", "x" * 1000, "\ud800"])
 
 
-def test_reports_that_nobody_reads_do_not_block(window: ChunkWindow, reports: ChunkReports) -> None:
+def test_reports_that_nobody_reads_do_not_block(window: SendWindow, reports: AckSender) -> None:
     for _ in range(10_000):
         reports.send([window.address])

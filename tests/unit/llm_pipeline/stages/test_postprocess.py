@@ -29,7 +29,7 @@ class Bench:
     def chunks(self, texts: Sequence[str], key: str = "key", options: TextOptions = STREAM) -> list[TokenChunk]:
         """One chunk per text, none of them final."""
         return [
-            TokenChunk(key, index, tuple(self.tokenizer.encode(text)), text=None if index else options)
+            TokenChunk(key, index, tuple(self.tokenizer.encode(text)), text_options=None if index else options)
             for index, text in enumerate(texts)
         ]
 
@@ -129,7 +129,7 @@ def test_decodes_error_is_raised_and_frees_the_state(bench: Bench) -> None:
 
 def test_a_request_that_decode_refused_has_only_an_error(bench: Bench) -> None:
     with pytest.raises(PipelineError) as caught:
-        bench.handle(TokenChunk("key", 0, (), text=STREAM, error=ENGINE_DIED))
+        bench.handle(TokenChunk("key", 0, (), text_options=STREAM, error=ENGINE_DIED))
     assert caught.value is ENGINE_DIED
     assert bench.stage.live_count == 0
 
@@ -145,7 +145,7 @@ def test_a_refused_double_of_a_live_key_leaves_the_first_request_alone(bench: Be
     first = bench.chunks(["Hello", " world"])
     pieces = bench.handle(first[0])
     with pytest.raises(PipelineError) as caught:
-        bench.handle(TokenChunk("key", 0, (), text=STREAM, error=ENGINE_DIED))
+        bench.handle(TokenChunk("key", 0, (), text_options=STREAM, error=ENGINE_DIED))
     assert caught.value is ENGINE_DIED
     assert text_of(pieces + bench.handle(first[1], bench.ending(2))) == "Hello world"
 
@@ -228,7 +228,7 @@ class Broken(Tokenizer):
 
 def test_a_bug_in_the_text_ends_only_its_own_request(bench: Bench, byte_level: Tokenizer) -> None:
     bench.stage = PostprocessStage(Broken(byte_level._tokenizer), bench.stopped.append)
-    bench.handle(TokenChunk("good", 0, (1,), text=STREAM), TokenChunk("bad", 0, (13,), text=STREAM))
+    bench.handle(TokenChunk("good", 0, (1,), text_options=STREAM), TokenChunk("bad", 0, (13,), text_options=STREAM))
     assert bench.stopped == ["bad"]
     good, _ = bench.handle(TokenChunk("good", 1, (1,)), TokenChunk("bad", 1, (1,)))
     assert good is not None

@@ -45,21 +45,21 @@ def refusal(stage: PreprocessStage, **asked: Any) -> PipelineError:
 
 
 def test_a_text_prompt_becomes_the_tokenizers_ids(stage: PreprocessStage, byte_level: Tokenizer) -> None:
-    request = stage.prepare(replace(ASKED, token_ids=None, text="Hello world"))
+    request = stage.prepare(replace(ASKED, token_ids=None, prompt_text="Hello world"))
     assert list(request.prompt_ids) == byte_level.encode("Hello world")
-    assert request.text.prompt_tokens == len(request.prompt_ids)
-    assert request.text.context_ids == ()  # text never ends inside a character
+    assert request.text_options.prompt_tokens == len(request.prompt_ids)
+    assert request.text_options.context_ids == ()  # text never ends inside a character
 
 
 def test_a_prompt_of_ids_is_taken_as_it_is(stage: PreprocessStage) -> None:
     request = stage.prepare(replace(ASKED, token_ids=(9, 8, 7, 6, 5)))
     assert request.prompt_ids == (9, 8, 7, 6, 5)
-    assert request.text.context_ids == (8, 7, 6, 5)  # they may end inside a character
+    assert request.text_options.context_ids == (8, 7, 6, 5)  # they may end inside a character
 
 
 def test_the_request_keeps_its_key_and_gets_the_models_end_ids(stage: PreprocessStage) -> None:
     request = stage.prepare(ASKED)
-    assert (request.key, request.end_ids) == ("key", (0, 2))
+    assert (request.key, request.stop_token_ids) == ("key", (0, 2))
 
 
 def test_text_options_travel_along(stage: PreprocessStage) -> None:
@@ -73,7 +73,7 @@ def test_text_options_travel_along(stage: PreprocessStage) -> None:
             stream=True,
             max_tokens=5,
         )
-    ).text
+    ).text_options
     assert (text.stop, text.include_stop_str_in_output, text.skip_special_tokens) == (("a", "b"), True, False)
     assert (text.return_token_ids, text.stream, text.max_tokens, text.prompt_tokens) == (True, True, 5, 3)
 
@@ -84,7 +84,7 @@ def test_text_options_travel_along(stage: PreprocessStage) -> None:
 def test_a_prompt_of_special_tokens_only_holds_no_text(
     stage: PreprocessStage, prompt: tuple[int, ...], is_text_start: bool
 ) -> None:
-    assert stage.prepare(replace(ASKED, token_ids=prompt)).text.is_text_start is is_text_start
+    assert stage.prepare(replace(ASKED, token_ids=prompt)).text_options.is_text_start is is_text_start
 
 
 # --- Guides ----------------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_a_prompt_of_special_tokens_only_holds_no_text(
 def test_a_guided_text_ends_with_the_first_of_the_models_end_tokens(stage: PreprocessStage) -> None:
     """The guide knows no other, so with another one the text would never end."""
     guided = replace(ASKED, guide=Guide(GuideType.JSON))
-    assert stage.prepare(replace(guided, end_id=0)).end_ids == (0,)
+    assert stage.prepare(replace(guided, end_id=0)).stop_token_ids == (0,)
     assert refusal(stage, guide=guided.guide, end_id=2).param == "end_id"
 
 
@@ -109,9 +109,9 @@ def test_a_guide_is_refused_for_a_model_without_an_end_token() -> None:
 @pytest.mark.parametrize(
     ("prompt", "code"),
     [
-        ({"text": None, "token_ids": None}, ErrorCode.MISSING_REQUIRED_PARAMETER),
-        ({"text": "a", "token_ids": (1,)}, ErrorCode.MISSING_REQUIRED_PARAMETER),
-        ({"text": "", "token_ids": None}, ErrorCode.VALUE_OUT_OF_RANGE),
+        ({"prompt_text": None, "token_ids": None}, ErrorCode.MISSING_REQUIRED_PARAMETER),
+        ({"prompt_text": "a", "token_ids": (1,)}, ErrorCode.MISSING_REQUIRED_PARAMETER),
+        ({"prompt_text": "", "token_ids": None}, ErrorCode.VALUE_OUT_OF_RANGE),
         ({"token_ids": ()}, ErrorCode.VALUE_OUT_OF_RANGE),
     ],
     ids=["neither", "both", "empty text", "no ids"],
@@ -126,7 +126,7 @@ def test_there_must_be_exactly_one_prompt_that_is_not_empty(
 def test_text_without_a_single_token_is_an_empty_prompt() -> None:
     nothing = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
     stage = PreprocessStage(Tokenizer(nothing), make_manifest(), CAPABILITIES["cpu"], default_max_tokens=16)
-    assert refusal(stage, token_ids=None, text="zzz").code is ErrorCode.VALUE_OUT_OF_RANGE
+    assert refusal(stage, token_ids=None, prompt_text="zzz").code is ErrorCode.VALUE_OUT_OF_RANGE
 
 
 @pytest.mark.parametrize("wrong", [-1, VOCABULARY, 2**31 - 1], ids=["negative", "one too high", "int32 max"])
@@ -145,7 +145,7 @@ def test_text_can_not_smuggle_in_a_token_that_the_engine_has_no_row_for(byte_lev
     """A tokenizer.json may hold added tokens beyond the model's output matrix."""
     highest = max(byte_level.encode("<tool call>"))
     stage = PreprocessStage(byte_level, make_manifest(vocab_size=highest), CAPABILITIES["cpu"], default_max_tokens=16)
-    assert refusal(stage, token_ids=None, text="a<tool call>").code is ErrorCode.VALUE_OUT_OF_RANGE
+    assert refusal(stage, token_ids=None, prompt_text="a<tool call>").code is ErrorCode.VALUE_OUT_OF_RANGE
 
 
 # --- The context -----------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_huge_text_is_refused_without_being_tokenized(byte_level_library: tokeni
     stage = PreprocessStage(
         Unused(byte_level_library), make_manifest(context_length=CONTEXT), CAPABILITIES["cpu"], default_max_tokens=16
     )
-    error = refusal(stage, token_ids=None, text="word " * 100_000)
+    error = refusal(stage, token_ids=None, prompt_text="word " * 100_000)
     assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
     assert f"context is {CONTEXT} tokens" in error.message
 
@@ -182,7 +182,7 @@ def test_max_tokens_is_clamped_to_the_room_that_is_left(
     stage: PreprocessStage, prompt_tokens: int, asked: int, granted: int
 ) -> None:
     request = stage.prepare(replace(ASKED, token_ids=(1,) * prompt_tokens, max_tokens=asked))
-    assert (request.max_tokens, request.text.max_tokens) == (granted, granted)
+    assert (request.max_tokens, request.text_options.max_tokens) == (granted, granted)
 
 
 @pytest.mark.parametrize("asked", [0, -1, -(2**31)])
@@ -216,7 +216,7 @@ def test_without_max_tokens_the_default_counts(
 
 def test_as_many_and_as_long_stop_strings_as_allowed_pass(stage: PreprocessStage) -> None:
     stop = (*(str(number) for number in range(MAX_STOP_STRINGS - 1)), "é" * MAX_STOP_CHARACTERS)
-    assert stage.prepare(replace(ASKED, stop=stop)).text.stop == stop
+    assert stage.prepare(replace(ASKED, stop=stop)).text_options.stop == stop
 
 
 @pytest.mark.parametrize(
@@ -327,13 +327,13 @@ def test_biases_of_ids_and_words_add_up(stage: PreprocessStage, byte_level: Toke
     ],
 )
 def test_what_ends_a_request(stage: PreprocessStage, asked: dict[str, Any], end_ids: tuple[int, ...]) -> None:
-    assert stage.prepare(replace(ASKED, **asked)).end_ids == end_ids
+    assert stage.prepare(replace(ASKED, **asked)).stop_token_ids == end_ids
 
 
 def test_end_tokens_of_the_client_are_shown_like_stop_strings(stage: PreprocessStage) -> None:
     asked = replace(ASKED, stop_token_ids=(7, 2))
-    assert stage.prepare(asked).text.shown_end_ids == ()
-    assert stage.prepare(replace(asked, include_stop_str_in_output=True)).text.shown_end_ids == (7,)
+    assert stage.prepare(asked).text_options.visible_stop_token_ids == ()
+    assert stage.prepare(replace(asked, include_stop_str_in_output=True)).text_options.visible_stop_token_ids == (7,)
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(2, (2, 3)), (3, (1, 2, 3)), (9, (1, 2, 3)), (-1, (1, 2, 3))])
@@ -348,25 +348,25 @@ def test_as_many_as_the_context_takes_leaves_room_for_the_completion(stage: Prep
 
 def test_special_tokens_are_left_out_on_demand(padded_library: tokenizers.Tokenizer) -> None:
     stage = PreprocessStage(Tokenizer(padded_library), make_manifest(), CAPABILITIES["cpu"], default_max_tokens=4)
-    asked = replace(ASKED, token_ids=None, text="ab")
+    asked = replace(ASKED, token_ids=None, prompt_text="ab")
     assert stage.prepare(asked).prompt_ids == (2, 0, 1)
     assert stage.prepare(replace(asked, add_special_tokens=False)).prompt_ids == (0, 1)
 
 
 def test_nothing_is_generated_only_to_score_or_echo_a_prompt(stage: PreprocessStage) -> None:
-    request = stage.prepare(replace(ASKED, max_tokens=0, echo=True, log_probs=2))
-    assert (request.max_tokens, request.prompt_log_probs, request.top_log_probs) == (0, True, 2)
-    assert request.text.echo_ids == (1, 2, 3)
+    request = stage.prepare(replace(ASKED, max_tokens=0, echo=True, num_logprobs=2))
+    assert (request.max_tokens, request.return_prompt_logprobs, request.num_top_logprobs) == (0, True, 2)
+    assert request.text_options.echo_ids == (1, 2, 3)
     full = replace(ASKED, token_ids=(1,) * CONTEXT, max_tokens=0, echo=True)
     assert stage.prepare(full).max_tokens == 0  # a prompt may fill the context then
     assert refusal(stage, max_tokens=0).param == "max_tokens"
 
 
 def test_a_text_prompt_is_echoed_as_it_was_written_unless_it_was_cut(stage: PreprocessStage) -> None:
-    asked = replace(ASKED, token_ids=None, text="Hello world", echo=True)
-    assert stage.prepare(asked).text.echo_text == "Hello world"
-    assert stage.prepare(replace(asked, truncate_prompt_tokens=1)).text.echo_text is None
-    assert stage.prepare(replace(asked, echo=False)).text.echo_ids is None
+    asked = replace(ASKED, token_ids=None, prompt_text="Hello world", echo=True)
+    assert stage.prepare(asked).text_options.echo_text == "Hello world"
+    assert stage.prepare(replace(asked, truncate_prompt_tokens=1)).text_options.echo_text is None
+    assert stage.prepare(replace(asked, echo=False)).text_options.echo_ids is None
 
 
 def test_a_default_limit_below_min_tokens_gives_way(stage: PreprocessStage) -> None:
@@ -396,8 +396,8 @@ def test_lower_numbers_go_first_and_none_is_zero(numbers: list[int]) -> None:
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
-        ({"log_probs": 21}, "logprobs"),
-        ({"log_probs": -1}, "logprobs"),
+        ({"num_logprobs": 21}, "logprobs"),
+        ({"num_logprobs": -1}, "logprobs"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"frequency_penalty": math.nan}, "frequency_penalty"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
@@ -413,5 +413,5 @@ def test_values_out_of_range_are_refused_by_name(stage: PreprocessStage, asked: 
 
 def test_what_the_executor_lacks_is_refused_before_it_is_asked(byte_level: Tokenizer) -> None:
     stage = PreprocessStage(byte_level, make_manifest(), CAPABILITIES["scripted"], default_max_tokens=4)
-    error = refusal(stage, log_probs=0)
+    error = refusal(stage, num_logprobs=0)
     assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "logprobs")

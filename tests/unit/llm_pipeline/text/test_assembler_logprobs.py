@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_pipeline.protocol.messages import FinishReason, PromptLogProbs, TextChunk, TextOptions, TokenChunk
+from llm_pipeline.protocol.messages import FinishReason, PromptLogprobs, TextChunk, TextOptions, TokenChunk
 from llm_pipeline.text.assembler import TextAssembler
 from llm_pipeline.text.tokenizer import Tokenizer
 
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True)
-ASKED = TextOptions(stream=True, max_tokens=1000, prompt_tokens=7, log_probs=2, returns_values=True)
+ASKED = TextOptions(stream=True, max_tokens=1000, prompt_tokens=7, num_logprobs=2, return_logprob_values=True)
 LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 FRAGMENTS = ["Hello", " world", "\n\n", "<|im_start|>", "你好", "世界", "😀", "END", "E", "."]
@@ -46,9 +46,9 @@ def push_all(
         groups.append(list(itertools.islice(positions, size)))
     groups = groups or [[]]
     prompt = None
-    if options.echo_ids is not None and options.log_probs is not None:
+    if options.echo_ids is not None and options.num_logprobs is not None:
         others = range(1, len(options.echo_ids))
-        prompt = PromptLogProbs(tuple(map(value_of, others)), tuple(((1, 2), (-0.1, -3.0)) for _ in others))
+        prompt = PromptLogprobs(tuple(map(value_of, others)), tuple(((1, 2), (-0.1, -3.0)) for _ in others))
     assembler = TextAssembler(tokenizer.token_table, options, tokenizer.token_strings)
     made = [
         assembler.push(
@@ -57,9 +57,9 @@ def push_all(
                 index,
                 tuple(token_ids[position] for position in group),
                 finish_reason=reason if index == len(groups) - 1 else None,
-                log_probs=tuple(map(value_of, group)),
-                top_log_probs=tuple(((1, 2), (-0.1, -3.0)) for _ in group),
-                prompt_log_probs=prompt if index == 0 else None,
+                logprobs=tuple(map(value_of, group)),
+                top_logprobs=tuple(((1, 2), (-0.1, -3.0)) for _ in group),
+                prompt_logprobs=prompt if index == 0 else None,
             )
         )
         for index, group in enumerate(groups)
@@ -69,7 +69,7 @@ def push_all(
 
 def listed(chunks: Sequence[TextChunk]) -> dict[str, list[Any]]:
     """The parts of all chunks, put together."""
-    parts = [json.loads(chunk.log_probs or b"{}") for chunk in chunks]
+    parts = [json.loads(chunk.logprobs_json or b"{}") for chunk in chunks]
     found = {name: [item for part in parts for item in part.get(name, [])] for name in LISTS}
     assert len({len(items) for items in found.values()}) == 1
     return found
@@ -91,7 +91,7 @@ options_of_all_kinds = st.builds(
 )
 ways_to_tell_ids = st.sampled_from([(False, False), (True, False), (True, True)])
 options_of_all_kinds = st.builds(
-    lambda options, ways: replace(options, return_token_ids=ways[0], names_tokens_by_id=ways[1]),
+    lambda options, ways: replace(options, return_token_ids=ways[0], return_tokens_as_token_ids=ways[1]),
     options_of_all_kinds,
     ways_to_tell_ids,
 )
@@ -110,9 +110,9 @@ def test_pieces_of_a_stream_add_up_to_the_whole(
     assert text_of(streamed) == whole.text
     assert listed(streamed) == listed([whole])
     assert [i for chunk in streamed for i in chunk.token_ids or ()] == list(whole.token_ids or ())
-    assert [v for chunk in streamed for v in chunk.token_log_probs or ()] == list(whole.token_log_probs or ())
-    assert streamed[-1].cum_log_prob == whole.cum_log_prob == pytest.approx(sum(whole.token_log_probs or ()))
-    assert len(whole.token_log_probs or ()) == whole.completion_tokens
+    assert [v for chunk in streamed for v in chunk.token_logprobs or ()] == list(whole.token_logprobs or ())
+    assert streamed[-1].cumulative_logprob == whole.cumulative_logprob == pytest.approx(sum(whole.token_logprobs or ()))
+    assert len(whole.token_logprobs or ()) == whole.completion_tokens
 
 
 @given(options_of_all_kinds, texts, sizes)
@@ -120,7 +120,7 @@ def test_pieces_of_a_stream_add_up_to_the_whole(
 def test_each_listed_token_begins_where_its_text_does(
     byte_level: Tokenizer, options: TextOptions, text: str, chunk_sizes: list[int]
 ) -> None:
-    options = replace(options, names_tokens_by_id=False, skip_special_tokens=False)
+    options = replace(options, return_tokens_as_token_ids=False, skip_special_tokens=False)
     chunks = push_all(byte_level, options, byte_level.encode(text), chunk_sizes)
     full, found = text_of(chunks), listed(chunks)
     for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
@@ -145,7 +145,7 @@ def test_no_token_is_listed_behind_a_stop_string(
 def test_a_part_of_a_character_reads_as_its_bytes(byte_level: Tokenizer) -> None:
     ids = byte_level.encode("🐍")
     assert len(ids) > 1
-    found = listed(push_all(byte_level, replace(ASKED, log_probs=0), ids))
+    found = listed(push_all(byte_level, replace(ASKED, num_logprobs=0), ids))
     written = b"".join(
         bytes(int(part, 16) for part in token.removeprefix("bytes:").split("\\x")[1:]) for token in found["tokens"]
     )
@@ -167,7 +167,7 @@ def test_the_top_has_the_token_itself_too(byte_level: Tokenizer) -> None:
 
 
 def test_tokens_by_number_are_listed_by_number(byte_level: Tokenizer) -> None:
-    options = replace(ASKED, return_token_ids=True, names_tokens_by_id=True, echo_ids=(7, 8))
+    options = replace(ASKED, return_token_ids=True, return_tokens_as_token_ids=True, echo_ids=(7, 8))
     found = listed(push_all(byte_level, options, [30, 1], [2]))
     assert found["tokens"] == ["token_id:7", "token_id:8", "token_id:30", "token_id:1"]
     assert found["text_offset"] == [0, 10, 20, 31]  # of the text as it is shown
@@ -230,6 +230,6 @@ def test_stop_strings_match_only_behind_min_tokens(byte_level: Tokenizer) -> Non
 def test_a_stop_token_is_shown_like_a_stop_string(byte_level: Tokenizer) -> None:
     (end,) = byte_level.encode(".")
     for shown, text in (((), "Hello"), ((end,), "Hello.")):
-        options = replace(ASKED, shown_end_ids=shown, include_stop_str_in_output=bool(shown))
+        options = replace(ASKED, visible_stop_token_ids=shown, include_stop_str_in_output=bool(shown))
         chunks = push_all(byte_level, options, [*byte_level.encode("Hello"), end], reason=FinishReason.STOP)
         assert text_of(chunks) == text

@@ -16,7 +16,7 @@ from llm_pipeline.text.fill_in_middle import FAMILIES, Family
 from llm_pipeline.text.tokenizer import Tokenizer
 from tests.support.sample_requests import make_manifest
 
-ASKED = CompletionParameters(request_key="key", request_id="id", text="ab", suffix="ba")
+ASKED = CompletionParameters(request_key="key", request_id="id", prompt_text="ab", suffix="ba")
 A, B, BOS = 0, 1, 2
 
 
@@ -39,13 +39,13 @@ def test_each_family_has_its_own_order(family: Family) -> None:
 
 def test_without_a_bos_there_is_none_and_ids_are_taken_as_they_are() -> None:
     stage = stage_of("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
-    assert stage.prepare(replace(ASKED, text=None, token_ids=(B,))).prompt_ids == (3, B, 4, B, A, 5)
+    assert stage.prepare(replace(ASKED, prompt_text=None, token_ids=(B,))).prompt_ids == (3, B, 4, B, A, 5)
 
 
 def test_the_familys_own_end_tokens_end_the_middle() -> None:
     stage = stage_of("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|file_sep|>")
-    assert stage.prepare(ASKED).end_ids == (9, 6)
-    assert stage.prepare(replace(ASKED, suffix=None)).end_ids == (9,)
+    assert stage.prepare(ASKED).stop_token_ids == (9, 6)
+    assert stage.prepare(replace(ASKED, suffix=None)).stop_token_ids == (9,)
 
 
 @pytest.mark.parametrize("tokens", [(), ("<fim_prefix>", "<fim_suffix>")])

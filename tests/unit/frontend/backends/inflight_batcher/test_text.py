@@ -17,7 +17,7 @@ def completion(
 ) -> CompletionText:
     include = bool(options.pop("include", False))
     parameters = CompletionParameters(
-        "key", "id", text="x", stop=stop, stream=stream, include_stop_str_in_output=include
+        "key", "id", prompt_text="x", stop=stop, stream=stream, include_stop_str_in_output=include
     )
     return CompletionText(
         parameters,

@@ -11,19 +11,19 @@ from typing import cast
 import numpy as np
 import pytest
 
-from llm_pipeline.executors.cpu.engine.core import Engine
+from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.ipc import EngineStep
-from llm_pipeline.protocol.messages import GenerationRequest, Sampling
-from llm_pipeline.runtime.guided_decoding import GuideError, GuideFollower
+from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams
+from llm_pipeline.runtime.guided_decoding import GuideError
 from tests.support.hash_model import CAPACITY, VOCABULARY, HashModel
 from tests.support.sample_requests import make_request
 
 
-def make_engine(model: HashModel | None = None, *, max_batched_tokens: int = 16, max_active: int = 8) -> Engine:
-    return Engine(model or HashModel(), max_batched_tokens=max_batched_tokens, max_active=max_active)
+def make_engine(model: HashModel | None = None, *, max_batched_tokens: int = 16, max_active: int = 8) -> EngineCore:
+    return EngineCore(model or HashModel(), max_batched_tokens=max_batched_tokens, max_active=max_active)
 
 
-def finish(engine: Engine) -> dict[str, list[EngineStep]]:
+def finish(engine: EngineCore) -> dict[str, list[EngineStep]]:
     """Step until all is done; the steps of each request."""
     steps = defaultdict(list)
     while engine.has_work:
@@ -48,8 +48,8 @@ def crowd(count: int, dice: random.Random) -> list[GenerationRequest]:
             f"request {number}",
             prompt_ids=tuple(dice.randrange(VOCABULARY) for _ in range(dice.randint(1, 40))),
             max_tokens=dice.randint(1, 40),
-            sampling=Sampling(is_greedy=number % 2 == 0, temperature=1.5, top_k=20, seed=dice.getrandbits(64)),
-            end_ids=(0, 1),
+            sampling=SamplingParams(is_greedy=number % 2 == 0, temperature=1.5, top_k=20, seed=dice.getrandbits(64)),
+            stop_token_ids=(0, 1),
         )
         for number in range(count)
     ]
@@ -118,7 +118,7 @@ class SpentGuide:
 
 def test_a_guide_that_can_not_be_followed_any_further_ends_its_request_with_the_reason() -> None:
     engine = make_engine()
-    engine.add(make_request("guided"), cast("GuideFollower", SpentGuide()))
+    engine.add(make_request("guided"), cast("ConstraintMatcher", SpentGuide()))
     engine.add(make_request("other"))
     steps = finish(engine)
     assert steps["guided"][-1] == EngineStep("guided", guide_problem="too many states.")
@@ -129,7 +129,7 @@ def test_a_prompt_that_fills_the_whole_cache_is_scored() -> None:
     """No token follows, so it needs no room for one."""
     engine = make_engine(HashModel(capacity=16))
     scoring = make_request(prompt_ids=tuple(range(16)), max_tokens=0)
-    engine.add(replace(scoring, prompt_log_probs=True))
+    engine.add(replace(scoring, return_prompt_logprobs=True))
     (step,) = (step for _ in range(2) for step in engine.step())
     assert step.finish_reason == "length"
     assert step.prompt_log_probs is not None
@@ -139,7 +139,7 @@ def test_a_prompt_that_fills_the_whole_cache_is_scored() -> None:
 def test_a_seed_decides_the_tokens() -> None:
     def sampled(seed: int) -> list[int | None]:
         return tokens(
-            alone(make_request(sampling=Sampling(is_greedy=False, temperature=2.0, seed=seed), max_tokens=20))
+            alone(make_request(sampling=SamplingParams(is_greedy=False, temperature=2.0, seed=seed), max_tokens=20))
         )
 
     assert sampled(5) == sampled(5)
@@ -154,7 +154,7 @@ def test_a_request_ends_with_length_at_its_limit() -> None:
 def test_an_end_token_ends_with_stop_and_is_handed_back() -> None:
     free = tokens(alone(make_request(max_tokens=5)))
     assert free[2] is not None
-    steps = alone(make_request(max_tokens=5, end_ids=(free[2],)))
+    steps = alone(make_request(max_tokens=5, stop_token_ids=(free[2],)))
     assert tokens(steps) == free[:3]
     assert [step.finish_reason for step in steps] == [None, None, "stop"]
 
@@ -162,11 +162,11 @@ def test_an_end_token_ends_with_stop_and_is_handed_back() -> None:
 def test_an_end_token_at_the_limit_is_a_stop() -> None:
     free = tokens(alone(make_request(max_tokens=3)))
     assert free[2] is not None
-    assert alone(make_request(max_tokens=3, end_ids=(free[2],)))[-1].finish_reason == "stop"
+    assert alone(make_request(max_tokens=3, stop_token_ids=(free[2],)))[-1].finish_reason == "stop"
 
 
 def test_an_end_token_in_the_prompt_ends_nothing() -> None:
-    assert len(alone(make_request(prompt_ids=(3, 96, 3), max_tokens=2, end_ids=(3,)))) == 2
+    assert len(alone(make_request(prompt_ids=(3, 96, 3), max_tokens=2, stop_token_ids=(3,)))) == 2
 
 
 def test_logits_that_are_not_numbers_fail_only_their_request() -> None:
@@ -257,9 +257,9 @@ def test_log_probs_of_prompt_and_output_are_those_of_the_model(capacity: int, ma
     requests = [
         replace(
             request,
-            return_log_probs=True,
-            top_log_probs=number % 3,
-            prompt_log_probs=number % 2 == 0,
+            return_logprobs=True,
+            num_top_logprobs=number % 3,
+            return_prompt_logprobs=number % 2 == 0,
             sampling=replace(
                 request.sampling, frequency_penalty=0.5
             ),  # log probs are of the model, not of the sampling
@@ -275,10 +275,10 @@ def test_log_probs_of_prompt_and_output_are_those_of_the_model(capacity: int, ma
         for step in made:
             assert step.token_id is not None
             assert step.log_prob == pytest.approx(expected_log_prob(history, step.token_id), abs=1e-4)
-            assert len((step.top_log_probs or ((), ()))[0]) == request.top_log_probs
+            assert len((step.top_log_probs or ((), ()))[0]) == request.num_top_logprobs
             history = (*history, step.token_id)
         assert all(step.prompt_log_probs is None for step in others)
-        if not request.prompt_log_probs:
+        if not request.return_prompt_logprobs:
             assert first.prompt_log_probs is None
             continue
         assert first.prompt_log_probs is not None
@@ -287,15 +287,15 @@ def test_log_probs_of_prompt_and_output_are_those_of_the_model(capacity: int, ma
             for end in range(1, len(request.prompt_ids))
         ]
         assert first.prompt_log_probs.values == pytest.approx(expected, abs=1e-4)
-        assert len(first.prompt_log_probs.tops) == (len(expected) if request.top_log_probs else 0)
+        assert len(first.prompt_log_probs.tops) == (len(expected) if request.num_top_logprobs else 0)
 
 
 @pytest.mark.parametrize("length", [1, 2, 100])
 def test_a_prompt_is_scored_without_a_token(length: int) -> None:
     scored = replace(
         make_request(prompt_ids=tuple(range(length // 2)) + (5,) * (length - length // 2), max_tokens=0),
-        return_log_probs=True,
-        prompt_log_probs=True,
+        return_logprobs=True,
+        return_prompt_logprobs=True,
     )
     (step,) = alone(scored)
     assert (step.token_id, step.finish_reason) == (None, "length")
@@ -305,7 +305,7 @@ def test_a_prompt_is_scored_without_a_token(length: int) -> None:
 
 def test_min_tokens_keeps_end_tokens_away_and_no_longer() -> None:
     every = tuple(range(1, VOCABULARY))  # all but token 0 end the request
-    request = make_request(max_tokens=9, sampling=Sampling(min_tokens=4), end_ids=every)
+    request = make_request(max_tokens=9, sampling=SamplingParams(min_tokens=4), stop_token_ids=every)
     assert [step.token_id == 0 for step in alone(request)] == [True] * 4 + [False]
 
 
@@ -318,7 +318,7 @@ def test_waiting_requests_go_by_priority_and_then_in_order() -> None:
 
 def test_a_request_that_ends_early_leaves_nothing_behind() -> None:
     engine = make_engine(max_batched_tokens=2, max_active=1)
-    request = replace(make_request(prompt_ids=(1,) * 9), return_log_probs=True, prompt_log_probs=True)
+    request = replace(make_request(prompt_ids=(1,) * 9), return_logprobs=True, return_prompt_logprobs=True)
     engine.add(request)
     engine.step()
     assert engine.cancel(request.key) is not None

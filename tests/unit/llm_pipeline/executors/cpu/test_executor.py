@@ -22,9 +22,9 @@ from build_engine.cpu.reference import ReferenceCase, reference_cases
 from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
 from llm_pipeline.executors.cpu import executor as cpu
 from llm_pipeline.executors.cpu.executor import CpuExecutor, EngineStartError
-from llm_pipeline.executors.port import StepSink
+from llm_pipeline.executors.port import OutputSink
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, Guide, GuideType, Sampling
+from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, Guide, GuideType, SamplingParams
 from llm_pipeline.runtime.guided_decoding import check_guide
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.executor_rules import CLOSING_RULES, DEADLINE_S, RULES, RuleBench
@@ -35,7 +35,7 @@ KV_CACHE_GIB = 0.02  # some 450 tokens
 MAX_ACTIVE = 4
 TOKENS = 12  # of each reference answer; the first ones already depend on the whole prompt
 
-Create = Callable[[StepSink], CpuExecutor]
+Create = Callable[[OutputSink], CpuExecutor]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_requests_far_beyond_the_kv_cache_all_finish(bench: RuleBench) -> None:
 
 def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(bench: RuleBench) -> None:
     def submit(name: str, seed: int) -> str:
-        sampling = Sampling(is_greedy=False, temperature=1.5, seed=seed)
+        sampling = SamplingParams(is_greedy=False, temperature=1.5, seed=seed)
         bench.executor.submit(make_request(name, (504, 3575, 314), 8, sampling))
         return name
 
@@ -249,7 +249,7 @@ def test_a_guide_that_passes_the_check_and_can_not_be_followed_is_no_fault_of_ou
 ) -> None:
     check_guide(guide)
     key = f"guided by {guide.type}"
-    bench.executor.submit(replace(make_request(key, (5, 6), max_tokens=8, end_ids=(2,)), guide=guide))
+    bench.executor.submit(replace(make_request(key, (5, 6), max_tokens=8, stop_token_ids=(2,)), guide=guide))
     error = bench.end_of(key).error
     assert error is not None
     assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, GUIDE_PARAM)

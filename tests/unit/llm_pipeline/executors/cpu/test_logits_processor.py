@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_pipeline.executors.cpu.engine.logits_processor import LogitEdits
+from llm_pipeline.executors.cpu.engine.logits_processor import LogitsProcessor
 from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler
-from llm_pipeline.protocol.messages import Sampling
+from llm_pipeline.protocol.messages import SamplingParams
 
 VOCABULARY = 12
 ids = st.integers(0, VOCABULARY - 1)
 some_ids = st.lists(ids, max_size=12)
 words = st.lists(st.lists(ids, min_size=1, max_size=3).map(tuple), max_size=3).map(tuple)
 samplings = st.builds(
-    Sampling,
+    SamplingParams,
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.7]),
     presence_penalty=st.sampled_from([0.0, 0.5, -2.0]),
     frequency_penalty=st.sampled_from([0.0, 0.25, -1.5]),
@@ -32,7 +32,12 @@ samplings = st.builds(
 
 
 def defined(
-    logit: float, token_id: int, sampling: Sampling, prompt: Sequence[int], made: Sequence[int], ends: Sequence[int]
+    logit: float,
+    token_id: int,
+    sampling: SamplingParams,
+    prompt: Sequence[int],
+    made: Sequence[int],
+    ends: Sequence[int],
 ) -> float:
     """The edited logit of one token, from the definitions in vLLM's and OpenAI's documentation."""
     logit += dict(sampling.logit_bias).get(token_id, 0.0)
@@ -50,12 +55,12 @@ def defined(
 
 @given(samplings, some_ids, some_ids, st.lists(ids, max_size=2), st.integers(0, 2**32 - 1))
 def test_edits_are_what_their_definitions_say(
-    sampling: Sampling, prompt: list[int], made: list[int], ends: list[int], seed: int
+    sampling: SamplingParams, prompt: list[int], made: list[int], ends: list[int], seed: int
 ) -> None:
     logits = np.random.default_rng(seed).normal(0, 5, VOCABULARY).astype(np.float32)
-    edits = LogitEdits.of(sampling, prompt, ends)
+    edits = LogitsProcessor.of(sampling, prompt, ends)
     if edits is None:
-        assert sampling == Sampling()
+        assert sampling == SamplingParams()
         return
     edits.apply(logits)
     for token_id in made:
@@ -67,18 +72,18 @@ def test_edits_are_what_their_definitions_say(
 
 
 def test_a_request_without_any_costs_nothing() -> None:
-    assert LogitEdits.of(Sampling(is_greedy=False, temperature=0.5, top_k=3), (1, 2), (0,)) is None
+    assert LogitsProcessor.of(SamplingParams(is_greedy=False, temperature=0.5, top_k=3), (1, 2), (0,)) is None
 
 
 def test_the_greedy_choice_heeds_the_edits() -> None:
     logits = np.array([0, 5, 4, 3], dtype=np.float32)
-    sampler = Sampler(Sampling(frequency_penalty=1.5))
+    sampler = Sampler(SamplingParams(frequency_penalty=1.5))
     assert [sampler.pick(logits) for _ in range(5)] == [1, 2, 1, 3, 2]  # 5, 4, 3.5, 3, 2.5
 
 
 def test_a_sampled_choice_never_is_a_banned_token() -> None:
     logits = np.array([10, 1, 0, 0], dtype=np.float32)
-    sampler = Sampler(Sampling(is_greedy=False, seed=7, bad_words=((0,), (1, 2))))
+    sampler = Sampler(SamplingParams(is_greedy=False, seed=7, bad_words=((0,), (1, 2))))
     made = [sampler.pick(logits) for _ in range(300)]
     assert 0 not in made
     assert (1, 2) not in set(itertools.pairwise(made))
@@ -86,6 +91,6 @@ def test_a_sampled_choice_never_is_a_banned_token() -> None:
 
 
 def test_a_ban_of_everything_fails_the_request() -> None:
-    sampler = Sampler(Sampling(bad_words=((0,), (1,))))
+    sampler = Sampler(SamplingParams(bad_words=((0,), (1,))))
     with pytest.raises(BadLogitsError):
         sampler.pick(np.zeros(2, dtype=np.float32))

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llm_pipeline.executors.cpu.engine.core import Engine
-from llm_pipeline.executors.cpu.engine.ipc import Cancel, EngineStep, Progress, Submit
+from llm_pipeline.executors.cpu.engine.core import EngineCore
+from llm_pipeline.executors.cpu.engine.ipc import AddRequest, Cancel, EngineStep, StepReport
 from llm_pipeline.executors.cpu.engine.process import _compiled, serve
-from llm_pipeline.executors.cpu.engine.scheduler import Slice
+from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType
-from llm_pipeline.runtime.guided_decoding import GuideError, GuideFollower
+from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 from tests.support.hash_model import HashModel
 from tests.support.sample_requests import make_request
 
@@ -35,7 +35,7 @@ class GatedModel(HashModel):
         self.gate.set()
         self.is_running = threading.Event()
 
-    def run(self, slices: Sequence[Slice]) -> npt.NDArray[np.float32]:
+    def run(self, slices: Sequence[ScheduledChunk]) -> npt.NDArray[np.float32]:
         self.is_running.set()
         assert self.gate.wait(DEADLINE_S)
         return super().run(slices)
@@ -53,17 +53,17 @@ class Bench:
         self.thread.start()
 
     def _serve(self) -> None:
-        engine = Engine(self.model, max_batched_tokens=64, max_active=4)
+        engine = EngineCore(self.model, max_batched_tokens=64, max_active=4)
         with suppress(ConnectionError), self.engine_end:
             serve(engine, self.engine_end)
 
     def submit(self, request: GenerationRequest) -> None:
-        self.connection.send(Submit(request))
+        self.connection.send(AddRequest(request))
 
-    def receive(self) -> Progress:
+    def receive(self) -> StepReport:
         assert self.connection.poll(DEADLINE_S), "the engine says nothing"
         progress = self.connection.recv()
-        assert isinstance(progress, Progress)
+        assert isinstance(progress, StepReport)
         return progress
 
     def endings(self, count: int) -> dict[str, str | None]:
@@ -126,10 +126,10 @@ def test_messages_are_taken_while_a_step_runs(bench: Bench) -> None:
 
 
 def test_a_guide_that_can_not_be_followed_is_the_clients_to_mend() -> None:
-    def compile_guide(guide: Guide) -> GuideFollower:
-        if guide.text == "refused":
+    def compile_guide(guide: Guide) -> ConstraintMatcher:
+        if guide.source == "refused":
             raise PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, "No rule.")
-        raise GuideError("Too many states.") if guide.text == "large" else RuntimeError("a bug")
+        raise GuideError("Too many states.") if guide.source == "large" else RuntimeError("a bug")
 
     steps = [
         _compiled(replace(make_request(text), guide=Guide(GuideType.REGEX, text)), compile_guide)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llm_pipeline.executors.cpu.engine import sampler as sampler_module
 from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler
-from llm_pipeline.protocol.messages import Sampling
+from llm_pipeline.protocol.messages import SamplingParams
 
 # Token ids are not in the order of their probability: a filter that confuses ranks with ids shows.
 PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.25, 0.15, 0.05])
@@ -20,14 +20,16 @@ DRAWS = 5_000
 CHI_SQUARE_LIMIT = {1: 15.14, 2: 18.42, 3: 21.11, 4: 23.51, 5: 25.74}
 
 
-def draw(sampling: Sampling, logits: npt.NDArray[np.float32] = LOGITS, count: int = DRAWS) -> npt.NDArray[np.intp]:
+def draw(
+    sampling: SamplingParams, logits: npt.NDArray[np.float32] = LOGITS, count: int = DRAWS
+) -> npt.NDArray[np.intp]:
     """How often each token was picked."""
     sampler = Sampler(sampling)
     return np.bincount([sampler.pick(logits) for _ in range(count)], minlength=logits.size)
 
 
-def sampled(**values: float) -> Sampling:
-    return Sampling(is_greedy=False, **{"seed": 11, **values})  # type: ignore[arg-type]
+def sampled(**values: float) -> SamplingParams:
+    return SamplingParams(is_greedy=False, **{"seed": 11, **values})  # type: ignore[arg-type]
 
 
 def only(*ids: int, weights: npt.NDArray[np.float64] = PROBABILITIES) -> npt.NDArray[np.float64]:
@@ -46,11 +48,11 @@ def assert_distributed(counts: npt.NDArray[np.intp], expected: npt.NDArray[np.fl
 
 
 def test_greedy_takes_the_most_likely_token() -> None:
-    assert draw(Sampling(is_greedy=True), count=10)[1] == 10
+    assert draw(SamplingParams(is_greedy=True), count=10)[1] == 10
 
 
 def test_greedy_ignores_the_other_values() -> None:
-    sampling = Sampling(is_greedy=True, temperature=2.0, top_k=3, top_p=0.1, min_p=1.0, seed=5)
+    sampling = SamplingParams(is_greedy=True, temperature=2.0, top_k=3, top_p=0.1, min_p=1.0, seed=5)
     assert draw(sampling, count=10)[1] == 10
 
 
@@ -77,7 +79,9 @@ DISTRIBUTIONS = {
 
 
 @pytest.mark.parametrize(("sampling", "expected"), DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
-def test_tokens_come_as_often_as_their_probabilities_say(sampling: Sampling, expected: npt.NDArray[np.float64]) -> None:
+def test_tokens_come_as_often_as_their_probabilities_say(
+    sampling: SamplingParams, expected: npt.NDArray[np.float64]
+) -> None:
     assert_distributed(draw(sampling), expected)
 
 
@@ -157,12 +161,14 @@ def test_a_nucleus_is_that_of_a_whole_sort(size: int, top_p: float, seed: int, s
 # --- Logits that are no numbers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), sampled(), sampled(top_k=2)], ids=["greedy", "sampled", "top_k"])
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(), sampled(), sampled(top_k=2)], ids=["greedy", "sampled", "top_k"]
+)
 @pytest.mark.parametrize(
     "bad",
     [[1.0, np.nan, 2.0], [np.nan] * 3, [1.0, np.inf, 2.0], [-np.inf] * 3, [np.inf, np.nan, 1.0]],
     ids=["a NaN", "all NaN", "infinity", "all minus infinity", "infinity and NaN"],
 )
-def test_logits_that_are_not_finite_are_an_error(sampling: Sampling, bad: list[float]) -> None:
+def test_logits_that_are_not_finite_are_an_error(sampling: SamplingParams, bad: list[float]) -> None:
     with pytest.raises(BadLogitsError):
         Sampler(sampling).pick(np.array(bad, dtype=np.float32))

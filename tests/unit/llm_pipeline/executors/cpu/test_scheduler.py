@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_pipeline.executors.cpu.engine.blocks import BlockPool
-from llm_pipeline.executors.cpu.engine.scheduler import Scheduler, Sequence, Slice
+from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk, Scheduler, Sequence
 from tests.support.sample_requests import make_request
 
 
@@ -52,7 +52,7 @@ class Run:
     started: list[Sequence] = field(default_factory=list)
     added: list[Sequence] = field(default_factory=list)
     preemption_count: int = 0
-    on_plan: Callable[[list[Slice]], None] = lambda plan: None
+    on_plan: Callable[[list[ScheduledChunk]], None] = lambda plan: None
 
     def __post_init__(self) -> None:
         pool = self.pool
@@ -109,7 +109,7 @@ class Run:
         for piece in plan:
             self._compute(piece)
 
-    def _check_plan(self, plan: list[Slice]) -> None:
+    def _check_plan(self, plan: list[ScheduledChunk]) -> None:
         assert plan, "an empty plan while there is work"
         assert sum(piece.end - piece.start for piece in plan) <= max(self.pool.max_batched_tokens, self.pool.max_active)
         assert len({id(piece.sequence) for piece in plan}) == len(plan), "a sequence twice in one step"
@@ -141,7 +141,7 @@ class Run:
         assert len({index for _, index in sharers}) == 1
         assert all(sequence.computed >= end for sequence, _ in sharers), "a block is written while it is shared"
 
-    def _compute(self, piece: Slice) -> None:
+    def _compute(self, piece: ScheduledChunk) -> None:
         sequence = piece.sequence
         if sequence not in self.started:
             self.started.append(sequence)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import threading
 import time
 
-from llm_pipeline.executors.cpu.engine.watchdog import HangWatch
+from llm_pipeline.executors.cpu.engine.watchdog import Watchdog
 
 DEADLINE_S = 10.0
 
 
 def test_work_without_a_sign_of_life_is_a_hang() -> None:
     hung = threading.Event()
-    watch = HangWatch(0.05, lambda: True, hung.set)
+    watch = Watchdog(0.05, lambda: True, hung.set)
     assert hung.wait(DEADLINE_S)
     watch.close()
 
 
 def test_an_idle_engine_is_not_hung() -> None:
     looks, hung = [], threading.Event()
-    watch = HangWatch(0.02, lambda: bool(looks.append(1)), hung.set)
+    watch = Watchdog(0.02, lambda: bool(looks.append(1)), hung.set)
     deadline = time.monotonic() + DEADLINE_S
     while len(looks) < 30:
         assert time.monotonic() < deadline
@@ -39,7 +39,7 @@ def test_signs_of_life_keep_it_alive() -> None:
             watch_box[0].sign_of_life()
         return True
 
-    watch = HangWatch(0.5, has_work, hung.set)
+    watch = Watchdog(0.5, has_work, hung.set)
     watch_box.append(watch)
     deadline = time.monotonic() + DEADLINE_S
     while looks < 20:
@@ -51,5 +51,5 @@ def test_signs_of_life_keep_it_alive() -> None:
 
 def test_a_limit_of_zero_watches_nothing() -> None:
     before = threading.active_count()
-    HangWatch(0, lambda: True, lambda: None).close()
+    Watchdog(0, lambda: True, lambda: None).close()
     assert threading.active_count() == before

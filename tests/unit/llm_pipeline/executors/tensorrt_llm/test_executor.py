@@ -81,7 +81,7 @@ def test_finish_reasons(
     burst: int,
 ) -> None:
     made = bench(script={**script(**rule, burst=burst), "has_empty_final": has_empty_final})
-    step = made.end_of(make_request("one", end_ids=(2,)))
+    step = made.end_of(make_request("one", stop_token_ids=(2,)))
     assert step.finish_reason is reason
     assert made.recorder.token_ids("one") == token_ids
 
@@ -154,7 +154,7 @@ def test_a_cancelled_request_is_cancelled_upstream_once_and_by_its_id(bench: Cre
 
 
 def test_a_cancelled_request_that_never_ends_is_given_up(bench: CreateBench, caplog: pytest.LogCaptureFixture) -> None:
-    made = bench(script=script(stalls=True, ignores_cancel=True), trtllm_cancel_limit_s=0.2)
+    made = bench(script=script(stalls=True, ignores_cancel=True), trtllm_cancel_timeout_s=0.2)
     key = made.submit(make_request())
     made.executor.cancel(key)
     assert made.recorder.wait_for_end(key).finish_reason is FinishReason.CANCELLED
@@ -308,7 +308,7 @@ def test_a_dead_engine_fails_all_at_once_says_why_refuses_more_and_ends_the_proc
 
 
 def test_an_engine_without_a_sign_of_life_is_dead(bench: CreateBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = bench(trtllm_hang_limit_s=0.3)
+    made = bench(trtllm_hang_timeout_s=0.3)
     made.fake.lock.acquire()  # everything inside the engine stands still, awaiting included, until this is given back
     try:
         monkeypatch.setattr(type(made.fake), "await_responses", lambda self, timeout: time.sleep(0.01) or [])
@@ -323,7 +323,7 @@ def test_an_engine_without_a_sign_of_life_is_dead(bench: CreateBench, monkeypatc
 
 
 def test_an_idle_engine_owes_no_sign_of_life(bench: CreateBench) -> None:
-    made = bench(script=script(stalls=True), trtllm_hang_limit_s=1.0)
+    made = bench(script=script(stalls=True), trtllm_hang_timeout_s=1.0)
     made.executor._engine.newest_stats = lambda: None
     time.sleep(1.2)
     key = made.submit(make_request())

@@ -25,7 +25,7 @@ from llm_pipeline.protocol.messages import (
     GenerationRequest,
     Guide,
     GuideType,
-    Sampling,
+    SamplingParams,
 )
 from llm_pipeline.stages.preprocess import PreprocessStage
 from llm_pipeline.text.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ from tests.support.sample_requests import make_manifest, make_request
 from tests.support.trtllm_bench import LONG, TrtllmBench, trtllm_bench
 
 CreateBench = Callable[..., TrtllmBench]
-SAMPLED = Sampling(is_greedy=False, temperature=0.7, top_p=0.9, seed=5)
+SAMPLED = SamplingParams(is_greedy=False, temperature=0.7, top_p=0.9, seed=5)
 
 
 @pytest.fixture
@@ -51,16 +51,16 @@ def request_with(**fields: Any) -> GenerationRequest:
     return replace(make_request(max_tokens=4), **fields)
 
 
-def sampling_of(bench: TrtllmBench, sampling: Sampling) -> dict[str, Any]:
+def sampling_of(bench: TrtllmBench, sampling: SamplingParams) -> dict[str, Any]:
     """What of the sampling upstream was told."""
-    config = bench.sent(request_with(sampling=sampling, end_ids=(2,))).sampling_config
+    config = bench.sent(request_with(sampling=sampling, stop_token_ids=(2,))).sampling_config
     return {name: value for name, value in config._values.items() if value is not None and name != "beam_width"}
 
 
 def prepared(tokenizer: Tokenizer, **parameters: Any) -> GenerationRequest:
     """A request as preprocess makes it from what a client sent."""
     stage = PreprocessStage(tokenizer, make_manifest(context_length=10**6), CAPABILITIES["cpu"], default_max_tokens=4)
-    return stage.prepare(CompletionParameters("key", "id", text="hello", **parameters))
+    return stage.prepare(CompletionParameters("key", "id", prompt_text="hello", **parameters))
 
 
 # Sampling
@@ -75,12 +75,12 @@ def test_top_p_0_is_refused_upstream_and_greedy_for_us(any_bench: TrtllmBench, b
 
 
 def test_greedy_is_top_k_1_and_nothing_else(any_bench: TrtllmBench) -> None:
-    assert sampling_of(any_bench, Sampling()) == {"top_k": 1, "min_tokens": 0}
+    assert sampling_of(any_bench, SamplingParams()) == {"top_k": 1, "min_tokens": 0}
 
 
 def test_a_sampled_request_without_top_k_and_top_p_would_be_greedy(any_bench: TrtllmBench) -> None:
     """Upstream's defaults are 0 and 0, and then its kernel takes the most likely token, whatever the temperature."""
-    plain = Sampling(is_greedy=False, temperature=0.8, seed=1)
+    plain = SamplingParams(is_greedy=False, temperature=0.8, seed=1)
     assert sampling_of(any_bench, plain) == {
         "top_k": 0,
         "top_p": 1.0,
@@ -143,7 +143,7 @@ def test_a_value_that_only_upstream_refuses_is_400_and_leaves_nothing_behind(
     any_bench: TrtllmBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its words stay in the log. (NVIDIA's model leaves an entry in its id map when a conversion fails.)"""
-    monkeypatch.setattr("llm_pipeline.executors.tensorrt_llm.admission.Admission.check", lambda self, request: None)
+    monkeypatch.setattr("llm_pipeline.executors.tensorrt_llm.admission.RequestLimits.check", lambda self, request: None)
     with pytest.raises(PipelineError) as caught:
         any_bench.submit(request_with(sampling=replace(SAMPLED, repetition_penalty=-1.0)))
     assert caught.value.code is ErrorCode.VALUE_OUT_OF_RANGE
@@ -154,19 +154,19 @@ def test_a_value_that_only_upstream_refuses_is_400_and_leaves_nothing_behind(
 
 def test_min_tokens_of_one_request_does_not_count_for_another(any_bench: TrtllmBench) -> None:
     """Upstream's default is 1, and takes effect as soon as any request of the batch has set it (penaltyLayer.cpp)."""
-    assert any_bench.sent(request_with(end_ids=(2,))).sampling_config.min_tokens == 0
+    assert any_bench.sent(request_with(stop_token_ids=(2,))).sampling_config.min_tokens == 0
 
 
 def test_min_tokens_without_an_end_token_is_0(any_bench: TrtllmBench) -> None:
     """Its kernel masks the logit of the end token, and -1 is no logit (penaltyKernels.cu)."""
-    sent = any_bench.sent(request_with(sampling=Sampling(min_tokens=3)))
+    sent = any_bench.sent(request_with(sampling=SamplingParams(min_tokens=3)))
     assert (sent.end_id, sent.sampling_config.min_tokens) == (-1, 0)
 
 
 def test_min_tokens_is_refused_where_the_engine_could_not_keep_it(any_bench: TrtllmBench) -> None:
     """It holds back one end id; the others are stop words, which end a request at any time."""
     with pytest.raises(PipelineError) as caught:
-        any_bench.submit(request_with(end_ids=(2, 32), sampling=Sampling(min_tokens=3)))
+        any_bench.submit(request_with(stop_token_ids=(2, 32), sampling=SamplingParams(min_tokens=3)))
     assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "min_tokens")
 
 
@@ -174,19 +174,19 @@ def test_min_tokens_is_refused_where_the_engine_could_not_keep_it(any_bench: Trt
 
 
 def test_ignore_eos_is_end_id_minus_1(any_bench: TrtllmBench) -> None:
-    assert any_bench.sent(request_with(end_ids=())).end_id == -1
+    assert any_bench.sent(request_with(stop_token_ids=())).end_id == -1
 
 
 def test_further_end_tokens_are_stop_words_of_one_token(any_bench: TrtllmBench) -> None:
     """Upstream has one end id."""
-    sent = any_bench.sent(request_with(end_ids=(2, 32, 33)))
+    sent = any_bench.sent(request_with(stop_token_ids=(2, 32, 33)))
     assert (sent.end_id, sent.stop_words) == (2, [[32], [33]])
 
 
 def test_a_further_end_token_is_the_last_one_handed_back(bench: CreateBench) -> None:
     """Stop words are in upstream's output, the end id is not."""
     made = bench(script={"rules": [{"prompt_ids": [5, 6, 7], "token_ids": [8, 32]}]})
-    assert made.end_of(request_with(end_ids=(2, 32))).finish_reason is FinishReason.STOP
+    assert made.end_of(request_with(stop_token_ids=(2, 32))).finish_reason is FinishReason.STOP
     assert made.recorder.token_ids("request") == [8, 32]
 
 
@@ -208,14 +208,14 @@ def test_a_hint_that_the_prompt_has_begun_stays_here(any_bench: TrtllmBench) -> 
 
 def test_stop_and_bad_words_are_left_out_when_there_are_none(any_bench: TrtllmBench) -> None:
     """Host memory leaked in the executor when requests carried stop words (TensorRT-LLM#5509)."""
-    sent = any_bench.sent(make_request(end_ids=(2,)))
+    sent = any_bench.sent(make_request(stop_token_ids=(2,)))
     assert (sent.stop_words, sent.bad_words, sent.embedding_bias) == (None, None, None)
 
 
 def test_bad_words_do_not_appear(any_bench: TrtllmBench) -> None:
     any_bench.end_of(make_request("free", max_tokens=1))
     token = any_bench.recorder.token_ids("free")[0]
-    sampling = Sampling(bad_words=((token,),))
+    sampling = SamplingParams(bad_words=((token,),))
     assert any_bench.sent(make_request("kept", max_tokens=1, sampling=sampling)).bad_words == [[token]]
     assert any_bench.recorder.token_ids("kept") != [token]
 
@@ -223,7 +223,7 @@ def test_bad_words_do_not_appear(any_bench: TrtllmBench) -> None:
 def test_logit_bias_is_a_float32_tensor_of_the_engines_vocabulary(bench: CreateBench) -> None:
     """Not of the tokenizer's, which may be smaller."""
     made = bench(engine={"vocab_size": 1024})
-    bias = made.sent(request_with(sampling=Sampling(logit_bias=((700, 100.0), (3, -1.5))))).embedding_bias
+    bias = made.sent(request_with(sampling=SamplingParams(logit_bias=((700, 100.0), (3, -1.5))))).embedding_bias
     assert bias.shape == (1024,)
     assert (bias[700], bias[3], bias[0]) == (100.0, -1.5, 0.0)
     assert made.recorder.token_ids("request") == [700] * 4
@@ -321,7 +321,7 @@ def test_the_end_token_is_handed_back_once_whether_upstream_includes_it_or_not(
     from llm_pipeline.executors.tensorrt_llm.engine import Ending, EngineResponse
     from llm_pipeline.executors.tensorrt_llm.steps import LiveRequest, make_step
 
-    live = LiveRequest(request_with(end_ids=(2,)))
+    live = LiveRequest(request_with(stop_token_ids=(2,)))
     step = make_step(live, EngineResponse(1, (8, 2) if included else (8,), ending=Ending.END_ID))
     assert step is not None
     assert step.token_ids == (8, 2)
@@ -335,15 +335,15 @@ def test_log_probs_are_of_the_tokens_handed_back_and_the_end_token_has_none(benc
             "rules": [{"prompt_ids": [5, 6, 7], "token_ids": [8, 9, 10], "finish": "END_ID"}],
         }
     )
-    made.end_of(request_with(end_ids=(2,), max_tokens=8, return_log_probs=True))
+    made.end_of(request_with(stop_token_ids=(2,), max_tokens=8, return_logprobs=True))
     steps = made.recorder.steps("request")
-    assert [value for step in steps for value in step.log_probs] == [-0.5, -0.5, -0.5, None]
-    assert all(len(step.log_probs) == len(step.token_ids) for step in steps)
+    assert [value for step in steps for value in step.logprobs] == [-0.5, -0.5, -0.5, None]
+    assert all(len(step.logprobs) == len(step.token_ids) for step in steps)
 
 
 def test_no_log_probs_without_asking(any_bench: TrtllmBench) -> None:
     any_bench.end_of(make_request())
-    assert all(step.log_probs == () for step in any_bench.recorder.steps("request"))
+    assert all(step.logprobs == () for step in any_bench.recorder.steps("request"))
 
 
 # Guided decoding

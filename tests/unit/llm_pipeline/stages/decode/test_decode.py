@@ -11,14 +11,14 @@ from contextlib import closing
 
 import pytest
 
-from llm_pipeline.executors.port import ExecutorStats, StepSink
+from llm_pipeline.executors.port import ExecutorStats, OutputSink
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, PromptLogProbs, TokenChunk, TokenStep
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, PromptLogprobs, StepOutput, TokenChunk
 from llm_pipeline.stages.decode import pending_cancellations as early_stops
 from llm_pipeline.stages.decode import stage as decode
 from llm_pipeline.stages.decode.stage import DecodeStage
-from llm_pipeline.stages.decode.stop_string_scanner import StopWatcher
-from llm_pipeline.stages.flow_control import ChunkReports, ChunkWindow
+from llm_pipeline.stages.decode.stop_string_scanner import StopStringScanner
+from llm_pipeline.stages.flow_control import AckSender, SendWindow
 from llm_pipeline.text.tokenizer import Tokenizer
 from tests.support.sample_requests import make_request
 
@@ -30,7 +30,7 @@ REFUSAL = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is starting.")
 class DrivenExecutor:
     """An Executor that makes exactly what the test tells it to, in the test's thread."""
 
-    def __init__(self, sink: StepSink) -> None:
+    def __init__(self, sink: OutputSink) -> None:
         self._sink = sink
         self.submitted: list[str] = []
         self.cancelled: list[str] = []
@@ -60,9 +60,9 @@ class DrivenExecutor:
     ) -> None:
         if reason or error:
             self.live.discard(key)
-        self._sink([TokenStep(key, token_ids, reason, error)])
+        self._sink([StepOutput(key, token_ids, reason, error)])
 
-    def take(self, steps: Sequence[TokenStep]) -> None:
+    def take(self, steps: Sequence[StepOutput]) -> None:
         self._sink(steps)
 
 
@@ -119,10 +119,10 @@ class Bench:
         *,
         max_queued_requests: int = 100,
         coalesce: bool = True,
-        window: ChunkWindow | None = None,
+        window: SendWindow | None = None,
         lease_s: float = 10.0,
         senders: int = 1,  # so that one blocked send blocks all
-        watcher: StopWatcher | None = None,
+        watcher: StopStringScanner | None = None,
     ) -> None:
         self.changes = 0
         self.wire = Wire()
@@ -139,7 +139,7 @@ class Bench:
             on_change=self._count,
         )
 
-    def _create(self, sink: StepSink) -> DrivenExecutor:
+    def _create(self, sink: OutputSink) -> DrivenExecutor:
         self.executor = DrivenExecutor(sink)
         return self.executor
 
@@ -215,17 +215,17 @@ def test_a_requests_chunks_wait_for_each_other_whoever_could_send_them() -> None
 
 
 def test_tokens_gather_while_postprocess_is_behind() -> None:
-    bench = Bench(window=ChunkWindow(size=1, patience_s=DEADLINE_S))
+    bench = Bench(window=SendWindow(size=1, patience_s=DEADLINE_S))
     bench.submit()
     bench.executor.make("a", 0)
     (first,) = bench.wire.wait_for(1)
     for number in range(1, 5):
         bench.executor.make("a", number)
-    assert first.report_to is not None
-    with closing(ChunkReports()) as reports:
-        reports.send([first.report_to])
+    assert first.ack_address is not None
+    with closing(AckSender()) as reports:
+        reports.send([first.ack_address])
         assert bench.wire.wait_for(2)[1].token_ids == (1, 2, 3, 4)
-        reports.send([first.report_to])
+        reports.send([first.ack_address])
     bench.stage.close()
 
 
@@ -258,9 +258,9 @@ def test_chunks_are_numbered_and_the_first_carries_the_text_options(bench: Bench
         bench.executor.make("a", number)
         bench.wire.wait_for(number + 1)
     assert [chunk.index for chunk in bench.wire.chunks] == [0, 1, 2]
-    assert bench.wire.chunks[0].text is not None
-    assert bench.wire.chunks[0].text.stop == ("x",)
-    assert [chunk.text for chunk in bench.wire.chunks[1:]] == [None, None]
+    assert bench.wire.chunks[0].text_options is not None
+    assert bench.wire.chunks[0].text_options.stop == ("x",)
+    assert [chunk.text_options for chunk in bench.wire.chunks[1:]] == [None, None]
 
 
 def test_first_tokens_go_ahead_of_the_queue(bench: Bench) -> None:
@@ -301,12 +301,12 @@ def test_a_request_that_neither_streams_nor_stops_is_sent_once(bench: Bench) -> 
     bench.executor.make("a", 3, reason=FinishReason.LENGTH)
     chunks = [chunk for chunk in bench.wire.wait_for_endings() if chunk.key == "a"]
     assert [(chunk.index, chunk.token_ids) for chunk in chunks] == [(0, (0, 1, 2, 3))]
-    assert chunks[0].text is not None
+    assert chunks[0].text_options is not None
 
 
 @pytest.fixture
 def watching_bench(byte_level: Tokenizer) -> Iterator[Bench]:
-    bench = Bench(watcher=StopWatcher(byte_level.token_table))
+    bench = Bench(watcher=StopStringScanner(byte_level.token_table))
     yield bench
     bench.stage.close()
 
@@ -425,7 +425,7 @@ def test_an_executor_that_fails_to_cancel_costs_nobody_else_anything(bench: Benc
     bench.executor.make("broken", 1)
     bench.submit(max_tokens=1)
     bench.executor.make("a", 1, 2)  # one too many, so it is cancelled, too
-    bench.stage.stop("a")
+    bench.stage.cancel("a")
     assert bench.wire.wait_for_endings()[0].token_ids == (1,)
 
 
@@ -434,7 +434,7 @@ def test_an_executor_that_fails_to_cancel_costs_nobody_else_anything(bench: Benc
 
 def test_a_stop_reaches_the_executor_and_its_end_the_sender(bench: Bench) -> None:
     bench.submit()
-    bench.stage.stop("a")
+    bench.stage.cancel("a")
     assert bench.executor.cancelled == ["a"]
     bench.executor.make("a", reason=FinishReason.CANCELLED)
     assert bench.wire.wait_for_endings()[0].finish_reason is FinishReason.CANCELLED
@@ -443,7 +443,7 @@ def test_a_stop_reaches_the_executor_and_its_end_the_sender(bench: Bench) -> Non
 
 def test_a_stop_may_come_before_its_request(bench: Bench) -> None:
     """The front end's stop message does not pass through preprocess, so it can overtake the request."""
-    bench.stage.stop("a")
+    bench.stage.cancel("a")
     bench.executor.cancelled.clear()
     bench.submit()
     assert bench.executor.cancelled == ["a"]
@@ -452,14 +452,14 @@ def test_a_stop_may_come_before_its_request(bench: Bench) -> None:
 def test_a_stop_may_come_while_the_executor_takes_the_request(bench: Bench) -> None:
     """The executor does not know the key yet when it hears of it first."""
     known_when_cancelled: list[bool] = []
-    bench.executor.on_submit = lambda request: bench.stage.stop(request.key)
+    bench.executor.on_submit = lambda request: bench.stage.cancel(request.key)
     bench.executor.on_cancel = lambda key: known_when_cancelled.append(key in bench.executor.live)
     bench.submit()
     assert known_when_cancelled == [False, True]
 
 
 def test_an_early_stop_counts_once(bench: Bench) -> None:
-    bench.stage.stop("a")
+    bench.stage.cancel("a")
     bench.submit()
     bench.executor.make("a", reason=FinishReason.CANCELLED)
     bench.wire.wait_for_endings()
@@ -471,7 +471,7 @@ def test_an_early_stop_counts_once(bench: Bench) -> None:
 def test_early_stops_are_not_kept_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early_stops, "_KEPT", 2)
     for key in ("a", "b", "c"):
-        bench.stage.stop(key)
+        bench.stage.cancel(key)
     bench.executor.cancelled.clear()
     for key in ("a", "b", "c"):
         bench.submit(key)
@@ -483,7 +483,7 @@ def test_a_stop_that_comes_after_the_end_means_nothing(bench: Bench) -> None:
     bench.submit()
     bench.executor.make("a", 1, reason=FinishReason.LENGTH)
     bench.wire.wait_for_endings()
-    bench.stage.stop("a")
+    bench.stage.cancel("a")
     bench.executor.cancelled.clear()
     bench.submit()
     assert bench.executor.cancelled == []
@@ -494,7 +494,7 @@ def test_a_request_that_the_executor_does_not_end_when_told_is_ended_here(monkey
     monkeypatch.setattr(decode, "_STOP_LIMIT_S", 0.05)
     bench = Bench()  # whose executor only takes note of a cancel
     bench.submit()
-    bench.stage.stop("a")
+    bench.stage.cancel("a")
     assert bench.wire.wait_for_endings()[0].finish_reason is FinishReason.CANCELLED
     bench.executor.make("a", 1)
     assert len(bench.wire.chunks) == 1
@@ -538,7 +538,7 @@ def test_requests_of_an_owner_that_falls_silent_are_stopped(monkeypatch: pytest.
 def test_tokens_that_are_none_fail_their_request_and_no_other(bench: Bench, token_ids: object) -> None:
     bench.submit("a")
     bench.submit("b")
-    bench.executor._sink([TokenStep("a", token_ids), TokenStep("b", (1,), FinishReason.LENGTH)])  # type: ignore[arg-type]
+    bench.executor._sink([StepOutput("a", token_ids), StepOutput("b", (1,), FinishReason.LENGTH)])  # type: ignore[arg-type]
     endings = {chunk.key: chunk for chunk in bench.wire.wait_for_endings(2)}
     assert endings["a"].error is not None
     assert endings["a"].error.code is ErrorCode.INTERNAL_ERROR
@@ -547,10 +547,10 @@ def test_tokens_that_are_none_fail_their_request_and_no_other(bench: Bench, toke
     assert bench.executor.cancelled == ["a"]
 
 
-@pytest.mark.parametrize("step", [None, "step", TokenStep("nobody", (1,)), TokenStep(["a"], (1,))])  # type: ignore[arg-type]
+@pytest.mark.parametrize("step", [None, "step", StepOutput("nobody", (1,)), StepOutput(["a"], (1,))])  # type: ignore[arg-type]
 def test_a_step_of_nobody_disturbs_nobody(bench: Bench, step: object) -> None:
     bench.submit()
-    bench.executor._sink([step, TokenStep("a", (1,), FinishReason.LENGTH)])  # type: ignore[list-item]
+    bench.executor._sink([step, StepOutput("a", (1,), FinishReason.LENGTH)])  # type: ignore[list-item]
     assert bench.wire.wait_for_endings()[0].token_ids == (1,)
 
 
@@ -610,27 +610,27 @@ def test_a_final_chunk_that_can_not_be_sent_is_replaced_by_a_bare_error(bench: B
     bench.wire.wait_for_endings()
     (chunk,) = picky.sent
     assert chunk.error is not None
-    assert (chunk.error.code, chunk.text is not None) == (ErrorCode.INTERNAL_ERROR, True)
+    assert (chunk.error.code, chunk.text_options is not None) == (ErrorCode.INTERNAL_ERROR, True)
 
 
 def test_the_bare_error_carries_no_log_probs(bench: Bench) -> None:
     """They may be what the chunk could not be sent for."""
     picky = BrokenSender(lambda chunk: chunk.error is None)
     bench.stage.submit(make_request("picky"), picky)
-    step = TokenStep(
+    step = StepOutput(
         "picky",
         (1,),
         FinishReason.STOP,
-        log_probs=(-0.5,),
-        top_log_probs=(((1,), (-0.5,)),),
-        prompt_log_probs=PromptLogProbs((-1.0, -2.0), ()),
+        logprobs=(-0.5,),
+        top_logprobs=(((1,), (-0.5,)),),
+        prompt_logprobs=PromptLogprobs((-1.0, -2.0), ()),
     )
     bench.executor.take([step])
     bench.submit()
     bench.executor.make("a", 1, reason=FinishReason.STOP)
     bench.wire.wait_for_endings()
     (chunk,) = picky.sent
-    assert (chunk.log_probs, chunk.top_log_probs, chunk.prompt_log_probs) == ((), (), None)
+    assert (chunk.logprobs, chunk.top_logprobs, chunk.prompt_logprobs) == ((), (), None)
 
 
 def test_a_turn_of_the_sender_that_fails_costs_one_request_at_most(
@@ -667,7 +667,7 @@ def test_the_housekeeper_outlives_a_turn_that_fails(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(bench.stage._leases, "tick", fail_once)
     bench.submit()
-    bench.stage.stop("a")
+    bench.stage.cancel("a")
     assert bench.wire.wait_for_endings()[0].finish_reason is FinishReason.CANCELLED
     bench.stage.close()
 
@@ -760,7 +760,7 @@ def test_a_request_that_the_executor_refuses_while_the_stage_closes_gets_its_err
 class RandomExecutor:
     """Makes random steps from a thread of its own; refuses now and then, and cancels late."""
 
-    def __init__(self, sink: StepSink, seed: int) -> None:
+    def __init__(self, sink: OutputSink, seed: int) -> None:
         self._sink = sink
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -797,10 +797,10 @@ class RandomExecutor:
             self._sink(steps)
             time.sleep(0)  # the others' turn
         with self._lock:
-            steps = [TokenStep(key, finish_reason=FinishReason.CANCELLED) for key in self._live]
+            steps = [StepOutput(key, finish_reason=FinishReason.CANCELLED) for key in self._live]
         self._sink(steps)
 
-    def _step(self, key: str) -> TokenStep:
+    def _step(self, key: str) -> StepOutput:
         chance = self._random.random()
         if key in self._cancelled and chance < 0.5:
             return self._end(key, finish_reason=FinishReason.CANCELLED)
@@ -812,11 +812,11 @@ class RandomExecutor:
         self._live[key] -= count
         if not self._live[key]:
             return self._end(key, token_ids=ids, finish_reason=FinishReason.LENGTH)
-        return TokenStep(key, ids)
+        return StepOutput(key, ids)
 
-    def _end(self, key: str, **ending: object) -> TokenStep:
+    def _end(self, key: str, **ending: object) -> StepOutput:
         del self._live[key]
-        return TokenStep(key, **ending)  # type: ignore[arg-type]
+        return StepOutput(key, **ending)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -824,7 +824,7 @@ class RandomExecutor:
 def test_every_request_ends_exactly_once_whatever_happens_at_the_same_time(seed: int, coalesce: bool) -> None:
     executors: list[RandomExecutor] = []
 
-    def create(sink: StepSink) -> RandomExecutor:
+    def create(sink: OutputSink) -> RandomExecutor:
         executors.append(RandomExecutor(sink, seed))
         return executors[0]
 
@@ -836,10 +836,10 @@ def test_every_request_ends_exactly_once_whatever_happens_at_the_same_time(seed:
         for index in range(250):
             key = f"{number}-{index}"
             if dice.random() < 0.1:
-                stage.stop(key)
+                stage.cancel(key)
             stage.submit(make_request(key, max_tokens=dice.randint(1, 20), stream=dice.random() < 0.7), wire)
             if dice.random() < 0.3:
-                stage.stop(key)
+                stage.cancel(key)
 
     clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
     for thread in clients:
@@ -855,5 +855,5 @@ def test_every_request_ends_exactly_once_whatever_happens_at_the_same_time(seed:
     for key, chunks in by_key.items():
         assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
         assert [chunk.is_final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
-        assert [chunk.text is not None for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
+        assert [chunk.text_options is not None for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
         assert [token for chunk in chunks for token in chunk.token_ids] == executors[0].made[key]

@@ -6,7 +6,7 @@ import pytest
 
 from llm_pipeline.stages.decode import pending_cancellations as early_stops
 from llm_pipeline.stages.decode.leases import TICK_S, Leases
-from llm_pipeline.stages.decode.pending_cancellations import EarlyStops
+from llm_pipeline.stages.decode.pending_cancellations import PendingCancellations
 
 
 def ticks_until_expired(leases: Leases) -> int:
@@ -62,7 +62,7 @@ class Clock:
 def test_an_early_stop_is_forgotten_after_a_while() -> None:
     """A client that uses its keys again must not meet the stop of an earlier request for ever."""
     clock = Clock()
-    stops = EarlyStops(clock)
+    stops = PendingCancellations(clock)
     stops.remember("a")
     stops.remember("b")
     clock.now_s = 10
@@ -74,7 +74,7 @@ def test_an_early_stop_is_forgotten_after_a_while() -> None:
 def test_memory_of_early_stops_is_bounded_in_number_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early_stops, "_KEPT", 3)
     clock = Clock()
-    stops = EarlyStops(clock)
+    stops = PendingCancellations(clock)
     for key in "abcd":
         stops.remember(key)
     assert len(stops) == 3
