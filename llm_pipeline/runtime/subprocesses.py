@@ -70,7 +70,7 @@ class PeriodicThread:
         while not self._closed.wait(self._period_s):
             try:
                 self._tick()
-            except Exception:
+            except Exception:  # noqa: BLE001, PERF203 - the next call may succeed
                 _log.exception("a periodic check failed (%s)", self._thread.name)
 
 
