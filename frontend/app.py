@@ -15,7 +15,6 @@ from starlette.middleware import Middleware
 from frontend.api import completions, models, playground
 from frontend.api import health as operations
 from frontend.api.auth import ApiKeyStore
-from frontend.api.errors import handle_router_error
 from frontend.api.middleware import RequestContextMiddleware
 from frontend.backends.generator import Generator
 from frontend.dependencies import Dependencies
@@ -26,6 +25,7 @@ from frontend.multiprocess.heartbeat_loop import run_heartbeat
 from frontend.multiprocess.merged_metrics import MergedMetrics
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
+from frontend.response.errors import handle_router_error
 from frontend.settings import FrontendSettings
 from llm_pipeline.runtime.deployment import Deployment
 
@@ -91,7 +91,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if services.settings.auth == "off":
         log.warning("auth_is_off", advice="everybody who can reach the port may use the model; set API_KEY")
     watches = [asyncio.create_task(model.readiness.watch()) for model in services.models]
-    async with run_heartbeat(services):
+    async with run_heartbeat(services.workers, services.metrics_of_all, lambda: services.is_ready):
         yield
     for watch in watches:
         watch.cancel()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 
-from frontend.api.auth import ApiKey
+from frontend.api_key import ApiKey
 from frontend.generation.admission import Admission
 from frontend.generation.rate_limits import RateLimits
 from frontend.models.registry import ModelRegistry, ServedModel

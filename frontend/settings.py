@@ -55,6 +55,10 @@ class FrontendSettings(BaseSettings):
         "left out: taken from each request's Host header",
     )
 
+    backend: Literal["triton", "fake"] = Field(
+        "triton",
+        description="Source of completions: Triton, or a fake that returns fixed text, for work on clients",
+    )
     triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Triton's gRPC port on the loopback address")
     triton_grpc_url: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = Field(
         (),

@@ -14,8 +14,8 @@ from starlette.routing import Route
 from frontend.api import route_paths as paths
 from frontend.dependencies import Dependencies
 from frontend.generation.completion_run import Choice, CompletionRun
-from frontend.generation.run_metrics import RunMetrics
 from frontend.models.registry import ServedModel
+from frontend.models.run_metrics import RunMetrics
 from frontend.observability.request_record import RequestRecord, record_of
 from frontend.request.parsing import parse_object, read_body, validate
 from frontend.request.schemas import CompletionRequest

@@ -29,7 +29,9 @@ def routes(services: Dependencies) -> list[Route]:
 async def _list(services: Dependencies, request: Request) -> Response:
     record = record_of(request.scope)
     names = services.models.names_open_to(record.key)
-    cards = await asyncio.gather(*(model_card(name, model, services) for name, model in names))
+    cards = await asyncio.gather(
+        *(model_card(name, model, services.settings, services.started) for name, model in names)
+    )
     body = {"object": "list", "data": cards}
     return _described(body, "ModelList", record)
 
@@ -37,7 +39,11 @@ async def _list(services: Dependencies, request: Request) -> Response:
 async def _describe(services: Dependencies, request: Request) -> Response:
     record = record_of(request.scope)
     name = request.path_params["model"]
-    return _described(await model_card(name, services.model_for(name, record.key), services), "Model", record)
+    return _described(
+        await model_card(name, services.model_for(name, record.key), services.settings, services.started),
+        "Model",
+        record,
+    )
 
 
 def _described(body: dict[str, Any], schema: str, record: RequestRecord) -> Response:
