@@ -40,7 +40,7 @@ def measure(contenders: tuple[Contender, ...], points: tuple[Point, ...], surrou
 
 
 def server_of(stack: RunningStack) -> Server:
-    pids = {FRONT_END: stack.stack.frontend.pid, TRITON: stack.stack.triton.pid}
+    pids = {FRONT_END: stack.frontend.pid, TRITON: stack.triton.pid}
     endpoint = Endpoint(f"{stack.base_url}/openai/v1", MODEL, stack.api_key)
     return Server(endpoint, pids, stack.triton_grpc_url)
 

@@ -17,11 +17,11 @@ import httpx
 import openai
 import pytest
 
-from benchmarks.systems.servers import free_ports
 from launcher.local import triton_wheel as triton_server
 from launcher.local.processes import ChildProcess
 from launcher.settings import StackSettings
 from tests.fakes.inflight_batcher_llm import make_repository
+from tests.support.ports import free_ports
 from tests.support.stack import API_KEY
 from tests.support.waiting import wait_until
 

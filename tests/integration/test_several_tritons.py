@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.systems.servers import free_ports
 from launcher.local import triton_wheel as triton_server
 from launcher.local.processes import ChildProcess
 from launcher.settings import StackSettings
+from tests.support.ports import free_ports
 from tests.support.stack import API_KEY, MODEL
 from tests.support.waiting import wait_until
 

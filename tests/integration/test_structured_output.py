@@ -11,7 +11,7 @@ import httpx
 import jsonschema
 import pytest
 
-from tests.data.guide_schemas import SCHEMAS, an_object
+from tests.support.guide_schemas import SCHEMAS, an_object
 from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
