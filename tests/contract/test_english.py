@@ -115,7 +115,7 @@ def strings(path: Path, tree: ast.Module, *, only_docstrings: bool) -> Iterator[
     inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            prose = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            prose = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
             prose = node.value
         else:

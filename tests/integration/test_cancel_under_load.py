@@ -50,8 +50,10 @@ def background(stack: RunningStack, count: int) -> Iterator[None]:
     async def read() -> None:
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(head + body)
-        while not stopped.is_set() and await asyncio.wait_for(reader.read(2**16), 30):
-            pass
+        while not stopped.is_set():
+            data: bytes = await asyncio.wait_for(reader.read(2**16), 30)
+            if not data:
+                break
         writer.close()
 
     loop = asyncio.new_event_loop()

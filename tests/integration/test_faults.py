@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -38,7 +39,7 @@ FAULT_PROMPTS = {fault: 100 + number for number, fault in enumerate(Fault)}
 def fault_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Short limits, so that what is noticed by a limit is noticed soon, and scripts for a broken engine."""
     folder = tmp_path_factory.mktemp("faults")
-    scripts = [
+    scripts: list[dict[str, Any]] = [
         {"prompt_ids": [prompt], "token_ids": [28, 28], "fault": fault.value} for fault, prompt in FAULT_PROMPTS.items()
     ]
     scripts.append({"prompt_ids": [99], "token_ids": [28], "stall": True})
@@ -199,7 +200,7 @@ def test_a_cpu_engine_that_dies_or_hangs_is_started_again(mortal_cpu_stack: Runn
     wait_until(lambda: answers(stack), limit_s=COMES_BACK_S, what="the stack answers")
     engine = find_process(stack, "cpu engine")
     # Its text is checked by prefix: greedy answers are the same, however far they get.
-    body = {"prompt": "Once upon a time", "max_tokens": 2000, "temperature": 0}
+    body: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 2000, "temperature": 0}
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(stream, stack, **body) for _ in range(4)]
         under_way(stack, 4)

@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_text_alone_and_under_load(trtllm_stack: Ru
     body = {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0.8, "seed": -7}
 
     def text(**changes: Any) -> str:
-        return trtllm_stack.complete(**{**body, **changes}).json()["choices"][0]["text"]
+        return str(trtllm_stack.complete(**{**body, **changes}).json()["choices"][0]["text"])
 
     alone = text()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -152,7 +152,7 @@ def test_a_dead_engine_fails_all_at_once_turns_readiness_off_and_comes_back(trtl
         assert [answer.status_code for answer in answers] == [503] * 4
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
         wait_until(lambda: not is_ready(), limit_s=10, what="readiness is off")
-        log = Path(trtllm_stack.triton.log_path).read_text(errors="replace")
+        log = trtllm_stack.triton.log_path.read_text(errors="replace")
         assert "the engine is dead: RuntimeError: CUDA error: an illegal memory access" in log
         wait_until(is_ready, limit_s=60, what="the stack is ready again")
     assert complete(trtllm_stack, [5, 6]).status_code == 200
