@@ -1,4 +1,4 @@
-"""What tests of several packages share: the default engine, built once."""
+"""Shared by all tests: the default engine, built once, and hypothesis's settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from build_engine.targets import find_target
 
 REPOSITORY = Path(__file__).parent.parent
 
-# Machines are shared and slow at times: what takes long is for pytest-timeout to say.
+pytest.register_assert_rewrite("tests.support", "tests.fakes")
+
+# Machines are shared and slow at times: pytest-timeout reports what takes too long.
 hypothesis.settings.register_profile("repository", deadline=None)
 hypothesis.settings.load_profile("repository")
 

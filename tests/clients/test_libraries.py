@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import BIN, OPENAI_PYTHONS, Clients
+from tests.support.clients import BIN, OPENAI_PYTHONS, Clients
 from tests.support.stack import MODEL, RunningStack, running_stack
 
 pytestmark = [pytest.mark.triton, pytest.mark.clients]

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from build_engine.cpu.default_model import find_model
-from tests.clients.conftest import BIN, Clients
+from tests.support.clients import BIN, Clients
 from tests.support.llama_reference import LlamaReference
 from tests.support.stack import MODEL
 
@@ -73,7 +73,7 @@ def evaluate(clients: Clients) -> tuple[dict[str, Any], dict[str, list[dict[str,
     tasks = "capitals_generate,capitals_choose"
     command: list[str | Path] = [BIN / "lm_eval", "run", "--model", "local-completions", "--model_args", model]
     command += ["--batch_size", "4", "--include_path", ".", "--tasks", tasks, "--log_samples", "--output_path", "out"]
-    clients.run(command, OPENAI_API_KEY=stack.api_key)
+    clients.run(command, {"OPENAI_API_KEY": stack.api_key})
     (folder,) = (clients.home / "out").iterdir()
     (results,) = folder.glob("results_*.json")
     samples = {}

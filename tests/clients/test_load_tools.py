@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import BIN, SCRIPTS, Clients
+from tests.support.clients import BIN, SCRIPTS, Clients
 from tests.support.stack import MODEL
 
 pytestmark = [pytest.mark.triton, pytest.mark.clients]
@@ -34,7 +34,7 @@ def test_guidellm(clients: Clients) -> None:
     command += ["--tokenizer", f"kind=huggingface_auto,model={clients.tokenizer_dir}"]
     command += ["--data", f"kind=json_file,path={data}", "--output", f"kind=json,path={report}"]
     command += ["--disable-console-interactive"]
-    clients.run(command, PYTHONPATH=str(SCRIPTS / "without_torch"), USE_TORCH="0")
+    clients.run(command, {"PYTHONPATH": str(SCRIPTS / "without_torch"), "USE_TORCH": "0"})
     (benchmark,) = json.loads(report.read_text(encoding="utf-8"))["benchmarks"]
     assert benchmark["requests"]["errored"] == []
     assert len(benchmark["requests"]["successful"]) == len(PROMPTS)
@@ -60,7 +60,7 @@ def test_aiperf(clients: Clients) -> None:
     command += ["--extra-inputs", "temperature:0"]
     command += ["--output-artifact-dir", out]
     # With a hub marked as offline it looks for tokenizers in the hub's cache alone; its network is shut anyway.
-    clients.run(command, HF_HUB_OFFLINE="", TRANSFORMERS_OFFLINE="")
+    clients.run(command, {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""})
     found = json.loads((out / "profile_export_aiperf.json").read_text(encoding="utf-8"))
     assert found["request_count"]["avg"] == len(PROMPTS)
     assert found["request_error_rate"]["avg"] == 0

@@ -67,7 +67,7 @@ def all_of(path: Path, instruction: str) -> list[str]:
 
 
 def dockerfile_of(service: str) -> Path:
-    return ROOT / SERVICES[service]["build"]["dockerfile"]
+    return ROOT / str(SERVICES[service]["build"]["dockerfile"])
 
 
 def pinned(lock: Path) -> dict[str, set[str]]:

@@ -1,6 +1,6 @@
-"""The benchmark works on the real stack: every client gets true answers, and every process is found and metered.
+"""The benchmark works on the real stack: every client gets correct completions, and every process is measured.
 
-Short loads and no speeds: those are for `make bench`, on a quiet machine.
+The loads are short, and no speed is checked: `make bench` measures that on a quiet machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STAGES = {"preprocess stub", "decode stub", "postprocess stub"}
 
 
 class Silent:
-    """A Progress for nobody."""
+    """A Progress that shows nothing."""
 
     def doing(self, text: str) -> None: ...
 
@@ -40,7 +40,9 @@ def measure(contenders: tuple[Contender, ...], points: tuple[Point, ...], surrou
 
 
 def server_of(stack: RunningStack) -> Server:
-    pids = {FRONT_END: stack.stack.frontend.pid, TRITON: stack.stack.triton.pid}
+    assert stack.frontend.pid is not None
+    assert stack.triton.pid is not None
+    pids = {FRONT_END: stack.frontend.pid, TRITON: stack.triton.pid}
     endpoint = Endpoint(f"{stack.base_url}/openai/v1", MODEL, stack.api_key)
     return Server(endpoint, pids, stack.triton_grpc_url)
 
@@ -66,6 +68,8 @@ def test_every_client_sees_the_same_tokens_from_the_real_stack(
         assert figures.tokens == requests * point.max_tokens
         assert figures.is_count_exact
         assert figures.prompt_tokens >= requests * point.prompt_words
+        assert figures.ttft_p50_ms is not None
+        assert figures.latency_p50_ms is not None
         assert figures.ttft_p50_ms <= figures.latency_p50_ms <= figures.wall_s * 1000
     roles = {run.contender: set(run.cpu_s) for run in runs}
     assert roles == {
@@ -92,4 +96,4 @@ def test_requests_that_are_refused_count_as_failures(
     starters = {PEER.server: lambda: nullcontext(Server(endpoint, {}))}
     (run,) = measure((PEER,), (Point(streams=2, max_tokens=4),), Surroundings(engine_dir, tmp_path, starters))
     assert run.figures.failures == 2
-    assert "status 404" in run.figures.first_failure
+    assert "status 404" in (run.figures.first_failure or "")

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,11 +28,16 @@ def environment(stack: RunningStack, **values: str) -> dict[str, str]:
 
 
 def complete(
-    stack: RunningStack, *words: str, piped: bytes | None = None, **values: str
+    stack: RunningStack, *words: str, piped: bytes | None = None, values: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    stdin = {"stdin": subprocess.DEVNULL} if piped is None else {"input": piped}
+    stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if piped is None else {"input": piped}
     return subprocess.run(
-        [PROGRAM, *words], env=environment(stack, **values), capture_output=True, timeout=60, check=False, **stdin
+        [PROGRAM, *words],
+        env=environment(stack, **(values or {})),
+        capture_output=True,
+        timeout=60,
+        check=False,
+        **stdin,
     )
 
 
@@ -93,7 +100,7 @@ def test_errors_are_the_servers_words(scripted_stack: RunningStack) -> None:
 def test_what_can_go_wrong_has_a_status_of_its_own(
     scripted_stack: RunningStack, words: list[str], values: dict[str, str], status: int, says: str
 ) -> None:
-    done = complete(scripted_stack, *words, **values)
+    done = complete(scripted_stack, *words, values=values)
     assert (done.returncode, done.stdout) == (status, b"")
     assert says in done.stderr.decode()
 

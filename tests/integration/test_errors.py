@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jsonschema
@@ -18,13 +19,13 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 
-GOOD = {"model": MODEL, "prompt": "Hello", "max_tokens": 2}
+GOOD: dict[str, Any] = {"model": MODEL, "prompt": "Hello", "max_tokens": 2}
 
 
-def check_error(response: httpx.Response, code: ErrorCode, param: str | None = None) -> dict:
+def check_error(response: httpx.Response, code: ErrorCode, param: str | None = None) -> dict[str, Any]:
     """Status, all four error keys, the flat keys, the schema and the headers of the contract."""
     kind = ERRORS[code]
-    body = response.json()
+    body: dict[str, Any] = response.json()
     assert response.status_code == kind.status, body
     assert set(body["error"]) == {"message", "type", "param", "code"}
     assert (body["error"]["type"], body["error"]["code"]) == (kind.type, code.value)
@@ -44,7 +45,7 @@ def check_error(response: httpx.Response, code: ErrorCode, param: str | None = N
     return body
 
 
-def post(stack: RunningStack, body: object, **options: object) -> httpx.Response:
+def post(stack: RunningStack, body: object, **options: Any) -> httpx.Response:
     headers = {**stack.headers, "Content-Type": "application/json", **options.pop("headers", {})}
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     path = options.pop("path", "/openai/v1/completions")
@@ -57,7 +58,7 @@ def _next_good_request_works(scripted_stack: RunningStack) -> Iterator[None]:
     assert post(scripted_stack, GOOD).status_code == 200
 
 
-BAD_BODIES = [
+BAD_BODIES: list[tuple[str, object, ErrorCode, str | None]] = [
     ("malformed", b"{", ErrorCode.INVALID_JSON, None),
     ("empty", b"", ErrorCode.INVALID_JSON, None),
     ("not an object", b"[1]", ErrorCode.INVALID_JSON, None),

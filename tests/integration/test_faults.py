@@ -1,6 +1,6 @@
-"""Whatever dies, hangs or fills up: nothing hangs, nothing is wrong with 200, and the service comes back by itself.
+"""Processes that die or hang and disks that fill up: every request ends, no 200 is wrong, the service recovers.
 
-What these tests print is the table of docs/reliability.md (`pytest -rP`, or `make faults`).
+These tests print the table of docs/reliability.md (`pytest -rP`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from benchmarks.systems.servers import free_ports
 from launcher.local import processes
 from llm_pipeline.executors.scripted.executor import Fault
-from tests.integration.test_lifecycle import read_until, start_launcher
+from tests.support.launcher_process import READY_LINE, read_until, start_launcher
 from tests.support.load import Load, answers, endings, find_process, stream
+from tests.support.ports import free_ports
 from tests.support.stack import MODEL, RunningStack, running_stack
 from tests.support.waiting import wait_until
 
@@ -38,7 +39,7 @@ FAULT_PROMPTS = {fault: 100 + number for number, fault in enumerate(Fault)}
 def fault_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Short limits, so that what is noticed by a limit is noticed soon, and scripts for a broken engine."""
     folder = tmp_path_factory.mktemp("faults")
-    scripts = [
+    scripts: list[dict[str, Any]] = [
         {"prompt_ids": [prompt], "token_ids": [28, 28], "fault": fault.value} for fault, prompt in FAULT_PROMPTS.items()
     ]
     scripts.append({"prompt_ids": [99], "token_ids": [28], "stall": True})
@@ -119,7 +120,7 @@ def test_what_a_dead_front_end_had_in_flight_is_stopped(fault_stack: RunningStac
 
 def test_a_hung_triton_is_noticed_and_started_again(fault_stack: RunningStack) -> None:
     idle(fault_stack)
-    pid = fault_stack.stack.triton.pid
+    pid = fault_stack.triton.pid
     with Load(fault_stack, count=8, max_tokens=2000) as load, fault_stack.client() as client:
         under_way(fault_stack, 8)
         stopped = time.monotonic()
@@ -132,7 +133,7 @@ def test_a_hung_triton_is_noticed_and_started_again(fault_stack: RunningStack) -
         outcomes = load.outcomes(within_s=40)
         ended_s = time.monotonic() - stopped
     wait_until(lambda: answers(fault_stack), limit_s=COMES_BACK_S, what="an answer after Triton has hung")
-    assert fault_stack.stack.triton.pid != pid
+    assert fault_stack.triton.pid != pid
     assert all(outcome.error == "service_unavailable" for outcome in outcomes), endings(outcomes)
     report("Triton hung (SIGSTOP)", endings(outcomes), ended_s, time.monotonic() - stopped)
     print(f"not ready {refused_s:.1f} s after Triton was stopped")
@@ -199,7 +200,7 @@ def test_a_cpu_engine_that_dies_or_hangs_is_started_again(mortal_cpu_stack: Runn
     wait_until(lambda: answers(stack), limit_s=COMES_BACK_S, what="the stack answers")
     engine = find_process(stack, "cpu engine")
     # Its text is checked by prefix: greedy answers are the same, however far they get.
-    body = {"prompt": "Once upon a time", "max_tokens": 2000, "temperature": 0}
+    body: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 2000, "temperature": 0}
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(stream, stack, **body) for _ in range(4)]
         under_way(stack, 4)
@@ -236,7 +237,7 @@ def test_a_full_disk_for_logs_stops_nobody(engine_dir: Path, tmp_path: Path) -> 
         (logs / name).symlink_to("/dev/full")
     process = start_launcher(engine_dir, tmp_path, ports, API_KEY="k")
     try:
-        read_until(process, "Ctrl-C stops everything.")
+        read_until(process, READY_LINE)
         url, headers = f"http://127.0.0.1:{ports[0]}/v1/completions", {"Authorization": "Bearer k"}
         for body in ({"prompt": "Hello", "max_tokens": 3}, {"prompt": ""}):
             answer = httpx.post(url, json={"model": MODEL, **body}, headers=headers, timeout=20, trust_env=False)
@@ -274,7 +275,7 @@ def test_shared_memory_that_fills_up_fails_requests_and_no_more(engine_dir: Path
         return httpx.post(url, json=body, headers=headers, timeout=40, trust_env=False).status_code
 
     try:
-        read_until(process, "Ctrl-C stops everything.")
+        read_until(process, READY_LINE)
         assert status(1) == 200
         fill = Path(f"/proc/{process.pid}/root/dev/shm/fill")
         with pytest.raises(OSError, match="No space"):

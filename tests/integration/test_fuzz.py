@@ -69,7 +69,7 @@ class BodyMaker:
     def _object(self, *, wild: bool) -> dict[str, Any]:
         pick = self._random
         body: dict[str, Any] = {"model": MODEL, "prompt": self._prompt(), "max_tokens": pick.choice([1, 2, 5, 30])}
-        likely = {
+        likely: dict[str, list[Any]] = {
             "temperature": [0, 0.7, 1, 2], "top_p": [0, 0.5, 1], "top_k": [-1, 0, 1, 40], "min_p": [0, 0.1, 1],
             "seed": [0, -5, 2**62], "stop": ["e", ["a", "\n"], None], "n": [1, 2, 3], "stream": [True, False],
             "include_stop_str_in_output": [True, False], "skip_special_tokens": [True, False],

@@ -17,11 +17,11 @@ import httpx
 import openai
 import pytest
 
-from benchmarks.systems.servers import free_ports
 from launcher.local import triton_wheel as triton_server
 from launcher.local.processes import ChildProcess
 from launcher.settings import StackSettings
 from tests.fakes.inflight_batcher_llm import make_repository
+from tests.support.ports import free_ports
 from tests.support.stack import API_KEY
 from tests.support.waiting import wait_until
 
@@ -168,7 +168,8 @@ def test_characters_of_several_bytes_are_whole_without_a_stream(served: Served) 
 
 def test_what_the_request_says_reaches_the_engine_and_what_it_leaves_out_is_no_trap(served: Served) -> None:
     def seen(**body: Any) -> dict[str, Any]:
-        return json.loads(served.complete("seen:", max_tokens=250, **body)[0])
+        values: dict[str, Any] = json.loads(served.complete("seen:", max_tokens=250, **body)[0])
+        return values
 
     plain = {"runtime_top_k": 0, "runtime_top_p": 1.0, "temperature": 1.0, "lora_task_id": None, "end_id": 256}
     assert seen() == {**plain, "min_tokens": None}

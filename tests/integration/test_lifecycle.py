@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import stat
 import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
-from benchmarks.systems.servers import free_ports
+from tests.support.launcher_process import READY_LINE, read_until, start_launcher
+from tests.support.ports import free_ports
 from tests.support.stack import RunningStack, running_stack
 
 pytestmark = pytest.mark.triton
 
 
-def start_launcher(
-    engine_dir: Path, run_dir: Path, ports: list[int], prefix: Sequence[str] = (), **settings: str
-) -> subprocess.Popen[str]:
-    names = ("PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in ("API_KEY", "API_KEYS_FILE")}
-    environment |= {name: str(port) for name, port in zip(names, ports, strict=True)}
-    environment |= {"ENGINE_DIR": str(engine_dir), "RUN_DIR": str(run_dir), "EXECUTOR": "scripted", **settings}
-    return subprocess.Popen(
-        [*prefix, sys.executable, "-m", "launcher"],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def read_until(process: subprocess.Popen[str], marker: str) -> str:
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if marker in line:
-            return "".join(lines)
-    raise AssertionError(f"{marker!r} was not said:\n{''.join(lines)}")
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_stops_everything_it_started(engine_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start_launcher(engine_dir, tmp_path, free_ports(4))
-    said = read_until(process, "Ctrl-C stops everything.")
+    said = read_until(process, READY_LINE)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 5, "Triton, three stubs and the front end"
     key_file = tmp_path / "api-key"
@@ -69,7 +41,7 @@ def test_a_signal_stops_everything_it_started(engine_dir: Path, tmp_path: Path, 
 
 def test_a_killed_launcher_leaves_nothing_running(engine_dir: Path, tmp_path: Path) -> None:
     process = start_launcher(engine_dir, tmp_path, free_ports(4))
-    read_until(process, "Ctrl-C stops everything.")
+    read_until(process, READY_LINE)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate(timeout=30)

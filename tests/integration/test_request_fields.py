@@ -83,8 +83,8 @@ def test_the_models_list_says_what_the_engine_can_do(stack: str, request: pytest
     assert listed.items() <= described.items()
     can = described["capabilities"]
     assert described["max_model_len"] == 8192
-    for name, body in {"logit_bias": {"logit_bias": {"5": 1}}, "logprobs": {"logprobs": 1}}.items():
-        status = running.complete(prompt=PROMPT, max_tokens=2, **body).status_code
+    for name, value in {"logit_bias": {"5": 1}, "logprobs": 1}.items():
+        status = running.complete(prompt=PROMPT, max_tokens=2, **{name: value}).status_code
         assert status == (200 if can[name] else 400), name
 
 

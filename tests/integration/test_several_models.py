@@ -159,6 +159,6 @@ def test_a_model_that_is_down_is_503_and_the_other_serves(two_models: RunningSta
 
 def engine_process(stack: RunningStack) -> psutil.Process:
     """The CPU engine: the only Python that decode's stub has started."""
-    triton = psutil.Process(stack.stack.triton.pid)
+    triton = psutil.Process(stack.triton.pid)
     (engine,) = [child for stub in triton.children() for child in stub.children() if "python" in child.name()]
     return engine

@@ -7,17 +7,18 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmarks.systems.servers import free_ports
-from launcher.local import triton_wheel as triton_server
+from launcher.local import triton_wheel
 from launcher.local.processes import ChildProcess
 from launcher.settings import StackSettings
+from tests.support.ports import free_ports
 from tests.support.stack import API_KEY, MODEL
 from tests.support.waiting import wait_until
 
@@ -48,6 +49,10 @@ class Tritons:
     def requests(self) -> list[float]:
         return [self.metric("requests_total", endpoint) for endpoint in self.tritons]
 
+    def is_admitted(self, endpoint: str) -> bool:
+        """Whether requests may go to this Triton."""
+        return self.metric("ejected", endpoint) == 0
+
     def is_ready(self) -> bool:
         try:
             return httpx.get(f"{self.base_url}/health/ready", trust_env=False).status_code == httpx.codes.OK
@@ -68,7 +73,7 @@ class Tritons:
 @pytest.fixture(scope="module")
 def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tritons]:
     folder = tmp_path_factory.mktemp("tritons")
-    backends = triton_server.prepare_backends(folder)
+    backends = triton_wheel.prepare_backends(folder)
     port, *ports = free_ports(1 + 2 * 3)
     children = {}
     for number in range(2):
@@ -78,8 +83,8 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         )
         children[f"127.0.0.1:{grpc}"] = ChildProcess(
             f"Triton {number}",
-            triton_server.command(settings, backends),
-            triton_server.environment(settings, engine_dir),
+            triton_wheel.command(settings, backends),
+            triton_wheel.environment(settings, engine_dir),
             folder / f"triton-{number}.log",
             stop_limit_s=20,
         )
@@ -96,7 +101,7 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             child.start()
         wait_until(running.is_ready, limit_s=START_LIMIT_S, what="a ready front end")
         for endpoint in children:
-            wait_until(lambda at=endpoint: running.metric("ejected", at) == 0, limit_s=START_LIMIT_S, what="both in")
+            wait_until(partial(running.is_admitted, endpoint), limit_s=START_LIMIT_S, what="both in")
         yield running
     finally:
         for child in (front_end, *children.values()):
@@ -180,7 +185,7 @@ async def test_a_killed_triton_costs_what_it_worked_on_and_comes_back(tritons: T
     assert all(outcome.started_s < dead_s + CLOSING_S for outcome in failed)
 
 
-async def until(condition) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """As wait_until, while the streams of this test go on."""
     await asyncio.to_thread(wait_until, condition, limit_s=START_LIMIT_S, what="see the traceback")
 

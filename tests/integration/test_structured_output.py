@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import jsonschema
 import pytest
 
-from tests.data.guide_schemas import SCHEMAS, an_object
+from tests.support.guide_schemas import SCHEMAS, an_object
 from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
@@ -27,17 +28,18 @@ def client(cpu_stack: RunningStack) -> Iterator[httpx.Client]:
         yield client
 
 
-def complete(client: httpx.Client, **fields: object) -> dict:
+def complete(client: httpx.Client, **fields: object) -> dict[str, Any]:
     body = {"model": MODEL, "prompt": "A person as JSON:", "max_tokens": 200, "temperature": 0, **fields}
     response = client.post("/openai/v1/completions", json=body)
     assert response.status_code == 200, response.text
-    return response.json()["choices"][0]
+    choice: dict[str, Any] = response.json()["choices"][0]
+    return choice
 
 
 def test_fifty_schemas_at_once_parse_and_validate(client: httpx.Client) -> None:
     """Sampled, so that the model does not only write what it would have written anyway."""
 
-    def one(schema: dict) -> dict:
+    def one(schema: dict[str, Any]) -> dict[str, Any]:
         asked = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         return complete(client, response_format=asked, temperature=1, seed=7)
 
@@ -58,7 +60,7 @@ def test_fifty_schemas_at_once_parse_and_validate(client: httpx.Client) -> None:
     ],
     ids=["response_format", "structured_outputs", "schema as a string", "guided_json"],
 )
-def test_every_way_to_send_a_schema_means_the_same(client: httpx.Client, field: dict) -> None:
+def test_every_way_to_send_a_schema_means_the_same(client: httpx.Client, field: dict[str, Any]) -> None:
     text = complete(client, **field)["text"]
     jsonschema.validate(json.loads(text), PERSON)
     assert text == complete(client, guided_json=PERSON)["text"]
@@ -115,7 +117,9 @@ def test_a_guided_request_does_not_change_its_neighbours(client: httpx.Client) -
         ({"guided_regex": "a+", "bad_words": ["a"]}, "bad_words"),
     ],
 )
-def test_what_can_not_be_followed_is_a_400_that_names_the_field(client: httpx.Client, fields: dict, param: str) -> None:
+def test_what_can_not_be_followed_is_a_400_that_names_the_field(
+    client: httpx.Client, fields: dict[str, Any], param: str
+) -> None:
     response = client.post("/openai/v1/completions", json={"model": MODEL, "prompt": "x", "max_tokens": 8, **fields})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param

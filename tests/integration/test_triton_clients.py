@@ -28,8 +28,8 @@ def generate(stack: RunningStack, **inputs: Any) -> dict[str, Any]:
     url = f"{stack.triton_http_url}/v2/models/ensemble/generate"
     answer = httpx.post(url, json=inputs, trust_env=False, timeout=60)
     assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+    outputs: dict[str, Any] = answer.json()
+    return outputs
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -84,17 +84,17 @@ def test_a_request_of_nvidias_openai_front_end_is_answered(cpu_stack: RunningSta
     """Its tensors as it makes them for the TensorRT-LLM backend: everything [1, 1], words [1, n]."""
     inputs: dict[str, Any] = {
         "text_input": np.array([[PROMPT.encode()]], dtype=object),
-        "stream": np.bool_([[True]]),
-        "max_tokens": np.int32([[6]]),
+        "stream": np.array([[True]]),
+        "max_tokens": np.array([[6]], np.int32),
         "stop_words": np.array([[b"zzz", b"\n\n\n"]], dtype=object),
-        "top_p": np.float32([[1.0]]),
-        "frequency_penalty": np.float32([[0.0]]),
-        "presence_penalty": np.float32([[0.0]]),
-        "seed": np.uint64([[7]]),
-        "temperature": np.float32([[0.0]]),
-        "exclude_input_in_output": np.bool_([[True]]),
-        "return_num_input_tokens": np.bool_([[True]]),
-        "return_num_output_tokens": np.bool_([[True]]),
+        "top_p": np.array([[1.0]], np.float32),
+        "frequency_penalty": np.array([[0.0]], np.float32),
+        "presence_penalty": np.array([[0.0]], np.float32),
+        "seed": np.array([[7]], np.uint64),
+        "temperature": np.array([[0.0]], np.float32),
+        "exclude_input_in_output": np.array([[True]]),
+        "return_num_input_tokens": np.array([[True]]),
+        "return_num_output_tokens": np.array([[True]]),
     }
     tensors = []
     for name, values in inputs.items():

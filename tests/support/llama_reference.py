@@ -49,7 +49,7 @@ class LlamaReference:
         output = self._weights.get("output.weight", self._weights["token_embd.weight"])
         logits = self._normed(hidden, "output_norm.weight") @ output.T
         shifted: Floats = logits - logits.max(axis=1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
     def _normed(self, hidden: Floats, name: str) -> Floats:
         scale = np.sqrt((hidden**2).mean(axis=1, keepdims=True) + self._epsilon)

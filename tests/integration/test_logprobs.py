@@ -25,8 +25,9 @@ def reference() -> LlamaReference:
 def choice_of(stack: RunningStack, **body: Any) -> dict[str, Any]:
     answer = stack.complete(**body)
     assert answer.status_code == 200, answer.text
-    (choice,) = answer.json()["choices"]
-    return choice
+    choices: list[dict[str, Any]] = answer.json()["choices"]
+    assert len(choices) == 1
+    return choices[0]
 
 
 def streamed(stack: RunningStack, **body: Any) -> list[dict[str, Any]]:
@@ -80,7 +81,7 @@ def test_a_batch_is_scored_as_lm_evaluation_harness_asks_for_it(
     body = {"prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
     choices = cpu_stack.complete(**body).json()["choices"]
     for choice, context, prompt in zip(choices, contexts, prompts, strict=True):
-        values = choice["logprobs"]["token_logprobs"][len(context) : -1]
+        values: list[float] = choice["logprobs"]["token_logprobs"][len(context) : -1]
         tops = choice["logprobs"]["top_logprobs"][len(context) : -1]
         rows = reference.log_probs(prompt)[len(context) - 1 : -1]
         expected = [row[token_id] for row, token_id in zip(rows, prompt[len(context) :], strict=True)]
@@ -139,7 +140,7 @@ def test_best_of_gives_the_likeliest_of_the_very_choices_that_n_would_make(cpu_s
     best = cpu_stack.complete(**body, n=2, best_of=4).json()
 
     def mean(choice: dict[str, Any]) -> float:
-        values = choice["logprobs"]["token_logprobs"]
+        values: list[float] = choice["logprobs"]["token_logprobs"]
         return sum(values) / len(values)
 
     expected: list[str] = []

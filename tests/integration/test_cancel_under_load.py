@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.test_cancel import active, open_request, request_bytes
 from tests.support.load import stream
+from tests.support.raw_requests import open_request, request_bytes
 from tests.support.stack import MODEL, RunningStack, running_stack
 from tests.support.waiting import wait_until
 
@@ -39,19 +39,21 @@ def busy_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @contextmanager
 def background(stack: RunningStack, count: int) -> Iterator[None]:
-    """As many long streams, whose clients read, in one thread."""
+    """`count` long streams whose clients read, all in one thread."""
 
-    host, port = stack.base_url.removeprefix("http://").split(":")
+    host, port = stack.address
     head, body = request_bytes(stack, stream=True, max_tokens=8000)
 
     async def run() -> None:
         await asyncio.gather(*(read() for _ in range(count)), stopped.wait())
 
     async def read() -> None:
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await asyncio.open_connection(host, port)
         writer.write(head + body)
-        while not stopped.is_set() and await asyncio.wait_for(reader.read(2**16), 30):
-            pass
+        while not stopped.is_set():
+            data: bytes = await asyncio.wait_for(reader.read(2**16), 30)
+            if not data:
+                break
         writer.close()
 
     loop = asyncio.new_event_loop()
@@ -59,27 +61,27 @@ def background(stack: RunningStack, count: int) -> Iterator[None]:
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
     try:
-        wait_until(lambda: active(stack) == count, limit_s=30, what=f"{count} streams are under way")
+        wait_until(lambda: stack.active_requests == count, limit_s=30, what=f"{count} streams are under way")
         yield
     finally:
         loop.call_soon_threadsafe(stopped.set)
         thread.join(timeout=30)
         loop.close()
-        wait_until(lambda: active(stack) == 0, limit_s=15, what="all slots are free")
+        wait_until(lambda: stack.active_requests == 0, limit_s=15, what="all slots are free")
 
 
 def leave(stack: RunningStack, *, is_stream: bool) -> float:
     connection = open_request(stack, stream=is_stream)
-    wait_until(lambda: active(stack) == STREAMS + 1, limit_s=10, what="decode works on one more")
+    wait_until(lambda: stack.active_requests == STREAMS + 1, limit_s=10, what="decode works on one more")
     connection.close()
-    return wait_until(lambda: active(stack) == STREAMS, limit_s=LIMIT_S, what="its slot is free")
+    return wait_until(lambda: stack.active_requests == STREAMS, limit_s=LIMIT_S, what="its slot is free")
 
 
 def run_into_stop_string(stack: RunningStack) -> float:
     text = stream(stack, prompt="Hello", max_tokens=40).text
     outcome = stream(stack, prompt="Hello", max_tokens=4000, stop=[text[-12:]])
     assert outcome.finish_reason == "stop"
-    return wait_until(lambda: active(stack) == STREAMS, limit_s=LIMIT_S, what="its slot is free")
+    return wait_until(lambda: stack.active_requests == STREAMS, limit_s=LIMIT_S, what="its slot is free")
 
 
 def run_into_deadline(stack: RunningStack) -> float:
@@ -87,7 +89,7 @@ def run_into_deadline(stack: RunningStack) -> float:
     with stack.client() as client:
         answer = client.post("/v1/completions", json=body, headers={"x-request-timeout-s": "0.3"})
     assert answer.status_code == 504
-    return wait_until(lambda: active(stack) == STREAMS, limit_s=LIMIT_S, what="its slot is free")
+    return wait_until(lambda: stack.active_requests == STREAMS, limit_s=LIMIT_S, what="its slot is free")
 
 
 WAYS: dict[str, Callable[[RunningStack], float]] = {
@@ -106,8 +108,8 @@ def test_a_slot_is_free_at_once_with_64_streams_beside_it(busy_stack: RunningSta
 
 
 def processes(stack: RunningStack) -> dict[str, psutil.Process]:
-    triton = psutil.Process(stack.stack.triton.pid)
-    found = {"front end": psutil.Process(stack.stack.frontend.pid), "Triton": triton}
+    triton = psutil.Process(stack.triton.pid)
+    found = {"front end": psutil.Process(stack.frontend.pid), "Triton": triton}
     for child in triton.children(recursive=True):
         names = [part.split("/")[-3] for part in child.cmdline() if part.endswith("/1/model.py")]
         found |= {f"{name} stub": child for name in names}
@@ -125,10 +127,10 @@ def usage(stack: RunningStack) -> dict[str, tuple[int, int, float]]:
 def abandon(stack: RunningStack, count: int) -> None:
     """Requests for 4,000 tokens whose clients leave as soon as decode works on them."""
     connections = [open_request(stack, stream=number % 2 == 0) for number in range(count)]
-    wait_until(lambda: active(stack) >= count * 0.9, limit_s=30, what="decode works on most of them")
+    wait_until(lambda: stack.active_requests >= count * 0.9, limit_s=30, what="decode works on most of them")
     for connection in connections:
         connection.close()
-    wait_until(lambda: active(stack) == 0, limit_s=30, what="all slots are free")
+    wait_until(lambda: stack.active_requests == 0, limit_s=30, what="all slots are free")
     with stack.client() as client:
         wait_until(
             lambda: 'completions_in_flight_requests{model="smollm2-135m-instruct"} 0.0' in client.get("/metrics").text,
