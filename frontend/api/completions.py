@@ -156,24 +156,14 @@ def _answer(
 ) -> CompletionResponse:
     parameters = [model.deployed.with_defaults(each) for each in parameters_of(completion, record.request_id)]
     choices = [Choice(index, index // completion.candidates, each) for index, each in enumerate(parameters)]
-    _admit(services, model, len(choices))
-    accounting = RunMetrics(record, model, services.admission)
-    run = CompletionRun(choices, model.generator, accounting)
-    services.admission.opened(run)
+    slots = services.admission.acquire(len(choices), model.in_flight_limit)
+    observer = RunMetrics(record, model, slots)
+    run = CompletionRun(choices, model.generator, observer, services.run_limits)
+    services.admission.add(run)
     settings = ResponseOptions(
         completion_id=f"cmpl-{uuid.uuid4().hex}",
         timeout_s=max(timeout_s - record.duration_s, 0.0),
         keepalive_s=services.settings.keepalive_s,
     )
     kind = StreamingCompletionResponse if completion.stream else JsonCompletionResponse
-    return kind(run, completion, record, settings, on_close=partial(services.admission.closed, run))
-
-
-def _admit(services: Dependencies, model: ServedModel, choices: int) -> None:
-    """A place for each, the model's own and the server's, or none of them."""
-    model.in_flight_limit.admit(choices)
-    try:
-        services.admission.admit(choices)
-    except PipelineError:
-        model.in_flight_limit.withdraw(choices)
-        raise
+    return kind(run, completion, record, settings, on_close=partial(services.admission.remove, run))
