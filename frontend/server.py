@@ -49,7 +49,7 @@ class DrainingServer(uvicorn.Server):
         self._slow_clients = SlowClientMonitor(
             lambda: self.server_state.connections,
             limit_s=dependencies.settings.client_write_timeout_s,
-            on_cut=dependencies.metrics.slow_readers.inc,
+            on_cut=dependencies.metrics.slow_clients.inc,
         )
         self._slow_client_watch: asyncio.Task[None] | None = None
 
@@ -110,7 +110,7 @@ def serve(settings: FrontendSettings, workers: SharedState, listener: socket.soc
     try:
         deployment = deployment_of(settings)
         generators = {
-            model.name: create_generator(model, settings, metrics.endpoints.of_model(model.name))
+            model.name: create_generator(model, settings, metrics.endpoints_of_model(model.name))
             for model in deployment.models
         }
         dependencies = build_dependencies(settings, generators, deployment, workers=workers, metrics=metrics)

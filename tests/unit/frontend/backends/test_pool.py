@@ -32,7 +32,7 @@ class Pool:
         self.metrics = Metrics()
         self.fakes = [FakeGenerator() for _ in range(count)]
         named = {f"triton-{number}": fake for number, fake in enumerate(self.fakes)}
-        self.pool = GeneratorPool(named, self.metrics.endpoints.of_model("tiny"), check_s=check_s, lost_s=lost_s)
+        self.pool = GeneratorPool(named, self.metrics.endpoints_of_model("tiny"), check_s=check_s, lost_s=lost_s)
         self.running: list[asyncio.Task[list[TextChunk]]] = []
 
     async def complete(self, key: str) -> list[TextChunk]:
@@ -203,7 +203,7 @@ async def test_one_missed_look_is_not_yet_a_reason() -> None:
 async def test_models_that_share_an_endpoint_count_for_themselves() -> None:
     metrics = Metrics()
     pools = {
-        model: GeneratorPool({"triton": FakeGenerator()}, metrics.endpoints.of_model(model), check_s=1)
+        model: GeneratorPool({"triton": FakeGenerator()}, metrics.endpoints_of_model(model), check_s=1)
         for model in ("large", "small")
     }
     for model, count in (("large", 2), ("small", 1)):
@@ -254,4 +254,4 @@ async def test_what_waits_for_a_member_that_hangs_ends_and_the_others_go_on() ->
 
 async def test_a_single_generator_needs_no_pool() -> None:
     generator = FakeGenerator()
-    assert balanced({"a": generator}, Metrics().endpoints.of_model("tiny"), check_s=1) is generator
+    assert balanced({"a": generator}, Metrics().endpoints_of_model("tiny"), check_s=1) is generator
