@@ -1,4 +1,4 @@
-"""The playground as files: what browsers are told about them, and that they need nothing from elsewhere."""
+"""The playground as static files: headers, caching, and no external resources."""
 
 from __future__ import annotations
 
