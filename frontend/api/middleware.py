@@ -33,14 +33,14 @@ class RequestContextMiddleware:
             return
         record = begin_record(scope, self._public_url)
         try:
-            await self._answer(scope, receive, _with_request_id(send, record), record)
+            await self._respond(scope, receive, _with_request_id(send, record), record)
         finally:
             is_completion = is_completions(record.path)
             if is_completion:
                 self._metrics.count_request(record)
             log_request(record, is_completion=is_completion, is_probe=is_probe(record.path))
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+    async def _respond(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
         try:
             if not is_public(record.path, metrics_needs_key=self._metrics_needs_key):
                 record.key = self._keys.authenticate(dict(scope["headers"]).get(b"authorization"))
