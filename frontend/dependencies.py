@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated
 
 from fastapi import Depends
@@ -107,8 +106,18 @@ def build_dependencies(
         metrics_of_all=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
     )
     for model in dependencies.models:
-        metrics.watch(model.name, model.in_flight_limit, partial(dependencies.accepts, model))
+        _watch(dependencies, model)
     return dependencies
+
+
+def _watch(dependencies: Dependencies, model: ServedModel) -> None:
+    limit = model.in_flight_limit
+    dependencies.metrics.watch(
+        model.name,
+        in_flight=lambda: limit.in_flight,
+        queued=lambda: limit.queued,
+        is_ready=lambda: dependencies.accepts(model),
+    )
 
 
 async def get_dependencies(request: Request) -> Dependencies:

@@ -50,7 +50,7 @@ class DrainingServer(uvicorn.Server):
         self._slow_clients = SlowClientMonitor(
             lambda: self.server_state.connections,
             limit_s=dependencies.settings.client_write_timeout_s,
-            on_cut=dependencies.metrics.slow_readers.inc,
+            on_cut=dependencies.metrics.slow_clients.inc,
         )
         self._slow_client_watch: asyncio.Task[None] | None = None
 
@@ -113,7 +113,7 @@ def serve(settings: FrontendSettings, workers: SharedState, listener: socket.soc
         admission = Admission(settings.max_in_flight, workers)
         generators = {
             model.name: create_generator(
-                model, settings, metrics.endpoints.of_model(model.name), on_lost=admission.fail_lost
+                model, settings, metrics.endpoints_of_model(model.name), on_lost=admission.fail_lost
             )
             for model in deployment.models
         }

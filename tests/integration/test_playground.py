@@ -177,7 +177,7 @@ def test_what_the_model_cannot_do_is_marked_and_not_sent(scripted_stack: Running
     row = playground.page.locator('[data-field="min_p"]')
     expect(row).to_have_class(re.compile("denied"))
     expect(row.locator("input[type=number]")).to_be_disabled()
-    expect(row.locator(".note")).to_have_text("Not with this model.")
+    expect(row.locator(".note")).to_have_text("Not supported by this model.")
     expect(playground.page.locator("#field-top_k")).to_have_attribute("max", "7")
 
 
@@ -251,7 +251,7 @@ def test_the_arrow_keys_walk_through_the_tokens(scripted_stack: RunningStack, op
     page = playground.page
     playground.run()
     page.focus(".text")
-    said = page.locator("#token-said")
+    said = page.locator("#token-announcement")
     for key, token in [("ArrowRight", '" one", id 11'), ("ArrowRight", '"😀", 3 tokens'), ("End", '"</s>", id 2')]:
         page.keyboard.press(key)
         expect(said).to_contain_text(token)
@@ -302,7 +302,7 @@ def test_a_wrong_key_is_marked(scripted_stack: RunningStack, open_page: OpenPage
     page = playground.page
     page.fill("#key", "sk-wrong")
     playground.run()
-    expect(page.locator("#failure")).to_contain_text("The API key is not valid")
+    expect(page.locator("#failure")).to_contain_text("Invalid API key")
     expect(page.locator("#key")).to_have_attribute("aria-invalid", "true")
 
 
@@ -368,7 +368,7 @@ def test_the_copy_button_copies_the_code(scripted_stack: RunningStack, open_page
     playground = open_page(scripted_stack, key=None)
     code = playground.code("python")
     playground.page.click("#copy-code")
-    expect(playground.page.locator("#copy-said")).to_have_text("Copied")
+    expect(playground.page.locator("#copy-announcement")).to_have_text("Copied")
     assert playground.page.evaluate("navigator.clipboard.readText()") == code
 
 

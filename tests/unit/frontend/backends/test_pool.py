@@ -35,7 +35,7 @@ class Pool:
         self.on_lost: OnLost = lambda keys: None
         self.pool = GeneratorPool(
             named,
-            self.metrics.endpoints.of_model("tiny"),
+            self.metrics.endpoints_of_model("tiny"),
             PoolOptions(check_interval_s, unresponsive_timeout_s),
             on_lost=lambda keys: self.on_lost(keys),
         )
@@ -209,7 +209,7 @@ async def test_one_failed_check_does_not_eject_an_endpoint() -> None:
 async def test_models_that_share_an_endpoint_have_their_own_metrics() -> None:
     metrics = Metrics()
     pools = {
-        model: GeneratorPool({"triton": FakeGenerator()}, metrics.endpoints.of_model(model), PoolOptions(1))
+        model: GeneratorPool({"triton": FakeGenerator()}, metrics.endpoints_of_model(model), PoolOptions(1))
         for model in ("large", "small")
     }
     for model, count in (("large", 2), ("small", 1)):
@@ -261,4 +261,4 @@ async def test_requests_of_an_unresponsive_endpoint_fail_and_the_others_continue
 
 async def test_single_generator_needs_no_pool() -> None:
     generator = FakeGenerator()
-    assert load_balanced({"a": generator}, Metrics().endpoints.of_model("tiny"), PoolOptions(1)) is generator
+    assert load_balanced({"a": generator}, Metrics().endpoints_of_model("tiny"), PoolOptions(1)) is generator

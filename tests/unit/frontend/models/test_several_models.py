@@ -241,6 +241,6 @@ def test_a_models_kind_says_which_adapter_it_gets(tmp_path: Path) -> None:
     path.write_text(
         '[[models]]\nname = "ours"\n[[models]]\nname = "theirs"\nkind = "inflight_batcher_llm"\ntriton = "a:1"\n'
     )
-    settings, listener = make_settings(deployment=path), Metrics().endpoints.of_model("ours")
+    settings, listener = make_settings(deployment=path), Metrics().endpoints_of_model("ours")
     found = [create_generator(model, settings, listener) for model in Deployment.load(path).models]
     assert [type(generator) for generator in found] == [TritonGenerator, InflightBatcherGenerator]
