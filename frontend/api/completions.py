@@ -12,8 +12,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import request_response
+from starlette.types import ASGIApp
 
 from frontend.api import route_paths as paths
 from frontend.api.openapi import LINK_HEADER, error_responses, schema_ref
@@ -25,12 +25,9 @@ from frontend.observability.request_record import RequestRecord, record_of
 from frontend.request.parsing import parse_object, read_body, validate
 from frontend.request.schemas import CompletionRequest
 from frontend.request.to_parameters import parameters_of
-from frontend.response.answer import (
-    CompletionResponse,
-    JsonCompletionResponse,
-    ResponseOptions,
-    StreamingCompletionResponse,
-)
+from frontend.response.json_response import JsonCompletionResponse
+from frontend.response.lifetime import ResponseOptions
+from frontend.response.stream import StreamingCompletionResponse
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
@@ -73,6 +70,7 @@ def add_routes(app: FastAPI) -> None:
             create_completion,
             name="createCompletion",
             methods=["POST"],
+            response_model=None,
             summary="Create completion",
             response_description="JSON if stream=false, server-sent events if stream=true",
             responses={200: _RESPONSE, **error_responses(400, 401, 403, 404, 405, 413, 415, 429, 500, 503, 504)},
@@ -81,12 +79,12 @@ def add_routes(app: FastAPI) -> None:
         )
 
 
-async def create_completion(request: Request) -> Response:
+async def create_completion(request: Request) -> ASGIApp:
     """Completes one or more prompts: as one JSON object, or with `stream: true` as server-sent events."""
     return await _create(await get_dependencies(request), request)
 
 
-async def _create(services: Dependencies, request: Request) -> Response:
+async def _create(services: Dependencies, request: Request) -> ASGIApp:
     """Deterministic errors (4xx) are raised before load-dependent ones (503, 429)."""
     record = record_of(request.scope)
     timeout_s = _timeout_s(request, services.settings.request_timeout_s)
@@ -153,17 +151,17 @@ def _parse(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, 
 
 def _answer(
     services: Dependencies, model: ServedModel, completion: CompletionRequest, record: RequestRecord, timeout_s: float
-) -> CompletionResponse:
+) -> ASGIApp:
     parameters = [model.deployed.with_defaults(each) for each in parameters_of(completion, record.request_id)]
     choices = [Choice(index, index // completion.candidates, each) for index, each in enumerate(parameters)]
     slots = services.admission.acquire(len(choices), model.in_flight_limit)
     observer = RunMetrics(record, model, slots)
     run = CompletionRun(choices, model.generator, observer, services.run_limits)
     services.admission.add(run)
-    settings = ResponseOptions(
+    options = ResponseOptions(
         completion_id=f"cmpl-{uuid.uuid4().hex}",
         timeout_s=max(timeout_s - record.duration_s, 0.0),
         keepalive_s=services.settings.keepalive_s,
     )
-    kind = StreamingCompletionResponse if completion.stream else JsonCompletionResponse
-    return kind(run, completion, record, settings, on_close=partial(services.admission.remove, run))
+    response_type = StreamingCompletionResponse if completion.stream else JsonCompletionResponse
+    return response_type(run, completion, record, options, on_close=partial(services.admission.remove, run))
