@@ -55,7 +55,8 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
         lifespan=lambda _: _lifespan(dependencies),
     )
     app.state.dependencies = dependencies
-    for api in (completions, models, health, metrics, documents, playground):
+    completions.add_routes(app)
+    for api in (models, health, metrics, documents, playground):
         app.include_router(api.router)
     return app
 

@@ -52,7 +52,7 @@ def test_the_copy_button_copies_the_code(scripted_stack: RunningStack, open_page
     playground = open_page(scripted_stack, key=None)
     code = playground.code("python")
     playground.page.click("#copy-code")
-    expect(playground.page.locator("#copy-said")).to_have_text("Copied")
+    expect(playground.page.locator("#copy-announcement")).to_have_text("Copied")
     assert playground.page.evaluate("navigator.clipboard.readText()") == code
 
 

@@ -35,7 +35,7 @@ def test_a_wrong_key_is_marked(scripted_stack: RunningStack, open_page: OpenPage
     page = playground.page
     page.fill("#key", "sk-wrong")
     playground.run()
-    expect(page.locator("#failure")).to_contain_text("The API key is not valid")
+    expect(page.locator("#failure")).to_contain_text("Invalid API key")
     expect(page.locator("#key")).to_have_attribute("aria-invalid", "true")
 
 

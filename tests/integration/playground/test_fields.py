@@ -65,5 +65,5 @@ def test_what_the_model_cannot_do_is_marked_and_not_sent(scripted_stack: Running
     row = playground.page.locator('[data-field="min_p"]')
     expect(row).to_have_class(re.compile("denied"))
     expect(row.locator("input[type=number]")).to_be_disabled()
-    expect(row.locator(".note")).to_have_text("Not with this model.")
+    expect(row.locator(".note")).to_have_text("Not supported by this model.")
     expect(playground.page.locator("#field-top_k")).to_have_attribute("max", "7")

@@ -63,7 +63,7 @@ def test_the_arrow_keys_walk_through_the_tokens(scripted_stack: RunningStack, op
     page = playground.page
     playground.run()
     page.focus(".text")
-    said = page.locator("#token-said")
+    said = page.locator("#token-announcement")
     for key, token in [("ArrowRight", '" one", id 11'), ("ArrowRight", '"😀", 3 tokens'), ("End", '"</s>", id 2')]:
         page.keyboard.press(key)
         expect(said).to_contain_text(token)
