@@ -22,9 +22,6 @@ from frontend.response.errors import error_response
 from llm_pipeline.protocol.errors import ERRORS, ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import TextChunk
 
-# A client that stops reading blocks our writing; the deadline then has to cut the connection.
-_WRITE_GRACE_S = 10.0
-
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -71,7 +68,9 @@ class CompletionResponse(Response):
         loop = asyncio.get_running_loop()
         watcher = asyncio.create_task(self._watch(receive))
         deadline = loop.call_later(self._settings.timeout_s, self._deadline_passed)
-        cut = loop.call_later(self._settings.timeout_s + _WRITE_GRACE_S, self._cut_off, asyncio.current_task())
+        cut = loop.call_later(
+            self._settings.timeout_s + self._run.limits.write_grace_s, self._cut_off, asyncio.current_task()
+        )
         self._run.start()
         try:
             await self._answer(scope, receive, send)

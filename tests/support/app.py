@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from frontend.app import build_app
 from frontend.backends.fake import FakeGenerator
 from frontend.dependencies import Dependencies, build_dependencies
+from frontend.generation.completion_run import RunLimits
 from frontend.server import DrainingServer, build_server
 from frontend.settings import FrontendSettings
 
@@ -77,10 +78,12 @@ async def in_process(generator: FakeGenerator | None = None, **values: Any) -> A
 
 
 @asynccontextmanager
-async def real_server(generator: FakeGenerator | None = None, **values: Any) -> AsyncIterator[Running]:
+async def real_server(
+    generator: FakeGenerator | None = None, *, run_limits: RunLimits | None = None, **values: Any
+) -> AsyncIterator[Running]:
     """The app behind uvicorn on a free port, where clients can disconnect."""
     generator = generator or FakeGenerator()
-    dependencies = build_dependencies(make_settings(**values), generator)
+    dependencies = build_dependencies(make_settings(**values), generator, run_limits=run_limits)
     app = build_app(dependencies)
     server = build_server(app, dependencies)
     serving = asyncio.create_task(server.serve())

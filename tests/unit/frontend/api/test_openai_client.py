@@ -112,4 +112,4 @@ async def test_a_deterministic_500_is_not_retried() -> None:
         async with openai.AsyncOpenAI(base_url=str(app.client.base_url.join("/v1")), api_key=KEY) as client:
             with pytest.raises(openai.InternalServerError):
                 await client.completions.create(model=MODEL, prompt="Hi")
-        assert len(app.generator.asked) == 1
+        assert len(app.generator.requests) == 1
