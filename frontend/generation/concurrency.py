@@ -36,9 +36,9 @@ class ConcurrencyLimit:
                 ErrorCode.QUEUE_FULL,
                 f"All {self._limit} places{self._owner} are taken; try again as Retry-After says.",
                 # All workers keep our pace, if the load is spread evenly.
-                retry_after_s=self._drain_rate.wait_s(-(-missing // self._workers.count)),
+                retry_after_s=self._drain_rate.estimate_s(-(-missing // self._workers.count)),
             )
-        self._drain_rate.works(True)
+        self._drain_rate.set_busy(True)
         self.in_flight += choices
         self.queued += choices
 
@@ -50,11 +50,11 @@ class ConcurrencyLimit:
     def choice_ended(self, *, had_token: bool) -> None:
         """The engine is done with one choice."""
         self.queued -= not had_token
-        self._drain_rate.ended()
+        self._drain_rate.completed()
         self._leave(1)
 
     def _leave(self, choices: int) -> None:
         self.in_flight -= choices
         self._in_flight_of_all.add(-choices)
         if self.in_flight == 0:
-            self._drain_rate.works(False)
+            self._drain_rate.set_busy(False)

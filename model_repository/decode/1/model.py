@@ -7,7 +7,7 @@ from llm_pipeline.executors.port import create_executor
 from llm_pipeline.protocol.tensors import cancelled_key, renewed_owner, request_from_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
-from llm_pipeline.stages.decode.stage import DecodeStage
+from llm_pipeline.stages.decode.stage import DecodeStage, DecodeTimeouts
 from llm_pipeline.stages.decode.stop_string_scanner import StopStringScanner
 from llm_pipeline.stages.flow_control import SendWindow
 from llm_pipeline.text.tokenizer import Tokenizer
@@ -36,8 +36,8 @@ class TritonPythonModel:
             vocab_size=manifest.limits.vocab_size,
             coalesce=settings.coalesce,
             window=SendWindow(),
-            watcher=StopStringScanner(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
-            lease_s=settings.client_lease_timeout_s,
+            stop_string_scanner=StopStringScanner(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
+            timeouts=DecodeTimeouts(lease_s=settings.client_lease_timeout_s),
             on_change=self._metrics.changed,
         )
         self._metrics.start(self._stage.stats)
