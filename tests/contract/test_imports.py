@@ -117,7 +117,8 @@ IMPORTED_BY = {
     "gguf": {"build_engine/cpu/gguf_model.py"},
     "tritonclient": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
     "grpc": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
-    "triton_python_backend_utils": {"llm_pipeline/triton/python_backend.py"},
+    "triton_python_backend_utils": {"llm_pipeline/triton/python_backend.py", "llm_pipeline/triton/decode_metrics.py"},
+    "llm_pipeline.triton.decode_metrics": set(),  # for decode's model.py alone: it exists only inside Triton
     "llm_pipeline.triton.python_backend": set(),  # for the model.py files alone: it exists only inside Triton
     "psutil": {
         "launcher/local/preflight.py",
