@@ -23,7 +23,7 @@ from build_engine.cli.progress_bar import TerminalProgress
 from build_engine.cpu.build import BuildRequest, build_engine
 from build_engine.cpu.default_model import find_model
 from build_engine.cpu.inputs import default_output
-from build_engine.targets import find_target
+from build_engine.targets.registry import find_target
 from frontend.settings import FrontendSettings
 from launcher.local.stack import Stack
 from launcher.settings import REPOSITORY_ROOT, StackSettings

@@ -105,7 +105,8 @@ IMPORTED_BY = {
         "llm_pipeline/text/tokenizer.py",
         "build_engine/cpu/tokenizer.py",
         "build_engine/cpu/pre_tokenizers.py",
-        "build_engine/cpu/verify.py",
+        "build_engine/artifact/tokenizer_checks.py",
+        "build_engine/cpu/generation_checks.py",
     },
     "llguidance": {"llm_pipeline/runtime/guided_decoding.py"},
     "openvino": {

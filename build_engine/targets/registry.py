@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.planning.gpus import ALIASES, GB, GPUS, Gpu
-from build_engine.gpu.planning.precisions import precision_names
 from build_engine.model_names import slug
+from build_engine.targets.gpus import ALIASES, GB, GPUS, Gpu
+from build_engine.targets.precisions import precision_names
 
 
 class TargetKind(Enum):

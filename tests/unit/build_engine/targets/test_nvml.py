@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.nvml import NvmlGpu, PynvmlNvml, detect_gpu, identify
+from build_engine.targets.nvml import NvmlGpu, PynvmlNvml, detect_gpu, identify
 
 MIB = 1 << 20
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.planning.gpus import GPUS, Gpu
 from build_engine.model_names import slug
+from build_engine.targets.gpus import GPUS, Gpu
 
 INSTALL = "pip install nvidia-ml-py"
 _MEMORY_TOLERANCE = 0.1  # between a product's nominal memory and the driver's figure

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.building.calibration import describe_calibration, require_calibration
+from build_engine.gpu.planning.calibration import describe_calibration, require_calibration
 from tests.support.plan_requests import plan_for
 
 

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.planning.precisions import Precision
 from build_engine.gpu.planning.spec import EngineSpec
+from build_engine.targets.precisions import Precision
 from llm_pipeline.engine_files.manifest import Calibration, sha256_of
 
 DEFAULT_CALIBRATION = "cnn_dailymail"  # upstream's

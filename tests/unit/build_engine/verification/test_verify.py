@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from build_engine.artifact.checks import Check, Outcome, verdict
 from build_engine.cli.app import app
-from build_engine.cpu.verify import verify_engine
 from build_engine.errors import EngineRefusedError
 from build_engine.progress import SilentProgress
+from build_engine.verification.verify import verify_engine
 from llm_pipeline.engine_files.manifest import EngineFile, EngineManifest, sha256_of
 
 
@@ -28,7 +28,7 @@ def test_the_default_engine_gives_the_reference_tokens(engine_dir: Path) -> None
     checks = {check.name: check for check in verify_engine(engine_dir, SilentProgress())}
     assert verdict(checks.values()) is Outcome.PASSED
     assert checks["reference tokens"].detail == "4 of 4 greedy continuations equal"
-    assert checks["reference prompts"].detail == "4 of 4 keep their ids through text"
+    assert checks["reference prompts"].detail == "4 of 4 keep their ids as text"
 
 
 def test_an_untouched_engine_passes(engine: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_missing_file_fails_by_name(engine: Path) -> None:
 
 def test_an_extra_file_fails_by_name(engine: Path) -> None:
     (engine / "notes.txt").touch()
-    assert failures(engine) == [Check.of("notes.txt", False, "is no part of the engine")]
+    assert failures(engine) == [Check.of("notes.txt", False, "is not part of the engine")]
 
 
 def test_a_manifest_that_points_outside_fails(engine: Path) -> None:
