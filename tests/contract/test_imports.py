@@ -51,8 +51,7 @@ IMPORTED_BY = {
         "benchmarks/soak/report.py",
     },
     "httpx": {
-        "launcher/local/stack.py",
-        "launcher/local/liveness.py",
+        "launcher/local/readiness.py",
         "benchmarks/systems/servers.py",
         "benchmarks/soak/traffic.py",
         "benchmarks/soak/run.py",
@@ -66,7 +65,11 @@ IMPORTED_BY = {
 }
 
 # Everybody else gets a settings object. The launcher hands the environment on to its children.
-READ_ENVIRONMENT = {"launcher/local/stack.py", "launcher/local/triton_wheel.py", "benchmarks/systems/servers.py"}
+READ_ENVIRONMENT = {
+    "launcher/local/frontend_process.py",
+    "launcher/local/triton_wheel.py",
+    "benchmarks/systems/servers.py",
+}
 
 
 @cache
