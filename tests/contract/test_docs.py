@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from launcher.settings_table import settings_table
 from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities
 from llm_pipeline.protocol.errors import ERRORS
 from llm_pipeline.protocol.tensors import ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS
+from scripts.settings_page import settings_page
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_settings_page_is_current() -> None:
     written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    assert written == settings_table(), "run: python -m launcher.settings_table > docs/settings.md"
+    assert written == settings_page(), "run: python -m scripts.settings_page > docs/settings.md"
 
 
 def test_every_setting_says_what_it_means() -> None:
-    for line in settings_table().splitlines():
+    for line in settings_page().splitlines():
         if line.startswith("| `"):
             assert line.rsplit("|", 2)[1].strip(), line
 

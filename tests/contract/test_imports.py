@@ -130,8 +130,7 @@ IMPORTED_BY = {
         "benchmarks/soak/report.py",
     },
     "httpx": {
-        "launcher/local/stack.py",
-        "launcher/local/liveness.py",
+        "launcher/local/readiness.py",
         "benchmarks/systems/servers.py",
         "benchmarks/soak/traffic.py",
         "benchmarks/soak/run.py",
@@ -147,7 +146,7 @@ IMPORTED_BY = {
 # All other modules receive a settings object. The launcher passes the environment on to its child processes, and the
 # settings' base class looks for former names of settings, which pydantic would not read.
 READ_ENVIRONMENT = {
-    "launcher/local/stack.py",
+    "launcher/local/frontend_process.py",
     "launcher/local/triton_wheel.py",
     "benchmarks/systems/servers.py",
     "llm_pipeline/runtime/program_settings.py",

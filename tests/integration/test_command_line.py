@@ -90,7 +90,7 @@ def test_errors_are_the_servers_words(scripted_stack: RunningStack) -> None:
     ("words", "values", "status", "says"),
     [
         (["Hi"], {"OPENAI_API_KEY": "wrong"}, 1, "API key"),
-        (["Hi"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, 3, "Nobody answers"),
+        (["Hi"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, 3, "The server is unreachable"),
         (["Hi", "--model", "none"], {}, 1, "No model of this name"),
         (["Hi", "--set", "logprobs"], {}, 2, "name=value"),
         (["Hi", "--no-such-option"], {}, 2, "No such option"),
@@ -126,7 +126,7 @@ def test_ctrl_c_ends_it_and_frees_the_slot(scripted_stack: RunningStack) -> None
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=10)
     assert running.returncode == 130
-    assert said.endswith(b"stopped\n")
+    assert said.endswith(b"cancelled\n")
     wait_until(lambda: is_idle(scripted_stack), limit_s=5, what="the slot is free")
     assert scripted_stack.decode_metric("decode_cancelled_requests_total") == cancelled + 1
 

@@ -21,8 +21,9 @@ import httpx
 import psutil
 import pytest
 
-from launcher.local import processes
+from launcher.local.processes import RESTART_DELAYS_S
 from llm_pipeline.executors.scripted.executor import Fault
+from llm_pipeline.runtime.subprocesses import RestartBackoff
 from tests.support.launcher_process import READY_LINE, read_until, start_launcher
 from tests.support.load import Load, answers, endings, find_process, stream
 from tests.support.ports import free_ports
@@ -51,9 +52,10 @@ def fault_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         "TRITON_HANG_TIMEOUT_S": "4",
         "TRITON_UNRESPONSIVE_TIMEOUT_S": "8",
     }
-    # Each death here counts as a first one: after several in a row the launcher waits longer and longer.
-    with pytest.MonkeyPatch.context() as patch, running_stack(folder, engine_dir, **environment) as stack:
-        patch.setattr(processes, "_STABLE_S", 0.0)
+    with running_stack(folder, engine_dir, **environment) as stack:
+        for process in (stack.stack.triton, stack.stack.frontend):
+            assert process is not None
+            process.backoff = RestartBackoff(RESTART_DELAYS_S, stable_s=0.0)  # each death counts as a first one
         yield stack
 
 

@@ -84,14 +84,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         triton_server.command(settings, triton_server.prepare_backends(folder), repository),
         triton_server.environment(settings, None),
         folder / "triton.log",
-        stop_limit_s=20,
+        stop_timeout_s=20,
     )
     frontend = ChildProcess(
         "The front end",
         [sys.executable, "-m", "frontend"],
         {**os.environ, "PORT": str(port), "API_KEY": API_KEY, "DEPLOYMENT": str(file)},
         folder / "frontend.log",
-        stop_limit_s=20,
+        stop_timeout_s=20,
     )
     with ExitStack() as running:
         for child in (triton, frontend):

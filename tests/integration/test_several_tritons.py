@@ -86,7 +86,7 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             triton_wheel.command(settings, backends),
             triton_wheel.environment(settings, engine_dir),
             folder / f"triton-{number}.log",
-            stop_limit_s=20,
+            stop_timeout_s=20,
         )
     environment = {
         **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
@@ -94,7 +94,7 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         **{"TRITON_GRPC_URL": ", ".join(children), "FRONTEND_WORKERS": str(WORKERS)},
     }
     command = [sys.executable, "-m", "frontend"]
-    front_end = ChildProcess("front end", command, environment, folder / "frontend.log", stop_limit_s=40)
+    front_end = ChildProcess("front end", command, environment, folder / "frontend.log", stop_timeout_s=40)
     running = Tritons(children, front_end, f"http://127.0.0.1:{port}")
     try:
         for child in (*children.values(), front_end):

@@ -25,7 +25,7 @@ def test_a_short_soak_passes(engine_dir: Path, tmp_path: Path, monkeypatch: pyte
     assert run.samples.restarts == []
     assert set(run.samples.series) >= {"front end", "Triton", "preprocess", "decode", "postprocess", "/dev/shm"}
     kinds = set(run.tally.done)
-    assert kinds >= {"stream", "whole", "list", "stop string", "cancelled stream", "deadline", "refused"}
+    assert kinds >= {"stream", "whole", "list", "stop string", "cancelled stream", "deadline", "rejected"}
     paths = write_report(run, tmp_path)
     assert [path.suffix for path in paths] == [".json", ".png", ".svg"]
     assert json.loads(paths[0].read_text())["tokens"] > 0

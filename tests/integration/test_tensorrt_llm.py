@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from launcher.local.stack import StartError
+from launcher.local.errors import StartError
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from llm_pipeline.text.tokenizer import Tokenizer
 from tests.fakes.gpu_engine import make_gpu_engine
@@ -174,7 +174,7 @@ def test_an_engine_that_does_not_fit_stops_the_start_with_one_sentence(
         patch.chdir(FAKES)
         settings = {"EXECUTOR": "tensorrt_llm", "FAKE_TENSORRT_LLM": str(path)}
         with (
-            pytest.raises(StartError, match="ended while it started"),
+            pytest.raises(StartError, match="exited during startup"),
             running_stack(tmp_path / "run", make_engine(tmp_path, engine_dir, **changes), **settings),
         ):
             pass

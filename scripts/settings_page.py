@@ -1,4 +1,4 @@
-"""`python -m launcher.settings_table > docs/settings.md`: every setting of every program, in one table."""
+"""Writes the page of all settings: `python -m scripts.settings_page > docs/settings.md`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.gpu.launch import LaunchSettings
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from llm_pipeline.runtime.settings import PipelineSettings
 
-_READERS: dict[str, type[BaseSettings]] = {
+_PROGRAMS: dict[str, type[BaseSettings]] = {
     "launcher": StackSettings,
     "front end": FrontendSettings,
     "Triton's models": PipelineSettings,
@@ -22,29 +22,30 @@ _READERS: dict[str, type[BaseSettings]] = {
 }
 _HEAD = """# Settings
 
-All settings are environment variables: `make serve PORT=9100 EXECUTOR=scripted`, or `export` them. A bad value stops
-the start and is named. This page is written by `python -m launcher.settings_table`; a test keeps it current.
+All settings are environment variables: `make serve PORT=9100 EXECUTOR=scripted`, or `export` them. An invalid value
+stops the start with a message that names the setting. This page is generated: `python -m scripts.settings_page`.
 
 | setting | default | read by | meaning |
 | --- | --- | --- | --- |
 """
 
 
-def settings_table() -> str:
-    """The page, as Markdown."""
+def settings_page() -> str:
+    """Returns the page as Markdown: one row for each setting, in the order of the programs."""
     rows: dict[str, tuple[str, list[str], str]] = {}
-    for reader, settings in _READERS.items():
+    for program, settings in _PROGRAMS.items():
         for name, field in settings.model_fields.items():
-            default, readers, description = rows.get(name.upper(), (_shown(field.default), [], field.description or ""))
-            rows[name.upper()] = (default, [*readers, reader], description)
+            row = (_format_default(field.default), [], field.description or "")
+            default, programs, description = rows.get(name.upper(), row)
+            rows[name.upper()] = (default, [*programs, program], description)
     lines = [
-        f"| `{name}` | {default} | {', '.join(readers)} | {description} |"
-        for name, (default, readers, description) in rows.items()
+        f"| `{name}` | {default} | {', '.join(programs)} | {description} |"
+        for name, (default, programs, description) in rows.items()
     ]
     return _HEAD + "\n".join(lines) + "\n"
 
 
-def _shown(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if default is PydanticUndefined:
         return "required"
     if default is None or default == ():
@@ -57,4 +58,4 @@ def _shown(default: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(settings_table())
+    sys.stdout.write(settings_page())
