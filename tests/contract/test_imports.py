@@ -112,7 +112,7 @@ IMPORTED_BY = {
         "llm_pipeline/executors/cpu/engine/graph.py",
         "llm_pipeline/executors/cpu/engine/paged_model.py",
     },
-    "openvino_genai": set(),  # a graph of our own took its place
+    "openvino_genai": set(),  # replaced by a graph of our own
     "safetensors": {"llm_pipeline/executors/cpu/engine/weights.py"},
     "gguf": {"build_engine/cpu/gguf_model.py"},
     "tritonclient": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
@@ -152,7 +152,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of all that a file imports, wherever in it: both `a` and `a.b` for `from a import b`."""
+    """Dotted names of all imports of a file, inside functions too: both `a` and `a.b` for `from a import b`."""
     found = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -231,7 +231,7 @@ def _has_code(path: Path) -> bool:
 
 
 def level(module: str) -> tuple[int, str]:
-    """How high a module's room is in its package, and the room's name."""
+    """The height of a module's room in its package, and the room's name."""
     package, *rest = module.split(".")
     path = "/".join(rest)
     rooms = [
