@@ -1,31 +1,23 @@
-"""Puts the front end together."""
+"""Assembles the ASGI app: routers, middleware and background tasks around the dependencies of the route handlers."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 
 import structlog
-from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from frontend.api import completions, models, playground
-from frontend.api import health as operations
+from frontend.api import completions, documents, health, metrics, models, playground
 from frontend.api.auth import ApiKeyStore
-from frontend.api.errors import handle_router_error
 from frontend.api.middleware import RequestContextMiddleware
+from frontend.api.openapi import DocumentedApi
 from frontend.backends.generator import Generator
-from frontend.dependencies import Dependencies
-from frontend.generation.admission import Admission
-from frontend.generation.rate_limits import RateLimits
-from frontend.models.registry import ModelRegistry, ServedModel, deployment_of
+from frontend.dependencies import Dependencies, build_dependencies
 from frontend.multiprocess.heartbeat_loop import run_heartbeat
-from frontend.multiprocess.merged_metrics import MergedMetrics
-from frontend.multiprocess.shared_state import SharedState
-from frontend.observability.metrics import Metrics
+from frontend.response.errors import handle_router_error
 from frontend.settings import FrontendSettings
 from llm_pipeline.runtime.deployment import Deployment
 
@@ -36,71 +28,49 @@ def create_app(
     settings: FrontendSettings,
     generators: Generator | Mapping[str, Generator],
     deployment: Deployment | None = None,
-    *,
-    workers: SharedState | None = None,
-    metrics: Metrics | None = None,
-) -> FastAPI:
-    """The ASGI app of one worker or of the only one, with a generator for each model by its name, or one for all.
+) -> DocumentedApi:
+    """The app of a front end with one process, for tests and for embedding. Arguments as for `build_dependencies`."""
+    return build_app(build_dependencies(settings, generators, deployment))
 
-    Left out, the deployment is what the settings say. KeysFileError, DeploymentError. `app.state.services` has its
-    parts.
-    """
-    deployment = deployment or deployment_of(settings)
-    if not isinstance(generators, Mapping):
-        generators = dict.fromkeys((model.name for model in deployment.models), generators)
-    workers, metrics = workers or SharedState.single_process(), metrics or Metrics()
-    admission = Admission(settings.max_in_flight, workers)
-    services = Dependencies(
-        settings=settings,
-        models=ModelRegistry(deployment, generators, settings, metrics, workers, admission),
-        metrics=metrics,
-        admission=admission,
-        rate_limits=RateLimits(workers),
-        workers=workers,
-        metrics_of_all=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
-    )
-    for model in services.models:
-        metrics.watch(model.name, model.in_flight_limit, partial(_accepts, services, model))
-    # Plain routes instead of FastAPI's own: they parse and validate bodies in ways that the contract rules out.
-    app = FastAPI(
+
+def build_app(dependencies: Dependencies) -> DocumentedApi:
+    """The app of one worker, or of the only process. Raises KeysFileError if API_KEYS_FILE cannot be used."""
+    settings = dependencies.settings
+    app = DocumentedApi(
+        example_model=dependencies.models.first.name,
+        # The document and its page depend on the URL that a client uses: `api.documents` serves them.
         openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
         redirect_slashes=False,
-        # It looks for OpenTelemetry's providers on every request, which is a twentieth of a short one's cost.
+        # Otherwise FastAPI looks for OpenTelemetry providers on every request: 5 % of the CPU time of a short one.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        routes=[
-            *completions.routes(services),
-            *models.routes(services),
-            *operations.routes(services),
-            *playground.routes(),
-        ],
         middleware=[
-            Middleware(RequestContextMiddleware, settings=settings, keys=ApiKeyStore(settings), metrics=metrics)
+            Middleware(
+                RequestContextMiddleware,
+                settings=settings,
+                keys=ApiKeyStore(settings),
+                metrics=dependencies.metrics,
+            )
         ],
         exception_handlers={HTTPException: handle_router_error},
-        lifespan=_lifespan,
+        lifespan=lambda _: _lifespan(dependencies),
     )
-    app.state.services = services
+    app.state.dependencies = dependencies
+    for api in (completions, models, health, metrics, documents, playground):
+        app.include_router(api.router)
     return app
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    services: Dependencies = app.state.services
-    if services.settings.auth == "off":
-        log.warning("auth_is_off", advice="everybody who can reach the port may use the model; set API_KEY")
-    watches = [asyncio.create_task(model.readiness.watch()) for model in services.models]
-    async with run_heartbeat(services):
+async def _lifespan(dependencies: Dependencies) -> AsyncIterator[None]:
+    if dependencies.settings.auth == "off":
+        log.warning("auth_is_off", advice="every client that can reach the port may use the models; set API_KEY")
+    watches = [asyncio.create_task(model.readiness.watch()) for model in dependencies.models]
+    async with run_heartbeat(dependencies.workers, dependencies.metrics_of_all, lambda: dependencies.is_ready):
         yield
     for watch in watches:
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
-    await services.admission.wait_until_idle()
-    for model in services.models:
+    await dependencies.admission.wait_until_idle()
+    for model in dependencies.models:
         await model.generator.close()
-
-
-def _accepts(services: Dependencies, model: ServedModel) -> bool:
-    return model.readiness.is_ready and not services.admission.is_draining

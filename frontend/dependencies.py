@@ -1,26 +1,34 @@
-"""What the routes share: made once per app and handed to them, so that nothing is global."""
+"""Per-app dependencies of the route handlers, and their injection by FastAPI."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated
 
+from fastapi import Depends
 from prometheus_client import CollectorRegistry
+from starlette.requests import Request
 
-from frontend.api.auth import ApiKey
+from frontend.api_key import ApiKey
+from frontend.backends.generator import Generator
 from frontend.generation.admission import Admission
 from frontend.generation.rate_limits import RateLimits
-from frontend.models.registry import ModelRegistry, ServedModel
+from frontend.models.registry import ModelRegistry, ServedModel, deployment_of
 from frontend.multiprocess.merged_metrics import MergedMetrics
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
+from frontend.observability.request_record import RequestRecord, record_of
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.runtime.deployment import Deployment
 
 
 @dataclass(frozen=True)
 class Dependencies:
-    """One app's parts."""
+    """The objects that all requests of one app share."""
 
     settings: FrontendSettings
     models: ModelRegistry
@@ -29,22 +37,28 @@ class Dependencies:
     rate_limits: RateLimits
     workers: SharedState
     metrics_of_all: MergedMetrics | None  # in a front end of several workers
-    started: int = field(default_factory=lambda: int(time.time()))
+    started: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
 
     def model_for(self, name: str, key: ApiKey | None) -> ServedModel:
-        """The model of this name; PipelineError when there is none (404) or the key may not use it (403)."""
+        """The model with this name. Raises PipelineError (404) if there is none, (403) if the key may not use it."""
         model = self.models.find(name)
         if not model.allows(key, name):
-            raise PipelineError(ErrorCode.MODEL_NOT_ALLOWED, "This API key may not use this model.", param="model")
+            raise PipelineError(
+                ErrorCode.MODEL_NOT_ALLOWED, "This API key does not have access to this model.", param="model"
+            )
         return model
 
     @property
     def is_ready(self) -> bool:
-        """Whether completions of any model are accepted now: one that is down must not take the others with it."""
+        """Whether completions of at least one model are accepted: a model that is down must not affect the others."""
         return not self.admission.is_draining and any(model.readiness.is_ready for model in self.models)
 
+    def accepts(self, model: ServedModel) -> bool:
+        """Whether completions of this model are accepted."""
+        return model.readiness.is_ready and not self.admission.is_draining
+
     def require_ready(self, model: ServedModel | None = None) -> None:
-        """PipelineError (503) while completions of this model, or of all models, are not accepted."""
+        """Raises PipelineError (503) if completions of this model, or of every model, are not accepted."""
         self.admission.require_open()
         if model is not None:
             model.readiness.require()
@@ -52,9 +66,56 @@ class Dependencies:
             self.models.first.readiness.require()
 
     def metrics_registry(self) -> CollectorRegistry:
-        """What /metrics shows: all workers as one."""
+        """The metrics of all workers together."""
         return self.metrics.registry if self.metrics_of_all is None else self.metrics_of_all.registry()
 
     async def drain(self) -> None:
-        """Let nothing new in, give running requests their time, then stop them."""
+        """Rejects new requests, waits for running ones until their time is over, then cancels them."""
         await self.admission.drain(self.settings.drain_timeout_s)
+
+
+def build_dependencies(
+    settings: FrontendSettings,
+    generators: Generator | Mapping[str, Generator],
+    deployment: Deployment | None = None,
+    *,
+    workers: SharedState | None = None,
+    metrics: Metrics | None = None,
+) -> Dependencies:
+    """The dependencies of one app.
+
+    `generators` maps the name of each model to its generator, or is one generator for all models. Without `deployment`,
+    the models are those of the settings. Raises DeploymentError if the deployment file of the settings is invalid.
+    """
+    deployment = deployment or deployment_of(settings)
+    if not isinstance(generators, Mapping):
+        generators = dict.fromkeys((model.name for model in deployment.models), generators)
+    workers, metrics = workers or SharedState.single_process(), metrics or Metrics()
+    admission = Admission(settings.max_in_flight, workers)
+    dependencies = Dependencies(
+        settings=settings,
+        models=ModelRegistry(deployment, generators, settings, metrics, workers, admission),
+        metrics=metrics,
+        admission=admission,
+        rate_limits=RateLimits(workers),
+        workers=workers,
+        metrics_of_all=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
+    )
+    for model in dependencies.models:
+        metrics.watch(model.name, model.in_flight_limit, partial(dependencies.accepts, model))
+    return dependencies
+
+
+async def get_dependencies(request: Request) -> Dependencies:
+    """The dependencies of the app that handles this request."""
+    dependencies: Dependencies = request.app.state.dependencies
+    return dependencies
+
+
+async def get_record(request: Request) -> RequestRecord:
+    """The record that the middleware created for this request."""
+    return record_of(request.scope)
+
+
+InjectedDependencies = Annotated[Dependencies, Depends(get_dependencies)]
+InjectedRecord = Annotated[RequestRecord, Depends(get_record)]

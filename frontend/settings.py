@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, HttpUrl, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 from typing_extensions import Self
 
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL
 from llm_pipeline.runtime.deployment import Executor
+from llm_pipeline.runtime.program_settings import ProgramSettings
 
 MIB = 1024 * 1024
 
@@ -36,10 +37,8 @@ def _split_names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
-class FrontendSettings(BaseSettings):
+class FrontendSettings(ProgramSettings):
     """One field per environment variable of the same name in capitals. A bad value stops the start with its name."""
-
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(9000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
@@ -55,6 +54,10 @@ class FrontendSettings(BaseSettings):
         "left out: taken from each request's Host header",
     )
 
+    backend: Literal["triton", "fake"] = Field(
+        "triton",
+        description="Source of completions: Triton, or a fake that returns fixed text, for work on clients",
+    )
     triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Triton's gRPC port on the loopback address")
     triton_grpc_url: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = Field(
         (),

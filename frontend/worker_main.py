@@ -1,4 +1,4 @@
-"""`python -m frontend.worker_main FOLDER NUMBER COUNT SOCKET`: one worker of several. For the supervisor alone."""
+"""`python -m frontend.worker_main FOLDER NUMBER COUNT SOCKET`: one worker of several, started by the supervisor."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 from frontend.multiprocess.shared_state import SharedState
-from frontend.server import run
+from frontend.server import serve
 from frontend.settings import FrontendSettings
 
 
 def main() -> int:
+    """Returns the exit status."""
     folder, number, count, listener = sys.argv[1:]
     workers = SharedState.attach(Path(folder), int(number), int(count))
-    return run(FrontendSettings(), workers, socket.socket(fileno=int(listener)))
+    return serve(FrontendSettings(), workers, socket.socket(fileno=int(listener)))
 
 
 if __name__ == "__main__":

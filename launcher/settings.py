@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from llm_pipeline.runtime.program_settings import ProgramSettings
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 
 
-class StackSettings(BaseSettings):
+class StackSettings(ProgramSettings):
     """Ports, names and folders of one stack. Two stacks run side by side when all four ports differ."""
-
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="Address that the front end listens on")
     port: int = Field(9000, ge=1, le=65535, description="Port of the front end")

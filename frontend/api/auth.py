@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from frontend.api_key import ApiKey
 from frontend.settings import FrontendSettings, HashedKey
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
@@ -19,32 +19,6 @@ log = structlog.get_logger(__name__)
 
 _RELOAD_CHECK_S = 1.0
 _DEFAULT_KEY_NAME = "default"
-
-
-class ApiKey(BaseModel):
-    """A key as the keys file lists it. A bare date in `expires` includes that day (UTC)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(min_length=1)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    models: frozenset[str] | None = None  # None: every model
-    requests_per_minute: int | None = Field(None, ge=1, le=1_000_000)  # 8 bytes of memory each
-    expires: date | datetime | None = None
-
-    def is_expired(self, now: datetime) -> bool:
-        """Whether the key has stopped working at this moment (an aware datetime)."""
-        if self.expires is None:
-            return False
-        if isinstance(self.expires, datetime):
-            end = self.expires if self.expires.tzinfo else self.expires.replace(tzinfo=timezone.utc)
-            return now >= end
-        day = datetime(self.expires.year, self.expires.month, self.expires.day, tzinfo=timezone.utc)
-        return now >= day + timedelta(days=1)
-
-    def may_use(self, names: Iterable[str]) -> bool:
-        """Whether the key is good for the model that goes by these names."""
-        return self.models is None or not self.models.isdisjoint(names)
 
 
 _KEY_LIST = TypeAdapter(list[ApiKey])

@@ -1,21 +1,25 @@
-"""POST /openai/v1/completions: from a request to the answer that runs it."""
+"""POST /openai/v1/completions: from an HTTP request to the response that runs its completions."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import uuid
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from frontend.api import route_paths as paths
-from frontend.dependencies import Dependencies
+from frontend.api.openapi import LINK_HEADER, error_responses, schema_ref
+from frontend.dependencies import Dependencies, get_dependencies
 from frontend.generation.completion_run import Choice, CompletionRun
-from frontend.generation.run_metrics import RunMetrics
 from frontend.models.registry import ServedModel
+from frontend.models.run_metrics import RunMetrics
 from frontend.observability.request_record import RequestRecord, record_of
 from frontend.request.parsing import parse_object, read_body, validate
 from frontend.request.schemas import CompletionRequest
@@ -29,19 +33,33 @@ from frontend.response.answer import (
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
-# A body of megabytes takes tens of milliseconds to check: not on the event loop, where streams wait.
+# A body of megabytes takes tens of milliseconds to validate: done off the event loop, which other streams need.
 _LARGE_BODY_BYTES = 128 * 1024
 _TIMEOUT_HEADER = "x-request-timeout-s"
 
 
-def routes(services: Dependencies) -> list[Route]:
-    """The path and its alias."""
-    create = partial(_create, services)
-    return [Route(path, create, methods=["POST"]) for path in paths.COMPLETIONS]
+router = APIRouter()
+
+
+class CompletionRoute(APIRoute):
+    """A route whose endpoint takes the plain request.
+
+    It reads the body itself, as FastAPI would report errors in another form than the API's, and needs no dependencies
+    resolved: FastAPI's handler would add to the CPU time of each request.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The endpoint itself instead of FastAPI's handler around it."""
+        return self.endpoint
+
+
+async def create_completion(request: Request) -> Response:
+    """Completes one or more prompts: as one JSON object, or with `stream: true` as server-sent events."""
+    return await _create(await get_dependencies(request), request)
 
 
 async def _create(services: Dependencies, request: Request) -> Response:
-    """Refusals come in an order that makes them certain before they may be a matter of luck (503, 429)."""
+    """Deterministic errors (4xx) are raised before load-dependent ones (503, 429)."""
     record = record_of(request.scope)
     timeout_s = _timeout_s(request, services.settings.request_timeout_s)
     services.rate_limits.count(record.key)
@@ -57,32 +75,32 @@ async def _create(services: Dependencies, request: Request) -> Response:
 
 
 async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> None:
-    """The engine would refuse log probs, which its client has not asked for."""
+    """best_of ranks by logprobs: the engine would reject a field that the client has not sent."""
     if completion.candidates == completion.n:
         return
     facts = await model.info_cache.read()
     if facts is not None and facts.capabilities.logprobs is None:
         raise PipelineError(
             ErrorCode.UNSUPPORTED_PARAMETER,
-            f"best_of above n needs log probs, which this server's engine ({facts.capabilities.executor}) does not "
-            "give. Leave it out.",
+            f"best_of greater than n requires logprobs, which this server's engine ({facts.capabilities.executor}) "
+            "does not support. Omit best_of.",
             param="best_of",
         )
 
 
-def _timeout_s(request: Request, most_s: float) -> float:
-    sent = request.headers.get(_TIMEOUT_HEADER)
-    if sent is None:
-        return most_s
+def _timeout_s(request: Request, max_s: float) -> float:
+    header = request.headers.get(_TIMEOUT_HEADER)
+    if header is None:
+        return max_s
     try:
-        asked_s = float(sent)
+        requested_s = float(header)
     except ValueError:
-        asked_s = math.nan
-    if not asked_s > 0:  # also when it is not a number
+        requested_s = math.nan
+    if not requested_s > 0:  # includes NaN
         raise PipelineError(
-            ErrorCode.VALUE_OUT_OF_RANGE, f"The header {_TIMEOUT_HEADER} must be a number of seconds above 0."
+            ErrorCode.VALUE_OUT_OF_RANGE, f"The header {_TIMEOUT_HEADER} must be a number of seconds greater than 0."
         )
-    return min(asked_s, most_s)
+    return min(requested_s, max_s)
 
 
 async def _read(services: Dependencies, request: Request, timeout_s: float) -> CompletionRequest:
@@ -90,7 +108,8 @@ async def _read(services: Dependencies, request: Request, timeout_s: float) -> C
     try:
         body = await asyncio.wait_for(read_body(request, settings.max_body_bytes), timeout_s)
     except asyncio.TimeoutError:
-        raise PipelineError(ErrorCode.DEADLINE_EXCEEDED, "The body did not arrive in time.") from None
+        message = "The request exceeded its timeout before its body was complete."
+        raise PipelineError(ErrorCode.DEADLINE_EXCEEDED, message) from None
     if len(body) > _LARGE_BODY_BYTES:
         completion, unknown = await asyncio.to_thread(_parse, settings, body)
     else:
@@ -130,3 +149,32 @@ def _admit(services: Dependencies, model: ServedModel, choices: int) -> None:
     except PipelineError:
         model.in_flight_limit.withdraw(choices)
         raise
+
+
+_TIMEOUT_PARAMETER = {
+    "name": _TIMEOUT_HEADER,
+    "in": "header",
+    "description": "Timeout of this request in seconds. Capped at the timeout of the server and of the model.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+_REQUEST_BODY = {"required": True, "content": {"application/json": {"schema": schema_ref("CompletionRequest")}}}
+_RESPONSE = {
+    "headers": LINK_HEADER,
+    "content": {
+        "application/json": {"schema": schema_ref("Completion")},
+        "text/event-stream": {"schema": {"type": "string"}},
+    },
+}
+
+for _path in paths.COMPLETIONS:
+    router.add_api_route(
+        _path,
+        create_completion,
+        name="createCompletion",
+        methods=["POST"],
+        summary="Create completion",
+        response_description="JSON if stream=false, server-sent events if stream=true",
+        responses={200: _RESPONSE, **error_responses(400, 401, 403, 404, 405, 413, 415, 429, 500, 503, 504)},
+        openapi_extra={"parameters": [_TIMEOUT_PARAMETER], "requestBody": _REQUEST_BODY},
+        route_class_override=CompletionRoute,
+    )

@@ -7,11 +7,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.api.auth import ApiKeyStore
-from frontend.api.errors import as_pipeline_error, error_response
-from frontend.api.route_paths import is_completions, is_public
+from frontend.api.route_paths import is_completions, is_probe, is_public
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import log_request
 from frontend.observability.request_record import CLIENT_CLOSED_REQUEST, RequestRecord, begin_record
+from frontend.response.errors import as_pipeline_error, error_response
 from frontend.settings import FrontendSettings
 
 log = structlog.get_logger(__name__)
@@ -35,9 +35,10 @@ class RequestContextMiddleware:
         try:
             await self._answer(scope, receive, _with_request_id(send, record), record)
         finally:
-            if is_completions(record.path):
+            is_completion = is_completions(record.path)
+            if is_completion:
                 self._metrics.count_request(record)
-            log_request(record)
+            log_request(record, is_completion=is_completion, is_probe=is_probe(record.path))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
         try:

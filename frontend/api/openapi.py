@@ -1,204 +1,143 @@
-"""The OpenAPI document, written by hand: bodies are parsed and answers are built by hand, so nothing can derive it.
+"""Completes the OpenAPI document that FastAPI generates from the routes.
 
-tests/unit/frontend hold it against the router, the error table and the contract's list of fields.
+FastAPI derives paths, parameters and responses. Added here is what it cannot see: the headers and API keys that the
+middleware handles, and the schemas of completion bodies, which are parsed and built by hand for speed.
 """
 
 from __future__ import annotations
 
+import copy
+import warnings
 from importlib.metadata import version
 from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from frontend.api import route_paths as paths
 from frontend.api.schema_documents import openapi_schemas
 from llm_pipeline.protocol.errors import ERRORS
 
-_MODEL_PATH = "/{model}"
-_EVERYWHERE = (401, 405)
-_COMPLETION_STATUSES = (400, 401, 403, 404, 405, 413, 415, 429, 500, 503, 504)
 _TITLES = {kind.status: kind.title for kind in ERRORS.values()}
+_VALIDATION_SCHEMAS = ("HTTPValidationError", "ValidationError")  # FastAPI's own, of a 422 that is never sent
 
-_HEADERS: dict[str, Any] = {
-    "x-request-id": {"description": "The request's id: the client's own when it sent one", "schema": {"type": "string"}}
-}
-_LINK = {"description": "The JSON Schema of the body, as describedBy", "schema": {"type": "string"}}
-_ERROR_HEADERS: dict[int, dict[str, Any]] = {
-    401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
-    405: {"Allow": {"schema": {"type": "string"}}},
-    429: {"Retry-After": {"description": "Seconds, 120 at most", "schema": {"type": "integer"}}},
-    503: {"Retry-After": {"description": "Seconds, 120 at most", "schema": {"type": "integer"}}},
-}
-_REQUEST_ID = {
+_STRING = {"type": "string"}
+_REQUEST_ID_PARAMETER = {
     "name": "x-request-id",
     "in": "header",
-    "description": "Up to 128 visible ASCII characters to find the request by; anything else is replaced",
-    "schema": {"type": "string"},
+    "description": "An id for the request: up to 128 visible ASCII characters. Any other value is replaced.",
+    "schema": _STRING,
 }
-_TIMEOUT = {
-    "name": "x-request-timeout-s",
-    "in": "header",
-    "description": "Seconds that this request may take; more than the server allows counts as what it allows",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
+_REQUEST_ID_HEADER = {
+    "x-request-id": {"description": "The request's id: the client's own if it sent a valid one", "schema": _STRING}
 }
-_READY_MODEL = {
-    "name": "model",
-    "in": "query",
-    "description": "Of this model alone; without it, of any",
-    "schema": {"type": "string"},
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds, at most 120", "schema": {"type": "integer"}}}
+_ERROR_HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"schema": _STRING}},
+    405: {"Allow": {"schema": _STRING}},
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
 }
-_EXAMPLE_REQUEST = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
-_EXAMPLE_HEAD = {"id": "cmpl-0a1b2c", "object": "text_completion", "created": 1760000000}
-_EXAMPLE_USAGE = {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13}
-_EXAMPLE_STREAM = (
-    'data: {{"id":"cmpl-0a1b2c","object":"text_completion","created":1760000000,"model":"{model}",'
-    '"choices":[{{"index":0,"text":" Paris","logprobs":null,"finish_reason":"length"}}]}}\n\ndata: [DONE]\n\n'
-)
+
+LINK_HEADER: dict[str, Any] = {
+    "Link": {"description": "URL of the JSON Schema of the body, with rel=describedBy", "schema": _STRING}
+}
+READ_METHODS = ["GET", "HEAD"]  # FastAPI does not add HEAD by itself
+PUBLIC: dict[str, Any] = {"security": []}  # `openapi_extra` of a route that needs no API key
 
 
-def openapi_document(base_url: str, model: str) -> dict[str, Any]:
-    """The document as seen from `base_url`; `model` is the name that examples ask for."""
+class DocumentedApi(FastAPI):
+    """A FastAPI app with a complete OpenAPI document. Its examples request `example_model`."""
+
+    def __init__(self, *, example_model: str, **options: Any) -> None:
+        super().__init__(
+            title="triton-completions",
+            version=version("triton-completions"),
+            description="Text completions for OpenAI clients, served by NVIDIA Triton.",
+            generate_unique_id_function=operation_id,
+            **options,
+        )
+        self._example_model = example_model
+
+    def openapi(self) -> dict[str, Any]:
+        """The document without the parts that depend on the URL under which a client reaches this server."""
+        if self.openapi_schema is None:
+            with warnings.catch_warnings():
+                # HEAD has the operation id of its GET, and is removed below.
+                warnings.filterwarnings("ignore", message="Duplicate Operation ID")
+                document = super().openapi()
+            self.openapi_schema = _completed(document)
+        return self.openapi_schema
+
+    def openapi_at(self, base_url: str) -> dict[str, Any]:
+        """The document for a client that reaches this server at `base_url` (without a slash at the end)."""
+        document = {**copy.deepcopy(self.openapi()), "servers": [{"url": base_url}]}
+        for path in paths.COMPLETIONS:
+            _add_examples(document["paths"][path]["post"], base_url, self._example_model)
+        return document
+
+
+def operation_id(route: APIRoute) -> str:
+    """The route's name and its path, without parameters: aliases of a path are operations of their own."""
+    fixed_part = route.path.partition("{")[0].replace(".", "/")
+    return f"{route.name}{''.join(part.title() for part in fixed_part.split('/'))}"
+
+
+def schema_ref(name: str) -> dict[str, str]:
+    """A reference to one of the schemas in `schema_documents`."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may fail with these HTTP statuses."""
+    content = {media: {"schema": schema_ref("Error")} for media in ("application/json", "application/problem+json")}
     return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "triton-completions",
-            "version": version("triton-completions"),
-            "description": "Text completions for OpenAI clients, served by NVIDIA Triton.",
-        },
-        "servers": [{"url": base_url}],
-        "security": [{"bearer": []}],
-        "paths": _paths(base_url, model),
-        "components": {
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
-            "schemas": openapi_schemas(),
-        },
-    }
-
-
-def _paths(base_url: str, model: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for path in paths.COMPLETIONS:
-        found[path] = {"post": _create_completion(path, base_url, model)}
-    for path in paths.MODELS:
-        found[path] = {"get": _get("List the models", "listModels", path, "ModelList", (401, 405))}
-        one = _get("Describe a model", "getModel", path, "Model", (401, 403, 404, 405))
-        one["parameters"].append({"name": "model", "in": "path", "required": True, "schema": {"type": "string"}})
-        found[path + _MODEL_PATH] = {"get": one}
-    for root in paths.HEALTH_ROOTS:
-        for end in ("", "/live", "/ready"):
-            found[root + end] = {"get": _health(root + end)}
-    found[paths.METRICS] = {"get": _plain(paths.METRICS, "Metrics for Prometheus", "text/plain", (401, 405))}
-    found[paths.OPENAPI] = {"get": _plain(paths.OPENAPI, "This document", "application/json", (405,))}
-    found[paths.DOCS] = {"get": _plain(paths.DOCS, "This document for humans", "text/html", (405,))}
-    found[paths.PLAYGROUND] = {"get": _kept(_plain(paths.PLAYGROUND, "The playground", "text/html", (405,)))}
-    file = _kept(_plain(paths.PLAYGROUND_FILES, "A file of the playground", "text/javascript", (404, 405)))
-    content = file["responses"]["200"]["content"]
-    content |= {media: {"schema": {"type": "string"}} for media in ("text/css", "image/svg+xml")}
-    file["parameters"].append({"name": "name", "in": "path", "required": True, "schema": {"type": "string"}})
-    found[paths.PLAYGROUND_FILES + "{name}"] = {"get": file}
-    schema = _plain(paths.SCHEMAS, "JSON Schema of a body", "application/schema+json", (404, 405))
-    schema["parameters"].append({"name": "name", "in": "path", "required": True, "schema": {"type": "string"}})
-    found[paths.SCHEMAS + "{name}.json"] = {"get": schema}
-    return found
-
-
-def _create_completion(path: str, base_url: str, model: str) -> dict[str, Any]:
-    schema_url = base_url + paths.SCHEMAS + "Completion.json"
-    choice = {"index": 0, "text": " Paris", "logprobs": None, "finish_reason": "length"}
-    example = {**_EXAMPLE_HEAD, "model": model, "choices": [choice], "usage": _EXAMPLE_USAGE, "$schema": schema_url}
-    answer = {
-        "application/json": {"schema": _ref("Completion"), "example": example},
-        "text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE_STREAM.format(model=model)},
-    }
-    return {
-        "summary": "Create completion",
-        "description": "Completes one prompt or several: as one JSON object, or with `stream: true` as events.",
-        "operationId": _operation_id("createCompletion", path),
-        "parameters": [_REQUEST_ID, _TIMEOUT],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": _ref("CompletionRequest"),
-                    "example": {"model": model, **_EXAMPLE_REQUEST},
-                }
-            },
-        },
-        "responses": {
-            "200": {
-                "description": "JSON when stream=false, server-sent events when stream=true",
-                "headers": {**_HEADERS, "Link": _LINK},
-                "content": answer,
-            },
-            **_errors(_COMPLETION_STATUSES),
-        },
-    }
-
-
-def _get(summary: str, operation_id: str, path: str, schema: str, errors: tuple[int, ...]) -> dict[str, Any]:
-    return {
-        "summary": summary,
-        "operationId": _operation_id(operation_id, path),
-        "parameters": [_REQUEST_ID],
-        "responses": {
-            "200": {
-                "description": summary,
-                "headers": {**_HEADERS, "Link": _LINK},
-                "content": {"application/json": {"schema": _ref(schema)}},
-            },
-            **_errors(errors),
-        },
-    }
-
-
-def _plain(path: str, summary: str, media_type: str, errors: tuple[int, ...]) -> dict[str, Any]:
-    schema = {} if media_type.endswith("json") else {"type": "string"}
-    return {
-        "summary": summary,
-        "operationId": _operation_id("get", path),
-        "security": [{"bearer": []}, {}] if path == paths.METRICS else [],
-        "parameters": [_REQUEST_ID],
-        "responses": {
-            "200": {"description": summary, "headers": _HEADERS, "content": {media_type: {"schema": schema}}},
-            **_errors(errors),
-        },
-    }
-
-
-def _kept(operation: dict[str, Any]) -> dict[str, Any]:
-    """The operation, for something that a browser may keep and ask about."""
-    etag = {"ETag": {"schema": {"type": "string"}}}
-    operation["parameters"].append({"name": "If-None-Match", "in": "header", "schema": {"type": "string"}})
-    operation["responses"]["200"]["headers"] = {**_HEADERS, **etag}
-    operation["responses"]["304"] = {"description": "What the browser has is current", "headers": {**_HEADERS, **etag}}
-    return operation
-
-
-def _health(path: str) -> dict[str, Any]:
-    is_live = path.endswith("/live")
-    summary = "Whether the process lives" if is_live else "Whether completions are accepted"
-    operation = _plain(path, summary, "application/json", (405,) if is_live else (404, 405, 503))
-    if not is_live:
-        operation["parameters"].append(_READY_MODEL)
-    status = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
-    operation["responses"]["200"]["content"]["application/json"]["schema"] = status
-    return operation
-
-
-def _operation_id(name: str, path: str) -> str:
-    """Unique: aliases of a path have operations of their own."""
-    return f"{name}{''.join(part.title() for part in path.replace('.', '/').split('/'))}"
-
-
-def _errors(statuses: tuple[int, ...]) -> dict[str, Any]:
-    content = {media: {"schema": _ref("Error")} for media in ("application/json", "application/problem+json")}
-    return {
-        str(status): {
+        status: {
             "description": _TITLES[status],
-            "headers": {**_HEADERS, "Link": _LINK, **_ERROR_HEADERS.get(status, {})},
+            "headers": {**LINK_HEADER, **_ERROR_HEADERS.get(status, {})},
             "content": content,
         }
         for status in statuses
     }
 
 
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
+def _completed(document: dict[str, Any]) -> dict[str, Any]:
+    for operations in document["paths"].values():
+        operations.pop("head", None)
+        for operation in operations.values():
+            _add_request_id(operation)
+            operation["responses"].pop("422", None)
+    generated = document.get("components", {}).get("schemas", {})
+    schemas = {name: schema for name, schema in generated.items() if name not in _VALIDATION_SCHEMAS}
+    document["components"] = {
+        "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        # FastAPI's generator leaves out nulls, and with them the default of most fields: ours take precedence.
+        "schemas": {**schemas, **openapi_schemas()},
+    }
+    document["security"] = [{"bearer": []}]
+    return document
+
+
+def _add_request_id(operation: dict[str, Any]) -> None:
+    operation.setdefault("parameters", []).insert(0, _REQUEST_ID_PARAMETER)
+    for response in operation["responses"].values():
+        response["headers"] = {**_REQUEST_ID_HEADER, **response.get("headers", {})}
+
+
+def _add_examples(operation: dict[str, Any], base_url: str, model: str) -> None:
+    request = {"model": model, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+    choice = {"index": 0, "text": " Paris", "logprobs": None, "finish_reason": "length"}
+    completion = {"id": "cmpl-0a1b2c", "object": "text_completion", "created": 1760000000, "model": model}
+    event = (
+        f'{{"id":"cmpl-0a1b2c","object":"text_completion","created":1760000000,"model":"{model}",'
+        '"choices":[{"index":0,"text":" Paris","logprobs":null,"finish_reason":"length"}]}'
+    )
+    operation["requestBody"]["content"]["application/json"]["example"] = request
+    content = operation["responses"]["200"]["content"]
+    content["application/json"]["example"] = {
+        **completion,
+        "choices": [choice],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13},
+        "$schema": f"{base_url}{paths.SCHEMAS}Completion.json",
+    }
+    content["text/event-stream"]["example"] = f"data: {event}\n\ndata: [DONE]\n\n"

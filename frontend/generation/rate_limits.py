@@ -7,7 +7,7 @@ import mmap
 import time
 from pathlib import Path
 
-from frontend.api.auth import ApiKey
+from frontend.api_key import ApiKey
 from frontend.multiprocess.shared_state import SharedState
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from frontend.dependencies import Dependencies
 from frontend.models.capabilities import capabilities
 from frontend.models.registry import ServedModel
+from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from llm_pipeline.protocol.model_info import ModelInfo
 
 _OWNER = "triton-completions"
 
 
-async def model_card(name: str, model: ServedModel, services: Dependencies) -> dict[str, Any]:
+async def model_card(name: str, model: ServedModel, settings: FrontendSettings, created: int) -> dict[str, Any]:
     """The model under one of its names. `root`, `parent` and `max_model_len` mean what they mean at vLLM's.
 
     Takes a second at most when the engine does not answer.
@@ -24,13 +24,13 @@ async def model_card(name: str, model: ServedModel, services: Dependencies) -> d
     return {
         "id": name,
         "object": "model",
-        "created": services.started,
+        "created": created,
         "owned_by": _OWNER,
         "root": model.name,
         "parent": deployed.parent,
         "max_model_len": max_model_len,
         "aliases": list(deployed.names[1:]),
-        "limits": _limits(model, services, max_model_len, facts),
+        "limits": _limits(model, settings, max_model_len, facts),
         "defaults": {name: value for name, value in deployed.defaults.model_dump().items() if value is not None},
         "capabilities": capabilities(deployed, facts),
         **({} if facts is None else {"vocab_size": facts.vocab_size, "fills_in_middle": facts.fills_in_middle}),
@@ -38,7 +38,7 @@ async def model_card(name: str, model: ServedModel, services: Dependencies) -> d
 
 
 def _limits(
-    model: ServedModel, services: Dependencies, max_model_len: int | None, facts: ModelInfo | None
+    model: ServedModel, settings: FrontendSettings, max_model_len: int | None, facts: ModelInfo | None
 ) -> dict[str, Any]:
     limits, default = model.deployed.limits, model.deployed.default_max_tokens
     if default is None and facts is not None:
@@ -47,9 +47,9 @@ def _limits(
         "default_max_tokens": default,
         "max_tokens": limits.max_tokens or max_model_len,
         "max_choices": model.max_choices,
-        "max_in_flight": limits.max_in_flight or services.settings.max_in_flight,
+        "max_in_flight": limits.max_in_flight or settings.max_in_flight,
         "max_stop_strings": MAX_STOP_STRINGS,
         "max_stop_characters": MAX_STOP_CHARACTERS,
-        "max_body_bytes": services.settings.max_body_bytes,
+        "max_body_bytes": settings.max_body_bytes,
         "request_timeout_s": model.timeout_s,
     }

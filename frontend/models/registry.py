@@ -7,7 +7,7 @@ from functools import partial
 
 import structlog
 
-from frontend.api.auth import ApiKey
+from frontend.api_key import ApiKey
 from frontend.backends.generator import Generator
 from frontend.backends.pool import GeneratorPool
 from frontend.generation.admission import Admission

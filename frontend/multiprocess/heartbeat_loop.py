@@ -1,69 +1,74 @@
-"""What a worker of several does beside serving: shows life, writes its metrics, and doesn't serve before it can."""
+"""Background work of one of several workers: sends its heartbeat, writes its metrics, and delays its start until ready."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import structlog
 
-from frontend.dependencies import Dependencies
+from frontend.multiprocess.merged_metrics import MergedMetrics
+from frontend.multiprocess.shared_state import SharedState
 
 log = structlog.get_logger(__name__)
 
-_BEAT_S = 0.1
-_BEATS_PER_WRITE = 5
-# A worker that takes a dead one's place lets connections wait until it can answer them, but not for ever.
-_WARM_UP_BEHIND_CLOSED_DOORS_S = 5.0
+_HEARTBEAT_S = 0.1
+_HEARTBEATS_PER_WRITE = 5
+# A worker that replaces a dead one lets connections wait until it is ready to serve them, up to this long.
+_MAX_START_DELAY_S = 5.0
 
 
 @asynccontextmanager
-async def run_heartbeat(services: Dependencies) -> AsyncIterator[None]:
-    """Around the life of an app. Does nothing in a front end of one process."""
-    if services.workers.count == 1:
+async def run_heartbeat(
+    workers: SharedState, metrics: MergedMetrics | None, is_ready: Callable[[], bool]
+) -> AsyncIterator[None]:
+    """Runs for the lifetime of an app. Does nothing in a front end of one process."""
+    if workers.count == 1:
         yield
         return
-    life = asyncio.create_task(_live(services, os.getppid()))
-    if services.workers.has_started:
-        await _until_ready(services)
+    heartbeat = asyncio.create_task(_beat(workers, metrics, is_ready, os.getppid()))
+    if workers.has_started:
+        await _wait_until_ready(is_ready)
     try:
         yield
     finally:
-        life.cancel()
+        heartbeat.cancel()
         with suppress(asyncio.CancelledError):
-            await life
-        _write_metrics(services)
+            await heartbeat
+        _write(metrics)
 
 
-async def _live(services: Dependencies, supervisor: int) -> None:
+async def _beat(
+    workers: SharedState, metrics: MergedMetrics | None, is_ready: Callable[[], bool], supervisor: int
+) -> None:
     beats = 0
     while True:
-        services.workers.heartbeat(is_ready=services.is_ready)
-        if beats % _BEATS_PER_WRITE == 0:
-            _write_metrics(services)
-        if os.getppid() != supervisor:  # killed; where the kernel can't tell us, this does
+        workers.heartbeat(is_ready=is_ready())
+        if beats % _HEARTBEATS_PER_WRITE == 0:
+            _write(metrics)
+        if os.getppid() != supervisor:  # it was killed, on a system without a parent-death signal
             signal.raise_signal(signal.SIGTERM)
             supervisor = os.getppid()
         beats += 1
-        await asyncio.sleep(_BEAT_S)
+        await asyncio.sleep(_HEARTBEAT_S)
 
 
-def _write_metrics(services: Dependencies) -> None:
+def _write(metrics: MergedMetrics | None) -> None:
     try:
-        if services.metrics_of_all is not None:
-            services.metrics_of_all.write()
-    except OSError as error:  # a full disk: serving goes on, and the next write may do
+        if metrics is not None:
+            metrics.write()
+    except OSError as error:  # the disk is full: serving goes on, and the next write may succeed
         log.warning("metrics_not_written", reason=error.strerror)
 
 
-async def _until_ready(services: Dependencies) -> None:
+async def _wait_until_ready(is_ready: Callable[[], bool]) -> None:
     with suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(_ready(services), _WARM_UP_BEHIND_CLOSED_DOORS_S)
+        await asyncio.wait_for(_ready(is_ready), _MAX_START_DELAY_S)
 
 
-async def _ready(services: Dependencies) -> None:
-    while not services.is_ready:  # noqa: ASYNC110 - readiness and draining make it up, and neither announces it
-        await asyncio.sleep(_BEAT_S / 5)
+async def _ready(is_ready: Callable[[], bool]) -> None:
+    while not is_ready():  # noqa: ASYNC110 - it depends on readiness and on draining, which send no events
+        await asyncio.sleep(_HEARTBEAT_S / 5)

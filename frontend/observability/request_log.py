@@ -8,21 +8,20 @@ from typing import Any
 
 import structlog
 
-from frontend.api.route_paths import is_completions, is_probe
 from frontend.observability.request_record import RequestRecord
 from frontend.settings import FrontendSettings
 
 log = structlog.get_logger(__name__)
 
 
-def log_request(record: RequestRecord) -> None:
-    """The line of a finished request. What is read all the time, as by probes, is of interest only when debugging."""
-    is_of_interest = is_completions(record.path) or (record.final_status >= 400 and not is_probe(record.path))
+def log_request(record: RequestRecord, *, is_completion: bool, is_probe: bool) -> None:
+    """Logs one line for a finished request: at level info for completions and for errors, except errors of probes."""
+    is_of_interest = is_completion or (record.final_status >= 400 and not is_probe)
     write = log.info if is_of_interest else log.debug
-    write("request", **_fields(record))
+    write("request", **_fields(record, is_completion=is_completion))
 
 
-def _fields(record: RequestRecord) -> dict[str, Any]:
+def _fields(record: RequestRecord, *, is_completion: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "request_id": record.request_id,
         "method": record.method,
@@ -33,7 +32,7 @@ def _fields(record: RequestRecord) -> dict[str, Any]:
     }
     if record.error_code is not None:
         fields["error"] = record.error_code.value
-    if is_completions(record.path):
+    if is_completion:
         first_s = record.first_token_s
         fields |= {
             "model": record.model,

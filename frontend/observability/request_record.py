@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
-from frontend.api.auth import ApiKey
+from frontend.api_key import ApiKey
 from llm_pipeline.protocol.errors import ErrorCode
 
 # Up to 128 visible ASCII characters: they go into headers, log lines and Triton's request id as they are.

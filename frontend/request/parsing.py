@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
-from frontend.api.errors import Detail, RequestInvalidError
 from frontend.request import unsupported_fields as known_fields
+from frontend.request.errors import Detail, RequestInvalidError
 from frontend.request.schemas import CompletionRequest, StreamOptions
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 

@@ -14,11 +14,11 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from frontend.api.errors import error_response
 from frontend.generation.completion_run import CancelReason, Choice, CompletionRun
 from frontend.observability.request_record import CLIENT_CLOSED_REQUEST, RequestRecord
 from frontend.request.schemas import CompletionRequest
 from frontend.response import sse
+from frontend.response.errors import error_response
 from llm_pipeline.protocol.errors import ERRORS, ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import TextChunk
 

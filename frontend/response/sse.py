@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from frontend.api.errors import error_object
 from frontend.generation.completion_run import Choice
+from frontend.response.errors import error_object
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import TextChunk
 from llm_pipeline.text.token_strings import as_token_id

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from launcher.gpu.server_group import RANK_ARGUMENT, ServerGroup
 from launcher.settings import REPOSITORY_ROOT
 from llm_pipeline.engine_files.manifest import ManifestError
 from llm_pipeline.engine_files.trtllm_config import EngineConfig
 from llm_pipeline.protocol.tensors import DECODE_MODEL
+from llm_pipeline.runtime.program_settings import ProgramSettings
 
 Mode = Literal["single", "leader", "orchestrator"]
 
@@ -34,10 +34,8 @@ Mode = Literal["single", "leader", "orchestrator"]
 _MPIRUN_OPTIONS = ("--bind-to", "none", "--oversubscribe", "--tag-output")
 
 
-class LaunchSettings(BaseSettings):
+class LaunchSettings(ProgramSettings):
     """Where the server is, what it serves, and on how many GPUs."""
-
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     launch_mode: Literal["auto", "single", "leader", "orchestrator"] = Field(
         "auto", description="How Triton uses several GPUs; auto: single for an engine of one GPU, leader for more"

@@ -22,6 +22,7 @@ from typing_extensions import Self
 from llm_pipeline.protocol.limits import INT32_MAX, MAX_TEMPERATURE
 from llm_pipeline.protocol.messages import CompletionParameters
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, STAGE_MODELS, stage_model
+from llm_pipeline.runtime.renamed_settings import renamed_message, renamed_settings
 from llm_pipeline.runtime.settings import PipelineSettings
 
 # What has a key of its own in the file, or is Triton's.
@@ -236,10 +237,17 @@ def _problems(path: Path, text: str, error: ValidationError) -> Iterator[str]:
         loc = problem["loc"]
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"there is no such key{_known_keys(loc)}"
+            message = _unknown_key(loc)
         # A rule between several keys names the one at fault in its message; it stands at the table.
         shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
         yield f"{path}, line {_line_of(text, loc)}: {shown}{': ' if shown else ''}{message}"
+
+
+def _unknown_key(loc: tuple[str | int, ...]) -> str:
+    name = str(loc[-1])
+    if renamed_settings([name]):
+        return renamed_message(name)
+    return f"there is no such key{_known_keys(loc)}"
 
 
 def _known_keys(loc: tuple[str | int, ...]) -> str:

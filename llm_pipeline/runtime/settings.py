@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from llm_pipeline.runtime.program_settings import ProgramSettings
 
 
-class PipelineSettings(BaseSettings):
+class PipelineSettings(ProgramSettings):
     """What preprocess, decode and postprocess need to know. A bad value stops the start with its name."""
-
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     engine_dir: Path = Field(description="Engine directory made by build_engine")
     executor: Literal["cpu", "tensorrt_llm", "scripted"] = Field(
@@ -119,6 +118,7 @@ def settings_of_model(args: Mapping[str, str]) -> PipelineSettings:
     `args` is what Triton gives to `initialize`. Where several models are served, each has its own engine that way.
     """
     parameters: dict[str, dict[str, str]] = json.loads(args["model_config"]).get("parameters", {})
+    PipelineSettings.refuse_renamed(parameters)
     own: dict[str, Any] = {
         name: value["string_value"] for name, value in parameters.items() if name in PipelineSettings.model_fields
     }

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from frontend.api import route_paths as paths
-from frontend.api.auth import ApiKey
+from frontend.api_key import ApiKey
 from frontend.settings import FrontendSettings
 from launcher.gpu.launch import LaunchSettings
 from llm_pipeline.runtime.settings import PipelineSettings

@@ -142,8 +142,14 @@ IMPORTED_BY = {
     "pytriton": set(),
 }
 
-# All other code is given a settings object. The launcher passes the environment on to its children.
-READ_ENVIRONMENT = {"launcher/local/stack.py", "launcher/local/triton_wheel.py", "benchmarks/systems/servers.py"}
+# All other modules receive a settings object. The launcher passes the environment on to its child processes, and the
+# settings' base class looks for former names of settings, which pydantic would not read.
+READ_ENVIRONMENT = {
+    "launcher/local/stack.py",
+    "launcher/local/triton_wheel.py",
+    "benchmarks/systems/servers.py",
+    "llm_pipeline/runtime/program_settings.py",
+}
 
 
 @cache

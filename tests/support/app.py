@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import httpx
 from fastapi import FastAPI
 
-from frontend.app import create_app
+from frontend.app import build_app
 from frontend.backends.fake import FakeGenerator
+from frontend.dependencies import Dependencies, build_dependencies
 from frontend.server import DrainingServer, build_server
 from frontend.settings import FrontendSettings
 
@@ -31,6 +32,7 @@ class Running:
     """A running app: its generator, and a client that has its key."""
 
     app: FastAPI
+    dependencies: Dependencies
     generator: FakeGenerator
     client: httpx.AsyncClient
     server: DrainingServer | None = None  # when there is a real one
@@ -61,28 +63,29 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: floa
 async def in_process(generator: FakeGenerator | None = None, **values: object) -> AsyncIterator[Running]:
     """The app behind httpx, without sockets."""
     generator = generator or FakeGenerator()
-    app = create_app(make_settings(**values), generator)
+    dependencies = build_dependencies(make_settings(**values), generator)
+    app = build_app(dependencies)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {KEY}"}
     client = httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
     async with app.router.lifespan_context(app), client:
         if getattr(generator, "is_up", True):
-            await until(lambda: app.state.services.is_ready)
-        yield Running(app, generator, client)
+            await until(lambda: dependencies.is_ready)
+        yield Running(app, dependencies, generator, client)
 
 
 @asynccontextmanager
 async def real_server(generator: FakeGenerator | None = None, **values: object) -> AsyncIterator[Running]:
     """The app behind uvicorn on a free port, where clients can leave."""
     generator = generator or FakeGenerator()
-    settings = make_settings(**values)
-    app = create_app(settings, generator)
-    server = build_server(settings, app)
+    dependencies = build_dependencies(make_settings(**values), generator)
+    app = build_app(dependencies)
+    server = build_server(app, dependencies)
     serving = asyncio.create_task(server.serve())
-    await until(lambda: server.started and app.state.services.is_ready)
+    await until(lambda: server.started and dependencies.is_ready)
     port = server.servers[0].sockets[0].getsockname()[1]
     headers = {"Authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
-        yield Running(app, generator, client, server)
+        yield Running(app, dependencies, generator, client, server)
     server.should_exit = True
     await asyncio.wait_for(serving, 10)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from frontend.api.auth import ApiKey, ApiKeyStore
+from frontend.api.auth import ApiKeyStore
+from frontend.api_key import ApiKey
 from frontend.settings import FrontendSettings
 from tests.support.app import KEY, MODEL, Running, in_process, until
 

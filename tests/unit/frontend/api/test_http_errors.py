@@ -9,8 +9,8 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
-from frontend.api.errors import error_body
 from frontend.api.schema_documents import schema_document
+from frontend.response.errors import error_body
 from llm_pipeline.protocol.errors import ERRORS, ErrorCode, PipelineError
 from tests.support.app import MODEL, Running, in_process
 

@@ -28,7 +28,7 @@ async def test_a_full_house_is_a_429() -> None:
         for asked in app.generator.asked:
             await app.generator.cancel(asked.request_key)
         await first
-        await until(lambda: app.app.state.services.admission.in_flight == 0)
+        await until(lambda: app.dependencies.admission.in_flight == 0)
         assert await app.metric("completions_queued_requests") == 0
 
 
@@ -40,7 +40,7 @@ async def test_a_place_is_taken_until_the_engine_is_done() -> None:
         assert answer.text.endswith("data: [DONE]\n\n")
         assert await app.metric("completions_in_flight_requests") == 1
         confirmed.set()
-        await until(lambda: app.app.state.services.admission.in_flight == 0)
+        await until(lambda: app.dependencies.admission.in_flight == 0)
         assert app.generator.stopped == []
 
 
@@ -67,7 +67,7 @@ async def test_the_wait_grows_with_what_is_missing_and_with_those_who_wait_alrea
 
 async def test_draining_refuses_and_readiness_says_so() -> None:
     async with in_process() as app:
-        app.app.state.services.admission.is_draining = True
+        app.dependencies.admission.is_draining = True
         answer = await app.complete()
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "draining"
@@ -81,7 +81,7 @@ async def test_draining_waits_for_running_requests() -> None:
     async with in_process(FakeGenerator(lambda _: [gate, *chunks("a")]), drain_timeout_s=5) as app:
         request = asyncio.create_task(app.complete())
         await until(lambda: bool(app.generator.asked))
-        drain = asyncio.create_task(app.app.state.services.drain())
+        drain = asyncio.create_task(app.dependencies.drain())
         await asyncio.sleep(0)
         assert not drain.done()
         gate.set()
@@ -93,7 +93,7 @@ async def test_draining_stops_what_takes_too_long() -> None:
     async with in_process(FakeGenerator(forever()), drain_timeout_s=0.05) as app:
         request = asyncio.create_task(app.complete())
         await until(lambda: bool(app.generator.asked))
-        await app.app.state.services.drain()
+        await app.dependencies.drain()
         assert (await request).json()["error"]["code"] == "draining"
         await app.generator.until_stopped()
 

@@ -82,7 +82,7 @@ async def test_answers_without_a_token_are_a_proof_of_life() -> None:
     """A prompt that is only scored (`max_tokens: 0` with `echo`) gets an answer, and no token."""
     scored = TextChunk("Hi", 0, prompt_tokens=5, finish_reason=FinishReason.LENGTH)
     async with in_process(FakeGenerator(lambda _: [scored]), idle_probe_interval_s=60) as app:
-        (model,) = app.app.state.services.models
+        (model,) = app.dependencies.models
         model.readiness.last_chunk_s = 0.0
         assert (await app.complete(max_tokens=0, echo=True)).status_code == 200
         assert model.readiness.last_chunk_s > 0

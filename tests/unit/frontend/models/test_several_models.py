@@ -68,7 +68,7 @@ async def several(folder: Path, **values: object) -> AsyncIterator[Several]:
     deployment = Deployment.load(path)
     generators = {model.name: FakeGenerator() for model in deployment.models}
     app = create_app(make_settings(deployment=path, **values), generators)
-    services: Dependencies = app.state.services
+    services: Dependencies = app.state.dependencies
     client = httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://test", headers={"authorization": f"Bearer {KEY}"}
     )

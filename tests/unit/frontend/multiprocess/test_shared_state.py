@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.api.auth import ApiKey
+from frontend.api_key import ApiKey
 from frontend.generation.admission import Admission
 from frontend.generation.rate_limits import MovingWindow, RateLimits
 from frontend.multiprocess.shared_state import SharedState

@@ -39,7 +39,7 @@ async def test_a_client_that_leaves_stops_its_request(stream: bool) -> None:
         await app.generator.until_stopped()
         await until(lambda: not app.generator.running)
         assert app.generator.stopped == [app.generator.asked[0].request_key]
-        await until(lambda: app.app.state.services.admission.in_flight == 0)
+        await until(lambda: app.dependencies.admission.in_flight == 0)
         assert await app.metric('completions_cancelled_total{model="tiny",reason="client_gone"}') == 1
         assert await app.metric('completions_requests_total{model="tiny",status="499"}') == 1
 
@@ -69,7 +69,7 @@ async def test_an_engine_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyP
     async with real_server(generator) as app:
         await send_and_leave(app, stream=False)
         await until(lambda: not generator.running)
-        await until(lambda: app.app.state.services.admission.in_flight == 0)
+        await until(lambda: app.dependencies.admission.in_flight == 0)
 
 
 async def test_a_connection_serves_many_requests(served: Running) -> None:

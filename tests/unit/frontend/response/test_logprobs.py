@@ -106,7 +106,7 @@ async def test_best_of_without_log_probs_is_refused_by_name(running: Running) ->
 
 
 async def test_a_server_that_begins_to_drain_during_that_check_refuses(running: Running) -> None:
-    services = running.app.state.services
+    services = running.dependencies
 
     async def describe() -> ModelInfo:
         services.admission.is_draining = True

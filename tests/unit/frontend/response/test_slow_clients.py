@@ -60,7 +60,7 @@ async def test_a_client_that_does_not_read_is_cut_off(stream: bool) -> None:
         await until(lambda: _metric_is(app, "completions_slow_readers_total", 1))
         await until(lambda: is_reset(client))
         client.close()
-        await until(lambda: app.app.state.services.admission.in_flight == 0)
+        await until(lambda: app.dependencies.admission.in_flight == 0)
 
 
 async def _metric_is(app: Running, name: str, value: float) -> bool:
@@ -90,12 +90,12 @@ async def test_what_is_not_read_is_bounded_and_the_engine_is_stopped(monkeypatch
     async with real_server(FakeGenerator(lambda _: endless(100)), client_write_timeout_s=60) as app:
         client = await open_deaf_client(app, stream=True)
         await app.generator.until_stopped()
-        (running,) = app.app.state.services.admission._runs
+        (running,) = app.dependencies.admission._runs
         assert len(running._arrived) <= run._MERGE_CHUNKS
         assert running._untaken_characters < 200_000
         assert await app.metric('completions_cancelled_total{model="tiny",reason="slow_reader"}') == 1
         client.close()
-        await until(lambda: app.app.state.services.admission.in_flight == 0)
+        await until(lambda: app.dependencies.admission.in_flight == 0)
 
 
 def test_merged_chunks_say_what_they_said_one_by_one() -> None:

@@ -2,6 +2,7 @@
 
 PipelineError                    from this package and from Triton; carries its code, and so its status
   RequestInvalidError            a body that breaks several rules at once: lists all of them
+  MethodNotAllowedError          a known path with a method that it does not have
 starlette HTTPException          404 and 405 of the router
 anything else                    our own fault: logged, and shown as internal_error
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from frontend.observability.request_record import RequestRecord, record_of
+from frontend.request.errors import Detail, RequestInvalidError
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 
 log = structlog.get_logger(__name__)
@@ -40,22 +41,6 @@ _LOCATIONS = {
     ErrorCode.QUEUE_FULL: "server",
     ErrorCode.RATE_LIMIT_EXCEEDED: "server",
 }
-
-
-@dataclass(frozen=True)
-class Detail:
-    """One broken rule. `location` is a path such as `body.prompt[1]`."""
-
-    message: str
-    location: str
-
-
-class RequestInvalidError(PipelineError):
-    """A request that breaks one rule or several; the first gives the code and the message."""
-
-    def __init__(self, code: ErrorCode, message: str, *, param: str | None, details: Sequence[Detail]) -> None:
-        super().__init__(code, message, param=param)
-        self.details = tuple(details)
 
 
 class MethodNotAllowedError(PipelineError):
