@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine_files",),
         ("text",),
         ("runtime",),
-        ("executors/port",),
+        ("executors/port", "executors/waiting_queue"),
         ("executors/cpu/engine",),
         ("executors/cpu", "executors/tensorrt_llm", "executors/scripted"),
         ("executors/registry",),
@@ -45,45 +45,46 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("triton",),
     ),
     "frontend": (
-        ("settings", "observability"),
+        ("settings", "api_key"),
+        ("observability",),
         ("request",),
         ("backends",),
         ("multiprocess",),
         ("generation",),
         ("models",),
         ("response",),
-        ("api",),
         ("dependencies",),
+        ("api",),
         ("app",),
         ("server",),
         ("worker_main",),
-        ("main",),
         ("__main__",),
     ),
     "build_engine": (
-        ("errors", "progress", "model_names"),
+        ("errors", "progress"),
+        ("model_names",),
+        ("targets",),
         ("artifact",),
         ("cpu", "gpu/planning"),
         ("gpu",),
         ("gpu/verification",),
-        ("gpu/building",),
-        ("targets",),
+        ("gpu/building", "verification"),
         ("fleet",),
         ("cli",),
         ("__main__",),
     ),
     "launcher": (
-        ("check_python", "settings", "model_repository", "stub_monitor"),
+        ("check_python", "ports", "settings", "stub_monitor"),
+        ("model_repository",),
         ("local", "gpu"),
         ("__main__",),
     ),
     "benchmarks": (
-        ("machine", "processes", "progress", "targets"),
+        ("machine", "processes"),
         ("load",),
-        ("report",),
-        ("systems",),
         ("scenarios",),
-        ("runner",),
+        ("report", "systems"),
+        ("progress", "runner"),
         ("soak", "cli"),
         ("__main__",),
     ),
@@ -113,7 +114,7 @@ IMPORTED_BY = {
         "llm_pipeline/executors/cpu/engine/graph.py",
         "llm_pipeline/executors/cpu/engine/paged_model.py",
     },
-    "openvino_genai": set(),  # a graph of our own took its place
+    "openvino_genai": set(),  # replaced by a graph of our own
     "safetensors": {"llm_pipeline/executors/cpu/engine/weights.py"},
     "gguf": {"build_engine/cpu/gguf_model.py"},
     "tritonclient": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
@@ -159,7 +160,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of all that a file imports, wherever in it: both `a` and `a.b` for `from a import b`."""
+    """Dotted names of all imports of a file, inside functions too: both `a` and `a.b` for `from a import b`."""
     found = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -238,7 +239,7 @@ def _has_code(path: Path) -> bool:
 
 
 def level(module: str) -> tuple[int, str]:
-    """How high a module's room is in its package, and the room's name."""
+    """The height of a module's room in its package, and the room's name."""
     package, *rest = module.split(".")
     path = "/".join(rest)
     rooms = [
