@@ -46,6 +46,7 @@ class CpuTotals:
 
     @property
     def total_s(self) -> float:
+        """Busy, idle and stolen time."""
         return self.busy_s + self.idle_s + self.steal_s
 
 
@@ -72,7 +73,7 @@ def machine_facts() -> MachineFacts:
 
 def versions() -> dict[str, str]:
     """Returns the versions of the packages that take part, if installed."""
-    installed = {found.name.lower(): found.version for found in metadata.distributions() if found.name}
+    installed = {package.name.lower(): package.version for package in metadata.distributions() if package.name}
     return {name: installed[name] for name in _PACKAGES if name in installed}
 
 

@@ -42,21 +42,21 @@ def role_of(command_line: list[str], parent_role: str) -> str:
 
 def processes_by_role(roots: Mapping[str, int]) -> dict[str, list[Process]]:
     """Returns the processes below `roots` (process ids by role) by their own roles."""
-    found: dict[str, list[Process]] = defaultdict(list)
+    by_role: dict[str, list[Process]] = defaultdict(list)
     for role, pid in roots.items():
-        _collect(Process(pid), role, found)
-    return dict(found)
+        _collect(Process(pid), role, by_role)
+    return dict(by_role)
 
 
-def _collect(process: Process, parent_role: str, found: dict[str, list[Process]]) -> None:
+def _collect(process: Process, parent_role: str, by_role: dict[str, list[Process]]) -> None:
     try:
         role = role_of(process.cmdline(), parent_role)
         children = process.children()
     except psutil.NoSuchProcess:
         return
-    found[role].append(process)
+    by_role[role].append(process)
     for child in children:
-        _collect(child, role, found)
+        _collect(child, role, by_role)
 
 
 def cpu_by_role(processes: Mapping[str, Iterable[Process]]) -> dict[str, float]:

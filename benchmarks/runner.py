@@ -155,6 +155,7 @@ class _Meter:
         self.memory_over_time: list[dict[str, float]] = []
 
     def start(self) -> None:
+        """Takes the values at the start of the load."""
         self._load_before = load_average()
         if self._memory_every_s is not None:
             self._thread = threading.Thread(target=self._watch_memory, args=(self._memory_every_s,), daemon=True)
@@ -163,6 +164,7 @@ class _Meter:
         self._cpu_before = cpu_by_role(self._processes)
 
     def stop(self) -> None:
+        """Takes the values at the end of the load."""
         cpu_after, totals_after = cpu_by_role(self._processes), cpu_totals()
         self._stopped.set()
         if self._thread is not None:

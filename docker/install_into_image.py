@@ -76,7 +76,9 @@ def normal(name: str) -> str:
 
 def installed() -> dict[str, str]:
     """Returns the version of each installed package by name."""
-    return {normal(found.metadata["Name"]): found.version for found in metadata.distributions() if found.metadata}
+    return {
+        normal(package.metadata["Name"]): package.version for package in metadata.distributions() if package.metadata
+    }
 
 
 def pip_problems() -> set[str]:

@@ -140,6 +140,7 @@ class GrpcClient:
 
 
 def main(arguments: list[str]) -> None:
+    """Serves jobs for the server at the address in the first argument."""
     client = GrpcClient(arguments[0])
     serve_jobs(client.prepare)
 

@@ -103,6 +103,7 @@ def _run(streams: list[_Stream], timeout_s: float) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    """Serves jobs for the endpoint that the first argument contains as JSON."""
     endpoint = Endpoint(**orjson.loads(arguments[0]))
     serve_jobs(lambda job: prepare(endpoint, job))
 

@@ -33,6 +33,7 @@ class Job:
 
     @property
     def streams(self) -> int:
+        """Number of concurrent streams."""
         return len(self.prompts)
 
 
@@ -65,6 +66,7 @@ class LoadProcess:
 
     @property
     def pid(self) -> int:
+        """Process id."""
         return self._process.pid
 
     def __enter__(self) -> LoadProcess:

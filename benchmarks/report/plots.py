@@ -237,8 +237,8 @@ def _levels(results: Results, scenario: str) -> list[int]:
 
 def _systems(results: Results, scenario: str) -> list[str]:
     """Returns the systems of a scenario in the order of the styles."""
-    found = {run.system for run in results.select(scenario)}
-    return [name for name in _STYLES if name in found] + sorted(found - _STYLES.keys())
+    names = {run.system for run in results.select(scenario)}
+    return [name for name in _STYLES if name in names] + sorted(names - _STYLES.keys())
 
 
 def _style(system: str) -> tuple[str, str]:
@@ -249,10 +249,10 @@ def _series(results: Results, scenario: str, system: str, value: Value) -> tuple
     """Returns numbers of streams and medians, where there are values."""
     levels, values = [], []
     for streams in _levels(results, scenario):
-        found = median_of(_runs(results, scenario, system, streams), value)
-        if found is not None:
+        value_at = median_of(_runs(results, scenario, system, streams), value)
+        if value_at is not None:
             levels.append(streams)
-            values.append(found)
+            values.append(value_at)
     return levels, values
 
 

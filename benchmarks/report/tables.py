@@ -172,11 +172,11 @@ def _sources(results: Results) -> str:
 
 def _grouped(runs: Iterable[Run]) -> list[tuple[LoadPoint, str, list[Run]]]:
     """Returns the repeats of each load and system, in the order of the first repeat."""
-    found: dict[tuple[LoadPoint, str], list[Run]] = {}
+    groups: dict[tuple[LoadPoint, str], list[Run]] = {}
     for run in runs:
-        found.setdefault((run.point, run.system), []).append(run)
-    order = {point: index for index, point in enumerate(dict.fromkeys(point for point, _ in found))}
-    return sorted(((*key, group) for key, group in found.items()), key=lambda item: order[item[0]])
+        groups.setdefault((run.point, run.system), []).append(run)
+    order = {point: index for index, point in enumerate(dict.fromkeys(point for point, _ in groups))}
+    return sorted(((*key, group) for key, group in groups.items()), key=lambda item: order[item[0]])
 
 
 def _all_roles(runs: Iterable[Run]) -> list[str]:

@@ -88,21 +88,21 @@ def _find_processes(stack: Stack) -> dict[str, psutil.Process]:
     if stack.triton is None or stack.frontend is None:
         raise RuntimeError("The stack is not running.")
     triton = psutil.Process(stack.triton.pid)
-    found = {"Triton": triton}
+    processes = {"Triton": triton}
     for process in (psutil.Process(stack.frontend.pid), *triton.children(recursive=True)):
-        found[_name(process, found)] = process
-    return found
+        processes[_name(process, processes)] = process
+    return processes
 
 
 def _name(process: psutil.Process, taken: dict[str, psutil.Process]) -> str:
-    words = process.cmdline()
+    arguments = process.cmdline()
     name = process.name()
-    if "frontend" in words:
+    if "frontend" in arguments:
         name = "front end"
-    elif any("cpu.engine.process" in word for word in words):
+    elif any("cpu.engine.process" in argument for argument in arguments):
         name = "CPU engine"
-    for word in words:
-        if word.endswith("/1/model.py"):
-            name = word.split("/")[-3]
+    for argument in arguments:
+        if argument.endswith("/1/model.py"):
+            name = argument.split("/")[-3]
     count = sum(known.split(" #")[0] == name for known in taken)
     return f"{name} #{count + 1}" if count else name

@@ -88,6 +88,7 @@ def _run(engine: EngineCore, streams: list[list[GenerationRequest]], timeout_s: 
 
 
 def main(arguments: list[str]) -> None:
+    """Serves jobs with the engine in the directory that the first argument names."""
     engine = EngineOnly(Path(arguments[0]))
     serve_jobs(engine.prepare)
 

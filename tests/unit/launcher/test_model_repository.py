@@ -61,9 +61,7 @@ def test_each_local_model_gets_an_ensemble_and_three_stages(deployment: Deployme
 
 
 @pytest.mark.parametrize("stage", [*STAGE_MODELS, ENSEMBLE_MODEL])
-def test_only_names_and_parameters_differ_from_the_source(
-    deployment: Deployment, tmp_path: Path, stage: str
-) -> None:
+def test_only_names_and_parameters_differ_from_the_source(deployment: Deployment, tmp_path: Path, stage: str) -> None:
     folder = render_model_repository(deployment, SOURCE, tmp_path / "repository")
     name = "two" if stage == ENSEMBLE_MODEL else f"two-{stage}"
     rendered, source = config(folder, name), config(SOURCE, stage)
