@@ -21,9 +21,8 @@ class MovingWindow:
 
     def __init__(self, limit: int, memory: mmap.mmap) -> None:
         self._limit = limit
-        self._cells = memoryview(memory).cast(
-            "d"
-        )  # float64, [1 + limit]: index of the oldest hit; times in seconds, 0 if unused
+        # float64, [1 + limit]: index of the oldest hit, then the times of the hits in seconds, 0 if unused
+        self._cells = memoryview(memory).cast("d")
 
     @staticmethod
     def size(limit: int) -> int:
