@@ -126,7 +126,8 @@ def test_key_with_a_new_limit_starts_a_new_window() -> None:
 @given(st.integers(1, 8), st.lists(st.floats(0, 30), max_size=60))
 def test_window_allows_at_most_its_limit_in_any_minute(limit: int, gaps_s: list[float]) -> None:
     window = MovingWindow(limit, mmap.mmap(-1, MovingWindow.size(limit)))
-    now_s, accepted = 1.0, []
+    now_s = 1.0
+    accepted: list[float] = []
     for gap_s in gaps_s:
         now_s += gap_s
         recent = [hit_s for hit_s in accepted if now_s - hit_s < 60]
