@@ -65,6 +65,8 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
 async def _lifespan(dependencies: Dependencies) -> AsyncIterator[None]:
     if dependencies.settings.auth == "off":
         log.warning("auth_is_off", advice="every client that can reach the port may use the models; set API_KEY")
+    if dependencies.settings.backend == "fake":
+        log.warning("fake_backend", advice="completions are fixed text; set BACKEND=triton to serve a model")
     watches = [asyncio.create_task(model.readiness.watch()) for model in dependencies.models]
     async with run_heartbeat(dependencies.workers, dependencies.metrics_of_all, lambda: dependencies.is_ready):
         yield

@@ -1,4 +1,4 @@
-"""Authenticates requests: API keys, stored as hashes, from a setting and from a file that is reloaded when it changes."""
+"""Authenticates requests by API keys: hashes, from a setting and from a file that is reloaded when it changes."""
 
 from __future__ import annotations
 

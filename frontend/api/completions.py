@@ -84,31 +84,31 @@ async def create_completion(request: Request) -> ASGIApp:
     return await _create(await get_dependencies(request), request)
 
 
-async def _create(services: Dependencies, request: Request) -> ASGIApp:
+async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
     """Deterministic errors (4xx) are raised before load-dependent ones (503, 429)."""
     record = record_of(request.scope)
-    timeout_s = _timeout_s(request, services.settings.request_timeout_s)
-    services.rate_limits.count(record.key)
-    completion = await _read(services, request, timeout_s)
-    model = services.model_for(completion.model, record.key)
+    timeout_s = _timeout_s(request, dependencies.settings.request_timeout_s)
+    dependencies.rate_limits.count(record.key)
+    completion = await _read(dependencies, request, timeout_s)
+    model = dependencies.model_for(completion.model, record.key)
     record.model, record.served_model = completion.model, model.name
     record.is_stream = completion.stream
     model.check(completion)
-    services.require_ready(model)
+    dependencies.require_ready(model)
     await _check_best_of(model, completion)
-    services.require_ready(model)  # again: the check may have waited for the engine
-    return _answer(services, model, completion, record, min(timeout_s, model.timeout_s))
+    dependencies.require_ready(model)  # again: the check may have waited for the engine
+    return _start(dependencies, model, completion, record, min(timeout_s, model.timeout_s))
 
 
 async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> None:
     """best_of ranks by logprobs: the engine would reject a field that the client has not sent."""
     if completion.candidates == completion.n:
         return
-    facts = await model.info_cache.read()
-    if facts is not None and facts.capabilities.logprobs is None:
+    info = await model.info_cache.read()
+    if info is not None and info.capabilities.logprobs is None:
         raise PipelineError(
             ErrorCode.UNSUPPORTED_PARAMETER,
-            f"best_of greater than n requires logprobs, which this server's engine ({facts.capabilities.executor}) "
+            f"best_of greater than n requires logprobs, which this server's engine ({info.capabilities.executor}) "
             "does not support. Omit best_of.",
             param="best_of",
         )
@@ -129,8 +129,8 @@ def _timeout_s(request: Request, max_s: float) -> float:
     return min(requested_s, max_s)
 
 
-async def _read(services: Dependencies, request: Request, timeout_s: float) -> CompletionRequest:
-    settings = services.settings
+async def _read(dependencies: Dependencies, request: Request, timeout_s: float) -> CompletionRequest:
+    settings = dependencies.settings
     try:
         body = await asyncio.wait_for(read_body(request, settings.max_body_bytes), timeout_s)
     except asyncio.TimeoutError:
@@ -141,7 +141,7 @@ async def _read(services: Dependencies, request: Request, timeout_s: float) -> C
     else:
         completion, unknown = _parse(settings, body)
     if unknown:
-        services.metrics.unknown_fields.inc(unknown)
+        dependencies.metrics.unknown_fields.inc(unknown)
     return completion
 
 
@@ -149,19 +149,25 @@ def _parse(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, 
     return validate(parse_object(body), most_choices=settings.most_choices, is_strict=settings.strict_fields)
 
 
-def _answer(
-    services: Dependencies, model: ServedModel, completion: CompletionRequest, record: RequestRecord, timeout_s: float
+def _start(
+    dependencies: Dependencies,
+    model: ServedModel,
+    completion: CompletionRequest,
+    record: RequestRecord,
+    timeout_s: float,
 ) -> ASGIApp:
-    parameters = [model.deployed.with_defaults(each) for each in parameters_of(completion, record.request_id)]
-    choices = [Choice(index, index // completion.candidates, each) for index, each in enumerate(parameters)]
-    slots = services.admission.acquire(len(choices), model.in_flight_limit)
+    choices = [
+        Choice(index, index // completion.candidates, model.deployed.with_defaults(parameters))
+        for index, parameters in enumerate(parameters_of(completion, record.request_id))
+    ]
+    slots = dependencies.admission.acquire(len(choices), model.in_flight_limit)
     observer = RunMetrics(record, model, slots)
-    run = CompletionRun(choices, model.generator, observer, services.run_limits)
-    services.admission.add(run)
+    run = CompletionRun(choices, model.generator, observer, dependencies.run_limits)
+    dependencies.admission.add(run)
     options = ResponseOptions(
         completion_id=f"cmpl-{uuid.uuid4().hex}",
         timeout_s=max(timeout_s - record.duration_s, 0.0),
-        keepalive_s=services.settings.keepalive_s,
+        keepalive_s=dependencies.settings.keepalive_s,
     )
-    response_type = StreamingCompletionResponse if completion.stream else JsonCompletionResponse
-    return response_type(run, completion, record, options, on_close=partial(services.admission.remove, run))
+    response_class = StreamingCompletionResponse if completion.stream else JsonCompletionResponse
+    return response_class(run, completion, record, options, on_close=partial(dependencies.admission.remove, run))

@@ -198,8 +198,9 @@ def infer_request(
     *,
     parameters: Mapping[str, str] | None = None,
 ) -> InferRequest:
-    """Builds a request for one model. The id is part of every response and of Triton's log; Triton passes the parameters
-    to every step of an ensemble.
+    """Builds a request for one model.
+
+    The id is part of every response and of Triton's log. Triton passes the parameters to every step of an ensemble.
     """
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     for name, value in (parameters or {}).items():

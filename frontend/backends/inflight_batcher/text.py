@@ -39,7 +39,7 @@ class CompletionText:
         self.is_cancelled = False
 
     def push(self, text: str, tokens: int, prompt_tokens: int | None) -> TextChunk | None:
-        """Adds a response: its text, its number of tokens, and that of the prompt if reported. None if nothing is to be sent."""
+        """Adds a response, with its number of tokens and that of the prompt if reported. None if nothing is to be sent."""
         if self.finish_reason is not None:
             return None
         self._tokens += tokens

@@ -20,7 +20,7 @@ BODY = {"model": MODEL, "prompt": "Hi"}
 
 
 def check_body(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    body = response.json()
+    body: dict[str, Any] = response.json()
     assert response.status_code == body["status"] == status
     assert set(body) == {"error", "title", "status", "detail", "errors", "$schema"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
