@@ -53,7 +53,7 @@ class MergedMetrics:
 
 
 def retain_dead_worker_counters(workers: SharedState, number: int) -> None:
-    """Moves the counters of a dead worker to a common file. The supervisor calls this before it starts a replacement."""
+    """Moves the counters of a dead worker to a common file. Called by the supervisor before it starts a replacement."""
     folder = _create_folder(workers)
     own, dead_workers = folder / f"{number}.json", folder / _DEAD_WORKERS
     counters = {name: family for name, family in _read(own).items() if family[0] != "gauge"}

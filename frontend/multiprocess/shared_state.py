@@ -83,8 +83,9 @@ class SharedState:
 
     @contextmanager
     def lock(self) -> Iterator[bool]:
-        """Excludes the other workers for a moment. Yields whether the lock was acquired: it is not waited for longer than
-        20 ms. The kernel releases the lock if its holder dies.
+        """Excludes the other workers for a moment. Yields whether the lock was acquired within 20 ms.
+
+        The kernel releases the lock if its holder dies.
         """
         if self._lock_file < 0:
             yield True
@@ -111,7 +112,7 @@ class SharedState:
         return True
 
     def counter(self, name: str) -> SharedCounter:
-        """Returns the counter with this name, which all workers share. Names come from the configuration, not from requests.
+        """Returns the counter with this name, which all workers share. Names must not come from requests.
 
         Raises RuntimeError after 1,024 names.
         """

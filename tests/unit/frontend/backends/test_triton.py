@@ -206,7 +206,7 @@ async def test_first_line_of_tritons_error_is_logged() -> None:
 async def test_error_details_of_third_party_models_are_not_logged() -> None:
     """They may quote the prompt."""
     with capture_logs() as logs:
-        async with scripted_triton() as (triton, generator):
+        async with scripted_triton() as (triton, _):
             triton.script = ["a secret prompt"]
             channel = TritonChannel(triton.address, logs_details=False)
             with pytest.raises(PipelineError):
