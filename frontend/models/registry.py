@@ -77,7 +77,7 @@ class ServedModel:
             limits.max_in_flight, workers, f"in_flight {deployed.name}", scope_label="This model"
         )
         self.metrics = metrics.of_model(deployed.name)
-        server_max = settings.most_choices
+        server_max = settings.max_choices_per_request
         self.max_choices = min(server_max, limits.max_choices or server_max, limits.max_in_flight or server_max)
         self.timeout_s = min(settings.request_timeout_s, limits.request_timeout_s or settings.request_timeout_s)
         self.max_model_len = _context_length(deployed)
