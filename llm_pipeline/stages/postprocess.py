@@ -58,7 +58,7 @@ class PostprocessStage:
         self._live: OrderedDict[str, _LiveRequest] = OrderedDict()
 
     def handle(self, chunk: TokenChunk) -> TextChunk:
-        """Returns the text to send now, `is_silent` if there is none. Raises PipelineError if that ends the request."""
+        """Returns the text to send now; `is_silent` without any. Raises PipelineError if that ends the request."""
         if chunk.index == 0 and chunk.error is not None:
             raise chunk.error  # it never started; state under its key, if any, belongs to another request
         live = self._find(chunk)
