@@ -49,7 +49,7 @@ def _fact_checks(config: EngineConfig, manifest: EngineManifest, gpu: GpuBuild) 
         ("build_config.plugin_config.use_paged_context_fmha", gpu.has_paged_context),
     ]
     for key, expected in facts:
-        found = config.says(key)
+        found = config.value_of(key)
         if found is Absent.ABSENT:
             yield Check.not_made(key, f"{CONFIG_NAME} does not say it, the manifest says {expected}")
         else:
