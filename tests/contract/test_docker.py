@@ -14,7 +14,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
 
-from build_engine.gpu.planning.planner import DEFAULT_TRTLLM
+from build_engine.gpu.planning.options import DEFAULT_TRTLLM
 from frontend.settings import FrontendSettings
 from launcher.gpu.launch import LaunchSettings
 from launcher.local.stack import Stack
