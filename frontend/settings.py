@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, HttpUrl, model_validator
 from pydantic_settings import NoDecode
 from typing_extensions import Self
 
+from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL
-from llm_pipeline.runtime.deployment import Executor
 from llm_pipeline.runtime.program_settings import ProgramSettings
 
 MIB = 1024 * 1024
@@ -74,7 +74,7 @@ class FrontendSettings(ProgramSettings):
         (), description="Further names of the same model, comma separated"
     )
     engine_dir: Path | None = Field(None, description="Engine directory, for what /models tells about its limits")
-    executor: Executor | None = Field(None, description="What makes the tokens, for what /models tells about it")
+    executor: ExecutorName | None = Field(None, description="What makes the tokens, for what /models tells about it")
     max_model_len: int | None = Field(
         None, ge=2, description="The context in tokens that /models tells, where the engine's manifest can't be read"
     )

@@ -120,7 +120,7 @@ async def _read(services: Dependencies, request: Request, timeout_s: float) -> C
 
 
 def _parse(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, int]:
-    return validate(parse_object(body), most_choices=settings.most_choices, is_strict=settings.strict_fields)
+    return validate(parse_object(body), max_choices=settings.most_choices, is_strict=settings.strict_fields)
 
 
 def _answer(

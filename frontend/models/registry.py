@@ -104,10 +104,9 @@ class ServedModel:
             raise _too_much(
                 "n" if request.candidates > 1 else "prompt", f"{choices} choices", f"{self.max_choices} at once"
             )
-        field = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-        asked, most = getattr(request, field), self.deployed.limits.max_tokens
-        if asked is not None and most is not None and asked > most:
-            raise _too_much(field, f"{asked} tokens", f"{most} in a completion")
+        limit = self.deployed.limits.max_tokens
+        if request.token_limit is not None and limit is not None and request.token_limit > limit:
+            raise _too_much(request.token_limit_name, f"{request.token_limit} tokens", f"{limit} in a completion")
 
 
 class ModelRegistry:
