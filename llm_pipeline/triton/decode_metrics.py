@@ -49,7 +49,7 @@ class DecodeMetrics:
         self._changed.set()
 
     def close(self) -> None:
-        """Ends the thread after a last update."""
+        """Ends the thread."""
         self._closed.set()
         self._changed.set()
         if self._thread is not None:

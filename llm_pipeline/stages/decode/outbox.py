@@ -102,10 +102,10 @@ class Outbox:
 
     def take_chunk(self, max_tokens: int | None = None, ack_address: str | None = None) -> TokenChunk:
         """Removes and returns the next chunk: all unsent tokens, or at most `max_tokens` of them."""
-        taken, self.token_ids = (
-            tuple(self.token_ids[:max_tokens]),
-            [] if max_tokens is None else self.token_ids[max_tokens:],
-        )
+        if max_tokens is None:
+            taken, self.token_ids = tuple(self.token_ids), []
+        else:
+            taken, self.token_ids = tuple(self.token_ids[:max_tokens]), self.token_ids[max_tokens:]
         ending = None
         if not self.token_ids:
             ending, self.ending = self.ending, None

@@ -1,4 +1,4 @@
-"""Tiny real tokenizers, one for each way of decoding."""
+"""Tiny real tokenizers, one per kind of decoder."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def metaspace_library() -> tokenizers.Tokenizer:
 
 @pytest.fixture(scope="session")
 def word_piece_library() -> tokenizers.Tokenizer:
-    """BERT style: a decoder that has no table of its own."""
+    """BERT style: a decoder without a table, which the library decodes."""
     library = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     library.decoder = decoders.WordPiece(cleanup=False)
@@ -102,7 +102,7 @@ def suffix_library() -> tokenizers.Tokenizer:
 
 @pytest.fixture(scope="session")
 def unknown_byte_library(byte_level_library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The byte-level tokenizer with a decoder that we don't take apart."""
+    """The byte-level tokenizer with an unknown sequence of decoders."""
     library = tokenizers.Tokenizer.from_str(byte_level_library.to_str())
     library.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\r\n", "\n")])
     return library

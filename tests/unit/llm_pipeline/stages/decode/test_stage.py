@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -278,17 +279,22 @@ def test_stats_come_from_the_executor(decode: DrivenStage) -> None:
 
 
 def test_changes_are_reported_at_the_start_the_first_token_and_the_end(decode: DrivenStage) -> None:
-    seen = []
-    for action in (
+    def generate(token_id: int) -> None:
+        decode.executor.generate("a", token_id)
+        decode.sender.wait_for(token_id)
+
+    actions: list[Callable[[], None]] = [
         decode.submit,
-        lambda: (decode.executor.generate("a", 1), decode.sender.wait_for(1)),
-        lambda: (decode.executor.generate("a", 2), decode.sender.wait_for(2)),
+        lambda: generate(1),
+        lambda: generate(2),
         lambda: decode.executor.generate("a", 3, reason=FinishReason.STOP),
-    ):
+    ]
+    is_reported = []
+    for action in actions:
         before = decode.changes
         action()
-        seen.append(decode.changes > before)
-    assert seen == [True, True, False, True]
+        is_reported.append(decode.changes > before)
+    assert is_reported == [True, True, False, True]
 
 
 def test_close_ends_every_request(decode: DrivenStage) -> None:
