@@ -65,7 +65,7 @@ class GreedyEngine:
         """Compute ids[start:end] behind what is computed; logits of the last of them, or of each."""
         request = GenerationRequest("greedy", tuple(ids), 1, SamplingParams())
         blocks = list(range(-(-end // self._model.block_size)))  # the only sequence: its blocks are the first ones
-        sequence = Sequence(request, ids[:end], start, blocks, wants_prompt_logits=all_positions)
+        sequence = Sequence(request, ids[:end], start, blocks, needs_prompt_logits=all_positions)
         logits = self._model.run([ScheduledChunk(sequence, start, end)])
         if not np.isfinite(logits).all():
             raise BuildEngineError(

@@ -22,7 +22,7 @@ import pytest
 
 from benchmarks.systems.servers import free_ports
 from launcher.local import processes
-from llm_pipeline.executors.scripted.executor import Fault
+from llm_pipeline.executors.scripted.faults import Fault
 from tests.integration.test_lifecycle import read_until, start_launcher
 from tests.support.load import Load, answers, endings, find_process, stream
 from tests.support.stack import MODEL, RunningStack, running_stack

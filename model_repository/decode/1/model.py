@@ -3,7 +3,7 @@
 from functools import partial
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
-from llm_pipeline.executors.port import create_executor
+from llm_pipeline.executors.registry import create_executor
 from llm_pipeline.protocol.tensors import cancelled_key, renewed_owner, request_from_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
