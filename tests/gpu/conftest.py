@@ -28,7 +28,7 @@ def missing() -> str | None:
     """Returns the reason why these tests can't run on this machine, if any."""
     if importlib.util.find_spec("tensorrt_llm") is None:
         return "tensorrt_llm is not installed: run this inside NVIDIA's trtllm-python-py3 image"
-    import torch  # it comes with TensorRT-LLM
+    import torch  # type: ignore[import-not-found, unused-ignore]  # it comes with TensorRT-LLM
 
     if torch.cuda.device_count() == 0:
         return "no GPU is visible: check the driver, docker's --gpus, and CUDA_VISIBLE_DEVICES"

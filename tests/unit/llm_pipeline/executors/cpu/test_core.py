@@ -244,11 +244,12 @@ def test_cancelling_does_not_change_other_requests() -> None:
 
 def test_engine_without_requests_has_no_work() -> None:
     engine = make_engine()
-    assert not engine.has_work
+    states = [engine.has_work]
     engine.add(make_request())
-    assert engine.has_work
+    states.append(engine.has_work)
     finish(engine)
-    assert not engine.has_work
+    states.append(engine.has_work)
+    assert states == [False, True, False]
     assert engine.active_count == 0
 
 

@@ -126,7 +126,12 @@ def test_messages_are_received_during_a_step(bench: Bench) -> None:
     assert bench.model.is_running.wait(DEADLINE_S)
     prompt = tuple(range(2000, 8000))
     requests = [make_request(f"request {number}", prompt, max_tokens=1) for number in range(100)]
-    sending = threading.Thread(target=lambda: [bench.submit(request) for request in requests], daemon=True)
+
+    def submit_all() -> None:
+        for request in requests:
+            bench.submit(request)
+
+    sending = threading.Thread(target=submit_all, daemon=True)
     sending.start()
     sending.join(DEADLINE_S)
     assert not sending.is_alive(), "sending waits for the step"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler, nucleus
 from llm_pipeline.protocol.messages import SamplingParams
 
-# Token ids are not in the order of their probability, to expose filters that confuse ranks with ids.
-PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.25, 0.15, 0.05])
+# Token ids are not in order of their probability, to expose filters that confuse ranks with ids.
+PROBABILITIES: npt.NDArray[np.float64] = np.array([0.05, 0.4, 0.1, 0.25, 0.15, 0.05])
 LOGITS = np.log(PROBABILITIES).astype(np.float32) + 3
 DRAWS = 5_000
 # Chi-square that a correct sampler exceeds once in 10,000 runs, by degrees of freedom. Seeds are fixed: no flakes.
@@ -35,7 +35,8 @@ def only(*ids: int, weights: npt.NDArray[np.float64] = PROBABILITIES) -> npt.NDA
     """Returns the probabilities after all other tokens are dropped."""
     kept = np.zeros_like(weights)
     kept[list(ids)] = weights[list(ids)]
-    return kept / kept.sum()
+    probabilities: npt.NDArray[np.float64] = kept / kept.sum()
+    return probabilities
 
 
 def assert_distributed(counts: npt.NDArray[np.intp], expected: npt.NDArray[np.float64]) -> None:
@@ -73,7 +74,10 @@ DISTRIBUTIONS = {
     "min_p 0.5": (sampled(min_p=0.5), only(1, 3)),
     "min_p 1": (sampled(min_p=1.0), only(1)),
     "top_p counts within top_k": (sampled(top_k=2, top_p=0.6), only(1)),
-    "min_p comes after temperature": (sampled(temperature=0.5, min_p=0.3), only(1, 3, weights=PROBABILITIES**2)),
+    "min_p comes after temperature": (
+        sampled(temperature=0.5, min_p=0.3),
+        only(1, 3, weights=np.square(PROBABILITIES)),
+    ),
 }
 
 

@@ -169,7 +169,7 @@ def runs(draw: st.DrawFn) -> Run:
         for _ in range(draw(st.integers(1, 10))):
             prompt = draw(st.integers(1, pool.capacity - 1))
             arrives = draw(st.integers(0, 20))
-            leaves = draw(st.none() | st.integers(0, 25).map(lambda delay, arrives=arrives: arrives + delay))
+            leaves = draw(st.none() | st.integers(arrives, arrives + 25))
             jobs.append(
                 Job(prompt, draw(st.integers(1, pool.capacity - prompt)), arrives, leaves, draw(st.integers(0, 2)))
             )

@@ -21,7 +21,7 @@ def trtllm() -> Iterator[Any]:
 
 
 def test_fake_has_every_class_and_enum_of_the_facts(trtllm: Any) -> None:
-    from tensorrt_llm.api import BINDINGS
+    from tensorrt_llm.api import BINDINGS  # type: ignore[import-not-found, unused-ignore]
 
     assert len(BINDINGS) > 55
     for name, facts in BINDINGS.items():

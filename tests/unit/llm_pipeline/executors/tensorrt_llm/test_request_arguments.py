@@ -86,7 +86,7 @@ def test_arguments_after_max_tokens_are_keyword_only(bench: TrtllmBench) -> None
 
 
 def test_priority_can_be_set_but_not_read(bench: TrtllmBench) -> None:
-    from tensorrt_llm.api import peek
+    from tensorrt_llm.api import peek  # type: ignore[import-not-found, unused-ignore]
 
     sent = bench.sent(request_with(priority=0.75))
     assert peek(sent, "priority") == 0.75
@@ -107,7 +107,7 @@ def test_unset_arguments_are_not_passed_because_releases_differ(
 ) -> None:
     """A Request of an older release, without the newest parameter, accepts requests that do not use it."""
     bench = create_bench()
-    from tensorrt_llm.api import BINDINGS, make_class
+    from tensorrt_llm.api import BINDINGS, make_class  # type: ignore[import-not-found, unused-ignore]
 
     parameters = [item for item in BINDINGS["Request"]["params"] if item["name"] != "cache_salt_id"]
     monkeypatch.setitem(BINDINGS["Request"], "params", parameters)
