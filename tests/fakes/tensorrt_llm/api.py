@@ -124,6 +124,11 @@ def peek(made: Any, attribute: str) -> Any:
     return made._values.get(attribute)
 
 
+def set_values(made: Any) -> dict[str, Any]:
+    """Returns the arguments that an object was made with, by name, without those that are None."""
+    return {name: value for name, value in made._values.items() if value is not None}
+
+
 def new(made_class: type, **values: Any) -> Any:
     """Returns an object that upstream fills in C++."""
     made = made_class()

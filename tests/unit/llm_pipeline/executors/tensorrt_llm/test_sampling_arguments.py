@@ -24,8 +24,10 @@ SAMPLED = SamplingParams(is_greedy=False, temperature=0.7, top_p=0.9, seed=5)
 
 def sampling_of(bench: TrtllmBench, sampling: SamplingParams) -> dict[str, Any]:
     """Runs a request and returns the values of its SamplingConfig that were set."""
+    from tensorrt_llm.api import set_values  # type: ignore[import-not-found, unused-ignore]
+
     config = bench.sent(request_with(sampling=sampling, stop_token_ids=(2,))).sampling_config
-    return {name: value for name, value in config._values.items() if value is not None and name != "beam_width"}
+    return {name: value for name, value in set_values(config).items() if name != "beam_width"}
 
 
 def prepared(tokenizer: Tokenizer, **parameters: Any) -> GenerationRequest:
