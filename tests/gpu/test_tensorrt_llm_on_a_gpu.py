@@ -1,6 +1,6 @@
 """Tests that need a GPU: TensorRT-LLM behaves like the fake. NOT RUN yet.
 
-Each "(check)" of docs/tensorrt-llm.md has a test here.
+The list of what is not proved yet is in docs/tensorrt-llm.md.
 """
 
 from __future__ import annotations
