@@ -71,14 +71,14 @@ def _run(engine: EngineCore, streams: list[list[GenerationRequest]], timeout_s: 
         now_s = time.perf_counter()
         for step in steps:
             timeline = timelines[step.key]
-            if step.token_id is not None:
+            if step.token_ids:
                 timeline.arrivals_s.append(now_s)
                 timeline.events += 1
                 timeline.completion_tokens += 1
             timeline.end_s = now_s
-            timeline.finish_reason = step.finish_reason
-            timeline.failure = "the engine failed the request" if step.failed else None
-            if (step.failed or step.finish_reason) and remaining[step.key]:
+            timeline.finish_reason = None if step.finish_reason is None else step.finish_reason.value
+            timeline.failure = "the engine failed it" if step.error else None
+            if step.is_final and remaining[step.key]:
                 add(remaining[step.key])
         if now_s > deadline:
             for key in timelines:

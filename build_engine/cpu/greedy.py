@@ -67,8 +67,8 @@ class GreedyEngine:
         float32, [1, vocab_size] or [end - start, vocab_size].
         """
         request = GenerationRequest("greedy", tuple(ids), 1, SamplingParams())
-        blocks = list(range(-(-end // self._model.block_size)))  # of the only sequence
-        sequence = Sequence(request, ids[:end], start, blocks, wants_prompt_logits=all_positions)
+        blocks = list(range(-(-end // self._model.block_size)))  # the only sequence: its blocks are the first ones
+        sequence = Sequence(request, ids[:end], start, blocks, needs_prompt_logits=all_positions)
         logits = self._model.run([ScheduledChunk(sequence, start, end)])
         if not np.isfinite(logits).all():
             raise BuildEngineError(

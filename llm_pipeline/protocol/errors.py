@@ -10,8 +10,10 @@ Messages say what was wrong, the limit and the fix. They never hold the prompt, 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 
 class ErrorCode(str, Enum):
@@ -100,6 +102,11 @@ class PipelineError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Callable[[], PipelineError], tuple[()]]:
+        """Pickles all fields; the base class would call the constructor with the message alone."""
+        make = partial(PipelineError, self.code, self.message, param=self.param, retry_after_s=self.retry_after_s)
+        return make, ()
 
     @property
     def kind(self) -> ErrorKind:

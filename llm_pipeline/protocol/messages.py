@@ -79,7 +79,7 @@ class SamplingParams:
     Greedy means temperature 0, top_p 0 or top_k 1 was asked for; temperature, top_k, top_p, min_p and seed then have no
     effect. `top_k` 0 is off. `seed` is a uint64; requests without one got a random one.
 
-    What stands after `seed` has neutral defaults; an executor that can't do one refuses it by name (executors/base.py).
+    What stands after `seed` has neutral defaults; an executor that can't do one refuses it by name (executors/port.py).
     """
 
     is_greedy: bool = True

@@ -1,4 +1,4 @@
-"""Engine directories of TensorRT-LLM for tests: everything but the engine, whose files hold a few bytes."""
+"""Engine directories of TensorRT-LLM for tests: complete, except that the engine files contain a few bytes only."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_gpu_engine(
     end_ids: tuple[int, ...] = (2,),
     config: dict[str, Any] | None = None,
 ) -> EngineManifest:
-    """Write the directory. `config` replaces top-level parts of config.json."""
+    """Writes the directory and returns its manifest. `config` replaces top-level parts of config.json."""
     engine_dir.mkdir(parents=True, exist_ok=True)
     document = {
         "version": version,

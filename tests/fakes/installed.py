@@ -1,4 +1,4 @@
-"""Puts the stand-in where `import tensorrt_llm` finds it, and takes it away again."""
+"""Installs the fake so that `import tensorrt_llm` finds it, and removes it again."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from typing import Any
 import pytest
 
 FAKES = Path(__file__).parent
-_OURS = ("tensorrt_llm", "torch", "llm_pipeline.executors.tensorrt_llm.bindings")
+_FAKED = ("tensorrt_llm", "torch", "llm_pipeline.executors.tensorrt_llm.bindings")
 
 
 def write_script(path: Path, **script: Any) -> Path:
-    """A script file; fields of tests/fakes/tensorrt_llm/script.py."""
+    """Writes a script file; `script` are fields of tests/fakes/tensorrt_llm/script.py."""
     path.write_text(json.dumps(script))
     return path
 
 
 @contextmanager
 def fake_tensorrt_llm(script: Path | None = None) -> Iterator[ModuleType]:
-    """`tensorrt_llm` and `torch` are the stand-ins inside, whatever is installed; yields the bindings' module."""
-    outside = _take_out()
+    """Replaces `tensorrt_llm` and `torch` by the fakes, whatever is installed. Yields the module of the bindings."""
+    installed = _remove_modules()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FAKES))
         if script is not None:
             patch.setenv("FAKE_TENSORRT_LLM", str(script))
-        from tensorrt_llm.bindings import executor
+        from tensorrt_llm.bindings import executor  # type: ignore[import-not-found, unused-ignore]
 
         try:
             yield executor
         finally:
-            _take_out()
-    sys.modules.update(outside)
+            _remove_modules()
+    sys.modules.update(installed)
 
 
-def _take_out() -> dict[str, ModuleType]:
-    """Forget the modules, in their packages too: `from package import module` looks there first."""
-    found = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_ours(name)}
-    for name in found:
+def _remove_modules() -> dict[str, ModuleType]:
+    """Removes and returns the modules, also as package attributes: `from package import module` reads those first."""
+    removed = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_faked(name)}
+    for name in removed:
         package, _, attribute = name.rpartition(".")
         if package in sys.modules:
             vars(sys.modules[package]).pop(attribute, None)
-    return found
+    return removed
 
 
-def _is_ours(name: str) -> bool:
-    return any(name == ours or name.startswith(f"{ours}.") for ours in _OURS)
+def _is_faked(name: str) -> bool:
+    return any(name == faked or name.startswith(f"{faked}.") for faked in _FAKED)

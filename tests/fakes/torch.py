@@ -1,4 +1,4 @@
-"""A stand-in for the little of torch that llm_pipeline needs: a vector of float32, and what GPUs there are."""
+"""A fake of the parts of torch that llm_pipeline uses: a vector of float32, and the list of GPUs."""
 
 from tensorrt_llm.script import read_script
 

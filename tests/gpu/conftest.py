@@ -1,6 +1,6 @@
-"""What the GPU tests need: TensorRT-LLM, a GPU, and an engine for it in GPU_ENGINE_DIR. Without one of them they skip.
+"""Fixtures of the GPU tests. They need TensorRT-LLM, a GPU, and an engine for it in GPU_ENGINE_DIR; else they skip.
 
-docs/tensorrt-llm.md says how to make the engine. NOT RUN yet: this was written on a machine without a GPU.
+docs/tensorrt-llm.md describes how to build the engine. NOT RUN yet: written on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.executors.port import Executor, OutputSink, create_executor
+from llm_pipeline.executors.port import Executor, OutputSink
+from llm_pipeline.executors.registry import create_executor
 from llm_pipeline.protocol.messages import StepOutput
 from llm_pipeline.runtime.settings import PipelineSettings
+from tests.support.executor_rules import RuleBench
 
 MAX_ACTIVE = 4
+_NUMBERS = itertools.count(1)  # of all requests to the shared engine
 
 
 def missing() -> str | None:
-    """Why these tests can't run here."""
+    """Returns the reason why these tests can't run on this machine, if any."""
     if importlib.util.find_spec("tensorrt_llm") is None:
         return "tensorrt_llm is not installed: run this inside NVIDIA's trtllm-python-py3 image"
-    import torch  # it comes with TensorRT-LLM
+    import torch  # type: ignore[import-not-found, unused-ignore]  # it comes with TensorRT-LLM
 
     if torch.cuda.device_count() == 0:
         return "no GPU is visible: check the driver, docker's --gpus, and CUDA_VISIBLE_DEVICES"
@@ -34,7 +36,7 @@ def missing() -> str | None:
     if not folder:
         return "GPU_ENGINE_DIR is not set: build an engine for this GPU (docs/tensorrt-llm.md)"
     if not (Path(folder) / "manifest.json").is_file():
-        return f"GPU_ENGINE_DIR={folder} holds no manifest.json"
+        return f"GPU_ENGINE_DIR={folder} contains no manifest.json"
     return None
 
 
@@ -45,7 +47,7 @@ def _gpu_is_here() -> None:
 
 
 class GpuEngine:
-    """One loaded engine for all tests, which takes minutes to load; each test gets a sink of its own."""
+    """One loaded engine for all tests, because loading takes minutes. Each test has its own sink."""
 
     def __init__(self) -> None:
         self.settings = PipelineSettings(
@@ -56,13 +58,13 @@ class GpuEngine:
         )
         self.manifest = EngineManifest.load(self.settings.engine_dir)
         self._sink: OutputSink = lambda steps: None
-        self.executor: Executor = create_executor(self.settings, self.manifest, self._pass_on)
+        self.executor: Executor = create_executor(self.settings, self.manifest, self._forward)
 
     def listen(self, sink: OutputSink) -> Executor:
         self._sink = sink
         return self.executor
 
-    def _pass_on(self, steps: Sequence[StepOutput]) -> None:
+    def _forward(self, steps: Sequence[StepOutput]) -> None:
         self._sink(steps)
 
 
@@ -74,13 +76,7 @@ def gpu_engine(_gpu_is_here: None) -> Iterator[GpuEngine]:
 
 
 @pytest.fixture
-def bench(gpu_engine: GpuEngine) -> Any:
-    """A RuleBench over the shared engine; its keys differ from every other test's."""
-    from tests.support.executor_rules import RuleBench
-
-    made = RuleBench(gpu_engine.listen, long=gpu_engine.manifest.limits.context_length - 64, max_active=MAX_ACTIVE)
-    made._numbers = _numbers
-    return made
-
-
-_numbers = itertools.count(1)
+def bench(gpu_engine: GpuEngine) -> RuleBench:
+    """A RuleBench over the shared engine. Its keys differ from those of all other tests."""
+    long = gpu_engine.manifest.limits.context_length - 64
+    return RuleBench(gpu_engine.listen, long=long, max_active=MAX_ACTIVE, numbers=_NUMBERS)

@@ -1,6 +1,6 @@
-"""What only a GPU can prove: that TensorRT-LLM does what the stand-in does. NOT RUN yet.
+"""Tests that need a GPU: TensorRT-LLM behaves like the fake. NOT RUN yet.
 
-Each "(check)" of llm_pipeline/executors/tensorrt_llm and of docs/tensorrt-llm.md has a test here.
+The list of what is not proved yet is in docs/tensorrt-llm.md.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from typing import Any
 
 import pytest
 
+from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, SamplingParams, TextOptions
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, SamplingParams, StepOutput, TextOptions
+from tests.support.executor_rules import RULES, RuleBench
 
 pytestmark = pytest.mark.gpu
 FACTS = json.loads((Path(__file__).parents[1] / "data" / "tensorrt_llm_api.json").read_text(encoding="utf-8"))[
     "symbols"
 ]
 PREFIX = "tensorrt_llm.bindings.executor."
-PASSED = {  # what upstream.py passes, by class
+PASSED = {  # arguments that bindings.py passes, by class
     "Request": (
         "streaming return_all_generated_tokens sampling_config output_config end_id stop_words bad_words "
         "embedding_bias guided_decoding_params priority allotted_time_ms cache_salt_id"
@@ -44,13 +46,13 @@ PASSED = {  # what upstream.py passes, by class
 
 
 def bindings() -> Any:
-    import tensorrt_llm.bindings.executor as trtllm
+    import tensorrt_llm.bindings.executor as trtllm  # type: ignore[import-not-found, unused-ignore]
 
     return trtllm
 
 
 def bound_parameters(name: str) -> set[str]:
-    """Parameter names from nanobind's docstring of a constructor."""
+    """Returns the parameter names in nanobind's docstring of a constructor."""
     return set(re.findall(r"[(,*]\s*(\w+):", getattr(bindings(), name).__init__.__doc__ or ""))
 
 
@@ -61,28 +63,24 @@ def test_the_installed_binding_has_every_parameter_that_we_pass(name: str) -> No
 
 @pytest.mark.parametrize("name", PASSED)
 def test_the_facts_are_those_of_the_installed_binding(name: str) -> None:
-    """A difference is no fault of the executor, but the stand-in then checks against something else."""
+    """A difference does not break the executor, but then the fake checks against outdated facts."""
     known = {parameter["name"] for parameter in FACTS[PREFIX + name]["params"]}
     assert known == bound_parameters(name) - {"self"}
 
 
-def _rules() -> list[Any]:
-    from tests.support import executor_rules
-
-    return list(executor_rules.RULES)
-
-
-@pytest.mark.parametrize("number", range(len(_rules())), ids=[rule.__name__ for rule in _rules()])
-def test_the_executors_rules(bench: Any, number: int) -> None:
-    _rules()[number](bench)
+@pytest.mark.parametrize("rule", RULES)
+def test_executor_rules(bench: RuleBench, rule: Callable[[RuleBench], None]) -> None:
+    rule(bench)
 
 
 @pytest.fixture
-def generate(bench: Any, gpu_engine: Any) -> Callable[..., tuple[list[int], Any]]:
-    """Runs one request to its end; its tokens and its last step."""
+def generate(bench: RuleBench) -> Callable[..., tuple[list[int], StepOutput]]:
+    """Runs a request to its end and returns its tokens and its final step."""
 
-    def run(prompt_ids: tuple[int, ...] = (1, 2, 3, 4), max_tokens: int = 24, **fields: Any) -> tuple[list[int], Any]:
-        key = f"gpu request {next(bench._numbers)}"
+    def run(
+        prompt_ids: tuple[int, ...] = (1, 2, 3, 4), max_tokens: int = 24, **fields: Any
+    ) -> tuple[list[int], StepOutput]:
+        key = bench.new_key()
         options = TextOptions(max_tokens=max_tokens, prompt_tokens=len(prompt_ids))
         request = GenerationRequest(
             key, prompt_ids, max_tokens, fields.pop("sampling", SamplingParams()), text_options=options
@@ -114,14 +112,14 @@ def test_min_p_1_is_greedy(generate: Callable[..., Any]) -> None:
     assert generate(sampling=replace(SAMPLED, min_p=1.0))[0] == generate()[0]
 
 
-def test_the_end_token_is_left_out_upstream_and_handed_back_last(generate: Callable[..., Any]) -> None:
+def test_stop_token_is_the_last_token_of_the_output(generate: Callable[..., Any]) -> None:
     free, _ = generate()
     tokens, last = generate(stop_token_ids=(free[5],))
     assert last.finish_reason is FinishReason.STOP
     assert tokens == free[: free.index(free[5]) + 1]
 
 
-def test_a_further_end_token_is_handed_back_last_too(generate: Callable[..., Any], gpu_engine: Any) -> None:
+def test_further_stop_token_is_the_last_token_of_the_output(generate: Callable[..., Any], gpu_engine: Any) -> None:
     free, _ = generate()
     unused = next(token for token in range(gpu_engine.manifest.limits.vocab_size) if token not in free)
     tokens, last = generate(stop_token_ids=(unused, free[5]))
@@ -129,7 +127,7 @@ def test_a_further_end_token_is_handed_back_last_too(generate: Callable[..., Any
     assert tokens == free[: free.index(free[5]) + 1]
 
 
-def test_without_end_ids_nothing_stops_it(generate: Callable[..., Any]) -> None:
+def test_without_stop_tokens_a_request_runs_to_max_tokens(generate: Callable[..., Any]) -> None:
     tokens, last = generate(max_tokens=200)
     assert (len(tokens), last.finish_reason) == (200, FinishReason.LENGTH)
 
@@ -142,15 +140,15 @@ def test_logit_bias_forces_and_bad_words_forbid_a_token(generate: Callable[..., 
     assert free[0] not in without
 
 
-def test_min_tokens_holds_the_end_back(generate: Callable[..., Any]) -> None:
+def test_min_tokens_suppresses_the_stop_token(generate: Callable[..., Any]) -> None:
     free, _ = generate()
     tokens, _ = generate(stop_token_ids=(free[2],), sampling=SamplingParams(min_tokens=8))
     assert len(tokens) > 8
 
 
-def test_log_probs_go_with_the_tokens(generate: Callable[..., Any], bench: Any) -> None:
+def test_each_token_has_a_logprob(generate: Callable[..., Any], bench: RuleBench) -> None:
     free, _ = generate()
-    key = f"gpu request {next(bench._numbers)}"
+    key = bench.new_key()
     request = GenerationRequest(
         key, (1, 2, 3, 4), 24, SamplingParams(), stop_token_ids=(free[9],), return_logprobs=True
     )
@@ -167,24 +165,24 @@ def test_a_time_limit_ends_a_request(generate: Callable[..., Any]) -> None:
     assert last.error.code is ErrorCode.DEADLINE_EXCEEDED
 
 
-def test_a_priority_and_a_salt_are_taken(generate: Callable[..., Any]) -> None:
+def test_priority_and_cache_salt_are_accepted(generate: Callable[..., Any]) -> None:
     assert generate(urgency=0.9, cache_salt=2**64 - 1)[0] == generate()[0]
 
 
-def test_gauges_come(generate: Callable[..., Any], bench: Any) -> None:
+def test_gauges_are_reported(generate: Callable[..., Any], bench: RuleBench) -> None:
     generate(max_tokens=200)
     gauges = bench.executor.stats().gauges
     assert gauges["kv_cache_max_blocks"] > 0
     assert gauges["iteration"] > 0
 
 
-def test_a_value_that_upstream_refuses_is_400(generate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_pipeline.executors.tensorrt_llm.admission.RequestLimits.check", lambda self, request: None)
+def test_value_that_upstream_rejects_is_400(generate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RequestLimits, "check", lambda self, request: None)
     with pytest.raises(PipelineError) as caught:
         generate(sampling=replace(SAMPLED, top_p=0.0))
     assert caught.value.code is ErrorCode.VALUE_OUT_OF_RANGE
 
 
-def test_the_words_of_a_full_queue_are_known(gpu_engine: Any) -> None:
-    """In a process of its own: a second executor in this one may not fit the GPU's memory."""
-    pytest.skip("by hand: TRTLLM_MAX_QUEUE_SIZE=1, send 100 requests at once, expect 429 and not 500")
+def test_error_text_of_a_full_queue_is_known(gpu_engine: Any) -> None:
+    """Needs its own process: a second executor in this one may not fit into the GPU's memory."""
+    pytest.skip("manual: set TRTLLM_MAX_QUEUE_SIZE=1, send 100 requests at once, expect 429 and not 500")

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from launcher.local.processes import RESTART_DELAYS_S
-from llm_pipeline.executors.scripted.executor import Fault
+from llm_pipeline.executors.scripted.faults import Fault
 from llm_pipeline.runtime.subprocesses import RestartBackoff
 from tests.support.launcher_process import READY_LINE, read_until, start_launcher
 from tests.support.load import Load, completes, endings, find_process, stream

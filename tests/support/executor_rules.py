@@ -1,7 +1,7 @@
-"""The rules of llm_pipeline/executors/port.py as checks that any executor can be held to.
+"""The rules of llm_pipeline/executors/port.py as checks for any executor.
 
-A test module makes a RuleBench for its executor and runs every function of RULES on it; those of CLOSING_RULES end
-the executor, so each needs one of its own.
+A test module makes a RuleBench for its executor and runs every function of RULES on it; those of CLOSING_RULES close
+the executor, so each needs its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEADLINE_S = 30.0
 
 
 class StepRecorder:
-    """A sink that keeps all steps, and notes what an executor must never do."""
+    """A sink that records all steps, and violations of the port's rules."""
 
     def __init__(self) -> None:
         self.violations: list[str] = []
@@ -67,7 +67,7 @@ class StepRecorder:
 
     def wait_for(self, is_true: Callable[[], bool]) -> None:
         with self._changed:
-            assert self._changed.wait_for(is_true, DEADLINE_S), "the executor did not get there in time"
+            assert self._changed.wait_for(is_true, DEADLINE_S), "the executor did not get there before the deadline"
 
     def wait_for_token(self, key: str) -> None:
         self.wait_for(lambda: any(step.token_ids for step in self._steps[key]))
@@ -81,15 +81,22 @@ class RuleBench:
     """An executor with its recorder.
 
     `long` is a max_tokens that it does not reach within DEADLINE_S, or is far from reaching when it is cancelled;
-    `max_active` requests are served at once.
+    `max_active` requests are served at once. `numbers` make the keys of requests, for benches that share an executor.
     """
 
-    def __init__(self, create: Callable[[OutputSink], Executor], *, long: int, max_active: int) -> None:
+    def __init__(
+        self,
+        create: Callable[[OutputSink], Executor],
+        *,
+        long: int,
+        max_active: int,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
         self.recorder = StepRecorder()
         self.executor = create(self.recorder)
         self.long = long
         self.max_active = max_active
-        self._numbers = itertools.count(1)
+        self._numbers = numbers or itertools.count(1)
 
     def submit(
         self,
@@ -100,18 +107,22 @@ class RuleBench:
         stop_token_ids: tuple[int, ...] = (),
         priority: float = 0.5,
     ) -> str:
-        """Submit a request under a new key, which is returned."""
-        key = f"rule request {next(self._numbers)}"
+        """Submits a request under a new key, which is returned."""
+        key = self.new_key()
         request = make_request(key, prompt_ids, max_tokens or self.long, sampling, stop_token_ids)
         with self.recorder.submitting():
             self.executor.submit(replace(request, urgency=priority))
         return key
 
+    def new_key(self) -> str:
+        """Returns a key that no other request has."""
+        return f"rule request {next(self._numbers)}"
+
     def end_of(self, key: str) -> StepOutput:
         return self.recorder.wait_for_end(key)
 
     def end(self, *keys: str) -> None:
-        """Leave nothing behind for the next rule."""
+        """Ends the requests, so that the next rule starts with an idle executor."""
         for key in keys:
             self.executor.cancel(key)
         for key in keys:
@@ -143,7 +154,7 @@ def an_active_request_can_be_cancelled(bench: RuleBench) -> None:
     bench.end(key)
 
 
-def a_waiting_request_can_be_cancelled_before_its_turn(bench: RuleBench) -> None:
+def a_waiting_request_can_be_cancelled(bench: RuleBench) -> None:
     active = [bench.submit() for _ in range(bench.max_active)]
     for key in active:
         bench.recorder.wait_for_token(key)
@@ -154,7 +165,7 @@ def a_waiting_request_can_be_cancelled_before_its_turn(bench: RuleBench) -> None
     bench.end(*active)
 
 
-def a_freed_place_goes_to_the_one_that_waits(bench: RuleBench) -> None:
+def a_freed_slot_goes_to_a_waiting_request(bench: RuleBench) -> None:
     active = [bench.submit() for _ in range(bench.max_active)]
     waiting = bench.submit(max_tokens=2)
     for key in active:
@@ -166,7 +177,7 @@ def a_freed_place_goes_to_the_one_that_waits(bench: RuleBench) -> None:
 
 
 def cancel_ignores_keys_that_are_unknown_or_ended(bench: RuleBench) -> None:
-    bench.executor.cancel("nobody")
+    bench.executor.cancel("unknown")
     key = bench.submit(max_tokens=1)
     bench.end_of(key)
     bench.executor.cancel(key)
@@ -174,27 +185,27 @@ def cancel_ignores_keys_that_are_unknown_or_ended(bench: RuleBench) -> None:
     assert len([step for step in bench.recorder.steps(key) if step.is_final]) == 1
 
 
-def a_key_in_use_is_refused_and_its_owner_goes_on(bench: RuleBench) -> None:
+def a_duplicate_key_is_rejected_and_the_live_request_continues(bench: RuleBench) -> None:
     key = bench.submit()
     bench.recorder.wait_for_token(key)
     for _ in range(2):
-        with pytest.raises(PipelineError, match="request_key") as refused:
+        with pytest.raises(PipelineError, match="request_key") as caught:
             bench.executor.submit(make_request(key, max_tokens=2))
-        assert refused.value.code is ErrorCode.VALUE_OUT_OF_RANGE
+        assert caught.value.code is ErrorCode.VALUE_OUT_OF_RANGE
     bench.executor.cancel(key)
     assert bench.end_of(key).finish_reason is FinishReason.CANCELLED
     bench.end(key)
-    bench.end_of(bench.submit(max_tokens=1))  # the engine has not noticed anything
+    bench.end_of(bench.submit(max_tokens=1))  # the engine still works
 
 
-def cancelling_twice_is_cancelling_once(bench: RuleBench) -> None:
+def cancelling_twice_ends_a_request_once(bench: RuleBench) -> None:
     key = bench.submit()
     bench.executor.cancel(key)
     bench.executor.cancel(key)
     bench.end(key)
 
 
-def stats_count_who_is_served_and_who_waits(bench: RuleBench) -> None:
+def stats_count_active_and_queued_requests(bench: RuleBench) -> None:
     active = [bench.submit() for _ in range(bench.max_active)]
     waiting = [bench.submit() for _ in range(2)]
     for key in active:
@@ -227,7 +238,7 @@ def submit_and_cancel_may_come_from_any_thread(bench: RuleBench) -> None:
     bench.end(*keys)
 
 
-def close_ends_all_requests_and_takes_no_more(bench: RuleBench) -> None:
+def close_ends_all_requests_and_rejects_new_ones(bench: RuleBench) -> None:
     keys = [bench.submit() for _ in range(bench.max_active + 2)]
     bench.recorder.wait_for_token(keys[0])
     bench.executor.close()
@@ -246,12 +257,12 @@ RULES = [
     a_request_gets_its_tokens_and_one_ending,
     many_requests_all_end,
     an_active_request_can_be_cancelled,
-    a_waiting_request_can_be_cancelled_before_its_turn,
-    a_freed_place_goes_to_the_one_that_waits,
+    a_waiting_request_can_be_cancelled,
+    a_freed_slot_goes_to_a_waiting_request,
     cancel_ignores_keys_that_are_unknown_or_ended,
-    a_key_in_use_is_refused_and_its_owner_goes_on,
-    cancelling_twice_is_cancelling_once,
-    stats_count_who_is_served_and_who_waits,
+    a_duplicate_key_is_rejected_and_the_live_request_continues,
+    cancelling_twice_ends_a_request_once,
+    stats_count_active_and_queued_requests,
     submit_and_cancel_may_come_from_any_thread,
 ]
-CLOSING_RULES = [close_ends_all_requests_and_takes_no_more]
+CLOSING_RULES = [close_ends_all_requests_and_rejects_new_ones]

@@ -1,4 +1,4 @@
-"""A deterministic model for the CPU engine, in numpy, that shows every mistake with the KV cache."""
+"""A deterministic model for the CPU engine, in numpy, that exposes every mistake with the KV cache."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ CAPACITY = 128  # tokens
 
 
 class HashModel:
-    """Logits are a hash of all tokens before, as they stand in a paged cache: a wrong or shared block changes them."""
+    """Computes logits as a hash of all previous tokens in a paged cache: a wrong or overwritten block changes them."""
 
     def __init__(self, *, block_size: int = 4, capacity: int = CAPACITY) -> None:
         self.block_size = block_size
         self.block_count = capacity // block_size
         self._cache = np.full((self.block_count, block_size), -1)
-        self.poison: int | None = None  # a history that holds this token gives NaN
+        self.poison: int | None = None  # a history that contains this token gives NaN logits
         self.runs = 0
 
-    def run(self, slices: SequenceType[ScheduledChunk]) -> npt.NDArray[np.float32]:
+    def run(self, chunks: SequenceType[ScheduledChunk]) -> npt.NDArray[np.float32]:
+        """Writes the chunks' tokens to the cache and returns their logits, f32 [logits, vocab_size]."""
         self.runs += 1
-        for piece in slices:
-            for position in range(piece.start, piece.end):
-                block = piece.sequence.blocks[position // self.block_size]
-                self._cache[block, position % self.block_size] = piece.sequence.tokens[position]
+        for chunk in chunks:
+            for position in range(chunk.start, chunk.end):
+                block = chunk.sequence.blocks[position // self.block_size]
+                self._cache[block, position % self.block_size] = chunk.sequence.tokens[position]
         rows = [
-            self._logits(piece, end)
-            for piece in slices
-            for end in range(piece.end - piece.logits_count + 1, piece.end + 1)
+            self._logits(chunk, end)
+            for chunk in chunks
+            for end in range(chunk.end - chunk.logits_count + 1, chunk.end + 1)
         ]
         return np.array(rows, dtype=np.float32).reshape(-1, VOCABULARY)
 
-    def _logits(self, piece: ScheduledChunk, end: int) -> npt.NDArray[np.float64]:
-        history = self._cache[piece.sequence.blocks].reshape(-1)[:end]
+    def _logits(self, chunk: ScheduledChunk, end: int) -> npt.NDArray[np.float64]:
+        history = self._cache[chunk.sequence.blocks].reshape(-1)[:end]
         if self.poison is not None and self.poison in history:
             return np.full(VOCABULARY, np.nan)
         return self.logits_after(history)
 
     @staticmethod
     def logits_after(history: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Of the token that comes after these."""
+        """Returns the logits, f64 [vocab_size], of the token after `history`."""
         return np.random.default_rng(zlib.crc32(np.asarray(history, dtype=np.int64).tobytes())).normal(size=VOCABULARY)

@@ -1,4 +1,4 @@
-"""Requests and manifests for tests; a test names only what it is about."""
+"""Requests and manifests for tests, with defaults for everything that a test does not depend on."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def make_request(
     stop_token_ids: tuple[int, ...] = (),
     **text: Any,
 ) -> GenerationRequest:
-    """A request as preprocess makes it; further arguments are those of TextOptions."""
+    """Returns a request as preprocess makes it; further arguments are those of TextOptions."""
     options = TextOptions(max_tokens=max_tokens, prompt_tokens=len(prompt_ids), **text)
     return GenerationRequest(key, prompt_ids, max_tokens, sampling, stop_token_ids, options)
 
 
 def make_manifest(*, context_length: int = 64, vocab_size: int = 1000, end_ids: tuple[int, ...] = ()) -> EngineManifest:
-    """A manifest of an engine without files."""
+    """Returns the manifest of an engine without files."""
     return EngineManifest(
         target="cpu",
         precision="fp16",

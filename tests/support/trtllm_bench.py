@@ -1,52 +1,63 @@
-"""A TensorRT-LLM executor on the stand-in, for tests: its script, its engine directory, a look into the stand-in."""
+"""A TensorRT-LLM executor on the fake engine, for tests."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import Any, TypeAlias
 
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.executors.port import Executor, OutputSink, create_executor
-from llm_pipeline.executors.tensorrt_llm import executor as executor_module
+from llm_pipeline.executors.port import Executor, OutputSink
+from llm_pipeline.executors.tensorrt_llm.load import default_timeouts, load_executor
+from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import GenerationRequest, StepOutput
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.fakes.gpu_engine import make_gpu_engine
 from tests.fakes.installed import fake_tensorrt_llm, write_script
 from tests.support.executor_rules import RuleBench, StepRecorder
+from tests.support.sample_requests import make_request
 
 LONG = 10**6
 
 
 class TrtllmBench:
-    """One executor. `fake` is the stand-in's engine: what was enqueued, what was cancelled, how it ends."""
+    """One executor. `fake` is the fake engine: its requests, its cancellations, its end.
 
-    def __init__(self, folder: Path, script: dict[str, Any], engine: dict[str, Any], settings: dict[str, Any]) -> None:
+    `timeouts` are fields of `Timeouts` that replace those of the settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        script: dict[str, Any],
+        engine: dict[str, Any],
+        timeouts: dict[str, float],
+        settings: dict[str, Any],
+    ) -> None:
         self.exits: list[int] = []
         self.exited = threading.Event()
         self.recorder = StepRecorder()
         with ExitStack() as opening:
             script = {"steps_per_s": 2000, **script}
             self.trtllm = opening.enter_context(fake_tensorrt_llm(write_script(folder / "script.json", **script)))
-            patch = opening.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(executor_module, "_EXIT_AFTER_S", 0.1)
-            patch.setattr(executor_module, "_end_process", self._exit)
             make_gpu_engine(folder / "engine", **{"max_seq_len": 10**7, "max_batch_size": 3, **engine})
             self.settings = PipelineSettings(engine_dir=folder / "engine", executor="tensorrt_llm", **settings)
             self.manifest = EngineManifest.load(self.settings.engine_dir)
+            self._timeouts = replace(default_timeouts(self.settings), **{"exit_s": 0.1, **timeouts})
             self.executor = self.create(self.recorder)
             self._open = opening.pop_all()
 
     def create(self, sink: OutputSink) -> Executor:
-        return create_executor(self.settings, self.manifest, sink)
+        return load_executor(
+            self.settings, self.manifest, sink, timeouts=self._timeouts, exit_process=self._record_exit
+        )
 
     @property
     def fake(self) -> Any:
-        from tensorrt_llm.engine import LIVE
+        from tensorrt_llm.engine import LIVE  # type: ignore[import-not-found, unused-ignore]
 
         return LIVE[-1]
 
@@ -56,11 +67,11 @@ class TrtllmBench:
         return request.key
 
     def end_of(self, request: GenerationRequest) -> StepOutput:
-        """Submit and wait for the end."""
+        """Submits a request and waits for its final step."""
         return self.recorder.wait_for_end(self.submit(request))
 
     def sent(self, request: GenerationRequest) -> Any:
-        """What upstream was given for this request."""
+        """Runs a request and returns it as upstream received it."""
         self.end_of(request)
         return self.fake.requests[-1]
 
@@ -68,29 +79,40 @@ class TrtllmBench:
         self.executor.close()
         self._open.close()
 
-    def _exit(self, status: int) -> None:
+    def _record_exit(self, status: int) -> None:
         self.exits.append(status)
         self.exited.set()
 
 
+CreateBench: TypeAlias = Callable[..., TrtllmBench]
+
+
 @contextmanager
-def trtllm_bench(folder: Path) -> Iterator[Callable[..., TrtllmBench]]:
-    """Makes one bench; `engine` are arguments of make_gpu_engine, `script` fields of the script, the rest settings."""
-    made: list[TrtllmBench] = []
+def trtllm_bench(folder: Path) -> Iterator[CreateBench]:
+    """Yields a function that creates a bench, closed afterwards.
+
+    `engine` are arguments of make_gpu_engine, `script` fields of the fake's script, `timeouts` fields of Timeouts, and
+    all others are settings.
+    """
+    benches: list[TrtllmBench] = []
 
     def create(
-        *, script: dict[str, Any] | None = None, engine: dict[str, Any] | None = None, **settings: Any
+        *,
+        script: dict[str, Any] | None = None,
+        engine: dict[str, Any] | None = None,
+        timeouts: dict[str, float] | None = None,
+        **settings: Any,
     ) -> TrtllmBench:
-        made.append(TrtllmBench(folder, script or {}, engine or {}, settings))
-        return made[-1]
+        benches.append(TrtllmBench(folder, script or {}, engine or {}, timeouts or {}, settings))
+        return benches[-1]
 
     yield create
-    for bench in made:
+    for bench in benches:
         bench.close()
 
 
 def rule_bench(bench: TrtllmBench) -> RuleBench:
-    """The executor's rules on this bench's executor."""
+    """Returns a RuleBench over this bench's executor."""
 
     def create(sink: OutputSink) -> Executor:
         bench.executor.close()
@@ -98,3 +120,20 @@ def rule_bench(bench: TrtllmBench) -> RuleBench:
         return bench.executor
 
     return RuleBench(create, long=LONG, max_active=3)
+
+
+def script(**rule: Any) -> dict[str, Any]:
+    """Returns a script with one rule, for make_request's prompt."""
+    return {"rules": [{"prompt_ids": [5, 6, 7], **rule}]}
+
+
+def error_of(bench: TrtllmBench, request: GenerationRequest) -> PipelineError:
+    """Runs a request that must fail and returns its error."""
+    error = bench.end_of(request).error
+    assert error is not None
+    return error
+
+
+def request_with(**fields: Any) -> GenerationRequest:
+    """Returns a short request with these fields replaced."""
+    return replace(make_request(max_tokens=4), **fields)

@@ -1,9 +1,9 @@
-"""Every call into TensorRT-LLM (its executor bindings) and torch, and the only module that imports them.
+"""Calls TensorRT-LLM (its executor bindings) and torch. The only module that imports them.
 
-NOT RUN on TensorRT-LLM: written against the sources of the 1.0 to 1.2 line and proved on a stand-in with the same
+NOT RUN on TensorRT-LLM: written against the sources of the 1.0 to 1.2 line and tested on a fake with the same
 signatures (tests/fakes). Sources: cpp/tensorrt_llm/nanobind/executor/{bindings,executor,executorConfig,request}.cpp,
-cpp/tensorrt_llm/executor/samplingConfig.cpp, cpp/include/tensorrt_llm/executor/executor.h. "(check)" marks what to look
-at first on a GPU. Optional arguments are passed only when they say something: releases differ in the ones they have.
+cpp/tensorrt_llm/executor/samplingConfig.cpp, cpp/include/tensorrt_llm/executor/executor.h. Optional arguments are
+passed only if they are set, because releases have different ones.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import tensorrt_llm  # type: ignore[import-not-found, unused-ignore]
 import tensorrt_llm.bindings.executor as trtllm  # type: ignore[import-not-found, unused-ignore]
 
 from llm_pipeline.executors.tensorrt_llm.engine import (
-    BadValueError,
     Ending,
     EngineDownError,
     EngineOptions,
     EngineResponse,
     EngineStats,
-    Failure,
-    GuidedDecoding,
+    FailureKind,
+    GuidedDecodingConfig,
+    InvalidValueError,
     Machine,
     QueueFullError,
 )
@@ -32,7 +32,7 @@ from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, 
 
 _log = logging.getLogger(__name__)
 
-_NO_END_ID = -1  # how upstream says "ignore the end token" (tensorrt_llm/executor/base_worker.py)
+_NO_END_ID = -1  # makes upstream ignore the end token (tensorrt_llm/executor/base_worker.py)
 _NEUTRAL = SamplingParams()
 
 _ENDINGS = {
@@ -52,7 +52,7 @@ _GUIDE_TYPES = {
 
 
 def read_machine() -> Machine:
-    """The installed version and the GPUs. torch comes with TensorRT-LLM and honours CUDA_VISIBLE_DEVICES."""
+    """Returns the installed version and the GPUs. torch comes with TensorRT-LLM and honours CUDA_VISIBLE_DEVICES."""
     import torch  # type: ignore[import-not-found, unused-ignore]
 
     capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
@@ -60,7 +60,7 @@ def read_machine() -> Machine:
 
 
 class UpstreamEngine:
-    """An Engine over `tensorrt_llm.bindings.executor.Executor`. The constructor loads, which takes minutes."""
+    """An Engine over `tensorrt_llm.bindings.executor.Executor`. The constructor loads it, which takes minutes."""
 
     def __init__(self, options: EngineOptions) -> None:
         self._vocab_size = options.vocab_size
@@ -73,31 +73,31 @@ class UpstreamEngine:
         try:
             arguments = _request_arguments(request, self._vocab_size)
             return trtllm.Request(list(request.prompt_ids), request.max_tokens, **arguments)
-        except (RuntimeError, ValueError) as error:  # C++ range checks; a TypeError is our own bug and stays one
-            raise BadValueError(str(error)) from error
+        except (RuntimeError, ValueError) as error:  # C++ range checks; a TypeError is our own bug
+            raise InvalidValueError(str(error)) from error
 
     def enqueue(self, prepared: object) -> int:
         try:
             return int(self._executor.enqueue_request(prepared))
         except Exception as error:
-            words = str(error)
-            failure = classify(words)
-            if failure is Failure.QUEUE_FULL:
-                raise QueueFullError(words) from error
-            if failure is Failure.ENGINE or not self._still_enqueues():
-                raise EngineDownError(words) from error
+            message = str(error)
+            failure = classify(message)
+            if failure is FailureKind.QUEUE_FULL:
+                raise QueueFullError(message) from error
+            if failure is FailureKind.ENGINE or not self._can_still_enqueue():
+                raise EngineDownError(message) from error
             raise
 
-    def _still_enqueues(self) -> bool:
-        """For errors whose words are not known: an engine that is shut down says so here in any words."""
+    def _can_still_enqueue(self) -> bool:
+        """Detects an engine that is shut down when the text of its error is unknown."""
         try:
             return self.can_enqueue()
-        except Exception:  # noqa: BLE001 - it can't even say that
+        except Exception:  # noqa: BLE001 - an engine that fails even here is down
             return False
 
-    def await_responses(self, limit_s: float) -> list[EngineResponse]:
-        responses = self._executor.await_responses(timeout=timedelta(seconds=limit_s))
-        return [read for response in responses if (read := _read(response)) is not None]
+    def await_responses(self, timeout_s: float) -> list[EngineResponse]:
+        responses = self._executor.await_responses(timeout=timedelta(seconds=timeout_s))
+        return [converted for response in responses if (converted := read_response(response)) is not None]
 
     def cancel(self, request_id: int) -> None:
         self._executor.cancel_request(request_id)  # its default of None is refused in C++
@@ -118,12 +118,12 @@ def _executor_config(options: EngineOptions) -> Any:
         "host_cache_size": options.kv_host_cache_bytes,
     }
     policies = trtllm.CapacitySchedulerPolicy
-    policy = policies.MAX_UTILIZATION if options.fills_kv_cache else policies.GUARANTEED_NO_EVICT
+    policy = policies.MAX_UTILIZATION if options.uses_max_utilization else policies.GUARANTEED_NO_EVICT
     guided = options.guided_decoding
     arguments = {
         "max_beam_width": 1,
         "scheduler_config": trtllm.SchedulerConfig(capacity_scheduler_policy=policy),
-        "kv_cache_config": trtllm.KvCacheConfig(**_given(kv_cache)),
+        "kv_cache_config": trtllm.KvCacheConfig(**_without_none(kv_cache)),
         "enable_chunked_context": options.has_chunked_context,
         "normalize_log_probs": False,  # its default differs between releases
         "batching_type": trtllm.BatchingType.INFLIGHT,
@@ -133,15 +133,15 @@ def _executor_config(options: EngineOptions) -> Any:
         "parallel_config": _parallel_config(options),
         "guided_decoding_config": None if guided is None else _guided_decoding_config(guided),
     }
-    return trtllm.ExecutorConfig(**_given(arguments))
+    return trtllm.ExecutorConfig(**_without_none(arguments))
 
 
-def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+def _without_none(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _parallel_config(options: EngineOptions) -> Any:
-    """Leader mode is what upstream does without one: it takes size and rank from MPI."""
+    """Returns None for leader mode, upstream's default: it takes size and rank from MPI."""
     if options.orchestrator_worker is None:
         return None
     return trtllm.ParallelConfig(
@@ -153,13 +153,13 @@ def _parallel_config(options: EngineOptions) -> Any:
     )
 
 
-def _guided_decoding_config(guided: GuidedDecoding) -> Any:
+def _guided_decoding_config(guided: GuidedDecodingConfig) -> Any:
     backends = trtllm.GuidedDecodingConfig.GuidedDecodingBackend
     return trtllm.GuidedDecodingConfig(
         backend=backends.LLGUIDANCE if guided.backend == "llguidance" else backends.XGRAMMAR,
         encoded_vocab=list(guided.encoded_vocab),
         tokenizer_str=guided.tokenizer_json,
-        stop_token_ids=list(guided.stop_ids),
+        stop_token_ids=list(guided.stop_token_ids),
     )
 
 
@@ -179,15 +179,17 @@ def _request_arguments(request: GenerationRequest, vocab_size: int) -> dict[str,
         "allotted_time_ms": None if request.time_limit_s is None else timedelta(seconds=request.time_limit_s),
         "cache_salt_id": request.cache_salt,
     }
-    return _given(arguments)
+    return _without_none(arguments)
 
 
 def _sampling_config(sampling: SamplingParams, *, has_end_id: bool) -> Any:
-    """Greedy is top_k 1. A sampled request always says top_k, top_p and seed: without the first two upstream is greedy
-    (cpp/tensorrt_llm/layers/topPSamplingLayer.cu), and its default seed is a constant. top_p 0, which it refuses, means
-    greedy to us and does not come here.
+    """Returns upstream's SamplingConfig. Greedy is top_k 1.
 
-    min_tokens is always said: its default is 1, and counts for a request as soon as another one of the batch has set it
+    A sampled request always sets top_k, top_p and seed: without the first two upstream is greedy
+    (cpp/tensorrt_llm/layers/topPSamplingLayer.cu), and its default seed is a constant. top_p 0, which upstream rejects,
+    is greedy here.
+
+    min_tokens is always set: its default is 1, and applies to a request as soon as another one of the batch has set it
     (layers/penaltyLayer.cpp). Without an end token it is 0, since the kernel would write to the logit of token -1
     (kernels/penaltyKernels.cu).
     """
@@ -204,27 +206,31 @@ def _sampling_config(sampling: SamplingParams, *, has_end_id: bool) -> Any:
         value = getattr(sampling, name)
         arguments[name] = None if value == getattr(_NEUTRAL, name) else value
     arguments["min_tokens"] = sampling.min_tokens if has_end_id else 0
-    return trtllm.SamplingConfig(**_given(arguments))
+    return trtllm.SamplingConfig(**_without_none(arguments))
 
 
 def _stop_words(request: GenerationRequest) -> list[list[int]] | None:
-    """Further end tokens, and hints. None when there are none: stop words leaked memory once (TensorRT-LLM#5509).
+    """Returns further stop token ids and stop token sequences. None if empty: stop words once leaked memory
+    (TensorRT-LLM#5509).
 
-    Upstream looks for them in the prompt's last tokens and the new ones together (kernels/stopCriteriaKernels.cu): a
-    sequence that the prompt has begun would stop a request that has not made it, so that one is left to the text.
+    Upstream matches them against the prompt's last tokens and the new ones together (kernels/stopCriteriaKernels.cu): a
+    sequence whose beginning ends the prompt would stop a request that has not generated it, so it is left out, and
+    postprocess finds it in the text.
     """
-    words = [[end_id] for end_id in request.stop_token_ids[1:]]
-    words += [list(hint) for hint in request.stop_token_sequences if not _is_begun_by(request.prompt_ids, hint)]
+    words = [[token_id] for token_id in request.stop_token_ids[1:]]
+    words += [
+        list(sequence) for sequence in request.stop_token_sequences if not _overlaps(request.prompt_ids, sequence)
+    ]
     return words or None
 
 
-def _is_begun_by(prompt_ids: tuple[int, ...], sequence: tuple[int, ...]) -> bool:
+def _overlaps(prompt_ids: tuple[int, ...], sequence: tuple[int, ...]) -> bool:
     """Whether the prompt ends with a beginning of the sequence."""
     return any(prompt_ids[-length:] == sequence[:length] for length in range(1, len(sequence)))
 
 
 def _embedding_bias(logit_bias: tuple[tuple[int, float], ...], vocab_size: int) -> Any:
-    """As long as the engine's vocabulary, which may be larger than the tokenizer's."""
+    """Returns torch f32 [vocab_size], of the engine's vocabulary, which may be larger than the tokenizer's."""
     import torch
 
     bias = torch.zeros(vocab_size, dtype=torch.float32)
@@ -237,33 +243,33 @@ def _guide(guide: Guide) -> Any:
     return trtllm.GuidedDecodingParams(_GUIDE_TYPES[guide.type], guide.source)
 
 
-def _read(response: Any) -> EngineResponse | None:
-    """One response in our terms. What can't be read fails its own request; None when not even that one is known."""
+def read_response(response: Any) -> EngineResponse | None:
+    """Converts one response. One that can't be read fails its own request; None if not even its id can be read."""
     try:
         request_id = int(response.request_id)
-    except Exception:  # noqa: BLE001 - the awaiter must outlive whatever upstream hands it
+    except Exception:  # noqa: BLE001 - no response may end the awaiter
         _log.exception("a response without a readable request id was dropped")
         return None
     try:
-        if response.has_error():  # before anything else: error and result are alternatives
-            words = str(response.error_msg)
-            return EngineResponse(request_id, error=words, failure=classify(words))
+        if response.has_error():  # checked first: error and result are alternatives
+            message = str(response.error_msg)
+            return EngineResponse(request_id, error=message, failure=classify(message))
         return _read_result(request_id, response.result)
     except Exception as error:  # noqa: BLE001 - as above
         _log.exception("a response could not be read")
-        return EngineResponse(request_id, error=f"unreadable response: {error!r}", may_go_on=True)
+        return EngineResponse(request_id, error=f"unreadable response: {error!r}", must_cancel=True)
 
 
 def _read_result(request_id: int, result: Any) -> EngineResponse:
-    """One beam; in a stream only new tokens, and none at times, the last response included."""
-    beams, log_probs, reasons = result.output_token_ids, result.log_probs, result.finish_reasons
+    """Converts a result of one beam: the new tokens of a stream, possibly none, also in the last response."""
+    beams, logprobs, reasons = result.output_token_ids, result.log_probs, result.finish_reasons
     ending = None
     if result.is_final:
         ending = _ENDINGS.get(reasons[0], Ending.UNKNOWN) if reasons else Ending.UNKNOWN
     return EngineResponse(
         request_id,
         token_ids=tuple(beams[0]) if beams else (),
-        log_probs=tuple(log_probs[0]) if log_probs else (),
+        logprobs=tuple(logprobs[0]) if logprobs else (),
         ending=ending,
     )
 

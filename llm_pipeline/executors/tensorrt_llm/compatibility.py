@@ -1,8 +1,8 @@
-"""Whether an engine, this machine and the settings fit each other. Pure: what the machine is comes in as values.
+"""Checks that engine, machine and settings fit each other. Pure: the machine is described by values.
 
-An engine runs on the SM that it was built on and with the TensorRT-LLM that built it, and on nothing else
-(NVIDIA/TensorRT-LLM#222, #835, #3031). Upstream finds out late, with pages of log; each refusal here is one sentence
-that says what does not fit, both values, and the way out.
+An engine runs only on the SM that it was built on and with the TensorRT-LLM version that built it
+(NVIDIA/TensorRT-LLM#222, #835, #3031). Upstream fails late, with pages of log; each error here is one or two sentences
+with the two values that do not fit and the fix.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import re
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest, GpuBuild, ManifestError
 from llm_pipeline.engine_files.trtllm_config import EngineConfig
-from llm_pipeline.executors.tensorrt_llm.engine import EngineOptions, GuidedDecoding, Machine
+from llm_pipeline.executors.tensorrt_llm.engine import EngineOptions, GuidedDecodingConfig, Machine
 from llm_pipeline.runtime.settings import PipelineSettings
 
-_SUPPORTED = ((1, 0), (1, 3))  # from, and below which; pyproject.toml has the same range
-_REBUILD = "Build the engine again here, or serve it where it fits."
+_SUPPORTED = ((1, 0), (1, 3))  # first release, and first one that is not; pyproject.toml has the same range
+_REBUILD = "Rebuild the engine on this machine, or serve it on a machine that it fits."
 
 
 def check_engine(settings: PipelineSettings, manifest: EngineManifest, config: EngineConfig) -> GpuBuild:
-    """The engine directory in itself, before anything heavy is imported. ManifestError says what is wrong."""
+    """Checks the engine directory, without TensorRT-LLM. Raises ManifestError if it is inconsistent."""
     build = manifest.gpu
     if build is None:
         raise ManifestError(f"The engine in {settings.engine_dir} is for CPUs. Serve it with EXECUTOR=cpu.")
@@ -35,7 +35,7 @@ def check_engine(settings: PipelineSettings, manifest: EngineManifest, config: E
     if not config.is_for_inflight_batching:
         raise ManifestError(
             "The engine was built without a paged KV cache or without remove_input_padding, and in-flight batching "
-            "needs both. Build it again with trtllm-build's defaults."
+            "needs both. Rebuild it with trtllm-build's defaults."
         )
     _check_processes(settings, config)
     _check_files(settings, manifest)
@@ -43,11 +43,11 @@ def check_engine(settings: PipelineSettings, manifest: EngineManifest, config: E
 
 
 def check_machine(machine: Machine, build: GpuBuild, config: EngineConfig, settings: PipelineSettings) -> None:
-    """The engine against what runs here. ManifestError says what does not fit."""
+    """Checks the engine against this machine. Raises ManifestError if it does not fit."""
     low, high = _SUPPORTED
     if not low <= _release(machine.tensorrt_llm) < high:
         raise ManifestError(
-            f"TensorRT-LLM {machine.tensorrt_llm} is installed, and this executor is written for {_dotted(low)} up to, "
+            f"TensorRT-LLM {machine.tensorrt_llm} is installed, but this executor is written for {_dotted(low)} up to, "
             f"but not including, {_dotted(high)}. Install one of these."
         )
     if machine.tensorrt_llm != config.version:
@@ -72,7 +72,7 @@ def check_machine(machine: Machine, build: GpuBuild, config: EngineConfig, setti
 
 
 def engine_options(settings: PipelineSettings, manifest: EngineManifest, config: EngineConfig) -> EngineOptions:
-    """How to load the engine. ManifestError for a setting that goes beyond what the engine was built for."""
+    """Returns the options for loading the engine. Raises ManifestError if a setting exceeds what it was built for."""
     build = config.build_config
     return EngineOptions(
         engine_dir=settings.engine_dir,
@@ -80,7 +80,7 @@ def engine_options(settings: PipelineSettings, manifest: EngineManifest, config:
         max_batch_size=_lowered("TRTLLM_MAX_BATCH_SIZE", settings.trtllm_max_batch_size, build.max_batch_size),
         max_num_tokens=_lowered("TRTLLM_MAX_NUM_TOKENS", settings.trtllm_max_num_tokens, build.max_num_tokens),
         max_queue_size=settings.trtllm_max_queue_size,
-        fills_kv_cache=settings.trtllm_scheduler_policy == "max_utilization",
+        uses_max_utilization=settings.trtllm_scheduler_policy == "max_utilization",
         has_chunked_context=_paged("TRTLLM_CHUNKED_CONTEXT", settings.trtllm_chunked_context, config),
         has_block_reuse=_paged("TRTLLM_BLOCK_REUSE", settings.trtllm_block_reuse, config),
         kv_cache_free_fraction=settings.trtllm_kv_cache_free_fraction,
@@ -92,7 +92,7 @@ def engine_options(settings: PipelineSettings, manifest: EngineManifest, config:
 
 
 def read_vocabulary(tokenizer_json: str) -> list[str]:
-    """The tokens of a tokenizer.json in the order of their ids; ids without a token give an empty string."""
+    """Returns the tokens of a tokenizer.json in the order of their ids; an empty string for unused ids."""
     document = json.loads(tokenizer_json)
     vocab = document["model"]["vocab"]
     # BPE and WordPiece map pieces to ids; Unigram lists pieces with their scores.
@@ -109,13 +109,13 @@ def _check_processes(settings: PipelineSettings, config: EngineConfig) -> None:
     if settings.trtllm_parallel_mode == "orchestrator":
         if found != 1:
             raise ManifestError(
-                f"TRTLLM_PARALLEL_MODE=orchestrator starts its own workers, and mpirun has started {found} processes. "
+                f"TRTLLM_PARALLEL_MODE=orchestrator starts its own workers, but mpirun started {found} processes. "
                 "Start one, or set TRTLLM_PARALLEL_MODE=leader."
             )
         if not settings.trtllm_worker_path.is_file():
             raise ManifestError(
-                f"TRTLLM_PARALLEL_MODE=orchestrator needs the worker program, and {settings.trtllm_worker_path} "
-                "is no file. Set TRTLLM_WORKER_PATH."
+                f"TRTLLM_PARALLEL_MODE=orchestrator needs the worker program, but {settings.trtllm_worker_path} "
+                "is not a file. Set TRTLLM_WORKER_PATH."
             )
     elif found != config.world_size:
         raise ManifestError(
@@ -125,7 +125,7 @@ def _check_processes(settings: PipelineSettings, config: EngineConfig) -> None:
 
 
 def _check_files(settings: PipelineSettings, manifest: EngineManifest) -> None:
-    """Ranks above 0 look at sizes only: the leader reads the same files, and a large engine takes minutes to hash."""
+    """Ranks above 0 check sizes only: the leader reads the same files, and hashing a large engine takes minutes."""
     if settings.trtllm_check_files == "sha256" and settings.ompi_comm_world_rank == 0:
         manifest.check_files(settings.engine_dir)
         return
@@ -133,20 +133,20 @@ def _check_files(settings: PipelineSettings, manifest: EngineManifest) -> None:
         path = settings.engine_dir / name
         if not path.is_file() or path.stat().st_size != expected.size_bytes:
             raise ManifestError(
-                f"{name} of the engine in {settings.engine_dir} is missing or not of the size that was built. "
-                "Build the engine again with --force."
+                f"{name} of the engine in {settings.engine_dir} is missing or does not have the size that was built. "
+                "Rebuild the engine with --force."
             )
 
 
 def _other_engine(what: str, found: object, expected: object) -> ManifestError:
     return ManifestError(
         f"config.json and manifest.json describe different engines: {found} and {expected} ({what}). "
-        "Build the engine again with --force."
+        "Rebuild the engine with --force."
     )
 
 
 def _release(version: str) -> tuple[int, int]:
-    """The first two numbers; (0, 0) for what is no version, which no range holds."""
+    """Returns the first two numbers; (0, 0), which is in no range, if `version` is invalid."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
@@ -155,28 +155,29 @@ def _dotted(release: tuple[int, int]) -> str:
     return f"{release[0]}.{release[1]}"
 
 
-def _lowered(name: str, asked: int | None, built: int) -> int | None:
+def _lowered(name: str, setting: int | None, built: int) -> int | None:
     """Upstream can lower what the engine was built for, not raise it."""
-    if asked is not None and asked > built:
-        raise ManifestError(f"{name} is {asked} and the engine was built for {built}. Lower it, or leave it out.")
-    return asked
+    if setting is not None and setting > built:
+        raise ManifestError(f"{name} is {setting}, but the engine was built for {built}. Lower it, or unset it.")
+    return setting
 
 
-def _paged(name: str, asked: bool | None, config: EngineConfig) -> bool:
-    if asked and not config.has_paged_context:
+def _paged(name: str, setting: bool | None, config: EngineConfig) -> bool:
+    """Returns the setting, by default what the engine was built for."""
+    if setting and not config.has_paged_context:
         raise ManifestError(
-            f"{name} is on and the engine was built without use_paged_context_fmha. Leave it out, or build with it."
+            f"{name} is on, but the engine was built without use_paged_context_fmha. Unset it, or build with it."
         )
-    return config.has_paged_context if asked is None else asked
+    return config.has_paged_context if setting is None else setting
 
 
-def _guided_decoding(settings: PipelineSettings, manifest: EngineManifest) -> GuidedDecoding | None:
+def _guided_decoding(settings: PipelineSettings, manifest: EngineManifest) -> GuidedDecodingConfig | None:
     if settings.trtllm_guided_decoding == "off":
         return None
     tokenizer_json = (settings.engine_dir / TOKENIZER_NAME).read_text(encoding="utf-8")
-    return GuidedDecoding(
+    return GuidedDecodingConfig(
         backend=settings.trtllm_guided_decoding,
         encoded_vocab=read_vocabulary(tokenizer_json),
         tokenizer_json=tokenizer_json,
-        stop_ids=tuple(manifest.tokens.eos),
+        stop_token_ids=tuple(manifest.tokens.eos),
     )

@@ -1,6 +1,6 @@
-"""The port between the executor and TensorRT-LLM: what one says to the other, without a type of upstream's.
+"""The Engine port: the interface between the executor and TensorRT-LLM, without any of upstream's types.
 
-Another adapter can stand behind it, such as one over the PyTorch LLM API, which is what upstream keeps after 1.2.
+Another adapter can implement it, such as one for the PyTorch LLM API, the only one that upstream keeps after 1.2.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from llm_pipeline.protocol.messages import GenerationRequest
 
 
 class QueueFullError(Exception):
-    """The engine's own queue takes no more requests."""
+    """The engine's own queue is full."""
 
 
-class BadValueError(Exception):
-    """Upstream refuses a value of the request; its words are for the log."""
+class InvalidValueError(Exception):
+    """Upstream rejects a value of the request; its message is for the log only."""
 
 
 class EngineDownError(Exception):
-    """The engine takes no requests any more."""
+    """The engine does not accept requests any more."""
 
 
 class Ending(Enum):
-    """Why a request has ended, as upstream says it. UNKNOWN: final, without a reason that we know."""
+    """Upstream's reason for the end of a request. UNKNOWN: final, but without a reason that we know."""
 
     END_ID = auto()
     STOP_WORDS = auto()
@@ -37,35 +37,35 @@ class Ending(Enum):
     UNKNOWN = auto()
 
 
-class Failure(Enum):
-    """What an error means: for its request alone, or for the engine."""
+class FailureKind(Enum):
+    """Scope and cause of an error."""
 
-    UNKNOWN = auto()  # the request fails; whose fault it is can't be told
-    REQUEST = auto()  # the engine refuses this request
-    PROMPT_TOO_LONG = auto()  # for the memory that the engine has, whatever it was built for
+    UNKNOWN = auto()  # the request fails, for a reason that can't be determined
+    REQUEST = auto()  # the engine rejects this request
+    PROMPT_TOO_LONG = auto()  # for the engine's memory, whatever length it was built for
     QUEUE_FULL = auto()
-    ENGINE = auto()  # nothing works any more
+    ENGINE = auto()  # the whole engine is unusable
 
 
 @dataclass(frozen=True)
 class EngineResponse:
-    """New tokens of one request, an ending, or both; or an error. `token_ids` does not hold the end token.
+    """New tokens of one request, an ending, or both; or an error. `token_ids` does not include the end token.
 
-    `may_go_on`: the error is ours (the response could not be read), and the engine may still work on the request.
+    `must_cancel`: the response could not be read, and the engine may still be working on the request.
     """
 
     request_id: int
     token_ids: tuple[int, ...] = ()
-    log_probs: tuple[float, ...] = ()
+    logprobs: tuple[float, ...] = ()  # natural logarithms
     ending: Ending | None = None
     error: str | None = None
-    failure: Failure = Failure.UNKNOWN  # of the error
-    may_go_on: bool = False
+    failure: FailureKind = FailureKind.UNKNOWN  # of the error
+    must_cancel: bool = False
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """The newest iteration's numbers; `gauges` are those for people, by name."""
+    """Numbers of the newest iteration; `gauges` are exported as metrics, by name."""
 
     active_requests: int
     queued_requests: int
@@ -73,62 +73,65 @@ class EngineStats:
 
 
 @dataclass(frozen=True)
-class GuidedDecoding:
-    """The vocabulary as the grammar compilers want it: tokens in the order of their ids, and tokenizer.json itself."""
+class GuidedDecodingConfig:
+    """Input of the grammar compilers: the vocabulary in the order of token ids, and the content of tokenizer.json."""
 
     backend: str
     encoded_vocab: Sequence[str]
     tokenizer_json: str
-    stop_ids: Sequence[int]
+    stop_token_ids: Sequence[int]
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to load an engine; None leaves a value to upstream. fit.py makes it from settings and config.json."""
+    """Options for loading an engine; None leaves a value to upstream. compatibility.py derives them."""
 
     engine_dir: Path
     vocab_size: int
     max_batch_size: int | None = None
     max_num_tokens: int | None = None
     max_queue_size: int | None = None
-    fills_kv_cache: bool = False  # admits more than surely fits, and pauses requests when the cache is full
+    uses_max_utilization: bool = False  # overcommits the KV cache, and pauses requests when it is full
     has_chunked_context: bool = False
     has_block_reuse: bool = False
     kv_cache_free_fraction: float = 0.9
     kv_cache_tokens: int | None = None
     kv_host_cache_bytes: int | None = None
     orchestrator_worker: Path | None = None  # set: orchestrator mode
-    guided_decoding: GuidedDecoding | None = None
+    guided_decoding: GuidedDecodingConfig | None = None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What upstream runs on, as this process sees it."""
+    """The installed TensorRT-LLM and the GPUs that this process can use."""
 
-    tensorrt_llm: str  # the version that is installed
-    sms: tuple[int, ...]  # compute capability times ten, of each GPU that this process may use
+    tensorrt_llm: str  # version
+    sms: tuple[int, ...]  # compute capability times ten, of each GPU
 
 
 class Engine(Protocol):
-    """A loaded engine. Every method may be called from any thread, several at a time, but `newest_stats` from one."""
+    """A loaded engine. Methods may be called concurrently from any thread, except `newest_stats`: from one only."""
 
     def can_enqueue(self) -> bool:
-        """False on MPI ranks other than the leader's."""
+        """Returns False on MPI ranks other than the leader's."""
 
     def prepare(self, request: GenerationRequest) -> object:
-        """The request as upstream wants it, for `enqueue`. BadValueError; anything else is a bug of ours."""
+        """Returns the request in upstream's form, for `enqueue`.
+
+        Raises InvalidValueError if upstream rejects a value; any other exception is a bug of ours.
+        """
 
     def enqueue(self, prepared: object) -> int:
-        """The request's id. QueueFullError, EngineDownError; anything else is a bug, ours or upstream's."""
+        """Returns the request's id. Raises QueueFullError or EngineDownError; any other exception is a bug."""
 
-    def await_responses(self, limit_s: float) -> list[EngineResponse]:
-        """What has come, in order; waits for at most `limit_s`. Raises only when the engine is dead."""
+    def await_responses(self, timeout_s: float) -> list[EngineResponse]:
+        """Returns new responses in order, after at most `timeout_s`. Raises only if the engine is dead."""
 
     def cancel(self, request_id: int) -> None:
-        """The request ends soon, with a response that says CANCELLED."""
+        """Ends the request soon; its last response has the ending CANCELLED."""
 
     def newest_stats(self) -> EngineStats | None:
-        """None when no iteration has ended since the last call. Drains upstream's buffer: for one reader."""
+        """Returns None if no iteration has ended since the last call. Drains upstream's buffer."""
 
     def shutdown(self) -> None:
         """Returns when the engine is down; on ranks above 0, when the leader's is."""

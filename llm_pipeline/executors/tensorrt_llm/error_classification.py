@@ -1,4 +1,4 @@
-"""What upstream's error texts mean. Pure: upstream has no classes for its errors, so the words are all there is.
+"""Classifies upstream's errors by their text. Pure: upstream has no error classes, so the text is all there is.
 
 Read in cpp/tensorrt_llm of NVIDIA/TensorRT-LLM, at b35ac1b6 (on the way to 1.2), and "Shutdown called" at 036a60f7
 (before 1.0), too; not at the released tags, and not seen from a running engine:
@@ -6,30 +6,30 @@ Read in cpp/tensorrt_llm of NVIDIA/TensorRT-LLM, at b35ac1b6 (on the way to 1.2)
 * executor/executorImpl.cpp, enqueueRequests: "Maximum queue size of %d has been reached, please try again later". With
   an orchestrator it is an error response of the request instead (leaderRecvReqThread). Every method after the end:
   "Shutdown called".
-* executorImpl.cpp, fetchNewRequests: "Encountered an error when fetching new request: ", which is what LlmRequest's
-  constructor and validate() (batch_manager/llmRequest.cpp) have against that request alone.
+* executorImpl.cpp, fetchNewRequests: "Encountered an error when fetching new request: ", if LlmRequest's constructor or
+  validate() (batch_manager/llmRequest.cpp) rejects that one request.
 * executorImpl.cpp, forwardAsync and forwardSync: "Encountered an error in forwardAsync function: ", for every running
-  request at once; the engine then goes on as if nothing had been.
-* include/tensorrt_llm/common/cudaUtils.h: "CUDA runtime error in %s: %s", with the words of cudaGetErrorString.
+  request at once; the engine then goes on as if nothing had happened.
+* include/tensorrt_llm/common/cudaUtils.h: "CUDA runtime error in %s: %s", with the text of cudaGetErrorString.
   runtime/utils/multiDeviceUtils.h: "Failed: NCCL error ...", "Failed: MPI error ...".
 
-Only the first line is looked at: common/tllmException.cpp puts file, line and a backtrace behind the message, and the
-names of functions in it hold any word.
+Only the first line is examined: common/tllmException.cpp appends file, line and a backtrace to the message, and the
+function names in it can contain any text.
 """
 
 from __future__ import annotations
 
 import re
 
-from llm_pipeline.executors.tensorrt_llm.engine import Failure
+from llm_pipeline.executors.tensorrt_llm.engine import FailureKind
 
 _QUEUE_FULL = re.compile(r"Maximum queue size of \d+ has been reached")
 _SHUT_DOWN = re.compile(r"Shutdown called")
 _PROMPT_TOO_LONG = re.compile(r"Prompt length \(\d+\) exceeds maximum input length")
 _REFUSED = re.compile(r"Encountered an error when fetching new request: ")
-# cudaGetErrorString of the errors of which the CUDA runtime's documentation says that "the process must be terminated
-# and relaunched": 700, 702, 710, 714 to 719, and the ECC and NVLink errors 214 and 220. After the first, every request
-# gets the same error until the process is started again (NVIDIA/TensorRT-LLM#2767).
+# cudaGetErrorString of the errors after which "the process must be terminated and relaunched", according to the CUDA
+# runtime's documentation: 700, 702, 710, 714 to 719, and the ECC and NVLink errors 214 and 220. After the first, every
+# request gets the same error until the process is restarted (NVIDIA/TensorRT-LLM#2767).
 _UNUSABLE = re.compile(
     r"illegal memory access was encountered|illegal instruction was encountered|device-side assert triggered"
     r"|unspecified launch failure|misaligned address|hardware stack error|invalid program counter"
@@ -39,18 +39,18 @@ _UNUSABLE = re.compile(
 )
 
 
-def classify(words: str) -> Failure:
-    """UNKNOWN for all that is not known for certain."""
-    head = headline(words)
-    if _UNUSABLE.search(head) or _SHUT_DOWN.search(head):
-        return Failure.ENGINE
-    if _QUEUE_FULL.search(head):
-        return Failure.QUEUE_FULL
-    if _PROMPT_TOO_LONG.search(head):
-        return Failure.PROMPT_TOO_LONG
-    return Failure.REQUEST if _REFUSED.match(head) else Failure.UNKNOWN
+def classify(message: str) -> FailureKind:
+    """Returns the kind of failure; UNKNOWN unless the text is certain."""
+    line = first_line(message)
+    if _UNUSABLE.search(line) or _SHUT_DOWN.search(line):
+        return FailureKind.ENGINE
+    if _QUEUE_FULL.search(line):
+        return FailureKind.QUEUE_FULL
+    if _PROMPT_TOO_LONG.search(line):
+        return FailureKind.PROMPT_TOO_LONG
+    return FailureKind.REQUEST if _REFUSED.match(line) else FailureKind.UNKNOWN
 
 
-def headline(words: str) -> str:
-    """The message without its backtrace."""
-    return words.partition("\n")[0]
+def first_line(message: str) -> str:
+    """Returns the message without its backtrace."""
+    return message.partition("\n")[0]

@@ -1,13 +1,13 @@
-"""The TensorRT-LLM executor: requests in flight, the thread that awaits their responses, cancelling, and death.
+"""The TensorRT-LLM executor: live requests, the thread that awaits their responses, cancellation and fatal errors.
 
-One awaiter thread takes all responses, reads the iteration stats and watches two clocks. Nothing that one response
-holds can end it: what can't be handled fails that request alone. What does end it (upstream's `await_responses` raises,
-an error that leaves the GPU unusable, no sign of life) is the death of the engine: all requests fail at once with
-ENGINE_UNAVAILABLE, new ones are refused, the log says why, and the process exits soon after, because a CUDA context
-that has failed can't be mended inside its process and MPI can't be initialised twice. Whoever started Triton starts it
-again (launcher/local/stub_watch.py, or the orchestrator's restart policy).
+One awaiter thread takes all responses, reads the iteration stats and checks two timeouts. No single response can end
+it: one that can't be handled fails its own request alone. An error that does end it is fatal to the engine: upstream's
+`await_responses` raises, the GPU is unusable, or there is no progress. Then all requests fail at once with
+ENGINE_UNAVAILABLE, new ones are rejected, the log gets the reason, and the process exits soon after, because a failed
+CUDA context can't be repaired inside its process and MPI can't be initialised twice. Whatever started Triton restarts
+it (the launcher, or the orchestrator's restart policy).
 
-Request ids are upstream's own; a client's names never meet them. `enqueue` and the entry into `_live` happen under one
+Request ids are upstream's own and independent of clients' names. `enqueue` and the entry into `_live` happen under one
 lock, which the awaiter takes before it looks an id up, so that no response can arrive too early.
 """
 
@@ -17,85 +17,99 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from llm_pipeline.executors.port import ExecutorStats, OutputSink, duplicate_request
-from llm_pipeline.executors.tensorrt_llm.admission import RequestLimits
+from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink, duplicate_request
 from llm_pipeline.executors.tensorrt_llm.engine import (
-    BadValueError,
     Engine,
     EngineDownError,
     EngineResponse,
-    Failure,
+    FailureKind,
+    InvalidValueError,
     QueueFullError,
 )
-from llm_pipeline.executors.tensorrt_llm.error_classification import headline
-from llm_pipeline.executors.tensorrt_llm.steps import LiveRequest, make_step, queue_full, unavailable
+from llm_pipeline.executors.tensorrt_llm.error_classification import first_line
+from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
+from llm_pipeline.executors.tensorrt_llm.responses import LiveRequest, queue_full, to_step, unavailable
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput
 
 _log = logging.getLogger(__name__)
-_AWAIT_S = 0.05  # upstream wakes up at once when a response comes; this only bounds the clocks' ticks
+_AWAIT_S = 0.05  # upstream returns at once when a response comes; this only bounds the period of the timeout checks
 _STATS_PERIOD_S = 0.1
-_GAUGES_PERIOD_S = 1.0  # showing one costs Triton's stub a handshake
-_CLOSE_LIMIT_S = 3.0  # for cancelled requests to end
-_SHUTDOWN_LIMIT_S = 10.0
-_FAILED_ROUNDS_LIMIT = 8  # assumption: more than one client's bad luck; a warm-up that works sets the count back
-_EXIT_AFTER_S = 3.0  # time for decode to tell the clients
+_GAUGES_PERIOD_S = 1.0  # exporting one costs Triton's stub a handshake
+MAX_FAILED_ROUNDS = 8  # assumption: more than one client's bad luck; a warm-up probe that succeeds resets the count
 _EXIT_STATUS = 70  # EX_SOFTWARE
 _SHUTTING_DOWN = "The engine is shutting down. Retry shortly."
-_STOPPED = "The engine has stopped. It is being started again; retry the request."
+_STOPPED = "The engine has stopped and is restarting. Retry the request."
 
 
-class _EngineDeath(Exception):  # noqa: N818 - it is an event that unwinds the awaiter
-    """The engine is dead; the message says why."""
+class EngineFatalError(Exception):
+    """The engine is dead; the message contains the reason."""
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Limits for waiting on the engine, in seconds. 0 switches `hang_s` off."""
+
+    cancel_s: float  # until a cancelled request is ended without upstream's response
+    hang_s: float  # without a response or an iteration while requests are live
+    close_s: float = 3.0  # for cancelled requests to end when the executor is closed
+    shutdown_s: float = 10.0  # for upstream's shutdown
+    exit_s: float = 3.0  # between a fatal error and the end of the process, for decode to notify clients
+
+
+def exit_immediately(status: int) -> None:
+    """Ends the process without Python's clean-up, which would wait for threads that hang inside the dead engine."""
+    os._exit(status)
 
 
 class TensorRtLlmExecutor:
-    """An Executor over a loaded engine. See the module's docstring."""
+    """An Executor over a loaded engine. `exit_process` ends the process after a fatal error of the engine."""
 
     def __init__(
         self,
         engine: Engine,
-        admission: RequestLimits,
+        limits: RequestLimits,
         sink: OutputSink,
         *,
-        cancel_limit_s: float,
-        hang_limit_s: float,
+        timeouts: Timeouts,
+        exit_process: Callable[[int], None] = exit_immediately,
     ) -> None:
         self._engine = engine
-        self._admission = admission
-        self._sink = sink
-        self._cancel_limit_s = cancel_limit_s
-        self._hang_limit_s = hang_limit_s
-        self._lock = threading.Lock()  # guards the four below
+        self._limits = limits
+        self._output = GuardedSink(sink)
+        self._timeouts = timeouts
+        self._exit_process = exit_process
+        self._lock = threading.Lock()  # guards the next four
         self._live: dict[int, LiveRequest] = {}
         self._ids: dict[str, int] = {}
-        self._started_count = 0  # of the live ones, those that have a token
-        self._refusal: str | None = None  # why no more requests are taken
+        self._started_count = 0  # live requests that have a token
+        self._reject_message: str | None = None  # set: no more requests are accepted
         self._closing = threading.Event()
         self._is_dead = False
-        self._down_words: str | None = None  # what the engine said when it took a request no more
+        self._fatal_message: str | None = None  # from a failed enqueue, for the awaiter
         self._upstream_active = 0
         self._gauges: Mapping[str, float] = {}
         self._stats_at = self._gauges_at = 0.0
-        self._has_stats_failed = False
+        self._has_logged_stats_error = False
         self._failed_rounds = 0
-        self._alive_at = time.monotonic()
+        self._progress_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="tensorrt-llm-awaiter", daemon=True)
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
-        self._admission.check(request)
+        self._limits.check(request)
         prepared = self._prepare(request)  # not under the lock: long prompts take milliseconds
         with self._lock:
-            if self._refusal is not None:
-                raise unavailable(self._refusal)
+            if self._reject_message is not None:
+                raise unavailable(self._reject_message)
             if request.key in self._ids:  # decode may have ended a request that upstream has not
                 raise duplicate_request()
             request_id = self._enqueue(prepared)
             if not self._live:
-                self._alive_at = time.monotonic()  # an idle engine owes no sign of life
+                self._progress_at = time.monotonic()  # an idle engine makes no progress
             self._live[request_id] = LiveRequest(request)
             self._ids[request.key] = request_id
 
@@ -110,35 +124,35 @@ class TensorRtLlmExecutor:
     def stats(self) -> ExecutorStats:
         with self._lock:
             live, started = len(self._live), self._started_count
-        # Upstream's count is of its newest iteration: it lags behind, and an idle engine makes none.
+        # Upstream's count is from its newest iteration: it lags, and an idle engine has no iterations.
         active = max(started, min(self._upstream_active, live))
         return ExecutorStats(active, live - active, self._gauges)
 
     def close(self) -> None:
         with self._lock:
             is_first = not self._closing.is_set()
-            self._refusal = self._refusal or _SHUTTING_DOWN
+            self._reject_message = self._reject_message or _SHUTTING_DOWN
             self._closing.set()
             ids = [request_id for request_id, live in self._live.items() if not live.is_cancelled]
             for request_id in ids:
                 self._live[request_id].cancel()
         for request_id in ids:
             self._cancel_upstream(request_id)
-        self._thread.join(timeout=2 * _CLOSE_LIMIT_S)
+        self._thread.join(timeout=2 * self._timeouts.close_s)
         if self._thread.is_alive():
-            _log.warning("the engine does not give its responses back; its requests are ended without it")
-            self._end_all()
+            _log.warning("the engine does not return from waiting for responses; ending its requests without it")
+            self._cancel_all()
         if is_first and not self._is_dead:
             self._shut_down()
 
     def _prepare(self, request: GenerationRequest) -> object:
         try:
             return self._engine.prepare(request)
-        except BadValueError as error:
-            _log.warning("the engine refuses a value of a request: %s", error)
+        except InvalidValueError as error:
+            _log.warning("the engine rejected a value of a request: %s", error)
             raise PipelineError(
                 ErrorCode.VALUE_OUT_OF_RANGE,
-                "The engine refuses a sampling value of this request. Check temperature, the penalties and the limits.",
+                "The engine rejected a sampling parameter of this request. Check temperature and the penalties.",
             ) from error
 
     def _enqueue(self, prepared: object) -> int:
@@ -147,23 +161,23 @@ class TensorRtLlmExecutor:
         except QueueFullError as error:
             raise queue_full() from error
         except EngineDownError as error:
-            self._down_words = headline(str(error))  # the awaiter takes it from here
+            self._fatal_message = first_line(str(error))  # the awaiter raises it
             raise unavailable(_STOPPED) from error
 
     def _cancel_upstream(self, request_id: int) -> None:
         try:
             self._engine.cancel(request_id)
-        except Exception:  # noqa: BLE001 - upstream's; the request ends by itself or by its limit
+        except Exception:  # noqa: BLE001 - upstream's; the request ends by itself or after the cancel timeout
             _log.exception("the engine failed to cancel a request")
 
     def _shut_down(self) -> None:
-        """In a thread: upstream waits for its requests, and for other ranks, without a limit of its own."""
+        """On its own thread: upstream waits for its requests, and for other ranks, without a limit of its own."""
         thread = threading.Thread(target=self._shut_down_upstream, name="tensorrt-llm-shutdown", daemon=True)
         thread.start()
-        thread.join(timeout=_SHUTDOWN_LIMIT_S)
+        thread.join(timeout=self._timeouts.shutdown_s)
         if thread.is_alive():
             _log.warning(
-                "the engine did not shut down within %.0f s and is left to the end of the process", _SHUTDOWN_LIMIT_S
+                "the engine did not shut down within %.0f s; it ends with the process", self._timeouts.shutdown_s
             )
 
     def _shut_down_upstream(self) -> None:
@@ -177,76 +191,76 @@ class TensorRtLlmExecutor:
     def _run(self) -> None:
         try:
             self._await_until_closed()
-        except _EngineDeath as death:
-            self._die(str(death))
-        except Exception as error:  # noqa: BLE001 - there is no other way out of this thread than dying aloud
+        except EngineFatalError as error:
+            self._fail_all_and_exit(str(error))
+        except Exception as error:  # noqa: BLE001 - without this thread no request would ever end
             _log.exception("the engine's responses can't be awaited any more")
-            self._die(f"{type(error).__name__}: {error}")
+            self._fail_all_and_exit(f"{type(error).__name__}: {error}")
         else:
-            self._end_all()
+            self._cancel_all()
 
     def _await_until_closed(self) -> None:
         deadline: float | None = None
         while True:
             if self._closing.is_set():
-                deadline = deadline or time.monotonic() + _CLOSE_LIMIT_S
+                deadline = deadline or time.monotonic() + self._timeouts.close_s
                 if not self._live or time.monotonic() > deadline:
                     return
             responses = self._engine.await_responses(_AWAIT_S)
             if responses:
-                self._alive_at = time.monotonic()
+                self._progress_at = time.monotonic()
                 self._relay(responses)
-            if self._down_words is not None:
-                raise _EngineDeath(self._down_words)
+            if self._fatal_message is not None:
+                raise EngineFatalError(self._fatal_message)
             self._read_stats()
-            self._watch_clocks()
+            self._check_timeouts()
 
     def _relay(self, responses: list[EngineResponse]) -> None:
-        """Steps of all responses in one call of the sink."""
+        """Passes the steps of all responses to the sink in one call."""
         steps: list[StepOutput] = []
-        unread: list[int] = []
-        deadly: str | None = None
+        must_cancel: list[int] = []
+        fatal: str | None = None
         with self._lock:
             for response in responses:
                 live = self._live.get(response.request_id)
                 if live is None:
-                    continue  # given up after the cancel limit
-                if response.failure is Failure.ENGINE:
-                    deadly = response.error
+                    continue  # ended after the cancel timeout
+                if response.failure is FailureKind.ENGINE:
+                    fatal = response.error
                     continue  # fails with all the others
                 step = self._make_step(live, response)
-                if response.may_go_on:
-                    unread.append(response.request_id)
+                if response.must_cancel:
+                    must_cancel.append(response.request_id)
                 if step is None:
                     continue
                 steps.append(step)
                 if step.is_final:
                     self._forget(response.request_id)
-        self._hand_over(steps)
-        for request_id in unread:
+        self._output.emit(steps)
+        for request_id in must_cancel:
             self._cancel_upstream(request_id)
-        if deadly is not None:
-            _log.error("the engine says: %s", deadly)
-            raise _EngineDeath(headline(deadly))
-        self._watch_failures(responses)
+        if fatal is not None:
+            _log.error("fatal error of the engine: %s", fatal)
+            raise EngineFatalError(first_line(fatal))
+        self._count_failed_rounds(responses)
 
-    def _watch_failures(self, responses: list[EngineResponse]) -> None:
-        """An engine that fails everybody is dead, whatever it says: upstream itself goes on after each failed step."""
+    def _count_failed_rounds(self, responses: list[EngineResponse]) -> None:
+        """Raises EngineFatalError if every request fails: upstream itself goes on after each failed step."""
         if any(response.error is None for response in responses):
             self._failed_rounds = 0
-        elif any(response.failure is Failure.UNKNOWN and not response.may_go_on for response in responses):
+        elif any(response.failure is FailureKind.UNKNOWN and not response.must_cancel for response in responses):
             self._failed_rounds += 1
-        if self._failed_rounds >= _FAILED_ROUNDS_LIMIT:
-            raise _EngineDeath(f"the last {self._failed_rounds} steps with an answer all failed, see above")
+        if self._failed_rounds >= MAX_FAILED_ROUNDS:
+            raise EngineFatalError(f"all responses of the last {self._failed_rounds} rounds were errors, see above")
 
     def _make_step(self, live: LiveRequest, response: EngineResponse) -> StepOutput | None:
-        had_none = live.token_count == 0
+        had_no_token = live.token_count == 0
         try:
-            step = make_step(live, response)
+            step = to_step(live, response)
         except Exception:  # noqa: BLE001 - it fails its own request
             _log.exception("a response could not be handled")
             step = StepOutput(live.key, error=internal_error())
-        self._started_count += had_none and live.token_count > 0
+        self._started_count += had_no_token and live.token_count > 0
         return step
 
     def _forget(self, request_id: int) -> None:
@@ -255,14 +269,6 @@ class TensorRtLlmExecutor:
             del self._ids[live.key]
         self._started_count -= live.token_count > 0
 
-    def _hand_over(self, steps: list[StepOutput]) -> None:
-        if not steps:
-            return
-        try:
-            self._sink(steps)
-        except Exception:  # noqa: BLE001 - a bug of whoever takes the steps must not end everybody's
-            _log.exception("steps could not be handed over")
-
     def _read_stats(self) -> None:
         now = time.monotonic()
         if now - self._stats_at < _STATS_PERIOD_S:
@@ -270,25 +276,25 @@ class TensorRtLlmExecutor:
         self._stats_at = now
         try:
             stats = self._engine.newest_stats()
-        except Exception:  # noqa: BLE001 - statistics are not worth a request
-            if not self._has_stats_failed:  # each further time would be the same line, ten times a second
-                _log.exception("the engine's statistics can't be read; its gauges stand still")
-            self._has_stats_failed = True
+        except Exception:  # noqa: BLE001 - statistics must not fail requests
+            if not self._has_logged_stats_error:  # else the same line ten times a second
+                _log.exception("the engine's statistics can't be read; its gauges are stale")
+            self._has_logged_stats_error = True
             return
         if stats is None:
             return
-        self._alive_at = now
+        self._progress_at = now
         self._upstream_active = stats.active_requests
         if now - self._gauges_at >= _GAUGES_PERIOD_S:
             self._gauges, self._gauges_at = stats.gauges, now
 
-    def _watch_clocks(self) -> None:
-        now = time.monotonic()
+    def _check_timeouts(self) -> None:
+        now, timeouts = time.monotonic(), self._timeouts
         with self._lock:
             overdue = [
                 request_id
                 for request_id, live in self._live.items()
-                if live.is_cancelled and now - live.cancelled_at > self._cancel_limit_s
+                if live.is_cancelled and now - live.cancelled_at > timeouts.cancel_s
             ]
             steps = [
                 StepOutput(self._live[request_id].key, finish_reason=FinishReason.CANCELLED) for request_id in overdue
@@ -297,18 +303,18 @@ class TensorRtLlmExecutor:
                 self._forget(request_id)
             is_busy = bool(self._live)
         if overdue:
-            _log.warning("%d cancelled requests did not end within %.0f s", len(overdue), self._cancel_limit_s)
-            self._hand_over(steps)
-        if is_busy and self._hang_limit_s and now - self._alive_at > self._hang_limit_s:
-            raise _EngineDeath(
-                f"no response and no iteration for {self._hang_limit_s:.0f} s while requests are running"
+            _log.warning("%d cancelled requests did not end within %.0f s", len(overdue), timeouts.cancel_s)
+            self._output.emit(steps)
+        if is_busy and timeouts.hang_s and now - self._progress_at > timeouts.hang_s:
+            raise EngineFatalError(
+                f"no response and no iteration for {timeouts.hang_s:.0f} s while requests are running"
             )
 
-    def _end_all(self) -> None:
+    def _cancel_all(self) -> None:
         with self._lock:
-            self._refusal = self._refusal or _SHUTTING_DOWN
+            self._reject_message = self._reject_message or _SHUTTING_DOWN
             keys = self._forget_all()
-        self._hand_over([StepOutput(key, finish_reason=FinishReason.CANCELLED) for key in keys])
+        self._output.emit([StepOutput(key, finish_reason=FinishReason.CANCELLED) for key in keys])
 
     def _forget_all(self) -> list[str]:
         keys = list(self._ids)
@@ -317,24 +323,19 @@ class TensorRtLlmExecutor:
         self._started_count = 0
         return keys
 
-    def _die(self, reason: str) -> None:
-        """Fail everything at once and end the process soon. A death while closing is only the end."""
+    def _fail_all_and_exit(self, reason: str) -> None:
+        """Fails all requests at once and ends the process soon. While closing, a fatal error only ends the requests."""
         if self._closing.is_set():
             _log.warning("the engine died while it was closing: %s", reason)
             self._is_dead = True
-            self._end_all()
+            self._cancel_all()
             return
         with self._lock:
             self._is_dead = True
-            self._refusal = _STOPPED
+            self._reject_message = _STOPPED
             keys = self._forget_all()
-        text = "the engine is dead: %s; %d requests fail with it, and this process ends in %.0f s"
-        _log.error(text, reason, len(keys), _EXIT_AFTER_S)
-        self._hand_over([StepOutput(key, error=unavailable(_STOPPED)) for key in keys])
-        if not self._closing.wait(_EXIT_AFTER_S):
-            _end_process(_EXIT_STATUS)
-
-
-def _end_process(status: int) -> None:
-    """Without Python's clean-up, which would wait for threads that hang inside the dead engine."""
-    os._exit(status)
+        message = "the engine is dead: %s; %d requests fail, and this process ends in %.0f s"
+        _log.error(message, reason, len(keys), self._timeouts.exit_s)
+        self._output.emit([StepOutput(key, error=unavailable(_STOPPED)) for key in keys])
+        if not self._closing.wait(self._timeouts.exit_s):
+            self._exit_process(_EXIT_STATUS)

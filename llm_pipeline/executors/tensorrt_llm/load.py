@@ -1,57 +1,69 @@
-"""Engine directory to executor: every check that needs no engine first, then the load, which takes minutes."""
+"""Loads the TensorRT-LLM executor: every check that needs no engine first, then the load, which takes minutes."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
-from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
+from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.engine_files.trtllm_config import EngineConfig
 from llm_pipeline.executors.port import Executor, OutputSink
-from llm_pipeline.executors.tensorrt_llm.admission import RequestLimits
 from llm_pipeline.executors.tensorrt_llm.compatibility import check_engine, check_machine, engine_options
 from llm_pipeline.executors.tensorrt_llm.engine import EngineOptions
-from llm_pipeline.executors.tensorrt_llm.executor import TensorRtLlmExecutor
+from llm_pipeline.executors.tensorrt_llm.executor import TensorRtLlmExecutor, Timeouts, exit_immediately
+from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
 from llm_pipeline.executors.tensorrt_llm.worker_rank import WorkerRankExecutor
 from llm_pipeline.runtime.settings import PipelineSettings
 
 _log = logging.getLogger(__name__)
 
 
-def load_executor(settings: PipelineSettings, manifest: EngineManifest, sink: OutputSink) -> Executor:
-    """The executor of this rank. ManifestError, one sentence, when engine, machine and settings do not fit."""
+def load_executor(
+    settings: PipelineSettings,
+    manifest: EngineManifest,
+    sink: OutputSink,
+    *,
+    timeouts: Timeouts | None = None,
+    exit_process: Callable[[int], None] = exit_immediately,
+) -> Executor:
+    """Returns the executor of this rank; None for `timeouts` takes them from the settings.
+
+    Raises ManifestError, one sentence, if engine, machine and settings do not fit each other, and ImportError if
+    TensorRT-LLM can't be imported.
+    """
     config = EngineConfig.load(settings.engine_dir)
     build = check_engine(settings, manifest, config)
     options = engine_options(settings, manifest, config)
-    try:
-        from llm_pipeline.executors.tensorrt_llm import bindings as upstream
-    except ImportError as error:
-        raise ManifestError(
-            f"EXECUTOR=tensorrt_llm needs TensorRT-LLM, which can't be imported here: {error}. "
-            "Start from NVIDIA's trtllm-python-py3 image, or: pip install triton-completions[tensorrt-llm]"
-        ) from error
-    check_machine(upstream.read_machine(), build, config, settings)
+    from llm_pipeline.executors.tensorrt_llm import bindings
+
+    check_machine(bindings.read_machine(), build, config, settings)
     _log.info("loading %s with TensorRT-LLM %s for SM %d", manifest.model_name, config.version, build.sm)
-    engine = upstream.UpstreamEngine(options)
+    engine = bindings.UpstreamEngine(options)
     if not engine.can_enqueue():
-        _log.info("this rank computes for the leader and takes no requests")
+        _log.info("this rank computes for the leader and accepts no requests")
         return WorkerRankExecutor(engine)
     return TensorRtLlmExecutor(
         engine,
-        _admission(options, config),
+        _request_limits(options, config),
         sink,
-        cancel_limit_s=settings.trtllm_cancel_timeout_s,
-        hang_limit_s=settings.trtllm_hang_timeout_s,
+        timeouts=timeouts or default_timeouts(settings),
+        exit_process=exit_process,
     )
 
 
-def _admission(options: EngineOptions, config: EngineConfig) -> RequestLimits:
-    """Without chunked context a whole prompt must fit one step."""
+def default_timeouts(settings: PipelineSettings) -> Timeouts:
+    """Returns the timeouts that the settings give."""
+    return Timeouts(cancel_s=settings.trtllm_cancel_timeout_s, hang_s=settings.trtllm_hang_timeout_s)
+
+
+def _request_limits(options: EngineOptions, config: EngineConfig) -> RequestLimits:
+    """Without chunked context, a whole prompt must fit into one step."""
     build = config.build_config
     max_seq_len = build.max_seq_len
-    one_step = options.max_num_tokens or build.max_num_tokens
+    max_step_tokens = options.max_num_tokens or build.max_num_tokens
     return RequestLimits(
         vocab_size=options.vocab_size,
         max_seq_len=max_seq_len,
-        max_prompt_tokens=max_seq_len if options.has_chunked_context else min(one_step, max_seq_len),
+        max_prompt_tokens=max_seq_len if options.has_chunked_context else min(max_step_tokens, max_seq_len),
         has_guided_decoding=options.guided_decoding is not None,
     )

@@ -1,4 +1,4 @@
-"""The executor of MPI ranks above 0, which compute for the leader and take no requests of their own."""
+"""The executor of MPI ranks above 0, which compute for the leader and accept no requests of their own."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GenerationRequest
 
 _log = logging.getLogger(__name__)
-_CLOSE_LIMIT_S = 10.0
+_JOIN_TIMEOUT_S = 10.0
 
 
 class WorkerRankExecutor:
-    """Stays in upstream's `shutdown` until the leader is down, as upstream wants it, in a thread of its own.
+    """Waits in upstream's `shutdown` until the leader is down, as upstream requires, on its own thread.
 
-    Not in the caller's: Triton would never finish loading the model, and would not answer SIGTERM meanwhile.
+    On the caller's thread, Triton would never finish loading the model and could not handle SIGTERM.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._thread = threading.Thread(target=self._follow, name="tensorrt-llm-follower", daemon=True)
+        self._thread = threading.Thread(target=self._wait_for_leader, name="tensorrt-llm-worker-rank", daemon=True)
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
         raise PipelineError(
-            ErrorCode.ENGINE_UNAVAILABLE, "This process works for another one, which takes the requests. Ask that one."
+            ErrorCode.ENGINE_UNAVAILABLE, "This process is a worker of another one. Send requests to the leader."
         )
 
     def cancel(self, key: str) -> None:
-        """Nothing to cancel: no request is accepted."""
+        """Does nothing: no request is ever accepted."""
 
     def stats(self) -> ExecutorStats:
         return ExecutorStats(0, 0)
 
     def close(self) -> None:
-        self._thread.join(timeout=_CLOSE_LIMIT_S)
+        self._thread.join(timeout=_JOIN_TIMEOUT_S)
 
-    def _follow(self) -> None:
+    def _wait_for_leader(self) -> None:
         try:
             self._engine.shutdown()
-        except Exception:  # noqa: BLE001 - upstream's; there is nobody to hand it to
-            _log.exception("this rank's part of the engine failed")
+        except Exception:  # noqa: BLE001 - upstream's; there is no caller to pass it to
+            _log.exception("the engine of this rank failed")
         else:
-            _log.info("the leader is down; this rank has nothing to do any more")
+            _log.info("the leader is down; this rank is idle")

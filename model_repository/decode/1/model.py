@@ -6,7 +6,7 @@ Cancel and renew messages are requests of their own, and end without a response.
 from functools import partial
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
-from llm_pipeline.executors.port import create_executor
+from llm_pipeline.executors.registry import create_executor
 from llm_pipeline.protocol.tensors import cancelled_key, renewed_owner
 from llm_pipeline.protocol.wire_json import request_from_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects

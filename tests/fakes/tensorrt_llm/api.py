@@ -1,8 +1,8 @@
-"""Classes and enums of the executor bindings, made from the API facts, with arguments checked as nanobind does.
+"""Makes classes and enums of the executor bindings from the API facts, and checks arguments as nanobind does.
 
 An unknown keyword, a missing or surplus argument, a positional one that is keyword-only, a value of the wrong type and
-a None where the type is not optional raise TypeError; a value out of the range that C++ checks raises RuntimeError.
-Attributes that upstream does not bind raise AttributeError, for reading as for writing.
+a None for a type that is not optional raise TypeError; a value outside the range that C++ checks raises RuntimeError.
+Reading or writing attributes that upstream does not bind raises AttributeError.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FACTS = Path(__file__).parents[2] / "data" / "tensorrt_llm_api.json"
 _PREFIX = "tensorrt_llm.bindings.executor."
 _INT32 = (-(2**31), 2**31 - 1)
 _UINT64 = (0, 2**64 - 1)
-# The facts say `int` for every width. These have 64 bits upstream (RandomSeedType, IdType, CacheSaltIDType, size_t).
+# The facts have `int` for every width. These have 64 bits upstream (RandomSeedType, IdType, CacheSaltIDType, size_t).
 _WIDE = {"seed", "client_id", "cache_salt_id", "id", "ids", "request_id", "host_cache_size", "max_gpu_total_bytes"}
 
 BINDINGS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ _SAMPLING_RANGES: dict[str, Callable[[float], bool]] = {
 
 
 def make_bindings() -> dict[str, Any]:
-    """Name -> enum or class; nested ones also stand in their outer class."""
+    """Returns enums and classes by name; nested ones are also attributes of their outer class."""
     namespace: dict[str, Any] = {}
     for name, facts in BINDINGS.items():
         if facts["kind"] == "enum":
@@ -57,7 +57,7 @@ def make_bindings() -> dict[str, Any]:
                 name.rsplit(".", 1)[-1], {value: index for index, value in enumerate(facts["values"])}
             )
         elif facts["kind"] == "class" and name not in {"Executor", "DecodingMode"}:
-            made = _make_class(name, facts, namespace)
+            made = make_class(name, facts, namespace)
         else:
             continue
         namespace[name] = made
@@ -68,7 +68,7 @@ def make_bindings() -> dict[str, Any]:
     return namespace
 
 
-def _make_class(name: str, facts: Mapping[str, Any], namespace: dict[str, Any]) -> type:
+def make_class(name: str, facts: Mapping[str, Any], namespace: dict[str, Any]) -> type:
     overloads = facts.get("constructor_overloads") or [facts.get("params") or []]
     attributes = {item["name"]: item["access"] for item in facts.get("attributes") or []}
     is_open = any("dynamic_attr" in note for note in facts.get("notes") or [])
@@ -98,7 +98,7 @@ def _make_class(name: str, facts: Mapping[str, Any], namespace: dict[str, Any]) 
 
 
 def _docstring(overloads: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """The signatures as nanobind writes them."""
+    """Returns the signatures in nanobind's format."""
     lines = []
     for parameters in overloads:
         texts = ["self"]
@@ -120,12 +120,17 @@ def _methods(name: str) -> dict[str, Any]:
 
 
 def peek(made: Any, attribute: str) -> Any:
-    """What the stand-in engine may read although Python can't, such as a Request's priority."""
+    """Returns an attribute that the engine reads in C++ although Python can't, such as a Request's priority."""
     return made._values.get(attribute)
 
 
+def set_values(made: Any) -> dict[str, Any]:
+    """Returns the arguments that an object was made with, by name, without those that are None."""
+    return {name: value for name, value in made._values.items() if value is not None}
+
+
 def new(made_class: type, **values: Any) -> Any:
-    """An object that upstream fills in C++."""
+    """Returns an object that upstream fills in C++."""
     made = made_class()
     made._values.update(values)
     return made
@@ -138,12 +143,12 @@ def bind(
     kwargs: Mapping[str, Any],
     namespace: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The arguments by name, defaults filled in, of the first overload that takes them; TypeError when none does."""
+    """Returns arguments by name, with defaults, of the first overload that fits. Raises TypeError if none does."""
     problems = []
     for parameters in overloads:
         try:
             return _bind_one(parameters, args, kwargs, namespace)
-        except TypeError as error:  # noqa: PERF203 - an overload that does not fit is no failure
+        except TypeError as error:  # noqa: PERF203 - another overload may fit
             problems.append(str(error))
     raise TypeError(f"{name}(): incompatible function arguments: {'; '.join(problems)}")
 
@@ -176,28 +181,28 @@ def _signature(parameters: Sequence[Mapping[str, Any]]) -> inspect.Signature:
 
 
 def _default(text: str, namespace: Mapping[str, Any]) -> Any:
-    """A default as the facts write it: a literal, `SomeEnum.VALUE` or `SomeClass()`."""
+    """Evaluates a default of the facts: a literal, `SomeEnum.VALUE` or `SomeClass()`."""
     return eval(text, dict(namespace))
 
 
-def check_type(name: str, wanted: str, value: Any, namespace: Mapping[str, Any]) -> None:
-    """TypeError unless nanobind's caster for this type takes the value."""
-    if not _matches(name, wanted.strip(), value, namespace):
-        raise TypeError(f"{name}: {value!r:.80} is not {wanted}")
+def check_type(name: str, expected: str, value: Any, namespace: Mapping[str, Any]) -> None:
+    """Raises TypeError unless nanobind's caster for this type accepts the value."""
+    if not _matches(name, expected.strip(), value, namespace):
+        raise TypeError(f"{name}: {value!r:.80} is not {expected}")
 
 
-def _matches(name: str, wanted: str, value: Any, namespace: Mapping[str, Any]) -> bool:
-    if wanted.startswith("Optional["):
-        return value is None or _matches(name, wanted[len("Optional[") : -1], value, namespace)
-    if wanted.startswith("List["):
-        inner = wanted[len("List[") : -1]
+def _matches(name: str, expected: str, value: Any, namespace: Mapping[str, Any]) -> bool:
+    if expected.startswith("Optional["):
+        return value is None or _matches(name, expected[len("Optional[") : -1], value, namespace)
+    if expected.startswith("List["):
+        inner = expected[len("List[") : -1]
         is_sequence = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
         return is_sequence and all(_matches(name, inner, item, namespace) for item in value)
-    if wanted in _SIMPLE:
-        return _SIMPLE[wanted](name, value)
-    if wanted in namespace:
-        return isinstance(value, namespace[wanted])
-    return wanted == "Any"
+    if expected in _SIMPLE:
+        return _SIMPLE[expected](name, value)
+    if expected in namespace:
+        return isinstance(value, namespace[expected])
+    return expected == "Any"
 
 
 def _is_int(name: str, value: Any) -> bool:

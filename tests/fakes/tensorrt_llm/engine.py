@@ -1,8 +1,8 @@
-"""The stand-in's Executor: one thread that makes a step for every request it runs, up to the engine's batch size.
+"""The fake Executor: one thread that makes a step for every running request, up to the engine's batch size.
 
-Tokens are words of the engine's tokenizer, picked by a hash of all tokens before and, for sampled requests, of the
-sampling and the seed. So equal requests give equal text, alone and in a crowd. A prompt that holds the tokenizer's
-first added token but one (a chat turn of the default model) is answered with a text that ends; others go on.
+Tokens are words of the engine's tokenizer, chosen by a hash of all previous tokens and, for sampled requests, of the
+sampling parameters and the seed. So equal requests give equal text, alone and in a batch. A prompt that contains the
+tokenizer's second added token (a chat turn of the default model) gets a completion that ends by itself.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tensorrt_llm.script import Rule, Script, read_script
 _WORDS = 997
 _CHAT_TOKEN = 1  # <|im_start|> of the default engine's tokenizer
 _BLOCK_TOKENS = 32
-LIVE: list[Any] = []  # the executors of this process, newest last, for tests to look into
+LIVE: list[Any] = []  # the engines of this process, newest last, for tests
 
 
 class _Running:
-    """One request: what it asked for, what it has got."""
+    """One request and its output so far."""
 
     def __init__(self, request_id: int, request: Any, rule: Rule | None, now: float) -> None:
         self.id = request_id
@@ -35,7 +35,7 @@ class _Running:
         self.rule = rule
         self.prompt = list(request.input_token_ids)
         self.history = list(self.prompt)
-        self.made = 0
+        self.generated = 0
         self.log_probs: list[float] = []
         self.is_cancelled = False
         allotted = request.allotted_time_ms
@@ -62,8 +62,10 @@ class _Engine:
         self.iteration = 0
         self.death: str | None = None
         self.is_down = False
-        self.released = threading.Event()
-        self.requests: list[Any] = []  # all that were enqueued, for tests to look at
+        self.is_enqueueable = self.script.is_leader  # tests may set it to False
+        self.is_in_shutdown = threading.Event()
+        self.released = threading.Event()  # tests set it to end the shutdown of another rank than the leader's
+        self.requests: list[Any] = []  # all that were enqueued, for tests
         self.cancels: list[int] = []
         threading.Thread(target=self._run, name="fake-tensorrt-llm", daemon=True).start()
 
@@ -103,6 +105,7 @@ class _Engine:
             return responses
 
     def shutdown(self) -> None:
+        self.is_in_shutdown.set()
         if not self.script.is_leader:
             self.released.wait()
         time.sleep(self.script.shutdown_s)
@@ -128,7 +131,7 @@ class _Engine:
             self.running.append(self.queue.pop(0))
         for item in list(self.running):
             self._advance(item)
-        self._note_stats()
+        self._add_stats()
         self.lock.notify_all()
 
     def _advance(self, item: _Running) -> None:
@@ -138,12 +141,13 @@ class _Engine:
             self._respond(item, [], "TIMED_OUT")
         elif peek(item.request, "guided_decoding_params") is not None and not self.config.guided_decoding_config:
             self._fail(item, "Guided decoding is not enabled")
-        elif item.rule is not None and item.made >= len(item.rule.token_ids) and self._is_ended_by_rule(item):
+        elif item.rule is not None and item.generated >= len(item.rule.token_ids) and self._apply_rule(item):
             pass
         else:
             self._generate(item)
 
-    def _is_ended_by_rule(self, item: _Running) -> bool:
+    def _apply_rule(self, item: _Running) -> bool:
+        """Ends or stalls the request as its rule demands. Returns False if the rule does neither."""
         rule = item.rule
         assert rule is not None
         if rule.death is not None:
@@ -163,7 +167,7 @@ class _Engine:
         request, made, ending = item.request, [], None
         burst = item.rule.burst if item.rule else self.script.burst
         while len(made) < burst and ending is None:
-            if item.rule and item.made >= len(item.rule.token_ids) and (item.rule.finish or item.rule.error):
+            if item.rule and item.generated >= len(item.rule.token_ids) and (item.rule.finish or item.rule.error):
                 break
             token = self._next_token(item)
             if token == request.end_id:  # the length is not advanced on it: it is in no output
@@ -172,12 +176,12 @@ class _Engine:
             made.append(token)
             item.history.append(token)
             item.log_probs.append(-0.5)
-            item.made += 1
+            item.generated += 1
             if any(item.history[-len(word) :] == list(word) for word in request.stop_words or []):  # prompt included
                 ending = "STOP_WORDS"
-            elif item.made >= request.max_tokens:
+            elif item.generated >= request.max_tokens:
                 ending = "LENGTH"
-        if ending is None and item.rule and item.rule.finish and item.made >= len(item.rule.token_ids):
+        if ending is None and item.rule and item.rule.finish and item.generated >= len(item.rule.token_ids):
             if self.script.has_empty_final or item.rule.finish == "END_ID":
                 pass
             else:
@@ -188,14 +192,18 @@ class _Engine:
         self._respond(item, made, ending)
 
     def _next_token(self, item: _Running) -> int:
-        if item.rule is not None and item.made < len(item.rule.token_ids):
-            return item.rule.token_ids[item.made]
+        if item.rule is not None and item.generated < len(item.rule.token_ids):
+            return item.rule.token_ids[item.generated]
         request = item.request
         sampling = request.sampling_config
-        if self._wants_to_end(item) and request.end_id not in (None, -1) and item.made >= (sampling.min_tokens or 0):
+        if (
+            self._wants_to_end(item)
+            and request.end_id not in (None, -1)
+            and item.generated >= (sampling.min_tokens or 0)
+        ):
             return int(request.end_id)
         banned = {word[0] for word in request.bad_words or [] if len(word) == 1}
-        if item.made < (sampling.min_tokens or 0):
+        if item.generated < (sampling.min_tokens or 0):
             banned.add(request.end_id)
         bias = request.embedding_bias
         if bias is not None:
@@ -219,7 +227,7 @@ class _Engine:
         return (sampling.seed or 0, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
 
     def _wants_to_end(self, item: _Running) -> bool:
-        return _CHAT_TOKEN in item.prompt and item.made >= 6 + len(item.prompt) % 11
+        return _CHAT_TOKEN in item.prompt and item.generated >= 6 + len(item.prompt) % 11
 
     def _respond(self, item: _Running, made: list[int], ending: str | None) -> None:
         if ending is not None:
@@ -253,15 +261,15 @@ class _Engine:
         )
         self.responses.append(self.types["Response"](request_id=item.id, result=result))
 
-    def _fail(self, item: _Running, words: str) -> None:
+    def _fail(self, item: _Running, message: str) -> None:
         self._remove(item)
-        self.responses.append(self.types["Response"](request_id=item.id, error_msg=words))
+        self.responses.append(self.types["Response"](request_id=item.id, error_msg=message))
 
     def _remove(self, item: _Running) -> None:
         if item in self.running:
             self.running.remove(item)
 
-    def _note_stats(self) -> None:
+    def _add_stats(self) -> None:
         self.iteration += 1
         used = sum(-(-len(item.history) // _BLOCK_TOKENS) for item in self.running)
         kv_cache = new(
@@ -293,7 +301,7 @@ class _Engine:
 
 
 class _BrokenResponse:
-    """Neither an error nor a result: whatever is read of it raises, but the id."""
+    """Has an id, but neither an error nor a result."""
 
     def __init__(self, request_id: int) -> None:
         self.request_id = request_id
@@ -307,7 +315,7 @@ class _BrokenResponse:
 
 
 def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) -> type:
-    """Executor with the facts' signatures."""
+    """Returns an Executor class with the signatures of the API facts."""
 
     def overloads_of(method: str) -> list[Any]:
         described = facts["methods"][method]
@@ -322,7 +330,7 @@ def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             bound = bind("Executor.__init__", facts["constructor_overloads"], args, kwargs, namespace)
             if "model_path" not in bound:
-                raise AssertionError("the stand-in loads decoder-only engine directories")
+                raise AssertionError("the fake loads decoder-only engine directories")
             self.fake = _Engine(namespace, bound["model_path"], bound["executor_config"])
             LIVE.append(self.fake)
 
@@ -335,7 +343,7 @@ def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) 
         def await_responses(self, *args: Any, **kwargs: Any) -> list[Any]:
             bound = arguments("await_responses", args, kwargs)
             if bound.keys() - {"timeout"}:
-                raise AssertionError("the stand-in awaits any request's responses only")
+                raise AssertionError("the fake awaits any request's responses only")
             return self.fake.await_responses(bound["timeout"])
 
         def cancel_request(self, *args: Any, **kwargs: Any) -> None:
@@ -345,9 +353,13 @@ def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) 
             self.fake.cancel(request_id)
 
         def can_enqueue_requests(self) -> bool:
-            return self.fake.script.is_leader
+            return bool(self.fake.is_enqueueable)
 
         def get_latest_iteration_stats(self) -> list[Any]:
+            if self.fake.script.stats == "none":
+                return []
+            if self.fake.script.stats == "unreadable":
+                return [object()]
             with self.fake.lock:
                 drained = list(self.fake.stats)
                 self.fake.stats.clear()
@@ -366,7 +378,7 @@ def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) 
 
 
 def _words(engine_dir: Path, vocab_size: int) -> list[int]:
-    """Tokens that read as words with a space before them."""
+    """Returns ids of tokens that are words with a leading space."""
     path = engine_dir / "tokenizer.json"
     if not path.exists():
         return list(range(10, vocab_size))

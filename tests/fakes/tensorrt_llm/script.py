@@ -1,6 +1,6 @@
-"""What the stand-in does: the machine it pretends to be, its pace, and rules for single prompts.
+"""Script of the fake: the machine that it simulates, its pace, and rules for single prompts.
 
-Read from the JSON file that the environment variable FAKE_TENSORRT_LLM names; without one, the defaults stand.
+Read from the JSON file that the environment variable FAKE_TENSORRT_LLM names; without it, the defaults apply.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Rule:
-    """How prompts with these ids, or that begin with them when `is_prefix`, are answered.
+    """Completion of prompts that equal `prompt_ids`, or begin with them if `is_prefix`.
 
-    `token_ids` then `finish` (a FinishReason; None: the engine goes on by itself); or `error` in place of the finish;
-    `enqueue_error` is raised by enqueue; `death` is raised by every await from then on; `stalls` makes nothing more
-    until it is cancelled, and `ignores_cancel` not even then. `burst` tokens come in each response. `breaks` gives a
-    response whose result can't be read.
+    `token_ids`, then `finish` (a FinishReason; None: the engine continues by itself), or `error` instead of a finish.
+    `enqueue_error` is raised by enqueue; `death` is raised by every await from then on. `stalls` sends nothing more
+    until the request is cancelled, and `ignores_cancel` not even then. Each response contains `burst` tokens. `breaks`
+    sends a response whose result can't be read.
     """
 
     prompt_ids: list[int]
@@ -36,14 +36,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Script:
+    """Behaviour of the fake. `stats` is "normal", "none" (no iteration is reported) or "unreadable"."""
+
     version: str = "1.2.1"
     sms: list[int] = field(default_factory=lambda: [90])
     is_leader: bool = True
     steps_per_s: float = 200.0
     burst: int = 1
-    has_empty_final: bool = False  # the last response then comes by itself, without tokens
-    repeats_log_probs: bool = False  # each response holds those of all tokens so far
-    shutdown_s: float = 0.0  # how long shutdown takes; on other ranks than the leader's, always until `release`
+    has_empty_final: bool = False  # the last response is then separate, without tokens
+    repeats_log_probs: bool = False  # each response has those of all tokens so far
+    stats: str = "normal"
+    shutdown_s: float = 0.0  # duration of shutdown; on other ranks than the leader's, until tests release it
     rules: list[Rule] = field(default_factory=list)
 
     def rule_for(self, prompt_ids: list[int]) -> Rule | None:

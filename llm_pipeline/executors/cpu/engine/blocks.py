@@ -1,11 +1,11 @@
-"""KV cache blocks: who uses which, and which hold a prompt's beginning that another request may use again. Pure.
+"""KV cache blocks: reference counts, and the prefix cache that lets requests share blocks. Pure.
 
-A block is free, in use by one sequence or more, or idle: in use by none, but its content is still known by name. Idle
-blocks are taken when no free one is left, the one that was used longest ago first.
+A block is free, in use by one or more sequences, or cached: in use by none, but its content can still be found by its
+hash. Cached blocks are evicted when no free one is left, least recently used first.
 
-The name of a full block is a hash over its tokens and all tokens before it, so equal names mean equal KV content
-(vLLM's automatic prefix caching does the same). Only full blocks have names, and full blocks are never written again:
-what is shared does not change.
+The hash of a full block covers its tokens and all tokens before it, so equal hashes mean equal KV content (as in vLLM's
+automatic prefix caching). Only full blocks have hashes, and full blocks are never written again, so what is shared does
+not change.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Iterable, Sequence
 _DIGEST_BYTES = 16
 
 
-def root_name(salt: int | None) -> bytes:
-    """What the first block's name starts from; different salts share nothing."""
+def root_hash(salt: int | None) -> bytes:
+    """Returns the parent hash of a first block; requests with different salts share nothing."""
     return b"" if salt is None else b"salt" + salt.to_bytes(8, "little")
 
 
-def block_name(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """The name of a full block that follows the one named `parent`."""
+def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """Returns the hash of a full block of tokens that follows the block with the hash `parent`."""
     return hashlib.blake2b(parent + array("q", token_ids).tobytes(), digest_size=_DIGEST_BYTES).digest()
 
 
@@ -33,62 +33,58 @@ class BlockPool:
 
     def __init__(self, count: int) -> None:
         self._free = list(range(count))
-        self._users = [0] * count
-        self._names: dict[int, bytes] = {}
-        self._blocks: dict[bytes, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()  # used longest ago first
+        self._reference_counts = [0] * count
+        self._hash_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
 
     @property
     def available_count(self) -> int:
-        """Free and idle blocks: what `take` can hand out."""
-        return len(self._free) + len(self._idle)
+        """Number of blocks that `allocate` can return: free and cached ones."""
+        return len(self._free) + len(self._cached)
 
-    @property
-    def named_count(self) -> int:
-        return len(self._blocks)
-
-    def take(self) -> int:
-        """A block for new content. IndexError when none is available."""
+    def allocate(self) -> int:
+        """Returns a block for new content, evicting a cached one if need be. Raises IndexError if none is available."""
         if self._free:
             block = self._free.pop()
-        elif self._idle:
-            block, _ = self._idle.popitem(last=False)
-            del self._blocks[self._names.pop(block)]
+        elif self._cached:
+            block, _ = self._cached.popitem(last=False)
+            del self._block_of[self._hash_of.pop(block)]
         else:
             raise IndexError("no block is available")
-        self._users[block] = 1
+        self._reference_counts[block] = 1
         return block
 
-    def share(self, names: Iterable[bytes]) -> list[int]:
-        """The blocks of the longest known beginning of `names`, each with one more user."""
-        found = []
-        for name in names:
-            block = self._blocks.get(name)
+    def share_prefix(self, hashes: Iterable[bytes]) -> list[int]:
+        """Returns the blocks of the longest known prefix of `hashes`, and adds a reference to each."""
+        blocks = []
+        for digest in hashes:
+            block = self._block_of.get(digest)
             if block is None:
                 break
-            self._users[block] += 1
-            self._idle.pop(block, None)
-            found.append(block)
-        return found
+            self._reference_counts[block] += 1
+            self._cached.pop(block, None)
+            blocks.append(block)
+        return blocks
 
-    def name(self, block: int, name: bytes) -> None:
-        """The block is full and computed. A second block with the same content stays nameless."""
-        if name not in self._blocks and block not in self._names:
-            self._blocks[name] = block
-            self._names[block] = name
+    def register(self, block: int, digest: bytes) -> None:
+        """Makes a full, computed block available for sharing. A second block with equal content is not registered."""
+        if digest not in self._block_of and block not in self._hash_of:
+            self._block_of[digest] = block
+            self._hash_of[block] = digest
 
-    def give_back(self, blocks: Sequence[int]) -> None:
-        """One user less for each. The last of a sequence's blocks is the first to go: without those before it, useless.
+    def release(self, blocks: Sequence[int]) -> None:
+        """Removes one reference from each block of a sequence. Raises RuntimeError if a block has none.
 
-        RuntimeError when a block has no user.
+        Later blocks are evicted before earlier ones, without which they are of no use.
         """
         for block in reversed(blocks):
-            if self._users[block] <= 0:
-                raise RuntimeError(f"block {block} is given back twice")
-            self._users[block] -= 1
-            if self._users[block]:
+            if self._reference_counts[block] <= 0:
+                raise RuntimeError(f"block {block} is released twice")
+            self._reference_counts[block] -= 1
+            if self._reference_counts[block]:
                 continue
-            if block in self._names:
-                self._idle[block] = None
+            if block in self._hash_of:
+                self._cached[block] = None
             else:
                 self._free.append(block)

@@ -1,4 +1,4 @@
-"""Requests in, steps out: the scheduler, the model and one sampler per request."""
+"""The engine loop's body: requests in, steps out. Combines the scheduler, the model and one sampler per request."""
 
 from __future__ import annotations
 
@@ -9,27 +9,42 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llm_pipeline.executors.cpu.engine.ipc import CacheCounts, EngineStep
-from llm_pipeline.executors.cpu.engine.logprobs import log_probs_of
+from llm_pipeline.executors.cpu.engine.ipc import CacheCounts
+from llm_pipeline.executors.cpu.engine.logprobs import compute_logprobs
 from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler
 from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk, Scheduler, Sequence
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, PromptLogprobs, TopLogprobs
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.protocol.messages import (
+    GUIDE_PARAM,
+    FinishReason,
+    GenerationRequest,
+    PromptLogprobs,
+    StepOutput,
+    TopLogprobs,
+)
 from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 
 _log = logging.getLogger("cpu-engine")
 
 
 class Model(Protocol):
-    """What the engine needs of a PagedModel."""
+    """The part of PagedModel that the engine uses."""
 
-    block_size: int
+    block_size: int  # tokens
     block_count: int
 
-    def run(self, slices: SequenceType[ScheduledChunk]) -> npt.NDArray[np.float32]: ...
+    def run(self, chunks: SequenceType[ScheduledChunk]) -> npt.NDArray[np.float32]:
+        """Computes one step; logits f32 [sum of the chunks' logits_count, vocab_size], in the chunks' order."""
+
+
+def guide_error(key: str, reason: str) -> StepOutput:
+    """Returns the final step of a request whose output can't be constrained to its guide."""
+    message = f"The output could not be constrained to the requested format: {reason}"
+    return StepOutput(key, error=PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, message, param=GUIDE_PARAM))
 
 
 class EngineCore:
-    """Decodes many requests at once; not thread-safe: one loop owns it."""
+    """Decodes many requests at once. Not thread-safe: it belongs to one loop."""
 
     def __init__(self, model: Model, *, max_batched_tokens: int, max_active: int, prefix_cache: bool = True) -> None:
         self._model = model
@@ -42,7 +57,7 @@ class EngineCore:
         )
         self._sequences: dict[str, Sequence] = {}
         self._samplers: dict[str, Sampler] = {}
-        self._prompt_log_probs: dict[str, tuple[list[float], list[TopLogprobs]]] = {}  # as far as they are computed
+        self._prompt_logprobs: dict[str, tuple[list[float], list[TopLogprobs]]] = {}  # computed so far
 
     @property
     def has_work(self) -> bool:
@@ -53,97 +68,107 @@ class EngineCore:
         return self._scheduler.active_count
 
     @property
-    def waiting_count(self) -> int:
-        return self._scheduler.waiting_count
-
-    @property
     def cache_counts(self) -> CacheCounts:
         scheduler = self._scheduler
         used = 1 - scheduler.free_block_count / self._model.block_count
         return CacheCounts(scheduler.looked_up_tokens, scheduler.reused_tokens, used)
 
-    def add(self, request: GenerationRequest, guide: ConstraintMatcher | None = None) -> None:
-        """Queue a validated request; `guide` follows its guide, if it has one."""
-        sequence = Sequence(request, list(request.prompt_ids), wants_prompt_logits=request.return_prompt_logprobs)
+    def add(self, request: GenerationRequest, matcher: ConstraintMatcher | None = None) -> None:
+        """Queues a validated request; `matcher` constrains its output, if it has a guide."""
+        sequence = Sequence(request, list(request.prompt_ids), needs_prompt_logits=request.return_prompt_logprobs)
         self._sequences[request.key] = sequence
-        self._samplers[request.key] = Sampler(request.sampling, request.prompt_ids, request.stop_token_ids, guide)
+        self._samplers[request.key] = Sampler(request.sampling, request.prompt_ids, request.stop_token_ids, matcher)
         self._scheduler.add(sequence)
 
-    def cancel(self, key: str) -> EngineStep | None:
-        """End a request now; None when it has ended already."""
+    def cancel(self, key: str) -> StepOutput | None:
+        """Ends a request now and returns its final step; None if it has already ended."""
         if key not in self._sequences:
             return None
-        self._forget(key)
-        return EngineStep(key, finish_reason=FinishReason.CANCELLED.value)
+        self._remove(key)
+        return StepOutput(key, finish_reason=FinishReason.CANCELLED)
 
-    def step(self) -> list[EngineStep]:
-        """One forward pass; the new token of every sequence whose known tokens are all computed."""
-        slices = self._scheduler.plan()
-        if not slices:
+    def step(self) -> list[StepOutput]:
+        """Runs one forward pass. Returns one step for every sequence whose known tokens are all computed.
+
+        The model's logits are f32 [rows, vocab_size], valid until its next run. A chunk has one row if its last token
+        is the sequence's last, one per token if prompt logprobs are pending, and else none.
+        """
+        chunks = self._scheduler.schedule()
+        if not chunks:
             return []
-        logits = self._model.run(slices)
+        logits = self._model.run(chunks)
         steps = []
         row = 0
-        for piece in slices:
-            sequence = piece.sequence
-            sequence.computed = piece.end
-            rows = logits[row : row + piece.logits_count]
-            row += piece.logits_count
-            if sequence.wants_prompt_logits:
-                self._score_prompt(piece, rows)
-            if piece.is_sampled:
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.computed = chunk.end
+            rows = logits[row : row + chunk.logits_count]
+            row += chunk.logits_count
+            if sequence.needs_prompt_logits:
+                self._score_prompt(chunk, rows)
+            if chunk.is_sampled:
                 steps.append(self._sample(sequence, rows[-1]))
         return steps
 
-    def _score_prompt(self, piece: ScheduledChunk, rows: npt.NDArray[np.float32]) -> None:
-        """Log probs of the prompt's tokens behind those of the slice; each row is about the token that comes next."""
-        request = piece.sequence.request
-        if piece.start == 0:  # also when the sequence starts again after a preemption
-            self._prompt_log_probs[request.key] = ([], [])
-        following = request.prompt_ids[piece.start + 1 : piece.end + 1]
-        values, tops = log_probs_of(rows[: len(following)], following, request.num_top_logprobs)
-        known_values, known_tops = self._prompt_log_probs[request.key]
-        known_values += values
-        known_tops += tops
+    def _score_prompt(self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32]) -> None:
+        """Adds the logprobs of the prompt tokens that follow the chunk's tokens.
 
-    def _take_prompt_log_probs(self, sequence: Sequence) -> PromptLogprobs | None:
-        """What to tell with the first step of a sequence; None when it was told or not asked for."""
-        if not sequence.wants_prompt_logits:
+        `rows` is f32 [chunk tokens, vocab_size]; each row scores the next token, so the prompt's last row scores none.
+        """
+        request = chunk.sequence.request
+        if chunk.start == 0:  # also when the sequence starts again after a preemption
+            self._prompt_logprobs[request.key] = ([], [])
+        next_ids = request.prompt_ids[chunk.start + 1 : chunk.end + 1]
+        values, tops = compute_logprobs(rows[: len(next_ids)], next_ids, request.num_top_logprobs)
+        all_values, all_tops = self._prompt_logprobs[request.key]
+        all_values += values
+        all_tops += tops
+
+    def _take_prompt_logprobs(self, sequence: Sequence) -> PromptLogprobs | None:
+        """Returns the prompt logprobs for the sequence's first step; None if already sent or not requested."""
+        if not sequence.needs_prompt_logits:
             return None
-        sequence.wants_prompt_logits = False
-        values, tops = self._prompt_log_probs.pop(sequence.request.key)
+        sequence.needs_prompt_logits = False
+        values, tops = self._prompt_logprobs.pop(sequence.request.key)
         return PromptLogprobs(tuple(values), tuple(tops))
 
-    def _sample(self, sequence: Sequence, logits: npt.NDArray[np.float32]) -> EngineStep:
+    def _sample(self, sequence: Sequence, logits: npt.NDArray[np.float32]) -> StepOutput:
+        """Appends the next token; `logits` is f32 [vocab_size]."""
         request = sequence.request
-        prompt_log_probs = self._take_prompt_log_probs(sequence)
+        prompt_logprobs = self._take_prompt_logprobs(sequence)
         if request.max_tokens == 0:
-            self._forget(request.key)
-            return EngineStep(request.key, finish_reason=FinishReason.LENGTH.value, prompt_log_probs=prompt_log_probs)
+            self._remove(request.key)
+            return StepOutput(request.key, finish_reason=FinishReason.LENGTH, prompt_logprobs=prompt_logprobs)
         try:
-            token_id = self._samplers[request.key].pick(logits)
+            token_id = self._samplers[request.key].sample(logits)
         except GuideError as error:
-            self._forget(request.key)
-            return EngineStep(request.key, guide_problem=str(error))
+            self._remove(request.key)
+            return guide_error(request.key, str(error))
         except BadLogitsError as error:
             _log.error("a request failed: %s", error)
-            self._forget(request.key)
-            return EngineStep(request.key, failed=True)
+            self._remove(request.key)
+            return StepOutput(request.key, error=internal_error())
         sequence.tokens.append(token_id)
         reason = None
         if token_id in request.stop_token_ids:
-            reason = FinishReason.STOP.value
+            reason = FinishReason.STOP
         elif sequence.generated >= request.max_tokens:
-            reason = FinishReason.LENGTH.value
+            reason = FinishReason.LENGTH
         if reason is not None:
-            self._forget(request.key)
+            self._remove(request.key)
         if not request.return_logprobs:
-            return EngineStep(request.key, token_id, reason)
-        (value,), tops = log_probs_of(logits[np.newaxis], (token_id,), request.num_top_logprobs)
-        top = tops[0] if tops else None
-        return EngineStep(request.key, token_id, reason, False, value, top, prompt_log_probs)
+            return StepOutput(request.key, (token_id,), reason)
+        values, tops = compute_logprobs(logits[np.newaxis], (token_id,), request.num_top_logprobs)
+        return StepOutput(
+            request.key,
+            (token_id,),
+            reason,
+            logprobs=tuple(values),
+            top_logprobs=tuple(tops),
+            prompt_logprobs=prompt_logprobs,
+        )
 
-    def _forget(self, key: str) -> None:
+    def _remove(self, key: str) -> None:
         self._scheduler.remove(self._sequences.pop(key))
         del self._samplers[key]
-        self._prompt_log_probs.pop(key, None)
+        self._prompt_logprobs.pop(key, None)

@@ -1,13 +1,13 @@
-"""The model as an OpenVINO graph around paged attention: llama, qwen2 and qwen3, from the tensors of weights.py.
+"""Builds the model as an OpenVINO graph around paged attention: llama, qwen2 and qwen3, from the tensors of weights.py.
 
-Written by hand because it is faster than the graphs that were at hand (docs/decisions/0009-cpu-graph.md):
+Written by hand because it is faster than OpenVINO's and OpenVINO GenAI's own graphs (docs/decisions/0009-cpu-graph.md):
 
-* query, key and value are one product, and so are gate and up: a step of one token is bound by starting kernels;
-* f16 weights stay f16 in memory: a small batch is bound by reading them. The CPU plugin keeps them only when the
-  Convert behind the constant carries the mark of a decompression, and OpenVINO GenAI's graphs don't have it. A large
-  batch is bound by computing, and goes through a second graph without the mark;
+* query, key and value are one matrix product, and so are gate and up: a step of one token is bound by kernel starts;
+* f16 weights stay f16 in memory: a small batch is bound by reading them. The CPU plugin keeps them only if the Convert
+  after the constant is marked as a decompression, which OpenVINO GenAI's graphs do not do. A large batch is bound by
+  computing, and goes through a second graph without the mark;
 * tokens are the batch dimension from the first operation on, so nothing is transposed;
-* logits are computed at the positions that were asked for, and no others.
+* logits are computed only at the requested positions.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from openvino.op import _PagedAttentionExtension
 
 from llm_pipeline.executors.cpu.engine.weights import ModelShape, Weights
 
-Node: TypeAlias = Any  # openvino's Node or Output; its stubs tell them apart where its functions do not
+Node: TypeAlias = Any  # openvino's Node or Output: its stubs distinguish them, its functions do not
 
 SAMPLED_INDICES = "sampled_tokens_indices"
 KEY_CACHE, VALUE_CACHE = "key_cache.{}", "value_cache.{}"
 _DECOMPRESSION_MARK = "decompression_0"
-_REST = 2**31 - 1  # "to the end", for a slice
-# What PagedAttentionExtension takes after `max_context_len`: features that we leave off, each by an empty tensor or 0.
-# Score windows, cache rotation and its tables, attention sinks, cache eviction and so on.
-_OFF_AFTER_LENGTH: tuple[tuple[type[np.generic], tuple[int, ...]], ...] = (
+_SLICE_END = 2**31 - 1  # a slice up to the end
+# Inputs of PagedAttentionExtension after `max_context_len`: features that are not used (score windows, cache rotation
+# and its tables, attention sinks, cache eviction, ...), each switched off by an empty tensor or 0.
+_UNUSED_INPUTS: tuple[tuple[type[np.generic], tuple[int, ...]], ...] = (
     (np.int32, (0,)),
     (np.int32, (0,)),
     (np.int32, (0,)),
@@ -48,25 +48,26 @@ _OFF_AFTER_LENGTH: tuple[tuple[type[np.generic], tuple[int, ...]], ...] = (
 )
 
 
-def build_graph(weights: Weights, *, keeps_f16: bool = True) -> ov.Model:
-    """The graph. Inputs are named as OpenVINO's own paged graphs name them; the result is f32 [sampled, vocabulary].
+def build_graph(weights: Weights, *, keep_f16: bool = True) -> ov.Model:
+    """Returns the graph. Its inputs have the names of OpenVINO's own paged graphs; its result is logits, f32 [sampled
+    tokens, vocab_size].
 
-    Without `keeps_f16`, f16 weights become f32 when the graph is compiled. KeyError names a tensor that is missing.
+    Without `keep_f16`, f16 weights become f32 when the graph is compiled. Raises KeyError if a tensor is missing.
     """
-    return _GraphBuilder(weights, keeps_f16).build()
+    return _GraphBuilder(weights, keep_f16).build()
 
 
 class _GraphBuilder:
-    def __init__(self, weights: Weights, keeps_f16: bool) -> None:
-        self._keeps_f16 = keeps_f16
+    def __init__(self, weights: Weights, keep_f16: bool) -> None:
+        self._keep_f16 = keep_f16
         self._tensors = weights.tensors
         self._shape: ModelShape = weights.shape
         self._parameters: list[Node] = []
 
     def build(self) -> ov.Model:
         ids = self._input("input_ids", np.int64)
-        angles = self._angles(self._input("position_ids", np.int64))
-        turn = (ops.cos(angles), ops.sin(angles))
+        angles = self._rope_angles(self._input("position_ids", np.int64))
+        rope_cos_sin = (ops.cos(angles), ops.sin(angles))
         paging = [
             self._input(name, np.int32)
             for name in ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
@@ -76,26 +77,26 @@ class _GraphBuilder:
 
         hidden = ops.gather(self._matrix("embedding"), ids, _int64(0))
         for number in range(self._shape.layers):
-            hidden = ops.add(hidden, self._attention(hidden, f"layers.{number}", number, turn, paging, length))
+            hidden = ops.add(hidden, self._attention(hidden, f"layers.{number}", number, rope_cos_sin, paging, length))
             hidden = ops.add(hidden, self._mlp(hidden, f"layers.{number}"))
         hidden = self._norm(ops.gather(hidden, sampled, _int64(0)), "norm")
         logits = self._product(hidden, "vocabulary" if "vocabulary.weight" in self._tensors else "embedding")
         return ov.Model([ops.result(logits)], self._parameters, "paged_model")
 
     def _attention(
-        self, hidden: Node, layer: str, number: int, turn: tuple[Node, Node], paging: list[Node], length: Node
+        self, hidden: Node, layer: str, number: int, rope_cos_sin: tuple[Node, Node], paging: list[Node], length: Node
     ) -> Node:
         shape = self._shape
         width, kv_width = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
         joint = self._product(self._norm(hidden, f"{layer}.attention_norm"), f"{layer}.qkv")
         parts = ops.variadic_split(joint, _int64(1), _int64([width, kv_width, kv_width]))
-        query = self._rotated(parts.output(0), shape.heads, f"{layer}.query_norm", turn)
-        key = self._rotated(parts.output(1), shape.kv_heads, f"{layer}.key_norm", turn)
+        query = self._apply_rope(parts.output(0), shape.heads, f"{layer}.query_norm", rope_cos_sin)
+        key = self._apply_rope(parts.output(1), shape.kv_heads, f"{layer}.key_norm", rope_cos_sin)
         caches = [self._cache(name.format(number)) for name in (KEY_CACHE, VALUE_CACHE)]
-        off = [ops.constant(np.zeros(size, kind)) for kind, size in _OFF_AFTER_LENGTH]
+        unused = [ops.constant(np.zeros(size, kind)) for kind, size in _UNUSED_INPUTS]
         scale, sliding_window, alibi_slopes = np.float32(shape.head_size**-0.5), np.int32(0), np.zeros(0, np.float32)
         options = [ops.constant(value) for value in (scale, sliding_window, alibi_slopes)]
-        inputs = [query, key, parts.output(2), *caches, *paging, *options, length, *off]
+        inputs = [query, key, parts.output(2), *caches, *paging, *options, length, *unused]
         attention = _PagedAttentionExtension([_output(node) for node in inputs])
         for name, value in (("k_head_size", shape.head_size), ("v_head_size", shape.head_size)):
             attention.get_rt_info()[name] = value
@@ -109,25 +110,25 @@ class _GraphBuilder:
         gate_up = ops.variadic_split(joint, _int64(1), _int64([inner, inner]))
         return self._product(ops.multiply(ops.swish(gate_up.output(0)), gate_up.output(1)), f"{layer}.down")
 
-    def _rotated(self, rows: Node, heads: int, norm: str, turn: tuple[Node, Node]) -> Node:
-        """Rotary position embedding of [tokens, heads * head_size], in the form that the plugin makes one kernel of."""
+    def _apply_rope(self, rows: Node, heads: int, norm: str, rope_cos_sin: tuple[Node, Node]) -> Node:
+        """Applies rotary position embedding to [tokens, heads * head_size], in the form that the plugin fuses."""
         size = self._shape.head_size
         split = ops.reshape(rows, _int64([-1, heads, 1, size]), False)
         if f"{norm}.weight" in self._tensors:
             split = self._norm(split, norm)
         first = ops.slice(split, _int64([0]), _int64([size // 2]), _int64([1]), _int64([-1]))
-        second = ops.slice(split, _int64([size // 2]), _int64([_REST]), _int64([1]), _int64([-1]))
+        second = ops.slice(split, _int64([size // 2]), _int64([_SLICE_END]), _int64([1]), _int64([-1]))
         crossed = ops.concat([ops.multiply(second, ops.constant(np.float32(-1))), first], -1)
-        rotated = ops.add(ops.multiply(split, turn[0]), ops.multiply(crossed, turn[1]))
+        rotated = ops.add(ops.multiply(split, rope_cos_sin[0]), ops.multiply(crossed, rope_cos_sin[1]))
         return ops.reshape(rotated, _int64([-1, heads * size]), False)
 
-    def _angles(self, positions: Node) -> Node:
-        """[tokens, 1, 1, head_size]: each position times the frequency of each dimension."""
+    def _rope_angles(self, positions: Node) -> Node:
+        """Returns f32 [tokens, 1, 1, head_size]: each position times the frequency of each dimension."""
         size = self._shape.head_size
         frequencies = 1.0 / self._shape.rope_base ** (np.arange(0, size, 2) / size)
-        twice = np.concatenate([frequencies, frequencies]).astype(np.float32)[np.newaxis]
+        both_halves = np.concatenate([frequencies, frequencies]).astype(np.float32)[np.newaxis]
         column = ops.unsqueeze(ops.convert(positions, np.float32), _int64(1))
-        return ops.reshape(ops.multiply(column, ops.constant(twice)), _int64([-1, 1, 1, size]), False)
+        return ops.reshape(ops.multiply(column, ops.constant(both_halves)), _int64([-1, 1, 1, size]), False)
 
     def _norm(self, rows: Node, name: str) -> Node:
         squares = ops.power(rows, ops.constant(np.float32(2)))
@@ -143,12 +144,12 @@ class _GraphBuilder:
         return product
 
     def _matrix(self, name: str) -> Node:
-        """f32 for the operations that use it; the plugin reads f16 or int8 and converts in registers."""
+        """Returns a weight as f32; the plugin reads f16 or int8 from memory and converts in registers."""
         stored = ops.constant(self._tensors[f"{name}.weight"], shared_memory=True)
         matrix = ops.convert(stored, np.float32)
         if (scale := self._tensors.get(f"{name}.scale")) is not None:
             return ops.multiply(matrix, ops.constant(scale))
-        if self._keeps_f16:
+        if self._keep_f16:
             matrix.get_rt_info()[_DECOMPRESSION_MARK] = True
         return matrix
 
@@ -156,7 +157,7 @@ class _GraphBuilder:
         return self._named(ops.parameter([-1] if shape is None else shape, kind, name=name), name)
 
     def _cache(self, name: str) -> Node:
-        """Its type and shape are the plugin's choice, made when the graph is compiled."""
+        """Returns a KV cache input, whose type and shape the plugin chooses when the graph is compiled."""
         return self._named(ops.parameter([-1, -1, -1, -1], ov.Type.dynamic, name=name), name)
 
     def _named(self, parameter: Node, name: str) -> Node:

@@ -1,10 +1,10 @@
-"""What a request changes about the logits before a token is picked: bias, bans and penalties.
+"""Bias, bans and penalties: changes that a request makes to the logits before a token is sampled.
 
 In vLLM's order: logit_bias, bad_words and min_tokens; repetition_penalty; then presence_penalty and frequency_penalty.
-Temperature and the filters come after (sampler.py), so that all of this counts for greedy requests, too.
+Temperature and the filters come after (sampler.py), so that all of this applies to greedy requests, too.
 
-What is known about the tokens so far is kept up to date in arrays of the vocabulary's size: a step costs the same
-however long the output is, and nothing at all for a request that asks for none of this.
+The state of the tokens so far is kept in arrays of the vocabulary's size: a step costs the same however long the output
+is, and nothing at all for a request that uses none of these parameters.
 """
 
 from __future__ import annotations
@@ -19,55 +19,64 @@ from llm_pipeline.protocol.messages import SamplingParams
 
 Logits = npt.NDArray[np.float32]  # [vocab_size]
 _NEUTRAL = SamplingParams()
+_PARAMETERS = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_tokens",
+    "logit_bias",
+    "bad_words",
+)
 
 
 class LogitsProcessor:
-    """The edits of one request, which goes on token by token."""
+    """Processes the logits of one request, token by token."""
 
     @classmethod
-    def of(cls, sampling: SamplingParams, prompt_ids: Sequence[int], end_ids: Sequence[int]) -> LogitsProcessor | None:
-        """None when the request asks for none."""
-        names = ("repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "logit_bias", "bad_words")
-        if all(getattr(sampling, name) == getattr(_NEUTRAL, name) for name in names):
+    def for_request(
+        cls, sampling: SamplingParams, prompt_ids: Sequence[int], stop_token_ids: Sequence[int]
+    ) -> LogitsProcessor | None:
+        """Returns None if the request changes no logits."""
+        if all(getattr(sampling, name) == getattr(_NEUTRAL, name) for name in _PARAMETERS):
             return None
-        return cls(sampling, prompt_ids, end_ids)
+        return cls(sampling, prompt_ids, stop_token_ids)
 
-    def __init__(self, sampling: SamplingParams, prompt_ids: Sequence[int], end_ids: Sequence[int]) -> None:
+    def __init__(self, sampling: SamplingParams, prompt_ids: Sequence[int], stop_token_ids: Sequence[int]) -> None:
         self._sampling = sampling
         self._prompt_ids = prompt_ids
-        self._end_ids = list(end_ids)
+        self._stop_token_ids = list(stop_token_ids)
         self._generated: list[int] = []
-        # Made with the first logits: requests that wait need no arrays.
-        self._bias: Logits | None = None  # what to add before the repetition penalty
-        self._penalty: Logits | None = None  # what to take away after it
+        # Arrays [vocab_size] are made with the first logits: waiting requests need none.
+        self._bias: Logits | None = None  # added before the repetition penalty
+        self._penalty: Logits | None = None  # subtracted after it
         self._counted: set[int] = set()  # ids with a penalty
-        self._seen: npt.NDArray[np.bool_] | None = None  # in the prompt or the output
-        self._endings: defaultdict[int, list[tuple[tuple[int, ...], int]]] = defaultdict(list)
+        self._seen: npt.NDArray[np.bool_] | None = None  # ids in the prompt or the output
+        self._bans_after: defaultdict[int, list[tuple[tuple[int, ...], int]]] = defaultdict(list)
         for sequence in sampling.bad_words:
             if len(sequence) > 1:
-                self._endings[sequence[-2]].append((sequence[:-1], sequence[-1]))
+                self._bans_after[sequence[-2]].append((sequence[:-1], sequence[-1]))
 
     def apply(self, logits: Logits) -> Logits:
-        """The edited logits of the next token, as an array of their own."""
+        """Returns the processed logits of the next token, f32 [vocab_size], as a new array."""
         sampling = self._sampling
         bias = self._make_arrays(logits.size) if self._bias is None else self._bias
-        edited: Logits = logits + bias
+        processed: Logits = logits + bias
         if self._generated:
-            for start, banned in self._endings.get(self._generated[-1], ()):
-                if tuple(self._generated[-len(start) :]) == start:
-                    edited[banned] = -np.inf
+            for prefix, banned in self._bans_after.get(self._generated[-1], ()):
+                if tuple(self._generated[-len(prefix) :]) == prefix:
+                    processed[banned] = -np.inf
         if len(self._generated) < sampling.min_tokens:
-            edited[self._end_ids] = -np.inf
+            processed[self._stop_token_ids] = -np.inf
         if self._seen is not None:
-            seen = edited[self._seen]
+            seen = processed[self._seen]
             factor = np.float32(sampling.repetition_penalty)
-            edited[self._seen] = np.where(seen > 0, seen / factor, seen * factor)
+            processed[self._seen] = np.where(seen > 0, seen / factor, seen * factor)
         if self._penalty is not None:
-            edited -= self._penalty
-        return edited
+            processed -= self._penalty
+        return processed
 
-    def note(self, token_id: int) -> None:
-        """This token was picked."""
+    def accept_token(self, token_id: int) -> None:
+        """Adds a sampled token to the output."""
         self._generated.append(token_id)
         if self._seen is not None:
             self._seen[token_id] = True

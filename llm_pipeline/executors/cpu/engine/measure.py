@@ -1,7 +1,8 @@
-"""Measures the bare CPU engine in one process: `python -m llm_pipeline.executors.cpu.engine.measure ENGINE_DIR`.
+"""Measures the CPU engine without Triton: `python -m llm_pipeline.executors.cpu.engine.measure ENGINE_DIR`.
 
-For each number of streams: tokens per second, CPU time per token (which a busy machine disturbs less), and the median
-step. Prompts are random, so the prefix cache takes no part. `--profile` adds where OpenVINO spends a step.
+Prints, for each number of streams, tokens per second, CPU time per token (less sensitive to other load on the machine)
+and the median step. Prompts are random, so the prefix cache has no effect. `--profile` adds OpenVINO's time per kind of
+operation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _F32_COPY_MIB: int = PipelineSettings.model_fields["cpu_f32_copy_mib"].default
 
 @dataclass(frozen=True)
 class Rates:
-    """Of steps in which every stream makes one token."""
+    """Speed of steps in which every stream makes one token."""
 
     tokens_per_s: float
     cpu_ms_per_token: float
@@ -35,11 +36,11 @@ class Rates:
 
 
 def measure_decoding(engine: EngineCore, *, streams: int, prompt_tokens: int, steps: int, vocab_size: int) -> Rates:
-    """Prefill, warm up, then `steps` steps of `streams` greedy requests."""
-    dice = np.random.default_rng(streams)
+    """Measures `steps` decode steps of `streams` greedy requests, after prefill and warm-up."""
+    random = np.random.default_rng(streams)
     keys = [f"{streams}-{number}" for number in range(streams)]
     for key in keys:
-        prompt = tuple(dice.integers(0, vocab_size, prompt_tokens).tolist())
+        prompt = tuple(random.integers(0, vocab_size, prompt_tokens).tolist())
         engine.add(GenerationRequest(key, prompt, 10**6, SamplingParams()))
     while len(engine.step()) < streams:
         pass
@@ -58,7 +59,7 @@ def measure_decoding(engine: EngineCore, *, streams: int, prompt_tokens: int, st
 
 
 def measure_prefill(engine: EngineCore, *, prompt_tokens: int, vocab_size: int) -> Rates:
-    """One prompt, alone; the rates are of its tokens."""
+    """Measures the prefill of one prompt, alone; the rates are of its tokens."""
     prompt = tuple(np.random.default_rng().integers(0, vocab_size, prompt_tokens).tolist())
     engine.add(GenerationRequest("prefill", prompt, 1, SamplingParams()))
     wall, cpu, times = time.perf_counter(), time.process_time(), []
@@ -71,7 +72,7 @@ def measure_prefill(engine: EngineCore, *, prompt_tokens: int, vocab_size: int) 
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="Measure the bare CPU engine in one process.")
+    parser = argparse.ArgumentParser(description="Measure the CPU engine without Triton.")
     parser.add_argument("engine_dir", type=Path)
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--prefill", type=int, nargs="*", default=[512])
@@ -81,33 +82,33 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--f32-copy-mib", type=int, default=_F32_COPY_MIB, help="CPU_F32_COPY_MIB")
     parser.add_argument("--profile", action="store_true", help="add the share of each kind of operation")
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     model = PagedModel(
-        load_weights(chosen.engine_dir),
+        load_weights(options.engine_dir),
         kv_cache_bytes=1 << 30,
-        threads=chosen.threads,
-        f32_copy_bytes=chosen.f32_copy_mib << 20,
-        profile=chosen.profile,
+        threads=options.threads,
+        f32_copy_bytes=options.f32_copy_mib << 20,
+        profile=options.profile,
     )
-    engine = EngineCore(model, max_batched_tokens=256, max_active=max([*chosen.streams, 1]))
-    for streams in chosen.streams:
+    engine = EngineCore(model, max_batched_tokens=256, max_active=max([*options.streams, 1]))
+    for streams in options.streams:
         rates = measure_decoding(
             engine,
             streams=streams,
-            prompt_tokens=chosen.prompt_tokens,
-            steps=chosen.steps,
-            vocab_size=chosen.vocab_size,
+            prompt_tokens=options.prompt_tokens,
+            steps=options.steps,
+            vocab_size=options.vocab_size,
         )
-        _show(f"{streams} streams", rates, model if chosen.profile else None)
-    for prompt_tokens in chosen.prefill:
-        rates = measure_prefill(engine, prompt_tokens=prompt_tokens, vocab_size=chosen.vocab_size)
-        _show(f"prefill {prompt_tokens}", rates, model if chosen.profile else None)
+        _print(f"{streams} streams", rates, model if options.profile else None)
+    for prompt_tokens in options.prefill:
+        rates = measure_prefill(engine, prompt_tokens=prompt_tokens, vocab_size=options.vocab_size)
+        _print(f"prefill {prompt_tokens}", rates, model if options.profile else None)
     return 0
 
 
-def _show(what: str, rates: Rates, profiled: PagedModel | None) -> None:
+def _print(label: str, rates: Rates, profiled: PagedModel | None) -> None:
     sys.stdout.write(
-        f"{what:14}{rates.tokens_per_s:9.1f} tokens/s {rates.cpu_ms_per_token:8.2f} CPU ms/token "
+        f"{label:14}{rates.tokens_per_s:9.1f} tokens/s {rates.cpu_ms_per_token:8.2f} CPU ms/token "
         f"{rates.median_step_ms:9.2f} ms/step\n"
     )
     for kind, milliseconds in profiled.profile() if profiled else []:

@@ -14,9 +14,9 @@ from llm_pipeline.executors.cpu.engine.graph import SAMPLED_INDICES, build_graph
 from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
 from llm_pipeline.executors.cpu.engine.weights import F32_COPY_BYTES_PER_WEIGHT, Weights
 
-# Each default that these replace would give other tokens, on this machine or on another.
+# Each of OpenVINO's defaults that these replace changes tokens on some machine.
 _EXACT = {
-    # u8 by default, which changed one of 64 greedy answers under load; f32 changed none (measured).
+    # u8 by default, which changed one of 64 greedy completions under load; f32 changed none (measured).
     "KV_CACHE_PRECISION": "f32",
     # bf16 by default where the processor has it.
     "INFERENCE_PRECISION_HINT": "f32",
@@ -24,16 +24,16 @@ _EXACT = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
 }
 
-# Steps of as many tokens go through the f32 copy: of 8, both forms take equally long; of 1, f16 takes three quarters of
-# f32's time; of 256, f32 three quarters of f16's (docs/decisions/0009-cpu-graph.md).
-_MANY_TOKENS = 16
+# Steps of at least this many tokens use the f32 copy. With 8 tokens, both take equally long; with 1, f16 takes three
+# quarters of f32's time; with 256, f32 three quarters of f16's (docs/decisions/0009-cpu-graph.md).
+_LARGE_STEP_TOKENS = 16
 
 
 class PagedModel:
-    """Runs slices of sequences through the model and gives the logits where somebody wants them.
+    """Runs scheduled chunks of sequences through the model and returns the requested logits.
 
     `kv_cache_bytes` is shared by all sequences; `block_count` blocks of `block_size` tokens fit into it. `threads` 0
-    leaves the number to OpenVINO (one per physical core). A copy of f16 weights in f32 is kept when it takes at most
+    leaves the number to OpenVINO (one per physical core). An f32 copy of f16 weights is kept if it takes at most
     `f32_copy_bytes`.
     """
 
@@ -54,11 +54,11 @@ class PagedModel:
         has_copy = _is_f16(weights) and _f32_copy_size(weights) <= f32_copy_bytes
         core = ov.Core()
         compiled = [
-            core.compile_model(build_graph(weights, keeps_f16=keeps_f16), "CPU", properties)
-            for keeps_f16 in ((True, False) if has_copy else (True,))
+            core.compile_model(build_graph(weights, keep_f16=keep_f16), "CPU", properties)
+            for keep_f16 in ((True, False) if has_copy else (True,))
         ]
         self._requests = [model.create_infer_request() for model in compiled]
-        self._few, self._many = self._requests[0], self._requests[-1]
+        self._small_step, self._large_step = self._requests[0], self._requests[-1]
         caches = [port for port in compiled[0].inputs if "_cache." in port.any_name]
         shapes = [[dim.get_length() for dim in list(port.partial_shape)[1:]] for port in caches]
         self.block_size: int = shapes[0][1]  # a cache is [blocks, kv heads, block size, head size]
@@ -71,43 +71,47 @@ class PagedModel:
             for request in self._requests:
                 request.set_tensor(port.any_name, tensor)
 
-    def run(self, slices: SequenceType[ScheduledChunk]) -> npt.NDArray[np.float32]:
-        """Compute one step; logits [sum of the slices' logits_count, vocab_size], in their order. Releases the GIL."""
-        starts = np.array([piece.start for piece in slices], dtype=np.int32)
-        ends = np.array([piece.end for piece in slices], dtype=np.int32)
+    def run(self, chunks: SequenceType[ScheduledChunk]) -> npt.NDArray[np.float32]:
+        """Computes one step. Releases the GIL.
+
+        Returns logits, f32 [sum of the chunks' logits_count, vocab_size], in the chunks' order, valid until the next
+        call.
+        """
+        starts = np.array([chunk.start for chunk in chunks], dtype=np.int32)
+        ends = np.array([chunk.end for chunk in chunks], dtype=np.int32)
         begins = _offsets(ends - starts)
         block_counts = -(-ends // self.block_size)
-        tokens = [token for piece in slices for token in piece.sequence.tokens[piece.start : piece.end]]
+        tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.end]]
         blocks = [
-            block for piece, count in zip(slices, block_counts, strict=True) for block in piece.sequence.blocks[:count]
+            block for chunk, count in zip(chunks, block_counts, strict=True) for block in chunk.sequence.blocks[:count]
         ]
         sampled = [
             position
-            for piece, end in zip(slices, begins[1:].tolist(), strict=True)
-            for position in range(end - piece.logits_count, end)
+            for chunk, end in zip(chunks, begins[1:].tolist(), strict=True)
+            for position in range(end - chunk.logits_count, end)
         ]
-        result = (self._many if len(tokens) >= _MANY_TOKENS else self._few).infer(
+        result = (self._large_step if len(tokens) >= _LARGE_STEP_TOKENS else self._small_step).infer(
             {
                 "input_ids": np.array(tokens, dtype=np.int64),
-                "position_ids": np.concatenate([np.arange(piece.start, piece.end) for piece in slices]),
+                "position_ids": np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks]),
                 "past_lens": starts,
                 "subsequence_begins": begins,
                 "block_indices": np.array(blocks, dtype=np.int32),
                 "block_indices_begins": _offsets(block_counts),
                 "max_context_len": np.array(ends.max(), dtype=np.int32),
-                # An empty gather would make an empty matrix product; a step with nothing to sample computes one row.
+                # An empty gather would make an empty matrix product, so a step that samples nothing computes one row.
                 SAMPLED_INDICES: np.array(sampled or [0], dtype=np.int64),
             },
             share_inputs=True,
-            share_outputs=True,  # valid until the next step, which is long enough to sample
+            share_outputs=True,  # no copy: sampling ends before the next step
         )
         logits: npt.NDArray[np.float32] = result[0][: len(sampled)]
         return logits
 
     def profile(self) -> list[tuple[str, float]]:
-        """Milliseconds in each kind of operation, most first: OpenVINO's running mean over all steps so far.
+        """Returns milliseconds per kind of operation, largest first: OpenVINO's running mean over all steps so far.
 
-        Empty unless the model was made to be profiled, which makes steps slower.
+        Empty without `profile`, which makes steps slower.
         """
         times: defaultdict[str, float] = defaultdict(float)
         for part in (part for request in self._requests for part in request.get_profiling_info()):
@@ -117,14 +121,15 @@ class PagedModel:
 
 
 def _f32_copy_size(weights: Weights) -> int:
-    """Bytes that a copy in f32 takes."""
+    """Returns the size of an f32 copy in bytes."""
     return F32_COPY_BYTES_PER_WEIGHT * sum(tensor.size for tensor in weights.tensors.values())
 
 
 def _is_f16(weights: Weights) -> bool:
-    """Not int8, which is chosen to be small."""
+    """Whether no weight is int8; an int8 model is meant to be small, so it gets no copy."""
     return all(tensor.dtype != np.int8 for tensor in weights.tensors.values())
 
 
 def _offsets(counts: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Returns int32 [len(counts) + 1]: where each of the counted runs begins, and the end of the last."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)

@@ -1,11 +1,12 @@
-"""Logits to tokens, in numpy, with one random generator per request: a seed means the same alone and in a crowd.
+"""Logits to tokens, in numpy, with one random generator per request: a seed gives the same tokens alone and in a batch.
 
-Order, as in vLLM: the edits of logit_edits.py; the guide; temperature, min_p, top_k, top_p; then the pick.
+Order, as in vLLM: the logits processor (logits_processor.py); the guide; temperature, min_p, top_k, top_p; the draw.
 
-The pick is a race of exponential clocks, as in vLLM: each token's noise is drawn from Exp(1), and the largest of
-probability / noise wins, which is a draw from the probabilities. Logits differ in their last digits with the company
-that a request has (other kernels for other batch sizes). A race notices that only where two tokens are that close; the
-inverse of a cumulative sum did wherever tokens have less probability than the sum's error, which is a whole tail.
+The draw is a race of exponential clocks (the exponential or Gumbel-max trick), as in vLLM: each token's noise is drawn
+from Exp(1), and the largest of probability / noise wins, which is a draw from the probabilities. Logits differ in their
+last digits with the batch that a request is in (other kernels for other batch sizes). A race notices that only where
+two tokens are that close; the inverse of a cumulative sum did wherever tokens have less probability than the sum's
+error, which is a whole tail.
 """
 
 from __future__ import annotations
@@ -20,54 +21,54 @@ from llm_pipeline.protocol.messages import SamplingParams
 from llm_pipeline.runtime.guided_decoding import ConstraintMatcher
 
 Logits = npt.NDArray[np.float32]  # [vocab_size]
-_Weights = npt.NDArray[np.float32]
-_Ids = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]  # [vocab_size] or a selection of it
+TokenIds = npt.NDArray[np.int64]
 
-_LEAST_NOISE = np.float32(1e-30)  # Exp(1) in float32 may be 0, which nothing can be divided by
+_MIN_NOISE = np.float32(1e-30)  # Exp(1) in float32 may be 0, which must not be a divisor
 _FIRST_NUCLEUS, _NUCLEUS_GROWTH = 256, 16
 
 
 class BadLogitsError(Exception):
-    """The model gave NaN or infinite logits: no token can be picked."""
+    """The model computed NaN or infinite logits: no token can be sampled."""
 
 
 class Sampler:
-    """Picks the tokens of one request, one after the other.
+    """Samples the tokens of one request, one after the other.
 
-    `prompt_ids` count for the repetition penalty; `end_ids` are what min_tokens keeps away. Every token is one that
-    `guide` allows.
+    `prompt_ids` count for the repetition penalty; `stop_token_ids` are banned until min_tokens is reached. `matcher`
+    restricts the tokens to those that the request's guide allows.
     """
 
     def __init__(
         self,
         sampling: SamplingParams,
         prompt_ids: Sequence[int] = (),
-        end_ids: Sequence[int] = (),
-        guide: ConstraintMatcher | None = None,
+        stop_token_ids: Sequence[int] = (),
+        matcher: ConstraintMatcher | None = None,
     ) -> None:
         self._sampling = sampling
-        self._guide = guide
-        self._edits = LogitsProcessor.of(sampling, prompt_ids, end_ids)
+        self._matcher = matcher
+        self._processor = LogitsProcessor.for_request(sampling, prompt_ids, stop_token_ids)
         self._random = None if sampling.is_greedy else np.random.Generator(np.random.PCG64(sampling.seed))
 
-    def pick(self, logits: Logits) -> int:
-        """The next token.
+    def sample(self, logits: Logits) -> int:
+        """Returns the next token; `logits`, f32 [vocab_size], are not modified.
 
-        BadLogitsError when the logits are not numbers, or every token is banned; GuideError when the guide can't be
-        followed any further.
+        Raises BadLogitsError if the largest logit is not finite, also because every token is banned, and GuideError if
+        the guide can't be followed any further.
         """
-        if self._edits is not None:
-            logits = self._edits.apply(logits)
-        if self._guide is not None:
-            logits = np.where(self._guide.allowed(), logits, np.float32(-np.inf))
-        token_id = self._pick(logits)
-        if self._edits is not None:
-            self._edits.note(token_id)
-        if self._guide is not None:
-            self._guide.advance((token_id,))
+        if self._processor is not None:
+            logits = self._processor.apply(logits)
+        if self._matcher is not None:
+            logits = np.where(self._matcher.allowed(), logits, np.float32(-np.inf))
+        token_id = self._draw(logits)
+        if self._processor is not None:
+            self._processor.accept_token(token_id)
+        if self._matcher is not None:
+            self._matcher.advance((token_id,))
         return token_id
 
-    def _pick(self, logits: Logits) -> int:
+    def _draw(self, logits: Logits) -> int:
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise BadLogitsError("The engine computed logits that are not finite.")
@@ -76,46 +77,47 @@ class Sampler:
         weights = _weights(logits, best, self._sampling)
         # For the whole vocabulary, whatever the filters keep, so that position n always has the n-th noise.
         noise = self._random.standard_exponential(weights.size, dtype=np.float32)
-        noise += _LEAST_NOISE
+        noise += _MIN_NOISE
         kept = _kept(weights, self._sampling)
         if kept is None:
             return int(np.argmax(weights / noise))
         return int(kept[np.argmax(weights[kept] / noise[kept])])
 
 
-def _weights(logits: Logits, best: int, sampling: SamplingParams) -> _Weights:
-    """Probabilities relative to the most likely token's, which is 1; zero where min_p drops a token."""
+def _weights(logits: Logits, best: int, sampling: SamplingParams) -> Weights:
+    """Returns probabilities relative to the most likely token's, which is 1; zero where min_p drops a token."""
     with np.errstate(over="ignore"):  # -inf, whose weight is 0
         scaled = (logits - logits[best]) / np.float32(sampling.temperature)
-    weights: _Weights = np.exp(scaled)
+    weights: Weights = np.exp(scaled)
     if sampling.min_p > 0:
         weights[weights < np.float32(sampling.min_p)] = 0.0
     return weights
 
 
-def _kept(weights: _Weights, sampling: SamplingParams) -> _Ids | None:
-    """The token ids that top_k and then top_p leave; None for all."""
-    ids: _Ids | None = None
+def _kept(weights: Weights, sampling: SamplingParams) -> TokenIds | None:
+    """Returns the token ids that pass top_k and then top_p; None for all."""
+    ids: TokenIds | None = None
     if 0 < sampling.top_k < weights.size:
         ids = np.argpartition(weights, -sampling.top_k)[-sampling.top_k :]
         weights = weights[ids]
     if sampling.top_p < 1:
-        nucleus = _nucleus(weights, sampling.top_p)
-        ids = nucleus if ids is None else ids[nucleus]
+        positions = nucleus(weights, sampling.top_p)
+        ids = positions if ids is None else ids[positions]
     return ids
 
 
-def _nucleus(weights: _Weights, top_p: float) -> _Ids:
-    """Positions of the smallest set of largest weights that holds at least `top_p` of the total; at least one.
+def nucleus(weights: Weights, top_p: float) -> TokenIds:
+    """Returns the positions of the smallest set of largest weights whose sum is at least `top_p` of the total.
 
-    Sorts the largest few, more of them only while they do not hold enough: a whole vocabulary takes ms to sort.
+    At least one position. Sorts the largest few weights, and more only while their sum is too small: sorting a whole
+    vocabulary takes milliseconds.
     """
-    wanted = top_p * float(weights.sum(dtype=np.float64))
+    needed = top_p * float(weights.sum(dtype=np.float64))
     size = _FIRST_NUCLEUS
     while True:
-        some = np.arange(weights.size) if size >= weights.size else np.argpartition(weights, -size)[-size:]
-        order = some[np.argsort(-weights[some], kind="stable")]
+        largest = np.arange(weights.size) if size >= weights.size else np.argpartition(weights, -size)[-size:]
+        order = largest[np.argsort(-weights[largest], kind="stable")]
         total = np.cumsum(weights[order], dtype=np.float64)
-        if total[-1] >= wanted or size >= weights.size:
-            return order[: int(np.searchsorted(total, wanted, side="left")) + 1]
+        if total[-1] >= needed or size >= weights.size:
+            return order[: int(np.searchsorted(total, needed, side="left")) + 1]
         size *= _NUCLEUS_GROWTH

@@ -1,11 +1,11 @@
-"""Which tokens go into the next engine step, and which KV cache blocks hold them. Pure: no engine, no clock.
+"""Chooses the tokens of the next engine step and the KV cache blocks that store them. Pure: no engine, no clock.
 
 Continuous batching as vLLM describes it (arXiv 2309.06180): each step first takes one token of every sequence that is
 decoding, then fills the rest of its token budget with prompt chunks, oldest first. KV memory is paged: a sequence owns
-blocks, not a contiguous range. When the pool runs out, the youngest sequence gives its blocks back and is computed
-again later; its tokens are kept, so nothing that was streamed changes.
+blocks, not a contiguous range. When the pool runs out, the youngest sequence is preempted: it returns its blocks and is
+computed again later; its tokens are kept, so nothing that was streamed changes.
 
-A sequence starts behind the beginning that another one with equal tokens has computed (blocks.py), if there is one.
+A sequence skips the part of its prompt that the prefix cache (blocks.py) already contains.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from llm_pipeline.executors.cpu.engine.blocks import BlockPool, block_name, root_name
+from llm_pipeline.executors.cpu.engine.blocks import BlockPool, block_hash, root_hash
+from llm_pipeline.executors.waiting_queue import insert_by_urgency
 from llm_pipeline.protocol.messages import GenerationRequest
 
-_LOGITS_AT_ONCE = 64  # of one sequence: each takes a row as long as the vocabulary
+_MAX_PROMPT_LOGITS = 64  # tokens of one sequence per step: each takes a row as long as the vocabulary
 
 
 @dataclass(eq=False)
@@ -24,12 +25,12 @@ class Sequence:
     """One request inside the engine."""
 
     request: GenerationRequest
-    tokens: list[int]  # prompt, then what was generated
-    computed: int = 0  # how many of `tokens` are in the KV cache
+    tokens: list[int]  # prompt, then generated tokens
+    computed: int = 0  # number of `tokens` that are in the KV cache
     blocks: list[int] = field(default_factory=list)
-    wants_prompt_logits: bool = False  # the log probs of the prompt are still to be told
-    names: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were needed
-    named_count: int = 0  # how many of its blocks are known by name
+    needs_prompt_logits: bool = False  # prompt logprobs were requested and not sent yet
+    block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were needed
+    registered_count: int = 0  # number of its blocks that others can find by their hash
 
     @property
     def generated(self) -> int:
@@ -46,22 +47,22 @@ class ScheduledChunk:
 
     @property
     def is_sampled(self) -> bool:
-        """True when the slice reaches the last known token, so that the next one can be sampled."""
+        """Whether the chunk reaches the last known token, so that the next one can be sampled."""
         return self.end == len(self.sequence.tokens)
 
     @property
     def logits_count(self) -> int:
-        """Of how many of its last tokens the logits are wanted."""
-        if self.sequence.wants_prompt_logits:
+        """Number of the chunk's last tokens whose logits are needed."""
+        if self.sequence.needs_prompt_logits:
             return self.end - self.start
         return 1 if self.is_sampled else 0
 
 
 class Scheduler:
-    """Queues sequences and plans steps.
+    """Queues sequences and schedules steps.
 
     `block_count` blocks of `block_size` tokens each; a single sequence never needs more (its caller checks).
-    `prefix_cache` lets sequences share the blocks of equal beginnings.
+    `prefix_cache` lets sequences with equal prefixes share blocks.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class Scheduler:
         self._pool = BlockPool(block_count)
         self._prefix_cache = prefix_cache
         self.looked_up_tokens = 0  # of all sequences that started
-        self.reused_tokens = 0  # of those, what did not have to be computed
-        # Every active sequence may need one token of the budget; without room for all, some would starve.
+        self.reused_tokens = 0  # of those, found in the prefix cache
+        # Every active sequence may need one token of the budget; with a smaller one, some would starve.
         self._budget = max(max_batched_tokens, max_active)
         self._max_active = max_active
         self._active: list[Sequence] = []  # oldest first
@@ -83,12 +84,8 @@ class Scheduler:
         return len(self._active)
 
     @property
-    def waiting_count(self) -> int:
-        return len(self._waiting)
-
-    @property
     def free_block_count(self) -> int:
-        """Blocks that new tokens can have; what is in some of them may still be used again."""
+        """Number of blocks available for new tokens, including those whose cached content may still be reused."""
         return self._pool.available_count
 
     @property
@@ -96,62 +93,60 @@ class Scheduler:
         return bool(self._active or self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue behind all whose priority is not lower."""
-        place = len(self._waiting)
-        while place and self._waiting[place - 1].request.urgency < sequence.request.urgency:
-            place -= 1
-        self._waiting.insert(place, sequence)
+        """Queues a sequence after all whose priority is not lower."""
+        insert_by_urgency(self._waiting, sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that has ended, wherever it is, and take its blocks back."""
+        """Removes a sequence that has ended, active or waiting, and releases its blocks."""
         if sequence in self._active:
             self._active.remove(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
-        self._name_blocks(sequence)
+        self._register_blocks(sequence)
         self._release(sequence)
 
-    def plan(self) -> list[ScheduledChunk]:
-        """The slices of the next step. Never empty while there is work."""
+    def schedule(self) -> list[ScheduledChunk]:
+        """Returns the chunks of the next step. Never empty while there is work."""
         for sequence in self._active:
-            self._name_blocks(sequence)
-        slices: list[ScheduledChunk] = []
+            self._register_blocks(sequence)
+        chunks: list[ScheduledChunk] = []
         budget = self._budget
         for sequence in list(self._active):
-            # A preemption further up may have taken this one off; decoding sequences go first.
+            # An earlier iteration may have preempted this one; decoding sequences go first.
             if sequence in self._active and len(sequence.tokens) - sequence.computed == 1 and self._grow(sequence, 1):
-                slices.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + 1))
+                chunks.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + 1))
                 budget -= 1
-        planned = {id(piece.sequence) for piece in slices}
+        scheduled = {id(chunk.sequence) for chunk in chunks}
         for sequence in list(self._active):
-            if budget > 0 and sequence in self._active and id(sequence) not in planned:
-                budget -= self._plan_prefill(sequence, budget, slices)
+            if budget > 0 and sequence in self._active and id(sequence) not in scheduled:
+                budget -= self._schedule_prefill(sequence, budget, chunks)
         while budget > 0 and self._admit():
-            budget -= self._plan_prefill(self._active[-1], budget, slices)
-        # Nothing that is planned is preempted in the same step: only younger sequences give way, and one that prefills
-        # is the youngest, because the next is admitted only when its prompt is done.
-        return slices
+            budget -= self._schedule_prefill(self._active[-1], budget, chunks)
+        # Nothing that is scheduled is preempted in the same step: only younger sequences are preempted, and one that
+        # prefills is the youngest, because the next is admitted only after its prompt is computed.
+        return chunks
 
-    def _plan_prefill(self, sequence: Sequence, budget: int, slices: list[ScheduledChunk]) -> int:
-        """Plan what fits into the budget; how much of the budget that takes."""
+    def _schedule_prefill(self, sequence: Sequence, budget: int, chunks: list[ScheduledChunk]) -> int:
+        """Schedules the tokens that fit into the budget. Returns the part of the budget that is used up."""
         count = min(len(sequence.tokens) - sequence.computed, budget)
-        if sequence.wants_prompt_logits:
-            count = min(count, _LOGITS_AT_ONCE)
+        if sequence.needs_prompt_logits:
+            count = min(count, _MAX_PROMPT_LOGITS)
         if not self._grow(sequence, count):
             return 0
-        slices.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + count))
-        is_done = sequence.computed + count == len(sequence.tokens)
-        return count if is_done else budget  # nobody else prefills before this one is done
+        chunks.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + count))
+        is_complete = sequence.computed + count == len(sequence.tokens)
+        return count if is_complete else budget  # no other sequence prefills before this one is complete
 
     def _admit(self) -> bool:
-        """Move the first waiting sequence to the active ones when there is room for its tokens and the next one."""
+        """Activates the first waiting sequence if there is room for its tokens and the next one."""
         if not self._waiting or len(self._active) >= self._max_active:
             return False
         sequence = self._waiting[0]
-        self._reuse(sequence)
+        self._reuse_prefix(sequence)
         request = sequence.request
-        wanted = min(len(sequence.tokens) + 1, len(request.prompt_ids) + request.max_tokens)  # the last is not computed
-        if self._blocks_for(max(wanted, len(sequence.tokens))) - len(sequence.blocks) > self._pool.available_count:
+        # The last token of a request is not computed.
+        needed = min(len(sequence.tokens) + 1, len(request.prompt_ids) + request.max_tokens)
+        if self._blocks_for(max(needed, len(sequence.tokens))) - len(sequence.blocks) > self._pool.available_count:
             self._release(sequence)
             return False
         self._active.append(self._waiting.popleft())
@@ -159,37 +154,38 @@ class Scheduler:
         self.reused_tokens += sequence.computed
         return True
 
-    def _reuse(self, sequence: Sequence) -> None:
-        """Start behind what is computed already. The last token always remains: its logits are wanted."""
-        if not self._prefix_cache or sequence.wants_prompt_logits:
+    def _reuse_prefix(self, sequence: Sequence) -> None:
+        """Takes the sequence's prefix from the cache, except its last token, whose logits are needed."""
+        if not self._prefix_cache or sequence.needs_prompt_logits:
             return
-        self._extend_names(sequence, (len(sequence.tokens) - 1) // self._block_size)
-        sequence.blocks = self._pool.share(sequence.names[: (len(sequence.tokens) - 1) // self._block_size])
+        full_blocks = (len(sequence.tokens) - 1) // self._block_size
+        self._extend_hashes(sequence, full_blocks)
+        sequence.blocks = self._pool.share_prefix(sequence.block_hashes[:full_blocks])
         sequence.computed = len(sequence.blocks) * self._block_size
-        sequence.named_count = len(sequence.blocks)
+        sequence.registered_count = len(sequence.blocks)
 
-    def _name_blocks(self, sequence: Sequence) -> None:
-        """Let others use the blocks that have become full."""
+    def _register_blocks(self, sequence: Sequence) -> None:
+        """Makes the blocks that have become full available to other sequences."""
         if not self._prefix_cache:
             return
-        known, full = sequence.named_count, sequence.computed // self._block_size
-        if known < full:
-            self._extend_names(sequence, full)
-            for index in range(known, full):
-                self._pool.name(sequence.blocks[index], sequence.names[index])
-            sequence.named_count = full
+        registered, full = sequence.registered_count, sequence.computed // self._block_size
+        if registered < full:
+            self._extend_hashes(sequence, full)
+            for index in range(registered, full):
+                self._pool.register(sequence.blocks[index], sequence.block_hashes[index])
+            sequence.registered_count = full
 
-    def _extend_names(self, sequence: Sequence, count: int) -> None:
-        names, size = sequence.names, self._block_size
-        while len(names) < count:
-            parent = names[-1] if names else root_name(sequence.request.cache_salt)
-            names.append(block_name(parent, sequence.tokens[len(names) * size : (len(names) + 1) * size]))
+    def _extend_hashes(self, sequence: Sequence, count: int) -> None:
+        hashes, size = sequence.block_hashes, self._block_size
+        while len(hashes) < count:
+            parent = hashes[-1] if hashes else root_hash(sequence.request.cache_salt)
+            hashes.append(block_hash(parent, sequence.tokens[len(hashes) * size : (len(hashes) + 1) * size]))
 
     def _blocks_for(self, token_count: int) -> int:
         return -(-token_count // self._block_size)
 
     def _grow(self, sequence: Sequence, count: int) -> bool:
-        """Give the sequence blocks for `count` more tokens. False when it had to give up its own place instead."""
+        """Allocates blocks for `count` more tokens. Returns False if the sequence itself had to be preempted."""
         needed = self._blocks_for(sequence.computed + count) - len(sequence.blocks)
         while needed > self._pool.available_count:
             youngest = self._active[-1]
@@ -197,7 +193,7 @@ class Scheduler:
             if youngest is sequence:
                 return False
         for _ in range(needed):
-            sequence.blocks.append(self._pool.take())
+            sequence.blocks.append(self._pool.allocate())
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -206,6 +202,6 @@ class Scheduler:
         self._waiting.appendleft(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self._pool.give_back(sequence.blocks)
+        self._pool.release(sequence.blocks)
         sequence.blocks = []
-        sequence.computed = sequence.named_count = 0
+        sequence.computed = sequence.registered_count = 0

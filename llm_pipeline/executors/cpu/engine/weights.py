@@ -1,20 +1,20 @@
-"""`model.safetensors` of a CPU engine: weights laid out as the graph takes them, and the numbers of the architecture.
+"""Reads and writes `model.safetensors` of a CPU engine: weights in the graph's layout, and architecture parameters.
 
-build_engine writes it and the engine reads it. The only module that knows `safetensors`. Names of tensors:
+build_engine writes the file and the engine reads it. The only module that imports `safetensors`. Tensors:
 
     embedding.weight                              f16 [vocabulary, width]
     layers.N.attention_norm.weight                f32 [width]
     layers.N.qkv.weight                           [(heads + 2 kv_heads) * head_size, width]: query, key, value rows
-    layers.N.query_norm.weight, .key_norm.weight  f32 [head_size], where the model has them
+    layers.N.query_norm.weight, .key_norm.weight  f32 [head_size], if the model has them
     layers.N.attention_output.weight              [width, heads * head_size]
     layers.N.mlp_norm.weight                      f32 [width]
     layers.N.gate_up.weight                       [2 * inner, width]: gate rows, then up rows
     layers.N.down.weight                          [width, inner]
     norm.weight                                   f32 [width]
-    vocabulary.weight                             [vocabulary, width]; without it the embedding serves
+    vocabulary.weight                             [vocabulary, width]; absent: the embedding is used
 
-Matrices are f16, or int8 with a NAME.scale beside them, f32 [rows, 1]. Any product may have a NAME.bias, f32 [rows].
-Query and key rows are in the order of halves: dimension i of a head turns with dimension i + head_size / 2.
+Matrices are f16, or int8 with a NAME.scale, f32 [rows, 1]. Any matrix may have a NAME.bias, f32 [rows]. Query and key
+rows are in half order: RoPE rotates dimension i of a head with dimension i + head_size / 2.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ import numpy.typing as npt
 import orjson
 
 WEIGHTS_NAME = "model.safetensors"
-# What a copy of f16 weights in f32 takes in the engine: as a constant of the graph, and packed for the kernels.
+# Memory for an f32 copy of an f16 weight in the engine: a constant of the graph, and a packed one for the kernels.
 F32_COPY_BYTES_PER_WEIGHT = 8
 _SHAPE_KEY = "shape"  # of the file's metadata
 
 
 class WeightsError(Exception):
-    """The file can't be used; the message says why and how to mend it."""
+    """The file can't be used; the message contains the reason and the fix."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers that make a graph out of tensors."""
+    """Architecture parameters that the tensors' shapes do not give."""
 
     layers: int
     heads: int
@@ -51,14 +51,14 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model."""
+    """A complete model."""
 
     shape: ModelShape
     tensors: Mapping[str, npt.NDArray[Any]]
 
 
 def save_weights(path: Path, weights: Weights) -> None:
-    """Write the file: the same weights give the same bytes."""
+    """Writes the file. Equal weights give equal bytes."""
     from safetensors.numpy import save_file
 
     # One key only: the library writes several in the order of a hash table.
@@ -67,7 +67,7 @@ def save_weights(path: Path, weights: Weights) -> None:
 
 
 def load_weights(engine_dir: Path) -> Weights:
-    """Read the file of an engine directory. WeightsError when it is missing or not what build_engine writes."""
+    """Reads the file of an engine directory. Raises WeightsError if it is missing or not written by build_engine."""
     from safetensors import SafetensorError, safe_open
 
     path = engine_dir / WEIGHTS_NAME

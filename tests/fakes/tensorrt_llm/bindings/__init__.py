@@ -1,4 +1,4 @@
-"""Holds the executor bindings, as upstream's compiled module does."""
+"""Contains the executor bindings, like upstream's compiled module."""
 
 from tensorrt_llm.bindings import executor
 

@@ -1,4 +1,4 @@
-"""`tensorrt_llm.bindings.executor`: every class and enum of the API facts, made from them; Executor has a body."""
+"""`tensorrt_llm.bindings.executor`: every class and enum of the API facts; Executor is backed by the fake engine."""
 
 from tensorrt_llm.api import BINDINGS, make_bindings
 from tensorrt_llm.engine import make_executor_class

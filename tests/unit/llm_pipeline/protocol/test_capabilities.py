@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from llm_pipeline.executors.tensorrt_llm.admission import RequestLimits
+from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
 from llm_pipeline.protocol.capabilities import (
     CAPABILITIES,
     REQUEST_EXTENSIONS,

@@ -1,4 +1,4 @@
-"""The CPU engine without OpenVINO: what a request gets must not depend on who else is served, or on the KV cache."""
+"""The CPU engine without OpenVINO: a request's output does not depend on other requests or on the KV cache."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from llm_pipeline.executors.cpu.engine.core import EngineCore
-from llm_pipeline.executors.cpu.engine.ipc import EngineStep
-from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams
-from llm_pipeline.runtime.guided_decoding import GuideError
+from llm_pipeline.protocol.errors import ErrorCode
+from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, GenerationRequest, SamplingParams, StepOutput
+from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 from tests.support.hash_model import CAPACITY, VOCABULARY, HashModel
 from tests.support.sample_requests import make_request
 
@@ -23,8 +24,8 @@ def make_engine(model: HashModel | None = None, *, max_batched_tokens: int = 16,
     return EngineCore(model or HashModel(), max_batched_tokens=max_batched_tokens, max_active=max_active)
 
 
-def finish(engine: EngineCore) -> dict[str, list[EngineStep]]:
-    """Step until all is done; the steps of each request."""
+def finish(engine: EngineCore) -> dict[str, list[StepOutput]]:
+    """Runs the engine until it has no work and returns the steps of each request."""
     steps = defaultdict(list)
     while engine.has_work:
         for step in engine.step():
@@ -32,17 +33,23 @@ def finish(engine: EngineCore) -> dict[str, list[EngineStep]]:
     return steps
 
 
-def tokens(steps: list[EngineStep]) -> list[int | None]:
-    return [step.token_id for step in steps]
+def tokens(steps: list[StepOutput]) -> list[int]:
+    return [token_id for step in steps for token_id in step.token_ids]
 
 
-def alone(request: GenerationRequest) -> list[EngineStep]:
+def finish_reasons(steps: list[StepOutput]) -> list[FinishReason | None]:
+    return [step.finish_reason for step in steps]
+
+
+def alone(request: GenerationRequest) -> list[StepOutput]:
+    """Runs one request on its own engine and returns its steps."""
     engine = make_engine()
     engine.add(request)
     return finish(engine)[request.key]
 
 
-def crowd(count: int, dice: random.Random) -> list[GenerationRequest]:
+def random_requests(count: int, dice: random.Random) -> list[GenerationRequest]:
+    """Returns greedy and sampled requests of different lengths."""
     return [
         make_request(
             f"request {number}",
@@ -61,17 +68,17 @@ def crowd(count: int, dice: random.Random) -> list[GenerationRequest]:
     [(CAPACITY * 10, 4, 256, 8), (CAPACITY, 4, 16, 8), (CAPACITY, 1, 3, 3), (CAPACITY, 32, 7, 64), (CAPACITY, 4, 1, 1)],
     ids=["roomy", "cramped", "tiny budget", "large blocks", "one by one"],
 )
-def test_a_request_gets_the_same_tokens_alone_and_in_any_crowd(
+def test_request_gets_the_same_tokens_alone_and_in_any_batch(
     seed: int, capacity: int, block_size: int, max_batched_tokens: int, max_active: int
 ) -> None:
     dice = random.Random(seed)
-    requests = crowd(20, dice)
+    requests = random_requests(20, dice)
     engine = make_engine(
         HashModel(block_size=block_size, capacity=capacity),
         max_batched_tokens=max_batched_tokens,
         max_active=max_active,
     )
-    steps: dict[str, list[EngineStep]] = defaultdict(list)
+    steps: dict[str, list[StepOutput]] = defaultdict(list)
     late = list(requests)
     while late or engine.has_work:
         while late and dice.random() < 0.5:
@@ -84,12 +91,12 @@ def test_a_request_gets_the_same_tokens_alone_and_in_any_crowd(
 
 
 @pytest.mark.parametrize("capacity", [CAPACITY, CAPACITY * 10], ids=["cramped", "roomy"])
-def test_requests_that_begin_alike_get_the_tokens_that_they_get_alone(capacity: int) -> None:
+def test_requests_with_equal_prefixes_get_the_same_tokens_as_alone(capacity: int) -> None:
     dice = random.Random(5)
-    beginnings = [tuple(dice.randrange(VOCABULARY) for _ in range(24)) for _ in range(3)]
+    prefixes = [tuple(dice.randrange(VOCABULARY) for _ in range(24)) for _ in range(3)]
     requests = [
-        replace(request, prompt_ids=beginnings[number % 3][: dice.randint(1, 24)] + request.prompt_ids[:10])
-        for number, request in enumerate(crowd(40, dice))
+        replace(request, prompt_ids=prefixes[number % 3][: dice.randint(1, 24)] + request.prompt_ids[:10])
+        for number, request in enumerate(random_requests(40, dice))
     ]
     model = HashModel(capacity=capacity)
     engine = make_engine(model)
@@ -101,13 +108,13 @@ def test_requests_that_begin_alike_get_the_tokens_that_they_get_alone(capacity: 
     assert engine.cache_counts.reused_tokens > 0
 
 
-class SpentGuide:
-    """A guide that can be followed for one token."""
+class ExhaustedMatcher:
+    """Constrains one token and fails on the next."""
 
     def __init__(self) -> None:
         self._count = 0
 
-    def allowed(self) -> np.ndarray:
+    def allowed(self) -> npt.NDArray[np.bool_]:
         if self._count:
             raise GuideError("too many states.")
         return np.ones(VOCABULARY, dtype=np.bool_)
@@ -116,28 +123,31 @@ class SpentGuide:
         self._count += len(token_ids)
 
 
-def test_a_guide_that_can_not_be_followed_any_further_ends_its_request_with_the_reason() -> None:
+def test_guide_that_can_not_be_followed_any_further_fails_its_request_with_the_reason() -> None:
     engine = make_engine()
-    engine.add(make_request("guided"), cast("ConstraintMatcher", SpentGuide()))
+    engine.add(make_request("guided"), cast("ConstraintMatcher", ExhaustedMatcher()))
     engine.add(make_request("other"))
     steps = finish(engine)
-    assert steps["guided"][-1] == EngineStep("guided", guide_problem="too many states.")
+    error = steps["guided"][-1].error
+    assert error is not None
+    assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, GUIDE_PARAM)
+    assert error.message == "The output could not be constrained to the requested format: too many states."
     assert steps["other"] == alone(make_request("other"))
 
 
-def test_a_prompt_that_fills_the_whole_cache_is_scored() -> None:
-    """No token follows, so it needs no room for one."""
+def test_prompt_that_fills_the_whole_kv_cache_is_scored() -> None:
+    """No token follows, so no block is needed for one."""
     engine = make_engine(HashModel(capacity=16))
     scoring = make_request(prompt_ids=tuple(range(16)), max_tokens=0)
     engine.add(replace(scoring, return_prompt_logprobs=True))
     (step,) = (step for _ in range(2) for step in engine.step())
-    assert step.finish_reason == "length"
-    assert step.prompt_log_probs is not None
-    assert len(step.prompt_log_probs.values) == 15
+    assert step.finish_reason is FinishReason.LENGTH
+    assert step.prompt_logprobs is not None
+    assert len(step.prompt_logprobs.values) == 15
 
 
-def test_a_seed_decides_the_tokens() -> None:
-    def sampled(seed: int) -> list[int | None]:
+def test_seed_determines_the_tokens() -> None:
+    def sampled(seed: int) -> list[int]:
         return tokens(
             alone(make_request(sampling=SamplingParams(is_greedy=False, temperature=2.0, seed=seed), max_tokens=20))
         )
@@ -146,30 +156,28 @@ def test_a_seed_decides_the_tokens() -> None:
     assert sampled(5) != sampled(6)
 
 
-def test_a_request_ends_with_length_at_its_limit() -> None:
+def test_request_ends_with_length_at_max_tokens() -> None:
     steps = alone(make_request(max_tokens=5))
-    assert [step.finish_reason for step in steps] == [None] * 4 + ["length"]
+    assert finish_reasons(steps) == [None] * 4 + [FinishReason.LENGTH]
 
 
-def test_an_end_token_ends_with_stop_and_is_handed_back() -> None:
+def test_stop_token_ends_a_request_and_is_in_the_output() -> None:
     free = tokens(alone(make_request(max_tokens=5)))
-    assert free[2] is not None
     steps = alone(make_request(max_tokens=5, stop_token_ids=(free[2],)))
     assert tokens(steps) == free[:3]
-    assert [step.finish_reason for step in steps] == [None, None, "stop"]
+    assert finish_reasons(steps) == [None, None, FinishReason.STOP]
 
 
-def test_an_end_token_at_the_limit_is_a_stop() -> None:
+def test_stop_token_at_max_tokens_is_a_stop() -> None:
     free = tokens(alone(make_request(max_tokens=3)))
-    assert free[2] is not None
-    assert alone(make_request(max_tokens=3, stop_token_ids=(free[2],)))[-1].finish_reason == "stop"
+    assert alone(make_request(max_tokens=3, stop_token_ids=(free[2],)))[-1].finish_reason is FinishReason.STOP
 
 
-def test_an_end_token_in_the_prompt_ends_nothing() -> None:
+def test_stop_token_in_the_prompt_is_ignored() -> None:
     assert len(alone(make_request(prompt_ids=(3, 96, 3), max_tokens=2, stop_token_ids=(3,)))) == 2
 
 
-def test_logits_that_are_not_numbers_fail_only_their_request() -> None:
+def test_logits_that_are_not_finite_fail_only_their_request() -> None:
     model = HashModel()
     model.poison = 96
     engine = make_engine(model)
@@ -177,25 +185,27 @@ def test_logits_that_are_not_numbers_fail_only_their_request() -> None:
     engine.add(make_request("bad", prompt_ids=(1, 96, 2), max_tokens=6))
     engine.add(make_request("also good", prompt_ids=(9,), max_tokens=6))
     steps = finish(engine)
-    assert steps["bad"] == [EngineStep("bad", failed=True)]
-    assert [step.finish_reason for step in steps["good"]][-1] == "length"
+    (failed,) = steps["bad"]
+    assert failed.error is not None
+    assert failed.error.code is ErrorCode.INTERNAL_ERROR
+    assert steps["good"][-1].finish_reason is FinishReason.LENGTH
     assert len(steps["also good"]) == 6
 
 
 # --- Cancelling ------------------------------------------------------------------------------------------------------
 
 
-def test_a_cancelled_request_ends_at_once_and_frees_its_slot() -> None:
+def test_cancelled_request_ends_at_once_and_frees_its_slot() -> None:
     engine = make_engine(max_active=1)
     engine.add(make_request("first", max_tokens=50))
     engine.add(make_request("second", max_tokens=2))
     engine.step()
-    assert engine.cancel("first") == EngineStep("first", finish_reason="cancelled")
-    assert (engine.active_count, engine.waiting_count) == (0, 1)
+    assert engine.cancel("first") == StepOutput("first", finish_reason=FinishReason.CANCELLED)
+    assert engine.active_count == 0
     assert {step.key for step in engine.step()} == {"second"}
 
 
-def test_a_waiting_request_can_be_cancelled() -> None:
+def test_waiting_request_can_be_cancelled() -> None:
     engine = make_engine(max_active=1)
     engine.add(make_request("first", max_tokens=2))
     engine.add(make_request("second", max_tokens=50))
@@ -205,22 +215,22 @@ def test_a_waiting_request_can_be_cancelled() -> None:
 
 
 @pytest.mark.parametrize("key", ["never seen", "ended"])
-def test_cancelling_what_is_not_there_does_nothing(key: str) -> None:
+def test_cancel_of_an_unknown_key_returns_none(key: str) -> None:
     engine = make_engine()
     engine.add(make_request("ended", max_tokens=1))
     finish(engine)
     assert engine.cancel(key) is None
 
 
-def test_cancelling_at_any_moment_changes_nothing_for_the_others() -> None:
+def test_cancelling_does_not_change_other_requests() -> None:
     dice = random.Random(4)
-    requests = crowd(12, dice)
+    requests = random_requests(12, dice)
     expected = {request.key: alone(request) for request in requests}
     engine = make_engine(HashModel(), max_active=4)
     for request in requests:
         engine.add(request)
     gone = {request.key for request in requests[::3]}
-    steps: dict[str, list[EngineStep]] = defaultdict(list)
+    steps: dict[str, list[StepOutput]] = defaultdict(list)
     while engine.has_work:
         for step in engine.step():
             steps[step.key].append(step)
@@ -232,27 +242,29 @@ def test_cancelling_at_any_moment_changes_nothing_for_the_others() -> None:
             assert steps[request.key] == expected[request.key]
 
 
-def test_an_engine_that_is_done_has_no_work() -> None:
+def test_engine_without_requests_has_no_work() -> None:
     engine = make_engine()
-    assert not engine.has_work
+    states = [engine.has_work]
     engine.add(make_request())
-    assert engine.has_work
+    states.append(engine.has_work)
     finish(engine)
-    assert (engine.active_count, engine.waiting_count) == (0, 0)
+    states.append(engine.has_work)
+    assert states == [False, True, False]
+    assert engine.active_count == 0
 
 
-# --- Log probs, scoring, order ---------------------------------------------------------------------------------------
+# --- Logprobs, scoring, order ---------------------------------------------------------------------------------------
 
 
-def expected_log_prob(history: tuple[int, ...], token_id: int) -> float:
-    """By the definition, from the hash model's own logits."""
+def expected_logprob(history: tuple[int, ...], token_id: int) -> float:
+    """Returns the logprob of a token by its definition, from the hash model's logits."""
     logits = HashModel.logits_after(history).astype(np.float64)
     return float(logits[token_id] - np.log(np.exp(logits).sum()))
 
 
 @pytest.mark.parametrize(("capacity", "max_batched_tokens"), [(CAPACITY * 10, 256), (CAPACITY, 5)])
-def test_log_probs_of_prompt_and_output_are_those_of_the_model(capacity: int, max_batched_tokens: int) -> None:
-    """Whatever the chunks of the prompt were, and although cramped caches make requests start again."""
+def test_logprobs_of_prompt_and_output_are_those_of_the_model(capacity: int, max_batched_tokens: int) -> None:
+    """However the prompt is split into chunks, and although requests are preempted if the cache is small."""
     engine = make_engine(HashModel(capacity=capacity), max_batched_tokens=max_batched_tokens)
     requests = [
         replace(
@@ -260,66 +272,68 @@ def test_log_probs_of_prompt_and_output_are_those_of_the_model(capacity: int, ma
             return_logprobs=True,
             num_top_logprobs=number % 3,
             return_prompt_logprobs=number % 2 == 0,
-            sampling=replace(
-                request.sampling, frequency_penalty=0.5
-            ),  # log probs are of the model, not of the sampling
+            sampling=replace(request.sampling, frequency_penalty=0.5),  # sampling parameters do not change logprobs
         )
-        for number, request in enumerate(crowd(12, random.Random(5)))
+        for number, request in enumerate(random_requests(12, random.Random(5)))
     ]
     for request in requests:
         engine.add(request)
     steps = finish(engine)
     for request in requests:
         history = request.prompt_ids
-        first, *others = made = steps[request.key]
-        for step in made:
-            assert step.token_id is not None
-            assert step.log_prob == pytest.approx(expected_log_prob(history, step.token_id), abs=1e-4)
-            assert len((step.top_log_probs or ((), ()))[0]) == request.num_top_logprobs
-            history = (*history, step.token_id)
-        assert all(step.prompt_log_probs is None for step in others)
+        first, *others = all_steps = steps[request.key]
+        for step in all_steps:
+            (token_id,) = step.token_ids
+            (logprob,) = step.logprobs
+            assert logprob == pytest.approx(expected_logprob(history, token_id), abs=1e-4)
+            top_ids = [ids for ids, _ in step.top_logprobs]
+            assert [len(ids) for ids in top_ids] == ([request.num_top_logprobs] if request.num_top_logprobs else [])
+            history = (*history, token_id)
+        assert all(step.prompt_logprobs is None for step in others)
         if not request.return_prompt_logprobs:
-            assert first.prompt_log_probs is None
+            assert first.prompt_logprobs is None
             continue
-        assert first.prompt_log_probs is not None
+        assert first.prompt_logprobs is not None
         expected = [
-            expected_log_prob(request.prompt_ids[:end], request.prompt_ids[end])
+            expected_logprob(request.prompt_ids[:end], request.prompt_ids[end])
             for end in range(1, len(request.prompt_ids))
         ]
-        assert first.prompt_log_probs.values == pytest.approx(expected, abs=1e-4)
-        assert len(first.prompt_log_probs.tops) == (len(expected) if request.num_top_logprobs else 0)
+        assert first.prompt_logprobs.values == pytest.approx(expected, abs=1e-4)
+        assert len(first.prompt_logprobs.tops) == (len(expected) if request.num_top_logprobs else 0)
 
 
 @pytest.mark.parametrize("length", [1, 2, 100])
-def test_a_prompt_is_scored_without_a_token(length: int) -> None:
+def test_prompt_is_scored_without_generating_a_token(length: int) -> None:
     scored = replace(
         make_request(prompt_ids=tuple(range(length // 2)) + (5,) * (length - length // 2), max_tokens=0),
         return_logprobs=True,
         return_prompt_logprobs=True,
     )
     (step,) = alone(scored)
-    assert (step.token_id, step.finish_reason) == (None, "length")
-    assert step.prompt_log_probs is not None
-    assert len(step.prompt_log_probs.values) == length - 1
+    assert (step.token_ids, step.finish_reason) == ((), FinishReason.LENGTH)
+    assert step.prompt_logprobs is not None
+    assert len(step.prompt_logprobs.values) == length - 1
 
 
-def test_min_tokens_keeps_end_tokens_away_and_no_longer() -> None:
-    every = tuple(range(1, VOCABULARY))  # all but token 0 end the request
-    request = make_request(max_tokens=9, sampling=SamplingParams(min_tokens=4), stop_token_ids=every)
-    assert [step.token_id == 0 for step in alone(request)] == [True] * 4 + [False]
+def test_min_tokens_suppresses_stop_tokens_until_it_is_reached() -> None:
+    all_but_0 = tuple(range(1, VOCABULARY))
+    request = make_request(max_tokens=9, sampling=SamplingParams(min_tokens=4), stop_token_ids=all_but_0)
+    assert [token_id == 0 for token_id in tokens(alone(request))] == [True] * 4 + [False]
 
 
-def test_waiting_requests_go_by_priority_and_then_in_order() -> None:
+def test_waiting_requests_start_by_priority_and_then_in_order() -> None:
     engine = make_engine(max_active=1)
     for number, priority in enumerate([0.5, 0.5, 0.9, 0.1, 0.9]):
         engine.add(replace(make_request(str(number), max_tokens=1), urgency=priority))
     assert list(finish(engine)) == ["2", "4", "0", "1", "3"]
 
 
-def test_a_request_that_ends_early_leaves_nothing_behind() -> None:
+def test_key_of_a_request_cancelled_during_scoring_can_be_used_again() -> None:
+    """Its partial prompt logprobs are dropped."""
     engine = make_engine(max_batched_tokens=2, max_active=1)
     request = replace(make_request(prompt_ids=(1,) * 9), return_logprobs=True, return_prompt_logprobs=True)
     engine.add(request)
     engine.step()
     assert engine.cancel(request.key) is not None
-    assert engine._prompt_log_probs == {}
+    engine.add(request)
+    assert finish(engine)[request.key] == alone(request)

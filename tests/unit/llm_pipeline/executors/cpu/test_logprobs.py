@@ -1,4 +1,4 @@
-"""Log probs against the definition of the log-softmax, in float64."""
+"""Logprobs compared with the definition of the log-softmax, in float64."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_pipeline.executors.cpu.engine.logprobs import log_probs_of
+from llm_pipeline.executors.cpu.engine.logprobs import compute_logprobs
 
 VOCABULARY = 50
 
 
 @given(st.integers(0, 40), st.integers(0, 20), st.integers(0, 2**32 - 1))
-def test_they_are_the_log_softmax(count: int, top_count: int, seed: int) -> None:
+def test_logprobs_are_the_log_softmax(count: int, top_count: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     rows = random.normal(0, 10, (count, VOCABULARY)).astype(np.float32)
     ids = random.integers(0, VOCABULARY, count).tolist()
-    values, tops = log_probs_of(rows, ids, top_count)
+    values, tops = compute_logprobs(rows, ids, top_count)
     assert len(values) == count
     assert len(tops) == (count if top_count else 0)
     for number, row in enumerate(rows.tolist()):
@@ -29,15 +29,15 @@ def test_they_are_the_log_softmax(count: int, top_count: int, seed: int) -> None
             top_ids, top_values = tops[number]
             assert list(top_ids) == sorted(range(VOCABULARY), key=row.__getitem__, reverse=True)[:top_count]
             assert list(top_values) == sorted(top_values, reverse=True)
-            # Harnesses compare both numbers to see whether a token is the likeliest.
+            # Evaluation harnesses compare both numbers to find out whether a token is the most likely one.
             assert dict(zip(top_ids, top_values, strict=True)).get(ids[number], values[number]) == values[number]
 
 
-def test_more_than_the_vocabulary_is_all_of_it() -> None:
-    _, tops = log_probs_of(np.zeros((1, 3), dtype=np.float32), [1], 20)
+def test_top_count_above_the_vocabulary_returns_all_tokens() -> None:
+    _, tops = compute_logprobs(np.zeros((1, 3), dtype=np.float32), [1], 20)
     assert len(tops[0][0]) == 3
 
 
 def test_large_logits_do_not_overflow() -> None:
-    values, _ = log_probs_of(np.array([[3e4, 0, -3e4]], dtype=np.float32), [0], 0)
+    values, _ = compute_logprobs(np.array([[3e4, 0, -3e4]], dtype=np.float32), [0], 0)
     assert values == [0.0]

@@ -1,4 +1,4 @@
-"""The CPU engine's sampler: exact filters, true probabilities, and seeds that mean something."""
+"""The CPU engine's sampler: exact filters, correct probabilities, reproducible seeds."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_pipeline.executors.cpu.engine import sampler as sampler_module
-from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler
+from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler, nucleus
 from llm_pipeline.protocol.messages import SamplingParams
 
-# Token ids are not in the order of their probability: a filter that confuses ranks with ids shows.
-PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.25, 0.15, 0.05])
+# Token ids are not in order of their probability, to expose filters that confuse ranks with ids.
+PROBABILITIES: npt.NDArray[np.float64] = np.array([0.05, 0.4, 0.1, 0.25, 0.15, 0.05])
 LOGITS = np.log(PROBABILITIES).astype(np.float32) + 3
 DRAWS = 5_000
-# Chi-square beyond which a fair sampler gets once in 10,000 runs, by degrees of freedom. Seeds are fixed: no flakes.
+# Chi-square that a correct sampler exceeds once in 10,000 runs, by degrees of freedom. Seeds are fixed: no flakes.
 CHI_SQUARE_LIMIT = {1: 15.14, 2: 18.42, 3: 21.11, 4: 23.51, 5: 25.74}
 
 
 def draw(
     sampling: SamplingParams, logits: npt.NDArray[np.float32] = LOGITS, count: int = DRAWS
 ) -> npt.NDArray[np.intp]:
-    """How often each token was picked."""
+    """Returns how often each token was sampled."""
     sampler = Sampler(sampling)
-    return np.bincount([sampler.pick(logits) for _ in range(count)], minlength=logits.size)
+    return np.bincount([sampler.sample(logits) for _ in range(count)], minlength=logits.size)
 
 
 def sampled(**values: float) -> SamplingParams:
@@ -33,25 +32,26 @@ def sampled(**values: float) -> SamplingParams:
 
 
 def only(*ids: int, weights: npt.NDArray[np.float64] = PROBABILITIES) -> npt.NDArray[np.float64]:
-    """The probabilities when all tokens but these were dropped."""
+    """Returns the probabilities after all other tokens are dropped."""
     kept = np.zeros_like(weights)
     kept[list(ids)] = weights[list(ids)]
-    return kept / kept.sum()
+    probabilities: npt.NDArray[np.float64] = kept / kept.sum()
+    return probabilities
 
 
 def assert_distributed(counts: npt.NDArray[np.intp], expected: npt.NDArray[np.float64]) -> None:
     kept = expected > 0
-    assert counts[~kept].sum() == 0, "a token that was dropped was picked"
+    assert counts[~kept].sum() == 0, "a dropped token was sampled"
     if kept.sum() > 1:
         wanted = expected[kept] * counts.sum()
         assert ((counts[kept] - wanted) ** 2 / wanted).sum() < CHI_SQUARE_LIMIT[int(kept.sum()) - 1]
 
 
-def test_greedy_takes_the_most_likely_token() -> None:
+def test_greedy_sampling_returns_the_most_likely_token() -> None:
     assert draw(SamplingParams(is_greedy=True), count=10)[1] == 10
 
 
-def test_greedy_ignores_the_other_values() -> None:
+def test_greedy_sampling_ignores_the_other_parameters() -> None:
     sampling = SamplingParams(is_greedy=True, temperature=2.0, top_k=3, top_p=0.1, min_p=1.0, seed=5)
     assert draw(sampling, count=10)[1] == 10
 
@@ -74,12 +74,15 @@ DISTRIBUTIONS = {
     "min_p 0.5": (sampled(min_p=0.5), only(1, 3)),
     "min_p 1": (sampled(min_p=1.0), only(1)),
     "top_p counts within top_k": (sampled(top_k=2, top_p=0.6), only(1)),
-    "min_p comes after temperature": (sampled(temperature=0.5, min_p=0.3), only(1, 3, weights=PROBABILITIES**2)),
+    "min_p comes after temperature": (
+        sampled(temperature=0.5, min_p=0.3),
+        only(1, 3, weights=np.square(PROBABILITIES)),
+    ),
 }
 
 
 @pytest.mark.parametrize(("sampling", "expected"), DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
-def test_tokens_come_as_often_as_their_probabilities_say(
+def test_tokens_are_sampled_with_their_probabilities(
     sampling: SamplingParams, expected: npt.NDArray[np.float64]
 ) -> None:
     assert_distributed(draw(sampling), expected)
@@ -94,7 +97,7 @@ def test_top_k_keeps_exactly_k_of_equally_likely_tokens() -> None:
     assert np.count_nonzero(draw(sampled(top_k=3), np.zeros(50, dtype=np.float32), 2000)) == 3
 
 
-def test_a_token_of_probability_zero_is_never_picked() -> None:
+def test_token_with_probability_zero_is_never_sampled() -> None:
     logits = np.array([-np.inf, 0.0, -np.inf, 0.0, -np.inf], dtype=np.float32)
     assert_distributed(draw(sampled(), logits), np.array([0, 0.5, 0, 0.5, 0]))
 
@@ -111,7 +114,7 @@ FLAT = np.zeros(50_000, dtype=np.float32)
 
 def stream(seed: int, count: int = 4) -> list[int]:
     sampler = Sampler(sampled(seed=seed))
-    return [sampler.pick(FLAT) for _ in range(count)]
+    return [sampler.sample(FLAT) for _ in range(count)]
 
 
 def test_the_same_seed_gives_the_same_tokens() -> None:
@@ -126,39 +129,38 @@ def test_the_largest_seed_works() -> None:
     assert stream(2**64 - 1) != stream(2**63 - 1)
 
 
-def test_a_tokens_noise_is_the_same_whatever_the_filters_keep() -> None:
-    """So that position n always depends on the n-th noise, and a filter does not shift the stream."""
-    plain, filtered = Sampler(sampled()), Sampler(sampled(top_k=3, top_p=0.5))
-    first = [plain.pick(FLAT), filtered.pick(FLAT)]
-    assert len(first) == 2
-    assert plain._random is not None
-    assert filtered._random is not None
-    assert plain._random.random() == filtered._random.random()
+def test_filters_do_not_change_the_noise_of_later_tokens() -> None:
+    """Position n always uses the n-th noise: both samplers draw among the same three tokens, with the same result."""
+    plain, filtered = Sampler(sampled()), Sampler(sampled(top_k=3))
+    three, three_of_all = np.full_like(FLAT, -np.inf), np.full_like(FLAT, -50)
+    three[100:103] = three_of_all[100:103] = 0
+    plain.sample(FLAT), filtered.sample(FLAT)
+    assert [plain.sample(three) for _ in range(20)] == [filtered.sample(three_of_all) for _ in range(20)]
 
 
-def test_a_seed_holds_when_logits_differ_in_their_last_digits() -> None:
-    """As they do with the company that a request has. An inverted cumulative sum fails here: see the module."""
+def test_seed_gives_the_same_tokens_if_logits_differ_in_their_last_digits() -> None:
+    """They do with the batch that a request is in. The inverse of a cumulative sum fails this test."""
     random = np.random.default_rng(1)
     flips = 0
     for seed in range(200):
         logits = (random.standard_normal(50_000) * 3).astype(np.float32)
         shaken = logits + random.uniform(-5e-5, 5e-5, logits.size).astype(np.float32)
-        flips += Sampler(sampled(seed=seed)).pick(logits) != Sampler(sampled(seed=seed)).pick(shaken)
+        flips += Sampler(sampled(seed=seed)).sample(logits) != Sampler(sampled(seed=seed)).sample(shaken)
     assert flips == 0
 
 
 @given(st.integers(1, 2000), st.floats(1e-6, 0.999999), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, 5.0]))
-def test_a_nucleus_is_that_of_a_whole_sort(size: int, top_p: float, seed: int, spread: float) -> None:
+def test_nucleus_equals_that_of_a_full_sort(size: int, top_p: float, seed: int, spread: float) -> None:
     weights = np.exp(np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
-    nucleus = sampler_module._nucleus(weights, top_p)
+    positions = nucleus(weights, top_p)
     largest = np.sort(weights)[::-1]
     total = np.cumsum(largest, dtype=np.float64)
     count = int(np.searchsorted(total, top_p * weights.sum(dtype=np.float64), side="left")) + 1
-    assert len(set(nucleus.tolist())) == len(nucleus) == min(count, size)
-    assert np.array_equal(weights[nucleus], largest[:count])
+    assert len(set(positions.tolist())) == len(positions) == min(count, size)
+    assert np.array_equal(weights[positions], largest[:count])
 
 
-# --- Logits that are no numbers --------------------------------------------------------------------------------------
+# --- Logits that are not finite --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,4 +173,4 @@ def test_a_nucleus_is_that_of_a_whole_sort(size: int, top_p: float, seed: int, s
 )
 def test_logits_that_are_not_finite_are_an_error(sampling: SamplingParams, bad: list[float]) -> None:
     with pytest.raises(BadLogitsError):
-        Sampler(sampling).pick(np.array(bad, dtype=np.float32))
+        Sampler(sampling).sample(np.array(bad, dtype=np.float32))

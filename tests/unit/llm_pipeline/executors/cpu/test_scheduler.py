@@ -1,4 +1,4 @@
-"""The CPU engine's scheduler: no block leaks or has two owners, no plan is empty, and everybody gets done."""
+"""The CPU engine's scheduler: no block leaks or has two owners, no step is empty, and every sequence finishes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Job:
     max_tokens: int
     arrives: int = 0
     leaves: int | None = None
-    kind: int = 0  # prompts of one kind begin alike
+    kind: int = 0  # prompts of one kind have equal prefixes
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The size of everything that sequences share."""
+    """The resources that sequences share."""
 
     block_count: int
     block_size: int
@@ -42,7 +42,7 @@ class Pool:
 
 @dataclass
 class Run:
-    """Plays the engine: adds, plans, computes, appends tokens, removes; checks the rules at every step."""
+    """Simulates the engine: adds, schedules, computes, appends tokens, removes; checks the rules in every step."""
 
     pool: Pool
     jobs: list[Job]
@@ -52,7 +52,7 @@ class Run:
     started: list[Sequence] = field(default_factory=list)
     added: list[Sequence] = field(default_factory=list)
     preemption_count: int = 0
-    on_plan: Callable[[list[ScheduledChunk]], None] = lambda plan: None
+    on_schedule: Callable[[list[ScheduledChunk]], None] = lambda plan: None
 
     def __post_init__(self) -> None:
         pool = self.pool
@@ -82,7 +82,7 @@ class Run:
                     self._remove(sequence)
             if self.scheduler.has_work:
                 self._step()
-        assert not self.live, "not everybody was done in time"
+        assert not self.live, "not every sequence finished"
         return self
 
     def _add(self, sequence: Sequence) -> None:
@@ -99,27 +99,29 @@ class Run:
     def _step(self) -> None:
         computed_before = {id(sequence): sequence.computed for sequence in self.live}
         tokens_before = {id(sequence): list(sequence.tokens) for sequence in self.live}
-        plan = self.scheduler.plan()
-        self.on_plan(plan)
+        plan = self.scheduler.schedule()
+        self.on_schedule(plan)
         self._check_plan(plan)
         self._check_blocks()
         for sequence in self.live:
-            assert sequence.tokens == tokens_before[id(sequence)], "planning must not change what was generated"
+            assert sequence.tokens == tokens_before[id(sequence)], "scheduling must not change generated tokens"
             self.preemption_count += sequence.computed < computed_before[id(sequence)]
-        for piece in plan:
-            self._compute(piece)
+        for chunk in plan:
+            self._compute(chunk)
 
     def _check_plan(self, plan: list[ScheduledChunk]) -> None:
-        assert plan, "an empty plan while there is work"
-        assert sum(piece.end - piece.start for piece in plan) <= max(self.pool.max_batched_tokens, self.pool.max_active)
-        assert len({id(piece.sequence) for piece in plan}) == len(plan), "a sequence twice in one step"
+        assert plan, "an empty step while there is work"
+        budget = max(self.pool.max_batched_tokens, self.pool.max_active)
+        assert sum(chunk.end - chunk.start for chunk in plan) <= budget
+        assert len({id(chunk.sequence) for chunk in plan}) == len(plan), "a sequence twice in one step"
         assert self.scheduler.active_count <= self.pool.max_active
-        assert self.scheduler.active_count + self.scheduler.waiting_count == len(self.live)
-        for piece in plan:
-            assert piece.sequence in self.live
-            assert piece.start == piece.sequence.computed
-            assert piece.start < piece.end <= len(piece.sequence.tokens)
-            assert len(piece.sequence.blocks) * self.pool.block_size >= piece.end, "no room for what is computed"
+        for chunk in plan:
+            assert chunk.sequence in self.live
+            assert chunk.start == chunk.sequence.computed
+            assert chunk.start < chunk.end <= len(chunk.sequence.tokens)
+            assert len(chunk.sequence.blocks) * self.pool.block_size >= chunk.end, (
+                "too few blocks for the computed tokens"
+            )
 
     def _check_blocks(self) -> None:
         users: dict[int, list[tuple[Sequence, int]]] = {}
@@ -136,17 +138,17 @@ class Run:
     def _check_shared(self, sharers: list[tuple[Sequence, int]]) -> None:
         assert self.pool.prefix_cache, "a block has two owners"
         end = (sharers[0][1] + 1) * self.pool.block_size
-        beginnings = {tuple(sequence.tokens[:end]) for sequence, _ in sharers}
-        assert len(beginnings) == 1, "a block with the tokens of another sequence"
+        prefixes = {tuple(sequence.tokens[:end]) for sequence, _ in sharers}
+        assert len(prefixes) == 1, "a block with the tokens of another sequence"
         assert len({index for _, index in sharers}) == 1
         assert all(sequence.computed >= end for sequence, _ in sharers), "a block is written while it is shared"
 
-    def _compute(self, piece: ScheduledChunk) -> None:
-        sequence = piece.sequence
+    def _compute(self, chunk: ScheduledChunk) -> None:
+        sequence = chunk.sequence
         if sequence not in self.started:
             self.started.append(sequence)
-        sequence.computed = piece.end
-        if piece.is_sampled:
+        sequence.computed = chunk.end
+        if chunk.is_sampled:
             sequence.tokens.append(1)
             if sequence.generated == sequence.request.max_tokens:
                 self._remove(sequence)
@@ -167,7 +169,7 @@ def runs(draw: st.DrawFn) -> Run:
         for _ in range(draw(st.integers(1, 10))):
             prompt = draw(st.integers(1, pool.capacity - 1))
             arrives = draw(st.integers(0, 20))
-            leaves = draw(st.none() | st.integers(0, 25).map(lambda delay, arrives=arrives: arrives + delay))
+            leaves = draw(st.none() | st.integers(arrives, arrives + 25))
             jobs.append(
                 Job(prompt, draw(st.integers(1, pool.capacity - prompt)), arrives, leaves, draw(st.integers(0, 2)))
             )
@@ -175,31 +177,31 @@ def runs(draw: st.DrawFn) -> Run:
 
 
 @given(runs())
-def test_the_rules_hold_whatever_arrives_and_leaves(run: Run) -> None:
+def test_rules_hold_for_any_arrivals_and_removals(run: Run) -> None:
     run.go()
     assert run.scheduler.free_block_count == run.pool.block_count
     assert not run.scheduler.has_work
 
 
 @given(runs())
-def test_sequences_start_in_the_order_of_their_arrival(run: Run) -> None:
+def test_sequences_start_in_order_of_arrival(run: Run) -> None:
     run.go()
     order = [sequence for sequence in run.added if sequence in run.started]
     assert run.started == order
 
 
-def test_a_full_pool_preempts_and_everybody_finishes_with_all_tokens() -> None:
+def test_full_pool_preempts_and_all_sequences_finish_with_all_tokens() -> None:
     run = Run(Pool(block_count=4, block_size=2, max_batched_tokens=8, max_active=4), [Job(2, 6), Job(2, 6), Job(2, 6)])
     run.go()
     assert run.preemption_count > 0
     assert [sequence.generated for sequence in run.finished] == [6, 6, 6]
-    assert run.finished == run.added  # the oldest first: it is the youngest that gives way
+    assert run.finished == run.added  # oldest first: the youngest is preempted
 
 
-def test_decoding_goes_ahead_of_prefilling_and_the_rest_of_the_budget_is_prefill() -> None:
+def test_decoding_has_priority_and_prefill_uses_the_rest_of_the_budget() -> None:
     plans: list[list[tuple[int, int]]] = []
     run = Run(Pool(100, 2, max_batched_tokens=8, max_active=4), [Job(2, 4), Job(20, 1, arrives=1)])
-    run.on_plan = lambda plan: plans.append([(piece.start, piece.end) for piece in plan])
+    run.on_schedule = lambda plan: plans.append([(chunk.start, chunk.end) for chunk in plan])
     run.go()
     assert plans == [[(0, 2)], [(2, 3), (0, 7)], [(3, 4), (7, 14)], [(4, 5), (14, 20)]]
 
@@ -207,35 +209,35 @@ def test_decoding_goes_ahead_of_prefilling_and_the_rest_of_the_budget_is_prefill
 def test_sequences_beyond_max_active_wait() -> None:
     run = Run(Pool(100, 2, max_batched_tokens=50, max_active=2), [Job(1, 3)] * 5)
     counts: list[tuple[int, int]] = []
-    run.on_plan = lambda plan: counts.append((run.scheduler.active_count, run.scheduler.waiting_count))
+    run.on_schedule = lambda plan: counts.append((run.scheduler.active_count, len(run.live)))
     run.go()
-    assert counts[0] == (2, 3)
+    assert counts[0] == (2, 5)
 
 
-def test_a_budget_below_max_active_still_serves_all_that_decode() -> None:
+def test_budget_below_max_active_still_serves_every_decoding_sequence() -> None:
     run = Run(Pool(100, 2, max_batched_tokens=1, max_active=3), [Job(1, 5)] * 3)
     sizes: list[int] = []
-    run.on_plan = lambda plan: sizes.append(len(plan))
+    run.on_schedule = lambda plan: sizes.append(len(plan))
     run.go()
     assert sizes == [3] * 5
 
 
-# --- Shared beginnings -----------------------------------------------------------------------------------------------
+# --- Prefix cache -----------------------------------------------------------------------------------------------
 
 
-def test_a_sequence_starts_behind_what_another_computed() -> None:
+def test_sequence_skips_the_prefix_that_another_computed() -> None:
     plans: list[list[tuple[int, int]]] = []
     run = Run(Pool(100, 4, max_batched_tokens=50, max_active=4, prefix_cache=True), [Job(18, 1), Job(18, 1, arrives=2)])
-    run.on_plan = lambda plan: plans.append([(piece.start, piece.end) for piece in plan])
+    run.on_schedule = lambda plan: plans.append([(chunk.start, chunk.end) for chunk in plan])
     run.go()
     assert plans == [[(0, 18)], [(16, 18)]]
     assert (run.scheduler.looked_up_tokens, run.scheduler.reused_tokens) == (36, 16)
 
 
-def test_the_last_token_is_computed_even_when_all_is_known() -> None:
+def test_last_token_is_computed_even_if_all_is_cached() -> None:
     plans: list[list[tuple[int, int]]] = []
     run = Run(Pool(100, 4, max_batched_tokens=50, max_active=4, prefix_cache=True), [Job(16, 1), Job(16, 1, arrives=2)])
-    run.on_plan = lambda plan: plans.append([(piece.start, piece.end) for piece in plan])
+    run.on_schedule = lambda plan: plans.append([(chunk.start, chunk.end) for chunk in plan])
     run.go()
     assert plans == [[(0, 16)], [(12, 16)]]
 
@@ -245,30 +247,30 @@ def test_other_tokens_or_another_salt_share_nothing() -> None:
     for tokens, salt in (([1, 2, 3, 4, 5], None), ([9, 2, 3, 4, 5], None), ([1, 2, 3, 4, 5], 7), ([1, 2, 3, 4, 5], 8)):
         sequence = Sequence(replace(make_request(), cache_salt=salt), tokens)
         scheduler.add(sequence)
-        (piece,) = scheduler.plan()
-        assert piece.start == 0
-        sequence.computed = piece.end
+        (chunk,) = scheduler.schedule()
+        assert chunk.start == 0
+        sequence.computed = chunk.end
         scheduler.remove(sequence)
     assert scheduler.reused_tokens == 0
 
 
-def test_new_content_takes_the_place_of_what_was_used_longest_ago() -> None:
+def test_least_recently_used_block_is_evicted() -> None:
     pool = BlockPool(3)
-    first, second, third = pool.take(), pool.take(), pool.take()
+    first, second, third = pool.allocate(), pool.allocate(), pool.allocate()
     for block in (first, second, third):
-        pool.name(block, bytes([block]))
-        pool.give_back([block])
-    assert pool.share([bytes([first])]) == [first]
-    pool.give_back([first])
-    assert pool.take() == second
-    assert pool.share([bytes([second])]) == []
-    assert pool.share([bytes([third])]) == [third]
+        pool.register(block, bytes([block]))
+        pool.release([block])
+    assert pool.share_prefix([bytes([first])]) == [first]
+    pool.release([first])
+    assert pool.allocate() == second
+    assert pool.share_prefix([bytes([second])]) == []
+    assert pool.share_prefix([bytes([third])]) == [third]
     assert pool.available_count == 1
 
 
-def test_a_block_given_back_twice_is_an_error() -> None:
+def test_releasing_a_block_twice_is_an_error() -> None:
     pool = BlockPool(1)
-    block = pool.take()
-    pool.give_back([block])
-    with pytest.raises(RuntimeError, match="given back twice"):
-        pool.give_back([block])
+    block = pool.allocate()
+    pool.release([block])
+    with pytest.raises(RuntimeError, match="released twice"):
+        pool.release([block])

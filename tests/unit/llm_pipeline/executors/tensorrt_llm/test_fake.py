@@ -1,4 +1,4 @@
-"""The stand-in itself: it has every executor symbol of the API facts, and refuses what upstream's binding refuses."""
+"""The fake itself: it has every executor symbol of the API facts, and rejects what upstream's binding rejects."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ def trtllm() -> Iterator[Any]:
         yield bindings
 
 
-def test_every_class_and_enum_of_the_facts_is_there(trtllm: Any) -> None:
-    from tensorrt_llm.api import BINDINGS
+def test_fake_has_every_class_and_enum_of_the_facts(trtllm: Any) -> None:
+    from tensorrt_llm.api import BINDINGS  # type: ignore[import-not-found, unused-ignore]
 
     assert len(BINDINGS) > 55
     for name, facts in BINDINGS.items():
         if facts["kind"] in ("class", "enum") and name != "DecodingMode":  # no constructor is bound; we do not use it
-            made: Any = trtllm
+            symbol: Any = trtllm
             for part in name.split("."):
-                made = getattr(made, part)
-            assert isinstance(made, type), name
+                symbol = getattr(symbol, part)
+            assert isinstance(symbol, type), name
         if facts["kind"] == "enum":
-            assert issubclass(made, enum.Enum)
-            assert [value.name for value in made] == facts["values"]
+            assert issubclass(symbol, enum.Enum)
+            assert [value.name for value in symbol] == facts["values"]
 
 
-def test_every_default_of_the_facts_can_be_made(trtllm: Any) -> None:
+def test_every_default_of_the_facts_can_be_evaluated(trtllm: Any) -> None:
     assert trtllm.ExecutorConfig().kv_cache_config.enable_block_reuse is True
     assert trtllm.Request([1], 1).sampling_config.beam_width == 1
     assert trtllm.ParallelConfig().communication_mode is trtllm.CommunicationMode.LEADER
     assert trtllm.SchedulerConfig().capacity_scheduler_policy is trtllm.CapacitySchedulerPolicy.GUARANTEED_NO_EVICT
 
 
-REFUSED: dict[str, Callable[[Any], Any]] = {
+REJECTED: dict[str, Callable[[Any], Any]] = {
     "unknown keyword": lambda api: api.Request([1], 1, stop=["x"]),
     "unknown keyword of a config": lambda api: api.ExtendedRuntimePerfKnobConfig(cuda_graph_mode=True),
     "missing argument": lambda api: api.Request([1]),
-    "positional where it is keyword-only": lambda api: api.SamplingConfig(1, 50),
-    "None where it is refused": lambda api: api.Request([1], None),
+    "positional argument that is keyword-only": lambda api: api.SamplingConfig(1, 50),
+    "None for a required value": lambda api: api.Request([1], None),
     "None for a flag": lambda api: api.Request([1], 1, streaming=None),
     "None for a float": lambda api: api.Request([1], 1, priority=None),
     "text for a number": lambda api: api.SamplingConfig(top_k="5"),
@@ -66,8 +66,8 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED.keys())
-def test_a_call_that_does_not_fit_the_signature_is_refused(trtllm: Any, call: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize("call", REJECTED.values(), ids=REJECTED.keys())
+def test_call_that_does_not_fit_the_signature_is_rejected(trtllm: Any, call: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError):
         call(trtllm)
 
@@ -86,7 +86,7 @@ OUT_OF_RANGE: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("values", OUT_OF_RANGE, ids=str)
-def test_a_sampling_value_out_of_range_is_refused(trtllm: Any, values: dict[str, Any]) -> None:
+def test_sampling_value_out_of_range_is_rejected(trtllm: Any, values: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError):
         trtllm.SamplingConfig(**values)
 
@@ -96,16 +96,16 @@ ACCEPTED: dict[str, Callable[[Any], Any]] = {
     "tuple for a list": lambda api: api.Request((1, 2), 1),
     "timedelta": lambda api: api.Request([1], 1, allotted_time_ms=timedelta(seconds=1)),
     "a seed of 64 bits": lambda api: api.SamplingConfig(seed=2**64 - 1),
-    "a None that is optional": lambda api: api.Request([1], 1, stop_words=None),
+    "None for an optional value": lambda api: api.Request([1], 1, stop_words=None),
 }
 
 
 @pytest.mark.parametrize("call", ACCEPTED.values(), ids=ACCEPTED.keys())
-def test_a_call_that_fits_is_accepted(trtllm: Any, call: Callable[[Any], Any]) -> None:
+def test_call_that_fits_the_signature_is_accepted(trtllm: Any, call: Callable[[Any], Any]) -> None:
     call(trtllm)
 
 
-def test_attributes_are_read_and_written_as_they_are_bound(trtllm: Any) -> None:
+def test_attributes_have_the_access_of_the_binding(trtllm: Any) -> None:
     request = trtllm.Request([1], 1)
     request.streaming = True  # rw
     request.our_own = 5  # the class takes extra attributes
@@ -113,12 +113,12 @@ def test_attributes_are_read_and_written_as_they_are_bound(trtllm: Any) -> None:
     with pytest.raises(AttributeError):
         request.max_tokens = 2  # ro
     with pytest.raises(AttributeError):
-        _ = request.num_return_sequences  # can be given, not read back
+        _ = request.num_return_sequences  # can be set, but not read
     with pytest.raises(AttributeError):
         trtllm.SamplingConfig().top_q = 1
 
 
-def test_the_stand_in_is_gone_afterwards() -> None:
+def test_fake_is_removed_afterwards() -> None:
     names = ("tensorrt_llm", "tensorrt_llm.bindings.executor", "torch")
     before = [sys.modules.get(name) for name in names]
     with fake_tensorrt_llm():

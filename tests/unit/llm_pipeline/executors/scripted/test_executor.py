@@ -1,10 +1,11 @@
-"""The scripted executor: an engine's rules without a model."""
+"""The scripted executor: the port's rules, its scripts and its pace."""
 
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 from pydantic import ValidationError
 
 from llm_pipeline.executors.scripted.executor import ScriptedExecutor
+from llm_pipeline.executors.scripted.load import load_executor
 from llm_pipeline.protocol.errors import ErrorCode
-from llm_pipeline.protocol.messages import FinishReason, SamplingParams
+from llm_pipeline.protocol.messages import FinishReason, SamplingParams, StepOutput
 from llm_pipeline.runtime.settings import PipelineSettings
-from tests.support.executor_rules import CLOSING_RULES, RULES, RuleBench
-from tests.support.sample_requests import make_manifest
+from tests.support.executor_rules import CLOSING_RULES, DEADLINE_S, RULES, RuleBench, StepRecorder
+from tests.support.sample_requests import make_manifest, make_request
 
 Rule = Callable[[RuleBench], None]
 MAX_ACTIVE = 3
@@ -25,7 +27,7 @@ LONG = 10**9
 
 @pytest.fixture
 def scripted(tmp_path: Path) -> Iterator[Callable[..., RuleBench]]:
-    """Makes an executor with these settings and scripts; fast unless told otherwise."""
+    """Creates an executor with these scripts and settings; fast by default."""
     vocabulary = {"Ġthe": 3, "Ġfox": 4, "Ġruns": 5, "ing": 6, "Ġ1": 7}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     benches: list[RuleBench] = []
@@ -37,7 +39,7 @@ def scripted(tmp_path: Path) -> Iterator[Callable[..., RuleBench]]:
             settings["scripted_file"].write_text(json.dumps(scripts))
         pipeline = PipelineSettings(engine_dir=tmp_path, executor="scripted", **settings)
         benches.append(
-            RuleBench(lambda sink: ScriptedExecutor(pipeline, make_manifest(), sink), long=LONG, max_active=MAX_ACTIVE)
+            RuleBench(lambda sink: load_executor(pipeline, make_manifest(), sink), long=LONG, max_active=MAX_ACTIVE)
         )
         return benches[-1]
 
@@ -47,12 +49,12 @@ def scripted(tmp_path: Path) -> Iterator[Callable[..., RuleBench]]:
 
 
 @pytest.mark.parametrize("rule", RULES + CLOSING_RULES)
-def test_the_executors_rules(scripted: Callable[..., RuleBench], rule: Rule) -> None:
+def test_executor_rules(scripted: Callable[..., RuleBench], rule: Rule) -> None:
     rule(scripted())
 
 
 @pytest.mark.parametrize("rule", RULES + CLOSING_RULES)
-def test_the_executors_rules_at_full_speed(scripted: Callable[..., RuleBench], rule: Rule) -> None:
+def test_executor_rules_at_full_speed(scripted: Callable[..., RuleBench], rule: Rule) -> None:
     rule(scripted(scripted_steps_per_s=0))
 
 
@@ -78,7 +80,7 @@ def test_synthetic_tokens_are_words_and_depend_on_the_prompt(scripted: Callable[
     ],
     ids=["to the end", "with a finish", "cut", "just full", "stop at the limit", "cut before its stop", "empty"],
 )
-def test_a_script_is_replayed(
+def test_script_is_replayed(
     scripted: Callable[..., RuleBench],
     script: dict[str, Any],
     max_tokens: int,
@@ -91,7 +93,7 @@ def test_a_script_is_replayed(
     assert bench.recorder.token_ids(key) == token_ids
 
 
-def test_a_script_may_fail(scripted: Callable[..., RuleBench]) -> None:
+def test_script_can_fail_a_request(scripted: Callable[..., RuleBench]) -> None:
     bench = scripted([{"token_ids": [7], "error": "out of order"}])
     key = bench.submit(max_tokens=10)
     error = bench.end_of(key).error
@@ -100,7 +102,7 @@ def test_a_script_may_fail(scripted: Callable[..., RuleBench]) -> None:
     assert bench.recorder.token_ids(key) == [7]
 
 
-def test_a_script_may_stall_until_it_is_cancelled(scripted: Callable[..., RuleBench]) -> None:
+def test_script_can_stall_until_the_request_is_cancelled(scripted: Callable[..., RuleBench]) -> None:
     bench = scripted([{"prompt_ids": [1], "token_ids": [7], "stall": True}])
     stalled, other = bench.submit(prompt_ids=(1,)), bench.submit(max_tokens=50)
     bench.end_of(other)
@@ -109,7 +111,7 @@ def test_a_script_may_stall_until_it_is_cancelled(scripted: Callable[..., RuleBe
     assert bench.end_of(stalled).finish_reason is FinishReason.CANCELLED
 
 
-def test_the_first_script_for_the_prompt_is_taken(scripted: Callable[..., RuleBench]) -> None:
+def test_first_script_that_matches_the_prompt_is_replayed(scripted: Callable[..., RuleBench]) -> None:
     bench = scripted([{"prompt_ids": [1], "token_ids": [7]}, {"prompt_ids": [2], "token_ids": [8]}, {"token_ids": [9]}])
     keys = [bench.submit(max_tokens=5, prompt_ids=ids) for ids in ((1,), (2,), (3,))]
     for key in keys:
@@ -117,12 +119,12 @@ def test_the_first_script_for_the_prompt_is_taken(scripted: Callable[..., RuleBe
     assert [bench.recorder.token_ids(key) for key in keys] == [[7], [8], [9]]
 
 
-def test_a_script_file_with_a_typing_error_stops_the_start(scripted: Callable[..., RuleBench]) -> None:
+def test_invalid_script_file_stops_the_start(scripted: Callable[..., RuleBench]) -> None:
     with pytest.raises(ValidationError, match="tokens"):
         scripted([{"tokens": [7]}])
 
 
-def test_the_pace_is_kept(scripted: Callable[..., RuleBench]) -> None:
+def test_pace_is_not_exceeded(scripted: Callable[..., RuleBench]) -> None:
     bench = scripted(scripted_steps_per_s=100)
     started = time.monotonic()
     keys = [bench.submit(max_tokens=12) for _ in range(MAX_ACTIVE)]
@@ -142,7 +144,7 @@ def test_close_does_not_wait_for_a_slow_pace(scripted: Callable[..., RuleBench])
 
 
 @pytest.mark.parametrize(
-    ("end_ids", "min_tokens", "token_ids", "reason"),
+    ("stop_token_ids", "min_tokens", "token_ids", "reason"),
     [
         ((8,), 0, [7, 8], FinishReason.STOP),
         ((8,), 1, [7, 8], FinishReason.STOP),
@@ -152,27 +154,27 @@ def test_close_does_not_wait_for_a_slow_pace(scripted: Callable[..., RuleBench])
     ],
     ids=["at once", "just allowed", "the second one", "none left", "ignored"],
 )
-def test_an_end_token_ends_a_request_unless_it_comes_too_early(
+def test_stop_token_ends_a_request_after_min_tokens(
     scripted: Callable[..., RuleBench],
-    end_ids: tuple[int, ...],
+    stop_token_ids: tuple[int, ...],
     min_tokens: int,
     token_ids: list[int],
     reason: FinishReason,
 ) -> None:
     bench = scripted([{"token_ids": [7, 8, 9, 8, 9], "finish": "length"}])
-    key = bench.submit(max_tokens=9, stop_token_ids=end_ids, sampling=SamplingParams(min_tokens=min_tokens))
+    key = bench.submit(max_tokens=9, stop_token_ids=stop_token_ids, sampling=SamplingParams(min_tokens=min_tokens))
     assert bench.end_of(key).finish_reason is reason
     assert bench.recorder.token_ids(key) == token_ids
 
 
-def test_synthetic_words_can_be_end_tokens_too(scripted: Callable[..., RuleBench]) -> None:
+def test_synthetic_words_can_be_stop_tokens(scripted: Callable[..., RuleBench]) -> None:
     bench = scripted()
     key = bench.submit(max_tokens=9, stop_token_ids=(3, 4, 5))
     assert bench.end_of(key).finish_reason is FinishReason.STOP
     assert len(bench.recorder.token_ids(key)) == 1
 
 
-def test_waiting_requests_go_by_priority(scripted: Callable[..., RuleBench]) -> None:
+def test_waiting_requests_are_served_by_priority(scripted: Callable[..., RuleBench]) -> None:
     bench = scripted([{"prompt_ids": [1], "token_ids": [7], "stall": True}], scripted_max_active=1)
     stalled = bench.submit(prompt_ids=(1,))
     bench.recorder.wait_for_token(stalled)
@@ -180,3 +182,20 @@ def test_waiting_requests_go_by_priority(scripted: Callable[..., RuleBench]) -> 
     bench.executor.cancel(stalled)
     bench.end_of(late)
     assert bench.recorder.ended == [stalled, first, second, third, late]
+
+
+def test_exception_in_the_sink_does_not_stop_the_engine_thread() -> None:
+    recorder, raised = StepRecorder(), threading.Event()
+
+    def sink(steps: Sequence[StepOutput]) -> None:
+        if not raised.is_set():
+            raised.set()
+            raise RuntimeError("a bug in the sink")
+        recorder(steps)
+
+    executor = ScriptedExecutor([], [3], sink, steps_per_s=2000, max_active=1)
+    executor.submit(make_request("first", max_tokens=1))
+    assert raised.wait(DEADLINE_S)
+    executor.submit(make_request("second", max_tokens=1))
+    assert recorder.wait_for_end("second").finish_reason is FinishReason.LENGTH
+    executor.close()

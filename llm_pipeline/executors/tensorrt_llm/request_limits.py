@@ -1,7 +1,7 @@
-"""Whether a request fits the engine: its limits from config.json, and the ranges that upstream checks in C++.
+"""Checks requests against the engine's limits from config.json, and the ranges that upstream checks in C++.
 
-Upstream would refuse most of these too, but in words for its own developers, and some only inside the running batch,
-where one over-long input has hung a whole server (NVIDIA/TensorRT-LLM#4441).
+Upstream would reject most of these too, but with messages for its own developers, and some only inside the running
+batch, where one over-long input has hung a whole server (NVIDIA/TensorRT-LLM#4441).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _UINT64_END = 2**64
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What the loaded engine takes."""
+    """Limits of the loaded engine."""
 
     vocab_size: int
     max_seq_len: int  # prompt and completion
-    max_prompt_tokens: int  # less than max_seq_len where a prompt must fit one step
+    max_prompt_tokens: int  # below max_seq_len if a prompt must fit into one step
     has_guided_decoding: bool
 
     def check(self, request: GenerationRequest) -> None:
-        """PipelineError says what does not fit, the limit and the fix."""
+        """Raises PipelineError if the request exceeds a limit; the message has the value, the limit and the fix."""
         check_supported(request, self._capabilities)
         self._check_length(request)
         self._check_ids("prompt", request.prompt_ids)
@@ -48,8 +48,8 @@ class RequestLimits:
 
     @property
     def _capabilities(self) -> Capabilities:
-        every = CAPABILITIES["tensorrt_llm"]
-        return every if self.has_guided_decoding else without_guides(every)
+        capabilities = CAPABILITIES["tensorrt_llm"]
+        return capabilities if self.has_guided_decoding else without_guides(capabilities)
 
     def _check_length(self, request: GenerationRequest) -> None:
         prompt_tokens = len(request.prompt_ids)
@@ -65,7 +65,7 @@ class RequestLimits:
         if prompt_tokens > self.max_prompt_tokens:
             raise PipelineError(
                 ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-                f"The prompt has {prompt_tokens} tokens and this server's engine takes prompts of at most "
+                f"The prompt has {prompt_tokens} tokens; this server's engine accepts at most "
                 f"{self.max_prompt_tokens}. Shorten the prompt.",
                 param="prompt",
             )
@@ -84,21 +84,23 @@ class RequestLimits:
 
     def _check_ids(self, name: str, ids: Sequence[int]) -> None:
         if not ids:
-            raise PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, f"{name} holds no token.", param=name)
+            raise PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, f"{name} must contain at least one token.", param=name)
         if min(ids) < 0 or max(ids) >= self.vocab_size:
             wrong = next(token_id for token_id in ids if not 0 <= token_id < self.vocab_size)
             raise _out_of_range(name, wrong, f"a token id from 0 to {self.vocab_size - 1}")
 
 
 def _check_min_tokens(request: GenerationRequest) -> None:
-    """Upstream holds back `end_id` alone (cpp/tensorrt_llm/kernels/penaltyKernels.cu). Further end tokens are stop
-    words to it, which end a request at any time (kernels/stopCriteriaKernels.cu).
+    """Rejects min_tokens for a model with several stop tokens.
+
+    Upstream suppresses `end_id` alone (cpp/tensorrt_llm/kernels/penaltyKernels.cu). Further stop tokens are stop words
+    to it, which end a request at any time (kernels/stopCriteriaKernels.cu).
     """
     if request.sampling.min_tokens > 0 and len(request.stop_token_ids) > 1:
         raise PipelineError(
             ErrorCode.UNSUPPORTED_PARAMETER,
-            f"min_tokens is not supported here for a model with several end tokens (this one has "
-            f"{len(request.stop_token_ids)}): the engine can hold back one. Leave it out.",
+            f"min_tokens is not supported for this model: it has {len(request.stop_token_ids)} end tokens, and the "
+            "engine can suppress only one. Omit min_tokens.",
             param="min_tokens",
         )
 
@@ -106,7 +108,7 @@ def _check_min_tokens(request: GenerationRequest) -> None:
 def _check_guide(guide: Guide) -> None:
     if guide.type is not GuideType.JSON and not guide.source:
         raise PipelineError(
-            ErrorCode.VALUE_OUT_OF_RANGE, f"A guide of type {guide.type} needs its text.", param="guide"
+            ErrorCode.VALUE_OUT_OF_RANGE, f"A guide of type {guide.type} must not be empty.", param="guide"
         )
 
 

@@ -1,0 +1,68 @@
+"""Traps of upstream's Response and Result, one per test.
+
+Each docstring describes upstream's behaviour, which the fake copies (tests/fakes) as far as the API facts go.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_pipeline.executors.tensorrt_llm.engine import Ending, EngineResponse
+from llm_pipeline.executors.tensorrt_llm.responses import LiveRequest, to_step
+from tests.support.sample_requests import make_request
+from tests.support.trtllm_bench import CreateBench, TrtllmBench, request_with
+
+
+def test_has_error_is_called_before_the_result_is_read(bench: TrtllmBench) -> None:
+    """Error and result are alternatives of one variant; a bound method is always true."""
+    from llm_pipeline.executors.tensorrt_llm import bindings
+
+    class OnlyAnError:
+        request_id, error_msg = 7, "it broke"
+
+        def has_error(self) -> bool:
+            return True
+
+        @property
+        def result(self) -> Any:
+            raise AssertionError("the result of an error was read")
+
+    response = bindings.read_response(OnlyAnError())
+    assert response is not None
+    assert (response.error, response.must_cancel) == ("it broke", False)
+
+
+def test_response_without_a_readable_id_is_dropped(bench: TrtllmBench) -> None:
+    from llm_pipeline.executors.tensorrt_llm import bindings
+
+    assert bindings.read_response(object()) is None
+
+
+@pytest.mark.parametrize("is_included", [False, True], ids=["omitted", "included"])
+def test_stop_token_is_in_the_output_once(is_included: bool) -> None:
+    """Upstream's sampling kernels do not advance the length on the end token: no release read so far returns it."""
+    live = LiveRequest(request_with(stop_token_ids=(2,)))
+    step = to_step(live, EngineResponse(1, (8, 2) if is_included else (8,), ending=Ending.END_ID))
+    assert step is not None
+    assert step.token_ids == (8, 2)
+
+
+@pytest.mark.parametrize("repeats", [False, True], ids=["of new tokens", "of all so far"])
+def test_each_token_has_a_logprob_except_the_stop_token(create_bench: CreateBench, repeats: bool) -> None:
+    bench = create_bench(
+        script={
+            "repeats_log_probs": repeats,
+            "rules": [{"prompt_ids": [5, 6, 7], "token_ids": [8, 9, 10], "finish": "END_ID"}],
+        }
+    )
+    bench.end_of(request_with(stop_token_ids=(2,), max_tokens=8, return_logprobs=True))
+    steps = bench.recorder.steps("request")
+    assert [value for step in steps for value in step.logprobs] == [-0.5, -0.5, -0.5, None]
+    assert all(len(step.logprobs) == len(step.token_ids) for step in steps)
+
+
+def test_logprobs_are_returned_only_on_request(bench: TrtllmBench) -> None:
+    bench.end_of(make_request())
+    assert all(step.logprobs == () for step in bench.recorder.steps("request"))
