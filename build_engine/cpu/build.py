@@ -115,7 +115,7 @@ def _collect_inputs(request: BuildRequest, gguf_model: GgufModel, sha256: str) -
 def _find_existing(
     engine_dir: Path, inputs: BuildInputs, force: bool, progress: BuildProgress
 ) -> EngineManifest | None:
-    """The manifest of a valid engine with these inputs; None if there is none and the directory may be replaced.
+    """The manifest of a valid engine with these inputs; None if the directory may be replaced.
 
     Raises EngineRefusedError if it must not be replaced.
     """
