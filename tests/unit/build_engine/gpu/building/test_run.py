@@ -173,8 +173,10 @@ def test_calibration_data_is_described_without_its_path_and_a_change_rebuilds(tm
     plan = plan_for(model_dir, tmp_path, precision="fp8", calibration=str(texts))
     engine_dir, manifest, _ = run(plan, model_dir)
     assert manifest.gpu
-    assert manifest.gpu.calibration == Calibration(
-        source="our-requests", samples=512, tokens=512, seed=1234, sha256=manifest.gpu.calibration.sha256
+    calibration = manifest.gpu.calibration
+    assert calibration
+    assert calibration == Calibration(
+        source="our-requests", samples=512, tokens=512, seed=1234, sha256=calibration.sha256
     )
     assert run(plan, model_dir)[2]
     (texts / "train.jsonl").write_text('{"text": "two"}\n')
