@@ -50,7 +50,7 @@ class BuildRequest:
     name: str | None = None
     context_length: int | None = None
     force: bool = False
-    root: Path = DEFAULT_ROOT  # used if `output` is None
+    root: Path = DEFAULT_ROOT  # used without `output`
     lock_wait_s: float = LOCK_WAIT_S
 
 
