@@ -50,7 +50,7 @@ class BuildRequest:
     name: str | None = None
     context_length: int | None = None
     force: bool = False
-    root: Path = DEFAULT_ROOT  # used if `output` is None
+    root: Path = DEFAULT_ROOT  # used without `output`
     lock_wait_s: float = LOCK_WAIT_S
 
 
@@ -115,7 +115,7 @@ def _collect_inputs(request: BuildRequest, gguf_model: GgufModel, sha256: str) -
 def _find_existing(
     engine_dir: Path, inputs: BuildInputs, force: bool, progress: BuildProgress
 ) -> EngineManifest | None:
-    """The manifest of a valid engine with these inputs; None if there is none and the directory may be replaced.
+    """The manifest of a valid engine with these inputs; None if the directory may be replaced.
 
     Raises EngineRefusedError if it must not be replaced.
     """

@@ -23,7 +23,7 @@ class ReferenceCase:
 
 
 def reference_cases(source_sha256: str) -> list[ReferenceCase]:
-    """The reference of the model file with that sha256. Empty if there is none."""
+    """The reference of the model file with that sha256. Empty for an unknown model."""
     name = _BY_SOURCE_SHA256.get(source_sha256)
     if name is None:
         return []

@@ -38,7 +38,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """`refusals` is empty if the engine can be built as far as its plan shows; `work` is None if it can't."""
+    """`refusals` is empty if the engine can be built as far as its plan shows. `work` is unset otherwise."""
 
     engine: FleetEngine
     refusals: tuple[str, ...] = ()

@@ -107,7 +107,7 @@ def _text(value: str | bytes) -> str:
 
 
 def detect_gpu(nvml: Nvml) -> DetectedGpus:
-    """The GPU of this machine. Raises EngineRefusedError if there is none, or if there are different ones."""
+    """The GPU of this machine. Raises EngineRefusedError if it has no GPU, or different ones."""
     gpus = nvml.gpus()
     if not gpus:
         raise EngineRefusedError("--target auto found no GPU. Name one with --target; `targets` lists them.")

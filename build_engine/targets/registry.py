@@ -72,12 +72,12 @@ class Availability:
 
 
 def find_target(name: str) -> Target:
-    """The target of that name, in any spelling ("RTX PRO 6000"). Raises EngineRefusedError if there is none."""
+    """The target of that name, in any spelling ("RTX PRO 6000"). Raises EngineRefusedError if it is unknown."""
     key = slug(name)
     try:
         return TARGETS[ALIASES.get(key, key)]
     except KeyError:
-        raise EngineRefusedError(f"Unknown target {name!r}. Known targets: {', '.join(TARGETS)}.") from None
+        raise EngineRefusedError(f"Unknown target {name!r}. Choose one of {', '.join(TARGETS)}.") from None
 
 
 def find_precision(target: Target, precision: str | None) -> str:

@@ -1,7 +1,7 @@
-"""What others have published about seven models. docs/engine-plans.md repeats each figure and how it was read.
+"""Published figures of seven models. docs/engine-plans.md repeats each figure with its source.
 
-Every source says how it came here. None of the models' own pages or files could be opened where this was written, so
-"quoted" means: read in another public repository or page that repeats it, not in the original.
+The models' own pages and files could not be opened, so "quoted" means read in another public repository or page that
+repeats the figure, and "read" means read in the named source.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ FP8_WEIGHTS = (
     Figure(
         "llama-3.1-8b",
         9_081_280_648,
-        "read: a benchmark script's size of N-FP8; that it is this model is inferred from N-BF16 beside it",
+        "read: a benchmark script's size of N-FP8; that it is this model is inferred from N-BF16 next to it",
     ),
 )
 # A public guide that prints its commands and logs: Llama 3 8B Instruct, the same shape as 3.1, in bfloat16, built with
-# TensorRT-LLM 0.9.0 on 22 May 2024 with max_num_tokens 16384. An older version than the ones planned for.
+# TensorRT-LLM 0.9.0 on 22 May 2024 with max_num_tokens 16384. An older version than the supported ones.
 BF16_ENGINE_WEIGHTS = (Figure("llama-3.1-8b", 16_060_522_496, "read: Total Weights Memory of that log"),)
 ACTIVATION_MAX_NUM_TOKENS = 16_384
 BF16_ENGINE_ACTIVATIONS = (Figure("llama-3.1-8b", 1_577_062_400, "read: Total Activation Memory of that log"),)

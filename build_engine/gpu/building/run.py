@@ -133,9 +133,8 @@ def _reason_to_rebuild(plan: Plan, engine_dir: Path, manifest: EngineManifest) -
         return "its manifest does not describe a GPU build"
     previous = manifest.gpu.calibration
     current = describe_calibration(plan.spec, plan.calibration)
-    if (
-        previous and current and current.sha256 and previous.sha256 != current.sha256
-    ):  # sha256 is None for data that is not on this machine
+    # The sha256 is unset for data that is not on this machine.
+    if previous and current and current.sha256 and previous.sha256 != current.sha256:
         return "its calibration data differs"
     return next(iter(file_problems(engine_dir, manifest)), None)
 

@@ -39,7 +39,7 @@ def _tables(configs: Path) -> Iterator[str]:
 
 
 def _precision_table() -> Iterator[str]:
-    """Which precision runs on which SM."""
+    """The SMs that support each precision."""
     sms = sorted({gpu.sm for gpu in GPUS.values()})
     yield "### Precisions\n"
     yield f"| | {' | '.join(f'SM {sm}' for sm in sms)} |"

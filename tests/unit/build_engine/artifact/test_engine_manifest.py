@@ -1,4 +1,4 @@
-"""The manifest as a file from outside: what it refuses, and that engines from before the GPU facts still load."""
+"""Validation of manifest.json, and loading of manifests without a GPU build."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def load(directory: Path, **changes: Any) -> EngineManifest:
     return EngineManifest.load(directory)
 
 
-def test_a_manifest_without_gpu_facts_loads(tmp_path: Path) -> None:
+def test_a_manifest_without_a_gpu_build_loads(tmp_path: Path) -> None:
     assert load(tmp_path).gpu is None
 
 
-def test_gpu_facts_are_optional_where_they_need_not_be_known(tmp_path: Path) -> None:
+def test_optional_keys_of_a_gpu_build_may_be_missing(tmp_path: Path) -> None:
     gpu = load(tmp_path, gpu=GPU).gpu
     assert gpu
     assert (gpu.cuda, gpu.calibration) == (None, None)
@@ -61,7 +61,7 @@ def test_a_file_name_that_leads_out_is_refused(tmp_path: Path, name: str) -> Non
         load(tmp_path, files={name: {"sha256": SHA, "size_bytes": 1}})
 
 
-def test_a_file_in_a_folder_is_fine(tmp_path: Path) -> None:
+def test_a_file_in_a_folder_is_accepted(tmp_path: Path) -> None:
     assert "lora/0.bin" in load(tmp_path, files={"lora/0.bin": {"sha256": SHA, "size_bytes": 0}}).files
 
 
@@ -72,6 +72,6 @@ def test_a_hash_is_64_hex_digits(tmp_path: Path, digest: str) -> None:
 
 
 @pytest.mark.parametrize("change", [{"tp": 0}, {"sm": "90a"}, {"unknown": 1}, {"max_batch_size": 0}])
-def test_gpu_facts_are_checked(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_gpu_build_is_validated(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ManifestError, match="gpu"):
         load(tmp_path, gpu=GPU | change)

@@ -1,4 +1,4 @@
-"""Exit statuses and messages as a shell sees them: 0 done, 1 failed, 2 wrong usage, 3 refused."""
+"""Exit statuses and messages of the program: 0 done, 1 failed, 2 wrong usage, 3 refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LLAMA = str(Path(__file__).parents[3] / "data" / "model_configs" / "llama-3.1-8b
     [
         (["targets"], 0, ""),
         (["build", "--no-such-option"], 2, "No such option"),
-        (["build", "--target", "tpu"], 3, "Known targets: cpu"),
+        (["build", "--target", "tpu"], 3, "Choose one of cpu"),
         (["build", "--precision", "int3"], 3, "Choose one of fp16"),
         (["build", "--model", "/nowhere/model.gguf"], 3, "No model file"),
         (["inspect", "/nowhere"], 1, "manifest.json is missing"),
@@ -44,25 +44,25 @@ LLAMA = str(Path(__file__).parents[3] / "data" / "model_configs" / "llama-3.1-8b
         (["plan", "--model", LLAMA, "--target", "h100", "--tp", "0"], 2, "Invalid value"),
         (["plan", "--model", LLAMA], 2, "Missing option '--target'"),
         (["plan", "--model", LLAMA, "--target", "cpu"], 3, "needs no plan"),
-        (["plan", "--model", LLAMA, "--target", "tpu"], 3, "Known targets: cpu, a100"),
+        (["plan", "--model", LLAMA, "--target", "tpu"], 3, "Choose one of cpu, a100"),
         (["plan", "--model", "/nowhere", "--target", "h100"], 3, "No model directory /nowhere"),
     ],
 )
-def test_the_exit_status_says_how_it_ended(
+def test_exit_status_and_message_of_each_outcome(
     capfd: pytest.CaptureFixture[str], arguments: list[str], status: int, message: str
 ) -> None:
     assert run_program(*arguments) == status
     assert message in capfd.readouterr().err
 
 
-def test_targets_says_whether_this_machine_can_build(capfd: pytest.CaptureFixture[str]) -> None:
+def test_targets_lists_whether_this_machine_can_build(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_program("targets", "--json") == 0
     listed = json.loads(capfd.readouterr().out)
     assert [target["name"] for target in listed] == list(TARGETS)
     assert listed[0]["works_here"] is True
 
 
-def test_targets_has_what_a_gpu_is_known_for(capfd: pytest.CaptureFixture[str]) -> None:
+def test_targets_lists_sm_memory_and_precisions_of_a_gpu(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_program("targets", "--json") == 0
     listed = {target["name"]: target for target in json.loads(capfd.readouterr().out)}
     assert (listed["h100"]["sm"], listed["h100"]["memory_bytes"]) == (90, 80_000_000_000)
@@ -71,7 +71,7 @@ def test_targets_has_what_a_gpu_is_known_for(capfd: pytest.CaptureFixture[str]) 
     assert "tensorrt_llm" in listed["h100"]["reason"]
 
 
-def test_a_plan_as_json_has_the_promised_keys(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_as_json_has_the_documented_keys(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_program("plan", "--model", LLAMA, "--target", "h100", "--json") == 0
     plan = json.loads(capfd.readouterr().out)
     assert plan["accepted"] is True
@@ -101,8 +101,8 @@ def test_a_refusal_is_json_too(capfd: pytest.CaptureFixture[str], arguments: lis
     assert len(plan["refusals"]) == 1
 
 
-def test_commands_are_printed_whole(capfd: pytest.CaptureFixture[str]) -> None:
-    """A line that the terminal's width cuts can't be copied."""
+def test_commands_are_not_wrapped(capfd: pytest.CaptureFixture[str]) -> None:
+    """A line that is cut at the terminal's width can't be copied."""
     assert run_program("plan", "--model", LLAMA, "--target", "h100", "--precision", "bf16", "--root", "a b") == 0
     lines = capfd.readouterr().out.splitlines()
     build = next(shlex.split(line) for line in lines if line.startswith("trtllm-build"))
@@ -110,7 +110,7 @@ def test_commands_are_printed_whole(capfd: pytest.CaptureFixture[str]) -> None:
     assert build[-2:] == ["--gemm_plugin", "auto"]
 
 
-def test_auto_asks_the_driver(capfd: pytest.CaptureFixture[str]) -> None:
+def test_auto_plans_for_the_detected_gpu(capfd: pytest.CaptureFixture[str]) -> None:
     nvml = FakeNvml((NvmlGpu("NVIDIA GeForce RTX 4090", 89, 24_564 << 20),))
     assert run_program("plan", "--model", LLAMA, "--target", "auto", "--tp", "2", "--json", nvml=nvml) == 3
     plan = json.loads(capfd.readouterr().out)
@@ -132,7 +132,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, capf
     assert "pip install 'triton-completions[build]'" in capfd.readouterr().err
 
 
-def test_only_one_module_knows_each_outside_library() -> None:
+def test_each_engine_library_is_imported_by_one_module() -> None:
     owners = {
         "gguf": {"gguf_model.py"},
         "openvino": set(),

@@ -1,4 +1,4 @@
-"""docs/engine-pipeline.md says what the code does."""
+"""Compares docs/engine-pipeline.md with the code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def document() -> str:
 
 
 @pytest.mark.parametrize("precision", THRESHOLDS)
-def test_the_thresholds_are_the_ones_in_use(document: str, precision: str) -> None:
+def test_the_documented_thresholds_are_those_of_the_code(document: str, precision: str) -> None:
     rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \|$", document, re.MULTILINE)
     found = {name: (float(least), float(most)) for names, least, most in rows for name in names.split(", ")}
     wanted = THRESHOLDS[precision]
@@ -34,11 +34,11 @@ def test_every_field_of_the_manifest_is_named(document: str, model: type[EngineM
     assert [name for name in model.model_fields if f"`{name}`" not in text and name != "format_version"] == []
 
 
-def test_the_example_of_a_fleet_file_is_one(document: str, tmp_path: Path) -> None:
+def test_the_documented_fleet_file_is_valid(document: str, tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text(document.split("```toml\n")[1].split("```")[0])
     assert len(read_fleet_file(path)) == 2 * 2 + 2 + 1
 
 
-def test_the_status_of_an_incomplete_check_is_the_one_in_use(document: str) -> None:
+def test_the_documented_status_of_an_incomplete_check_is_that_of_the_code(document: str) -> None:
     assert f"the status is {INCOMPLETE_STATUS}" in document

@@ -1,4 +1,4 @@
-"""docs/engine-plans.md says what the code does."""
+"""Compares docs/engine-plans.md with the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def document() -> str:
 
 
 def test_the_tables_are_up_to_date(document: str) -> None:
-    """Else: python -m build_engine.gpu.planning.plan_table"""
+    """Update them with `python -m build_engine.gpu.planning.plan_table`."""
     assert render(document) == document
 
 
@@ -27,6 +27,6 @@ def test_every_target_is_in_every_models_table(document: str, model: str) -> Non
     assert all(f"| {name} |" in table for name in GPUS)
 
 
-def test_the_parameters_in_the_text_are_ours(document: str) -> None:
+def test_the_documented_parameter_counts_are_those_of_the_code(document: str) -> None:
     text = document.split("### Against published figures")[1].split("## Plans")[0]
     assert all(f"{count_parameters(MODELS[figure.model]):,}" in text for figure in PARAMETERS)

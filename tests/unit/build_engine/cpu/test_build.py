@@ -1,3 +1,5 @@
+"""CPU builds of tiny models: tokens, manifest, reuse, locking and atomic publication."""
+
 from __future__ import annotations
 
 import json
@@ -54,7 +56,7 @@ def names(directory: Path) -> list[str]:
     ],
     ids=["llama-Q8_0", "llama-untied-F32", "qwen2", "qwen3"],
 )
-def test_an_engine_makes_the_tokens_of_a_plain_numpy_model(
+def test_an_engine_generates_the_tokens_of_the_numpy_model(
     tmp_path: Path, build: Build, model: TinyModel, quantization: str
 ) -> None:
     weights = write_gguf(tmp_path / "m.gguf", model, quantization)
@@ -63,7 +65,9 @@ def test_an_engine_makes_the_tokens_of_a_plain_numpy_model(
     assert GreedyEngine.load(result.engine_dir).generate(prompt, 12) == numpy_greedy(model, weights, prompt, 12)
 
 
-def test_an_int8_engine_tells_how_far_it_is_from_fp16(tmp_path: Path, build: Build, tiny_gguf: Path) -> None:
+def test_the_manifest_of_an_int8_engine_has_its_quantization_error(
+    tmp_path: Path, build: Build, tiny_gguf: Path
+) -> None:
     result = build(tiny_gguf, tmp_path / "engine", "int8")
     assert result.manifest.precision == "int8"
     drift = EngineManifest.load(result.engine_dir).drift
@@ -77,11 +81,11 @@ def test_an_int8_engine_tells_how_far_it_is_from_fp16(tmp_path: Path, build: Bui
     assert not any(check.failed for check in checks.values())
 
 
-def test_an_fp16_engine_has_no_drift(tiny_engine: Path) -> None:
+def test_the_manifest_of_an_fp16_engine_has_no_quantization_error(tiny_engine: Path) -> None:
     assert EngineManifest.load(tiny_engine).drift is None
 
 
-def test_the_manifest_tells_what_the_model_takes(tiny_engine: Path) -> None:
+def test_the_manifest_has_the_limits_and_tokens_of_the_model(tiny_engine: Path) -> None:
     manifest = EngineManifest.load(tiny_engine)
     assert names(tiny_engine) == FILES
     assert sorted(manifest.files) == [name for name in FILES if name != "manifest.json"]
@@ -91,7 +95,7 @@ def test_the_manifest_tells_what_the_model_takes(tiny_engine: Path) -> None:
     assert manifest.source.name == "tiny.gguf"
 
 
-def test_no_file_holds_a_path_of_this_machine(tiny_engine: Path, tiny_gguf: Path) -> None:
+def test_no_file_contains_a_path_of_this_machine(tiny_engine: Path, tiny_gguf: Path) -> None:
     for name in FILES:
         content = (tiny_engine / name).read_bytes()
         for path in (tiny_engine.parent, tiny_gguf.parent, REPOSITORY, Path(sys.prefix)):
@@ -104,14 +108,14 @@ def test_the_same_model_gives_the_same_files(tmp_path: Path, build: Build, tiny_
     assert again.model_copy(update={"created": first.created}) == first
 
 
-def test_an_existing_good_engine_is_kept(build: Build, tiny_gguf: Path, tiny_engine: Path) -> None:
+def test_a_valid_engine_is_reused(build: Build, tiny_gguf: Path, tiny_engine: Path) -> None:
     before = (tiny_engine / "manifest.json").stat().st_mtime_ns
     result = build(tiny_gguf, tiny_engine)
     assert result.reused
     assert (tiny_engine / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_a_damaged_engine_is_built_again(tmp_path: Path, build: Build, tiny_gguf: Path, tiny_engine: Path) -> None:
+def test_a_damaged_engine_is_rebuilt(tmp_path: Path, build: Build, tiny_gguf: Path, tiny_engine: Path) -> None:
     shutil.copytree(tiny_engine, tmp_path / "engine")
     (tmp_path / "engine" / "tokenizer.json").write_text("{}")
     result = build(tiny_gguf, tmp_path / "engine")
@@ -142,7 +146,7 @@ def test_a_context_longer_than_trained_is_refused(tmp_path: Path, build: Build, 
 
 
 @pytest.mark.parametrize("short", ["disk space", "memory"])
-def test_too_small_a_machine_is_refused_before_the_work(
+def test_a_build_without_enough_resources_is_refused_before_it_starts(
     tmp_path: Path, build: Build, tiny_gguf: Path, short: str
 ) -> None:
     resources = FixedResources(disk_bytes=1) if short == "disk space" else FixedResources(memory_bytes=1)
@@ -151,7 +155,7 @@ def test_too_small_a_machine_is_refused_before_the_work(
     assert names(tmp_path) == [".engine.lock"]
 
 
-def test_a_build_killed_midway_leaves_nothing_that_loads_and_the_next_succeeds(
+def test_a_killed_build_leaves_no_loadable_engine_and_the_next_one_succeeds(
     tmp_path: Path, build: Build, tiny_gguf: Path
 ) -> None:
     engine = tmp_path / "engine"
@@ -171,7 +175,7 @@ def test_a_build_killed_midway_leaves_nothing_that_loads_and_the_next_succeeds(
     assert names(tmp_path) == [".engine.lock", "engine"]
 
 
-def test_two_builds_at_once_give_one_good_engine(tmp_path: Path, tiny_gguf: Path) -> None:
+def test_two_concurrent_builds_produce_one_valid_engine(tmp_path: Path, tiny_gguf: Path) -> None:
     command = [sys.executable, "-m", "build_engine", "build", "--model", str(tiny_gguf), "--json"]
     command += ["--output", str(tmp_path / "engine")]
     runs = [
@@ -185,12 +189,12 @@ def test_two_builds_at_once_give_one_good_engine(tmp_path: Path, tiny_gguf: Path
     assert names(tmp_path) == [".engine.lock", "engine"]
 
 
-def test_a_second_build_waits_and_gives_up_at_its_limit(tmp_path: Path, build: Build, tiny_gguf: Path) -> None:
+def test_a_second_build_waits_for_the_lock_up_to_its_limit(tmp_path: Path, build: Build, tiny_gguf: Path) -> None:
     with build_lock(tmp_path / "engine", lambda: None), pytest.raises(EngineBusyError, match="Another build"):
         build(tiny_gguf, tmp_path / "engine", lock_wait_s=0.0)
 
 
-def test_an_engine_caught_between_two_renames_returns(tmp_path: Path) -> None:
+def test_an_engine_between_two_renames_is_restored(tmp_path: Path) -> None:
     replaced = tmp_path / ".engine.replaced-1"
     replaced.mkdir()
     (replaced / "manifest.json").write_text("{}")
@@ -198,7 +202,7 @@ def test_an_engine_caught_between_two_renames_returns(tmp_path: Path) -> None:
         assert names(tmp_path / "engine") == ["manifest.json"]
 
 
-def test_a_failed_build_leaves_the_old_engine(tmp_path: Path) -> None:
+def test_a_failed_build_keeps_the_previous_engine(tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     engine.mkdir()
     (engine / "old").touch()

@@ -1,3 +1,5 @@
+"""Reading GGUF files, and rejecting models that the CPU engine does not support."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -25,7 +27,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.05, 0.5, 0.999])
-def test_a_file_cut_short_is_refused(tmp_path: Path, tiny_gguf: Path, fraction: float) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, tiny_gguf: Path, fraction: float) -> None:
     whole = tiny_gguf.read_bytes()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(whole[: int(len(whole) * fraction)])
@@ -50,13 +52,13 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     ],
     ids=["architecture", "rope-scaling", "partial-rope", "experts", "window"],
 )
-def test_what_the_graph_would_ignore_is_refused(tmp_path: Path, model: TinyModel, message: str) -> None:
+def test_a_setting_that_the_graph_would_ignore_is_refused(tmp_path: Path, model: TinyModel, message: str) -> None:
     write_gguf(tmp_path / "m.gguf", model)
     with pytest.raises(EngineRefusedError, match=message):
         require_supported(GgufModel(tmp_path / "m.gguf"))
 
 
-def test_a_tensor_the_graph_would_ignore_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_that_the_graph_would_ignore_is_refused(tmp_path: Path) -> None:
     weights = TinyModel().weights() | {"rope_freqs.weight": np.ones(64, np.float32)}
     write_gguf(tmp_path / "m.gguf", TinyModel(), weights=weights)
     with pytest.raises(EngineRefusedError, match="does not support tensor rope_freqs"):

@@ -1,3 +1,5 @@
+"""Tokenizers built from GGUF tables: ids, pre-tokenizers, special tokens and SentencePiece."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -54,12 +56,12 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
 
 
 def test_the_default_model_splits_hello_into_its_own_token(smollm: Tokenizer) -> None:
-    """The conversion through transformers gave [1, 0, 19556]."""
+    """The conversion of transformers gives [1, 0, 19556]."""
     assert smollm.encode("Hello").ids == [19556]
     assert smollm.decode([19556, 905]) == "Hello world"
 
 
-def test_reference_prompts_keep_their_ids_through_text(smollm: Tokenizer) -> None:
+def test_reference_prompts_keep_their_ids_when_decoded_and_encoded(smollm: Tokenizer) -> None:
     cases = reference_cases(sha256_of(find_default_model().path))
     assert cases
     for case in cases:
@@ -68,7 +70,7 @@ def test_reference_prompts_keep_their_ids_through_text(smollm: Tokenizer) -> Non
 
 
 def _encodable() -> st.SearchStrategy[str]:
-    """Text whose every byte has a token: SmolLM2 lacks six control characters and the planes that start F1 and F2."""
+    """Text whose bytes all have a token: SmolLM2 lacks six control characters and the planes of F1 and F2."""
     alphabet = st.characters(
         exclude_categories=["Cs"], exclude_characters="\x04\x06\x13\x14\x16\x1d", max_codepoint=0x3FFFF
     )
@@ -77,7 +79,7 @@ def _encodable() -> st.SearchStrategy[str]:
 
 @settings(max_examples=300, deadline=None)
 @given(text=_encodable())
-def test_any_text_comes_back_as_it_was(smollm: Tokenizer, text: str) -> None:
+def test_any_text_round_trips(smollm: Tokenizer, text: str) -> None:
     ids = smollm.encode(text, add_special_tokens=False).ids
     assert smollm.decode(ids, skip_special_tokens=False) == text
 
@@ -93,7 +95,7 @@ def test_any_text_comes_back_as_it_was(smollm: Tokenizer, text: str) -> None:
         ("default", [["123"], ["4"]]),
     ],
 )
-def test_digits_are_split_as_the_pre_tokenizer_says(pre: str, expected: list[list[str]]) -> None:
+def test_digits_are_split_by_the_pre_tokenizers_rule(pre: str, expected: list[list[str]]) -> None:
     split = PRE_TOKENIZERS[pre].build().pre_tokenize_str("1234")
     assert [[word] for word, _ in split] == expected
 
@@ -126,7 +128,7 @@ def test_merges_apply_best_first() -> None:
     assert pieces(build_tokenizer(TINY), "help") == ["he", "l", "p"]
 
 
-def test_control_tokens_are_found_in_text_and_left_out_of_it() -> None:
+def test_control_tokens_are_encoded_and_skipped_when_decoding() -> None:
     tokenizer = build_tokenizer(TINY)
     ids = tokenizer.encode("<|start|>hello<|end|>").ids
     assert ids == [1, TOKENS.index("hello"), 2]
@@ -140,13 +142,13 @@ def test_special_tokens_keep_their_ids() -> None:
     assert tokenizer.get_vocab_size() == len(TOKENS)
 
 
-def test_bos_is_added_only_when_the_model_says_so() -> None:
+def test_bos_is_added_only_if_the_file_sets_it() -> None:
     assert build_tokenizer(TINY).encode("he").ids == [TOKENS.index("he")]
     assert build_tokenizer(replace(TINY, add_bos=True)).encode("he").ids == [1, TOKENS.index("he")]
 
 
 @pytest.mark.parametrize(("pre", "adds"), [("smollm", False), ("llama-bpe", True)])
-def test_a_silent_file_gets_the_default_of_llama_cpp(pre: str, adds: bool) -> None:
+def test_an_unset_add_bos_has_the_default_of_llama_cpp(pre: str, adds: bool) -> None:
     assert replace(TINY, pre=pre, add_bos=None).adds_bos is adds
 
 
@@ -167,8 +169,8 @@ def test_inconsistent_tables_are_refused(change: dict[str, object], message: str
         build_tokenizer(replace(TINY, **change))  # type: ignore[arg-type]
 
 
-def test_sentence_piece_joins_the_pair_with_the_best_score() -> None:
-    """In "ab" after a space both "▁a" and "ab" are possible; "▁a" has the better score, and "▁ab" then joins it."""
+def test_sentence_piece_merges_the_pair_with_the_best_score() -> None:
+    """In "ab" after a space both "▁a" and "ab" are possible; "▁a" has the better score, and "▁ab" is then merged."""
     assert pieces(build_tokenizer(SENTENCE_PIECE), "ab c") == ["<s>", "▁ab", "▁", "c"]
     assert pieces(build_tokenizer(SENTENCE_PIECE), "aab") == ["<s>", "▁a", "ab"]
 
@@ -178,7 +180,7 @@ def test_sentence_piece_writes_unknown_characters_as_bytes() -> None:
 
 
 @pytest.mark.parametrize("text", ["ab c", " ab", "a  b", "é🙂\n", "ab<tool>", ""])
-def test_sentence_piece_text_comes_back_as_it_was(text: str) -> None:
+def test_sentence_piece_text_round_trips(text: str) -> None:
     tokenizer = build_tokenizer(SENTENCE_PIECE)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -190,5 +192,5 @@ def test_sentence_piece_without_space_prefix_adds_none() -> None:
     assert tokenizer.decode(tokenizer.encode(" ab").ids) == " ab"
 
 
-def test_the_saved_form_is_the_same_each_time() -> None:
+def test_serialization_is_deterministic() -> None:
     assert build_tokenizer(TINY).to_str() == build_tokenizer(TINY).to_str()

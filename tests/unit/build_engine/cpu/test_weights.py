@@ -1,4 +1,4 @@
-"""A GGUF's tensors in the engine's layout: the same values, fused and reordered, in f16 or int8."""
+"""Weights in the engine's layout: the values of the GGUF file, fused and reordered, in float16 or int8."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_matrices_become_f16_and_vectors_stay_f32(tmp_path: Path, quantization: 
     assert source.quantization == quantization
 
 
-def test_query_and_key_rows_of_llama_are_put_into_halves(tiny_gguf: Path) -> None:
+def test_query_and_key_rows_of_llama_are_reordered_into_halves(tiny_gguf: Path) -> None:
     model = TinyModel()
     original = model.weights()["blk.0.attn_q.weight"].astype(np.float16)
     query = weights_of(tiny_gguf).tensors["layers.0.qkv.weight"][: model.width]
@@ -54,7 +54,7 @@ def test_weights_too_large_for_fp16_are_refused(tmp_path: Path) -> None:
         weights_of(tmp_path / "m.gguf")
 
 
-def test_a_model_without_a_tensor_is_refused(tmp_path: Path) -> None:
+def test_a_model_with_a_missing_tensor_is_refused(tmp_path: Path) -> None:
     short = TinyModel().weights()
     del short["blk.1.attn_k.weight"]
     write_gguf(tmp_path / "m.gguf", TinyModel(), weights=short)
@@ -75,7 +75,7 @@ def test_int8_keeps_every_weight_within_half_a_step_of_its_row(tiny_gguf: Path) 
     assert small.tensors["norm.weight"].dtype == np.float32
 
 
-def test_what_is_saved_is_what_is_loaded(tmp_path: Path, tiny_gguf: Path) -> None:
+def test_saved_weights_load_unchanged(tmp_path: Path, tiny_gguf: Path) -> None:
     saved = quantize_weights(weights_of(tiny_gguf))
     save_weights(tmp_path / "model.safetensors", saved)
     loaded = load_weights(tmp_path)
@@ -86,12 +86,12 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, tiny_gguf: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"\x02\0\0\0\0\0\0\0{}"], ids=["empty", "text", "no shape"])
-def test_a_file_that_is_no_model_is_told_by_name(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_weights_file_is_named_in_the_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match=r"model\.safetensors can't be read.*--force"):
         load_weights(tmp_path)
 
 
-def test_an_engine_of_an_earlier_version_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+def test_the_error_for_missing_weights_mentions_earlier_versions(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="engines of earlier versions do not have it"):
         load_weights(tmp_path)

@@ -1,4 +1,4 @@
-"""A fleet file: what it expands to, and messages that name the entry, the key and the value."""
+"""Fleet files: the engines they expand to, and messages with the entry, the key and the value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refusal(directory: Path, text: str) -> str:
     return str(refused.value)
 
 
-def test_lists_are_multiplied_and_single_values_are_not(tmp_path: Path) -> None:
+def test_lists_expand_to_every_combination(tmp_path: Path) -> None:
     engines = read(
         tmp_path,
         """
@@ -44,7 +44,7 @@ def test_lists_are_multiplied_and_single_values_are_not(tmp_path: Path) -> None:
     assert {engine.options.max_seq_len for engine in engines} == {4096}
 
 
-def test_paths_are_relative_to_the_file_and_hub_names_are_left_alone(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_file_and_dataset_names_are_not(tmp_path: Path) -> None:
     text = 'root = "out"\n[[engines]]\nmodel = "m"\ntarget = "h100"\ncalibration = '
     local = read(tmp_path, text + '"./texts"')[0]
     assert (local.options.root, local.model, local.options.calibration) == (
@@ -56,7 +56,7 @@ def test_paths_are_relative_to_the_file_and_hub_names_are_left_alone(tmp_path: P
     assert read(tmp_path, text + '"/data/texts"')[0].options.calibration == "/data/texts"
 
 
-def test_defaults_are_what_an_entry_does_not_say(tmp_path: Path) -> None:
+def test_defaults_apply_to_keys_that_an_entry_omits(tmp_path: Path) -> None:
     engines = read(
         tmp_path,
         '[defaults]\ntp = 2\nmax_num_tokens = 4096\n[[engines]]\nmodel = "a"\ntarget = "h100"\n'
@@ -74,7 +74,7 @@ def test_defaults_are_what_an_entry_does_not_say(tmp_path: Path) -> None:
     ("entry", "words"),
     [
         ('target = "h100"', ["engines 1 (no model, h100): model is missing"]),
-        ('model = "m"\ntarget = "tpu"', ["engines 1 (m, tpu): target is 'tpu'", "Known targets: cpu, a100"]),
+        ('model = "m"\ntarget = "tpu"', ["engines 1 (m, tpu): target is 'tpu'", "Choose one of cpu, a100"]),
         ('model = "m"\ntarget = "h100"\nprecision = "int3"', ["precision is 'int3'", "'fp8'"]),
         ('model = "m"\ntarget = "h100"\ntp = 0', ["tp is 0", "greater than or equal to 1"]),
         ('model = "m"\ntarget = "h100"\ntp = "2"', ["tp is '2'", "valid integer"]),
@@ -85,12 +85,12 @@ def test_defaults_are_what_an_entry_does_not_say(tmp_path: Path) -> None:
     ],
     ids=["missing", "target", "precision", "zero", "text", "empty", "unknown", "cpu", "name"],
 )
-def test_a_wrong_entry_is_named_with_key_and_value(tmp_path: Path, entry: str, words: list[str]) -> None:
+def test_an_invalid_entry_is_reported_with_key_and_value(tmp_path: Path, entry: str, words: list[str]) -> None:
     message = refusal(tmp_path, f"[[engines]]\n{entry}\n")
     assert all(word in message for word in words), message
 
 
-def test_all_wrong_entries_are_named_and_defaults_are_blamed_for_theirs(tmp_path: Path) -> None:
+def test_every_invalid_entry_is_reported_and_values_from_defaults_are_marked(tmp_path: Path) -> None:
     message = refusal(
         tmp_path,
         '[defaults]\ntp = -1\n[[engines]]\nmodel = "a"\ntarget = "h100"\n'
@@ -112,7 +112,7 @@ def test_all_wrong_entries_are_named_and_defaults_are_blamed_for_theirs(tmp_path
     ],
     ids=["syntax", "empty", "no-tables", "misspelt", "root", "defaults"],
 )
-def test_a_wrong_file_says_how_to_write_it(tmp_path: Path, text: str, words: str) -> None:
+def test_an_invalid_file_is_reported_with_the_correct_form(tmp_path: Path, text: str, words: str) -> None:
     assert words in refusal(tmp_path, text)
 
 
@@ -121,7 +121,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_fleet_file(tmp_path / "nowhere.toml")
 
 
-def test_python_3_10_without_tomli_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_toml_library_the_error_has_the_install_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for library in ("tomllib", "tomli"):
         monkeypatch.setitem(sys.modules, library, None)
     assert "pip install tomli" in refusal(tmp_path, "")

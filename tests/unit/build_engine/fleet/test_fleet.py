@@ -1,4 +1,4 @@
-"""`fleet` as a shell sees it: real builds of tiny models for the CPU, stand-ins for everything of TensorRT-LLM."""
+"""The `fleet` command: real CPU builds of tiny models, and GPU builds with a stand-in for TensorRT-LLM."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def outcomes(engines: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_a_fleet_builds_what_is_missing_keeps_what_is_good_and_refuses_the_rest(
+def test_a_fleet_builds_missing_engines_reuses_valid_ones_and_refuses_the_rest(
     models: Path, tiny_engine: Path, fleet: Fleet
 ) -> None:
-    """A tiny model that is built already and one that is not, for the CPU; one of three entries for GPUs builds."""
+    """One of two CPU engines exists already; one of three GPU engines can be built here."""
     shutil.copytree(tiny_engine, models / "engines" / "tiny-test-model" / "cpu-fp16")
     status, engines = fleet(CPU + GPU)
     assert outcomes(engines) == ["reused", "built", "built", "refused", "other machine"]
@@ -88,7 +88,7 @@ def test_a_fleet_builds_what_is_missing_keeps_what_is_good_and_refuses_the_rest(
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_a_good_engine_for_a_gpu_is_kept_on_a_machine_without_one(
+def test_a_valid_gpu_engine_is_reused_on_a_machine_without_tensorrt_llm(
     models: Path, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = '[[engines]]\nmodel = "smollm2"\ntarget = "h100"\nprecision = "bf16"\n'
@@ -107,7 +107,7 @@ def test_a_good_engine_for_a_gpu_is_kept_on_a_machine_without_one(
     [([], ["built", "failed", "not started"]), (["--continue-on-error"], ["built", "failed", "built"])],
     ids=["stops", "goes-on"],
 )
-def test_a_failure_stops_the_fleet_unless_told_to_go_on_and_the_next_run_resumes(
+def test_a_failure_stops_the_fleet_unless_continue_on_error_and_the_next_run_resumes(
     models: Path, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: list[str]
 ) -> None:
     text = (
@@ -133,7 +133,7 @@ def test_a_dry_run_builds_nothing(tmp_path: Path, fleet: Fleet) -> None:
 
 
 @pytest.mark.usefixtures("models")
-def test_refusals_come_before_anything_is_built(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_refusals_are_printed_before_the_first_build(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     late = '[[engines]]\nmodel = "two.gguf"\ntarget = "cpu"\nname = "two"\nmax_seq_len = 1000\n'
     (tmp_path / "fleet.toml").write_text('root = "engines"\n[[engines]]\nmodel = "tiny.gguf"\ntarget = "cpu"\n' + late)
     run_program("fleet", tmp_path / "fleet.toml")
@@ -156,14 +156,14 @@ def test_refusals_come_before_anything_is_built(tmp_path: Path, capfd: pytest.Ca
     ],
     ids=["no-file", "precision", "no-directory", "kind", "tp", "no-gguf"],
 )
-def test_an_entry_that_can_not_be_built_is_refused_with_the_reason(fleet: Fleet, entry: str, words: str) -> None:
+def test_an_entry_that_cannot_be_built_is_refused_with_the_reason(fleet: Fleet, entry: str, words: str) -> None:
     status, engines = fleet(f'root = "engines"\n[[engines]]\n{entry}\n', "--dry-run")
     assert (status, outcomes(engines)) == (3, ["refused"])
     assert words in engines[0]["reasons"][0]
 
 
 @pytest.mark.usefixtures("models")
-def test_two_engines_for_one_place_are_told_apart(fleet: Fleet) -> None:
+def test_the_second_of_two_engines_with_one_directory_is_refused(fleet: Fleet) -> None:
     entry = '[[engines]]\nmodel = "tiny.gguf"\ntarget = "cpu"\n'
     _, engines = fleet(f'root = "engines"\n{entry}{entry}', "--dry-run")
     assert outcomes(engines) == ["would build", "refused"]

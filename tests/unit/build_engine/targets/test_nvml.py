@@ -32,7 +32,7 @@ MIB = 1 << 20
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 120, 97887, "rtx-pro-6000"),
     ],
 )
-def test_known_products_get_their_targets_name_and_the_drivers_memory(
+def test_known_products_have_the_targets_name_and_the_drivers_memory(
     product: str, sm: int, mib: int, name: str
 ) -> None:
     gpu = identify(NvmlGpu(product, sm, mib * MIB))
@@ -67,14 +67,14 @@ def test_no_gpu_is_refused() -> None:
         detect_gpu(FakeNvml(()))
 
 
-def test_missing_bindings_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_missing_bindings_has_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(EngineRefusedError, match="pip install nvidia-ml-py"):
         PynvmlNvml().gpus()
 
 
 class FakePynvml:
-    """The functions of pynvml that are called; old releases give the name as bytes."""
+    """The functions of pynvml that are called. Old releases return names as bytes."""
 
     class NVMLError(Exception):
         pass
@@ -109,7 +109,7 @@ class FakePynvml:
 
 
 @pytest.mark.parametrize("name", ["NVIDIA B300", b"NVIDIA B300"], ids=["text", "bytes"])
-def test_the_driver_is_asked_and_let_go(monkeypatch: pytest.MonkeyPatch, name: str | bytes) -> None:
+def test_nvml_is_shut_down_after_a_query(monkeypatch: pytest.MonkeyPatch, name: str | bytes) -> None:
     driver = FakePynvml(name)
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     assert PynvmlNvml().gpus() == [NvmlGpu("NVIDIA B300", 103, 288)]

@@ -1,3 +1,5 @@
+"""`verify` and `inspect` of CPU engines."""
+
 from __future__ import annotations
 
 import os
@@ -24,14 +26,14 @@ def failures(engine_dir: Path) -> list[Check]:
     return [check for check in verify_engine(engine_dir, SilentProgress()) if check.failed]
 
 
-def test_the_default_engine_gives_the_reference_tokens(engine_dir: Path) -> None:
+def test_the_default_engine_generates_the_reference_tokens(engine_dir: Path) -> None:
     checks = {check.name: check for check in verify_engine(engine_dir, SilentProgress())}
     assert verdict(checks.values()) is Outcome.PASSED
     assert checks["reference tokens"].detail == "4 of 4 greedy continuations equal"
     assert checks["reference prompts"].detail == "4 of 4 keep their ids as text"
 
 
-def test_an_untouched_engine_passes(engine: Path) -> None:
+def test_an_unchanged_engine_passes(engine: Path) -> None:
     assert failures(engine) == []
 
 
@@ -43,7 +45,7 @@ def test_a_changed_file_fails_by_name(engine: Path, name: str) -> None:
     assert [(check.name, check.detail[:16]) for check in failures(engine)] == [(name, "has been changed")]
 
 
-def test_a_cut_file_fails_by_name(engine: Path) -> None:
+def test_a_truncated_file_fails_by_name(engine: Path) -> None:
     os.truncate(engine / "model.safetensors", 10)
     assert failures(engine)[0].detail.startswith("has 10 bytes instead of")
 
@@ -76,12 +78,12 @@ def test_weights_that_do_not_load_fail(engine: Path) -> None:
     assert [check.name for check in failures(engine)] == ["generates"]
 
 
-def test_an_engine_for_cpus_has_no_accuracy_gate(engine: Path) -> None:
+def test_accuracy_options_are_refused_for_a_cpu_engine(engine: Path) -> None:
     result = CliRunner().invoke(app, ["verify", str(engine), "--threshold", "0.5"])
     assert isinstance(result.exception, EngineRefusedError)
 
 
-def test_verify_ends_with_the_way_to_mend_it(engine: Path) -> None:
+def test_a_failed_verify_prints_the_command_that_rebuilds(engine: Path) -> None:
     (engine / "tokenizer.json").unlink()
     result = CliRunner().invoke(app, ["verify", str(engine)])
     assert result.exit_code == 1
@@ -89,7 +91,7 @@ def test_verify_ends_with_the_way_to_mend_it(engine: Path) -> None:
     assert "python -m build_engine build --force" in result.stdout
 
 
-def test_inspect_shows_where_the_engine_came_from(engine: Path) -> None:
+def test_inspect_shows_the_source_model(engine: Path) -> None:
     result = CliRunner().invoke(app, ["inspect", str(engine)])
     assert result.exit_code == 0
     assert "tiny.gguf" in result.stdout

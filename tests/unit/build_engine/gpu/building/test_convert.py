@@ -1,6 +1,6 @@
-"""Our convert command against a stand-in for tensorrt_llm that takes only keywords which upstream has.
+"""The convert command with a stand-in for tensorrt_llm that accepts only the keywords that upstream has.
 
-It shows that our side is coherent. Whether upstream does what its sources say, only a GPU can show: not run.
+Shows that our side is consistent. Only a GPU can show whether upstream behaves as its sources say.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ class Model:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    made: Calls = []
+    recorded: Calls = []
 
     class AutoModelForCausalLM:
         @staticmethod
         def from_hugging_face(hf_model_or_dir: str, **keywords: Any) -> Model:
-            made.append(("from_hugging_face", keywords_of("from_hugging_face", keywords)))
+            recorded.append(("from_hugging_face", keywords_of("from_hugging_face", keywords)))
             return Model(keywords["mapping"]["rank"])
 
     def quantize_and_export(**keywords: Any) -> None:
-        made.append(("quantize_and_export", keywords_of("quantize_and_export", keywords)))
+        recorded.append(("quantize_and_export", keywords_of("quantize_and_export", keywords)))
 
     def module(name: str, **members: Any) -> None:
-        made_module = ModuleType(name)
-        vars(made_module).update(members)
-        monkeypatch.setitem(sys.modules, name, made_module)
+        fake_module = ModuleType(name)
+        vars(fake_module).update(members)
+        monkeypatch.setitem(sys.modules, name, fake_module)
 
     module(
         "tensorrt_llm",
@@ -67,7 +67,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     )
     module("tensorrt_llm.llmapi", QuantConfig=lambda **keywords: keywords)
     module("tensorrt_llm.quantization", QuantAlgo=QuantAlgo, quantize_and_export=quantize_and_export)
-    return made
+    return recorded
 
 
 def run_first_step(tmp_path: Path, **options: Any) -> int:
@@ -99,7 +99,7 @@ def test_every_rank_is_converted_and_the_configuration_written_once(calls: Calls
     ],
     ids=["fp8", "nvfp4", "awq", "w4a8", "sq", "kv-only"],
 )
-def test_the_quantizer_gets_upstreams_names(
+def test_the_quantizer_receives_upstreams_names(
     calls: Calls, tmp_path: Path, options: dict[str, Any], qformat: str, kv: str | None
 ) -> None:
     assert run_first_step(tmp_path, calibration="my-texts", tp=2, **options) == 0
@@ -111,7 +111,7 @@ def test_the_quantizer_gets_upstreams_names(
     assert kv in UPSTREAM["quantize_and_export"]["kv_cache_dtypes"]
 
 
-def test_without_tensorrt_llm_the_step_says_where_it_runs(
+def test_without_tensorrt_llm_the_step_names_the_machine_it_needs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_llm", None)
@@ -119,7 +119,7 @@ def test_without_tensorrt_llm_the_step_says_where_it_runs(
     assert "Run this step on a machine with TensorRT-LLM" in capsys.readouterr().err
 
 
-def test_calibration_is_asked_for_when_the_plan_was_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_calibrated_precision_without_calibration_data_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "--model",
         "m",

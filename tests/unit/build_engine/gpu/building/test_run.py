@@ -1,6 +1,6 @@
-"""The step runner with stand-ins: a trtllm-build script on PATH, and a tensorrt_llm package on PYTHONPATH.
+"""GPU builds with stand-ins: a trtllm-build script on PATH, and a tensorrt_llm package on PYTHONPATH.
 
-What is shown is ours: order, log, going on after a failure, and an engine that appears whole or not at all.
+Covers the order of steps, the log, resuming after a failure, and atomic publication.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def log_of(engine_dir: Path) -> str:
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_an_engine_is_built_step_by_step_and_described(plan: Plan, model_dir: Path) -> None:
+def test_an_engine_is_built_and_its_manifest_written(plan: Plan, model_dir: Path) -> None:
     engine_dir, manifest, reused = run(plan, model_dir, with_smoke_test=True)
     assert engine_dir == plan.engine_dir
     assert not reused
@@ -88,7 +88,7 @@ def test_an_engine_is_built_step_by_step_and_described(plan: Plan, model_dir: Pa
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_the_log_stays_and_the_checkpoint_goes(plan: Plan, model_dir: Path) -> None:
+def test_the_log_is_kept_and_the_checkpoint_removed(plan: Plan, model_dir: Path) -> None:
     engine_dir, _, _ = run(plan, model_dir)
     log = log_of(engine_dir)
     assert log.index("converting rank 0") < log.index("converting rank 2") < log.index("built 3 ranks")
@@ -97,7 +97,7 @@ def test_the_log_stays_and_the_checkpoint_goes(plan: Plan, model_dir: Path) -> N
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_after_a_failure_the_build_goes_on_where_it_stopped(
+def test_a_failed_build_resumes_with_its_checkpoint(
     plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_BUILD_FAILS", "1")
@@ -111,7 +111,7 @@ def test_after_a_failure_the_build_goes_on_where_it_stopped(
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_a_checkpoint_of_other_weights_is_made_again(
+def test_a_checkpoint_of_other_weights_is_not_reused(
     plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_BUILD_FAILS", "1")
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_other_weights_is_made_again(
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_a_good_engine_is_kept_and_a_damaged_one_built_again(plan: Plan, model_dir: Path) -> None:
+def test_a_valid_engine_is_reused_and_a_damaged_one_rebuilt(plan: Plan, model_dir: Path) -> None:
     engine_dir, manifest, _ = run(plan, model_dir)
     assert run(plan, model_dir) == (engine_dir, manifest, True)
     (engine_dir / "rank1.engine").write_text("damaged")
@@ -133,7 +133,7 @@ def test_a_good_engine_is_kept_and_a_damaged_one_built_again(plan: Plan, model_d
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_an_engine_of_other_weights_with_the_same_name_is_not_replaced_unasked(plan: Plan, model_dir: Path) -> None:
+def test_an_engine_of_other_weights_is_replaced_only_with_force(plan: Plan, model_dir: Path) -> None:
     run(plan, model_dir)
     (model_dir / "model.safetensors").write_text("a fine-tune")
     with pytest.raises(EngineRefusedError, match="engine of other weights"):
@@ -155,7 +155,7 @@ def test_a_machine_without_tensorrt_llm_can_not_build() -> None:
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_an_engine_with_other_limits_than_asked_for_is_not_kept(
+def test_an_engine_with_other_limits_than_planned_is_not_published(
     plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_BATCH", "8")
@@ -166,17 +166,17 @@ def test_an_engine_with_other_limits_than_asked_for_is_not_kept(
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_calibration_data_is_described_without_its_path_and_a_change_of_it_builds_again(
-    tmp_path: Path, model_dir: Path
-) -> None:
+def test_calibration_data_is_described_without_its_path_and_a_change_rebuilds(tmp_path: Path, model_dir: Path) -> None:
     texts = tmp_path / "our-requests"
     texts.mkdir()
     (texts / "train.jsonl").write_text('{"text": "one"}\n')
     plan = plan_for(model_dir, tmp_path, precision="fp8", calibration=str(texts))
     engine_dir, manifest, _ = run(plan, model_dir)
     assert manifest.gpu
-    assert manifest.gpu.calibration == Calibration(
-        source="our-requests", samples=512, tokens=512, seed=1234, sha256=manifest.gpu.calibration.sha256
+    calibration = manifest.gpu.calibration
+    assert calibration
+    assert calibration == Calibration(
+        source="our-requests", samples=512, tokens=512, seed=1234, sha256=calibration.sha256
     )
     assert run(plan, model_dir)[2]
     (texts / "train.jsonl").write_text('{"text": "two"}\n')
@@ -185,7 +185,7 @@ def test_calibration_data_is_described_without_its_path_and_a_change_of_it_build
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_calibration_data_that_is_not_there_is_refused_before_the_work(tmp_path: Path, model_dir: Path) -> None:
+def test_missing_calibration_data_is_refused_before_the_build(tmp_path: Path, model_dir: Path) -> None:
     plan = plan_for(model_dir, tmp_path, precision="fp8", calibration="/nowhere/texts")
     with pytest.raises(EngineRefusedError, match=r"No calibration data at '/nowhere/texts'.*train\.jsonl"):
         run(plan, model_dir)
@@ -208,7 +208,7 @@ def test_an_engine_that_does_not_load_is_not_published(
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_a_machine_with_too_few_gpus_builds_without_loading_and_says_so(
+def test_a_machine_with_too_few_gpus_builds_without_the_smoke_test(
     plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE_FAILS", "1")
@@ -221,8 +221,8 @@ def test_a_machine_with_too_few_gpus_builds_without_loading_and_says_so(
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_kernel_timings_go_from_one_engine_to_the_next(tmp_path: Path, model_dir: Path) -> None:
-    """The stand-in adds a line to what it was given. Another precision of another model: the same GPU is enough."""
+def test_kernel_timings_are_shared_between_builds(tmp_path: Path, model_dir: Path) -> None:
+    """The stand-in adds a line to the cache. Two models in two precisions share it, since the GPU is the same."""
     first = plan_for(model_dir, tmp_path, precision="bf16")
     other_model = write_model(tmp_path / "another")
     second = plan_for(other_model, tmp_path, precision="int8-wo")
@@ -235,7 +235,7 @@ def test_kernel_timings_go_from_one_engine_to_the_next(tmp_path: Path, model_dir
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
-def test_a_failed_build_leaves_the_shared_timings_as_they_were_and_names_them(
+def test_a_failed_build_leaves_the_shared_timings_unchanged_and_names_them(
     plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_BUILD_FAILS", "1")
@@ -251,7 +251,7 @@ def test_a_failed_build_leaves_the_shared_timings_as_they_were_and_names_them(
     assert not list(plan.engine_dir.parent.glob(".*timing*"))
 
 
-def test_builds_at_the_same_time_each_work_on_a_copy_of_their_own(tmp_path: Path) -> None:
+def test_concurrent_builds_have_private_timings(tmp_path: Path) -> None:
     shared, one, other = tmp_path / "caches" / "shared", tmp_path / "one", tmp_path / "other"
     with private_timings(shared, one):
         one.write_text("one")

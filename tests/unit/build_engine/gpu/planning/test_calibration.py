@@ -1,4 +1,4 @@
-"""What is accepted as calibration data, before a quantizer has loaded a model in vain."""
+"""Validation of calibration data before the quantizer loads the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.plan_requests import plan_for
 
 
 @pytest.mark.parametrize("source", ["cnn_dailymail", "pileval", "/data/cnn_dailymail", "abisee/cnn_dailymail"])
-def test_what_upstream_knows_by_name_is_accepted(source: str) -> None:
+def test_datasets_that_upstream_downloads_are_accepted(source: str) -> None:
     require_calibration(source)
 
 
@@ -24,7 +24,7 @@ def test_what_upstream_knows_by_name_is_accepted(source: str) -> None:
         ("/data/ScienceQA-mine", "loads calibration data at '/data/ScienceQA-mine' as images"),
     ],
 )
-def test_what_upstream_would_refuse_is_refused(source: str, words: str) -> None:
+def test_datasets_that_upstream_would_reject_are_refused(source: str, words: str) -> None:
     with pytest.raises(EngineRefusedError, match=words):
         require_calibration(source)
 
@@ -48,7 +48,7 @@ def test_a_directory_of_lines_with_text_is_accepted(tmp_path: Path) -> None:
     require_calibration(str(tmp_path))
 
 
-def test_awq_reads_fewer_samples_and_unquantized_weights_none() -> None:
+def test_awq_uses_fewer_samples_and_unquantized_weights_none() -> None:
     awq = describe_calibration(plan_for(precision="int4-awq").spec, "cnn_dailymail")
     assert awq
     assert (awq.samples, awq.sha256) == (32, None)

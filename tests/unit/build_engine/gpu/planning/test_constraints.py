@@ -1,4 +1,4 @@
-"""Every reason to refuse, by itself and together. A sentence names the value, the limit, and what to choose."""
+"""Every constraint, separately and together. A refusal has the value, the limit, and an alternative."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LLAMA = MODELS["llama-3.1-8b"]
         ("rtx-pro-6000", {"tensorrt_llm": "1.1.0"}, ["SM 120", "from 1.2 on"]),
     ],
 )
-def test_one_reason_is_one_sentence_with_value_limit_and_way_out(
+def test_a_refusal_has_the_value_its_limit_and_an_alternative(
     target: str, options: dict[str, Any], words: list[str]
 ) -> None:
     refusals = plan_for(LLAMA, target, **options).refusals
@@ -68,13 +68,13 @@ def test_one_reason_is_one_sentence_with_value_limit_and_way_out(
     ],
     ids=["heads", "vocabulary", "mlp", "kv-heads", "architecture", "quantized", "experts", "groups", "weights"],
 )
-def test_a_model_that_does_not_suit_is_refused(model: ModelConfig, options: dict[str, Any], words: list[str]) -> None:
+def test_an_unsuitable_model_is_refused(model: ModelConfig, options: dict[str, Any], words: list[str]) -> None:
     refusals = plan_for(model, "h100", **options).refusals
     assert len(refusals) == 1
     assert all(word in refusals[0] for word in words), refusals[0]
 
 
-def test_all_reasons_are_given_not_only_the_first() -> None:
+def test_every_violated_constraint_is_reported() -> None:
     refusals = plan_for(LLAMA, "a100", precision="fp8", kv="fp8", tp=3, pp=5, max_seq_len=10**6).refusals
     for word in ("fp8 needs", "fp8 KV cache", "attention heads", "key/value heads", "layers", "1000000"):
         assert any(word in refusal for refusal in refusals), word
@@ -95,7 +95,7 @@ def test_more_gpus_than_this_machine_has_are_refused() -> None:
 
 
 @pytest.mark.parametrize("target", GPUS)
-def test_what_auto_chooses_is_never_refused_for_its_precision(target: str) -> None:
+def test_auto_precision_is_accepted_on_every_target(target: str) -> None:
     assert plan_for("smollm2-135m", target).refusals == ()
 
 

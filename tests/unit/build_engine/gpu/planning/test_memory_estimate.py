@@ -1,4 +1,4 @@
-"""The estimate against published figures (5 %), by hand, and its properties."""
+"""The memory estimate against published figures (5 %), hand-computed values, and its properties."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check(figure: Figure, estimate: float) -> None:
 
 
 def llama_7b() -> ModelConfig:
-    """Without grouped heads: as many for keys and values as for queries."""
+    """A model without grouped-query attention: one key/value head per query head."""
     config = {
         "architectures": ["LlamaForCausalLM"],
         "torch_dtype": "float16",
@@ -54,7 +54,7 @@ def test_parameters_are_as_published(figure: Figure) -> None:
 
 
 def test_qwen3_8b_is_counted_to_the_last_norm() -> None:
-    """By hand: 36 layers of attention, MLP, two norms and one for each of query and key; two tables; one norm."""
+    """36 layers of attention, MLP, two norms, and query and key norms; two tables; one final norm."""
     attention = 4096 * (4096 + 2 * 1024) + 4096 * 4096
     layer = attention + 3 * 4096 * 12_288 + 2 * 4096 + 2 * 128
     assert count_parameters(MODELS["qwen3-8b"]) == 36 * layer + 2 * 151_936 * 4096 + 4096 == 8_190_735_360
@@ -87,17 +87,17 @@ def test_fp8_weights_are_as_published(figure: Figure) -> None:
 
 
 @pytest.mark.parametrize("figure", BF16_ENGINE_WEIGHTS, ids=lambda figure: figure.model)
-def test_engine_weights_are_as_a_build_log_has_them(figure: Figure) -> None:
+def test_engine_weights_match_a_build_log(figure: Figure) -> None:
     assert plan_for(figure.model, precision="bf16").memory.weights_bytes == figure.published
 
 
 @pytest.mark.parametrize("figure", BF16_ENGINE_ACTIVATIONS, ids=lambda figure: figure.model)
-def test_activations_are_near_those_of_the_one_build_log_at_hand(figure: Figure) -> None:
+def test_activations_are_close_to_a_build_log(figure: Figure) -> None:
     plan = plan_for(figure.model, precision="bf16", max_num_tokens=ACTIVATION_MAX_NUM_TOKENS)
     assert plan.memory.activation_bytes == pytest.approx(figure.published, rel=WITHIN_10_PERCENT), figure.source
 
 
-def test_the_kv_pool_is_the_one_in_upstreams_log() -> None:
+def test_the_kv_pool_matches_upstreams_log() -> None:
     """memory.md: of 70.48 GiB free, 63.44 become 4060 blocks of 64 tokens, 259,840 in all.
 
     Its log names no model; a Llama 7B with a 1-byte cache is inferred from the 256 KiB that come to each token.
@@ -107,7 +107,8 @@ def test_the_kv_pool_is_the_one_in_upstreams_log() -> None:
     pool = MemoryModel().kv_pool(int(70.48 * GIB))
     assert pool / GIB == pytest.approx(63.44, abs=0.01)
     blocks = pool // (64 * per_token)
-    assert (blocks, blocks * 64) == (pytest.approx(4060, abs=1), pytest.approx(259_840, abs=64))
+    assert blocks == pytest.approx(4060, abs=1)
+    assert blocks * 64 == pytest.approx(259_840, abs=64)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_kv_bytes_of_a_token_on_one_gpu(model: str, tp: int, pp: int, expected: 
     ],
 )
 def test_linear_weights_have_the_bits_of_their_format(precision: str, target: str, bits: float) -> None:
-    """What is left of Llama 3.1 8B without its two tables, which stay at 16 bits, or 32 in fp32."""
+    """Llama 3.1 8B without its two tables, which stay at 16 bits, or 32 in fp32."""
     model = MODELS["llama-3.1-8b"]
     plan = plan_for(model, target, precision=precision)
     tables = 2 * vocabulary_elements(model)
@@ -148,7 +149,7 @@ def test_linear_weights_have_the_bits_of_their_format(precision: str, target: st
     assert 8 * linear / (count_parameters(model) - tables) == pytest.approx(bits, rel=0.005)
 
 
-def test_tied_embeddings_are_held_once_and_twice_over_two_stages() -> None:
+def test_tied_embeddings_count_once_and_twice_with_two_stages() -> None:
     model = MODELS["smollm2-135m"]
     table = 2 * vocabulary_elements(model)
     whole = plan_for(model, precision="bf16").memory.weights_bytes
@@ -164,7 +165,7 @@ def test_two_gpus_hold_half_the_weights_each() -> None:
 
 @given(plan_requests(), st.integers(1, 64), st.integers(1, 5000))
 @settings(max_examples=150, deadline=None)
-def test_more_requests_or_longer_ones_never_take_less(request: PlanRequest, requests: int, tokens: int) -> None:
+def test_more_or_longer_requests_never_need_less_memory(request: PlanRequest, requests: int, tokens: int) -> None:
     start = resolve(with_options(request, max_batch_size=request.options.max_batch_size or 1))
     limits = start.limits
     memory = estimate_memory(start)
@@ -203,17 +204,14 @@ def test_the_total_is_the_sum_of_its_parts(request: PlanRequest) -> None:
     assert not memory.fits or memory.total_bytes <= memory.gpu_bytes
 
 
-def test_a_batch_that_was_not_asked_for_is_what_fits() -> None:
+def test_the_default_batch_is_the_largest_that_fits() -> None:
     small = resolve(request_for("llama-3.1-8b", "a30"))
     assert small.limits.max_batch_size == estimate_memory(small).largest_batch_that_fits < 64
     assert resolve(request_for("llama-3.1-8b", "h200")).limits.max_batch_size == 64
 
 
-# --- What is assumed ---
-
-
 def test_llama_70b_in_fp8_on_four_gpus_by_hand() -> None:
-    """Two key and value heads on each GPU; one byte for each weight of a matrix, and two 32-bit scales for each."""
+    """Two key and value heads on each GPU; one byte per weight, and two 32-bit scales per matrix."""
     plan = plan_for("llama-3.1-70b", precision="fp8", tp=4, max_batch_size=8, max_seq_len=4096)
     qkv, output = (16 + 2 * 2) * 128 * 8192 + 8, 8192 * 16 * 128 + 8
     mlp = 2 * 7168 * 8192 + 8 + 8192 * 7168 + 8
@@ -226,7 +224,7 @@ def test_llama_70b_in_fp8_on_four_gpus_by_hand() -> None:
     assert memory.workspace_bytes == 392 * 2**20 + memory.runtime_bytes + memory.decoder_bytes
 
 
-def test_the_margin_is_what_stays_free_with_a_full_cache() -> None:
+def test_the_margin_stays_free_with_a_full_kv_cache() -> None:
     memory = plan_for().memory
     rest = memory.weights_bytes + memory.activation_bytes + memory.workspace_bytes
     assert memory.margin_bytes == memory.gpu_bytes - rest - memory.kv_pool_bytes
@@ -239,7 +237,7 @@ def test_the_margin_is_what_stays_free_with_a_full_cache() -> None:
     request=plan_requests(),
 )
 @settings(max_examples=60)
-def test_more_for_the_runtime_or_less_for_the_cache_never_fits_more_requests(
+def test_more_runtime_memory_or_less_kv_cache_never_fits_more_requests(
     kv_fraction: float, runtime_gib: float, request: PlanRequest
 ) -> None:
     batches = [
@@ -253,7 +251,7 @@ def test_more_for_the_runtime_or_less_for_the_cache_never_fits_more_requests(
     assert batches == sorted(batches, reverse=True)
 
 
-def test_the_careful_figure_of_nvidias_sizing_tool_can_be_asked_for() -> None:
+def test_runtime_gib_lowers_the_largest_batch() -> None:
     hopeful, careful = plan_for(), plan_for(runtime_gib=3.5)
     assert careful.memory.runtime_bytes - hopeful.memory.runtime_bytes == int(2.5 * GIB)
     assert careful.memory.largest_batch_that_fits < hopeful.memory.largest_batch_that_fits

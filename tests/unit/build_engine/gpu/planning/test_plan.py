@@ -1,4 +1,4 @@
-"""Plans: steps that only hold what upstream has, names that identify, and no refused combination in any command."""
+"""Plans: commands with known flags only, directories that identify an engine, and no commands if refused."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def flags_of(argv: tuple[str, ...]) -> dict[str, str]:
 
 @given(plan_requests())
 @settings(max_examples=400, deadline=None)
-def test_a_refused_combination_has_no_commands_and_an_accepted_one_breaks_no_rule(request: PlanRequest) -> None:
-    """The rules are written down a second time here, from the facts rather than from `refusals`."""
+def test_a_refused_plan_has_no_commands_and_an_accepted_one_violates_no_constraint(request: PlanRequest) -> None:
+    """Repeats the rules independently of `constraints`."""
     plan = make_plan(request)
     chosen, model = plan.spec, request.model
     assert plan.accepted == (not plan.refusals) == bool(plan.steps) == (plan.engine_dir is not None)
@@ -49,7 +49,7 @@ def test_a_refused_combination_has_no_commands_and_an_accepted_one_breaks_no_rul
 
 @given(plan_requests())
 @settings(max_examples=200, deadline=None)
-def test_commands_hold_only_what_upstream_and_our_own_command_take(request: PlanRequest) -> None:
+def test_commands_contain_only_known_flags(request: PlanRequest) -> None:
     plan = make_plan(request)
     if not plan.accepted:
         return
@@ -67,7 +67,7 @@ def test_commands_hold_only_what_upstream_and_our_own_command_take(request: Plan
 
 @given(plan_requests())
 @settings(max_examples=100, deadline=None)
-def test_attention_flags_are_what_build_would_leave_on(request: PlanRequest) -> None:
+def test_attention_flags_match_the_rules_of_build(request: PlanRequest) -> None:
     plan = make_plan(request)
     if not plan.accepted:
         return
@@ -113,7 +113,7 @@ def test_the_directory_is_model_target_precision_and_version() -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_decides_the_engine_changes_its_directory(change: dict[str, Any]) -> None:
+def test_every_input_of_the_engine_changes_its_directory(change: dict[str, Any]) -> None:
     assert plan_for(**change).engine_dir != plan_for().engine_dir
 
 
@@ -123,13 +123,13 @@ def test_caches_that_lead_to_the_same_flags_still_get_their_own_directory() -> N
     assert plans[0].engine_dir != plans[1].engine_dir
 
 
-def test_where_the_model_lies_does_not_change_the_directory() -> None:
+def test_the_path_of_the_model_does_not_change_the_directory() -> None:
     request = request_for()
     elsewhere = replace(request, model_dir=Path("/somewhere/else"))
     assert make_plan(elsewhere).engine_dir == make_plan(request).engine_dir
 
 
-def test_the_calibration_source_only_counts_where_text_is_read() -> None:
+def test_the_calibration_source_is_hashed_only_if_it_is_used() -> None:
     names = {plan_for(precision="bf16", calibration=source).engine_dir for source in ("one", "two")}
     assert len(names) == 1
 
@@ -145,19 +145,19 @@ def test_the_calibration_source_only_counts_where_text_is_read() -> None:
     ],
     ids=["bf16", "weight-only", "fp8", "awq", "fp8-kv"],
 )
-def test_text_is_read_only_for_what_needs_calibration(options: dict[str, Any], step: str) -> None:
+def test_calibration_is_passed_only_to_the_quantizer(options: dict[str, Any], step: str) -> None:
     first = plan_for(**options).steps[0]
     assert first.name == step
     assert ("--calibration" in first.argv) == (step == "quantise")
 
 
-def test_an_fp32_engine_has_no_fused_attention_and_says_its_input_length() -> None:
+def test_an_fp32_engine_has_no_fused_attention_and_sets_its_input_length() -> None:
     flags = flags_of(plan_for("smollm2-135m", "h100", precision="fp32").steps[1].argv)
     assert flags["context_fmha"] == flags["use_paged_context_fmha"] == "disable"
     assert flags["max_input_len"] == flags["max_seq_len"]
 
 
-def test_notes_tell_of_calibration_sliding_windows_new_gpus_and_several_nodes() -> None:
+def test_notes_mention_calibration_sliding_windows_new_gpus_and_several_nodes() -> None:
     assert any("--calibration DIR" in note for note in plan_for().notes)
     windowed = replace(MODELS["mistral-7b"], sliding_window=4096)
     assert any("last 4096 tokens" in note for note in plan_for(windowed).notes)
@@ -199,7 +199,7 @@ BASE = {
         ({"quantization_config": {"quant_method": "awq"}}, "quantized_with", "awq"),
     ],
 )
-def test_what_is_read_from_a_config(change: dict[str, Any], field: str, expected: object) -> None:
+def test_fields_of_a_model_config(change: dict[str, Any], field: str, expected: object) -> None:
     assert getattr(parse_model_config(BASE | change, "m"), field) == expected
 
 
@@ -213,7 +213,7 @@ def test_what_is_read_from_a_config(change: dict[str, Any], field: str, expected
         ({"torch_dtype": "int3"}, "torch_dtype = 'int3'"),
     ],
 )
-def test_a_config_that_lacks_something_is_refused_by_field(change: dict[str, Any], words: str) -> None:
+def test_an_invalid_config_is_refused_with_its_key_and_value(change: dict[str, Any], words: str) -> None:
     with pytest.raises(EngineRefusedError, match=words.replace("[", r"\[").replace("]", r"\]")):
         parse_model_config(BASE | change, "m")
 

@@ -1,4 +1,4 @@
-"""The gate's arithmetic: agreement and perplexity from given tokens and log probabilities, and every threshold."""
+"""Agreement and perplexity of given tokens and logprobs, and the threshold of every precision."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_sequence_agrees_with_itself(tokens: list[list[int]]) -> None:
 @pytest.mark.parametrize(
     ("expected", "produced"), [([], []), ([[1]], []), ([[]], [[1]])], ids=["none", "number", "empty"]
 )
-def test_nothing_to_compare_is_no_agreement(expected: list[list[int]], produced: list[list[int]]) -> None:
+def test_agreement_rejects_missing_sequences(expected: list[list[int]], produced: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="can't be compared"):
         agreement(expected, produced)
 
@@ -63,7 +63,7 @@ def test_perplexity_by_hand() -> None:
     assert perplexity([math.log(0.5), math.log(0.125)]) == pytest.approx(4)
 
 
-def test_a_token_held_impossible_makes_perplexity_infinite() -> None:
+def test_a_token_of_probability_zero_makes_perplexity_infinite() -> None:
     assert perplexity([-0.5, -math.inf]) == math.inf
     assert perplexity([-1e6]) == math.inf
 
@@ -74,7 +74,7 @@ def test_perplexity_is_at_least_one(logprobs: list[float]) -> None:
 
 
 @pytest.mark.parametrize("logprobs", [[], [0.1], [math.nan]], ids=["none", "above-0", "nan"])
-def test_what_is_no_log_probability_is_refused(logprobs: list[float]) -> None:
+def test_invalid_logprobs_are_rejected(logprobs: list[float]) -> None:
     with pytest.raises(ValueError, match="logprobs"):
         perplexity(logprobs)
 

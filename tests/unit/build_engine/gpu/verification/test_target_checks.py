@@ -1,4 +1,4 @@
-"""`verify` of an engine for GPUs, with and without (a stand-in for) TensorRT-LLM. Not run on the real one."""
+"""`verify` of a GPU engine with a stand-in for TensorRT-LLM, and without it. Not run on the real one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def verify(capfd: pytest.CaptureFixture[str]) -> Verify:
 
 
 def change_config(engine_dir: Path, section: str, **values: Any) -> None:
-    """Upstream's config.json says something else, and the manifest's hash of it is right."""
+    """Changes upstream's config.json and its hash in the manifest."""
     path = engine_dir / "config.json"
     config = json.loads(path.read_text())
     config[section] |= values
@@ -62,7 +62,7 @@ def change_config(engine_dir: Path, section: str, **values: Any) -> None:
     manifest.model_copy(update={"files": {**manifest.files, path.name: entry}}).save(engine_dir)
 
 
-def test_a_good_engine_is_loaded_and_compared_with_its_source(engine: Path, model_dir: Path, verify: Verify) -> None:
+def test_a_valid_engine_is_loaded_and_compared_with_its_source(engine: Path, model_dir: Path, verify: Verify) -> None:
     status, checks = verify(engine, "--model", model_dir)
     assert status == GOOD
     assert checks["load and generate"]["detail"] == "128 tokens for 8 prompts"
@@ -70,7 +70,7 @@ def test_a_good_engine_is_loaded_and_compared_with_its_source(engine: Path, mode
     assert checks["build_config.max_batch_size"]["detail"] == "64"
 
 
-def test_without_tensorrt_llm_files_and_limits_are_checked_and_the_rest_is_named(
+def test_without_tensorrt_llm_the_remaining_checks_are_reported_as_not_checked(
     engine: Path, tmp_path: Path, model_dir: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uninstall(tmp_path, monkeypatch)
@@ -83,7 +83,7 @@ def test_without_tensorrt_llm_files_and_limits_are_checked_and_the_rest_is_named
         assert "This engine needs 3 x SM 90 and TensorRT-LLM 1.2.1" in checks[name]["detail"]
 
 
-def test_another_gpu_leaves_the_same_unchecked(engine: Path, verify: Verify) -> None:
+def test_another_gpu_is_reported_as_not_checked(engine: Path, verify: Verify) -> None:
     status, checks = verify(engine, nvml=FakeNvml((NvmlGpu("NVIDIA L4", 89, 24 << 30),)))
     assert status == INCOMPLETE
     assert checks["load and generate"]["detail"].endswith("this machine has 0 x SM 90 and 1.2.1.")
@@ -96,7 +96,7 @@ def test_without_a_source_accuracy_is_not_checked(engine: Path, verify: Verify) 
     assert "Name the checkpoint with --model" in checks["accuracy"]["detail"]
 
 
-def test_a_source_that_is_not_there_is_refused_before_anything_is_loaded(
+def test_a_missing_source_is_refused_before_the_engine_is_loaded(
     engine: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run_program("verify", engine, "--model", "/nowhere", nvml=FakeNvml()) == 3
@@ -105,7 +105,7 @@ def test_a_source_that_is_not_there_is_refused_before_anything_is_loaded(
     assert "load the engine" not in shown
 
 
-def test_another_source_is_told_apart(engine: Path, tmp_path: Path, verify: Verify) -> None:
+def test_another_source_than_the_engines_fails(engine: Path, tmp_path: Path, verify: Verify) -> None:
     status, checks = verify(engine, "--model", write_model(tmp_path / "other", weights="a fine-tune"))
     assert status == FAILED
     assert "not the checkpoint that the engine was built from" in checks["accuracy"]["detail"]
@@ -116,7 +116,7 @@ def test_another_source_is_told_apart(engine: Path, tmp_path: Path, verify: Veri
     [([], FAILED), (["--threshold", "0.25"], GOOD), (["--threshold", "0.26"], FAILED)],
     ids=["of-the-precision", "at", "above"],
 )
-def test_an_engine_that_says_something_else_fails_unless_the_threshold_is_lowered(
+def test_an_engine_with_different_tokens_fails_unless_the_threshold_is_lowered(
     engine: Path, model_dir: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch, options: list[str], status: int
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE_DIFFERS_FROM", "4")  # of 16
@@ -126,7 +126,7 @@ def test_an_engine_that_says_something_else_fails_unless_the_threshold_is_lowere
     assert ("assumed, not measured" in checks["accuracy"]["detail"]) == (not options)
 
 
-def test_perplexity_is_the_other_gate(
+def test_the_perplexity_gate_compares_with_the_source(
     engine: Path, model_dir: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, checks = verify(engine, "--model", model_dir, "--gate", "perplexity")
@@ -136,7 +136,7 @@ def test_perplexity_is_the_other_gate(
     assert verify(engine, "--model", model_dir, "--gate", "perplexity", "--threshold", "1.0001")[0] == FAILED
 
 
-def test_an_engine_that_does_not_load_fails_in_upstreams_words(
+def test_an_engine_that_does_not_load_fails_with_upstreams_error(
     engine: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE_FAILS", "1")
@@ -167,7 +167,7 @@ def test_an_engine_that_does_not_load_fails_in_upstreams_words(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_limits_that_upstreams_own_file_contradicts_fail_without_loading(
+def test_a_difference_from_upstreams_config_fails_without_loading(
     engine: Path, verify: Verify, section: str, values: dict[str, Any], name: str
 ) -> None:
     change_config(engine, section, **values)
@@ -177,9 +177,7 @@ def test_limits_that_upstreams_own_file_contradicts_fail_without_loading(
     assert "load and generate" not in checks
 
 
-def test_what_upstreams_file_does_not_say_is_not_held_against_the_engine(
-    engine: Path, model_dir: Path, verify: Verify
-) -> None:
+def test_a_key_that_upstreams_config_lacks_is_not_checked(engine: Path, model_dir: Path, verify: Verify) -> None:
     change_config(engine, "build_config", plugin_config={})
     status, checks = verify(engine, "--model", model_dir)
     assert status == INCOMPLETE
@@ -196,7 +194,7 @@ def test_a_missing_rank_fails(engine: Path, verify: Verify) -> None:
     assert checks["one engine for each GPU"]["detail"] == "2 files for tp 3 x pp 1"
 
 
-def test_the_table_says_what_was_not_checked(
+def test_the_table_lists_what_was_not_checked(
     engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     uninstall(tmp_path, monkeypatch)
@@ -207,7 +205,9 @@ def test_the_table_says_what_was_not_checked(
     assert "The engine is valid" not in shown
 
 
-def test_inspect_shows_what_the_engine_is_bound_to(engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_the_gpu_and_version_that_the_engine_needs(
+    engine: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run_program("inspect", engine)
     shown = capfd.readouterr().out
     assert "3 x SM 90" in shown
