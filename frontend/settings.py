@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, HttpUrl, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 from typing_extensions import Self
 
+from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL
-from llm_pipeline.runtime.deployment import Executor
+from llm_pipeline.runtime.program_settings import ProgramSettings
 
 MIB = 1024 * 1024
 
@@ -37,10 +38,8 @@ def _split_names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
-class FrontendSettings(BaseSettings):
+class FrontendSettings(ProgramSettings):
     """One field per environment variable, which has its name in capitals. An invalid value prevents the start."""
-
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(9000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
@@ -77,7 +76,7 @@ class FrontendSettings(BaseSettings):
         (), description="Additional names of the model, comma separated"
     )
     engine_dir: Path | None = Field(None, description="Engine directory, for the limits in /v1/models")
-    executor: Executor | None = Field(None, description="Executor of the engine, for /v1/models")
+    executor: ExecutorName | None = Field(None, description="Executor of the engine, for /v1/models")
     max_model_len: int | None = Field(
         None, ge=2, description="Context length in tokens for /v1/models, if the engine's manifest cannot be read"
     )

@@ -1,4 +1,4 @@
-"""What tests of several packages share: the default engine, built once."""
+"""Shared by all tests: the default engine, built once, and hypothesis's settings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from build_engine.cpu.build import BuildRequest, build_engine
 from build_engine.cpu.default_model import find_model
 from build_engine.cpu.inputs import default_output
 from build_engine.progress import SilentProgress
-from build_engine.targets import find_target
+from build_engine.targets.registry import find_target
 
 REPOSITORY = Path(__file__).parent.parent
 
-# Machines are shared and slow at times: what takes long is for pytest-timeout to say.
+pytest.register_assert_rewrite("tests.support", "tests.fakes")
+
+# Machines are shared and slow at times: pytest-timeout reports what takes too long.
 hypothesis.settings.register_profile("repository", deadline=None)
 hypothesis.settings.load_profile("repository")
 

@@ -57,9 +57,9 @@ class ConcurrencyLimit:
                 f"{self._scope_label} is at its limit of {self._limit} concurrent completions. "
                 "Retry after the delay in the Retry-After header.",
                 # Assumes that the load is spread evenly, so that all workers finish choices at the rate of this one.
-                retry_after_s=self._estimator.wait_s(-(-missing // self._workers.count)),
+                retry_after_s=self._estimator.estimate_s(-(-missing // self._workers.count)),
             )
-        self._estimator.works(True)
+        self._estimator.set_busy(True)
         self._is_idle.clear()
         self.in_flight += count
         self.queued += count
@@ -72,11 +72,11 @@ class ConcurrencyLimit:
         self.in_flight -= count
         self._total_in_flight.add(-count)
         if self.in_flight == 0:
-            self._estimator.works(False)
+            self._estimator.set_busy(False)
             self._is_idle.set()
 
     def _release(self, *, had_token: bool) -> None:
-        self._estimator.ended()
+        self._estimator.completed()
         self._free(1, queued=0 if had_token else 1)
 
 

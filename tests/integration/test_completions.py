@@ -1,210 +1,22 @@
-"""The contract's promises on the real stack: answers, streams, fields."""
+"""The contract's promises on the CPU engine and the scripted executor: text, streams, lengths."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-
-import httpx
-import jsonschema
-import openai
 import pytest
-from openai._models import validate_type  # what the strict client applies to each chunk
 
-from tests.support.stack import MODEL, RunningStack
+from tests.support.completion_rules import RequestRules, TextRules
+from tests.support.stack import RunningStack
 
 pytestmark = pytest.mark.triton
 
-# The request of the API page, its host, key and model replaced, and stream left out, as the page's answer is JSON.
-PAGE_EXAMPLE = {
-    "model": MODEL,
-    "prompt": "<string>",
-    "include_stop_str_in_output": True,
-    "max_completion_tokens": 123,
-    "max_tokens": 123,
-    "min_p": 0.5,
-    "return_tokens_as_token_ids": True,
-    "seed": 123,
-    "skip_special_tokens": True,
-    "stop": ["<string>"],
-    "temperature": 1,
-    "top_k": 123,
-    "top_p": 0,
-}
+
+class TestTextOfTheCpuEngine(TextRules):
+    @pytest.fixture
+    def stack(self, cpu_stack: RunningStack) -> RunningStack:
+        return cpu_stack
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_api_pages_curl_example_answers_and_validates(cpu_stack: RunningStack) -> None:
-    command = ["curl", "--silent", "--show-error", "--max-time", "60", "--request", "POST"]
-    command += ["--url", cpu_stack.completions_url, "--header", f"Authorization: Bearer {cpu_stack.api_key}"]
-    command += ["--header", "Content-Type: application/json", "--data", json.dumps(PAGE_EXAMPLE)]
-    command += ["--write-out", "\n%{http_code}"]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
-    text, status = output.rsplit("\n", 1)
-    assert status == "200"
-    body = json.loads(text)
-    schema = httpx.get(body["$schema"], trust_env=False).raise_for_status().json()
-    jsonschema.validate(body, schema)
-    assert body["object"] == "text_completion"
-    assert body["usage"]["completion_tokens"] == len(body["choices"][0]["token_ids"])
-
-
-def page_example_for_the_official_client() -> dict:
-    fields = {name: value for name, value in PAGE_EXAMPLE.items() if name != "return_tokens_as_token_ids"}
-    known = ("model", "prompt", "max_tokens", "seed", "stop", "temperature", "top_p")
-    extra = {name: value for name, value in fields.items() if name not in known}
-    return {**{name: fields[name] for name in known}, "extra_body": extra}
-
-
-@pytest.mark.parametrize("strict", [False, True], ids=["loose", "strict"])
-def test_the_api_pages_example_answers_the_official_client(cpu_stack: RunningStack, strict: bool) -> None:
-    client = cpu_stack.openai(_strict_response_validation=strict)
-    answer = client.completions.create(**page_example_for_the_official_client())
-    assert answer.choices[0].text
-    assert answer.usage.completion_tokens > 0
-
-
-def test_the_api_pages_example_streams_to_the_official_client(cpu_stack: RunningStack) -> None:
-    stream = cpu_stack.openai().completions.create(
-        **page_example_for_the_official_client(), stream=True, stream_options={"include_usage": True}
-    )
-    chunks = list(stream)
-    assert len({chunk.id for chunk in chunks}) == 1
-    *with_choice, last = chunks
-    assert last.choices == []
-    assert last.usage.completion_tokens > 0
-    reasons = [chunk.choices[0].finish_reason for chunk in with_choice]
-    assert reasons[-1] in ("stop", "length")
-    assert set(reasons[:-1]) <= {None}
-
-
-def test_in_a_stream_the_strict_client_objects_to_nothing_but_null_finish_reasons(cpu_stack: RunningStack) -> None:
-    """openai-python types finish_reason as never null, also in streams, where OpenAI's own service sends null.
-
-    So its strict mode refuses every stream of more than one chunk, whoever serves it. What we can promise: a stream of
-    one chunk passes as it is, and every chunk of a longer one passes but for that null.
-    """
-    client = cpu_stack.openai(_strict_response_validation=True)
-    request = {**page_example_for_the_official_client(), "stop": None}
-    stream = client.completions.create(**{**request, "max_tokens": 1, "extra_body": {}}, stream=True)
-    assert [chunk.choices[0].finish_reason for chunk in stream] == ["length"]
-
-    extra = {**request.pop("extra_body"), "max_completion_tokens": 20}
-    events = stream_events(cpu_stack, **request, **extra, stream_options={"include_usage": True})
-    assert len(events) > 10
-    for event in events:
-        for choice in event["choices"]:
-            choice["finish_reason"] = choice["finish_reason"] or "stop"
-        validate_type(type_=openai.types.Completion, value=event)
-
-
-def stream_events(stack: RunningStack, **body: object) -> list[dict]:
-    """All events of a stream; checks its frame."""
-    with (
-        stack.client() as client,
-        client.stream("POST", "/openai/v1/completions", json={"model": MODEL, "stream": True, **body}) as response,
-    ):
-        assert response.status_code == 200
-        assert response.headers["content-type"].startswith("text/event-stream")
-        assert response.headers["cache-control"] == "no-cache"
-        assert response.headers["x-accel-buffering"] == "no"
-        text = response.read().decode()
-    *events, done, rest = text.split("\n\n")
-    assert (done, rest) == ("data: [DONE]", "")
-    return [json.loads(event.removeprefix("data: ")) for event in events]
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"prompt": "Once upon a time", "max_tokens": 24},
-        {"prompt": "Write emoji: 🎉🎉 日本語", "max_tokens": 24, "temperature": 1.2, "seed": 11},
-        {"prompt": "1 2 3 4 5", "max_tokens": 24, "stop": [" 9", "zebra"]},
-        {"prompt": "1 2 3 4 5", "max_tokens": 24, "stop": [" 9"], "include_stop_str_in_output": True},
-        {"prompt": "Once", "max_tokens": 8, "return_tokens_as_token_ids": True},
-        {"prompt": ["One", "Two"], "max_tokens": 6, "n": 2, "seed": 5, "temperature": 0.8},
-    ],
-    ids=["plain", "sampled unicode", "stop", "stop included", "ids", "lists and n"],
-)
-def test_a_stream_adds_up_to_the_answer_without_streaming(cpu_stack: RunningStack, body: dict) -> None:
-    body = {"temperature": 0, **body}
-    answer = cpu_stack.complete(**body).json()
-    events = stream_events(cpu_stack, **body, stream_options={"include_usage": True})
-    for choice in answer["choices"]:
-        mine = [item for event in events for item in event["choices"] if item["index"] == choice["index"]]
-        assert "".join(item["text"] for item in mine) == choice["text"]
-        assert [item["finish_reason"] for item in mine if item["finish_reason"]] == [choice["finish_reason"]]
-        assert mine[-1]["finish_reason"]
-        if choice["finish_reason"] == "length":
-            assert mine[-1]["text"]
-    assert events[-1]["usage"] == answer["usage"]
-
-
-def test_a_stop_string_is_cut_or_kept_and_its_tokens_count(cpu_stack: RunningStack) -> None:
-    body = {"prompt": "1 2 3 4 5", "max_tokens": 30, "temperature": 0}
-    free = cpu_stack.complete(**body).json()["choices"][0]["text"]
-    word = free[8:11]  # from inside what the model says, wherever tokens begin
-    end = free.index(word) + len(word)
-    without = cpu_stack.complete(**body, stop=[word]).json()
-    with_it = cpu_stack.complete(**body, stop=[word], include_stop_str_in_output=True).json()
-    assert without["choices"][0]["text"] == free[: end - len(word)]
-    assert with_it["choices"][0]["text"] == free[:end]
-    assert without["choices"][0]["finish_reason"] == with_it["choices"][0]["finish_reason"] == "stop"
-    assert without["usage"] == with_it["usage"]
-    assert without["usage"]["completion_tokens"] < 30
-
-
-def test_greedy_by_temperature_top_p_top_k_and_min_p_is_the_same(cpu_stack: RunningStack) -> None:
-    ways = [{"temperature": 0}, {"top_p": 0}, {"top_k": 1}, {"min_p": 1}]
-    texts = {
-        cpu_stack.complete(prompt="The capital of France", max_tokens=10, **way).json()["choices"][0]["text"]
-        for way in ways
-    }
-    assert len(texts) == 1
-
-
-def test_the_end_of_sequence_token_counts_and_shows_only_when_asked(cpu_stack: RunningStack) -> None:
-    prompt = "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
-    body = {"prompt": prompt, "max_tokens": 60, "temperature": 0}
-    plain = cpu_stack.complete(**body).json()
-    shown = cpu_stack.complete(**body, skip_special_tokens=False, include_stop_str_in_output=True).json()
-    ids = cpu_stack.complete(**body, return_tokens_as_token_ids=True).json()
-    assert plain["choices"][0]["finish_reason"] == "stop"
-    assert shown["choices"][0]["text"] == plain["choices"][0]["text"] + "<|im_end|>"
-    assert plain["usage"]["completion_tokens"] == len(ids["choices"][0]["token_ids"])
-    assert ids["choices"][0]["token_ids"][-1] == 2
-
-
-def test_max_tokens_is_clamped_to_the_room_left(scripted_stack: RunningStack) -> None:
-    body = scripted_stack.complete(prompt=[1] * 8188, max_tokens=100).json()
-    assert body["usage"] == {"prompt_tokens": 8188, "completion_tokens": 4, "total_tokens": 8192}
-    assert body["choices"][0]["finish_reason"] == "length"
-
-
-def test_without_max_tokens_the_default_is_16(scripted_stack: RunningStack) -> None:
-    assert scripted_stack.complete(prompt="x").json()["usage"]["completion_tokens"] == 16
-
-
-def test_max_completion_tokens_wins(scripted_stack: RunningStack) -> None:
-    answer = scripted_stack.complete(prompt="x", max_tokens=9, max_completion_tokens=5).json()
-    assert answer["usage"]["completion_tokens"] == 5
-
-
-def test_models_are_listed_and_found(scripted_stack: RunningStack) -> None:
-    client = scripted_stack.openai()
-    assert MODEL in [model.id for model in client.models.list()]
-    assert client.models.retrieve(MODEL).id == MODEL
-
-
-def test_tritons_own_generate_endpoint_gives_one_response(scripted_stack: RunningStack) -> None:
-    """A client without our front end: stream is false, so the decoupled ensemble must answer exactly once."""
-    answer = httpx.post(
-        f"{scripted_stack.triton_http_url}/v2/models/ensemble/generate",
-        json={"text_input": "hello", "max_tokens": 5, "stop_words": ["never"]},
-        trust_env=False,
-        timeout=30,
-    )
-    assert answer.status_code == 200
-    assert answer.json()["num_output_tokens"] == 5
-    assert answer.json()["finish_reason"] == "length"
+class TestRequestsOnTheScriptedExecutor(RequestRules):
+    @pytest.fixture
+    def stack(self, scripted_stack: RunningStack) -> RunningStack:
+        return scripted_stack

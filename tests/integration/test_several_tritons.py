@@ -1,5 +1,6 @@
-"""Two Tritons behind a front end of two workers: the load is shared, a dead Triton costs what it was working on, and
-comes back. The tests build on one another's processes, and run in order."""
+"""Two Tritons behind a front end of two workers: load is shared, and only the requests of a dead Triton fail.
+
+The tests share the processes and run in order."""
 
 from __future__ import annotations
 
@@ -7,17 +8,18 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmarks.systems.servers import free_ports
-from launcher.local import triton_wheel as triton_server
+from launcher.local import triton_wheel
 from launcher.local.processes import ChildProcess
 from launcher.settings import StackSettings
+from tests.support.ports import free_ports
 from tests.support.stack import API_KEY, MODEL
 from tests.support.waiting import wait_until
 
@@ -33,7 +35,7 @@ CLOSING_S = 1.0  # until the last connection to a process that was killed is see
 
 @dataclass(frozen=True)
 class Tritons:
-    """The processes, and what tests ask of the front end."""
+    """The processes, and requests to the front end."""
 
     tritons: dict[str, ChildProcess]  # by gRPC address
     front_end: ChildProcess
@@ -48,6 +50,10 @@ class Tritons:
     def requests(self) -> list[float]:
         return [self.metric("requests_total", endpoint) for endpoint in self.tritons]
 
+    def is_admitted(self, endpoint: str) -> bool:
+        """Whether requests may go to this Triton."""
+        return self.metric("ejected", endpoint) == 0
+
     def is_ready(self) -> bool:
         try:
             return httpx.get(f"{self.base_url}/health/ready", trust_env=False).status_code == httpx.codes.OK
@@ -55,7 +61,7 @@ class Tritons:
             return False
 
     def client(self) -> httpx.AsyncClient:
-        """Each request on a connection of its own, so that they meet all workers."""
+        """Opens a connection for each request, so that all workers get some."""
         return httpx.AsyncClient(
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {API_KEY}"},
@@ -68,7 +74,7 @@ class Tritons:
 @pytest.fixture(scope="module")
 def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tritons]:
     folder = tmp_path_factory.mktemp("tritons")
-    backends = triton_server.prepare_backends(folder)
+    backends = triton_wheel.prepare_backends(folder)
     port, *ports = free_ports(1 + 2 * 3)
     children = {}
     for number in range(2):
@@ -78,10 +84,10 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         )
         children[f"127.0.0.1:{grpc}"] = ChildProcess(
             f"Triton {number}",
-            triton_server.command(settings, backends),
-            triton_server.environment(settings, engine_dir),
+            triton_wheel.command(settings, backends),
+            triton_wheel.environment(settings, engine_dir),
             folder / f"triton-{number}.log",
-            stop_limit_s=20,
+            stop_timeout_s=20,
         )
     environment = {
         **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
@@ -89,14 +95,14 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         **{"TRITON_GRPC_URL": ", ".join(children), "FRONTEND_WORKERS": str(WORKERS)},
     }
     command = [sys.executable, "-m", "frontend"]
-    front_end = ChildProcess("front end", command, environment, folder / "frontend.log", stop_limit_s=40)
+    front_end = ChildProcess("front end", command, environment, folder / "frontend.log", stop_timeout_s=40)
     running = Tritons(children, front_end, f"http://127.0.0.1:{port}")
     try:
         for child in (*children.values(), front_end):
             child.start()
         wait_until(running.is_ready, limit_s=START_LIMIT_S, what="a ready front end")
         for endpoint in children:
-            wait_until(lambda at=endpoint: running.metric("ejected", at) == 0, limit_s=START_LIMIT_S, what="both in")
+            wait_until(partial(running.is_admitted, endpoint), limit_s=START_LIMIT_S, what="both in")
         yield running
     finally:
         for child in (front_end, *children.values()):
@@ -106,7 +112,7 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one stream went."""
+    """The outcome of one stream."""
 
     started_s: float
     status: int
@@ -134,7 +140,7 @@ async def stream(client: httpx.AsyncClient, tokens: int = TOKENS) -> Outcome:
     return Outcome(started_s, answer.status_code, answer.text)
 
 
-async def test_both_get_their_share(tritons: Tritons) -> None:
+async def test_both_tritons_get_a_share_of_the_load(tritons: Tritons) -> None:
     before = tritons.requests()
     async with tritons.client() as client:
         outcomes = await asyncio.gather(*(stream(client) for _ in range(STREAMS)))
@@ -144,7 +150,7 @@ async def test_both_get_their_share(tritons: Tritons) -> None:
     assert min(shares) >= STREAMS / 2 - WORKERS
 
 
-async def test_a_killed_triton_costs_what_it_worked_on_and_comes_back(tritons: Tritons) -> None:
+async def test_only_the_requests_of_a_killed_triton_fail_and_it_is_used_again(tritons: Tritons) -> None:
     (victim, child), (survivor, _) = tritons.tritons.items()
     is_over = False
 
@@ -180,12 +186,12 @@ async def test_a_killed_triton_costs_what_it_worked_on_and_comes_back(tritons: T
     assert all(outcome.started_s < dead_s + CLOSING_S for outcome in failed)
 
 
-async def until(condition) -> None:
-    """As wait_until, while the streams of this test go on."""
+async def until(condition: Callable[[], object]) -> None:
+    """wait_until on a thread, so that the streams of the test go on."""
     await asyncio.to_thread(wait_until, condition, limit_s=START_LIMIT_S, what="see the traceback")
 
 
-async def test_the_end_of_a_front_end_waits_for_the_streams_of_all_workers(tritons: Tritons) -> None:
+async def test_the_front_end_drains_the_streams_of_all_workers(tritons: Tritons) -> None:
     async with tritons.client() as client:
         streams = [asyncio.create_task(stream(client, LONG)) for _ in range(STREAMS)]
         await until(lambda: sum(tritons.metric("outstanding_requests", at) for at in tritons.tritons) >= STREAMS)

@@ -1,10 +1,9 @@
 """The TensorRT-LLM executor behind the real Triton and the front end, on the stand-in for tensorrt_llm.
 
-The completions suite runs again on it: its tests ask for `cpu_stack` and `scripted_stack`, which here are this stack.
-Left out are those that need the real model's words.
+It is held to the rules of tests/support/completion_rules.py, as the other executors are.
 
-The stand-in is found because Triton's Python stubs look for modules in their working directory (PYTHONPATH they do
-not); so this module's stacks are started from tests/fakes, restarts included.
+Triton's Python stubs import modules from their working directory and ignore PYTHONPATH, so the stacks of this module
+are started in tests/fakes.
 """
 
 from __future__ import annotations
@@ -19,40 +18,19 @@ from typing import Any
 import httpx
 import pytest
 
-from launcher.local.stack import StartError
+from launcher.local.errors import StartError
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from llm_pipeline.text.tokenizer import Tokenizer
 from tests.fakes.gpu_engine import make_gpu_engine
 from tests.fakes.installed import FAKES, write_script
-from tests.integration.test_cancel import (  # noqa: F401 - collected here, with this module's stacks
-    test_a_disconnect_frees_the_slot,
-    test_a_hundred_abandoned_requests_leave_nothing_behind,
-)
-from tests.integration.test_completions import (  # noqa: F401 - as above
-    test_a_stop_string_is_cut_or_kept_and_its_tokens_count,
-    test_a_stream_adds_up_to_the_answer_without_streaming,
-    test_greedy_by_temperature_top_p_top_k_and_min_p_is_the_same,
-    test_in_a_stream_the_strict_client_objects_to_nothing_but_null_finish_reasons,
-    test_max_completion_tokens_wins,
-    test_max_tokens_is_clamped_to_the_room_left,
-    test_models_are_listed_and_found,
-    test_the_api_pages_curl_example_answers_and_validates,
-    test_the_api_pages_example_answers_the_official_client,
-    test_the_api_pages_example_streams_to_the_official_client,
-    test_the_end_of_sequence_token_counts_and_shows_only_when_asked,
-    test_tritons_own_generate_endpoint_gives_one_response,
-    test_without_max_tokens_the_default_is_16,
-)
-from tests.integration.test_streaming_pace import (  # noqa: F401 - as above
-    test_each_token_of_one_client_arrives_as_its_own_event,
-)
+from tests.support.completion_rules import CancelRules, ManyCancelRules, PaceRules, RequestRules, TextRules
 from tests.support.stack import MODEL, RunningStack, running_stack
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 
 VOCAB_SIZE, CONTEXT = 49152, 8192
-# Prompts of token ids with an answer of their own; see tests/fakes/tensorrt_llm/script.py.
+# Prompts (token ids) whose output RULES defines, in the form of tests/fakes/tensorrt_llm/script.py.
 BROKEN, UNREADABLE, TIMED_OUT, FULL, BAD, DEADLY = ([900 + number] * 3 for number in range(6))
 RULES: list[dict[str, Any]] = [
     {"prompt_ids": BROKEN, "token_ids": [900], "error": "Encountered an error in forwardAsync function: secret words"},
@@ -82,16 +60,10 @@ def trtllm_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             yield stack
 
 
-@pytest.fixture(scope="module")
-def cpu_stack(trtllm_stack: RunningStack) -> RunningStack:
-    """For the suite's tests."""
-    return trtllm_stack
-
-
-@pytest.fixture(scope="module")
-def scripted_stack(trtllm_stack: RunningStack) -> RunningStack:
-    """For the suite's tests."""
-    return trtllm_stack
+class TestCompletionsOfTensorRtLlm(TextRules, RequestRules, CancelRules, ManyCancelRules, PaceRules):
+    @pytest.fixture
+    def stack(self, trtllm_stack: RunningStack) -> RunningStack:
+        return trtllm_stack
 
 
 def complete(stack: RunningStack, prompt_ids: list[int], **body: Any) -> httpx.Response:
@@ -102,7 +74,7 @@ def test_the_same_seed_gives_the_same_text_alone_and_under_load(trtllm_stack: Ru
     body = {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0.8, "seed": -7}
 
     def text(**changes: Any) -> str:
-        return trtllm_stack.complete(**{**body, **changes}).json()["choices"][0]["text"]
+        return str(trtllm_stack.complete(**{**body, **changes}).json()["choices"][0]["text"])
 
     alone = text()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -133,7 +105,7 @@ def test_a_stop_string_frees_the_slot(trtllm_stack: RunningStack) -> None:
     ],
     ids=["error response", "unreadable response", "timed out", "queue full", "enqueue fails"],
 )
-def test_what_goes_wrong_in_the_engine_reaches_the_client_as_its_own_status(
+def test_engine_errors_have_their_own_status_codes(
     trtllm_stack: RunningStack, prompt_ids: list[int], status: int, code: str
 ) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -161,12 +133,12 @@ def test_the_engines_statistics_are_in_tritons_metrics(trtllm_stack: RunningStac
     assert {"scheduled_requests", "context_tokens", "queued_requests", "iteration"} <= gauges().keys()
 
 
-def test_a_context_that_the_engine_does_not_have_is_refused(trtllm_stack: RunningStack) -> None:
+def test_a_prompt_over_the_context_length_is_rejected(trtllm_stack: RunningStack) -> None:
     answer = complete(trtllm_stack, [5] * CONTEXT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
-def test_a_dead_engine_fails_all_at_once_turns_readiness_off_and_comes_back(trtllm_stack: RunningStack) -> None:
+def test_a_dead_engine_fails_its_requests_and_readiness_until_it_restarts(trtllm_stack: RunningStack) -> None:
     with trtllm_stack.client() as client, concurrent.futures.ThreadPoolExecutor(4) as pool:
 
         def is_ready() -> bool:
@@ -180,38 +152,38 @@ def test_a_dead_engine_fails_all_at_once_turns_readiness_off_and_comes_back(trtl
         assert [answer.status_code for answer in answers] == [503] * 4
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
         wait_until(lambda: not is_ready(), limit_s=10, what="readiness is off")
-        log = Path(trtllm_stack.stack.triton.log_path).read_text(errors="replace")
+        log = trtllm_stack.triton.log_path.read_text(errors="replace")
         assert "the engine is dead: RuntimeError: CUDA error: an illegal memory access" in log
         wait_until(is_ready, limit_s=60, what="the stack is ready again")
     assert complete(trtllm_stack, [5, 6]).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("changes", "script", "says"),
+    ("changes", "script", "message"),
     [
         ({"sm": 90}, {"sms": [80]}, "built on NVIDIA H100 80GB HBM3 (SM 90) and this process sees GPUs of SM 80"),
         ({"tp": 2}, {}, "The engine is for 2 GPUs (tp 2 x pp 1) and runs as 1 process"),
     ],
     ids=["another SM", "another world size"],
 )
-def test_an_engine_that_does_not_fit_stops_the_start_with_one_sentence(
-    engine_dir: Path, tmp_path: Path, changes: dict[str, Any], script: dict[str, Any], says: str
+def test_an_incompatible_engine_stops_the_start_with_one_sentence(
+    engine_dir: Path, tmp_path: Path, changes: dict[str, Any], script: dict[str, Any], message: str
 ) -> None:
     path = write_script(tmp_path / "script.json", **script)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(FAKES)
         settings = {"EXECUTOR": "tensorrt_llm", "FAKE_TENSORRT_LLM": str(path)}
         with (
-            pytest.raises(StartError, match="ended while it started"),
+            pytest.raises(StartError, match="exited during startup"),
             running_stack(tmp_path / "run", make_engine(tmp_path, engine_dir, **changes), **settings),
         ):
             pass
     logs = "".join(log.read_text(errors="replace") for log in (tmp_path / "run").rglob("triton.log"))
-    assert says in logs
+    assert message in logs
 
 
-def test_the_stand_in_speaks_in_the_default_models_tokens(engine_dir: Path, trtllm_stack: RunningStack) -> None:
-    """Else the suite above would say little about text."""
+def test_the_stand_in_uses_the_default_models_tokens(engine_dir: Path, trtllm_stack: RunningStack) -> None:
+    """Otherwise TextRules would test little."""
     ids = complete(trtllm_stack, [5, 6], return_tokens_as_token_ids=True).json()["choices"][0]["token_ids"]
     pieces = json.loads((engine_dir / TOKENIZER_NAME).read_text())["model"]["vocab"]
     assert set(ids) <= set(pieces.values())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.support.stack import RunningStack
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-# As root (CI) Chromium has no sandbox; the rest keeps it from asking its vendor's hosts about anything.
+# Chromium has no sandbox as root (CI); the other flags keep it from contacting its vendor's hosts.
 _FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -25,6 +27,7 @@ _FLAGS = (
     "--disable-sync",
 )
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+GREEDY = {"temperature": 0, "max_tokens": 12}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
 
 expect.set_options(timeout=30_000)  # machines are shared and slow at times
@@ -32,7 +35,7 @@ expect.set_options(timeout=30_000)  # machines are shared and slow at times
 
 @contextmanager
 def running_browser() -> Iterator[Browser]:
-    """Chromium of this machine; skips where there is none."""
+    """Chromium of this machine. Skips the test if it is not installed."""
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
         pytest.skip(f"no Chromium on PATH (looked for {', '.join(_NAMES)}); Debian: apt-get install chromium")
@@ -43,10 +46,10 @@ def running_browser() -> Iterator[Browser]:
 
 
 class Playground:
-    """The page, opened; notes whatever a user should never see in a browser's console."""
+    """The page, opened; records what a user should never see in the console of a browser."""
 
     def __init__(self, browser: Browser, stack: RunningStack, *, answer: str | None = None, **options: Any) -> None:
-        """`answer` is a stream that the page sees in place of the server's: one that no model can be made to give."""
+        """`answer` is a stream to show in place of the server's: one that no model can be made to give."""
         self.stack = stack
         self.complaints: list[str] = []
         self.requests: list[str] = []
@@ -61,12 +64,12 @@ class Playground:
         self.page.on("request", lambda request: self.requests.append(request.url))
 
     def _note(self, message: Any) -> None:
-        # Chromium notes every refusal of a server here; those are looked at where they are expected.
+        # Chromium logs every error response of a server here; the tests that expect one check it themselves.
         if message.type in {"error", "warning"} and "Failed to load resource" not in message.text:
             self.complaints.append(message.text)
 
     def open(self, *, key: str | None = "") -> Playground:
-        """Load the page and type the key (the stack's own by default, None for none)."""
+        """Loads the page and types the key: the stack's own by default, no key if None."""
         self.page.goto(self.stack.base_url)
         self.page.locator("body.is-ready").wait_for()
         if key is not None:
@@ -76,7 +79,7 @@ class Playground:
         return self
 
     def set(self, name: str, value: object) -> None:
-        """Give a field a value, as a person would."""
+        """Gives a field a value, as a user does."""
         row = self.page.locator(f'[data-field="{name}"]')
         row.evaluate("row => { row.closest('details').open = true }")
         control = row.locator(f'[id="field-{name}"]')
@@ -86,7 +89,7 @@ class Playground:
             control.fill(str(value))
 
     def run(self) -> None:
-        """Press the keys that run it, and wait for the end."""
+        """Presses Ctrl+Enter and waits for the end."""
         self.page.keyboard.press("Control+Enter")
         expect(self.page.locator("#run")).to_be_enabled(timeout=60_000)
 
@@ -99,3 +102,37 @@ class Playground:
 
     def close(self) -> None:
         self.page.context.close()
+
+
+OpenPage = Callable[..., Playground]
+
+
+def schema_of(stack: RunningStack) -> dict[str, Any]:
+    """The request fields in the OpenAPI document that the server serves."""
+    with stack.client() as client:
+        document = client.get("/openai/openapi.json").json()
+    properties: dict[str, Any] = document["components"]["schemas"]["CompletionRequest"]["properties"]
+    return properties
+
+
+def events(*choices: dict[str, Any]) -> str:
+    """A stream with these choices, one event each."""
+    return "".join(f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in choices) + "data: [DONE]\n\n"
+
+
+def with_logprobs(**choice: Any) -> dict[str, Any]:
+    """A choice of a chunk whose `tokens` have the natural logarithms `values` as logprobs."""
+    tokens, values = choice.pop("tokens"), choice.pop("values")
+    top = [{token: value, " else": math.log(0.01)} for token, value in zip(tokens, values, strict=True)]
+    logprobs = {"tokens": tokens, "token_logprobs": values, "top_logprobs": top, "text_offset": [0] * len(tokens)}
+    return {"index": 0, "finish_reason": None, **choice, "logprobs": logprobs}
+
+
+LIKELY, UNLIKELY = math.log(0.95), math.log(0.05)
+SOME_TOKENS = events(
+    with_logprobs(text=" one", tokens=[" one"], values=[LIKELY], token_ids=[11]),
+    with_logprobs(text="", tokens=["bytes:\\xf0\\x9f", "bytes:\\x98"], values=[LIKELY, UNLIKELY], token_ids=[12, 13]),
+    with_logprobs(text="😀", tokens=["bytes:\\x80"], values=[LIKELY], token_ids=[14]),
+    with_logprobs(text=" t", tokens=[" two"], values=[UNLIKELY], token_ids=[15]),
+    with_logprobs(text="wo", tokens=["</s>"], values=[LIKELY], token_ids=[2], finish_reason="stop"),
+)

@@ -1,4 +1,4 @@
-"""The Llama architecture in plain numpy, fp32, straight from a GGUF file: what the engine's numbers are compared with.
+"""The Llama architecture in plain numpy, fp32, straight from a GGUF file, as a reference for the engine's numbers.
 
 Shares nothing with the engine: no graph, no compiler, no paged cache. Slow, and meant for some tens of tokens.
 """
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def _rounded(weights: Floats) -> Floats:
-    """Matrices as an fp16 engine has them: the rounding alone moves log probs by up to 0.01 (measured)."""
+    """Matrices as an fp16 engine has them: the rounding alone moves logprobs by up to 0.01 (measured)."""
     return weights if weights.ndim < 2 else weights.astype(np.float16).astype(np.float32)
 
 
@@ -40,8 +40,8 @@ class LlamaReference:
         self._epsilon = float(number("attention.layer_norm_rms_epsilon"))
         self._rope_base = float(number("rope.freq_base"))
 
-    def log_probs(self, token_ids: Sequence[int]) -> Floats:
-        """[tokens, vocabulary]: row n is about the token that comes after token n."""
+    def logprobs(self, token_ids: Sequence[int]) -> Floats:
+        """Natural logarithms, float32, [tokens, vocabulary]: row n is for the token after token n."""
         hidden = self._weights["token_embd.weight"][list(token_ids)]
         for layer in range(self._layers):
             hidden = hidden + self._attention(layer, self._normed(hidden, f"blk.{layer}.attn_norm.weight"))
@@ -49,7 +49,7 @@ class LlamaReference:
         output = self._weights.get("output.weight", self._weights["token_embd.weight"])
         logits = self._normed(hidden, "output_norm.weight") @ output.T
         shifted: Floats = logits - logits.max(axis=1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
     def _normed(self, hidden: Floats, name: str) -> Floats:
         scale = np.sqrt((hidden**2).mean(axis=1, keepdims=True) + self._epsilon)

@@ -1,4 +1,4 @@
-"""Streams in the background, and what became of each: for tests that break something under them."""
+"""Streams in the background and the outcome of each, for tests that break something under them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import psutil
@@ -17,7 +18,7 @@ from tests.support.stack import MODEL, RunningStack
 
 @dataclass
 class Outcome:
-    """One streamed completion, as its client saw it. Exactly one of the last four says how it ended."""
+    """One streamed completion, as its client saw it. Exactly one of the last four is set: its end."""
 
     text: str = ""
     seconds: float = 0.0
@@ -28,7 +29,7 @@ class Outcome:
 
     @property
     def ending(self) -> str:
-        """For people: what the client saw."""
+        """The end as a client saw it, for reports."""
         if self.broken is not None:
             return "connection closed"
         if self.error is not None:
@@ -37,7 +38,7 @@ class Outcome:
 
 
 def stream(stack: RunningStack, *, limit_s: float = 60.0, **body: object) -> Outcome:
-    """Run one to its end. `limit_s` is between two reads."""
+    """Runs one to its end. `limit_s` is the limit between two reads."""
     outcome, started = Outcome(), time.monotonic()
     try:
         with (
@@ -57,7 +58,7 @@ def stream(stack: RunningStack, *, limit_s: float = 60.0, **body: object) -> Out
     return outcome
 
 
-def _read_event(outcome: Outcome, event: dict) -> None:
+def _read_event(outcome: Outcome, event: dict[str, Any]) -> None:
     if "error" in event:
         assert outcome.finish_reason is None, "an error after the end"
         outcome.error = event["error"]["code"]
@@ -92,7 +93,7 @@ class Load:
         self._pool.shutdown()
 
     def outcomes(self, *, within_s: float) -> list[Outcome]:
-        """How all of them ended; an AssertionError for one that hangs, or that has told its client something wrong."""
+        """The end of each. AssertionError if one hangs, or if a client got wrong text."""
         deadline = time.monotonic() + within_s
         outcomes = [future.result(timeout=max(deadline - time.monotonic(), 0.01)) for future in self._futures]
         for outcome in outcomes:
@@ -104,15 +105,15 @@ class Load:
 
 
 def endings(outcomes: Sequence[Outcome]) -> str:
-    """For people: how many ended how."""
-    return ", ".join(f"{count} x {ending}" for ending, count in Counter(each.ending for each in outcomes).items())
+    """The number of each kind of end, for reports."""
+    return ", ".join(f"{count} x {ending}" for ending, count in Counter(outcome.ending for outcome in outcomes).items())
 
 
 def find_process(stack: RunningStack, name: str) -> psutil.Process:
     """A process of the stack: `front end`, `Triton`, `cpu engine`, or the stub of a model, as `decode stub`."""
     if name == "front end":
-        return psutil.Process(stack.stack.frontend.pid)
-    triton = psutil.Process(stack.stack.triton.pid)
+        return psutil.Process(stack.frontend.pid)
+    triton = psutil.Process(stack.triton.pid)
     if name == "Triton":
         return triton
     mark = "cpu.engine.process" if name == "cpu engine" else f"/{name.removesuffix(' stub')}/1/model.py"
@@ -122,12 +123,12 @@ def find_process(stack: RunningStack, name: str) -> psutil.Process:
     raise AssertionError(f"no process of the {name}")
 
 
-def answers(stack: RunningStack, limit_s: float = 5.0) -> bool:
-    """Whether a completion works now. Anything but an answer or a refusal that invites to retry is an error."""
+def completes(stack: RunningStack, limit_s: float = 5.0) -> bool:
+    """Whether a completion works now. AssertionError on any status but 200 and the retryable ones."""
     try:
         with stack.client(timeout_s=limit_s) as client:
             answer = client.post("/v1/completions", json={"model": MODEL, "prompt": "Hello", "max_tokens": 2})
-    except httpx.TransportError:  # the front end itself may be away
+    except httpx.TransportError:  # the front end itself may be down
         return False
     assert answer.status_code in (200, 429, 500, 503, 504), answer.text
     return answer.status_code == 200 and bool(answer.json()["choices"][0]["text"])

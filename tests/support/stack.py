@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 import httpx
-import openai
 import pytest
+from openai import AsyncOpenAI, OpenAI
 from rich.console import Console
 
-from benchmarks.systems.servers import free_ports
+from launcher.local.processes import ChildProcess
 from launcher.local.stack import Stack
 from launcher.settings import StackSettings
+from tests.support.ports import free_ports
 
 MODEL = "smollm2-135m-instruct"
 API_KEY = "sk-integration-tests-only"
@@ -24,7 +26,7 @@ _OPENER = build_opener(ProxyHandler({}))
 
 @dataclass(frozen=True)
 class RunningStack:
-    """What a test needs to know of a running stack."""
+    """A running stack: its addresses, its key, its processes, and clients for it."""
 
     base_url: str
     api_key: str
@@ -32,6 +34,22 @@ class RunningStack:
     triton_http_url: str
     triton_metrics_url: str
     stack: Stack
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the front end."""
+        host, port = self.base_url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    @property
+    def frontend(self) -> ChildProcess:
+        assert self.stack.frontend is not None
+        return self.stack.frontend
+
+    @property
+    def triton(self) -> ChildProcess:
+        assert self.stack.triton is not None
+        return self.stack.triton
 
     @property
     def completions_url(self) -> str:
@@ -47,31 +65,36 @@ class RunningStack:
             base_url=self.base_url, headers=self.headers, timeout=timeout_s, trust_env=False, verify=False
         )
 
-    def openai(self, **options: object) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.base_url}/openai/v1", api_key=self.api_key, max_retries=0, **options)
+    def openai(self, **options: Any) -> OpenAI:
+        return OpenAI(base_url=f"{self.base_url}/openai/v1", api_key=self.api_key, max_retries=0, **options)
 
-    def async_openai(self, **options: object) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.base_url}/openai/v1", api_key=self.api_key, max_retries=0, **options)
+    def async_openai(self, **options: Any) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.base_url}/openai/v1", api_key=self.api_key, max_retries=0, **options)
 
     def complete(self, **body: object) -> httpx.Response:
         """One non-streaming completion."""
         with self.client() as client:
             return client.post("/openai/v1/completions", json={"model": MODEL, **body})
 
+    @property
+    def active_requests(self) -> float:
+        """Requests that have a slot in decode."""
+        return self.decode_metric("decode_active_requests")
+
     def decode_metric(self, name: str) -> float:
         """A value of decode's own metrics, from Triton."""
-        # Asked hundreds of times a second: httpx would take as much of the machine as what is measured.
+        # Read hundreds of times a second: httpx would take as much CPU as what is measured.
         with _OPENER.open(f"{self.triton_metrics_url}/metrics", timeout=20) as answer:
             text = answer.read().decode()
         for line in text.splitlines():
             if line.startswith(f"{name} ") or line.startswith(f"{name}{{"):
                 return float(line.rsplit(" ", 1)[1])
-        raise AssertionError(f"Triton shows no metric {name}")
+        raise AssertionError(f"Triton has no metric {name}")
 
 
 @contextmanager
 def running_stack(run_dir: Path, engine_dir: Path, **environment: str) -> Iterator[RunningStack]:
-    """Start a stack with these settings in its environment, and stop it again."""
+    """Runs a stack with these settings in its environment."""
     names = ("PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     values = {

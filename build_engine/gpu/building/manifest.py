@@ -1,39 +1,33 @@
-"""The manifest of an engine for GPUs: what it was made from, and what it is bound to."""
+"""Writes build.json and the manifest of a GPU engine."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from build_engine.cpu.verify import ids_added_to_any_text
-from build_engine.gpu.planning.model_config import CONFIG_NAME, ModelConfig
-from build_engine.gpu.planning.plan_output import plan_json
+from build_engine.gpu.model_files import read_token_ids
+from build_engine.gpu.planning.plan_json import plan_json
 from build_engine.gpu.planning.planner import Plan
 from llm_pipeline.engine_files.manifest import (
-    TOKENIZER_NAME,
     Calibration,
     EngineFile,
     EngineLimits,
     EngineManifest,
     GpuBuild,
     SourceModel,
-    TokenIds,
     sha256_of,
 )
 
-BUILD_NAME = "build.json"  # for people: the plan with its memory estimate, and the commands as they were run
+BUILD_NAME = "build.json"  # for people: the plan with its memory estimate and commands
 _PACKAGE = "triton-completions"
-_MODEL_FILES = ("*.safetensors", "*.bin", CONFIG_NAME, TOKENIZER_NAME)
 
 
 @dataclass(frozen=True)
 class BuildMachine:
-    """An engine runs on this SM only, and with these versions only."""
+    """The building machine. The engine runs only on its SM and with its TensorRT-LLM version."""
 
     gpu_name: str
     sm: int
@@ -44,21 +38,6 @@ class BuildMachine:
     tensorrt: str
 
 
-def hash_model(model_dir: Path, model: ModelConfig) -> SourceModel:
-    """One hash over names and hashes of the weights, the configuration and the tokenizer."""
-    paths = sorted({path for pattern in _MODEL_FILES for path in model_dir.glob(pattern)})
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return SourceModel(
-        name=model.name,
-        sha256=digest.hexdigest(),
-        size_bytes=sum(path.stat().st_size for path in paths),
-        architecture=model.architecture,
-        quantization=model.dtype,
-    )
-
-
 def make_manifest(
     plan: Plan,
     model_dir: Path,
@@ -67,17 +46,17 @@ def make_manifest(
     machine: BuildMachine,
     calibration: Calibration | None,
 ) -> EngineManifest:
-    """Write build.json, then hash every file of the engine."""
+    """Writes build.json, then hashes every file of the engine directory `building`."""
     (building / BUILD_NAME).write_text(json.dumps({"plan": plan_json(plan)}, indent=2) + "\n", encoding="utf-8")
-    chosen = plan.combination
+    spec = plan.spec
     files = [path for path in sorted(building.rglob("*")) if path.is_file()]
     return EngineManifest(
-        target=chosen.gpu.name,
-        precision=chosen.precision.name,
-        model_name=chosen.model.name,
+        target=spec.gpu.name,
+        precision=spec.precision.name,
+        model_name=spec.model.name,
         source=source,
         tools={_PACKAGE: _own_version()},
-        limits=EngineLimits(context_length=chosen.limits.max_seq_len, vocab_size=chosen.model.vocab_size),
+        limits=EngineLimits(context_length=spec.limits.max_seq_len, vocab_size=spec.model.vocab_size),
         tokens=read_token_ids(model_dir),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         files={
@@ -89,7 +68,7 @@ def make_manifest(
 
 
 def _gpu_build(plan: Plan, machine: BuildMachine, calibration: Calibration | None) -> GpuBuild:
-    chosen = plan.combination
+    spec = plan.spec
     return GpuBuild(
         gpu_name=machine.gpu_name,
         sm=machine.sm,
@@ -97,27 +76,14 @@ def _gpu_build(plan: Plan, machine: BuildMachine, calibration: Calibration | Non
         cuda=machine.cuda,
         tensorrt_llm=machine.tensorrt_llm,
         tensorrt=machine.tensorrt,
-        tp=chosen.tp,
-        pp=chosen.pp,
-        kv_cache_precision=chosen.kv.name,
-        max_batch_size=chosen.limits.max_batch_size,
-        max_num_tokens=chosen.limits.max_num_tokens,
-        has_paged_context=chosen.has_paged_context_fmha,
+        tp=spec.tp,
+        pp=spec.pp,
+        kv_cache_precision=spec.kv.name,
+        max_batch_size=spec.limits.max_batch_size,
+        max_num_tokens=spec.limits.max_num_tokens,
+        has_paged_context=spec.has_paged_context_fmha,
         calibration=calibration,
     )
-
-
-def read_token_ids(model_dir: Path) -> TokenIds:
-    """From generation_config.json, which knows every end of turn, else from config.json."""
-    values: dict[str, Any] = {}
-    for name in (CONFIG_NAME, "generation_config.json"):
-        path = model_dir / name
-        values |= json.loads(path.read_bytes()) if path.is_file() else {}
-    eos = values.get("eos_token_id")
-    bos = values.get("bos_token_id")
-    listed = eos if isinstance(eos, list) else [eos]
-    added = ids_added_to_any_text(model_dir / TOKENIZER_NAME)
-    return TokenIds(bos=bos, eos=[token for token in listed if token is not None], add_bos=bos in added)
 
 
 def _own_version() -> str:

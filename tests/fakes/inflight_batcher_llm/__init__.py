@@ -1,13 +1,13 @@
-"""A stand-in for NVIDIA's model repository (inflight_batcher_llm): its models' names, tensors and habits, and no GPU.
+"""A stand-in for NVIDIA's model repository (inflight_batcher_llm): its models, tensors and behaviour, without a GPU.
 
-The real Triton serves it. What is scripted is the engine: a token is a byte of UTF-8, and the prompt says what comes:
-`say:TEXT` makes TEXT and ends, `loop:TEXT` repeats it for ever (`slow:TEXT` slowly), `fail:TEXT` fails with those
-words, `seen:` tells the sampling values that arrived.
+The real Triton serves it. Its engine is scripted: a token is a byte of UTF-8, and the prompt controls the output.
+`say:TEXT` generates TEXT and ends, `loop:TEXT` repeats it for ever (`slow:TEXT` slowly), `fail:TEXT` fails with TEXT
+as the error message, `seen:` generates the sampling values that arrived, as JSON.
 
-Its habits are the ones that an adapter must cope with: each response is detokenized by itself, so that characters of
-several bytes break in a stream; stop words are compared as tokens and stay in the text; the end token is not handed
-back and not counted; num_output_tokens is that of one response; nothing says why a request ended; a completion that
-would go beyond the context is silently shorter; a stop message ends the request that has its request id.
+It behaves as an adapter has to expect. Each response is detokenized by itself, so that characters of several bytes
+break in a stream. Stop words are compared as tokens and stay in the text. The end token is neither returned nor
+counted. num_output_tokens is that of one response. There is no finish reason. A completion that would exceed the
+context is silently shorter. A stop message ends the request with the same request id.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ _FROM_POSTPROCESSING = "OUTPUT=text_output"
 
 
 def make_repository(folder: Path, *, step_s: float = 0.002) -> Path:
-    """Write the four models of the ensemble into `folder`. The engine makes a token in `step_s` seconds."""
+    """Writes the four models of the ensemble into `folder`. The engine makes a token in `step_s` seconds."""
     parameters = f'parameters {{ key: "step_s" value: {{ string_value: "{step_s}" }} }}\n'
     _write(folder, "preprocessing", _tensors("input", _PREPROCESSING_INPUTS), _PREPROCESSING_OUTPUTS)
     _write(folder, "tensorrt_llm", _tensors("input", _ENGINE_INPUTS), _ENGINE_OUTPUTS, _decoupled() + parameters)

@@ -1,12 +1,18 @@
-"""Text to bytes, which are the tokens; word lists in NVIDIA's form: all tokens in a row, and where each word ends."""
+"""Encodes text as one token a byte, and word lists in NVIDIA's form, [2, n]: all tokens, and the end of each word."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 END_ID = 256
+Int32s = npt.NDArray[np.int32]
 
 
-def _words(request, name):
+def _words(request: Any, name: str) -> Int32s:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     words = [] if tensor is None else [word for word in tensor.as_numpy().reshape(-1).tolist() if word]
     tokens = [token for word in words for token in word]
@@ -16,16 +22,16 @@ def _words(request, name):
     return np.array([rows], dtype=np.int32)
 
 
-def _or_end(request, name):
+def _or_end(request: Any, name: str) -> Int32s:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return np.array([[END_ID]], dtype=np.int32) if tensor is None else tensor.as_numpy()
+    return np.array([[END_ID]], dtype=np.int32) if tensor is None else np.asarray(tensor.as_numpy(), np.int32)
 
 
 class TritonPythonModel:
-    def execute(self, requests):
-        return [self._answer(request) for request in requests]
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._respond(request) for request in requests]
 
-    def _answer(self, request):
+    def _respond(self, request: Any) -> Any:
         text = pb_utils.get_input_tensor_by_name(request, "QUERY").as_numpy()[0][0]
         ids = np.frombuffer(text, dtype=np.uint8).astype(np.int32).reshape(1, -1)
         length = pb_utils.get_input_tensor_by_name(request, "REQUEST_OUTPUT_LEN").as_numpy()

@@ -1,29 +1,33 @@
 """The engine: scripted by the prompt, one thread for each request."""
 
+from __future__ import annotations
+
 import json
 import threading
+from collections.abc import Iterable
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-MAX_SEQ_LEN = 300  # a completion that would go beyond is shorter than was asked for, without a word
+MAX_SEQ_LEN = 300  # a completion beyond it is cut off without a notice
 SLOW = 50  # times the step of other requests
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
-def _array(request, name):
+def _array(request: Any, name: str) -> Any:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
 
 
-def _scalar(request, name, default=None):
+def _scalar(request: Any, name: str, default: Any = None) -> Any:
     values = _array(request, name)
     return default if values is None else values.reshape(-1)[0].item()
 
 
-def _words(request, name):
+def _words(request: Any, name: str) -> list[list[int]]:
     values = _array(request, name)
     if values is None:
         return []
@@ -33,9 +37,9 @@ def _words(request, name):
 
 
 class TritonPythonModel:
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         self._step_s = float(json.loads(args["model_config"])["parameters"]["step_s"]["string_value"])
-        self._stopped = {}
+        self._stopped: dict[str, threading.Event] = {}
         self._active = 0
         family = pb_utils.MetricFamily(
             name="nv_trt_llm_request_metrics", description="TRT LLM request metrics", kind=pb_utils.MetricFamily.GAUGE
@@ -43,7 +47,7 @@ class TritonPythonModel:
         self._family = family
         self._gauge = family.Metric(labels={"request_type": "active", "model": args["model_name"], "version": "1"})
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> None:
         for request in requests:
             sender, key = request.get_response_sender(), request.request_id()
             if _scalar(request, "stop"):
@@ -54,7 +58,7 @@ class TritonPythonModel:
             stopped = self._stopped[key] = threading.Event()
             threading.Thread(target=self._serve, args=(_Request(request), sender, key, stopped), daemon=True).start()
 
-    def _serve(self, request, sender, key, stopped):
+    def _serve(self, request: _Request, sender: Any, key: str, stopped: threading.Event) -> None:
         self._active += 1
         self._gauge.set(self._active)
         try:
@@ -64,12 +68,12 @@ class TritonPythonModel:
             self._active -= 1
             self._gauge.set(self._active)
 
-    def _generate(self, request, sender, stopped):
+    def _generate(self, request: _Request, sender: Any, stopped: threading.Event) -> None:
         if request.failure is not None:
             error = pb_utils.TritonError(request.failure)
             sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
             return
-        made = []
+        made: list[int] = []
         for token in request.tokens:
             if stopped.wait(self._step_s * request.slowness) or len(made) == request.max_tokens:
                 break
@@ -83,13 +87,13 @@ class TritonPythonModel:
 
 
 class _Request:
-    def __init__(self, request):
+    def __init__(self, request: Any) -> None:
         self.prompt = _array(request, "input_ids")[0].tolist()
         text = bytes(self.prompt).decode()
         command, _, rest = text.partition(":")
         self.failure = rest if command == "fail" else None
         script = rest.encode() if rest else b" Paris."
-        self.tokens = cycle(script) if command in ("loop", "slow") else list(script)
+        self.tokens: Iterable[int] = cycle(script) if command in ("loop", "slow") else list(script)
         if command == "seen":  # the sampling values as they arrived
             names = ("runtime_top_k", "runtime_top_p", "temperature", "lora_task_id", "end_id", "min_tokens")
             self.tokens = list(json.dumps({name: _scalar(request, name) for name in names}).encode())
@@ -101,7 +105,7 @@ class _Request:
         self._returns_input = _scalar(request, "return_num_input_tokens", False)
         self._returns_output = _scalar(request, "return_num_output_tokens", False)
 
-    def response(self, ids):
+    def response(self, ids: list[int]) -> Any:
         arrays = {
             "output_ids": np.array([[ids]], dtype=np.int32).reshape(1, 1, -1),
             "sequence_length": np.array([[len(ids)]], dtype=np.int32),
