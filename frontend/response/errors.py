@@ -47,9 +47,7 @@ class MethodNotAllowedError(PipelineError):
     """A known path with an unsupported method. `allow` lists the supported ones."""
 
     def __init__(self, allow: str) -> None:
-        super().__init__(
-            ErrorCode.METHOD_NOT_ALLOWED, f"This method is not supported by this path. Use {allow}."
-        )
+        super().__init__(ErrorCode.METHOD_NOT_ALLOWED, f"This method is not supported by this path. Use {allow}.")
         self.allow = allow
 
 
