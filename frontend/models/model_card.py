@@ -1,4 +1,4 @@
-"""Describes one model for /v1/models: its names, context length, limits, defaults and capabilities."""
+"""Builds the entry of a model in /v1/models: its names, context length, limits and capabilities."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _OWNER = "triton-completions"
 
 
 async def model_card(name: str, model: ServedModel, settings: FrontendSettings, created: int) -> dict[str, Any]:
-    """The model under one of its names. `root`, `parent` and `max_model_len` have the same meaning as in vLLM.
+    """The model under one of its names. `root`, `parent` and `max_model_len` are as in vLLM.
 
-    `created` is the Unix time of the server's start. Takes at most a second if the engine does not respond.
+    Takes at most a second if the engine does not respond.
     """
     deployed = model.deployed
     info = await model.info_cache.read()
