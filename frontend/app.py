@@ -68,7 +68,7 @@ async def _lifespan(dependencies: Dependencies) -> AsyncIterator[None]:
     if dependencies.settings.backend == "fake":
         log.warning("fake_backend", advice="completions are fixed text; set BACKEND=triton to serve a model")
     watches = [asyncio.create_task(model.readiness.watch()) for model in dependencies.models]
-    async with run_heartbeat(dependencies.workers, dependencies.metrics_of_all, lambda: dependencies.is_ready):
+    async with run_heartbeat(dependencies.workers, dependencies.merged_metrics, lambda: dependencies.is_ready):
         yield
     for watch in watches:
         watch.cancel()

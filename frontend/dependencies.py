@@ -37,7 +37,7 @@ class Dependencies:
     rate_limits: RateLimits
     workers: SharedState
     run_limits: RunLimits
-    metrics_of_all: MergedMetrics | None  # in a front end of several workers
+    merged_metrics: MergedMetrics | None  # in a front end of several workers
     started: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
 
     def model_for(self, name: str, key: ApiKey | None) -> ServedModel:
@@ -68,7 +68,7 @@ class Dependencies:
 
     def metrics_registry(self) -> CollectorRegistry:
         """The metrics of all workers together."""
-        return self.metrics.registry if self.metrics_of_all is None else self.metrics_of_all.registry()
+        return self.metrics.registry if self.merged_metrics is None else self.merged_metrics.registry()
 
     async def drain(self) -> None:
         """Rejects new requests, waits for running ones until their time is over, then cancels them."""
@@ -103,7 +103,7 @@ def build_dependencies(
         rate_limits=RateLimits(workers),
         workers=workers,
         run_limits=run_limits or RunLimits(),
-        metrics_of_all=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
+        merged_metrics=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
     )
     for model in dependencies.models:
         _watch(dependencies, model)

@@ -20,7 +20,7 @@ from frontend.backends.cancellation import CancelTimeouts, abandon, cancel_until
 from frontend.backends.generator import Generator
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import GUIDE_PARAM, CompletionParameters, FinishReason, TextChunk
-from llm_pipeline.text import logprobs as log_prob_list
+from llm_pipeline.text import logprobs
 
 log = structlog.get_logger(__name__)
 
@@ -262,7 +262,7 @@ def merge_chunks(chunks: Sequence[TextChunk]) -> TextChunk:
         elif isinstance(values[0], str) and not isinstance(values[0], Enum):
             merged[name] = "".join(values)
         elif isinstance(values[0], bytes):
-            merged[name] = log_prob_list.joined(values)
+            merged[name] = logprobs.joined(values)
         elif isinstance(values[0], tuple):
             merged[name] = tuple(item for value in values for item in value)
         else:

@@ -57,7 +57,7 @@ class ModelInfoCache:
         return self._info
 
     def _start_refresh(self) -> None:
-        """Leaves a refresh that is still pending alone: cancelling it would cancel its call to Triton (see Generator)."""
+        """Does not cancel a pending refresh: that would cancel its call to Triton (see Generator)."""
         self._refresh_at_s = self._clock() + self._timeouts.refresh_timeout_s
         self._refresh_task = task = asyncio.create_task(self._refresh())
         self._pending.add(task)

@@ -1,4 +1,4 @@
-"""What /models tells of a model: its names, its context and limits, and what a request may ask of it."""
+"""Builds the entry of a model in /v1/models: its names, context length, limits and capabilities."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _OWNER = "triton-completions"
 
 
 async def model_card(name: str, model: ServedModel, settings: FrontendSettings, created: int) -> dict[str, Any]:
-    """The model under one of its names. `root`, `parent` and `max_model_len` mean what they mean at vLLM's.
+    """The model under one of its names. `root`, `parent` and `max_model_len` are as in vLLM.
 
-    Takes a second at most when the engine does not answer.
+    Takes at most a second if the engine does not respond.
     """
     deployed = model.deployed
-    facts = await model.info_cache.read()
-    max_model_len = model.max_model_len or (None if facts is None else facts.context_length)
+    info = await model.info_cache.read()
+    max_model_len = model.max_model_len or (None if info is None else info.context_length)
     return {
         "id": name,
         "object": "model",
@@ -30,19 +30,19 @@ async def model_card(name: str, model: ServedModel, settings: FrontendSettings, 
         "parent": deployed.parent,
         "max_model_len": max_model_len,
         "aliases": list(deployed.names[1:]),
-        "limits": _limits(model, settings, max_model_len, facts),
+        "limits": _limits(model, settings, max_model_len, info),
         "defaults": {name: value for name, value in deployed.defaults.model_dump().items() if value is not None},
-        "capabilities": capabilities(deployed, facts),
-        **({} if facts is None else {"vocab_size": facts.vocab_size, "fills_in_middle": facts.fills_in_middle}),
+        "capabilities": capabilities(deployed, info),
+        **({} if info is None else {"vocab_size": info.vocab_size, "fills_in_middle": info.fills_in_middle}),
     }
 
 
 def _limits(
-    model: ServedModel, settings: FrontendSettings, max_model_len: int | None, facts: ModelInfo | None
+    model: ServedModel, settings: FrontendSettings, max_model_len: int | None, info: ModelInfo | None
 ) -> dict[str, Any]:
     limits, default = model.deployed.limits, model.deployed.default_max_tokens
-    if default is None and facts is not None:
-        default = facts.default_max_tokens
+    if default is None and info is not None:
+        default = info.default_max_tokens
     return {
         "default_max_tokens": default,
         "max_tokens": limits.max_tokens or max_model_len,

@@ -1,10 +1,10 @@
-"""Turns every failure into the one error body of the contract, and its headers.
+"""Converts every failure to an error response: the error body of the API, and its headers.
 
-PipelineError                    from this package and from Triton; carries its code, and so its status
-  RequestInvalidError            a body that breaks several rules at once: lists all of them
-  MethodNotAllowedError          a known path with a method that it does not have
+PipelineError                    from the front end and from Triton; its code determines the HTTP status
+  RequestInvalidError            a body that violates several rules at once; lists all of them
+  MethodNotAllowedError          a known path with an unsupported method
 starlette HTTPException          404 and 405 of the router
-anything else                    our own fault: logged, and shown as internal_error
+any other exception              a bug: logged, and returned as internal_error
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_erro
 
 log = structlog.get_logger(__name__)
 
-MAX_RETRY_AFTER_S = 120  # the official client does not retry at all when asked to wait longer
+MAX_RETRY_AFTER_S = 120  # OpenAI's client does not retry at all after a longer delay
 _DEFAULT_RETRY_AFTER_S = 2.0
-# Where the fault lies when it is in none of the body's fields.
+# The `location` of errors that are not about a field of the body.
 _LOCATIONS = {
     ErrorCode.INVALID_API_KEY: "header.authorization",
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: "header.content-type",
@@ -44,19 +44,19 @@ _LOCATIONS = {
 
 
 class MethodNotAllowedError(PipelineError):
-    """A known path with a method that it does not have. `allow` lists those that it has."""
+    """A known path with an unsupported method. `allow` lists the supported ones."""
 
     def __init__(self, allow: str) -> None:
-        super().__init__(ErrorCode.METHOD_NOT_ALLOWED, f"This path does not have that method. It has: {allow}.")
+        super().__init__(ErrorCode.METHOD_NOT_ALLOWED, f"This method is not supported by this path. Use {allow}.")
         self.allow = allow
 
 
 def as_pipeline_error(error: Exception) -> PipelineError:
-    """Any failure as a PipelineError. What is not one by itself is logged with its traceback."""
+    """Converts any exception. Unexpected ones are logged with their traceback."""
     if isinstance(error, PipelineError):
         return error
     if isinstance(error, HTTPException) and error.status_code == 404:
-        return PipelineError(ErrorCode.NOT_FOUND, "There is nothing at this path. See /openai/openapi.json.")
+        return PipelineError(ErrorCode.NOT_FOUND, "This path does not exist. See /openai/openapi.json.")
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowedError((error.headers or {}).get("Allow", "none"))
     log.error("request_failed", exc_info=error)
@@ -64,12 +64,12 @@ def as_pipeline_error(error: Exception) -> PipelineError:
 
 
 def error_object(error: PipelineError) -> dict[str, Any]:
-    """What the OpenAI clients read under the key `error`; all four keys are always there."""
+    """The object under the key `error`, which OpenAI's clients read. All four keys are always present."""
     return {"message": error.message, "type": error.kind.type, "param": error.param, "code": error.code.value}
 
 
 def error_body(error: PipelineError, schema_url: str) -> dict[str, Any]:
-    """The body of every error answer."""
+    """The body of an error response."""
     return {
         "error": error_object(error),
         "title": error.kind.title,
@@ -88,7 +88,7 @@ def _details(error: PipelineError) -> Sequence[Detail]:
 
 
 def error_response(error: PipelineError, record: RequestRecord) -> Response:
-    """The answer to a request that failed before any of its answer was sent."""
+    """The response to a request that failed before any part of its response was sent."""
     record.error_code = error.code
     schema_url = record.schema_url("Error")
     headers = {"Link": f'<{schema_url}>; rel="describedBy"', **_headers(error)}
@@ -104,14 +104,14 @@ def _headers(error: PipelineError) -> dict[str, str]:
     if status == 401:
         return {"WWW-Authenticate": "Bearer"}
     if status in (429, 503):
-        wait_s = _DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
-        wait_s = min(max(wait_s, 0.001), MAX_RETRY_AFTER_S)
-        return {"Retry-After": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+        delay_s = _DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+        delay_s = min(max(delay_s, 0.001), MAX_RETRY_AFTER_S)
+        return {"Retry-After": str(math.ceil(delay_s)), "retry-after-ms": str(math.ceil(delay_s * 1000))}
     if status >= 500 and not error.kind.is_retryable:
-        return {"x-should-retry": "false"}  # the official client retries every 5xx; this one would fail again
+        return {"x-should-retry": "false"}  # OpenAI's client retries every 5xx; this request would fail again
     return {}
 
 
 async def handle_router_error(request: Request, error: Exception) -> Response:
-    """Answers the router's own 404 and 405."""
+    """The exception handler of the router's 404 and 405."""
     return error_response(as_pipeline_error(error), record_of(request.scope))

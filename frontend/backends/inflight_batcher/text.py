@@ -39,7 +39,7 @@ class CompletionText:
         self.is_cancelled = False
 
     def push(self, text: str, tokens: int, prompt_tokens: int | None) -> TextChunk | None:
-        """Adds a response with its number of tokens, and that of the prompt if reported. Returns a chunk to send, if any."""
+        """Adds a response: its text, its token count, that of the prompt if known. Returns a chunk to send, if any."""
         if self.finish_reason is not None:
             return None
         self._tokens += tokens
@@ -94,7 +94,7 @@ class CompletionText:
         return TextChunk(text, self._tokens, None, self._prompt_tokens, reason)
 
     def _release(self) -> TextChunk | None:
-        """Returns the text that can be sent now. Near the limit it keeps one character: the last chunk must have text."""
+        """Returns the text that can be sent now; near the limit without one character, as the last chunk needs text."""
         kept = 1 if self._tokens > self._limit - RESERVE_TOKENS else 0
         text, self._unsent = self._unsent[: len(self._unsent) - kept], self._unsent[len(self._unsent) - kept :]
         if not text:

@@ -218,11 +218,11 @@ async def test_models_that_share_an_endpoint_have_their_own_metrics() -> None:
     for model, count in (("large", 2), ("small", 1)):
         for number in range(count):
             [_ async for _ in pools[model].generate(parameters(str(number)))]
-    found = [
+    totals = [
         metrics.registry.get_sample_value("completions_endpoint_requests_total", {"model": model, "endpoint": "triton"})
         for model in pools
     ]
-    assert found == [2, 1]
+    assert totals == [2, 1]
 
 
 async def test_close_closes_all_endpoints() -> None:
@@ -252,8 +252,8 @@ async def test_requests_of_an_unresponsive_endpoint_fail_and_the_others_continue
         await until(lambda: pool.request_counts == [1, 1])
         pool.fakes[0].is_up = False
         done, others = await asyncio.wait(requests, timeout=5, return_when=asyncio.FIRST_COMPLETED)
-        (answer,) = [task.result() for task in done]
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
+        (response,) = [task.result() for task in done]
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "service_unavailable")
         assert await app.metric('completions_cancelled_total{model="tiny",reason="triton_lost"}') == 1
         await asyncio.sleep(0.4)  # twice the limit
         assert len(others) == 1

@@ -12,12 +12,12 @@ async def test_request_above_the_limit_is_a_429() -> None:
     async with in_process(FakeGenerator(forever(after=0)), max_in_flight=3) as app:
         first = asyncio.create_task(app.complete(prompt=["a", "b"]))
         await until(lambda: len(app.generator.requests) == 2)
-        answer = await app.complete(n=2)
-        assert answer.status_code == 429
-        assert answer.json()["error"]["type"] == "overloaded_error"
-        assert answer.json()["error"]["code"] == "queue_full"
-        assert 1 <= int(answer.headers["retry-after"]) <= 120
-        assert int(answer.headers["retry-after-ms"]) >= 1000
+        response = await app.complete(n=2)
+        assert response.status_code == 429
+        assert response.json()["error"]["type"] == "overloaded_error"
+        assert response.json()["error"]["code"] == "queue_full"
+        assert 1 <= int(response.headers["retry-after"]) <= 120
+        assert int(response.headers["retry-after-ms"]) >= 1000
         assert await app.metric("completions_in_flight_requests") == 2
         assert await app.metric("completions_queued_requests") == 2
         for sent in app.generator.requests:
@@ -31,8 +31,8 @@ async def test_slot_is_held_until_the_engine_has_finished() -> None:
     """After a stop string the response is complete, but decode still has to learn of it."""
     confirmed = asyncio.Event()
     async with in_process(FakeGenerator(lambda _: [*chunks("a"), confirmed])) as app:
-        answer = await app.complete(stream=True)
-        assert answer.text.endswith("data: [DONE]\n\n")
+        response = await app.complete(stream=True)
+        assert response.text.endswith("data: [DONE]\n\n")
         assert await app.metric("completions_in_flight_requests") == 1
         confirmed.set()
         await until(lambda: app.dependencies.admission.in_flight == 0)
@@ -42,10 +42,10 @@ async def test_slot_is_held_until_the_engine_has_finished() -> None:
 async def test_draining_rejects_requests_and_fails_the_readiness_probe() -> None:
     async with in_process() as app:
         app.dependencies.admission.is_draining = True
-        answer = await app.complete()
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "draining"
-        assert answer.headers["retry-after"] == "1"
+        response = await app.complete()
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "draining"
+        assert response.headers["retry-after"] == "1"
         assert (await app.client.get("/health/ready")).status_code == 503
         assert (await app.client.get("/health/live")).status_code == 200
 

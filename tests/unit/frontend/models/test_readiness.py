@@ -27,10 +27,10 @@ async def test_model_that_is_down_at_the_start_becomes_ready() -> None:
     generator = FakeGenerator()
     generator.is_up = False
     async with in_process(generator) as app:
-        answer = await app.complete()
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "engine_unavailable"
-        assert answer.headers["retry-after"]
+        response = await app.complete()
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "engine_unavailable"
+        assert response.headers["retry-after"]
         assert (await app.client.get("/health/live")).status_code == 200
         assert (await app.client.get("/openai/health/ready")).status_code == 503
         generator.is_up = True
@@ -116,9 +116,9 @@ async def test_requests_of_an_unresponsive_triton_fail() -> None:
         request = asyncio.create_task(app.complete())
         await until(lambda: bool(app.generator.requests))
         app.generator.is_up = False
-        answer = await asyncio.wait_for(request, 5)
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "service_unavailable"
+        response = await asyncio.wait_for(request, 5)
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "service_unavailable"
         assert await app.metric('completions_cancelled_total{model="tiny",reason="triton_lost"}') == 1
 
 

@@ -95,8 +95,8 @@ def open_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_names_and_aliases_reach_their_model(tmp_path: Path) -> None:
     async with several(tmp_path) as app:
         for name in ("org/large", "large", ADAPTER):
-            answer = await app.complete(name, max_tokens=1)
-            assert (answer.status_code, answer.json()["model"]) == (200, name)
+            response = await app.complete(name, max_tokens=1)
+            assert (response.status_code, response.json()["model"]) == (200, name)
         assert [len(generator.requests) for generator in app.generators.values()] == [2, 1]
         unknown = await app.complete("org/other")
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
@@ -125,9 +125,9 @@ async def test_defaults_are_the_models_own(tmp_path: Path) -> None:
 )
 async def test_request_beyond_a_models_limits_is_a_400(tmp_path: Path, fields: dict[str, Any], param: str) -> None:
     async with several(tmp_path) as app:
-        answer = await app.complete(ADAPTER, **fields)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-        assert "this model allows at most" in answer.json()["error"]["message"]
+        response = await app.complete(ADAPTER, **fields)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+        assert "this model allows at most" in response.json()["error"]["message"]
         assert (await app.complete("large", **fields)).status_code == 200
 
 
@@ -142,7 +142,7 @@ async def test_concurrency_limit_and_timeout_are_the_models_own(tmp_path: Path) 
         assert full.headers["retry-after"]
         assert (await app.complete("large")).status_code == 200
         assert 'completions_in_flight_requests{model="org/large:adapter"} 4.0' in await app.metrics()
-        assert [answer.status_code for answer in await asyncio.gather(*running)] == [504, 504]
+        assert [response.status_code for response in await asyncio.gather(*running)] == [504, 504]
         await until(lambda: app.services.models.find(ADAPTER).in_flight_limit.in_flight == 0)
         app.generators[ADAPTER].script = FakeGenerator().script
         assert (await app.complete(ADAPTER)).status_code == 200
@@ -171,8 +171,8 @@ async def test_model_that_is_down_does_not_affect_the_others(tmp_path: Path) -> 
 
         app.generators[ADAPTER].is_up = False
         await until(lambda: not app.services.models.find(ADAPTER).readiness.is_ready)
-        answer = await app.complete(ADAPTER)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        response = await app.complete(ADAPTER)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
         assert (await app.complete("large")).status_code == 200
         assert [await health(), await health(model="large"), await health(model=ADAPTER)] == [200, 200, 503]
         assert await health(model="invented") == 404
@@ -242,6 +242,6 @@ def test_kind_of_a_model_selects_its_generator(tmp_path: Path) -> None:
     path.write_text(
         '[[models]]\nname = "ours"\n[[models]]\nname = "theirs"\nkind = "inflight_batcher_llm"\ntriton = "a:1"\n'
     )
-    settings, listener = make_settings(deployment=path), Metrics().endpoints_of_model("ours")
-    found = [create_generator(model, settings, listener) for model in Deployment.load(path).models]
-    assert [type(generator) for generator in found] == [TritonGenerator, InflightBatcherGenerator]
+    settings, observer = make_settings(deployment=path), Metrics().endpoints_of_model("ours")
+    generators = [create_generator(model, settings, observer) for model in Deployment.load(path).models]
+    assert [type(generator) for generator in generators] == [TritonGenerator, InflightBatcherGenerator]

@@ -26,10 +26,10 @@ def one_piece(parameters: CompletionParameters) -> list[Step]:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_logprobs_are_returned_unchanged(running: Running, stream: bool) -> None:
     running.generator.script = one_piece
-    answer = await running.complete(logprobs=1, stream=stream)
-    (choice,) = events(answer.text)[0]["choices"] if stream else answer.json()["choices"]
+    response = await running.complete(logprobs=1, stream=stream)
+    (choice,) = events(response.text)[0]["choices"] if stream else response.json()["choices"]
     assert choice["logprobs"] == json.loads(PIECE)
-    assert PIECE in answer.text
+    assert PIECE in response.text
     assert (choice["text"], choice["finish_reason"]) == (" é", "length")
 
 
@@ -82,26 +82,26 @@ async def test_best_of_returns_the_highest_logprob_per_token_first(running: Runn
         return [replace(chunk, completion_tokens=count, cumulative_logprob=total)]
 
     running.generator.script = script
-    answer = (await running.complete(prompt=["a", "b"], n=2, best_of=3)).json()
-    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+    response = (await running.complete(prompt=["a", "b"], n=2, best_of=3)).json()
+    assert [(choice["index"], choice["text"]) for choice in response["choices"]] == [
         (0, "-5.0"),
         (1, "-4.0"),
         (2, "-0.5"),
         (3, "-1.0"),
     ]
-    assert answer["usage"] == {"prompt_tokens": 10, "completion_tokens": 19, "total_tokens": 29}
+    assert response["usage"] == {"prompt_tokens": 10, "completion_tokens": 19, "total_tokens": 29}
 
 
 async def test_best_of_equal_to_n_needs_no_logprobs(running: Running) -> None:
-    answer = (await running.complete(n=2, best_of=2)).json()
-    assert len(answer["choices"]) == 2
+    response = (await running.complete(n=2, best_of=2)).json()
+    assert len(response["choices"]) == 2
     assert not any(sent.return_logprob_values for sent in running.generator.requests)
 
 
 async def test_best_of_is_unsupported_without_logprobs(running: Running) -> None:
     running.generator.model_info = replace(running.generator.model_info, capabilities=CAPABILITIES["scripted"])
-    answer = await running.complete(best_of=2)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "best_of")
+    response = await running.complete(best_of=2)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "best_of")
     assert running.generator.requests == []
 
 
@@ -113,8 +113,8 @@ async def test_drain_that_starts_during_that_check_rejects_the_request(running: 
         return FakeGenerator().model_info
 
     running.generator.get_model_info = describe  # type: ignore[method-assign]
-    answer = await running.complete(best_of=2)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+    response = await running.complete(best_of=2)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "draining")
     assert running.generator.requests == []
 
 

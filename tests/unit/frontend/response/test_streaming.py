@@ -28,14 +28,14 @@ def text_of(events: list[Any], index: int = 0) -> str:
 
 
 async def test_stream_of_events(running: Running) -> None:
-    answer = await running.complete(max_tokens=3, stream=True)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    assert answer.headers["cache-control"] == "no-cache"
-    assert answer.headers["x-accel-buffering"] == "no"
-    found = events(answer.text)
-    assert len({(event["id"], event["created"], event["model"], event["object"]) for event in found}) == 1
-    assert all(set(event) == {"id", "object", "created", "model", "choices"} for event in found)
-    assert [event["choices"][0] for event in found] == [
+    response = await running.complete(max_tokens=3, stream=True)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    sent_events = events(response.text)
+    assert len({(event["id"], event["created"], event["model"], event["object"]) for event in sent_events}) == 1
+    assert all(set(event) == {"id", "object", "created", "model", "choices"} for event in sent_events)
+    assert [event["choices"][0] for event in sent_events] == [
         {"index": 0, "text": " Paris", "logprobs": None, "finish_reason": None},
         {"index": 0, "text": ",", "logprobs": None, "finish_reason": None},
         {"index": 0, "text": " the", "logprobs": None, "finish_reason": "length"},
@@ -50,8 +50,8 @@ async def test_streamed_text_equals_the_text_without_streaming(running: Running)
 
 
 async def test_usage_chunk(running: Running) -> None:
-    answer = await running.complete(max_tokens=2, stream=True, stream_options={"include_usage": True})
-    *first, last = events(answer.text)
+    response = await running.complete(max_tokens=2, stream=True, stream_options={"include_usage": True})
+    *first, last = events(response.text)
     assert [event["usage"] for event in first] == [None, None]
     assert last["choices"] == []
     assert last["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
@@ -59,35 +59,35 @@ async def test_usage_chunk(running: Running) -> None:
 
 async def test_continuous_usage(running: Running) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
-    found = events((await running.complete(max_tokens=2, stream=True, stream_options=options)).text)
-    assert [event["usage"]["total_tokens"] for event in found] == [6, 7, 7]
+    sent_events = events((await running.complete(max_tokens=2, stream=True, stream_options=options)).text)
+    assert [event["usage"]["total_tokens"] for event in sent_events] == [6, 7, 7]
 
 
 async def test_tokens_as_ids(running: Running) -> None:
-    found = events((await running.complete(max_tokens=2, stream=True, return_tokens_as_token_ids=True)).text)
-    assert [event["choices"][0]["token_ids"] for event in found] == [[101], [102]]
-    assert text_of(found) == "token_id:101token_id:102"
+    sent_events = events((await running.complete(max_tokens=2, stream=True, return_tokens_as_token_ids=True)).text)
+    assert [event["choices"][0]["token_ids"] for event in sent_events] == [[101], [102]]
+    assert text_of(sent_events) == "token_id:101token_id:102"
 
 
 async def test_token_ids_with_the_text(running: Running) -> None:
-    found = events((await running.complete(max_tokens=2, stream=True, return_token_ids=True)).text)
-    assert [event["choices"][0]["token_ids"] for event in found] == [[101], [102]]
-    assert text_of(found) == " Paris,"
+    sent_events = events((await running.complete(max_tokens=2, stream=True, return_token_ids=True)).text)
+    assert [event["choices"][0]["token_ids"] for event in sent_events] == [[101], [102]]
+    assert text_of(sent_events) == " Paris,"
 
 
 async def test_choices_interleave_with_their_index() -> None:
     async with in_process() as app:
-        found = events((await app.complete(prompt=["a", "b"], n=2, max_tokens=3, stream=True)).text)
+        sent_events = events((await app.complete(prompt=["a", "b"], n=2, max_tokens=3, stream=True)).text)
     for index in range(4):
-        own = [event["choices"][0] for event in found if event["choices"][0]["index"] == index]
+        own = [event["choices"][0] for event in sent_events if event["choices"][0]["index"] == index]
         assert "".join(choice["text"] for choice in own) == " Paris, the"
         assert [choice["finish_reason"] for choice in own] == [None, None, "length"]
 
 
 async def test_chunks_without_text_are_not_sent(running: Running) -> None:
     running.generator.script = lambda _: chunks("", "a", "", "b")
-    found = events((await running.complete(stream=True)).text)
-    assert [event["choices"][0]["text"] for event in found] == ["a", "b"]
+    sent_events = events((await running.complete(stream=True)).text)
+    assert [event["choices"][0]["text"] for event in sent_events] == ["a", "b"]
 
 
 async def test_chunks_after_the_finish_reason_are_not_sent(running: Running) -> None:
@@ -98,17 +98,17 @@ async def test_chunks_after_the_finish_reason_are_not_sent(running: Running) -> 
 
 async def test_error_before_the_first_token_has_its_http_status(running: Running) -> None:
     running.generator.script = lambda _: [PipelineError(ErrorCode.QUEUE_FULL, "full")]
-    answer = await running.complete(stream=True)
-    assert answer.status_code == 429
-    assert answer.json()["error"]["code"] == "queue_full"
+    response = await running.complete(stream=True)
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "queue_full"
 
 
 async def test_error_after_the_first_token_is_an_event() -> None:
     gate = asyncio.Event()
     failure = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")
     generator = FakeGenerator(lambda _: [chunks("a", "b")[0], gate, failure])
-    async with real_server(generator) as app, _stream(app) as answer:
-        lines = answer.aiter_lines()
+    async with real_server(generator) as app, _stream(app) as response:
+        lines = response.aiter_lines()
         first = await anext(lines)
         gate.set()
         rest = [line async for line in lines if line]
@@ -128,8 +128,8 @@ async def test_failing_choice_cancels_the_others() -> None:
         return list(forever()(parameters))
 
     async with real_server(FakeGenerator(script)) as app:
-        async with _stream(app, prompt=["good", "bad"]) as answer:
-            lines = answer.aiter_lines()
+        async with _stream(app, prompt=["good", "bad"]) as response:
+            lines = response.aiter_lines()
             await anext(lines)
             gate.set()
             rest = [line async for line in lines if line]
@@ -140,22 +140,22 @@ async def test_failing_choice_cancels_the_others() -> None:
 
 async def test_deadline_ends_a_stream_with_an_event() -> None:
     async with real_server(FakeGenerator(forever())) as app:
-        answer = await app.client.post("/v1/completions", json=_streaming(), headers={"x-request-timeout-s": "0.2"})
+        response = await app.client.post("/v1/completions", json=_streaming(), headers={"x-request-timeout-s": "0.2"})
         await app.generator.until_cancelled()
-    assert answer.status_code == 200
-    assert '"code":"deadline_exceeded"' in answer.text
-    assert answer.text.endswith("data: [DONE]\n\n")
+    assert response.status_code == 200
+    assert '"code":"deadline_exceeded"' in response.text
+    assert response.text.endswith("data: [DONE]\n\n")
 
 
 async def test_idle_stream_gets_keep_alive_comments() -> None:
     gate = asyncio.Event()
     generator = FakeGenerator(lambda _: [gate, *chunks("a")])
-    async with real_server(generator, keepalive_s=0.05) as app, _stream(app) as answer:
-        lines = answer.aiter_lines()
+    async with real_server(generator, keepalive_s=0.05) as app, _stream(app) as response:
+        lines = response.aiter_lines()
         first = await anext(lines)
         gate.set()
         rest = [line async for line in lines if line.startswith("data: ")]
-    assert answer.status_code == 200
+    assert response.status_code == 200
     assert first == ": keep-alive"
     assert len(rest) == 2
 
@@ -168,8 +168,8 @@ async def test_each_token_is_sent_before_the_next_is_generated() -> None:
         steps += [gate, chunk]
     async with real_server(FakeGenerator(lambda _: steps)) as app:
         gates[0].set()
-        async with _stream(app) as answer:
-            lines = (line async for line in answer.aiter_lines() if line)
+        async with _stream(app) as response:
+            lines = (line async for line in response.aiter_lines() if line)
             for number, text in enumerate("abc"):
                 gates[number].set()
                 assert f'"text":"{text}"' in await asyncio.wait_for(anext(lines), 5)
