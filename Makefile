@@ -1,27 +1,18 @@
 # make serve   the whole stack on this machine: http://127.0.0.1:9000 unless PORT says otherwise
 # make test    lint, types and every test that needs no GPU, real Triton included
 # make bench   measure it all: docs/performance/
-# make help    the rest
+# make help    all targets
 
 # The first Python that can run the stack. Another one: make serve PYTHON=/path/to/python3
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p launcher/check_python.py >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install
-UV_COMPILE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
-	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt pyproject.toml requirements/serve.in \
-	--extra frontend --extra cpu --extra build --extra cli
-UV_IMAGE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
-	--no-emit-find-links --no-header --quiet --excludes requirements/excluded.txt --constraints requirements/serve.lock
-IMAGE_LOCKS := docker/requirements
-
 CLIENTS := .venv-clients
-# Two hundred packages, for which pip takes minutes. The newest of them need Python 3.11, which the product does not.
+# Two hundred packages, so uv installs them: pip takes minutes. The newest need Python 3.11, which the product does not.
 UV_VERSION := 0.13.9
 CLIENTS_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; exit; }; done)
-UV_CLIENTS = $(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--no-emit-find-links --no-header --quiet --excludes requirements/clients-excluded.txt --group clients
 
 .PHONY: help serve bench test test-gpu check unit integration clients clients-lock fuzz soak install lock clean
 .DEFAULT_GOAL := help
@@ -32,51 +23,49 @@ help:
 	@echo "make check        lint, format and types only"
 	@echo "make unit         tests that need no Triton"
 	@echo "make integration  tests on the real Triton"
-	@echo "make clients      install what people call us with (openai, langchain, lm-eval, ...), run each on the real stack"
+	@echo "make clients      install client libraries (openai, langchain, lm-eval, ...) and run each on the real stack"
 	@echo "make test-gpu     tests on a GPU machine with TensorRT-LLM (GPU_PYTHON=..., GPU_ENGINE_DIR=...)"
 	@echo "make bench        measure everything, about 15 minutes (QUICK=1: 2): tables and plots in docs/performance"
-	@echo "make lock         pin every dependency anew (needs uv: .venv/bin/pip install uv)"
+	@echo "make lock         resolve and pin every dependency again (needs uv: .venv/bin/pip install uv)"
 	@echo "make fuzz         10,000 random request bodies"
-	@echo "make soak         mixed traffic for SOAK_MINUTES (20): fails on growth or a wrong answer"
+	@echo "make soak         mixed traffic for SOAK_MINUTES (20): fails on memory growth or a wrong completion"
 	@echo "make clean        remove .venv, .venv-clients and .run"
 
 serve: $(VENV)/.serve
 	@exec $(VENV)/bin/python -m launcher
 
-# The product runs on Python 3.10, the clients don't: without a newer one they are left out, unless NEED_CLIENTS is set.
+# The clients need Python 3.11, which the product does not: without it they are skipped, unless NEED_CLIENTS is set.
 test: check
-	$(VENV)/bin/python -m pytest -m "not clients"
+	VENV=$(VENV) scripts/test
 	@if [ -z "$(CLIENTS_PYTHON)$(NEED_CLIENTS)$(wildcard $(CLIENTS)/.installed)" ]; then \
-		echo "The clients are left out: they need Python 3.11 or 3.12 (make clients CLIENTS_PYTHON=/path/to/it)."; \
+		echo "The clients are skipped: they need Python 3.11 or 3.12 (make clients CLIENTS_PYTHON=/path/to/it)."; \
 	else $(MAKE) clients; fi
 
 check: $(VENV)/.dev
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	VENV=$(VENV) scripts/check
 
 unit: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -m "not triton and not clients"
+	VENV=$(VENV) scripts/test unit
 
 integration: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -m "triton and not clients"
+	VENV=$(VENV) scripts/test integration
 
 clients: $(VENV)/.dev $(CLIENTS)/.installed
 	$(VENV)/bin/python -m pytest tests/clients
 
-# BENCH holds further options, such as --base-url NAME=URL: docs/performance.md
+# BENCH is further options, such as --base-url NAME=URL: docs/performance.md
 bench: $(VENV)/.dev
 	@exec $(VENV)/bin/python -m benchmarks run $(if $(QUICK),--quick) $(BENCH)
 
-# On the GPU machine's own Python, which has TensorRT-LLM; skips with a reason where it does not.
+# On the GPU machine's own Python, which has TensorRT-LLM. Without TensorRT-LLM the tests skip with a reason.
 GPU_PYTHON ?= python3
 test-gpu:
 	GPU_ENGINE_DIR="$(GPU_ENGINE_DIR)" $(GPU_PYTHON) -m pytest tests/gpu -m gpu -p no:cacheprovider
 
 install: $(VENV)/.serve
 
-# Everything comes from a lock file with hashes; --no-deps because the lock leaves out what nothing here imports
-# (requirements/excluded.txt says what, and why).
+# Everything comes from a lock file with hashes. --no-deps because the lock omits packages that nothing here imports
+# (requirements/excluded.txt lists them, with reasons).
 $(VENV)/bin/python:
 	@$(PYTHON) launcher/check_python.py
 	$(PYTHON) -m venv $(VENV)
@@ -99,21 +88,16 @@ $(CLIENTS)/.installed: requirements/clients.lock
 	@touch $@
 
 clients-lock:
-	$(UV_CLIENTS) --output-file requirements/clients.lock
+	VENV=$(VENV) scripts/lock clients
 
-lock: clients-lock
-	$(UV_COMPILE) --output-file requirements/serve.lock
-	$(UV_COMPILE) --group dev --output-file requirements/dev.lock --constraints requirements/serve.lock
-	$(UV_IMAGE) pyproject.toml --extra frontend --output-file $(IMAGE_LOCKS)/frontend.lock
-	$(UV_IMAGE) pyproject.toml --output-file $(IMAGE_LOCKS)/triton.lock
-	$(UV_IMAGE) $(IMAGE_LOCKS)/wheel.in --output-file $(IMAGE_LOCKS)/wheel.lock
-	$(UV_IMAGE) $(IMAGE_LOCKS)/build-engine.in --output-file $(IMAGE_LOCKS)/build-engine.lock
+lock:
+	VENV=$(VENV) scripts/lock
 
-# 10,000 random bodies through HTTP and Triton. Again with the same bodies: make fuzz FUZZ_SEED=...
+# 10,000 random bodies through HTTP and Triton. To repeat a run: make fuzz FUZZ_SEED=...
 fuzz: $(VENV)/.dev
 	FUZZ_BODIES="$${FUZZ_BODIES:-10000}" $(VENV)/bin/python -m pytest tests/integration/test_fuzz.py -rP --timeout 1800
 
-# Mixed traffic for SOAK_MINUTES; fails when anything grows or an answer is wrong, and writes SOAK_OUTPUT/soak.*
+# Mixed traffic for SOAK_MINUTES. Fails on growth or a wrong completion; writes SOAK_OUTPUT/soak.*
 soak: $(VENV)/.dev
 	$(VENV)/bin/python -m build_engine build --target cpu >/dev/null
 	$(VENV)/bin/python -m benchmarks.soak

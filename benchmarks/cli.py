@@ -25,8 +25,7 @@ from benchmarks.systems.baselines import Peer, llama_cpp_peers, named_peers, pai
 from benchmarks.systems.servers import ServerError, build_default_engine, secret, settings_from_environment
 from benchmarks.targets import Status
 from build_engine.errors import BuildEngineError
-from launcher.local.preflight import PreflightError
-from launcher.local.stack import StartError
+from launcher.local.errors import PreflightError, StartError
 from launcher.settings import REPOSITORY_ROOT
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 
+_EXTRA = {"typer", "httpx", "httpx_sse"}  # the packages of the extra `cli`
+
 
 def main() -> None:
-    """The program; where the packages that it needs are not installed, what to do about it."""
+    """Runs the program. If a package of the extra `cli` is missing, exits with status 1 and the install command."""
     try:
         from complete_cli import cli
     except ModuleNotFoundError as error:
-        if error.name not in {"typer", "httpx"}:
+        if error.name not in _EXTRA:
             raise
         sys.stderr.write(
-            f"error: this program needs {error.name}, which the extra `cli` brings: "
-            "pip install '.[cli]' in a copy of the repository.\n"
+            f"error: The package {error.name} is missing, which this program needs. "
+            "Install the extra `cli` from a copy of the repository: pip install '.[cli]'\n"
         )
         raise SystemExit(1) from None
     cli.main()

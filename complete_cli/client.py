@@ -1,122 +1,131 @@
-"""The completions API as this program needs it: an answer, whole or streamed, the models, and what went wrong."""
+"""Client of the completions API: whole and streamed responses, the model list, and errors."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from httpx_sse import EventSource
 
 _DONE = "[DONE]"
-# Silence that long in a stream means that nobody is there: servers send comments while they wait for a token. Of a
-# whole answer nothing comes before it is made, which may take as long as the server allows.
-_SILENCE_LIMIT_S = 120.0
-_ANSWER_LIMIT_S = 3600.0
-_CONNECT_LIMIT_S = 10.0
+_EVENT_STREAM = "text/event-stream"
 
 
 class CompletionError(Exception):
-    """The server refused or failed; the message is its own."""
+    """The server rejected or failed the request. The message is the server's."""
 
 
 class UnreachableError(Exception):
-    """Nobody answered, or not as HTTP."""
+    """The server did not respond, or not with HTTP."""
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Limits in seconds.
+
+    A stream may be silent for `silence_s` only, because servers send comments while they wait for a token. A whole
+    response is sent once it is complete, so it may take `response_s`.
+    """
+
+    connect_s: float = 10.0
+    silence_s: float = 120.0
+    response_s: float = 3600.0
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask. `base_url` ends in /v1; no key is sent when there is none."""
+    """An API to send requests to. `base_url` ends in /v1; without a key, no Authorization header is sent."""
 
     base_url: str
     key: str | None
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
     def first_model(self) -> str:
-        """The first name of /models. CompletionError, UnreachableError."""
-        with self._client() as client, _translated():
-            found = _json(client.get("models"))
+        """Returns the first name of /models. Raises CompletionError if there is none, or UnreachableError."""
+        with self._client(self.timeouts.silence_s) as client, _translated_errors():
+            models = _json(client.get("models"))
         try:
-            return str(found["data"][0]["id"])
+            return str(models["data"][0]["id"])
         except (KeyError, IndexError, TypeError):
-            raise CompletionError("The server lists no model; name one with --model.") from None
+            raise CompletionError("The server lists no model. Name one with --model.") from None
 
     def complete(self, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """The chunks of a stream, or the one whole answer. Closing the iterator ends the request.
+        """Yields the chunks of a stream, or the one whole response. Closing the generator cancels the request.
 
-        CompletionError, UnreachableError.
+        Raises CompletionError or UnreachableError.
         """
-        limit_s = _SILENCE_LIMIT_S if body.get("stream") else _ANSWER_LIMIT_S
+        timeout_s = self.timeouts.silence_s if body.get("stream") else self.timeouts.response_s
         with (
-            self._client(limit_s) as client,
-            _translated(),
-            client.stream("POST", "completions", json=dict(body)) as answer,
+            self._client(timeout_s) as client,
+            _translated_errors(),
+            client.stream("POST", "completions", json=dict(body)) as response,
         ):
-            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
-                answer.read()
-                yield _with_choices(_json(answer))
-                return
-            yield from _events(answer.iter_lines())
+            if response.headers.get("content-type", "").startswith(_EVENT_STREAM):
+                yield from _chunks(EventSource(response))
+            else:
+                response.read()
+                yield _with_choices(_json(response))
 
-    def _client(self, silence_limit_s: float = _SILENCE_LIMIT_S) -> httpx.Client:
+    def _client(self, timeout_s: float) -> httpx.Client:
         if self.key is not None and not self.key.isascii():  # no header can carry it
-            raise CompletionError("The API key holds characters that no key has.")
+            raise CompletionError("The API key contains characters other than ASCII.")
         headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
-        timeout = httpx.Timeout(silence_limit_s, connect=_CONNECT_LIMIT_S)
+        timeout = httpx.Timeout(timeout_s, connect=self.timeouts.connect_s)
         return httpx.Client(base_url=self.base_url.rstrip("/") + "/", headers=headers, timeout=timeout)
 
 
-def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if not line.startswith("data:"):
-            continue
-        data = line.removeprefix("data:").strip()
-        if data == _DONE:
+def _chunks(events: EventSource) -> Iterator[dict[str, Any]]:
+    for event in events.iter_sse():
+        if event.data == _DONE:
             return
-        event = _event(data)
-        if event.get("error"):
-            raise CompletionError(_message(event) or "The server reported an error without a message.")
-        yield _with_choices(event)
-    raise CompletionError("The stream broke off before its end.")
+        chunk = _parse(event.data)
+        if chunk.get("error"):
+            raise CompletionError(_error_message(chunk) or "The server reported an error without a message.")
+        yield _with_choices(chunk)
+    raise CompletionError("The stream ended before its last event.")
 
 
-def _event(data: str) -> dict[str, Any]:
+def _parse(data: str) -> dict[str, Any]:
     try:
-        event = json.loads(data)
+        chunk = json.loads(data)
     except ValueError:
-        event = None
-    if not isinstance(event, dict):
-        raise CompletionError("The server sent an event that is no JSON object, not as this API does.")
-    return event
+        chunk = None
+    if not isinstance(chunk, dict):
+        raise CompletionError("The server sent an event that is not a JSON object. This is not a completions API.")
+    return chunk
 
 
-def _with_choices(answer: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(answer.get("choices"), list):
-        raise CompletionError("The server answered without choices, not as this API does.")
-    return answer
+def _with_choices(body: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(body.get("choices"), list):
+        raise CompletionError("The server's response has no choices. This is not a completions API.")
+    return body
 
 
-def _json(answer: httpx.Response) -> dict[str, Any]:
+def _json(response: httpx.Response) -> dict[str, Any]:
     try:
-        body = answer.json()
+        body = response.json()
     except ValueError:
         body = None
-    if answer.is_success and isinstance(body, dict):
+    if response.is_success and isinstance(body, dict):
         return body
-    said = _message(body) or f"The server answered {answer.status_code} {answer.reason_phrase}, not as this API does."
-    wait_s = answer.headers.get("retry-after")
-    raise CompletionError(said if wait_s is None else f"{said} Try again in {wait_s} s.")
+    status = f"{response.status_code} {response.reason_phrase}"
+    message = _error_message(body) or f"The server responded {status}. This is not a completions API."
+    retry_after_s = response.headers.get("retry-after")
+    raise CompletionError(message if retry_after_s is None else f"{message} Retry in {retry_after_s} s.")
 
 
-def _message(body: Any) -> str | None:
+def _error_message(body: Any) -> str | None:
     error = body.get("error") if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     return str(message) if message else None
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (httpx.TransportError, httpx.InvalidURL) as error:

@@ -1,4 +1,4 @@
-"""What came out of one request: the text as it arrives, and how long it took."""
+"""Text of one request as it arrives, and its timing."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 
 @dataclass
 class Report:
-    """Watches the answers of one request go by. Times are seconds of the monotonic clock."""
+    """Records arrival times, usage and finish reasons of one response. Times are seconds of the monotonic clock."""
 
     started_s: float = field(default_factory=time.monotonic)
     first_s: float | None = None
     last_s: float | None = None
     usage: dict[str, int] | None = None
-    finishes: dict[int, str] = field(default_factory=dict)  # by choice
+    finish_reasons: dict[int, str] = field(default_factory=dict)  # by choice
     _is_stream: bool = True
 
-    def watch(self, answers: Iterator[dict[str, Any]], *, is_stream: bool) -> Iterator[dict[str, Any]]:
-        """The same answers, noted on their way."""
+    def watch(self, chunks: Iterator[dict[str, Any]], *, is_stream: bool) -> Iterator[dict[str, Any]]:
+        """Yields the chunks unchanged, and records each."""
         self._is_stream = is_stream
-        for answer in answers:
-            self._note(answer)
-            yield answer
+        for chunk in chunks:
+            self._record(chunk)
+            yield chunk
 
-    def _note(self, answer: dict[str, Any]) -> None:
+    def _record(self, chunk: dict[str, Any]) -> None:
         self.last_s = time.monotonic()
         if self.first_s is None:
             self.first_s = self.last_s
-        self.usage = answer.get("usage") or self.usage
-        for choice in answer["choices"]:
+        self.usage = chunk.get("usage") or self.usage
+        for choice in chunk["choices"]:
             if choice.get("finish_reason"):
-                self.finishes[choice["index"]] = choice["finish_reason"]
+                self.finish_reasons[choice["index"]] = choice["finish_reason"]
 
-    def line(self, *, was_stopped: bool = False) -> str:
-        """One line for people: time to first token, tokens, their rate, why it ended."""
+    def line(self, *, was_cancelled: bool = False) -> str:
+        """Returns one line: time to first token, number of tokens, tokens per second, finish reasons."""
         parts = []
         if self.first_s is not None and self._is_stream:
             parts.append(f"first token {_duration(self.first_s - self.started_s)}")
@@ -44,7 +44,8 @@ class Report:
         rate = self._rate()
         if rate is not None:
             parts.append(f"{rate:.1f} tokens/s")
-        parts.append("stopped" if was_stopped else " ".join(dict.fromkeys(self.finishes.values())) or "no end")
+        reasons = " ".join(dict.fromkeys(self.finish_reasons.values())) or "no finish reason"
+        parts.append("cancelled" if was_cancelled else reasons)
         return " · ".join(parts)
 
     def _tokens(self, total_s: float) -> str:
@@ -53,48 +54,50 @@ class Report:
         return f"{self.usage['prompt_tokens']} + {self.usage['completion_tokens']} tokens in {_duration(total_s)}"
 
     def _rate(self) -> float | None:
-        """Tokens a second: of a stream from its first token on, else over the whole time."""
+        """Returns tokens per second: for a stream, from its first token on; otherwise over the whole time."""
         if self.usage is None or self.first_s is None or self.last_s is None:
             return None
         tokens = self.usage["completion_tokens"]
-        # A token comes with the first arrival for each choice; what it took is the time to first token.
-        tokens, since_s = (tokens - len(self.finishes), self.first_s) if self._is_stream else (tokens, self.started_s)
+        # The first chunk brings a token of each choice, whose cost is the time to first token.
+        tokens, since_s = (
+            (tokens - len(self.finish_reasons), self.first_s) if self._is_stream else (tokens, self.started_s)
+        )
         return tokens / (self.last_s - since_s) if tokens > 0 and self.last_s > since_s else None
 
 
 class TextWriter:
-    """Writes the text of the choices one behind the other, though a stream interleaves them.
+    """Writes the text of the choices one after another, although a stream interleaves them.
 
-    The first choice is written as it comes; the others wait, each for the end of the one before it.
+    The first choice is written as it arrives. Each of the others is buffered until the one before it has ended.
     """
 
     def __init__(self, write: Callable[[str], None], *, separator: str) -> None:
         self._write = write
         self._separator = separator
-        self._held: dict[int, list[str]] = {}
+        self._buffered: dict[int, list[str]] = {}
         self._finished: set[int] = set()
         self._current = 0
 
     def add(self, choice: dict[str, Any]) -> None:
-        """One choice of a chunk, or of a whole answer."""
+        """Takes one choice of a chunk or of a whole response."""
         index = choice["index"]
         if choice["text"]:
-            self._held.setdefault(index, []).append(choice["text"])
+            self._buffered.setdefault(index, []).append(choice["text"])
         if choice.get("finish_reason"):
             self._finished.add(index)
-        self._release()
+        self._write_finished()
 
     def close(self) -> None:
-        """Writes what is held: the request is over, for whatever reason."""
-        for index in sorted(self._held):
-            if self._held[index]:
+        """Writes the buffered text. Call it when the request is over, for any reason."""
+        for index in sorted(self._buffered):
+            if self._buffered[index]:
                 self._move_to(index)
                 self._flush()
 
-    def _release(self) -> None:
+    def _write_finished(self) -> None:
         self._flush()
         while self._current in self._finished and (
-            self._current + 1 in self._held or self._current + 1 in self._finished
+            self._current + 1 in self._buffered or self._current + 1 in self._finished
         ):
             self._move_to(self._current + 1)
             self._flush()
@@ -105,9 +108,9 @@ class TextWriter:
             self._current = index
 
     def _flush(self) -> None:
-        held = self._held.pop(self._current, None)
-        if held:
-            self._write("".join(held))
+        texts = self._buffered.pop(self._current, None)
+        if texts:
+            self._write("".join(texts))
 
 
 def _duration(seconds: float) -> str:

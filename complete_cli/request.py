@@ -1,4 +1,4 @@
-"""From the command line's words to the body of a request."""
+"""Builds the prompt and the request body from the command line."""
 
 from __future__ import annotations
 
@@ -9,38 +9,42 @@ from typing import Any, BinaryIO
 
 
 class UsageError(Exception):
-    """The command line asks for something that can't be meant; the message says what to write instead."""
+    """The command line is invalid. The message names the remedy."""
 
 
-def read_prompt(word: str | None, file: Path | None, stdin: BinaryIO) -> str:
-    """The prompt: the argument, a file, or standard input (`-`, or none of the others with something piped in).
+def read_prompt(argument: str | None, file: Path | None, stdin: BinaryIO) -> str:
+    """Returns the prompt: the argument, the file's text, or standard input (`-`, or a pipe without an argument).
 
-    One line break at the very end of a file or of standard input is left out, as shells do: editors and `echo` put it
-    there, and a model would go on behind it on a new line. UsageError.
+    One line break at the end of a file or of standard input is removed, as shells do: editors and `echo` append it, and
+    the model would continue on a new line. Raises UsageError if there is no prompt, more than one, or one that is not
+    UTF-8.
     """
-    if word is not None and file is not None:
+    if argument is not None and file is not None:
         raise UsageError("Give the prompt as an argument or with --file, not both.")
     if file is not None:
         try:
-            return _text(file.read_bytes(), str(file))
+            return _decode(file.read_bytes(), str(file))
         except OSError as error:
-            raise UsageError(f"{file} can't be read: {error.strerror}.") from error
-    if word is not None and word != "-":
-        return word
-    if word is None and stdin.isatty():
-        raise UsageError('Give a prompt: complete "Once upon", complete --file story.txt, or something | complete.')
-    return _text(stdin.read(), "standard input")
+            raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and stdin.isatty():
+        raise UsageError('Give a prompt: complete "Once upon", complete --file story.txt, or echo Once | complete.')
+    return _decode(stdin.read(), "standard input")
 
 
-def _text(content: bytes, name: str) -> str:
+def _decode(content: bytes, name: str) -> str:
     try:
         return content.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start}).") from error
 
 
-def parse_settings(items: Iterable[str]) -> dict[str, Any]:
-    """`name=json` pairs as fields. What is not JSON is a string: `user=me` needs no quotes. UsageError."""
+def parse_fields(items: Iterable[str]) -> dict[str, Any]:
+    """Parses `name=json` pairs; a value that is not JSON is a string, so that `user=me` needs no quotes.
+
+    Raises UsageError for an item of another form.
+    """
     fields = {}
     for item in items:
         name, equals, value = item.partition("=")
@@ -53,18 +57,16 @@ def parse_settings(items: Iterable[str]) -> dict[str, Any]:
     return fields
 
 
-def request_body(
-    prompt: str, options: Mapping[str, Any], settings: Mapping[str, Any], *, stream: bool
-) -> dict[str, Any]:
-    """The body without its model. `settings` go before `options`, of which those that are None are left out.
+def request_body(prompt: str, options: Mapping[str, Any], fields: Mapping[str, Any], *, stream: bool) -> dict[str, Any]:
+    """Returns the body without its model. `fields` override `options`, of which those that are None are omitted.
 
-    A stream's usage is asked for, which servers refuse of an answer that is none.
+    Usage is requested for a stream only, because servers reject stream_options without stream.
     """
-    streams = settings.get("stream", stream)
+    is_stream = fields.get("stream", stream)
     return {
         "prompt": prompt,
         "stream": stream,
-        **({"stream_options": {"include_usage": True}} if streams else {}),
+        **({"stream_options": {"include_usage": True}} if is_stream else {}),
         **{name: value for name, value in options.items() if value is not None},
-        **settings,
+        **fields,
     }

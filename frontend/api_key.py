@@ -1,4 +1,4 @@
-"""The API key of a request: its name, hash, models, rate limit and expiry date. Never the key itself."""
+"""An API key as it is stored: its name, hash, models, rate limit and expiry date, but not the key itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ApiKey(BaseModel):
-    """A key as the keys file lists it. A bare date in `expires` includes that day (UTC)."""
+    """An entry of the keys file. A date without a time in `expires` includes that day (UTC)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,7 +20,7 @@ class ApiKey(BaseModel):
     expires: date | datetime | None = None
 
     def is_expired(self, now: datetime) -> bool:
-        """Whether the key has stopped working at this moment (an aware datetime)."""
+        """Whether the key is no longer valid at `now`, a datetime with a time zone."""
         if self.expires is None:
             return False
         if isinstance(self.expires, datetime):
@@ -30,5 +30,5 @@ class ApiKey(BaseModel):
         return now >= day + timedelta(days=1)
 
     def may_use(self, names: Iterable[str]) -> bool:
-        """Whether the key is good for the model that goes by these names."""
+        """Whether the key has access to the model that has these names."""
         return self.models is None or not self.models.isdisjoint(names)

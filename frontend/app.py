@@ -55,7 +55,8 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
         lifespan=lambda _: _lifespan(dependencies),
     )
     app.state.dependencies = dependencies
-    for api in (completions, models, health, metrics, documents, playground):
+    completions.add_routes(app)
+    for api in (models, health, metrics, documents, playground):
         app.include_router(api.router)
     return app
 
@@ -64,6 +65,8 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
 async def _lifespan(dependencies: Dependencies) -> AsyncIterator[None]:
     if dependencies.settings.auth == "off":
         log.warning("auth_is_off", advice="every client that can reach the port may use the models; set API_KEY")
+    if dependencies.settings.backend == "fake":
+        log.warning("fake_backend", advice="completions are fixed text; set BACKEND=triton to serve a model")
     watches = [asyncio.create_task(model.readiness.watch()) for model in dependencies.models]
     async with run_heartbeat(dependencies.workers, dependencies.metrics_of_all, lambda: dependencies.is_ready):
         yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated
 
 from fastapi import Depends
@@ -15,6 +14,7 @@ from starlette.requests import Request
 from frontend.api_key import ApiKey
 from frontend.backends.generator import Generator
 from frontend.generation.admission import Admission
+from frontend.generation.completion_run import RunLimits
 from frontend.generation.rate_limits import RateLimits
 from frontend.models.registry import ModelRegistry, ServedModel, deployment_of
 from frontend.multiprocess.merged_metrics import MergedMetrics
@@ -36,6 +36,7 @@ class Dependencies:
     admission: Admission
     rate_limits: RateLimits
     workers: SharedState
+    run_limits: RunLimits
     metrics_of_all: MergedMetrics | None  # in a front end of several workers
     started: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
 
@@ -81,6 +82,8 @@ def build_dependencies(
     *,
     workers: SharedState | None = None,
     metrics: Metrics | None = None,
+    admission: Admission | None = None,
+    run_limits: RunLimits | None = None,
 ) -> Dependencies:
     """The dependencies of one app.
 
@@ -91,7 +94,7 @@ def build_dependencies(
     if not isinstance(generators, Mapping):
         generators = dict.fromkeys((model.name for model in deployment.models), generators)
     workers, metrics = workers or SharedState.single_process(), metrics or Metrics()
-    admission = Admission(settings.max_in_flight, workers)
+    admission = admission or Admission(settings.max_in_flight, workers)
     dependencies = Dependencies(
         settings=settings,
         models=ModelRegistry(deployment, generators, settings, metrics, workers, admission),
@@ -99,11 +102,22 @@ def build_dependencies(
         admission=admission,
         rate_limits=RateLimits(workers),
         workers=workers,
+        run_limits=run_limits or RunLimits(),
         metrics_of_all=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
     )
     for model in dependencies.models:
-        metrics.watch(model.name, model.in_flight_limit, partial(dependencies.accepts, model))
+        _watch(dependencies, model)
     return dependencies
+
+
+def _watch(dependencies: Dependencies, model: ServedModel) -> None:
+    limit = model.in_flight_limit
+    dependencies.metrics.watch(
+        model.name,
+        in_flight=lambda: limit.in_flight,
+        queued=lambda: limit.queued,
+        is_ready=lambda: dependencies.accepts(model),
+    )
 
 
 async def get_dependencies(request: Request) -> Dependencies:

@@ -16,6 +16,7 @@ from frontend.api.auth import KeysFileError
 from frontend.app import build_app
 from frontend.backends.factory import create_generator
 from frontend.dependencies import Dependencies, build_dependencies
+from frontend.generation.admission import Admission
 from frontend.models.registry import deployment_of
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
@@ -49,7 +50,7 @@ class DrainingServer(uvicorn.Server):
         self._slow_clients = SlowClientMonitor(
             lambda: self.server_state.connections,
             limit_s=dependencies.settings.client_write_timeout_s,
-            on_cut=dependencies.metrics.slow_readers.inc,
+            on_cut=dependencies.metrics.slow_clients.inc,
         )
         self._slow_client_watch: asyncio.Task[None] | None = None
 
@@ -109,11 +110,16 @@ def serve(settings: FrontendSettings, workers: SharedState, listener: socket.soc
     metrics = Metrics()
     try:
         deployment = deployment_of(settings)
+        admission = Admission(settings.max_in_flight, workers)
         generators = {
-            model.name: create_generator(model, settings, metrics.endpoints.of_model(model.name))
+            model.name: create_generator(
+                model, settings, metrics.endpoints_of_model(model.name), on_lost=admission.fail_lost
+            )
             for model in deployment.models
         }
-        dependencies = build_dependencies(settings, generators, deployment, workers=workers, metrics=metrics)
+        dependencies = build_dependencies(
+            settings, generators, deployment, workers=workers, metrics=metrics, admission=admission
+        )
         app = build_app(dependencies)
     except (KeysFileError, DeploymentError) as error:
         sys.stderr.write(f"The front end cannot start: {error}\n")

@@ -1,4 +1,4 @@
-"""Settings of the front end, read once at start from its environment."""
+"""Settings of the front end, read from its environment once, at start."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class HashedKey:
-    """An API key of which only the SHA-256 is kept, so that no dump of the settings can show it."""
+    """An API key of which only the SHA-256 is stored: a dump of the settings does not reveal it."""
 
     sha256: str  # hexadecimal, lower case
 
     @classmethod
     def of(cls, plain: str) -> HashedKey:
+        """Hashes a key as clients send it."""
         return cls(hashlib.sha256(plain.encode()).hexdigest())
 
 
@@ -38,7 +39,7 @@ def _split_names(value: Any) -> Any:
 
 
 class FrontendSettings(ProgramSettings):
-    """One field per environment variable of the same name in capitals. A bad value stops the start with its name."""
+    """One field per environment variable, which has its name in capitals. An invalid value prevents the start."""
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(9000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
@@ -46,90 +47,89 @@ class FrontendSettings(ProgramSettings):
         1,
         ge=1,
         le=64,
-        description="Processes of the front end; limits and metrics are those of all together",
+        description="Processes of the front end; limits and metrics apply to all of them together",
     )
     public_url: HttpUrl | None = Field(
         None,
-        description="Base of the URLs in answers ($schema, Link), such as https://api.example.com; "
-        "left out: taken from each request's Host header",
+        description="Base of the URLs in responses ($schema, Link), such as https://api.example.com; "
+        "unset: taken from the Host header of each request",
     )
 
     backend: Literal["triton", "fake"] = Field(
         "triton",
-        description="Source of completions: Triton, or a fake that returns fixed text, for work on clients",
+        description="Source of completions; `fake` serves fixed text without Triton or an engine, to develop clients",
     )
     triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Triton's gRPC port on the loopback address")
     triton_grpc_url: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = Field(
         (),
-        description="gRPC address of Triton as host:port, or those of several, comma separated, that share the load; "
-        "left out: the loopback address and TRITON_GRPC_PORT",
+        description="gRPC addresses (host:port) of one or more Tritons that share the load, comma separated; "
+        "unset: the loopback address with TRITON_GRPC_PORT",
     )
-    triton_model: str = Field(ENSEMBLE_MODEL, description="The Triton model that completes prompts")
+    triton_model: str = Field(ENSEMBLE_MODEL, description="Name of the Triton model that completes prompts")
     deployment: Path | None = Field(
         None,
-        description="TOML file of several models (docs/models.md), in place of MODEL_NAME, ENGINE_DIR and the like",
+        description="TOML file that defines one or more models (docs/models.md); replaces MODEL_NAME, MODEL_ALIASES, "
+        "TRITON_MODEL and MAX_MODEL_LEN",
     )
-    model_name: str = Field("smollm2-135m-instruct", min_length=1, description="Name under which the model is served")
+    model_name: str = Field("smollm2-135m-instruct", min_length=1, description="Name of the model in the API")
     model_aliases: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = Field(
-        (), description="Further names of the same model, comma separated"
+        (), description="Additional names of the model, comma separated"
     )
-    engine_dir: Path | None = Field(None, description="Engine directory, for what /models tells about its limits")
-    executor: ExecutorName | None = Field(None, description="What makes the tokens, for what /models tells about it")
+    engine_dir: Path | None = Field(None, description="Engine directory, for the limits in /v1/models")
+    executor: ExecutorName | None = Field(None, description="Executor of the engine, for /v1/models")
     max_model_len: int | None = Field(
-        None, ge=2, description="The context in tokens that /models tells, where the engine's manifest can't be read"
+        None, ge=2, description="Context length in tokens for /v1/models, if the engine's manifest cannot be read"
     )
 
-    auth: Literal["on", "off"] = Field("on", description="off: no API key is needed; for closed networks only")
+    auth: Literal["on", "off"] = Field("on", description="`off` requires no API key; for closed networks only")
     api_key: Annotated[HashedKey | None, NoDecode, BeforeValidator(_hashed)] = Field(
-        None, description="One API key that may use everything; hashed as soon as it is read"
+        None, description="An API key with access to every model; only its hash is stored"
     )
     api_keys_file: Path | None = Field(
         None,
         description="JSON file with a list of {name, sha256, models?, requests_per_minute?, expires?}; "
         "reloaded when it changes",
     )
-    metrics_needs_key: bool = Field(False, description="Whether /metrics needs an API key")
+    metrics_needs_key: bool = Field(False, description="Whether /metrics requires an API key")
 
-    max_body_bytes: int = Field(4 * MIB, ge=1024, description="Largest request body in bytes; more is a 413")
-    max_choices: int = Field(128, ge=1, description="Most choices of one request: its prompts times n")
-    max_in_flight: int = Field(512, ge=1, description="Most choices that may be in work at once; more is a 429")
-    strict_fields: bool = Field(False, description="Refuse request fields that are not known instead of ignoring them")
+    max_body_bytes: int = Field(4 * MIB, ge=1024, description="Maximum bytes of a request body; larger ones get a 413")
+    max_choices: int = Field(128, ge=1, description="Maximum number of choices per request: prompts times n")
+    max_in_flight: int = Field(512, ge=1, description="Maximum number of choices in flight; more get a 429")
+    strict_fields: bool = Field(False, description="Reject unknown request fields with a 400 instead of ignoring them")
 
     request_timeout_s: float = Field(
-        600.0, gt=0, description="Seconds until a request ends with a 504; a request may ask for less by header"
+        600.0, gt=0, description="Timeout of a request in seconds, after which it gets a 504; a header may lower it"
     )
     drain_timeout_s: float = Field(
-        30.0, ge=0, description="Seconds that running requests have to finish after SIGTERM before they are stopped"
+        30.0, ge=0, description="Seconds after SIGTERM in which running requests may finish before they are cancelled"
     )
     client_write_timeout_s: float = Field(
-        30.0, gt=0, description="Seconds without reading after which a client's connection is cut off"
+        30.0, gt=0, description="Seconds after which the connection of a client that reads nothing is closed"
     )
-    keepalive_s: float = Field(15.0, gt=0, description="Seconds of silence in a stream before a comment is sent")
-    health_check_interval_s: float = Field(1.0, gt=0, description="Seconds between two looks at whether Triton is up")
+    keepalive_s: float = Field(15.0, gt=0, description="Seconds without an event after which a stream sends a comment")
+    health_check_interval_s: float = Field(1.0, gt=0, description="Seconds between two readiness checks of Triton")
     triton_unresponsive_timeout_s: float = Field(
         15.0,
         gt=0,
-        description="Seconds without a token or another sign of Triton after which what is in flight ends with a 503",
+        description="Seconds without a token or a passed check after which requests in flight end with a 503",
     )
     idle_probe_interval_s: float = Field(
-        60.0, gt=0, description="Seconds without a token after which an idle engine is tried again"
+        60.0, gt=0, description="Seconds without a token after which an idle engine gets a warm-up probe"
     )
 
     grpc_experiments: str = Field(
         "-event_engine_client",
-        description="Switches of the gRPC library. The default has connections read by one thread in place of two, "
-        "for a fifth less CPU; `none` leaves gRPC as it is",
+        description="Value of GRPC_EXPERIMENTS; the default reads connections with one thread instead of two, which "
+        "uses 20 % less CPU; `none` leaves gRPC's defaults",
     )
 
-    log_format: Literal["console", "json"] = Field("console", description="How log lines are written")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least level that is logged"
-    )
+    log_format: Literal["console", "json"] = Field("console", description="Format of log lines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged")
 
     @model_validator(mode="after")
     def _has_keys_unless_open(self) -> Self:
         if self.auth == "on" and self.api_key is None and self.api_keys_file is None:
-            raise ValueError("set API_KEY or API_KEYS_FILE, or AUTH=off to serve everybody who can reach the port")
+            raise ValueError("Set API_KEY or API_KEYS_FILE, or AUTH=off to serve every client that can reach the port")
         return self
 
     @property
@@ -139,5 +139,5 @@ class FrontendSettings(ProgramSettings):
 
     @property
     def most_choices(self) -> int:
-        """Choices one request may have: a request that can never be admitted is refused, not queued for ever."""
+        """Maximum number of choices per request: a request that could never be admitted is rejected at once."""
         return min(self.max_choices, self.max_in_flight)

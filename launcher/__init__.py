@@ -1,11 +1,10 @@
 """Starts the whole stack on one machine: engine, Triton from its pip wheel, front end. `make serve` runs it.
 
-settings.py       ports, names and folders, from the environment
-checks.py         what must be there before anything starts, and how to mend it when it is not
-triton_server.py  the tritonserver binary inside the nvidia-pytriton wheel, made ready to run
-processes.py      one supervised child process: log file, restart, end
-health_watch.py   starts Triton again when it runs and does not answer
-stub_watch.py     starts Triton again when the process of one of its models has died
-stack.py          engine -> Triton -> front end -> ready; and everything down again
-multi_gpu.py      command lines for one or several GPUs: single, leader (mpirun) and orchestrator mode
+settings.py           ports, names and folders, from the environment
+check_python.py       checks the interpreter before anything is installed
+ports.py              finds free ports
+model_repository.py   renders a Triton model repository with an ensemble for each model of a deployment
+stub_monitor.py       detects dead stub processes of a Triton server
+local/                the stack of `make serve` and of the CPU image
+gpu/                  Triton for one TensorRT-LLM engine on one or several GPUs: the GPU image's program
 """

@@ -1,5 +1,7 @@
-"""Can this Python run the stack? Run by the Makefile before anything is installed: standard library only, and
-syntax that any Python since 3.6 reads. Exit status 0, or 1 with what is missing and its remedy on standard error.
+"""Checks whether this Python can run the stack. The Makefile runs it before anything is installed.
+
+Standard library only, in syntax that Python 3.6 and later parse. Exit status 0, or 1 with the problem and its remedy on
+standard error.
 """
 
 import ctypes
@@ -17,7 +19,7 @@ def _library() -> str:
 
 
 def libpython() -> "Path | None":
-    """The shared libpython of this interpreter, which Triton's Python stub loads; None when there is none."""
+    """Returns the shared libpython of this interpreter, which Triton's Python stub loads; None if there is none."""
     name = _library()
     for folder in (sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LIBPL"), f"{sys.base_prefix}/lib"):
         if folder and (Path(folder) / name).exists():
@@ -30,29 +32,30 @@ def libpython() -> "Path | None":
 
 
 def find_libpython_problem() -> "str | None":
-    """What to do about a shared libpython that is missing; None when it is there."""
+    """Returns the remedy for a missing shared libpython; None if it is present."""
     if libpython() is not None:
         return None
     version = _version()
     return (
-        f"Triton's Python backend needs the shared library {_library()}, which {sys.executable} does not have. Debian, "
-        f"Ubuntu: apt-get install libpython{version}. pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install "
+        f"Triton's Python backend needs the shared library {_library()}, which {sys.executable} lacks. On Debian and "
+        f"Ubuntu: apt-get install libpython{version}. With pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install "
         f"{version}. Or use another Python: make serve PYTHON=/path/to/python3"
     )
 
 
 def find_problem() -> "str | None":
-    """What is wrong with this interpreter, or None."""
+    """Returns why this interpreter cannot run the stack, with the remedy; None if it can."""
     if not (3, 10) <= sys.version_info[:2] <= (3, 12):
         return (
-            f"Python 3.10, 3.11 or 3.12 is needed, and {sys.executable} is {_version()}. Install one (Debian, Ubuntu: "
+            f"Python 3.10, 3.11 or 3.12 is required; {sys.executable} is {_version()}. Install one (Debian, Ubuntu: "
             "apt-get install python3.11 python3.11-venv libpython3.11), then: make serve PYTHON=python3.11"
         )
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        return f"This Python can't make virtual environments. Debian, Ubuntu: apt-get install python{_version()}-venv"
+        package = f"python{_version()}-venv"
+        return f"This Python cannot create virtual environments. On Debian and Ubuntu: apt-get install {package}"
     return find_libpython_problem()
 
 

@@ -1,8 +1,8 @@
-"""Lays out a Triton model repository with an ensemble and its three stages for each model of a deployment.
+"""Renders a Triton model repository with an ensemble and its three stages for each model of a deployment.
 
-Each copy of the repository's own models gets names of its own, and what is particular to its model as `parameters` of
-its config.pbtxt, which its process reads before the environment. `python -m launcher.model_repository FILE FOLDER` does
-it for a Triton that somebody else starts.
+The copies of `model_repository/` are renamed, and each model's settings become `parameters` of its config.pbtxt, which
+the stages read in preference to the environment. `python -m launcher.model_repository FILE FOLDER` renders one for a
+Triton that is started by other means.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from llm_pipeline.runtime.deployment import DeployedModel, Deployment
 from llm_pipeline.runtime.deployment_errors import DeploymentError
 
 _CONFIG = "config.pbtxt"
-# Says that a folder was made here, so that it may be made anew. Triton looks at folders only.
+# Marks a folder as rendered here, so that it may be replaced. Triton ignores files at this level.
 _MARKER = ".made-by-triton-completions"
 
 
 def render_model_repository(deployment: Deployment, source: Path, folder: Path) -> Path:
-    """Makes `folder` anew from the models in `source`. Nothing is left of what was in it before.
+    """Replaces `folder` by a model repository rendered from the models in `source`, and returns it.
 
-    OSError when it can't be made, or can't be replaced because something is mounted there; it stays as it was, then.
+    Raises OSError, and leaves the folder unchanged, if it is not writable or is a mount point.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=".laying-out-", dir=folder.parent))
+    workspace = Path(tempfile.mkdtemp(prefix=".rendering-", dir=folder.parent))
     try:
         draft = workspace / "new"
         draft.mkdir()
@@ -41,7 +41,7 @@ def render_model_repository(deployment: Deployment, source: Path, folder: Path) 
         (draft / _MARKER).touch()
         for model in deployment.models:
             if model.is_local:
-                _lay_out_model(model, source, draft)
+                _render_model(model, source, draft)
         if folder.exists():
             folder.rename(workspace / "old")
         draft.rename(folder)
@@ -50,7 +50,7 @@ def render_model_repository(deployment: Deployment, source: Path, folder: Path) 
     return folder
 
 
-def _lay_out_model(model: DeployedModel, source: Path, folder: Path) -> None:
+def _render_model(model: DeployedModel, source: Path, folder: Path) -> None:
     names = {stage: stage_model(model.ensemble, stage) for stage in STAGE_MODELS}
     names[ENSEMBLE_MODEL] = model.ensemble
     for name, own_name in names.items():
@@ -63,7 +63,7 @@ def _lay_out_model(model: DeployedModel, source: Path, folder: Path) -> None:
 
 
 def _renamed(text: str, names: dict[str, str]) -> str:
-    """The config with the names of this model: its own, and in an ensemble those of its steps."""
+    """Returns the config with this model's names: its own, and in an ensemble those of its steps."""
     return re.sub(
         r'^(\s*(?:name|model_name): )"([a-z]+)"$',
         lambda found: f'{found[1]}"{names.get(found[2], found[2])}"',
@@ -88,29 +88,29 @@ def _parameters(model: DeployedModel) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As protobuf's text format has it, which takes JSON's escapes."""
+    """Quotes a string for protobuf's text format, which accepts JSON's escapes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program. Its exit status."""
+    """Runs the program and returns its exit status: 0, or 2 for an invalid deployment or folder."""
     parser = argparse.ArgumentParser(
         prog="python -m launcher.model_repository", description=render_model_repository.__doc__
     )
     parser.add_argument("deployment", type=Path, help="the deployment file")
-    parser.add_argument("folder", type=Path, help="Triton's model repository, which is made anew")
-    given = parser.parse_args(arguments)
+    parser.add_argument("folder", type=Path, help="the model repository to write; an existing one is replaced")
+    options = parser.parse_args(arguments)
     try:
-        deployment = Deployment.load(given.deployment)
+        deployment = Deployment.load(options.deployment)
     except DeploymentError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     try:
-        problem = _find_problem(given.folder)
+        problem = _find_problem(options.folder)
         if problem is None:
-            render_model_repository(deployment, REPOSITORY_ROOT / "model_repository", given.folder)
+            render_model_repository(deployment, REPOSITORY_ROOT / "model_repository", options.folder)
     except OSError as error:
-        problem = f"{given.folder} can't be written: {error.strerror or error}."
+        problem = f"{options.folder} is not writable: {error.strerror or error}."
     if problem is not None:
         sys.stderr.write(f"{problem}\n")
         return 2
@@ -120,15 +120,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _find_problem(folder: Path) -> str | None:
     if not folder.exists():
         return None
-    if not _is_ours(folder):
-        return f"{folder} holds what was not made by this program; choose an empty folder or a new one."
+    if not _is_replaceable(folder):
+        return f"{folder} contains files that this program did not write. Choose an empty or a new folder."
     if folder.is_mount():
-        return f"{folder} is a mount point, which can't be made anew; name a folder in it, such as {folder / 'models'}."
+        return f"{folder} is a mount point, which cannot be replaced. Use a folder in it, such as {folder / 'models'}."
     return None
 
 
-def _is_ours(folder: Path) -> bool:
-    """Empty, or made by `lay_out`: only such a folder may be replaced."""
+def _is_replaceable(folder: Path) -> bool:
+    """Whether the folder is empty or was rendered by this program."""
     return folder.is_dir() and ((folder / _MARKER).is_file() or not any(folder.iterdir()))
 
 

@@ -1,8 +1,8 @@
-"""The processes in which a Triton server runs its Python models ("stubs"): which live, and when one has died for good.
+"""Tracks the processes ("stubs") in which a Triton server runs its Python models, and detects dead ones.
 
-Triton 2.51 does not start the dead stub of a decoupled model again, and that of preprocess not always: every request
-to it then fails for good with "Stub process 'decode_0_0' is not healthy" (both seen), while the server calls itself
-live and ready. So whoever started the server has to look. From /proc alone: the image for GPUs has no psutil of ours.
+Triton 2.51 never restarts the dead stub of a decoupled model, and that of preprocess not always: every later request
+to it fails with "Stub process 'decode_0_0' is not healthy" (both seen), while the server reports live and ready. So the
+parent of the server has to poll. Reads /proc only, because the GPU image does not contain psutil.
 """
 
 from __future__ import annotations
@@ -12,47 +12,47 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-PERIOD_S = 0.5  # between two looks
-_PATIENCE = 2  # looks; one may fall into the moment when a process begins or ends
-_STUB_NAME = "triton_python_b"  # as far as the kernel keeps names
+POLL_PERIOD_S = 0.5
+_MISSING_POLLS = 2  # consecutive polls: a single one may fall between the end of one process and its successor
+_STUB_NAME = "triton_python_b"  # the kernel truncates process names to 15 characters
 _PROC = Path("/proc")
 
 
 class StubInventory:
-    """Looks at the stubs of one server, again and again."""
+    """Compares the stubs of one server, over successive polls, with the most that each model has had."""
 
-    def __init__(self, server: int) -> None:
-        self._server = server
-        self._most: Counter[str] = Counter()  # the most stubs that each model has had
-        self._looks = 0
+    def __init__(self, server_pid: int) -> None:
+        self._server_pid = server_pid
+        self._max_stubs: Counter[str] = Counter()  # by model
+        self._missing_polls = 0
 
-    def look(self) -> str | None:
-        """The model that has had fewer stubs than before for `_PATIENCE` looks; None while all is well."""
-        found = living_stubs(self._server)
-        if found is None:
-            return None  # the server itself is gone, which others notice
-        self._most |= found
-        missing = sorted(self._most - found)
-        self._looks = self._looks + 1 if missing else 0
-        return missing[0] if self._looks >= _PATIENCE else None
+    def poll(self) -> str | None:
+        """Returns the model that has lacked a stub for `_MISSING_POLLS` polls in a row; None if all are present."""
+        stubs = count_stubs(self._server_pid)
+        if stubs is None:
+            return None  # the server itself has ended; its parent notices
+        self._max_stubs |= stubs
+        missing = sorted(self._max_stubs - stubs)
+        self._missing_polls = self._missing_polls + 1 if missing else 0
+        return missing[0] if self._missing_polls >= _MISSING_POLLS else None
 
 
-def living_stubs(server: int) -> Counter[str] | None:
-    """How many stubs each model has, by the model's name; None when there is no such server."""
-    if not (_PROC / str(server)).exists():
+def count_stubs(server_pid: int) -> Counter[str] | None:
+    """Returns the number of living stubs by model name; None if there is no such server."""
+    if not (_PROC / str(server_pid)).exists():
         return None
-    return Counter(name for pid in child_pids(server) if (name := _model_of(pid)))
+    return Counter(name for pid in child_pids(server_pid) if (name := _model_of(pid)))
 
 
-def child_pids(parent: int) -> Iterator[int]:
-    """Of all its threads; none when it has ended."""
-    for children in (_PROC / str(parent) / "task").glob("*/children"):
-        with suppress(OSError):  # the thread has ended meanwhile
+def child_pids(parent_pid: int) -> Iterator[int]:
+    """Yields the children of all threads of a process; nothing if it has ended."""
+    for children in (_PROC / str(parent_pid) / "task").glob("*/children"):
+        with suppress(OSError):  # the thread has just ended
             yield from map(int, children.read_text().split())
 
 
-def arguments_of(pid: int) -> list[str]:
-    """The command line of a process; empty when it has ended, or waits to be reaped."""
+def command_line(pid: int) -> list[str]:
+    """Returns the arguments of a process; an empty list if it has ended or is a zombie."""
     try:
         return [part.decode(errors="replace") for part in (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")]
     except OSError:
@@ -60,10 +60,10 @@ def arguments_of(pid: int) -> list[str]:
 
 
 def _model_of(pid: int) -> str | None:
-    """A stub's arguments hold MODEL/VERSION/model.py; None for every other process."""
+    """Returns the model of a stub, whose arguments contain MODEL/VERSION/model.py; None for other processes."""
     try:
         if not (_PROC / str(pid) / "comm").read_text().startswith(_STUB_NAME):
             return None
     except OSError:
         return None
-    return next((Path(part).parts[-3] for part in arguments_of(pid) if part.endswith("/model.py")), None)
+    return next((Path(part).parts[-3] for part in command_line(pid) if part.endswith("/model.py")), None)

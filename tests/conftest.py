@@ -11,7 +11,7 @@ from build_engine.cpu.build import BuildRequest, build_engine
 from build_engine.cpu.default_model import find_model
 from build_engine.cpu.inputs import default_output
 from build_engine.progress import SilentProgress
-from build_engine.targets import find_target
+from build_engine.targets.registry import find_target
 
 REPOSITORY = Path(__file__).parent.parent
 

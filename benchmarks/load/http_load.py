@@ -1,7 +1,7 @@
-"""The load client for HTTP: `python -m benchmarks.load.http_load ENDPOINT_JSON`.
+"""Load client for HTTP: `python -m benchmarks.load.http_load ENDPOINT_JSON`.
 
-One thread over epoll on raw sockets. For each piece that arrives it reads, notes the time and looks for the end of the
-answer: some 10 microseconds, so that two cores which the server shares are left to the server.
+One thread with epoll on raw sockets. For each piece that arrives, it reads, records the time and checks for the end of
+the response: about 10 microseconds, which leaves the shared cores to the server.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from benchmarks.load.http_recording import EndFinder, Endpoint, read_answer
+from benchmarks.load.http_recording import Endpoint, ResponseEndDetector, read_response
 from benchmarks.load.job import Job, Timeline, serve_jobs
 
-_PIECE_BYTES = 1 << 16
-_CONNECT_LIMIT_S = 10.0
+_MAX_PIECE_BYTES = 1 << 16
+_CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass
 class _Recording:
-    """One request and all that came back."""
+    """One request and its response, piece by piece."""
 
     sent_s: float
-    received: list[tuple[float, bytes]] = field(default_factory=list)
+    received: list[tuple[float, bytes]] = field(default_factory=list)  # arrival time in seconds, and data
 
 
 class _Stream:
-    """One connection and its requests, one after the other."""
+    """One connection, which sends its requests one after another."""
 
     def __init__(self, endpoint: Endpoint, prompts: tuple[str, ...], job: Job) -> None:
-        self.socket = socket.create_connection(endpoint.address, timeout=_CONNECT_LIMIT_S)
+        self.socket = socket.create_connection(endpoint.address, timeout=_CONNECT_TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._requests = iter(
             [endpoint.request(prompt, job.max_tokens, is_streamed=job.is_streamed) for prompt in prompts]
         )
         self.recordings: list[_Recording] = []
-        self._end = EndFinder()
+        self._end = ResponseEndDetector()
 
     def send_next(self) -> bool:
-        """Send the next request; False when there is none left."""
+        """Sends the next request; returns False if none is left."""
         request = next(self._requests, None)
         if request is None:
             return False
-        self._end = EndFinder()
+        self._end = ResponseEndDetector()
         self.recordings.append(_Recording(time.perf_counter()))
         self.socket.sendall(request)
         return True
 
     def receive(self) -> bool:
-        """Take what has arrived; False when this stream is over."""
+        """Records the data that has arrived; returns False when the stream is over."""
         try:
-            data = self.socket.recv(_PIECE_BYTES)
+            data = self.socket.recv(_MAX_PIECE_BYTES)
         except OSError:
             return False
         now_s = time.perf_counter()
@@ -67,7 +67,7 @@ class _Stream:
 
 
 def prepare(endpoint: Endpoint, job: Job) -> Callable[[], Callable[[], list[Timeline]]]:
-    """Open all connections; the load itself is what is returned."""
+    """Opens all connections, and returns the load itself."""
     streams = [_Stream(endpoint, prompts, job) for prompts in job.prompts]
 
     def load() -> Callable[[], list[Timeline]]:
@@ -77,7 +77,7 @@ def prepare(endpoint: Endpoint, job: Job) -> Callable[[], Callable[[], list[Time
         finally:
             gc.enable()
         return lambda: [
-            read_answer(recording.sent_s, recording.received, is_streamed=job.is_streamed)
+            read_response(recording.sent_s, recording.received, is_streamed=job.is_streamed)
             for stream in streams
             for recording in stream.recordings
         ]

@@ -17,8 +17,8 @@ from benchmarks.soak.report import Soak
 from benchmarks.soak.samples import Sampler
 from benchmarks.soak.settings import SoakSettings
 from benchmarks.soak.traffic import Traffic
-from benchmarks.systems.servers import free_ports
 from launcher.local.stack import Stack
+from launcher.ports import free_ports
 from launcher.settings import StackSettings
 
 _KEY = "sk-soak"

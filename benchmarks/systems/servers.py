@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +22,10 @@ from build_engine.cli.progress_bar import TerminalProgress
 from build_engine.cpu.build import BuildRequest, build_engine
 from build_engine.cpu.default_model import find_model
 from build_engine.cpu.inputs import default_output
-from build_engine.targets import find_target
+from build_engine.targets.registry import find_target
 from frontend.settings import FrontendSettings
 from launcher.local.stack import Stack
+from launcher.ports import free_ports
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from llm_pipeline.runtime.settings import PipelineSettings
 
@@ -161,15 +161,6 @@ def secret(variable: str) -> str:
     if not value:
         raise ValueError(f"The environment variable {variable} is not set.")
     return value
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on. They are free when this returns; nothing reserves them after that."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 from build_engine.errors import EngineBusyError, EngineRefusedError
 from llm_pipeline.engine_files.manifest import MANIFEST_NAME
 
+DEFAULT_ROOT = Path(".run/engines")  # contains every engine that is built without --output or --root
 LOCK_WAIT_S = 900.0
 _LOCK_POLL_S = 0.2
 

@@ -14,7 +14,7 @@ from build_engine.cli import inspect as cli_verify
 from build_engine.cli import tables
 from build_engine.cli.options import ERR, OUT, Json
 from build_engine.errors import BuildEngineError
-from build_engine.targets import TARGETS
+from build_engine.targets.registry import TARGETS
 from llm_pipeline.engine_files.manifest import ManifestError
 
 app = typer.Typer(

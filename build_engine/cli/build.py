@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from build_engine.cli import tables
+from build_engine.artifact.engine_dir import DEFAULT_ROOT
+from build_engine.artifact.result import BuildResult
+from build_engine.cli import plan_tables, tables
 from build_engine.cli.options import (
     ERR,
     OUT,
@@ -26,18 +28,19 @@ from build_engine.cli.options import (
     TrtllmVersion,
 )
 from build_engine.cli.progress_bar import TerminalProgress
-from build_engine.cpu.build import BuildRequest, BuildResult, build_engine
+from build_engine.cpu.build import BuildRequest, build_engine
 from build_engine.cpu.default_model import find_model
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.building.calibration import DEFAULT_CALIBRATION
-from build_engine.gpu.building.run import can_build, inspect_machine, run_plan
-from build_engine.gpu.nvml import PynvmlNvml
-from build_engine.gpu.planning import plan_output
+from build_engine.gpu.building.run import inspect_machine, run_plan
+from build_engine.gpu.installation import can_build
+from build_engine.gpu.planning.calibration import DEFAULT_CALIBRATION
 from build_engine.gpu.planning.memory_model import ASSUMED, DEFAULT_KV_FRACTION, DEFAULT_RUNTIME_GIB, Assumptions
+from build_engine.gpu.planning.plan_json import plan_json, refused_json
 from build_engine.gpu.planning.plan_request import AUTO, plan_request
-from build_engine.gpu.planning.planner import DEFAULT_ROOT, DEFAULT_TRTLLM, Plan, PlanRequest, make_plan
-from build_engine.gpu.planning.precisions import KvPrecisionName, PrecisionName
-from build_engine.targets import find_precision, find_target
+from build_engine.gpu.planning.planner import DEFAULT_TRTLLM, Plan, PlanRequest, make_plan
+from build_engine.targets.nvml import PynvmlNvml
+from build_engine.targets.precisions import KvPrecisionName, PrecisionName
+from build_engine.targets.registry import find_precision, find_target
 
 
 def build(
@@ -187,7 +190,7 @@ def plan(
         )
     except EngineRefusedError as error:
         if json:
-            OUT.print_json(data=plan_output.refused_json(str(error)))
+            OUT.print_json(data=refused_json(str(error)))
         raise
     made = make_plan(request)
     _show_plan(made, json)
@@ -197,6 +200,6 @@ def plan(
 
 def _show_plan(made: Plan, json: bool) -> None:
     if json:
-        OUT.print_json(data=plan_output.plan_json(made))
+        OUT.print_json(data=plan_json(made))
     else:
-        plan_output.print_plan(OUT, made)
+        plan_tables.print_plan(OUT, made)

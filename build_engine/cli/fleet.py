@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from build_engine.cli import fleet_tables
 from build_engine.cli.options import ERR, OUT, Json, LoadTest
 from build_engine.cli.progress_bar import TerminalProgress
-from build_engine.fleet import summary
 from build_engine.fleet.file import read_fleet_file
 from build_engine.fleet.jobs import make_jobs
 from build_engine.fleet.runner import dry_run, exit_status, run_fleet
-from build_engine.gpu.nvml import PynvmlNvml
+from build_engine.targets.nvml import PynvmlNvml
 
 
 def fleet(
@@ -32,15 +32,15 @@ def fleet(
     Exit status: 0 every engine is there, 1 one failed, 3 none failed, but some are refused or need another machine.
     """
     jobs = make_jobs(read_fleet_file(file), PynvmlNvml(), is_load_tested=load_test)
-    summary.print_refusals(ERR, jobs)
+    fleet_tables.print_refusals(ERR, jobs)
     if only_plan:
         results = dry_run(jobs)
     else:
         with TerminalProgress(ERR) as progress:
             results = run_fleet(jobs, progress, continue_on_error)
     if json:
-        OUT.print_json(data=summary.results_json(results))
+        OUT.print_json(data=fleet_tables.results_json(results))
     else:
-        summary.print_results(OUT, results)
+        fleet_tables.print_results(OUT, results)
     if status := exit_status(results):
         raise typer.Exit(status)

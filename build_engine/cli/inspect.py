@@ -7,18 +7,15 @@ from typing import Annotated
 
 import typer
 
-from build_engine.artifact.checks import Check, Outcome, verdict
+from build_engine.artifact.checks import Outcome, verdict
 from build_engine.cli import tables
 from build_engine.cli.options import ERR, GPU_PANEL, OUT, EngineDir, Json
 from build_engine.cli.progress_bar import TerminalProgress
-from build_engine.cpu.verify import verify_engine
-from build_engine.errors import BuildEngineError, EngineRefusedError
-from build_engine.gpu.nvml import PynvmlNvml
-from build_engine.gpu.planning.model_config import read_model_config
+from build_engine.errors import BuildEngineError
 from build_engine.gpu.verification.accuracy import Gate
-from build_engine.gpu.verification.target_checks import AccuracyRequest, target_checks
-from build_engine.progress import BuildProgress
-from build_engine.targets import CPU
+from build_engine.gpu.verification.target_checks import AccuracyRequest
+from build_engine.targets.nvml import PynvmlNvml
+from build_engine.verification.verify import verify_on_target
 from llm_pipeline.engine_files.manifest import EngineManifest
 
 INCOMPLETE_STATUS = 4
@@ -69,7 +66,7 @@ def verify(
     Exit status: 0 all is good, 1 something is not, 4 nothing failed but this machine could not check everything.
     """
     with TerminalProgress(ERR) as progress:
-        checks = _all_checks(engine_dir, AccuracyRequest(model, gate, threshold), progress)
+        checks = verify_on_target(engine_dir, AccuracyRequest(model, gate, threshold), PynvmlNvml(), progress)
     outcome = verdict(checks)
     if json:
         OUT.print_json(data=tables.checks_json(checks))
@@ -78,22 +75,6 @@ def verify(
         OUT.print(_conclusion(engine_dir, outcome), soft_wrap=True, markup=False)
     if outcome is not Outcome.PASSED:
         raise typer.Exit(BuildEngineError.exit_status if outcome is Outcome.FAILED else INCOMPLETE_STATUS)
-
-
-def _all_checks(engine_dir: Path, request: AccuracyRequest, progress: BuildProgress) -> list[Check]:
-    checks = verify_engine(engine_dir, progress)
-    if any(check.failed for check in checks):
-        return checks
-    manifest = EngineManifest.load(engine_dir)
-    if manifest.target == CPU.name:
-        if request != AccuracyRequest():
-            raise EngineRefusedError(
-                "An engine for CPUs is checked against known answers: leave out --model and the gate."
-            )
-        return checks
-    if request.model_dir:
-        read_model_config(request.model_dir)  # a wrong --model is refused before the engine is loaded
-    return checks + target_checks(engine_dir, manifest, request, PynvmlNvml(), progress)
 
 
 def _conclusion(engine_dir: Path, outcome: Outcome) -> str:

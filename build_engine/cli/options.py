@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from build_engine.gpu.building.calibration import FETCHED, TEXT_COLUMN
+from build_engine.gpu.planning.calibration import FETCHED, TEXT_COLUMN
 from build_engine.gpu.planning.planner import DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_NUM_TOKENS, DEFAULT_MAX_SEQ_LEN
-from build_engine.gpu.planning.precisions import KvPrecisionName
+from build_engine.targets.precisions import KvPrecisionName
 
 GPU_PANEL = "Engines for GPUs"
 OUT = Console()

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from build_engine.artifact.checks import Check, Outcome, verdict
-from build_engine.cpu.build import BuildResult
-from build_engine.gpu.planning.gpus import GB
-from build_engine.targets import Target, availability
+from build_engine.artifact.result import BuildResult
+from build_engine.targets.gpus import GB
+from build_engine.targets.registry import Target, availability
 from llm_pipeline.engine_files.manifest import EngineManifest, GpuBuild
 
 _MB = 1_000_000

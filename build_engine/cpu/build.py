@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from build_engine.artifact.engine_dir import LOCK_WAIT_S, build_lock, new_engine, require_replaceable
+from build_engine.artifact.engine_dir import DEFAULT_ROOT, LOCK_WAIT_S, build_lock, new_engine, require_replaceable
+from build_engine.artifact.file_checks import file_problems
 from build_engine.artifact.resources import require_disk, require_memory
+from build_engine.artifact.result import BuildResult
+from build_engine.artifact.sample_texts import TEXTS
+from build_engine.artifact.tokenizer_checks import encode_texts
 from build_engine.cpu.default_model import ModelFile
 from build_engine.cpu.gguf_model import GgufSource
 from build_engine.cpu.greedy import GreedyEngine
-from build_engine.cpu.inputs import DEFAULT_ROOT, BuildInputs, choose_name, collect_inputs, default_output, hash_source
+from build_engine.cpu.inputs import BuildInputs, choose_name, collect_inputs, default_output, hash_source
 from build_engine.cpu.quantization_error import measure_quantization_error
 from build_engine.cpu.supported_models import require_supported
 from build_engine.cpu.tokenizer import build_tokenizer
-from build_engine.cpu.verify import encode, file_problems
 from build_engine.cpu.weights import INT8, make_weights, quantized
 from build_engine.errors import BuildEngineError, EngineRefusedError
-from build_engine.gpu.verification.accuracy_texts import TEXTS
 from build_engine.progress import BuildProgress, SilentProgress
-from build_engine.targets import Target, require_available
+from build_engine.targets.registry import Target, require_available
 from llm_pipeline.engine_files.manifest import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
@@ -50,13 +52,6 @@ class BuildRequest:
     force: bool = False
     root: Path = DEFAULT_ROOT  # of engines whose place `output` does not say
     lock_wait_s: float = LOCK_WAIT_S
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    engine_dir: Path
-    manifest: EngineManifest
-    reused: bool  # the engine was there and good; nothing was written
 
 
 def build_engine(request: BuildRequest, progress: BuildProgress) -> BuildResult:
@@ -149,7 +144,7 @@ def _build_into(building: Path, source: GgufSource, recipe: BuildInputs, progres
         with progress.step("quantise to int8"):
             exact, weights = weights, quantized(weights)
         with progress.step("measure the drift from fp16"):
-            texts = encode(building / TOKENIZER_NAME, TEXTS)
+            texts = encode_texts(building / TOKENIZER_NAME, TEXTS)
             drift = measure_quantization_error(GreedyEngine(exact), GreedyEngine(weights), texts)
     with progress.step("write the weights"):
         save_weights(building / WEIGHTS_NAME, weights)

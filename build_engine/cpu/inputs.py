@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from build_engine.artifact.engine_dir import DEFAULT_ROOT
 from build_engine.cpu.default_model import ModelFile
 from build_engine.cpu.gguf_model import GgufSource
 from build_engine.cpu.tokenizer import GgufVocabulary
 from build_engine.errors import EngineRefusedError
 from build_engine.model_names import slug
 from build_engine.progress import BuildProgress
-from build_engine.targets import Target
+from build_engine.targets.registry import Target
 from llm_pipeline.engine_files.manifest import EngineLimits, EngineManifest, SourceModel, TokenIds, sha256_of
 
 TOOLS = ("openvino", "gguf", "safetensors", "tokenizers", "numpy", "triton-completions")
-DEFAULT_ROOT = Path(".run/engines")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from build_engine.cpu.greedy import GreedyEngine
 from llm_pipeline.engine_files.manifest import Drift
 
 # A working int8 engine of SmolLM2-135M agrees at 0.96 of the positions; one with a wrong scale at next to none.
-LEAST_AGREEMENT = 0.85
+MIN_AGREEMENT = 0.85
 _Floats = npt.NDArray[np.float64]
 
 

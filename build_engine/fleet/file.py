@@ -20,12 +20,13 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from build_engine.artifact.engine_dir import DEFAULT_ROOT
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.building.calibration import DEFAULT_CALIBRATION
+from build_engine.gpu.planning.calibration import DEFAULT_CALIBRATION
 from build_engine.gpu.planning.plan_request import AUTO
-from build_engine.gpu.planning.planner import DEFAULT_ROOT, DEFAULT_TRTLLM
-from build_engine.gpu.planning.precisions import KvPrecisionName, PrecisionName
-from build_engine.targets import CPU, find_target
+from build_engine.gpu.planning.planner import DEFAULT_TRTLLM
+from build_engine.targets.precisions import KvPrecisionName, PrecisionName
+from build_engine.targets.registry import CPU, find_target
 
 _Value = TypeVar("_Value")
 _ENGINES, _DEFAULTS, _ROOT = "engines", "defaults", "root"

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from build_engine.cpu.build import BuildRequest, BuildResult, build_engine, plan_engine
+from build_engine.artifact.result import BuildResult
+from build_engine.cpu.build import BuildRequest, build_engine, plan_engine
 from build_engine.cpu.default_model import find_model
 from build_engine.errors import EngineRefusedError
 from build_engine.fleet.file import FleetEngine
-from build_engine.gpu.building.run import can_build, find_existing, hash_source, inspect_machine, run_plan
-from build_engine.gpu.nvml import Nvml
+from build_engine.gpu.building.run import find_existing, inspect_machine, run_plan
+from build_engine.gpu.installation import can_build
+from build_engine.gpu.model_files import hash_model
 from build_engine.gpu.planning.plan_request import plan_request
 from build_engine.gpu.planning.planner import Plan, make_plan
-from build_engine.gpu.planning.precisions import PrecisionName
 from build_engine.progress import BuildProgress
-from build_engine.targets import CPU, find_precision
+from build_engine.targets.nvml import Nvml
+from build_engine.targets.precisions import PrecisionName
+from build_engine.targets.registry import CPU, find_precision
 from llm_pipeline.engine_files.manifest import MANIFEST_NAME, SourceModel
 
 
@@ -83,7 +86,7 @@ class GpuWork:
 
     def _source(self, progress: BuildProgress) -> SourceModel:
         if self.model_dir not in self.hashed:
-            self.hashed[self.model_dir] = hash_source(self.plan, self.model_dir, progress)
+            self.hashed[self.model_dir] = hash_model(self.model_dir, self.plan.combination.model, progress)
         return self.hashed[self.model_dir].model_copy(update={"name": self.plan.combination.model.name})
 
 

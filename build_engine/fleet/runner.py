@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from build_engine.cpu.build import BuildResult
+from build_engine.artifact.result import BuildResult
 from build_engine.errors import BuildEngineError, EngineRefusedError
 from build_engine.fleet.file import FleetEngine
 from build_engine.fleet.jobs import Job, OtherMachineError

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from build_engine.gpu.building.calibration import SEED, TOKENS, calibration_samples
-from build_engine.gpu.planning.precisions import AWQ_GROUP, KvPrecision, Precision
+from build_engine.gpu.planning.calibration import SEED, TOKENS, calibration_samples
+from build_engine.targets.precisions import AWQ_GROUP, KvPrecision, Precision
 
 TOKENIZER_TOKENS = 2048
 _CONTEXT_PARALLEL = 1

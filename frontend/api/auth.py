@@ -1,4 +1,4 @@
-"""Who may use what: API keys, of which only hashes are kept, from a setting and from a file that may change."""
+"""Authenticates requests by API keys: hashes, from a setting and from a file that is reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ log = structlog.get_logger(__name__)
 
 _RELOAD_CHECK_S = 1.0
 _DEFAULT_KEY_NAME = "default"
-
-
 _KEY_LIST = TypeAdapter(list[ApiKey])
 
 
 class KeysFileError(ValueError):
-    """The keys file is missing or bad when the program starts."""
+    """API_KEYS_FILE is missing or invalid at start."""
 
 
 class ApiKeyStore:
-    """The keys that are valid now. Raises KeysFileError."""
+    """The valid API keys. Raises KeysFileError if API_KEYS_FILE cannot be read at start."""
 
     def __init__(self, settings: FrontendSettings) -> None:
         self._is_open = settings.auth == "off"
@@ -42,24 +40,27 @@ class ApiKeyStore:
             try:
                 self._stamp, self._listed = _stamp(self._file), _read(self._file)
             except (OSError, ValueError) as error:
-                raise KeysFileError(f"API_KEYS_FILE is not usable: {_reason(error)}") from None
+                raise KeysFileError(f"API_KEYS_FILE cannot be used: {_reason(error)}") from None
 
     def authenticate(self, header: bytes | None) -> ApiKey | None:
-        """The key in an Authorization header, None when everybody may come in; PipelineError (401) otherwise."""
+        """The key of an Authorization header; None if authentication is off.
+
+        Raises PipelineError (401) if the header is missing, or its key unknown or expired.
+        """
         if self._is_open:
             return None
         self._reload_if_changed()
         scheme, _, token = (header or b"").strip().partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
-            raise _refusal("Send your API key in the header `Authorization: Bearer <key>`.")
+            raise _unauthorized("Missing API key. Send it in the header `Authorization: Bearer <key>`.")
         key = self._find(hashlib.sha256(token.strip()).hexdigest())
         if key is None or key.is_expired(datetime.now(timezone.utc)):
-            raise _refusal("The API key is not valid: unknown or expired.")
+            raise _unauthorized("Invalid API key: it is unknown or has expired.")
         return key
 
     def _find(self, digest: str) -> ApiKey | None:
         found = None
-        # All of them, always: the time taken tells nothing about which key came close.
+        # Always compares with every key, so that the time taken reveals nothing about any of them.
         for key in (*self._fixed, *self._listed):
             if hmac.compare_digest(key.sha256, digest):
                 found = key
@@ -76,7 +77,7 @@ class ApiKeyStore:
                 self._listed, self._stamp = _read(self._file), stamp
                 log.info("api_keys_reloaded", keys=len(self._listed))
         except (OSError, ValueError) as error:
-            # Half-written or gone for a moment: the keys that were good stay good.
+            # The file may be half-written or missing for a moment: the previous keys stay valid.
             log.error("api_keys_not_reloaded", reason=_reason(error))
 
 
@@ -97,11 +98,11 @@ def _read(path: Path) -> list[ApiKey]:
 
 
 def _reason(error: Exception) -> str:
-    # A ValidationError prints its input, which may be a plain key written where a hash belongs.
+    # A ValidationError prints its input, which may be a plain key in the place of its hash.
     if isinstance(error, ValidationError):
         return "; ".join(f"{item['loc']}: {item['msg']}" for item in error.errors(include_input=False))
     return str(error)
 
 
-def _refusal(message: str) -> PipelineError:
+def _unauthorized(message: str) -> PipelineError:
     return PipelineError(ErrorCode.INVALID_API_KEY, message)

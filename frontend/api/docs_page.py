@@ -1,4 +1,4 @@
-"""The OpenAPI document as one plain page: no script, no style sheet or font from elsewhere."""
+"""Renders the OpenAPI document as one plain page, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STYLE = (
 
 
 def docs_page(document: dict[str, Any]) -> str:
-    """HTML for an OpenAPI document."""
+    """The page, as HTML."""
     info = document["info"]
     operations = [
         _operation(method, path, operation)
@@ -27,7 +27,7 @@ def docs_page(document: dict[str, Any]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])} "
-        'Machines read <a href="/openai/openapi.json">/openai/openapi.json</a>.</p>'
+        'The same in machine-readable form: <a href="/openai/openapi.json">/openai/openapi.json</a>.</p>'
         f"<h2>Request fields of a completion</h2>{_fields(fields)}<h2>Operations</h2>{''.join(operations)}"
         "</body></html>"
     )

@@ -1,4 +1,4 @@
-"""What happens around every request: its id, its key, its record, and an answer whatever goes wrong."""
+"""Wraps every request: assigns its id and record, authenticates it, turns exceptions into error responses, logs it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 class RequestContextMiddleware:
-    """Outermost part of the app. Plain ASGI, as it sits on the path of every streamed chunk."""
+    """The outermost layer of the app. Plain ASGI, because every chunk of a stream passes through it."""
 
     def __init__(self, app: ASGIApp, *, settings: FrontendSettings, keys: ApiKeyStore, metrics: Metrics) -> None:
         self._app = app
@@ -33,14 +33,14 @@ class RequestContextMiddleware:
             return
         record = begin_record(scope, self._public_url)
         try:
-            await self._answer(scope, receive, _with_request_id(send, record), record)
+            await self._respond(scope, receive, _with_request_id(send, record), record)
         finally:
             is_completion = is_completions(record.path)
             if is_completion:
                 self._metrics.count_request(record)
             log_request(record, is_completion=is_completion, is_probe=is_probe(record.path))
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+    async def _respond(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
         try:
             if not is_public(record.path, metrics_needs_key=self._metrics_needs_key):
                 record.key = self._keys.authenticate(dict(scope["headers"]).get(b"authorization"))
@@ -50,9 +50,9 @@ class RequestContextMiddleware:
         except Exception as error:
             failure = as_pipeline_error(error)
             if record.status:
-                log.error("answer_cut_short", request_id=record.request_id, exc_info=error)
+                log.error("response_aborted", request_id=record.request_id, exc_info=error)
                 record.outcome = failure.kind.status
-                raise  # half an answer is out: only closing the connection tells the client
+                raise  # part of the response was sent: only closing the connection shows the client that it failed
             await error_response(failure, record)(scope, receive, send)
 
 

@@ -1,4 +1,4 @@
-"""Every path that the front end serves, and which of them are open to everybody."""
+"""The paths that the front end serves, and which of them require no API key."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _PUBLIC_ROOTS = (SCHEMAS, PLAYGROUND_FILES)
 
 
 def is_public(path: str, *, metrics_needs_key: bool) -> bool:
-    """Whether a request needs no key. A path that does not exist needs one: a stranger learns nothing from it."""
+    """Whether a request requires no API key. Unknown paths require one, so that scanning them reveals nothing."""
     if path == METRICS:
         return not metrics_needs_key
     return path in _PUBLIC or path.startswith(_PUBLIC_ROOTS)
 
 
 def is_completions(path: str) -> bool:
-    """Whether this is the path that completes prompts, under either name."""
+    """Whether this is the path of completions or its alias."""
     return path in COMPLETIONS
 
 
 def is_probe(path: str) -> bool:
-    """Whether machines ask this all the time: health, and metrics."""
+    """Whether this path is polled by machines: health and metrics."""
     return path in _HEALTH or path == METRICS

@@ -1,23 +1,34 @@
-"""Which Generator completes the prompts of a model: by its kind, one for each Triton, balanced if there are several."""
+"""Creates the Generator of a model: by the model's kind, one for each Triton, load-balanced if there are several."""
 
 from __future__ import annotations
 
+from frontend.backends.fake import FakeGenerator
 from frontend.backends.generator import Generator
 from frontend.backends.grpc_channel import TritonChannel
 from frontend.backends.inflight_batcher.generator import InflightBatcherGenerator, read_failure
-from frontend.backends.pool import EndpointListener, balanced
+from frontend.backends.pool import EndpointObserver, OnLost, PoolOptions, load_balanced
 from frontend.backends.triton import TritonGenerator
 from frontend.settings import FrontendSettings
 from llm_pipeline.runtime.deployment import DeployedModel, ModelKind
 
 
-def create_generator(model: DeployedModel, settings: FrontendSettings, listener: EndpointListener) -> Generator:
-    """Connections are made at first use, and are this model's own."""
+def create_generator(
+    model: DeployedModel,
+    settings: FrontendSettings,
+    observer: EndpointObserver,
+    *,
+    on_lost: OnLost = lambda keys: None,
+) -> Generator:
+    """A generator whose connections are opened at first use and are not shared with other models.
+
+    `observer` and `on_lost` receive the events of its endpoints, see GeneratorPool.
+    """
+    if settings.backend == "fake":
+        return FakeGenerator(records_requests=False)
     addresses = model.triton or settings.triton_addresses
     generators = {address: _create_one(model, address) for address in addresses}
-    return balanced(
-        generators, listener, check_s=settings.health_check_interval_s, lost_s=settings.triton_unresponsive_timeout_s
-    )
+    options = PoolOptions(settings.health_check_interval_s, settings.triton_unresponsive_timeout_s)
+    return load_balanced(generators, observer, options, on_lost=on_lost)
 
 
 def _create_one(model: DeployedModel, address: str) -> Generator:

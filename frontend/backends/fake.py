@@ -1,123 +1,148 @@
-"""A Generator that plays scripts instead of asking Triton, by the rules of the real one."""
+"""A Generator that returns scripted chunks instead of calling Triton, under the same rules as the real ones.
+
+For tests, and with BACKEND=fake for work on clients without a model:
+
+    FakeGenerator()                                          completes any prompt with fixed text
+    FakeGenerator(script=lambda parameters: chunks("a", "b"))  two chunks, the second with a finish reason
+    FakeGenerator(script=forever())                          one chunk, then nothing until the request is cancelled
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
+from typing import TypeAlias
 
 from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 from llm_pipeline.protocol.model_info import ModelInfo
 
-# A chunk to hand out, an error to raise, an event to wait for, or FOREVER.
-Step = TextChunk | PipelineError | Exception | asyncio.Event
-Script = Callable[[CompletionParameters], Sequence[Step]]
+# A chunk to yield, an error to raise, or an event to wait for. A cancellation ends the script at its next step.
+Step: TypeAlias = TextChunk | Exception | asyncio.Event
+Script: TypeAlias = Callable[[CompletionParameters], Iterable[Step]]
 
 WORDS = (" Paris", ",", " the", " city", " of", " light", " and", " of", " bridges", ".")
 PROMPT_TOKENS = 5
+_DEFAULT_MAX_TOKENS = 4
 
 
 def chunks(*texts: str, reason: FinishReason = FinishReason.LENGTH, with_ids: bool = False) -> list[TextChunk]:
-    """One chunk per text and token, the last with the reason."""
-    made = [
+    """One chunk of one token for each text; the last has the finish reason."""
+    result = [
         TextChunk(text, number, (100 + number,) if with_ids else None, PROMPT_TOKENS if number == 1 else None)
         for number, text in enumerate(texts, 1)
     ]
-    made[-1] = replace(made[-1], finish_reason=reason, prompt_tokens=PROMPT_TOKENS)
-    return made
+    result[-1] = replace(result[-1], finish_reason=reason, prompt_tokens=PROMPT_TOKENS)
+    return result
 
 
-def some_words(parameters: CompletionParameters) -> list[Step]:
-    """Up to max_tokens words."""
-    count = min(parameters.max_tokens or 4, len(WORDS))
-    return list(chunks(*WORDS[:count], with_ids=parameters.return_token_ids))
+def fixed_words(parameters: CompletionParameters) -> list[TextChunk]:
+    """Up to `max_tokens` of WORDS, one per token."""
+    count = min(parameters.max_tokens or _DEFAULT_MAX_TOKENS, len(WORDS))
+    return chunks(*WORDS[:count], with_ids=parameters.return_token_ids)
 
 
 def forever(after: int = 1) -> Script:
-    """A few words, and then nothing until the request is stopped."""
+    """The first `after` words, then nothing until the request is cancelled."""
     return lambda _: [*chunks(*WORDS[: after + 1])[:after], asyncio.Event()]
 
 
 class FakeGenerator:
-    """Plays `script` for each request; remembers what was asked and what was stopped."""
+    """Runs `script` for each request. Attributes control its failures and record its requests.
 
-    def __init__(self, script: Script = some_words) -> None:
+    Without `records_requests` nothing is kept of requests that have ended.
+    """
+
+    def __init__(self, script: Script = fixed_words, *, records_requests: bool = True) -> None:
         self.script = script
-        self.is_up = True
+        self.is_up = True  # False: not ready, and without model info
         self.warm_up_text = " Paris"
-        self.asked: list[CompletionParameters] = []
-        self.stopped: list[str] = []
-        self.running: set[str] = set()
-        self.failing_stops = 0
+        self.failing_cancels = 0  # cancellations that will fail
+        self.model_info = ModelInfo(64, 1000, 16, False, CAPABILITIES["cpu"])
+        self.requests: list[CompletionParameters] = []
+        self.cancelled: list[str] = []  # request keys
+        self.running: set[str] = set()  # request keys
         self.is_closed = False
-        self.description = ModelInfo(64, 1000, 16, False, CAPABILITIES["cpu"])
-        self._stops: dict[str, asyncio.Event] = {}
-        self._stop_seen = asyncio.Event()
+        self._records_requests = records_requests
+        self._cancel_events: dict[str, asyncio.Event] = {}
+        self._has_cancelled = asyncio.Event()
 
     async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+        """Yields the chunks of the script: one by one when streaming, otherwise as one. Raises its exceptions."""
         if parameters.request_id.startswith("warm-up"):
             yield TextChunk(self.warm_up_text, 1, None, PROMPT_TOKENS, FinishReason.LENGTH)
             return
-        self.asked.append(parameters)
-        self.running.add(parameters.request_key)
+        key = parameters.request_key
+        if self._records_requests:
+            self.requests.append(parameters)
+        self.running.add(key)
         try:
-            async for chunk in self._play(parameters):
+            async for chunk in self._run_script(parameters):
                 yield chunk
         finally:
-            self.running.discard(parameters.request_key)
+            self.running.discard(key)
+            if not self._records_requests:
+                self._cancel_events.pop(key, None)
 
-    async def _play(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        stop = self._stops.setdefault(parameters.request_key, asyncio.Event())
-        held: list[TextChunk] = []
+    async def _run_script(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+        cancelled = self._cancel_events.setdefault(parameters.request_key, asyncio.Event())
+        unsent: list[TextChunk] = []
         for step in self.script(parameters):
             if isinstance(step, Exception):
                 raise step
             if isinstance(step, asyncio.Event):
-                await _first_of(step, stop)
-            if stop.is_set():
+                await _wait_for_first(step, cancelled)
+            if cancelled.is_set():
                 yield TextChunk("", 0, finish_reason=FinishReason.CANCELLED)
                 return
             if isinstance(step, TextChunk):
                 await asyncio.sleep(0)
-                held.append(step)
+                unsent.append(step)
                 if parameters.stream:
-                    yield held.pop()
-        if held:
+                    yield unsent.pop()
+        if unsent:
             yield replace(
-                held[-1],
-                text="".join(chunk.text for chunk in held),
-                token_ids=tuple(i for chunk in held for i in chunk.token_ids or ()) or None,
+                unsent[-1],
+                text="".join(chunk.text for chunk in unsent),
+                token_ids=tuple(token_id for chunk in unsent for token_id in chunk.token_ids or ()) or None,
             )
 
     async def cancel(self, key: str) -> None:
-        if self.failing_stops:
-            self.failing_stops -= 1
-            raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "no")
-        self.stopped.append(key)
-        self._stops.setdefault(key, asyncio.Event()).set()
-        self._stop_seen.set()
+        """Ends the script of this request at its next step. Raises PipelineError for `failing_cancels` calls."""
+        if self.failing_cancels:
+            self.failing_cancels -= 1
+            raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "The fake generator is set to fail.")
+        if self._records_requests:
+            self.cancelled.append(key)
+            self._cancel_events.setdefault(key, asyncio.Event()).set()
+        elif key in self._cancel_events:
+            self._cancel_events[key].set()
+        self._has_cancelled.set()
 
-    async def until_stopped(self, count: int = 1) -> None:
-        """Waits until that many requests were stopped."""
-        while len(self.stopped) < count:
-            self._stop_seen.clear()
-            await asyncio.wait_for(self._stop_seen.wait(), 5)
+    async def until_cancelled(self, count: int = 1) -> None:
+        """Waits until `count` requests have been cancelled. Raises TimeoutError after 5 s without a cancellation."""
+        while len(self.cancelled) < count:
+            self._has_cancelled.clear()
+            await asyncio.wait_for(self._has_cancelled.wait(), 5)
 
     async def get_model_info(self) -> ModelInfo:
+        """Returns `model_info`. Raises PipelineError (503) if the generator is not up."""
         if not self.is_up:
-            raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "no")
-        return self.description
+            raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "The fake generator is down.")
+        return self.model_info
 
     async def is_ready(self) -> bool:
+        """Whether the generator is up."""
         return self.is_up
 
     async def close(self) -> None:
+        """Records that the generator was closed."""
         self.is_closed = True
 
 
-async def _first_of(*events: asyncio.Event) -> None:
+async def _wait_for_first(*events: asyncio.Event) -> None:
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

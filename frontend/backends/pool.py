@@ -1,14 +1,15 @@
-"""Several Generators as one: each request goes to the one with the fewest under way, and a dead one gets none.
+"""One Generator over several endpoints: load balancing by outstanding requests, ejection and readmission.
 
-A member is left out at once when a request finds no connection, loses it, or meets a dead engine; and when Triton has
-twice in a row not answered that it is ready. It comes back when it completes a trial prompt: "loaded" is not enough, a
-Triton with a dead engine says so too, fails fast, and would draw every request. Trials wait longer each time.
+Each request goes to the endpoint with the fewest outstanding requests. An endpoint is ejected at once when a request
+finds no connection, loses it, or meets a dead engine; and after two consecutive failed readiness checks. It is
+readmitted when it passes a warm-up probe: a Triton with a dead engine reports itself ready, fails fast, and would
+attract every request. The delay between probes grows with each failure.
 
-A request that found no connection has not begun anywhere, and is given to another member, once. Any other failure goes
-to the client: its request may have begun.
+A request that found no connection has not started anywhere, and is retried on another endpoint, once. Any other failure
+goes to the client, as its request may have started.
 
-A member that hangs closes no connection: `on_lost` is told the keys of its requests when there was no sign of it for
-`lost_s`, and again as long as there is none. They are not given to another member: they have begun.
+An endpoint that hangs closes no connection: after `unresponsive_timeout_s` without a response from it, and repeatedly
+from then on, `on_lost` is called with the keys of its requests. They are not retried, as they have started.
 """
 
 from __future__ import annotations
@@ -18,90 +19,100 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from frontend.backends.generator import Generator, NoRoomError, UnreachableError
-from frontend.generation.completion_run import CancelReason, Choice, CompletionRun
-from frontend.models.readiness import WarmUpProbe, warm_up_parameters
+from frontend.backends.warm_up import WarmUpProbe
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
 from llm_pipeline.protocol.model_info import ModelInfo
 
 log = structlog.get_logger(__name__)
 
-_FAILURES_OF_THE_ENDPOINT = {ErrorCode.SERVICE_UNAVAILABLE, ErrorCode.ENGINE_UNAVAILABLE}
-_MISSES = 2  # looks in a row
-_FIRST_PAUSE_S = 0.25
-_MAX_PAUSE_S = 2.0
-_TRIAL_LIMIT_S = 60.0  # the first request to a cold engine compiles and allocates
-_LOOK_DURING_TRIAL_S = 2.0
-_FIRST_LOOK_LIMIT_S = 4.0
+_ENDPOINT_FAILURES = {ErrorCode.SERVICE_UNAVAILABLE, ErrorCode.ENGINE_UNAVAILABLE}
+
+OnLost = Callable[[Collection[str]], None]  # called with the keys of the requests of an endpoint that hangs
 
 
-class EndpointListener(Protocol):
-    """Is told what happens to the endpoints, by name."""
+class EndpointObserver(Protocol):
+    """Receives the events of a model's endpoints, by endpoint name."""
 
     def on_known(self, endpoint: str) -> None:
-        """There is such an endpoint; nothing is under way there, and it gets requests."""
+        """The endpoint exists, is admitted, and has no requests."""
 
     def on_request(self, endpoint: str) -> None:
-        """A request goes there."""
+        """A request is sent to the endpoint."""
 
     def on_end(self, endpoint: str) -> None:
-        """A request there is over."""
+        """A request to the endpoint has ended."""
 
     def on_ejected(self, endpoint: str) -> None:
-        """It gets no requests from now on."""
+        """The endpoint gets no requests from now on."""
 
     def on_readmitted(self, endpoint: str) -> None:
-        """It gets requests again."""
+        """The endpoint gets requests again."""
 
 
-class _Member:
-    """One endpoint: what it has to do, and whether it may get more."""
+@dataclass(frozen=True)
+class PoolOptions:
+    """Options of a pool. Times in seconds."""
 
-    def __init__(self, name: str, generator: Generator) -> None:
+    check_interval_s: float  # between two readiness checks of an admitted endpoint
+    unresponsive_timeout_s: float = math.inf
+    max_failed_checks: int = 2  # consecutive ones, before an endpoint is ejected
+    first_probe_delay_s: float = 0.25
+    max_probe_delay_s: float = 2.0
+    first_check_timeout_s: float = 4.0  # for the first endpoint to be checked after the start
+
+
+class _Endpoint:
+    """One endpoint: its generator, its outstanding requests, and whether it is admitted."""
+
+    def __init__(self, name: str, generator: Generator, first_probe_delay_s: float) -> None:
         self.name = name
         self.generator = generator
+        self.probe = WarmUpProbe(generator)
         self.outstanding = 0
-        self.last_picked = 0  # of all picks
+        self.last_selected = 0  # number of the selection, counted over the whole pool
         self.is_admitted = True
-        self.is_ready = False  # as of the last look
-        self.misses = 0
-        self.last_sign_s = time.monotonic()
-        self.pause_s = _FIRST_PAUSE_S
-        self.changed = asyncio.Event()  # ejected while its watcher sleeps
-        self.looked = asyncio.Event()
+        self.is_ready = False  # as of the last check
+        self.failed_checks = 0  # consecutive
+        self.last_response_s = time.monotonic()
+        self.probe_delay_s = first_probe_delay_s
+        self.ejected = asyncio.Event()  # wakes its watcher
+        self.checked = asyncio.Event()
 
 
 class GeneratorPool:
-    """A Generator over several, by name. All methods belong to one event loop."""
+    """A Generator over several others, by endpoint name. All methods belong to one event loop."""
 
     def __init__(
         self,
         generators: Mapping[str, Generator],
-        listener: EndpointListener,
+        observer: EndpointObserver,
+        options: PoolOptions,
         *,
-        check_s: float,
-        lost_s: float = math.inf,
+        on_lost: OnLost = lambda keys: None,
     ) -> None:
-        self.on_lost: Callable[[Collection[str]], None] = lambda keys: None
-        self._members = [_Member(name, generator) for name, generator in generators.items()]
-        self._listener = listener
-        self._check_s = check_s
-        self._lost_s = lost_s
-        self._picks = 0
-        self._running: dict[str, _Member] = {}  # request key -> who runs it
-        self._stops: set[asyncio.Task[None]] = set()
+        self._endpoints = [
+            _Endpoint(name, generator, options.first_probe_delay_s) for name, generator in generators.items()
+        ]
+        self._observer = observer
+        self._options = options
+        self._on_lost = on_lost
+        self._selections = 0
+        self._running: dict[str, _Endpoint] = {}  # by request key
+        self._cancellations: set[asyncio.Task[None]] = set()
         self._watchers: list[asyncio.Task[None]] = []
-        for member in self._members:
-            listener.on_known(member.name)
+        for endpoint in self._endpoints:
+            observer.on_known(endpoint.name)
 
     async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """See Generator."""
-        first, has_begun = self._pick(), False
+        """Yields the chunks of one completion. Raises UnreachableError if no endpoint is admitted."""
+        first, has_begun = self._select(), False
         try:
             async for chunk in self._generate(first, parameters):
                 has_begun = True
@@ -109,154 +120,149 @@ class GeneratorPool:
         except UnreachableError:
             if has_begun:
                 raise
-            # Should it run there after all, it must not run twice.
-            self._stop_in_background(first, parameters.request_key)
-            second = self._pick(other_than=first)
+            # In case it runs there after all: it must not run twice.
+            self._cancel_in_background(first, parameters.request_key)
+            second = self._select(other_than=first)
         else:
             return
         async for chunk in self._generate(second, parameters):
             yield chunk
 
-    def _pick(self, other_than: _Member | None = None) -> _Member:
-        """The member with the fewest requests, and of equal ones the one whose turn is longest ago."""
-        candidates = [member for member in self._members if member.is_admitted and member is not other_than]
+    def _select(self, other_than: _Endpoint | None = None) -> _Endpoint:
+        """The admitted endpoint with the fewest outstanding requests; of equal ones the least recently selected."""
+        candidates = [endpoint for endpoint in self._endpoints if endpoint.is_admitted and endpoint is not other_than]
         if not candidates:
             raise UnreachableError
-        picked = min(candidates, key=lambda member: (member.outstanding, member.last_picked))
-        self._picks += 1
-        picked.last_picked = self._picks
-        return picked
+        selected = min(candidates, key=lambda endpoint: (endpoint.outstanding, endpoint.last_selected))
+        self._selections += 1
+        selected.last_selected = self._selections
+        return selected
 
-    async def _generate(self, member: _Member, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        self._running[parameters.request_key] = member
-        member.outstanding += 1
-        self._listener.on_request(member.name)
+    async def _generate(self, endpoint: _Endpoint, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+        self._running[parameters.request_key] = endpoint
+        endpoint.outstanding += 1
+        self._observer.on_request(endpoint.name)
         try:
-            async for chunk in member.generator.generate(parameters):
-                member.last_sign_s = time.monotonic()
+            async for chunk in endpoint.generator.generate(parameters):
+                endpoint.last_response_s = time.monotonic()
                 yield chunk
-            member.pause_s = _FIRST_PAUSE_S  # it works: the next trouble is a new one
+            endpoint.probe_delay_s = self._options.first_probe_delay_s  # it works: its next failure is a new one
         except PipelineError as error:
-            if error.code in _FAILURES_OF_THE_ENDPOINT and not isinstance(error, NoRoomError):
-                self._eject(member, error.code.value)
+            if error.code in _ENDPOINT_FAILURES and not isinstance(error, NoRoomError):
+                self._eject(endpoint, error.code.value)
             raise
         finally:
-            member.outstanding -= 1
-            self._listener.on_end(member.name)
+            endpoint.outstanding -= 1
+            self._observer.on_end(endpoint.name)
             del self._running[parameters.request_key]
 
     async def cancel(self, key: str) -> None:
-        """See Generator. Nothing is sent for a request that runs nowhere."""
-        member = self._running.get(key)
-        if member is not None:
-            await member.generator.cancel(key)
+        """Cancels the request where it runs. Sends nothing for an unknown request."""
+        endpoint = self._running.get(key)
+        if endpoint is not None:
+            await endpoint.generator.cancel(key)
 
-    def _stop_in_background(self, member: _Member, key: str) -> None:
-        task = asyncio.create_task(_try_to_stop(member.generator, key))
-        self._stops.add(task)
-        task.add_done_callback(self._stops.discard)
+    def _cancel_in_background(self, endpoint: _Endpoint, key: str) -> None:
+        task = asyncio.create_task(_try_to_cancel(endpoint.generator, key))
+        self._cancellations.add(task)
+        task.add_done_callback(self._cancellations.discard)
 
     async def get_model_info(self) -> ModelInfo:
-        """See Generator. All members serve the same model: any may tell."""
-        return await self._pick().generator.get_model_info()
+        """The model info of any endpoint: all of them serve the same model."""
+        return await self._select().generator.get_model_info()
 
     async def is_ready(self) -> bool:
-        """See Generator: whether one member is."""
+        """Whether at least one endpoint is ready. The first call starts the background checks."""
         if not self._watchers:
-            self._watchers = [asyncio.create_task(self._watch(member)) for member in self._members]
-            await self._first_look()
-        return any(member.is_admitted and member.is_ready for member in self._members)
+            self._watchers = [asyncio.create_task(self._watch(endpoint)) for endpoint in self._endpoints]
+            await self._first_check()
+        return any(endpoint.is_admitted and endpoint.is_ready for endpoint in self._endpoints)
 
-    async def _first_look(self) -> None:
-        looks = [asyncio.ensure_future(member.looked.wait()) for member in self._members]
-        await asyncio.wait(looks, timeout=_FIRST_LOOK_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
-        for look in looks:
-            look.cancel()
+    async def _first_check(self) -> None:
+        checks = [asyncio.ensure_future(endpoint.checked.wait()) for endpoint in self._endpoints]
+        timeout_s = self._options.first_check_timeout_s
+        await asyncio.wait(checks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for check in checks:
+            check.cancel()
 
     async def close(self) -> None:
-        """See Generator."""
-        for task in (*self._watchers, *self._stops):
+        """Ends the background checks and closes all endpoints."""
+        for task in (*self._watchers, *self._cancellations):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        for member in self._members:
-            await member.generator.close()
+        for endpoint in self._endpoints:
+            await endpoint.generator.close()
 
-    async def _watch(self, member: _Member) -> None:
+    async def _watch(self, endpoint: _Endpoint) -> None:
         while True:
             try:
-                await self._look(member)
-            except Exception:  # a watcher that dies would leave its member as it is for good
-                log.exception("endpoint_watch_failed", endpoint=member.name)
-            member.looked.set()
-            await self._sleep(member)
+                await self._check(endpoint)
+            except Exception:  # a watcher that ended would leave its endpoint in its present state for ever
+                log.exception("endpoint_watch_failed", endpoint=endpoint.name)
+            endpoint.checked.set()
+            await self._pause(endpoint)
 
-    async def _look(self, member: _Member) -> None:
-        member.is_ready = await self._sees(member)
-        if member.is_admitted:
-            member.misses = 0 if member.is_ready else member.misses + 1
-            if member.misses >= _MISSES:
-                self._eject(member, "not ready")
-        elif member.is_ready and await self._completes_a_trial(member):
-            member.is_admitted, member.misses = True, 0
-            self._listener.on_readmitted(member.name)
-            log.info("endpoint_readmitted", endpoint=member.name)
+    async def _check(self, endpoint: _Endpoint) -> None:
+        endpoint.is_ready = await self._poll_ready(endpoint)
+        if endpoint.is_admitted:
+            endpoint.failed_checks = 0 if endpoint.is_ready else endpoint.failed_checks + 1
+            if endpoint.failed_checks >= self._options.max_failed_checks:
+                self._eject(endpoint, "not ready")
+        elif endpoint.is_ready and await self._passes_probe(endpoint):
+            endpoint.is_admitted, endpoint.failed_checks = True, 0
+            self._observer.on_readmitted(endpoint.name)
+            log.info("endpoint_readmitted", endpoint=endpoint.name)
         else:
-            member.pause_s = min(member.pause_s * 2, _MAX_PAUSE_S)
+            endpoint.probe_delay_s = min(endpoint.probe_delay_s * 2, self._options.max_probe_delay_s)
 
-    async def _sees(self, member: _Member) -> bool:
-        """Whether it is ready; ends what waits for it when it has shown no sign of life for too long."""
-        is_ready = await member.generator.is_ready()
+    async def _poll_ready(self, endpoint: _Endpoint) -> bool:
+        """Checks readiness once, and reports the requests of an unresponsive endpoint as lost."""
+        is_ready = await endpoint.generator.is_ready()
         if is_ready:
-            member.last_sign_s = time.monotonic()
-        elif time.monotonic() - member.last_sign_s > self._lost_s:
-            keys = {key for key, running_on in self._running.items() if running_on is member}
+            endpoint.last_response_s = time.monotonic()
+        elif time.monotonic() - endpoint.last_response_s > self._options.unresponsive_timeout_s:
+            keys = {key for key, running_on in self._running.items() if running_on is endpoint}
             if keys:
-                self.on_lost(keys)
+                self._on_lost(keys)
         return is_ready
 
-    def _eject(self, member: _Member, reason: str) -> None:
-        if not member.is_admitted:
+    async def _passes_probe(self, endpoint: _Endpoint) -> bool:
+        result = await endpoint.probe.run(lambda: self._poll_ready(endpoint))
+        return result.is_passed
+
+    def _eject(self, endpoint: _Endpoint, reason: str) -> None:
+        if not endpoint.is_admitted:
             return
-        member.is_admitted = member.is_ready = False
-        member.changed.set()
-        self._listener.on_ejected(member.name)
-        log.warning("endpoint_ejected", endpoint=member.name, reason=reason, outstanding=member.outstanding)
+        endpoint.is_admitted = endpoint.is_ready = False
+        endpoint.ejected.set()
+        self._observer.on_ejected(endpoint.name)
+        log.warning("endpoint_ejected", endpoint=endpoint.name, reason=reason, outstanding=endpoint.outstanding)
 
-    async def _completes_a_trial(self, member: _Member) -> bool:
-        """Its calls are read to their end in tasks of their own: nothing is cancelled when this is."""
-        trial = WarmUpProbe()
-        run = CompletionRun([Choice(0, 0, warm_up_parameters())], member.generator, trial)
-        run.start()
-        deadline_s = time.monotonic() + _TRIAL_LIMIT_S
-        is_there = True
-        while not run.is_over and is_there and time.monotonic() < deadline_s:
-            await run.wait_until_over(_LOOK_DURING_TRIAL_S)
-            is_there = run.is_over or await self._sees(member)
-        if not run.is_over:
-            run.cancel(CancelReason.DEADLINE)
-        return run.is_over and run.failure is None and bool(trial.text)
-
-    async def _sleep(self, member: _Member) -> None:
-        """Until the next look; less when the member is ejected meanwhile."""
-        member.changed.clear()
-        pause_s = self._check_s if member.is_admitted else member.pause_s
-        timer = asyncio.get_running_loop().call_later(pause_s, member.changed.set)
+    async def _pause(self, endpoint: _Endpoint) -> None:
+        """Waits for the time of the next check, or until the endpoint is ejected."""
+        endpoint.ejected.clear()
+        delay_s = self._options.check_interval_s if endpoint.is_admitted else endpoint.probe_delay_s
+        timer = asyncio.get_running_loop().call_later(delay_s, endpoint.ejected.set)
         try:
-            await member.changed.wait()
+            await endpoint.ejected.wait()
         finally:
             timer.cancel()
 
 
-async def _try_to_stop(generator: Generator, key: str) -> None:
+async def _try_to_cancel(generator: Generator, key: str) -> None:
     with suppress(PipelineError):
         await generator.cancel(key)
 
 
-def balanced(
-    generators: Mapping[str, Generator], listener: EndpointListener, *, check_s: float, lost_s: float = math.inf
+def load_balanced(
+    generators: Mapping[str, Generator],
+    observer: EndpointObserver,
+    options: PoolOptions,
+    *,
+    on_lost: OnLost = lambda keys: None,
 ) -> Generator:
-    """The only generator as it is, or several as one."""
+    """A pool over several generators; a single one is returned unchanged and needs no pool."""
     if len(generators) == 1:
         return next(iter(generators.values()))
-    return GeneratorPool(generators, listener, check_s=check_s, lost_s=lost_s)
+    return GeneratorPool(generators, observer, options, on_lost=on_lost)

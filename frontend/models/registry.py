@@ -1,17 +1,15 @@
-"""The models that this front end serves: found by name or alias, each with its own generator, readiness and load."""
+"""The models that this front end serves, by name and alias, each with its own generator, readiness and limits."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import structlog
 
 from frontend.api_key import ApiKey
 from frontend.backends.generator import Generator
-from frontend.backends.pool import GeneratorPool
 from frontend.generation.admission import Admission
-from frontend.generation.completion_run import CancelReason
 from frontend.generation.concurrency import ConcurrencyLimit
 from frontend.models.info_cache import ModelInfoCache
 from frontend.models.readiness import Readiness
@@ -27,10 +25,11 @@ log = structlog.get_logger(__name__)
 
 
 def deployment_of(settings: FrontendSettings) -> Deployment:
-    """What the deployment file says; without one, the model of the settings. DeploymentError."""
+    """The models of the deployment file; without one, the model of the settings. Raises DeploymentError."""
     if settings.deployment is not None:
-        found = Deployment.load(settings.deployment)
-        return found.model_copy(update={"models": tuple(_as_laid_out(model, settings) for model in found.models)})
+        deployment = Deployment.load(settings.deployment)
+        models = tuple(_with_local_settings(model, settings) for model in deployment.models)
+        return deployment.model_copy(update={"models": models})
     model = DeployedModel.model_construct(
         name=settings.model_name,
         aliases=settings.model_aliases,
@@ -42,16 +41,16 @@ def deployment_of(settings: FrontendSettings) -> Deployment:
     return Deployment.model_construct(models=(model,))
 
 
-def _as_laid_out(model: DeployedModel, settings: FrontendSettings) -> DeployedModel:
-    """On the deployment's own Triton, the environment says what the file does not."""
+def _with_local_settings(model: DeployedModel, settings: FrontendSettings) -> DeployedModel:
+    """For a model on the deployment's own Triton, the environment supplies what the file omits."""
     if not model.is_local:
         return model
-    own = {"engine_dir": model.engine_dir or settings.engine_dir, "executor": model.executor or settings.executor}
-    return model.model_copy(update=own)
+    local = {"engine_dir": model.engine_dir or settings.engine_dir, "executor": model.executor or settings.executor}
+    return model.model_copy(update=local)
 
 
 class ServedModel:
-    """One model and how it is doing."""
+    """One model with its generator, readiness, limits and metrics."""
 
     def __init__(
         self,
@@ -69,44 +68,40 @@ class ServedModel:
         self.readiness = Readiness(
             generator,
             model=deployed.name,
-            check_s=settings.health_check_interval_s,
-            idle_s=settings.idle_probe_interval_s,
-            lost_s=settings.triton_unresponsive_timeout_s,
-            on_lost=partial(_end_what_waits, admission, generator),
+            check_interval_s=settings.health_check_interval_s,
+            idle_probe_interval_s=settings.idle_probe_interval_s,
+            unresponsive_timeout_s=settings.triton_unresponsive_timeout_s,
+            on_unresponsive=partial(admission.fail_unresponsive, generator),
         )
-        if isinstance(generator, GeneratorPool):  # which knows each Triton; readiness knows them as one
-            generator.on_lost = partial(_end_requests, admission)
         self.in_flight_limit = ConcurrencyLimit(
-            limits.max_in_flight, workers, f"in_flight {deployed.name}", owner=" of this model"
+            limits.max_in_flight, workers, f"in_flight {deployed.name}", scope_label="This model"
         )
         self.metrics = metrics.of_model(deployed.name)
-        most = settings.most_choices
-        self.max_choices = min(most, limits.max_choices or most, limits.max_in_flight or most)
+        server_max = settings.most_choices
+        self.max_choices = min(server_max, limits.max_choices or server_max, limits.max_in_flight or server_max)
         self.timeout_s = min(settings.request_timeout_s, limits.request_timeout_s or settings.request_timeout_s)
         self.max_model_len = _context_length(deployed)
 
     @property
     def name(self) -> str:
-        """Its own name; it may go by others."""
+        """The model's own name; it may have aliases as well."""
         return self.deployed.name
 
     def allows(self, key: ApiKey | None, name: str) -> bool:
-        """Whether this key may use the model under this name; None is everybody where no key is needed."""
+        """Whether `key` may use the model under `name`. `key` is None if authentication is off."""
         if key is None:
             return True
         keys = self.deployed.keys
         return key.may_use({name, self.name}) and (keys is None or key.name in keys)
 
     def check(self, request: CompletionRequest) -> None:
-        """PipelineError for a request beyond this model's limits."""
+        """Raises PipelineError (400) for a request that exceeds this model's limits."""
         choices = len(request.prompt) * request.candidates
         if choices > self.max_choices:
-            raise _too_much(
-                "n" if request.candidates > 1 else "prompt", f"{choices} choices", f"{self.max_choices} at once"
-            )
-        limit = self.deployed.limits.max_tokens
-        if request.token_limit is not None and limit is not None and request.token_limit > limit:
-            raise _too_much(request.token_limit_name, f"{request.token_limit} tokens", f"{limit} in a completion")
+            raise _limit_exceeded("n" if request.candidates > 1 else "prompt", choices, "choices", self.max_choices)
+        requested, limit = request.token_limit, self.deployed.limits.max_tokens
+        if requested is not None and limit is not None and requested > limit:
+            raise _limit_exceeded(request.token_limit_name, requested, "tokens", limit)
 
 
 class ModelRegistry:
@@ -122,8 +117,8 @@ class ModelRegistry:
         admission: Admission,
     ) -> None:
         self._models = [
-            ServedModel(each, generators[each.name], settings, metrics, workers, admission)
-            for each in deployment.models
+            ServedModel(model, generators[model.name], settings, metrics, workers, admission)
+            for model in deployment.models
         ]
         self._by_name = {name: model for model in self._models for name in model.deployed.names}
 
@@ -135,46 +130,32 @@ class ModelRegistry:
 
     @property
     def first(self) -> ServedModel:
-        """The one that examples ask for."""
+        """The first model of the deployment, which the examples in the API documentation use."""
         return self._models[0]
 
     def find(self, name: str) -> ServedModel:
-        """The model that goes by this name; PipelineError (404) when none does."""
+        """The model with this name or alias. Raises PipelineError (404) if there is none."""
         try:
             return self._by_name[name]
         except KeyError:
             raise PipelineError(
                 ErrorCode.MODEL_NOT_FOUND,
-                "No model of this name is served here; GET /openai/v1/models lists those that are.",
+                "This model does not exist. GET /openai/v1/models lists the available models.",
                 param="model",
             ) from None
 
     def names_open_to(self, key: ApiKey | None) -> list[tuple[str, ServedModel]]:
-        """Every name that this key may ask for, with its model."""
+        """Every name and alias that this key may use, with its model."""
         return [(name, model) for name, model in self._by_name.items() if model.allows(key, name)]
 
 
-def _end_what_waits(admission: Admission, generator: Generator) -> None:
-    admission.fail_all(_lost(), CancelReason.TRITON_LOST, generator)
-
-
-def _end_requests(admission: Admission, keys: Collection[str]) -> None:
-    admission.fail_requests(keys, _lost(), CancelReason.TRITON_LOST)
-
-
-def _lost() -> PipelineError:
-    message = "The model server has stopped answering; try again shortly."
-    return PipelineError(ErrorCode.SERVICE_UNAVAILABLE, message)
-
-
-def _too_much(param: str, asked: str, limit: str) -> PipelineError:
-    return PipelineError(
-        ErrorCode.VALUE_OUT_OF_RANGE, f"{param} asks for {asked}; the limit of this model is {limit}.", param=param
-    )
+def _limit_exceeded(param: str, requested: int, unit: str, limit: int) -> PipelineError:
+    message = f"{param} requests {requested} {unit}; this model allows at most {limit}."
+    return PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, message, param=param)
 
 
 def _context_length(deployed: DeployedModel) -> int | None:
-    """Tokens of prompt and completion; None when neither the file nor an engine that can be seen from here says it."""
+    """Maximum tokens of prompt and completion; None if it is not configured and no engine manifest can be read here."""
     if deployed.max_model_len is not None or deployed.engine_dir is None:
         return deployed.max_model_len
     try:

@@ -1,4 +1,4 @@
-"""Background work of one of several workers: sends its heartbeat, writes its metrics, and delays its start until ready."""
+"""Background work of one of several workers: its heartbeat, its metrics file, and a start delayed until ready."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Prometheus metrics of one app, in a registry of its own. They count this process; metrics_of_all.py adds them up."""
+"""Prometheus metrics of one process, in a registry of its own. `multiprocess.merged_metrics` adds up several."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
@@ -15,11 +14,14 @@ from frontend.observability.request_record import RequestRecord
 _REQUEST_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30)
 _TOKEN_GAP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
-_NO_MODEL = "none"  # the request failed before its model was known to be ours: a client must not invent labels
+_NO_MODEL = "none"  # the request failed before its model was found: clients must not be able to create labels
 
 
 class TokenGaps:
-    """One model's histogram, for the hot path: many equal observations at once, no lock (the event loop's thread)."""
+    """A histogram of one model for the hot path: several equal observations at once, for the event loop's thread only.
+
+    prometheus_client's own takes a lock for each observation.
+    """
 
     def __init__(self, buckets_s: tuple[float, ...]) -> None:
         self._buckets_s = buckets_s
@@ -27,12 +29,12 @@ class TokenGaps:
         self.sum_s = 0.0
 
     def observe(self, gap_s: float, tokens: int) -> None:
-        """`tokens` tokens, each `gap_s` seconds after the one before it."""
+        """Counts `tokens` tokens, each `gap_s` seconds after the previous one."""
         self._counts[bisect_left(self._buckets_s, gap_s)] += tokens
         self.sum_s += gap_s * tokens
 
     def cumulative(self) -> Iterator[tuple[str, float]]:
-        """The count up to each bound, as Prometheus has it."""
+        """Pairs of an upper bound and the number of observations up to it."""
         total = 0
         for bound, count in zip((*map(str, map(float, self._buckets_s)), "+Inf"), self._counts, strict=True):
             total += count
@@ -49,7 +51,7 @@ class TokenGapHistogram(Collector):
         self._models: dict[str, TokenGaps] = {}
 
     def labels(self, model: str) -> TokenGaps:
-        """The part of this model."""
+        """The histogram of this model, created at first use."""
         return self._models.setdefault(model, TokenGaps(self._buckets_s))
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
@@ -61,70 +63,44 @@ class TokenGapHistogram(Collector):
 
 
 class EndpointMetrics:
-    """The endpoints of all models: several models may use one Triton, and each has its own view of it."""
+    """An EndpointObserver that counts for one model: several models may use the same Triton.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        labels = ["model", "endpoint"]
-        self.requests = Counter("completions_endpoint_requests", "Requests sent to a Triton", labels, registry=registry)
-        self.outstanding = Gauge(
-            "completions_endpoint_outstanding_requests", "Requests that a Triton works for", labels, registry=registry
-        )
-        self.ejected = Gauge(
-            "completions_endpoint_ejected",
-            "Workers of the front end that send a Triton nothing",
-            labels,
-            registry=registry,
-        )
-        self.ejections = Counter(
-            "completions_endpoint_ejections", "How often a Triton was left out", labels, registry=registry
-        )
+    With several workers, each observes the endpoints for itself, and the gauges add up.
+    """
 
-    def of_model(self, model: str) -> EndpointMetricsOfModel:
-        """What is counted for this model, by its own name."""
-        return EndpointMetricsOfModel(self, model)
-
-
-class EndpointMetricsOfModel:
-    """An EndpointListener. With several workers, each has its own view of an endpoint, and the gauges add up."""
-
-    def __init__(self, metrics: EndpointMetrics, model: str) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._requests = metrics.endpoint_requests
+        self._outstanding = metrics.endpoint_outstanding
+        self._ejected = metrics.endpoint_ejected
+        self._ejections = metrics.endpoint_ejections
         self._model = model
 
     def on_known(self, endpoint: str) -> None:
-        """See EndpointListener."""
-        of = self._metrics
-        for metric in (of.requests, of.outstanding, of.ejected, of.ejections):
-            metric.labels(self._model, endpoint)  # shown as 0, not left out
+        """An endpoint was configured: its metrics are exposed as 0 from the start."""
+        for metric in (self._requests, self._outstanding, self._ejected, self._ejections):
+            metric.labels(self._model, endpoint)
 
     def on_request(self, endpoint: str) -> None:
-        """See EndpointListener."""
-        self._metrics.requests.labels(self._model, endpoint).inc()
-        self._metrics.outstanding.labels(self._model, endpoint).inc()
+        """A request was sent."""
+        self._requests.labels(self._model, endpoint).inc()
+        self._outstanding.labels(self._model, endpoint).inc()
 
     def on_end(self, endpoint: str) -> None:
-        """See EndpointListener."""
-        self._metrics.outstanding.labels(self._model, endpoint).dec()
+        """A request has ended."""
+        self._outstanding.labels(self._model, endpoint).dec()
 
     def on_ejected(self, endpoint: str) -> None:
-        """See EndpointListener."""
-        self._metrics.ejected.labels(self._model, endpoint).inc()
-        self._metrics.ejections.labels(self._model, endpoint).inc()
+        """An endpoint receives no more requests."""
+        self._ejected.labels(self._model, endpoint).inc()
+        self._ejections.labels(self._model, endpoint).inc()
 
     def on_readmitted(self, endpoint: str) -> None:
-        """See EndpointListener."""
-        self._metrics.ejected.labels(self._model, endpoint).dec()
-
-
-class Load(Protocol):
-    """How much is under way."""
-
-    in_flight: int
-    queued: int
+        """An ejected endpoint receives requests again."""
+        self._ejected.labels(self._model, endpoint).dec()
 
 
 class ModelMetrics:
-    """What is counted for one model, bound to its label once: some of it is used for every chunk."""
+    """The metrics of one model, bound to its label once: some of them are used for every chunk."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self.time_to_first_token = metrics.time_to_first_token.labels(model)
@@ -135,12 +111,12 @@ class ModelMetrics:
         self._model = model
 
     def count_cancelled(self, reason: str) -> None:
-        """A request was stopped before its end."""
+        """Counts a request that was cancelled."""
         self._cancelled.labels(self._model, reason).inc()
 
 
 class Metrics:
-    """The metrics by name. Labels take few values: served models, statuses and our own words."""
+    """All metrics. Labels take few values: served models, endpoints, HTTP statuses and fixed reasons."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -149,7 +125,7 @@ class Metrics:
         )
         self._duration = self._histogram(
             "completions_request_duration_seconds",
-            "From the arrival of a completion request to the end of its answer",
+            "From the arrival of a completion request to the end of its response",
             _REQUEST_BUCKETS_S,
         )
         self.time_to_first_token = self._histogram(
@@ -159,48 +135,63 @@ class Metrics:
         )
         self.token_gaps = TokenGapHistogram(
             "completions_inter_token_latency_seconds",
-            "Time between two tokens of a stream; tokens that arrive together share their gap",
+            "Time between two tokens of a stream. Tokens that arrive together share their gap",
             _TOKEN_GAP_BUCKETS_S,
         )
         self.registry.register(self.token_gaps)
-        self.prompt_tokens = self._counter("completions_prompt_tokens", "Prompt tokens that the model has seen")
-        self.generation_tokens = self._counter("completions_generation_tokens", "Tokens that the model has made")
+        self.prompt_tokens = self._counter("completions_prompt_tokens", "Prompt tokens processed")
+        self.generation_tokens = self._counter("completions_generation_tokens", "Tokens generated")
         self.unknown_fields = Counter(
             "completions_unknown_fields", "Request fields that were ignored", registry=self.registry
         )
-        self.slow_readers = Counter(
+        self.slow_clients = Counter(
             "completions_slow_readers",
-            "Connections that were cut off because their client did not read",
+            "Connections closed because their client did not read",
             registry=self.registry,
         )
-        self.cancelled = self._counter("completions_cancelled", "Requests stopped before their end", "reason")
-        self._in_flight = self._gauge("completions_in_flight_requests", "Choices that the engine still works for")
-        self._queued = self._gauge("completions_queued_requests", "Choices in flight without a token")
+        self.cancelled = self._counter("completions_cancelled", "Requests cancelled", "reason")
+        self._in_flight = self._gauge("completions_in_flight_requests", "Choices that the engine is working on")
+        self._queued = self._gauge("completions_queued_requests", "Choices in flight without a first token")
         self._ready = self._gauge("completions_ready", "Whether completion requests are accepted")
 
-        self.endpoints = EndpointMetrics(self.registry)
+        self.endpoint_requests = self._counter("completions_endpoint_requests", "Requests sent to a Triton", "endpoint")
+        self.endpoint_outstanding = self._gauge(
+            "completions_endpoint_outstanding_requests", "Requests that a Triton is working on", "endpoint"
+        )
+        self.endpoint_ejected = self._gauge(
+            "completions_endpoint_ejected", "Front-end workers that send no requests to a Triton", "endpoint"
+        )
+        self.endpoint_ejections = self._counter(
+            "completions_endpoint_ejections", "Times that a Triton was ejected from load balancing", "endpoint"
+        )
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(name, documentation, ["model", *labels], registry=self.registry)
 
-    def _gauge(self, name: str, documentation: str) -> Gauge:
-        return Gauge(name, documentation, ["model"], registry=self.registry)
+    def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
+        return Gauge(name, documentation, ["model", *labels], registry=self.registry)
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, documentation, ["model"], buckets=buckets, registry=self.registry)
 
     def of_model(self, model: str) -> ModelMetrics:
-        """What is counted for this model, by its own name."""
+        """The metrics of this model, by its own name."""
         return ModelMetrics(self, model)
 
-    def watch(self, model: str, load: Load, is_ready: Callable[[], bool]) -> None:
-        """A model's gauges, which are read when scraped."""
-        self._in_flight.labels(model).set_function(lambda: load.in_flight)
-        self._queued.labels(model).set_function(lambda: load.queued)
+    def endpoints_of_model(self, model: str) -> EndpointMetrics:
+        """The metrics of the endpoints of this model, by its own name."""
+        return EndpointMetrics(self, model)
+
+    def watch(
+        self, model: str, *, in_flight: Callable[[], int], queued: Callable[[], int], is_ready: Callable[[], bool]
+    ) -> None:
+        """Sets the callbacks that read a model's gauges at each scrape."""
+        self._in_flight.labels(model).set_function(in_flight)
+        self._queued.labels(model).set_function(queued)
         self._ready.labels(model).set_function(is_ready)
 
     def count_request(self, record: RequestRecord) -> None:
-        """A completion request has ended."""
+        """Counts a completion request that has ended."""
         model = record.served_model or _NO_MODEL
         self._requests.labels(model, str(record.final_status)).inc()
         self._duration.labels(model).observe(record.duration_s)

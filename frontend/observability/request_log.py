@@ -1,4 +1,4 @@
-"""How log lines look, and the one line that each request leaves. No prompt, no text and no key is ever logged."""
+"""Configures logging and logs one line per request. Prompts, generated text and API keys are never logged."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def _milliseconds(seconds: float) -> float:
 
 
 def configure_logging(settings: FrontendSettings, *, worker: int | None = None) -> None:
-    """One format for our lines and those of the libraries (uvicorn's, grpc's). Called once, by the program.
+    """Sets one format for the lines of this package and of libraries (uvicorn, gRPC). Called once per process.
 
-    A record is one write, so lines of several workers do not mix; with `worker`, each says whose it is.
+    Each line is a single write, so lines of several workers do not mix. `worker` adds the worker's number to each.
     """
     shared: list[structlog.typing.Processor] = [
         *([] if worker is None else [partial(_add_worker, worker)]),
@@ -82,6 +82,6 @@ def _rendering(settings: FrontendSettings) -> list[structlog.typing.Processor]:
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if settings.log_format == "json":
         return [remove_meta, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    # The default traceback shows local variables, and so prompts.
+    # The default traceback formatter shows local variables, which may contain prompts.
     console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     return [remove_meta, console]

@@ -1,4 +1,4 @@
-"""What is known about one HTTP request: filled in as it goes, logged and counted once at its end."""
+"""Collects the facts about one HTTP request, which are logged and counted once at its end."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from starlette.types import Scope
 from frontend.api_key import ApiKey
 from llm_pipeline.protocol.errors import ErrorCode
 
-# Up to 128 visible ASCII characters: they go into headers, log lines and Triton's request id as they are.
-_SANE_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_SANE_HOST = re.compile(r"[A-Za-z0-9._\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+# Visible ASCII characters only: the id is copied into headers, log lines and Triton's request id unchanged.
+_VALID_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_VALID_HOST = re.compile(r"[A-Za-z0-9._\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that left before its answer; never sent
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before the response; never sent
 
 
 @dataclass
 class RequestRecord:
-    """One request. Times are seconds of the monotonic clock, `created` is the wall clock's."""
+    """One HTTP request. Times (`_s`) are of the monotonic clock; `created` is Unix time in seconds."""
 
     request_id: str
     method: str
     path: str
-    base_url: str  # without a slash at the end
+    base_url: str  # without a trailing slash
     wants_problem_json: bool
     started_s: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
     key: ApiKey | None = None
-    model: str | None = None  # as asked for, once it is known to be one of ours
-    served_model: str | None = None  # the same model under its own name
+    model: str | None = None  # the requested name, set once it is known to exist
+    served_model: str | None = None  # the same model's own name, if the request used an alias
     is_stream: bool = False
-    status: int = 0  # what was sent; 0 before that
-    outcome: int = 0  # the status of an error that came too late to be sent, or CLIENT_CLOSED_REQUEST
+    status: int = 0  # of the response; 0 until it starts
+    outcome: int = 0  # status of an error after the response has started, or CLIENT_CLOSED_REQUEST
     error_code: ErrorCode | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -45,7 +45,7 @@ class RequestRecord:
 
     @property
     def final_status(self) -> int:
-        """The status to log and count: that of a late error rather than the 200 that preceded it."""
+        """The status to log and count: of a late error instead of the 200 that was sent before it."""
         return self.outcome or self.status or CLIENT_CLOSED_REQUEST
 
     @property
@@ -54,12 +54,12 @@ class RequestRecord:
         return time.monotonic() - self.started_s
 
     def schema_url(self, name: str) -> str:
-        """Where the JSON Schema of this name is served."""
+        """The URL of the JSON Schema with this name."""
         return f"{self.base_url}/openai/schemas/{name}.json"
 
 
 def begin_record(scope: Scope, public_url: str | None) -> RequestRecord:
-    """The record of a request that has just arrived; kept in its scope for `record_of`."""
+    """Creates the record of a new request and stores it in the scope, for `record_of`."""
     headers = dict(scope["headers"])
     record = RequestRecord(
         request_id=_request_id(headers.get(b"x-request-id", b"")),
@@ -73,18 +73,18 @@ def begin_record(scope: Scope, public_url: str | None) -> RequestRecord:
 
 
 def record_of(scope: Scope) -> RequestRecord:
-    """The record that `begin_record` made for this request."""
+    """The record that `begin_record` created for this request."""
     record: RequestRecord = scope["state"]["record"]
     return record
 
 
 def _request_id(sent: bytes) -> str:
-    return sent.decode() if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    return sent.decode() if _VALID_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def _own_url(scope: Scope, host: bytes) -> str:
     name = host.decode("latin-1")
-    if not _SANE_HOST.fullmatch(name):
+    if not _VALID_HOST.fullmatch(name):
         address, port = scope.get("server") or ("localhost", None)
         name = f"{address}:{port}" if port else address
     return f"{scope['scheme']}://{name}"

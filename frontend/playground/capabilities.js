@@ -1,21 +1,21 @@
-// What a model can't do, by the `capabilities` of its description at /openai/v1/models/{id}.
+// Derives what a model does not support from its `capabilities` at /openai/v1/models/{id}.
 
-const NOTE = "Not with this model.";
-const GUIDED = /^(response_format|structured_outputs|guided_.*)$/; // all of them need one of the `guides`
+const NOTE = "Not supported by this model.";
+const GUIDED = /^(response_format|structured_outputs|guided_.*)$/; // each of them requires one of the `guides`
 
 /**
- * {denied: {field: why}, most: {field: number}} for the fields with these names. False and null rule a field out, a
- * number is the most that it may be, and an empty list of `guides` rules out every field that asks for one. Fields that
- * are not mentioned are left to the server, which refuses by name.
+ * Returns {denied: {field: reason}, maxima: {field: number}} for the fields with these names. False and null mean that a
+ * field is not supported, a number is its maximum, and an empty list of `guides` rules out every guided field. All other
+ * fields are left to the server to reject.
  */
 export function limitsOf(capabilities, names) {
   const denied = {};
-  const most = {};
+  const maxima = {};
   for (const name of names) {
     const value = GUIDED.test(name) ? capabilities?.guides : capabilities?.[name];
     const isEmpty = Array.isArray(value) && !value.length;
     if (value === false || value === null || isEmpty) denied[name] = NOTE;
-    else if (typeof value === "number") most[name] = value;
+    else if (typeof value === "number") maxima[name] = value;
   }
-  return { denied, most };
+  return { denied, maxima };
 }

@@ -1,8 +1,8 @@
-// The request as code to copy. The key is never part of it: both programs read OPENAI_API_KEY.
+// Renders the request as code to copy. It never contains the API key: both programs read OPENAI_API_KEY.
 
 import { compact, pretty } from "./json.js";
 
-// What openai-python's completions.create takes by name; everything else travels in extra_body.
+// Named arguments of openai-python's completions.create. All other fields go into extra_body.
 const CLIENT_ARGUMENTS = new Set([
   "model", "prompt", "best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "n",
   "presence_penalty", "seed", "stop", "stream", "stream_options", "suffix", "temperature", "top_p", "user",
@@ -44,17 +44,17 @@ export function python(baseUrl, body) {
   ].join("\n");
 }
 
-/** The body alone. */
+/** The body only. */
 export function json(_baseUrl, body) {
   return pretty(body);
 }
 
-/** One word of a POSIX shell. Inside single quotes nothing has a meaning but the quote itself. */
+/** Quotes text for a POSIX shell. Within single quotes only the quote itself is special. */
 export function shell(text) {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-/** A Python literal. Every escape that JSON.stringify writes means the same in a Python string. */
+/** Renders a Python literal. Every escape that JSON.stringify writes has the same meaning in a Python string. */
 export function literal(value) {
   if (value === null) return "None";
   if (value === true) return "True";

@@ -1,13 +1,13 @@
-// The controls of the request fields. Which there are, the server's own document says (schema.js).
+// Builds the controls of the request fields, which come from the server's OpenAPI document (schema.js).
 
 import { compact, parse, parseInteger } from "./json.js";
 import { grouped } from "./schema.js";
 
-const MOST_SLIDER_STEPS = 400;
+const MAX_SLIDER_STEPS = 400;
 const OPEN_AT_FIRST = new Set(["Length", "Sampling", "Stopping"]);
 const ESCAPES = { n: "\n", t: "\t", r: "\r", "\\": "\\" };
 
-/** Makes an element. Text becomes a text node, so nothing from outside is ever read as markup. */
+/** Creates an element. Text becomes a text node, so that no text is ever parsed as markup. */
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -20,8 +20,8 @@ export function element(name, attributes = {}, ...children) {
 
 export class Form {
   /**
-   * `initial` holds the values that this page starts with where the server's default is none of the page's liking.
-   * `onChange` is called after each change that a person makes.
+   * `initial` maps fields to the values that this page starts with instead of the server's defaults.
+   * `onChange` is called after each change by the user.
    */
   constructor(root, fields, initial, onChange) {
     this._initial = initial;
@@ -33,7 +33,7 @@ export class Form {
     this.reset();
   }
 
-  /** {values: what to send, problems: {field: message}}. Fields with their default value are left out. */
+  /** Returns {values: fields to send, problems: {field: message}}. Fields with their default value are omitted. */
   read() {
     const values = {};
     const problems = {};
@@ -45,7 +45,7 @@ export class Form {
         problems[name] = problem.message;
       }
     }
-    if (!values.stream) delete values.stream_options; // the server refuses one without the other
+    if (!values.stream) delete values.stream_options; // the server rejects one without the other
     this._count(values);
     return { values, problems };
   }
@@ -54,7 +54,7 @@ export class Form {
     return [...this._rows.keys()];
   }
 
-  /** Whether a person has changed this field since the page was opened or reset. */
+  /** Whether the user has changed this field since the page was opened or reset. */
   isTouched(name) {
     return this._rows.get(name)?.isTouched ?? false;
   }
@@ -71,8 +71,8 @@ export class Form {
     this.show({});
   }
 
-  /** Marks the fields that the model can't do (`denied`: a sentence for each), and lowers numbers to the `most` it can. */
-  limit({ denied, most }) {
+  /** Disables the fields in `denied` (field -> reason) and caps numbers at `maxima` (field -> number). */
+  limit({ denied, maxima }) {
     this._denied = new Map(Object.entries(denied));
     for (const [name, row] of this._rows) {
       const isDenied = this._denied.has(name);
@@ -80,11 +80,11 @@ export class Form {
       row.note.hidden = !isDenied;
       row.note.textContent = this._denied.get(name) ?? "";
       for (const input of row.control.inputs) input.disabled = isDenied;
-      row.control.limit?.(most[name]);
+      row.control.limit?.(maxima[name]);
     }
   }
 
-  /** Shows a message at each of these fields, and at no other. Returns the first one's control, or null. */
+  /** Shows a message at each of these fields only. Returns the control of the first one, or null. */
   show(problems) {
     let first = null;
     for (const [name, row] of this._rows) {
@@ -158,7 +158,7 @@ export class Form {
   }
 }
 
-/** Help texts write code between backquotes. */
+/** Renders text between backquotes as code. */
 function inCode(text) {
   return text.split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part));
 }
@@ -167,8 +167,8 @@ function controlOf(field, id) {
   return (CONTROLS[field.kind] ?? CONTROLS.json)(field, id);
 }
 
-// Each control: {root, inputs, hint, read, write}. read gives undefined for "as if left out", and throws an Error that
-// says what is wrong; write(undefined) sets the default.
+// Each control is {root, inputs, hint, read, write}. read returns undefined to omit the field, and throws an Error with a
+// message for the user if the value is invalid. write(undefined) sets the default.
 const CONTROLS = {
   boolean(field, id) {
     const input = element("input", { type: "checkbox", id });
@@ -182,9 +182,9 @@ const CONTROLS = {
     };
   },
 
-  integer: (field, id) => numeric(field, id, { step: 1, read: parseInteger, wanted: "an integer" }),
+  integer: (field, id) => numeric(field, id, { step: 1, read: parseInteger, expected: "an integer" }),
 
-  number: (field, id) => numeric(field, id, { step: "any", read: Number, wanted: "a number" }),
+  number: (field, id) => numeric(field, id, { step: "any", read: Number, expected: "a number" }),
 
   enum(field, id) {
     const options = field.options.map((option) => element("option", { value: option }, option));
@@ -207,16 +207,16 @@ const CONTROLS = {
       const lines = text.split("\n").filter((line) => line !== "");
       return lines.length ? lines.map(unescapeLine) : undefined;
     };
-    return area(id, 2, " (one a line; \\n is a line break)", read, (value) => [value].flat().map(escapeLine).join("\n"));
+    return area(id, 2, " (one per line; \\n is a line break)", read, (value) => [value].flat().map(escapeLine).join("\n"));
   },
 
   integers(field, id) {
     const read = (text) => {
       const values = text.split(/[\s,]+/).filter(Boolean).map(parseInteger);
-      if (values.some(Number.isNaN)) throw new Error("Write integers with commas or spaces between them.");
+      if (values.some(Number.isNaN)) throw new Error("Enter integers separated by commas or spaces.");
       return values.length ? values : undefined;
     };
-    return area(id, 1, " (with commas or spaces between them)", read, (value) => value.join(", "));
+    return area(id, 1, " (separated by commas or spaces)", read, (value) => value.join(", "));
   },
 
   json(field, id) {
@@ -251,7 +251,7 @@ const CONTROLS = {
   },
 };
 
-function numeric(field, id, { step, read, wanted }) {
+function numeric(field, id, { step, read, expected }) {
   const usual = field.default ?? field.help.match(/Default (-?[\d.]*\d)/)?.[1];
   const number = element("input", {
     type: "number", id, step, min: field.minimum, max: tame(field.maximum), placeholder: usual ?? "default", inputmode: "decimal",
@@ -271,37 +271,37 @@ function numeric(field, id, { step, read, wanted }) {
     inputs: slider ? [number, slider] : [number],
     hint: "",
     read() {
-      if (number.validity.badInput) throw new Error(`This must be ${wanted}.`);
+      if (number.validity.badInput) throw new Error(`This must be ${expected}.`);
       if (number.value === "") return undefined;
       const value = read(number.value);
-      if (Number.isNaN(value)) throw new Error(`This must be ${wanted}.`);
+      if (Number.isNaN(value)) throw new Error(`This must be ${expected}.`);
       return value === field.default ? undefined : value;
     },
     write(value) {
       number.value = value ?? "";
       follow();
     },
-    limit(most) {
-      const maximum = Math.min(most ?? Infinity, field.maximum ?? Infinity);
-      if (most === undefined && !number.dataset.most) return;
-      number.dataset.most = most ?? "";
+    limit(cap) {
+      const maximum = Math.min(cap ?? Infinity, field.maximum ?? Infinity);
+      if (cap === undefined && !number.dataset.cap) return;
+      number.dataset.cap = cap ?? "";
       for (const input of slider ? [number, slider] : [number]) input.max = Number.isFinite(maximum) ? maximum : "";
       if (Number(number.value) > maximum) this.write(maximum);
     },
   };
 }
 
-/** A browser reads min and max as doubles: the ends of int64 would be refused by itself. */
+/** Browsers parse min and max as doubles, and would reject the limits of int64 because of rounding. */
 function tame(limit) {
   return limit === undefined || Math.abs(limit) > Number.MAX_SAFE_INTEGER ? undefined : limit;
 }
 
-/** For ranges that fit under a thumb. The number beside it does all that the slider does: no second stop for Tab. */
+/** A slider for small ranges. The number input does the same, so the slider is no tab stop. */
 function sliderFor(field, usual) {
   const { minimum, maximum } = field;
   if (minimum === undefined || maximum === undefined) return null;
   const step = field.kind === "integer" ? 1 : maximum - minimum > 1 ? 0.05 : 0.01;
-  if ((maximum - minimum) / step > MOST_SLIDER_STEPS) return null;
+  if ((maximum - minimum) / step > MAX_SLIDER_STEPS) return null;
   return element("input", {
     type: "range", min: minimum, max: maximum, step, value: usual ?? minimum, tabindex: "-1", "aria-hidden": "true",
   });

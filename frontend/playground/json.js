@@ -1,9 +1,9 @@
-// JSON without loss: integers beyond 2^53 (seeds are int64) travel as BigInt, which JSON.stringify can't write.
+// Lossless JSON: integers beyond 2^53 (seeds are int64) become BigInt, which JSON.stringify does not support.
 
-/** Parses JSON; integers that a double can't hold become BigInt. Throws SyntaxError. */
+/** Parses JSON. Integers that a double cannot represent become BigInt. Throws SyntaxError. */
 export function parse(text) {
   return JSON.parse(text, (_, value, context) => {
-    const source = context?.source; // browsers before 2025 lack it, and round as they always did
+    const source = context?.source; // missing in browsers before 2025, which round
     const isRounded = typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value);
     return isRounded && source && /^-?\d+$/.test(source) ? BigInt(source) : value;
   });
@@ -29,7 +29,7 @@ function write(value, inner) {
   return JSON.stringify(value);
 }
 
-/** Reads what a person typed as an integer: a number, or a BigInt where a number would round. NaN when it is none. */
+/** Parses user input as an integer: a number, a BigInt where a number would round, or NaN if it is invalid. */
 export function parseInteger(text) {
   if (!/^[-+]?\d+$/.test(text.trim())) return NaN;
   const value = Number(text);

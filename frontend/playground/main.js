@@ -1,4 +1,4 @@
-// The page: ties the form, the request, the output and the code together.
+// The page: connects the form, the request, the output and the code.
 
 import { curl, json, python } from "./code.js";
 import { Form, element } from "./form.js";
@@ -9,10 +9,10 @@ import { RequestError, complete, getJson } from "./request.js";
 import { exampleOf, fieldsOf } from "./schema.js";
 import { Timing, drawGaps, duration } from "./timing.js";
 
-const BASE_URL = new URL("openai/v1", document.baseURI).href; // also behind a proxy that adds a path in front
+const BASE_URL = new URL("openai/v1", document.baseURI).href; // relative, for proxies that add a path prefix
 const LANGUAGES = { curl, python, json };
 const KEY_ITEM = "api-key";
-// What the page asks for by itself. The last two only where the server has them; a model that can't do them goes without.
+// Fields that the page sets by itself. Those in DISPENSABLE are dropped if the model rejects them.
 const INITIAL = {
   max_tokens: 128,
   stream: true,
@@ -26,12 +26,12 @@ const PROMPT_HELP = {
 };
 
 const $ = (id) => document.getElementById(id);
-const output = new Output($("choices"), $("tip"), $("token-said"));
+const output = new Output($("choices"), $("tip"), $("token-announcement"));
 let form = null;
-let running = null; // the AbortController of the request that runs
+let running = null; // the AbortController of the running request
 let language = "curl";
 
-// --- The request as it stands in the form ---------------------------------------------------------------------------
+// --- The request in the form ----------------------------------------------------------------------------------------
 
 function readRequest() {
   const { values, problems } = form.read();
@@ -72,10 +72,10 @@ function showCode() {
 async function run() {
   if (running || !form) return;
   const { body, problems } = readRequest();
-  const wrong = showProblems(problems);
-  if (wrong) {
-    wrong.focus();
-    say("Not sent: a field has a value that can't be sent.");
+  const firstInvalid = showProblems(problems);
+  if (firstInvalid) {
+    firstInvalid.focus();
+    setStatus("Not sent: a parameter has an invalid value.");
     return;
   }
   running = new AbortController();
@@ -95,7 +95,7 @@ async function run() {
 async function runUntilOver(body, signal) {
   const timing = new Timing(performance.now());
   const painter = new Painter(timing);
-  say("Running …");
+  setStatus("Running …");
   try {
     for await (const answers of complete(`${BASE_URL}/completions`, $("key").value.trim(), compact(body), signal)) {
       const now = performance.now();
@@ -103,7 +103,7 @@ async function runUntilOver(body, signal) {
       painter.add(answers, body.stream ? timing.arrived(answers, now) : new Map());
     }
     painter.finish();
-    say(`Done: ${finishWords()}.`);
+    setStatus(`Done: ${describeFinishes()}.`);
   } catch (error) {
     painter.finish();
     await failed(error, body, signal);
@@ -112,7 +112,7 @@ async function runUntilOver(body, signal) {
 
 async function failed(error, body, signal) {
   if (error.name === "AbortError") {
-    say("Stopped.");
+    setStatus("Stopped.");
     return;
   }
   if (!(error instanceof RequestError)) throw error;
@@ -121,20 +121,20 @@ async function failed(error, body, signal) {
     form.set(param, undefined);
     showCode();
     await runUntilOver(readRequest().body, signal);
-    $("status").append(` This model goes without ${param}.`);
+    $("status").append(` This model does not support ${param}, so it was omitted.`);
     return;
   }
   showFailure(error, param);
 }
 
 function showFailure(error, param) {
-  say("Failed.");
+  setStatus("Failed.");
   const facts = [error.status && `status ${error.status}`, error.code, error.requestId && `request ${error.requestId}`];
   const more = error.errors.slice(1).map((each) => element("li", {}, each.message));
   $("failure").replaceChildren(
     element("p", { class: "failure-text" }, error.message),
     more.length ? element("ul", {}, ...more) : "",
-    error.retryAfter ? element("p", {}, `Try again in ${error.retryAfter} s.`) : "",
+    error.retryAfter ? element("p", {}, `Retry in ${error.retryAfter} s.`) : "",
     element("p", { class: "failure-facts" }, facts.filter(Boolean).join(" · ")),
   );
   $("failure").hidden = false;
@@ -144,12 +144,12 @@ function showFailure(error, param) {
   (isKey ? $("key") : control)?.focus();
 }
 
-function finishWords() {
-  const finishes = output.finishes.map(([, finish]) => finish ?? "none");
+function describeFinishes() {
+  const finishes = output.finishes.map(([, finish]) => finish ?? "unknown");
   return [...new Set(finishes)].map((finish) => `finish reason ${finish}`).join(", ");
 }
 
-/** Brings arrivals onto the screen once a frame, however many there are. */
+/** Updates the screen once per frame, regardless of the number of chunks. */
 class Painter {
   constructor(timing) {
     this._timing = timing;
@@ -193,7 +193,7 @@ function setRunning(isRunning) {
   document.body.classList.toggle("is-running", isRunning);
 }
 
-function say(text) {
+function setStatus(text) {
   $("status").textContent = text;
 }
 
@@ -206,9 +206,9 @@ async function loadModels() {
     $("model").replaceChildren(...data.map(({ id }) => element("option", { value: id }, id)));
     if (data.some(({ id }) => id === before)) $("model").value = before;
     mark($("key"), false);
-    if ($("status").textContent.startsWith("Type your API key")) say("");
+    if ($("status").textContent.startsWith("Enter your API key")) setStatus("");
   } catch (error) {
-    if (error.code === "invalid_api_key" && !$("key").value) say("Type your API key to run this.");
+    if (error.code === "invalid_api_key" && !$("key").value) setStatus("Enter your API key to run this request.");
     else if (error.code === "invalid_api_key") mark($("key"), true);
     return;
   }
@@ -222,7 +222,7 @@ async function loadCapabilities() {
     const model = await getJson(`${BASE_URL}/models/${path}`, $("key").value.trim());
     if ($("model").value === id) form.limit(limitsOf(model.capabilities, form.names));
   } catch {
-    form.limit({ denied: {}, most: {} }); // the form then offers everything, and the server refuses by name
+    form.limit({ denied: {}, maxima: {} }); // all fields stay enabled; the server rejects what it does not support
   }
   showCode();
 }
@@ -232,7 +232,7 @@ function rememberKey() {
     if ($("key").value) sessionStorage.setItem(KEY_ITEM, $("key").value.trim());
     else sessionStorage.removeItem(KEY_ITEM);
   } catch {
-    // A browser that keeps nothing: the key lasts as long as the page.
+    // The browser blocks storage: the key is lost when the page is closed.
   }
 }
 
@@ -269,14 +269,14 @@ async function copyCode() {
   try {
     await navigator.clipboard.writeText(code.textContent);
   } catch {
-    getSelection().selectAllChildren(code); // no clipboard without https: the old way
+    getSelection().selectAllChildren(code); // the clipboard API requires https
     document.execCommand("copy");
   }
-  $("copy-said").textContent = "Copied";
+  $("copy-announcement").textContent = "Copied";
   $("copy-code").textContent = "Copied";
   setTimeout(() => {
     $("copy-code").textContent = "Copy";
-    $("copy-said").textContent = "";
+    $("copy-announcement").textContent = "";
   }, 1500);
 }
 
@@ -338,7 +338,7 @@ async function start() {
 }
 
 start().catch((error) => {
-  say("");
-  $("failure").textContent = `The page could not read the API's description: ${error.message}`;
+  setStatus("");
+  $("failure").textContent = `The page could not load the API description: ${error.message}`;
   $("failure").hidden = false;
 });

@@ -1,17 +1,17 @@
-// What the model wrote: one card per choice, its text cut into tokens that can be pointed at.
+// Shows the completion: one card per choice, with its text split into tokens that can be inspected.
 
 import { element } from "./form.js";
 import { duration } from "./timing.js";
 import { TokenCutter, colourOf, percent } from "./tokens.js";
 
-const NEAR_END_PX = 40; // who has scrolled up further than this wants to stay there
+const NEAR_END_PX = 40; // the text scrolls along only if the user has not scrolled up further than this
 
 export class Output {
-  /** `root` takes the cards; `tip` shows what is known of a token; `said` tells it to screen readers. */
-  constructor(root, tip, said) {
+  /** `root` contains the cards, `tip` shows the details of a token, `announcement` is read by screen readers. */
+  constructor(root, tip, announcement) {
     this._root = root;
     this._tip = tip;
-    this._said = said;
+    this._announcement = announcement;
     this._cards = new Map();
     this._current = null; // the span whose token is shown
     root.addEventListener("pointerover", (event) => this._point(event));
@@ -22,7 +22,7 @@ export class Output {
     addEventListener("scroll", () => this.hideTip(), { capture: true, passive: true });
   }
 
-  /** Empties the cards for a new answer. */
+  /** Removes the cards before a new completion. */
   begin() {
     this.hideTip();
     this._cards.clear();
@@ -30,20 +30,20 @@ export class Output {
     this._root.setAttribute("aria-busy", "true");
   }
 
-  /** Shows what one arrival brought. `waits` says how long each choice took for it. */
+  /** Appends the chunks of one read. `waits` maps a choice's index to the milliseconds since its previous chunk. */
   show(answers, waits) {
     for (const answer of answers) {
       for (const choice of answer.choices) this._card(choice.index).push(choice, waits.get(choice.index) ?? null);
     }
   }
 
-  /** The answer is over, for whatever reason. */
+  /** Marks the completion as ended, for any reason. */
   end() {
     this._root.setAttribute("aria-busy", "false");
     for (const card of this._cards.values()) card.root.classList.remove("running");
   }
 
-  /** [[index, finish reason or null]], in order. */
+  /** [[index, finish reason or null]], ordered by index. */
   get finishes() {
     return [...this._cards].sort(([a], [b]) => a - b).map(([index, card]) => [index, card.finish]);
   }
@@ -81,7 +81,7 @@ export class Output {
     const span = spans[Math.max(0, Math.min(spans.length - 1, isEdge ? (step > 0 ? spans.length - 1 : 0) : at))];
     span.scrollIntoView({ block: "nearest" });
     this._showTip(span);
-    this._said.textContent = spoken(pieces.get(span));
+    this._announcement.textContent = spoken(pieces.get(span));
   }
 
   _showTip(span) {
@@ -109,7 +109,7 @@ class Card {
     this._cutter = new TokenCutter();
     this._chip = element("span", { class: "chip", hidden: true });
     this._text = element("div", {
-      class: "text", tabindex: "0", role: "group", "aria-label": `Text of choice ${index}; arrow keys walk through its tokens`,
+      class: "text", tabindex: "0", role: "group", "aria-label": `Text of choice ${index}; use the arrow keys to move through its tokens`,
     });
     const head = element("h3", {}, `Choice ${index}`, this._chip);
     this.root = element("article", { class: "choice running" }, head, this._text);
@@ -133,7 +133,7 @@ function spanOf(piece) {
   const ghost = piece.text === "";
   const classes = ["token", colourOf(piece), ghost && "ghost", piece.text.includes("\n") && "breaks"].filter(Boolean);
   const span = element("span", { class: classes.join(" "), "aria-hidden": ghost ? "true" : undefined });
-  // A ghost shows its token in a pseudo element, so that it is in no copy of the text.
+  // A ghost shows its token in a pseudo-element, so that it is not part of copied text.
   if (ghost) span.dataset.token = piece.tokens[0].text || "∅";
   else span.append(piece.text);
   pieces.set(span, piece);
@@ -142,15 +142,15 @@ function spanOf(piece) {
 
 function described({ text, tokens, wait }) {
   const shown = [element("p", { class: "tip-text" }, JSON.stringify(text || (tokens[0]?.text ?? "")))];
-  if (!text) shown.push(element("p", { class: "tip-note" }, "Not in the text: an end token, or cut off by a stop string."));
+  if (!text) shown.push(element("p", { class: "tip-note" }, "Not part of the text: an end token, or removed with a stop string."));
   if (tokens.length === 1) {
     shown.push(facts(tokens[0], wait), ...alternatives(tokens[0]));
   } else if (tokens.length) {
-    shown.push(element("p", { class: "tip-note" }, `${tokens.length} tokens make this text:`));
+    shown.push(element("p", { class: "tip-note" }, `This text consists of ${tokens.length} tokens:`));
     shown.push(element("ul", {}, ...tokens.map((token) => element("li", {}, briefly(token)))));
   } else {
     shown.push(facts({ id: null, logprob: null, offset: null }, wait));
-    shown.push(element("p", { class: "tip-note" }, "A chunk of the stream. With logprobs the server says which tokens it holds."));
+    shown.push(element("p", { class: "tip-note" }, "One chunk of the stream. Set logprobs to see its tokens."));
   }
   return shown;
 }
@@ -159,7 +159,7 @@ function facts(token, wait) {
   const rows = [
     ["id", token.id],
     ["probability", token.logprob === null ? null : percent(token.logprob)],
-    ["log prob", token.logprob === null ? null : token.logprob.toFixed(4)],
+    ["logprob", token.logprob === null ? null : token.logprob.toFixed(4)],
     ["offset", token.offset],
     ["arrived after", wait === null ? null : duration(wait)],
   ].filter(([, value]) => value !== null);
@@ -181,7 +181,7 @@ function alternatives(token) {
       element("span", { class: "share" }, percent(logprob)),
     );
   });
-  return [element("ol", { class: "alternatives", "aria-label": "Most likely tokens here" }, ...rows)];
+  return [element("ol", { class: "alternatives", "aria-label": "Most likely tokens at this position" }, ...rows)];
 }
 
 function briefly(token) {

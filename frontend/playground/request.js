@@ -1,6 +1,6 @@
-// One request to the completions API: sent, read as it arrives, and ended when the caller aborts.
+// Sends a request to the completions API and reads the response as it arrives, until the caller aborts.
 
-/** What the server, or the way to it, had against a request. `param` and `code` are the server's own words. */
+/** A request that failed, at the server or on the way to it. `param` and `code` come from the server's error. */
 export class RequestError extends Error {
   constructor(message, details = {}) {
     super(message);
@@ -20,8 +20,8 @@ export async function getJson(url, key, signal) {
 }
 
 /**
- * POSTs a completion request and yields lists of answer objects, a list for each arrival from the network: chunks of a
- * stream, or the one whole answer. Throws RequestError, also when a stream breaks off or reports an error.
+ * POSTs a completion request and yields a list of response objects for each read from the network: chunks of a stream, or
+ * the complete response. Throws RequestError, also if a stream is interrupted or reports an error.
  */
 export async function* complete(url, key, json, signal) {
   const response = await send(url, {
@@ -54,14 +54,14 @@ async function* events(response) {
     if (failed >= 0) throw new RequestError(found[failed].error.message, { ...found[failed].error, requestId });
     if (isDone) return;
   }
-  throw new RequestError("The stream broke off before its end.", { requestId });
+  throw new RequestError("The stream ended unexpectedly.", { requestId });
 }
 
 async function read(reader, requestId) {
   try {
     return await reader.read();
   } catch (error) {
-    throw error.name === "AbortError" ? error : new RequestError("The connection broke off.", { requestId });
+    throw error.name === "AbortError" ? error : new RequestError("The connection was lost.", { requestId });
   }
 }
 
@@ -74,11 +74,11 @@ async function send(url, options) {
     return await fetch(url, { credentials: "omit", referrerPolicy: "no-referrer", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    // A key with letters that no header can carry is refused by the browser itself.
+    // The browser rejects a key with characters that are not allowed in headers.
     if (options.headers.Authorization && !/^[\x21-\x7e ]*$/.test(options.headers.Authorization)) {
-      throw new RequestError("The API key holds characters that no key has.", { code: "invalid_api_key" });
+      throw new RequestError("The API key contains invalid characters.", { code: "invalid_api_key" });
     }
-    throw new RequestError("The server can't be reached.");
+    throw new RequestError("The server cannot be reached.");
   }
 }
 
@@ -91,7 +91,7 @@ async function readJson(response) {
   }
   if (response.ok && body !== null) return body;
   const error = body?.error ?? {};
-  throw new RequestError(error.message ?? `The server answered with status ${response.status}.`, {
+  throw new RequestError(error.message ?? `The server returned status ${response.status}.`, {
     ...error,
     status: response.status,
     errors: body?.errors,

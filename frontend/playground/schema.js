@@ -1,10 +1,10 @@
-// From the server's OpenAPI document to a description of each request field: what kind of control it needs.
+// Derives the request fields, and the kind of control each one needs, from the server's OpenAPI document.
 
 const GROUPS = [
   ["Length", ["max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos", "truncate_prompt_tokens"]],
   ["Sampling", ["temperature", "top_p", "top_k", "min_p", "seed", "n", "best_of"]],
   ["Stopping", ["stop", "include_stop_str_in_output", "stop_token_ids"]],
-  ["Log probs and text", [
+  ["Logprobs and text", [
     "logprobs", "return_token_ids", "return_tokens_as_token_ids", "echo", "suffix", "skip_special_tokens",
     "spaces_between_special_tokens", "prompt_logprobs", "add_special_tokens",
   ]],
@@ -16,7 +16,7 @@ const GROUPS = [
   ["Request", ["stream", "stream_options", "user", "priority", /^request_/]],
   ["More", [/./]],
 ];
-const ELSEWHERE = new Set(["model", "prompt"]); // they have controls of their own
+const SEPARATE = new Set(["model", "prompt"]); // these have controls of their own
 
 /**
  * The request fields of a completion: {name, kind, help, default, minimum, maximum, options, fields}.
@@ -24,10 +24,10 @@ const ELSEWHERE = new Set(["model", "prompt"]); // they have controls of their o
  */
 export function fieldsOf(document) {
   const request = document.components.schemas.CompletionRequest;
-  return fieldsIn(request, document).filter((field) => !ELSEWHERE.has(field.name));
+  return fieldsIn(request, document).filter((field) => !SEPARATE.has(field.name));
 }
 
-/** The same fields as [{title, fields}], in the order in which people look for them. */
+/** The same fields as [{title, fields}], most used groups first. */
 export function grouped(fields) {
   const left = new Set(fields);
   const groups = GROUPS.map(([title, names]) => {
@@ -40,7 +40,7 @@ export function grouped(fields) {
   return groups.filter((group) => group.fields.length);
 }
 
-/** The completions operation's own example: it names a model before anybody has shown a key. */
+/** The example of the completions operation: it names a model before an API key is entered. */
 export function exampleOf(document) {
   for (const [path, methods] of Object.entries(document.paths ?? {})) {
     if (path.endsWith("/completions")) {

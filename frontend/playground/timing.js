@@ -1,21 +1,21 @@
-// When tokens came: time to first token, rate, gaps. All times are milliseconds of performance.now().
+// Measures time to first token, token rate and inter-token latency. Times are milliseconds of performance.now().
 
-const MOST_POINTS = 240;
+const MAX_POINTS = 240;
 
 export class Timing {
   constructor(startedAt) {
     this._startedAt = startedAt;
     this._choices = new Map(); // index -> {tokens, lastAt}
     this._firstAt = null;
-    this._firstTokens = 0; // tokens that came with the first arrival: no gap tells how long they took
+    this._firstTokens = 0; // tokens of the first read, which have no gap
     this._lastAt = null;
     this._usage = null;
     this._isStream = true;
     this.gaps = []; // per token, in order of arrival
-    this.isCounted = true; // false: the server did not say how many tokens a chunk holds
+    this.isCounted = true; // false: the number of tokens per chunk is unknown
   }
 
-  /** Takes note of what one arrival brought. Returns, by choice index, the milliseconds since that choice's last. */
+  /** Records the chunks of one read. Returns a map of choice index -> milliseconds since the choice's previous chunk. */
   arrived(answers, now) {
     const before = new Map([...this._choices].map(([index, choice]) => [index, { ...choice }]));
     for (const answer of answers) {
@@ -43,7 +43,7 @@ export class Timing {
     return waits;
   }
 
-  /** The one answer of a request that does not stream. */
+  /** Records the response of a request without streaming. */
   whole(answer, now) {
     this._isStream = false;
     this._usage = answer.usage;
@@ -52,10 +52,10 @@ export class Timing {
 
   _count(choice, answer, now) {
     const known = this._choices.get(choice.index) ?? { tokens: 0, lastAt: null };
-    const told = answer.usage?.completion_tokens; // running count of this choice (continuous_usage_stats)
+    const reported = answer.usage?.completion_tokens; // running count of this choice (continuous_usage_stats)
     const inChunk = choice.token_ids?.length ?? choice.logprobs?.tokens?.length;
-    if (told === undefined && inChunk === undefined) this.isCounted = false;
-    known.tokens = told ?? known.tokens + (inChunk ?? (choice.text ? 1 : 0));
+    if (reported === undefined && inChunk === undefined) this.isCounted = false;
+    known.tokens = reported ?? known.tokens + (inChunk ?? (choice.text ? 1 : 0));
     this._choices.set(choice.index, known);
   }
 
@@ -84,19 +84,19 @@ function at(sorted, part) {
   return sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))] : null;
 }
 
-/** Milliseconds for people. */
+/** Formats milliseconds. */
 export function duration(ms) {
   if (ms === null) return "–";
   if (ms < 10) return `${ms.toFixed(1)} ms`;
   return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`;
 }
 
-/** Draws the gaps into an svg element, its top at the longest one, and says in words what is to be seen. */
+/** Draws the gaps into an svg element, scaled to the longest one, and sets its label for screen readers. */
 export function drawGaps(svg, gaps, { median, p95 }) {
   svg.replaceChildren();
   svg.toggleAttribute("hidden", gaps.length < 2);
   if (gaps.length < 2) return;
-  const size = Math.ceil(gaps.length / MOST_POINTS);
+  const size = Math.ceil(gaps.length / MAX_POINTS);
   const points = [];
   for (let start = 0; start < gaps.length; start += size) points.push(Math.max(...gaps.slice(start, start + size)));
   const top = Math.max(...points);
@@ -106,7 +106,7 @@ export function drawGaps(svg, gaps, { median, p95 }) {
   svg.append(shape("polygon", { points: `0,40 ${line} 240,40`, class: "area" }), shape("polyline", { points: line, class: "line" }));
   svg.setAttribute(
     "aria-label",
-    `Time between tokens over the answer: median ${duration(median)}, 95th percentile ${duration(p95)}, longest ${duration(top)}`,
+    `Inter-token latency over the completion: median ${duration(median)}, 95th percentile ${duration(p95)}, longest ${duration(top)}`,
   );
 }
 

@@ -1,10 +1,10 @@
-// From the chunks of one choice to pieces of its text, each with the tokens that it is made of.
+// Splits the chunks of one choice into pieces of text, each with its tokens.
 
 /**
- * Cuts the text of a choice along its tokens. The text is the truth: it may lag behind its tokens (a stop string that
- * may be about to complete, half a character), and several tokens may make one character. A piece is {text, tokens,
- * wait}; a token {text, id, logprob, top, offset}, each null where the server did not say. A piece without text is a
- * token that left none: an end token, or what a stop string cut off.
+ * Splits the text of a choice along its tokens. The text is authoritative: it may lag behind the tokens (a stop string
+ * that may be about to complete, a partial character), and several tokens may form one character. A piece is {text,
+ * tokens, wait}; a token is {text, id, logprob, top, offset}, each null if the server did not send it. A piece without
+ * text is a token that produced none: an end token, or one removed with a stop string.
  */
 export class TokenCutter {
   constructor() {
@@ -12,7 +12,7 @@ export class TokenCutter {
     this._text = "";
   }
 
-  /** The pieces that this chunk completes. `wait` is how long it took to arrive, in milliseconds. */
+  /** Returns the pieces that this chunk completes. `wait` is the time that it took to arrive, in milliseconds. */
   push(choice, wait) {
     this._tokens.push(...tokensOf(choice).map((token) => ({ ...token, wait })));
     this._text += choice.text ?? "";
@@ -22,12 +22,12 @@ export class TokenCutter {
     return choice.finish_reason ? [...pieces, ...this._end(wait)] : pieces;
   }
 
-  /** Tokens whose text has arrived, all of it. */
+  /** Takes the tokens whose complete text has arrived. */
   _whole() {
     const pieces = [];
     while (this._tokens.length && this._tokens[0].text !== null && this._text.startsWith(this._tokens[0].text)) {
       const token = this._tokens[0];
-      if (!token.text && !this._text) break; // it may be a part of what comes next
+      if (!token.text && !this._text) break; // it may belong to the following text
       this._tokens.shift();
       this._text = this._text.slice(token.text.length);
       pieces.push({ text: token.text, tokens: [token], wait: token.wait });
@@ -64,13 +64,13 @@ function tokensOf(choice) {
   }));
 }
 
-/** return_tokens_as_token_ids writes the id where the token stood. */
+/** With return_tokens_as_token_ids, the id is sent instead of the token's text. */
 function idIn(text) {
   const found = /^token_id:(\d+)$/.exec(text);
   return found ? Number(found[1]) : null;
 }
 
-/** The class that colours a piece: p0 for what was expected to p4 for a surprise; "" when nothing is known. */
+/** The CSS class of a piece's color: p0 for very likely tokens to p4 for unlikely ones, "" if unknown. */
 export function colourOf(piece) {
   const known = piece.tokens.map((token) => token.logprob).filter((logprob) => logprob !== null);
   if (!known.length) return "";
@@ -78,7 +78,7 @@ export function colourOf(piece) {
   return `p${[0.9, 0.6, 0.3, 0.1].filter((limit) => least < limit).length}`;
 }
 
-/** A probability for people. */
+/** Formats a logprob as a probability in percent. */
 export function percent(logprob) {
   const value = Math.exp(logprob) * 100;
   if (value >= 99.95) return "100 %";

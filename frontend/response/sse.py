@@ -1,7 +1,7 @@
-"""Server-sent events of a completion, built by hand: this is the code that runs for every chunk.
+"""Builds the server-sent events of a completion by hand: this code runs for every chunk.
 
-A pydantic model per token is what holds other front ends at a few thousand events a second.
-Everything that is the same in all chunks of a choice is encoded once; per chunk only the text is.
+Servers that create a pydantic model per token are limited to a few thousand events per second. Here everything that is
+the same in all chunks of a choice is encoded once, and only the text for each chunk.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import orjson
 
 from frontend.generation.completion_run import Choice
 from frontend.response.errors import error_object
+from frontend.response.usage import usage_object
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import TextChunk
 from llm_pipeline.text.token_strings import as_token_id
@@ -19,34 +20,25 @@ from llm_pipeline.text.token_strings import as_token_id
 DONE = b"data: [DONE]\n\n"
 KEEPALIVE = b": keep-alive\n\n"
 
-_NO_LOG_PROBS = b',"logprobs":null'
+_NO_LOGPROBS = b',"logprobs":null'
 _UNFINISHED = b',"finish_reason":null'
 _FINISHED = {reason: b',"finish_reason":"%s"' % reason.encode() for reason in ("stop", "length")}
-_PLAIN_UNFINISHED = _NO_LOG_PROBS + _UNFINISHED
-_PLAIN_FINISHED = {reason: _NO_LOG_PROBS + ending for reason, ending in _FINISHED.items()}
+_PLAIN_UNFINISHED = _NO_LOGPROBS + _UNFINISHED
+_PLAIN_FINISHED = {reason: _NO_LOGPROBS + ending for reason, ending in _FINISHED.items()}
 
 
 def token_id_text(token_ids: tuple[int, ...]) -> str:
-    """The text of tokens that were asked for by id."""
+    """The text of tokens when they are returned as `token_id:<id>`."""
     return "".join(map(as_token_id, token_ids))
 
 
-def usage_object(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """The `usage` of an answer, a chunk or a stream."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
-
-
 def error_event(error: PipelineError) -> bytes:
-    """The event for a failure after the first token; DONE follows it."""
+    """The event of a failure after the first token. The caller appends DONE."""
     return b"data: " + orjson.dumps({"error": error_object(error)}) + b"\n\n"
 
 
 class ChunkFrames:
-    """Makes the events of one stream. All chunks share the head: id, object, created and model."""
+    """Encodes the events of one stream. All chunks begin with the same `head`: id, object, created and model."""
 
     def __init__(
         self,
@@ -65,7 +57,7 @@ class ChunkFrames:
         self._prefixes: dict[int, bytes] = {}
 
     def chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
-        """One chunk's event; nothing for a chunk that has nothing to say yet (half a character, half a stop string)."""
+        """The event of one chunk; empty for a chunk without text, as for part of a character or of a stop string."""
         if self._as_token_ids:
             return self._token_id_chunk(choice, chunk)
         if self._with_token_ids:
@@ -89,7 +81,7 @@ class ChunkFrames:
         reason = chunk.finish_reason
         if chunk.logprobs_json is None:
             middle = _PLAIN_UNFINISHED if reason is None else _PLAIN_FINISHED[reason.value]
-        else:  # postprocess has written it: it goes in as it is
+        else:  # postprocess has already encoded it as JSON
             ending = _UNFINISHED if reason is None else _FINISHED[reason.value]
             middle = b',"logprobs":' + chunk.logprobs_json + ending
         end = self._usage_end(choice, chunk) if self._continuous_usage else self._null_usage_end
@@ -100,5 +92,5 @@ class ChunkFrames:
         return b'}],"usage":' + orjson.dumps(usage) + b"}\n\n"
 
     def usage(self, prompt_tokens: int, completion_tokens: int) -> bytes:
-        """The event after the last chunk when `include_usage` asked for it."""
+        """The event after the last chunk of a stream with `include_usage`."""
         return self._opening + b'],"usage":' + orjson.dumps(usage_object(prompt_tokens, completion_tokens)) + b"}\n\n"

@@ -1,4 +1,4 @@
-"""`python -m launcher.gpu`: starts Triton for one TensorRT-LLM engine (launch.py)."""
+"""`python -m launcher.gpu`: starts Triton for one TensorRT-LLM engine."""
 
 from __future__ import annotations
 

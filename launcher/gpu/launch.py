@@ -1,11 +1,11 @@
-"""`python -m launcher.gpu`: Triton for one engine of TensorRT-LLM, on as many GPUs as the engine was built for.
+"""Settings, launch modes and command lines of Triton for one TensorRT-LLM engine, on one or several GPUs.
 
     single        one GPU: tritonserver itself
-    leader        several: one mpirun with a tritonserver for each GPU. Rank 0 serves; the others load decode alone,
-                  listen nowhere, and their executor works for rank 0's
+    leader        several: one mpirun with a tritonserver for each GPU. Rank 0 serves; the others load only decode,
+                  listen on no port, and their executors work for that of rank 0
     orchestrator  one tritonserver, whose executor spawns a worker for each GPU (MPI_Comm_spawn)
 
-`--dry-run` prints the command; servers.py runs it. What makes tokens is llm_pipeline's executor. Not run on GPUs yet.
+`--dry-run` prints the command; server_group.py runs it. Not run on GPUs yet.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from llm_pipeline.runtime.program_settings import ProgramSettings
 
 Mode = Literal["single", "leader", "orchestrator"]
 
-# --bind-to none: mpirun's default gives each of two ranks one core, stubs included (measured with 4.1.4).
-# --oversubscribe: mpirun refuses more ranks than cores; ours take a GPU each, and it does not count those.
-# --tag-output: every line of log begins with its rank.
+# --bind-to none: mpirun's default pins each of two ranks, stubs included, to one core (measured with 4.1.4).
+# --oversubscribe: mpirun refuses more ranks than cores; ours use a GPU each, which it does not count.
+# --tag-output: every log line begins with its rank.
 _MPIRUN_OPTIONS = ("--bind-to", "none", "--oversubscribe", "--tag-output")
 
 
@@ -38,46 +38,49 @@ class LaunchSettings(ProgramSettings):
     """Where the server is, what it serves, and on how many GPUs."""
 
     launch_mode: Literal["auto", "single", "leader", "orchestrator"] = Field(
-        "auto", description="How Triton uses several GPUs; auto: single for an engine of one GPU, leader for more"
+        "auto", description="How Triton uses several GPUs. auto: single for an engine of one GPU, otherwise leader"
     )
     engine_dir: Path = Field(description="Engine directory made by build_engine")
     gpu_count: int | None = Field(
-        None, ge=1, description="GPUs that this server has; when set, an engine for another number is refused"
+        None, ge=1, description="Number of GPUs of this server. If set, an engine for another number is rejected"
     )
     model_repository: Path = Field(REPOSITORY_ROOT / "model_repository", description="Triton's model repository")
-    tritonserver: Path = Field(Path("/opt/tritonserver/bin/tritonserver"), description="The server's program")
-    triton_backends: Path | None = Field(None, description="Folder of Triton's backends; left out: the server's own")
-    mpirun: str = Field("mpirun", description="Open MPI's mpirun, which starts a server for each GPU")
-    triton_host: str = Field("127.0.0.1", description="Address that Triton listens on; it asks nobody for a key")
+    tritonserver: Path = Field(Path("/opt/tritonserver/bin/tritonserver"), description="Path of the server program")
+    triton_backends: Path | None = Field(None, description="Directory of Triton's backends. Unset: the server's own")
+    mpirun: str = Field("mpirun", description="Open MPI's mpirun program, which starts a server for each GPU")
+    triton_host: str = Field("127.0.0.1", description="Address that Triton listens on, without authentication")
     triton_http_port: int = Field(8000, ge=1, le=65535, description="Port of Triton's HTTP service")
     triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC service")
-    triton_metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's own metrics")
+    triton_metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's metrics")
     triton_exit_timeout_s: int = Field(
-        30, ge=0, description="Seconds that Triton waits for running requests and its models after SIGTERM"
+        30, ge=0, description="Seconds that Triton waits for running requests and for its models after SIGTERM"
     )
     triton_stub_timeout_s: int = Field(
-        300, ge=1, description="Seconds that the process of a Python model may take to connect to Triton"
+        300, ge=1, description="Seconds that a Python model's process may take to connect to Triton"
     )
 
 
 class LaunchError(Exception):
-    """Engine, GPUs and mode do not go together, or a program is missing; the message says what to change."""
+    """Engine, GPUs and launch mode are incompatible, or a program is missing. The message names the remedy."""
 
 
 def read_world_size(engine_dir: Path) -> int:
-    """GPUs that the engine was built for. LaunchError when its files are not all there or contradict each other."""
+    """Returns the number of GPUs that the engine was built for.
+
+    Raises LaunchError if its files are incomplete or contradict each other.
+    """
     try:
-        product = EngineConfig.load(engine_dir).world_size
+        world_size = EngineConfig.load(engine_dir).world_size
     except ManifestError as error:
         raise LaunchError(f"ENGINE_DIR: {error}") from error
-    expected = {f"rank{rank}.engine" for rank in range(product)}
+    expected = {f"rank{rank}.engine" for rank in range(world_size)}
     found = {file.name for file in engine_dir.glob("rank*.engine")}
     if found != expected:
         raise LaunchError(
-            f"The engine in {engine_dir} is for {product} GPUs, so it has rank0 to rank{product - 1}.engine. "
-            f"Missing: {_listed(expected - found)}; not its own: {_listed(found - expected)}."
+            f"The engine in {engine_dir} is for {world_size} GPUs: rank0 to rank{world_size - 1}.engine. "
+            f"Missing: {_listed(expected - found)}; unexpected: {_listed(found - expected)}. Build the engine again."
         )
-    return product
+    return world_size
 
 
 def _listed(names: set[str]) -> str:
@@ -85,24 +88,24 @@ def _listed(names: set[str]) -> str:
 
 
 def choose_mode(settings: LaunchSettings, world_size: int) -> Mode:
-    """The mode, with `auto` resolved. LaunchError when GPUs, engine and mode do not go together."""
+    """Returns the mode, with `auto` resolved. Raises LaunchError if engine, GPUs and mode are incompatible."""
     mode = settings.launch_mode
     if mode == "auto":
         mode = "single" if world_size == 1 else "leader"
     if mode == "single" and world_size > 1:
-        raise LaunchError(f"The engine is for {world_size} GPUs, and LAUNCH_MODE=single is for one. Leave it out.")
+        raise LaunchError(f"The engine is for {world_size} GPUs; LAUNCH_MODE=single supports one. Unset LAUNCH_MODE.")
     gpus = settings.gpu_count
-    # The orchestrator's server may hold other engines too.
+    # An orchestrator's server may serve other engines too, so it may have more GPUs.
     if gpus is not None and (gpus < world_size if mode == "orchestrator" else gpus != world_size):
         raise LaunchError(
-            f"The engine in {settings.engine_dir} was built for {world_size} GPUs, and this server has {gpus} "
-            "(GPU_COUNT). Give it as many GPUs, or build an engine for them: --tp and --pp of build_engine."
+            f"The engine in {settings.engine_dir} was built for {world_size} GPUs; this server has {gpus} (GPU_COUNT). "
+            "Use the number of GPUs that the engine was built for, or build another engine with --tp and --pp."
         )
     return mode
 
 
 def command(settings: LaunchSettings, mode: Mode, world_size: int) -> list[str]:
-    """The whole command line."""
+    """Returns the command line of all servers."""
     if mode == "single":
         return _serving_rank(settings)
     if mode == "orchestrator":
@@ -110,7 +113,7 @@ def command(settings: LaunchSettings, mode: Mode, world_size: int) -> list[str]:
             *(settings.mpirun, *_MPIRUN_OPTIONS),
             *("-x", "TRTLLM_PARALLEL_MODE=orchestrator"),  # decode reads it: llm_pipeline/runtime/settings.py
             *("-n", "1", *_serving_rank(settings)),
-            # The GPUs' memory is the workers': as NVIDIA's launch_triton_server.py does it.
+            # The workers need all GPU memory, so the server takes none: as in NVIDIA's launch_triton_server.py.
             "--pinned-memory-pool-byte-size=0",
             "--enable-peer-access=false",
             *(f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in range(settings.gpu_count or world_size)),
@@ -122,7 +125,7 @@ def command(settings: LaunchSettings, mode: Mode, world_size: int) -> list[str]:
 
 
 def _serving_rank(settings: LaunchSettings) -> list[str]:
-    """The server that clients talk to: every model, all endpoints."""
+    """Returns the arguments of the server that clients connect to: every model, all endpoints."""
     return [
         *_any_rank(settings, 0),
         f"--http-address={settings.triton_host}",
@@ -135,7 +138,7 @@ def _serving_rank(settings: LaunchSettings) -> list[str]:
 
 
 def _working_rank(settings: LaunchSettings, rank: int) -> list[str]:
-    """A server that only gives the executor of its rank a process to live in; its warnings are rank 0's again."""
+    """Returns the arguments of a server that only hosts its rank's executor; its warnings would repeat rank 0's."""
     return [
         *_any_rank(settings, rank),
         "--model-control-mode=explicit",
@@ -156,22 +159,22 @@ def _any_rank(settings: LaunchSettings, rank: int) -> list[str]:
         f"--model-repository={settings.model_repository}",
         *backends,
         "--disable-auto-complete-config",
-        # The stubs of all ranks share /dev/shm and must not share names.
+        # The stubs of all ranks share /dev/shm, so their names must differ.
         f"--backend-config=python,shm-region-prefix-name=triton_completions_{settings.triton_grpc_port}_rank{rank}_",
         f"--backend-config=python,stub-timeout-seconds={settings.triton_stub_timeout_s}",
         f"--exit-timeout-secs={settings.triton_exit_timeout_s}",
     ]
 
 
-def shown(line: Sequence[str]) -> str:
-    """The command as a person would write it, one argument to a line; a shell can run it."""
+def format_command(line: Sequence[str]) -> str:
+    """Returns the command as shell input, one argument per line."""
     return " \\\n    ".join(shlex.quote(part) for part in line) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; its exit status."""
+    """Runs the program and returns its exit status: 2 for invalid settings, 1 if Triton cannot be started."""
     parser = argparse.ArgumentParser(prog="python -m launcher.gpu", description="Run Triton with one engine.")
-    parser.add_argument("--dry-run", action="store_true", help="print the command and leave it at that")
+    parser.add_argument("--dry-run", action="store_true", help="print the command without running it")
     is_dry_run: bool = parser.parse_args(arguments).dry_run
     try:
         settings = LaunchSettings()
@@ -179,12 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mode = choose_mode(settings, world_size)
         line = command(settings, mode, world_size)
         if is_dry_run:
-            sys.stdout.write(shown(line))
+            sys.stdout.write(format_command(line))
             return 0
         return _run(line, mode)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
-        sys.stderr.write("Not started. The settings are not usable:\n" + "\n".join(problems) + "\n")
+        sys.stderr.write("Not started. Invalid settings:\n" + "\n".join(problems) + "\n")
         return 2
     except LaunchError as error:
         sys.stderr.write(f"Not started. {error}\n")
@@ -196,4 +199,4 @@ def _run(line: Sequence[str], mode: Mode) -> int:
         return ServerGroup(line, is_mpirun=mode != "single").run()
     except OSError as error:
         setting = "TRITONSERVER" if mode == "single" else "MPIRUN"
-        raise LaunchError(f"{line[0]} can't be run ({setting}): {error.strerror}.") from error
+        raise LaunchError(f"{line[0]} ({setting}) cannot be run: {error.strerror}.") from error

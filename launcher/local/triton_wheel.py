@@ -1,7 +1,8 @@
-"""The tritonserver inside the nvidia-pytriton wheel: made ready for this interpreter, and its command line.
+"""Runs the tritonserver of the nvidia-pytriton wheel: backends for this interpreter, command line, environment.
 
-The wheel holds the server, the Python backend and one stub for each CPython; the stub must stand beside the backend's
-library, so a backends folder is put together once (RUN_DIR/triton/...). Nothing of pytriton itself is imported.
+The wheel contains the server, the Python backend and one stub for each CPython version. Triton looks for the stub in
+the folder of the backend's library, so a backends folder is assembled once (RUN_DIR/triton/...). Nothing of pytriton
+itself is imported.
 """
 
 from __future__ import annotations
@@ -12,34 +13,68 @@ import shutil
 import sys
 import tempfile
 from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from launcher.check_python import libpython
-from launcher.local.preflight import PreflightError
+from launcher.local.errors import PreflightError
+from launcher.local.processes import ChildProcess
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 
-_WHEEL = "nvidia-pytriton"
+WHEEL = "nvidia-pytriton"
+TRITON_STOP_TIMEOUT_S = 20.0
 _EXIT_TIMEOUT_S = 10
+_STUB_TIMEOUT_S = 120
 _SHARED_MEMORY = Path("/dev/shm")
+_STUB_NAME = "triton_python_backend_stub"
 
 
-def _server_root() -> Path:
+def create_triton(
+    settings: StackSettings,
+    *,
+    engine_dir: Path | None,
+    repository: Path,
+    run_dir: Path,
+    log_dir: Path,
+) -> ChildProcess:
+    """Returns the Triton process, not yet started. Its shared memory is removed whenever it ends.
+
+    Raises PreflightError if the wheel cannot serve this interpreter, OSError if `run_dir` is not writable.
+    """
+    backends = prepare_backends(run_dir)
+    prefix = new_shared_memory_prefix(settings)
+    return ChildProcess(
+        "Triton",
+        command(settings, backends, repository, shared_memory_prefix=prefix),
+        environment(settings, engine_dir),
+        log_dir / "triton.log",
+        stop_timeout_s=TRITON_STOP_TIMEOUT_S,
+        on_exit=partial(remove_shared_memory, prefix),
+    )
+
+
+def find_server_root(wheel: str = WHEEL) -> Path:
+    """Returns the folder of the server in an installed wheel. Raises PreflightError if the wheel is missing."""
     try:
-        distribution = metadata.distribution(_WHEEL)
+        distribution = metadata.distribution(wheel)
     except metadata.PackageNotFoundError as error:
-        raise PreflightError(f"The {_WHEEL} wheel is not installed. Run `make install`.") from error
+        raise PreflightError(f"The package {wheel} is not installed. Run `make install`.") from error
     return Path(str(distribution.locate_file("pytriton/tritonserver")))
 
 
-def prepare_backends(run_dir: Path) -> Path:
-    """The backends folder for this interpreter; put together when it is not there yet. Safe for two starts at once."""
-    root = _server_root()
+def prepare_backends(run_dir: Path, server_root: Path | None = None) -> Path:
+    """Returns the backends folder for this interpreter, and assembles it if it does not exist yet.
+
+    Several starts may call it at once. `server_root` defaults to the wheel's. Raises PreflightError if the wheel is
+    missing or has no stub for this Python version, OSError if `run_dir` is not writable.
+    """
+    root = server_root or find_server_root()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    target = run_dir / "triton" / f"{metadata.version(_WHEEL)}-python{python}"
+    target = run_dir / "triton" / f"{metadata.version(WHEEL)}-python{python}"
     if target.is_dir():
         return target
-    stub = root / "python_backend_stubs" / python / "triton_python_backend_stub"
+    stub = root / "python_backend_stubs" / python / _STUB_NAME
     if not stub.exists():
         raise PreflightError(f"Triton's wheel has no stub for Python {python}. Use Python 3.10, 3.11 or 3.12.")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,26 +82,25 @@ def prepare_backends(run_dir: Path) -> Path:
     try:
         shutil.copytree(root / "backends" / "python", draft / "python", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy2(stub, draft / "python")
-        # mkdtemp's folder is its maker's alone, and an image may be built by one user and run by another.
-        draft.chmod(0o755)
+        draft.chmod(0o755)  # mkdtemp makes it private, and an image may be built by one user and run by another
         draft.rename(target)
     except OSError:
         if not target.is_dir():
             raise
-        # Another start was quicker; its folder is as good.
+        # A concurrent start has created the same folder first.
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
 def new_shared_memory_prefix(settings: StackSettings) -> str:
-    """What the names of one launcher's regions in /dev/shm begin with, and those of no other."""
+    """Returns a prefix, unique to one start, for the names of the server's regions in /dev/shm."""
     return f"triton_completions_{settings.triton_grpc_port}_{secrets.token_hex(4)}_"
 
 
-def remove_shared_memory(prefix: str) -> None:
-    """Remove the regions with these names: a Triton that was killed leaves them behind, some MiB for each model."""
-    for path in _SHARED_MEMORY.glob(f"{prefix}*"):
+def remove_shared_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:
+    """Removes the regions with this prefix: a killed Triton leaves them, some MiB for each model."""
+    for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):
             path.unlink()
 
@@ -78,13 +112,13 @@ def command(
     *,
     shared_memory_prefix: str | None = None,
 ) -> list[str]:
-    """The server's command line: loopback only, no GPU metrics, models as their config.pbtxt says.
+    """Returns the server's command line: it listens on loopback only and takes model configs as they are written.
 
-    Its regions in /dev/shm get a prefix of their own unless one is given.
+    Without a `shared_memory_prefix`, a new one is generated. Raises PreflightError if the wheel is missing.
     """
     address = "127.0.0.1"
     return [
-        str(_server_root() / "bin" / "tritonserver"),
+        str(find_server_root() / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         f"--http-address={address}",
@@ -93,9 +127,9 @@ def command(
         f"--grpc-port={settings.triton_grpc_port}",
         f"--metrics-address={address}",
         f"--metrics-port={settings.triton_metrics_port}",
-        # Stubs of two servers on one machine share /dev/shm and must not share names.
+        # Stubs of two servers on one machine share /dev/shm, so their names must differ.
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix or new_shared_memory_prefix(settings)}",
-        "--backend-config=python,stub-timeout-seconds=120",
+        f"--backend-config=python,stub-timeout-seconds={_STUB_TIMEOUT_S}",
         "--disable-auto-complete-config",
         "--allow-gpu-metrics=false",
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
@@ -103,17 +137,17 @@ def command(
 
 
 def environment(settings: StackSettings, engine_dir: Path | None) -> dict[str, str]:
-    """The server's environment: its libraries, this interpreter for its stubs, and the models' settings.
+    """Returns the server's environment: its libraries, this interpreter for its stubs, and the models' settings.
 
-    `engine_dir` None: every model names its own in its config.pbtxt.
+    `engine_dir` is None if every model names its own engine in its config.pbtxt.
     """
-    libraries = [str(Path(str(metadata.distribution(_WHEEL).locate_file("nvidia_pytriton.libs"))))]
+    libraries = [str(Path(str(metadata.distribution(WHEEL).locate_file("nvidia_pytriton.libs"))))]
     shared = libpython()
     if shared is not None and shared.is_absolute():
         libraries.append(str(shared.parent))
     if inherited := os.environ.get("LD_LIBRARY_PATH"):
         libraries.append(inherited)
-    inherited_names = os.environ.keys() - {"API_KEY"}  # the front end's; Triton has no use for it
+    inherited_names = os.environ.keys() - {"API_KEY"}  # only the front end needs it
     return {
         **{name: os.environ[name] for name in inherited_names},
         "LD_LIBRARY_PATH": ":".join(libraries),

@@ -105,6 +105,10 @@ class PipelineError(Exception):
     def kind(self) -> ErrorKind:
         return ERRORS[self.code]
 
+    def with_param(self, param: str | None) -> PipelineError:
+        """The same error with another `param`."""
+        return PipelineError(self.code, self.message, param=param, retry_after_s=self.retry_after_s)
+
     def to_wire(self) -> str:
         """The one-line form that travels as a Triton error message."""
         param = f" param={self.param}" if self.param else ""

@@ -25,7 +25,7 @@ class RetryAfterEstimator:
         self._ends: deque[float] = deque(maxlen=_REMEMBERED)  # in busy time
         self._promised: deque[float] = deque(maxlen=_REMEMBERED)  # when clients that were refused come back
 
-    def works(self, is_busy: bool) -> None:
+    def set_busy(self, is_busy: bool) -> None:
         """Whether there is work; say it whenever that may have changed."""
         if is_busy and self._since is None:
             self._since = self._clock()
@@ -33,11 +33,11 @@ class RetryAfterEstimator:
             self._busy_s = self._busy_time()
             self._since = None
 
-    def ended(self) -> None:
+    def completed(self) -> None:
         """One request has given its place back. What was refused had none, and does not count."""
         self._ends.append(self._busy_time())
 
-    def wait_s(self, missing: int) -> float:
+    def estimate_s(self, missing: int) -> float:
         """Seconds, 1 to 120, until as many places are likely to be free for a client that is refused now.
 
         Those who were refused before and have not come back yet go first: told the same moment, they would all

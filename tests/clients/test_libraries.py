@@ -1,4 +1,4 @@
-"""Client libraries and frameworks: the text, the counts and the errors that each shows are the server's."""
+"""Client libraries and frameworks return the text, the token counts and the errors of the server."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def test_openai_python(clients: Clients, greedy_text: str, python: Path) -> None
         answer = found[name]
         assert answer.pop("has_request_id")
         assert tuple(answer.values()) == expected
-    # Anybody's stream of several chunks is refused by the strict client: its finish_reason has no null.
+    # The strict client rejects every server's stream of several chunks: its finish_reason has no null.
     assert found["strict_stream"].startswith("APIResponseValidationError")
     assert "finish_reason" in found["strict_stream"]
 
 
-def test_openai_python_waits_as_retry_after_says_and_succeeds(
+def test_openai_python_retries_after_the_given_time(
     engine_dir: Path, tmp_path: Path, start_clients: Callable[[RunningStack], Clients]
 ) -> None:
-    """One slot, taken for 1.5 s."""
+    """The only slot is in use for 1.5 s."""
     settings = {"EXECUTOR": "scripted", "SCRIPTED_STEPS_PER_S": "200", "MAX_IN_FLIGHT": "1"}
     with running_stack(tmp_path, engine_dir, **settings) as stack:
         clients = start_clients(stack)

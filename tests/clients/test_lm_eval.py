@@ -22,7 +22,7 @@ TOLERANCE = 2e-2  # of a sum over up to seven tokens, each within 3e-3
 
 
 class Reference:
-    """What the harness should find, from the weights alone."""
+    """The results that the harness should report, computed from the weights alone."""
 
     def __init__(self, tokenizer_file: Path) -> None:
         self._tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
@@ -34,17 +34,17 @@ class Reference:
     def log_likelihood(self, context: str, continuation: str) -> tuple[float, bool]:
         """The sum over the continuation's tokens, and whether greedy decoding would have chosen them all."""
         start, ids = len(self._ids(context)), self._ids(context + continuation)
-        rows = self._model.log_probs(ids)[start - 1 : -1]
+        rows = self._model.logprobs(ids)[start - 1 : -1]
         chosen = ids[start:]
         total = sum(float(row[token_id]) for row, token_id in zip(rows, chosen, strict=True))
         return total, all(row.argmax() == token_id for row, token_id in zip(rows, chosen, strict=True))
 
     def greedy(self, prompt: str, *, until: str, max_tokens: int) -> str:
-        """The text in front of `until`."""
+        """The text before `until`."""
         ids = self._ids(prompt)
         text = ""
         for count in range(1, max_tokens + 1):
-            ids.append(int(self._model.log_probs(ids)[-1].argmax()))
+            ids.append(int(self._model.logprobs(ids)[-1].argmax()))
             text = self._tokenizer.decode(ids[-count:])
             if until in text:
                 return text.split(until)[0]

@@ -1,4 +1,4 @@
-"""Load generators: every request of theirs succeeds, and their counts of tokens are those of the server's usage."""
+"""Load generators: every request succeeds, and their token counts equal the server's usage."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_guidellm(clients: Clients) -> None:
 
 
 def test_aiperf(clients: Clients) -> None:
-    """Streams over /v1/completions with usage, its own count of tokens beside the server's, and a look at /metrics."""
+    """Streams over /v1/completions with usage, token counts of its own, and a read of /metrics."""
     data = prompts_file(clients, prompt_field="text")
     stack, out = clients.stack, clients.home / "aiperf"
     command: list[str | Path] = [BIN / "aiperf", "profile", "--model", MODEL, "--url", stack.base_url]
@@ -59,7 +59,7 @@ def test_aiperf(clients: Clients) -> None:
     # Greedy, because a sampled text may tokenize to another number of tokens than it was made of.
     command += ["--extra-inputs", "temperature:0"]
     command += ["--output-artifact-dir", out]
-    # With a hub marked as offline it looks for tokenizers in the hub's cache alone; its network is shut anyway.
+    # With a hub marked as offline it looks for tokenizers in the hub's cache alone; it has no network anyway.
     clients.run(command, {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""})
     found = json.loads((out / "profile_export_aiperf.json").read_text(encoding="utf-8"))
     assert found["request_count"]["avg"] == len(PROMPTS)
@@ -73,7 +73,7 @@ def test_aiperf(clients: Clients) -> None:
 
 
 def test_vllm_bench_serve_shape(clients: Clients) -> None:
-    """Not the program: its request and its way to read the stream, written after its source."""
+    """Its request and its way to read the stream, written after its source; the program itself is not run."""
     answers = clients.script("vllm_bench_shape.py")["answers"]
     for number, answer in enumerate(answers):
         assert answer["status"] == 200
@@ -85,7 +85,7 @@ def test_vllm_bench_serve_shape(clients: Clients) -> None:
 
 
 def usage_of(clients: Clients, prompt: str) -> int:
-    """How many tokens the server counts in a prompt."""
+    """The number of tokens of a prompt, as the server counts."""
     answer = clients.stack.complete(prompt=prompt, max_tokens=1)
     tokens: int = answer.json()["usage"]["prompt_tokens"]
     return tokens

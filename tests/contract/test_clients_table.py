@@ -1,4 +1,4 @@
-"""The README's table of clients names what the lock files pin, and each row has its test."""
+"""The README's table of clients has the versions of the lock files, and each row has its test."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_version_in_the_table_is_the_one_that_is_tested(package: str) -> Non
     assert pinned("clients.lock", package) == [table()[package]]
 
 
-def test_both_versions_of_openai_python_stand_in_the_table() -> None:
+def test_the_table_has_both_versions_of_openai_python() -> None:
     versions = [*pinned("dev.lock", "openai"), *pinned("clients.lock", "openai")]
     assert table()["openai"] == " and ".join(versions)
 

@@ -17,7 +17,8 @@ from rich.console import Console
 from build_engine.gpu.planning.planner import DEFAULT_TRTLLM
 from frontend.settings import FrontendSettings
 from launcher.gpu.launch import LaunchSettings
-from launcher.local.stack import TRITON_STOP_LIMIT_S, Stack
+from launcher.local.stack import Stack
+from launcher.local.triton_wheel import TRITON_STOP_TIMEOUT_S
 from launcher.settings import StackSettings
 from llm_pipeline.runtime.settings import PipelineSettings
 
@@ -286,7 +287,7 @@ def test_there_is_time_to_drain() -> None:
     assert seconds("triton") > SERVICES["triton"]["environment"]["TRITON_EXIT_TIMEOUT_S"]
     drain_timeout_s = SERVICES["stack"]["environment"]["DRAIN_TIMEOUT_S"]
     stack = Stack(StackSettings(drain_timeout_s=drain_timeout_s), Console(quiet=True))
-    assert seconds("stack") > stack.frontend_stop_limit_s + TRITON_STOP_LIMIT_S
+    assert seconds("stack") > stack.frontend_stop_timeout_s + TRITON_STOP_TIMEOUT_S
 
 
 def test_the_example_environment_is_the_compose_files_defaults() -> None:

@@ -1,29 +1,29 @@
-"""What the documentation says about settings and errors is what the code does."""
+"""The documentation's tables of settings, errors, fields and tensors match the code."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.settings_table import settings_table
 from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.errors import ERRORS
 from llm_pipeline.protocol.tensors import ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS
+from scripts.settings_page import settings_page
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_settings_page_is_current() -> None:
     written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    assert written == settings_table(), "run: python -m launcher.settings_table > docs/settings.md"
+    assert written == settings_page(), "run: python -m scripts.settings_page > docs/settings.md"
 
 
-def test_every_setting_says_what_it_means() -> None:
-    for line in settings_table().splitlines():
+def test_every_setting_has_a_description() -> None:
+    for line in settings_page().splitlines():
         if line.startswith("| `"):
             assert line.rsplit("|", 2)[1].strip(), line
 
 
-def test_every_error_stands_in_the_architecture_page() -> None:
+def test_the_architecture_page_has_every_error() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for code, kind in ERRORS.items():
         assert f"| `{code}` | {kind.status} | `{kind.type}` |" in page
@@ -57,4 +57,4 @@ def _cell(value: object) -> str:
 def test_the_page_of_request_fields_names_every_tensor_of_the_ensemble() -> None:
     page = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("docs/request-fields.md", "README.md"))
     missing = [spec.name for spec in (*ENSEMBLE_INPUTS, *ENSEMBLE_OUTPUTS) if f"`{spec.name}`" not in page]
-    assert missing == ["request_key"]  # generated if it is omitted
+    assert missing == ["request_key"]  # generated if the client sends none

@@ -36,6 +36,7 @@ TEXTS = (
     "docker/*.md",
     "docker/*Dockerfile",
     "docker/*.yaml",
+    "docker/requirements/*.in",
     "docker/.env.example",
     "Makefile",
     "pyproject.toml",

@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine_files",),
         ("text",),
         ("runtime",),
-        ("executors/port",),
+        ("executors/port", "executors/waiting_queue"),
         ("executors/cpu/engine",),
         ("executors/cpu", "executors/tensorrt_llm", "executors/scripted"),
         ("executors/registry",),
@@ -45,45 +45,46 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("triton",),
     ),
     "frontend": (
-        ("settings", "observability"),
+        ("settings", "api_key"),
+        ("observability",),
         ("request",),
         ("backends",),
         ("multiprocess",),
         ("generation",),
         ("models",),
         ("response",),
-        ("api",),
         ("dependencies",),
+        ("api",),
         ("app",),
         ("server",),
         ("worker_main",),
-        ("main",),
         ("__main__",),
     ),
     "build_engine": (
-        ("errors", "progress", "model_names"),
+        ("errors", "progress"),
+        ("model_names",),
+        ("targets",),
         ("artifact",),
         ("cpu", "gpu/planning"),
         ("gpu",),
         ("gpu/verification",),
-        ("gpu/building",),
-        ("targets",),
+        ("gpu/building", "verification"),
         ("fleet",),
         ("cli",),
         ("__main__",),
     ),
     "launcher": (
-        ("check_python", "settings", "model_repository", "stub_monitor"),
+        ("check_python", "ports", "settings", "stub_monitor"),
+        ("model_repository",),
         ("local", "gpu"),
         ("__main__",),
     ),
     "benchmarks": (
-        ("machine", "processes", "progress", "targets"),
+        ("machine", "processes"),
         ("load",),
-        ("report",),
-        ("systems",),
         ("scenarios",),
-        ("runner",),
+        ("report", "systems"),
+        ("progress", "runner"),
         ("soak", "cli"),
         ("__main__",),
     ),
@@ -105,19 +106,21 @@ IMPORTED_BY = {
         "llm_pipeline/text/tokenizer.py",
         "build_engine/cpu/tokenizer.py",
         "build_engine/cpu/pre_tokenizers.py",
-        "build_engine/cpu/verify.py",
+        "build_engine/artifact/tokenizer_checks.py",
+        "build_engine/cpu/generation_checks.py",
     },
     "llguidance": {"llm_pipeline/runtime/guided_decoding.py"},
     "openvino": {
         "llm_pipeline/executors/cpu/engine/graph.py",
         "llm_pipeline/executors/cpu/engine/paged_model.py",
     },
-    "openvino_genai": set(),  # a graph of our own took its place
+    "openvino_genai": set(),  # replaced by a graph of our own
     "safetensors": {"llm_pipeline/executors/cpu/engine/weights.py"},
     "gguf": {"build_engine/cpu/gguf_model.py"},
     "tritonclient": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
     "grpc": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
-    "triton_python_backend_utils": {"llm_pipeline/triton/python_backend.py"},
+    "triton_python_backend_utils": {"llm_pipeline/triton/python_backend.py", "llm_pipeline/triton/decode_metrics.py"},
+    "llm_pipeline.triton.decode_metrics": set(),  # for decode's model.py alone: it exists only inside Triton
     "llm_pipeline.triton.python_backend": set(),  # for the model.py files alone: it exists only inside Triton
     "psutil": {
         "launcher/local/preflight.py",
@@ -128,8 +131,7 @@ IMPORTED_BY = {
         "benchmarks/soak/report.py",
     },
     "httpx": {
-        "launcher/local/stack.py",
-        "launcher/local/liveness.py",
+        "launcher/local/readiness.py",
         "benchmarks/systems/servers.py",
         "benchmarks/soak/traffic.py",
         "benchmarks/soak/run.py",
@@ -145,7 +147,7 @@ IMPORTED_BY = {
 # All other modules receive a settings object. The launcher passes the environment on to its child processes, and the
 # settings' base class looks for former names of settings, which pydantic would not read.
 READ_ENVIRONMENT = {
-    "launcher/local/stack.py",
+    "launcher/local/frontend_process.py",
     "launcher/local/triton_wheel.py",
     "benchmarks/systems/servers.py",
     "llm_pipeline/runtime/program_settings.py",
@@ -158,7 +160,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of all that a file imports, wherever in it: both `a` and `a.b` for `from a import b`."""
+    """Dotted names of all imports of a file, inside functions too: both `a` and `a.b` for `from a import b`."""
     found = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -237,7 +239,7 @@ def _has_code(path: Path) -> bool:
 
 
 def level(module: str) -> tuple[int, str]:
-    """How high a module's room is in its package, and the room's name."""
+    """The height of a module's room in its package, and the room's name."""
     package, *rest = module.split(".")
     path = "/".join(rest)
     rooms = [

@@ -1,4 +1,4 @@
-"""`make test` where only some Pythons are at hand. Nothing is run: `make -n` tells what would be."""
+"""The plan of `make test`, read from `make -n`: scripts, and clients where a Python for them is installed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def planned(*arguments: str) -> str:
-    """What `make test` would do without a Python for the clients, and without clients that are installed."""
+    """The plan of `make test` without a Python for the clients, and without installed clients."""
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not installed here")
-    # A make that runs the tests hands its own flags and variables down.
+    # A make that runs the tests passes its own flags and variables on.
     inherited = ("MAKE", "NEED_CLIENTS", "CLIENTS", "MFLAGS")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(inherited)}
     command = [make, "-n", "test", "CLIENTS_PYTHON=", "CLIENTS=nowhere", *arguments]
@@ -25,19 +25,37 @@ def planned(*arguments: str) -> str:
     return run.stdout
 
 
-def test_without_a_python_for_them_the_clients_are_skipped_and_that_is_said() -> None:
-    said = planned()
-    assert 'pytest -m "not clients"' in said
-    assert "pytest tests/clients" not in said
-    assert "\nThe clients are left out" in said
+def test_the_scripts_check_and_test() -> None:
+    plan = planned()
+    assert plan.index("scripts/check") < plan.index("scripts/test")
+
+
+def test_without_a_python_for_them_the_clients_are_skipped_with_a_message() -> None:
+    plan = planned()
+    assert "pytest tests/clients" not in plan
+    assert "\nThe clients are skipped" in plan
 
 
 @pytest.mark.parametrize("argument", ["CLIENTS_PYTHON=python3.11", "NEED_CLIENTS=1"])
-def test_with_one_or_when_they_are_needed_they_are_run(argument: str) -> None:
-    said = planned(argument)
-    assert "pytest tests/clients" in said
-    assert "\nThe clients are left out" not in said
+def test_with_a_python_or_when_they_are_required_the_clients_run(argument: str) -> None:
+    plan = planned(argument)
+    assert "pytest tests/clients" in plan
+    assert "\nThe clients are skipped" not in plan
 
 
-def test_ci_needs_them() -> None:
-    assert "make test NEED_CLIENTS=1" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+def test_ci_requires_the_clients() -> None:
+    assert "scripts/ci" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make test NEED_CLIENTS=1" in (ROOT / "scripts" / "ci").read_text(encoding="utf-8")
+
+
+def test_the_scripts_select_every_test_that_needs_no_gpu_exactly_once() -> None:
+    script = (ROOT / "scripts" / "test").read_text(encoding="utf-8")
+    assert 'unit="not triton and not clients"' in script
+    assert 'integration="triton and not clients"' in script
+
+
+@pytest.mark.parametrize("name", ["check", "test", "lock", "ci"])
+def test_scripts_are_executable_and_valid_bash(name: str) -> None:
+    script = ROOT / "scripts" / name
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True, timeout=10)

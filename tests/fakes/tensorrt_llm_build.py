@@ -1,7 +1,7 @@
 """Stand-ins for TensorRT-LLM: a trtllm-build script on PATH, and packages on PYTHONPATH, both for child processes.
 
-They show that our side is coherent and takes only keywords that upstream has (tests/data/tensorrt_llm_build_api.json); whether upstream does
-what its sources say, only a GPU can show. The fake model continues a prompt by counting up from its last token.
+They accept only the keywords that upstream has (tests/data/tensorrt_llm_build_api.json), so they show that our side is
+consistent. Only a GPU can show whether upstream behaves as its sources say. The fake model continues a prompt by counting up from its last token.
 
 FAKE_BUILD_FAILS          trtllm-build fails; a word in it: only for engines whose path has that word
 FAKE_BATCH                trtllm-build writes this max_batch_size, whatever it was asked for
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from build_engine.gpu.nvml import NvmlGpu, PynvmlNvml
+from build_engine.targets.nvml import NvmlGpu, PynvmlNvml
 from tests.support.plan_requests import CONFIGS
 from tests.support.tiny_models import MERGES
 
@@ -181,6 +182,14 @@ def install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(directory / "upstream"))
     for name in ("gpus", "driver_version", "cuda_version"):
         monkeypatch.setattr(PynvmlNvml, name, lambda self, name=name: getattr(Machine(), name)())
+
+
+def uninstall(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo `install` for the program and the packages: neither this process nor a child finds TensorRT-LLM."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(directory / "upstream")])
+    monkeypatch.delenv("PYTHONPATH")
+    entries = os.environ["PATH"].split(os.pathsep)
+    monkeypatch.setenv("PATH", os.pathsep.join(entry for entry in entries if entry != str(directory / "bin")))
 
 
 def _with(source: str, **constants: list[str]) -> str:

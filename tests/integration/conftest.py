@@ -1,4 +1,4 @@
-"""The real stacks that integration tests share."""
+"""Running stacks shared by the integration tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cpu_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def scripted_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Tokens at 200 a second and stream, without a model."""
+    """Scripted tokens, 200 a second in each stream, without a model."""
     environment = {"EXECUTOR": "scripted", "SCRIPTED_STEPS_PER_S": "200"}
     with running_stack(tmp_path_factory.mktemp("scripted"), engine_dir, **environment) as stack:
         yield stack

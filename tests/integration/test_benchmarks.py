@@ -47,7 +47,7 @@ def server_of(stack: RunningStack) -> Server:
     return Server(endpoint, pids, stack.triton_grpc_url)
 
 
-def test_every_client_sees_the_same_tokens_from_the_real_stack(
+def test_every_client_receives_the_same_tokens_from_the_real_stack(
     scripted_stack: RunningStack, engine_dir: Path, tmp_path: Path
 ) -> None:
     starters = {
@@ -82,16 +82,14 @@ def test_every_client_sees_the_same_tokens_from_the_real_stack(
     assert all(http.memory_mib[role] > 1 for role in roles[HTTP.name])
 
 
-def test_the_bare_engine_completes_prompts(engine_dir: Path, tmp_path: Path) -> None:
+def test_engine_only_completes_prompts(engine_dir: Path, tmp_path: Path) -> None:
     (run,) = measure((BARE,), (Point(streams=2, max_tokens=4),), Surroundings(engine_dir, tmp_path, {}))
     assert (run.figures.failures, run.figures.requests) == (0, 2), run.figures.first_failure
     assert 2 <= run.figures.tokens <= 8  # a model may end its text early
     assert run.cpu_s[ENGINE] > 0
 
 
-def test_requests_that_are_refused_count_as_failures(
-    scripted_stack: RunningStack, engine_dir: Path, tmp_path: Path
-) -> None:
+def test_rejected_requests_count_as_failures(scripted_stack: RunningStack, engine_dir: Path, tmp_path: Path) -> None:
     endpoint = Endpoint(f"{scripted_stack.base_url}/openai/v1", "no-such-model", scripted_stack.api_key)
     starters = {PEER.server: lambda: nullcontext(Server(endpoint, {}))}
     (run,) = measure((PEER,), (Point(streams=2, max_tokens=4),), Surroundings(engine_dir, tmp_path, starters))

@@ -1,6 +1,6 @@
-"""However a request is stopped, its slot is free at once, also under load; and what was abandoned leaves nothing.
+"""A request that ends early frees its slot at once, also under load, and leaks nothing.
 
-What these tests print is the table of docs/reliability.md (`pytest -rP`).
+These tests print the table of docs/reliability.md (`pytest -rP`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.triton
 
 STREAMS = 64
 ROUNDS = 3
-# The promise is 200 ms; the limit here only tells a slot that is freed from one that burns on for 20 s.
+# Target: 200 ms. The limit here only tells a freed slot from one that stays in use for 20 s.
 LIMIT_S = 3.0
 ABANDONED = 1000
 WAVE = 200
@@ -61,7 +61,7 @@ def background(stack: RunningStack, count: int) -> Iterator[None]:
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
     try:
-        wait_until(lambda: stack.active_requests == count, limit_s=30, what=f"{count} streams are under way")
+        wait_until(lambda: stack.active_requests == count, limit_s=30, what=f"{count} streams are running")
         yield
     finally:
         loop.call_soon_threadsafe(stopped.set)
@@ -70,9 +70,9 @@ def background(stack: RunningStack, count: int) -> Iterator[None]:
         wait_until(lambda: stack.active_requests == 0, limit_s=15, what="all slots are free")
 
 
-def leave(stack: RunningStack, *, is_stream: bool) -> float:
+def disconnect(stack: RunningStack, *, is_stream: bool) -> float:
     connection = open_request(stack, stream=is_stream)
-    wait_until(lambda: stack.active_requests == STREAMS + 1, limit_s=10, what="decode works on one more")
+    wait_until(lambda: stack.active_requests == STREAMS + 1, limit_s=10, what="the request has a slot")
     connection.close()
     return wait_until(lambda: stack.active_requests == STREAMS, limit_s=LIMIT_S, what="its slot is free")
 
@@ -93,15 +93,15 @@ def run_into_deadline(stack: RunningStack) -> float:
 
 
 WAYS: dict[str, Callable[[RunningStack], float]] = {
-    "disconnect, streaming": lambda stack: leave(stack, is_stream=True),
-    "disconnect, not streaming": lambda stack: leave(stack, is_stream=False),
+    "disconnect, streaming": lambda stack: disconnect(stack, is_stream=True),
+    "disconnect, not streaming": lambda stack: disconnect(stack, is_stream=False),
     "stop string": run_into_stop_string,
     "deadline by header": run_into_deadline,
 }
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_slot_is_free_at_once_with_64_streams_beside_it(busy_stack: RunningStack, name: str) -> None:
+def test_a_slot_is_freed_at_once_with_64_other_streams(busy_stack: RunningStack, name: str) -> None:
     with background(busy_stack, STREAMS):  # for 40 s
         times_ms = [WAYS[name](busy_stack) * 1000 for _ in range(ROUNDS)]
     print(f"| {name} | {statistics.median(times_ms):.0f} ms | {max(times_ms):.0f} ms |")
@@ -125,9 +125,9 @@ def usage(stack: RunningStack) -> dict[str, tuple[int, int, float]]:
 
 
 def abandon(stack: RunningStack, count: int) -> None:
-    """Requests for 4,000 tokens whose clients leave as soon as decode works on them."""
+    """Requests for 4,000 tokens whose clients disconnect as soon as they have a slot."""
     connections = [open_request(stack, stream=number % 2 == 0) for number in range(count)]
-    wait_until(lambda: stack.active_requests >= count * 0.9, limit_s=30, what="decode works on most of them")
+    wait_until(lambda: stack.active_requests >= count * 0.9, limit_s=30, what="most of them have slots")
     for connection in connections:
         connection.close()
     wait_until(lambda: stack.active_requests == 0, limit_s=30, what="all slots are free")
@@ -135,7 +135,7 @@ def abandon(stack: RunningStack, count: int) -> None:
         wait_until(
             lambda: 'completions_in_flight_requests{model="smollm2-135m-instruct"} 0.0' in client.get("/metrics").text,
             limit_s=30,
-            what="the front end has forgotten them",
+            what="the front end has none in flight",
         )
 
 
@@ -143,8 +143,8 @@ def pace_s(stack: RunningStack) -> float:
     return min(stream(stack, prompt="Hello", max_tokens=100).seconds for _ in range(3))
 
 
-def test_a_thousand_abandoned_requests_leave_nothing_behind(busy_stack: RunningStack) -> None:
-    abandon(busy_stack, WAVE)  # what grows once, at the first load, is no leak
+def test_a_thousand_cancelled_requests_leak_nothing(busy_stack: RunningStack) -> None:
+    abandon(busy_stack, WAVE)  # growth at the first load is no leak
     before, pace_before_s = usage(busy_stack), pace_s(busy_stack)
     for _ in range(ABANDONED // WAVE):
         abandon(busy_stack, WAVE)
@@ -158,5 +158,5 @@ def test_a_thousand_abandoned_requests_leave_nothing_behind(busy_stack: RunningS
     for name, (fds, threads, memory_mib) in after.items():
         assert fds <= before[name][0] + 8, name  # connections of this test come and go
         assert threads <= before[name][1] + 4, name  # Triton's pools grow to their size
-        assert memory_mib <= before[name][2] + 32, name  # 1,000 requests that stay would be far more than that
+        assert memory_mib <= before[name][2] + 32, name  # 1,000 leaked requests would be far more
     assert pace_after_s < 2 * pace_before_s + 0.5

@@ -1,4 +1,4 @@
-"""The program `complete` against the running stack, as people type it."""
+"""The program `complete` as a process, against a running stack."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def complete(
 
 
 @pytest.mark.parametrize("how", ["--stream", "--no-stream"])
-def test_the_text_is_the_servers_byte_for_byte(cpu_stack: RunningStack, how: str) -> None:
+def test_text_equals_the_servers_byte_for_byte(cpu_stack: RunningStack, how: str) -> None:
     expected = cpu_stack.complete(prompt="Once upon a time", temperature=0, max_tokens=12).json()["choices"][0]["text"]
     done = complete(cpu_stack, "Once upon a time", *GREEDY, how)
     assert (done.returncode, done.stdout) == (0, expected.encode())
@@ -73,40 +73,40 @@ def test_json_is_one_object_a_line(scripted_stack: RunningStack) -> None:
     assert last["usage"]["completion_tokens"] == 4
 
 
-def test_choices_come_one_behind_the_other(cpu_stack: RunningStack) -> None:
+def test_choices_are_printed_in_order(cpu_stack: RunningStack) -> None:
     fields = {"temperature": 1, "seed": 3, "max_tokens": 6, "n": 2}
     whole = cpu_stack.complete(prompt="Once upon", **fields).json()["choices"]
     done = complete(cpu_stack, "Once upon", "-t", "1", "--seed", "3", "-n", "6", "--choices", "2", "-q")
     assert done.stdout.decode() == "\n".join(choice["text"] for choice in whole)
 
 
-def test_errors_are_the_servers_words(scripted_stack: RunningStack) -> None:
-    said = scripted_stack.complete(prompt="Hi", temperature=3).json()["error"]["message"]
+def test_error_messages_are_the_servers(scripted_stack: RunningStack) -> None:
+    message = scripted_stack.complete(prompt="Hi", temperature=3).json()["error"]["message"]
     done = complete(scripted_stack, "Hi", "--temperature", "3", "--model", MODEL)
-    assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", f"error: {said}\n")
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", f"error: {message}\n")
 
 
 @pytest.mark.parametrize(
-    ("words", "values", "status", "says"),
+    ("words", "values", "status", "message"),
     [
         (["Hi"], {"OPENAI_API_KEY": "wrong"}, 1, "API key"),
-        (["Hi"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, 3, "Nobody answers"),
+        (["Hi"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, 3, "The server is unreachable"),
         (["Hi", "--model", "none"], {}, 1, "No model of this name"),
         (["Hi", "--set", "logprobs"], {}, 2, "name=value"),
         (["Hi", "--no-such-option"], {}, 2, "No such option"),
         (["Hi", "--max-tokens", "many"], {}, 2, "--max-tokens"),
     ],
 )
-def test_what_can_go_wrong_has_a_status_of_its_own(
-    scripted_stack: RunningStack, words: list[str], values: dict[str, str], status: int, says: str
+def test_exit_status_for_each_kind_of_error(
+    scripted_stack: RunningStack, words: list[str], values: dict[str, str], status: int, message: str
 ) -> None:
     done = complete(scripted_stack, *words, values=values)
     assert (done.returncode, done.stdout) == (status, b"")
-    assert says in done.stderr.decode()
+    assert message in done.stderr.decode()
 
 
 def start_long(stack: RunningStack, *words: str) -> subprocess.Popen[bytes]:
-    """A completion of 2,000 tokens (10 s), of which the first has arrived."""
+    """Starts a completion of 2,000 tokens (10 s) and returns after the first token."""
     command = [PROGRAM, "Hi", "--max-tokens", "2000", *words]
     running = subprocess.Popen(
         command, env=environment(stack), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -120,18 +120,18 @@ def is_idle(stack: RunningStack) -> bool:
     return stack.decode_metric("decode_active_requests") == 0
 
 
-def test_ctrl_c_ends_it_and_frees_the_slot(scripted_stack: RunningStack) -> None:
+def test_ctrl_c_ends_the_program_and_frees_the_slot(scripted_stack: RunningStack) -> None:
     cancelled = scripted_stack.decode_metric("decode_cancelled_requests_total")
     running = start_long(scripted_stack)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=10)
     assert running.returncode == 130
-    assert said.endswith(b"stopped\n")
+    assert said.endswith(b"cancelled\n")
     wait_until(lambda: is_idle(scripted_stack), limit_s=5, what="the slot is free")
     assert scripted_stack.decode_metric("decode_cancelled_requests_total") == cancelled + 1
 
 
-def test_a_reader_that_leaves_ends_it_without_a_complaint(scripted_stack: RunningStack) -> None:
+def test_a_closed_pipe_ends_the_program_without_an_error_message(scripted_stack: RunningStack) -> None:
     running = start_long(scripted_stack, "--quiet")
     assert running.stdout is not None
     assert running.stderr is not None
@@ -142,7 +142,7 @@ def test_a_reader_that_leaves_ends_it_without_a_complaint(scripted_stack: Runnin
     wait_until(lambda: is_idle(scripted_stack), limit_s=5, what="the slot is free")
 
 
-def test_bash_finds_it_under_its_second_name(scripted_stack: RunningStack) -> None:
+def test_bash_finds_the_program_by_its_second_name(scripted_stack: RunningStack) -> None:
     """`complete` alone is a builtin of bash."""
     path = f"{Path(PROGRAM).parent}:/usr/bin:/bin"
     command = ["bash", "-c", "triton-complete Hi --max-tokens 2 --quiet"]

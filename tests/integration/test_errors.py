@@ -1,4 +1,4 @@
-"""Every row of the contract's error table, over HTTP, on the real stack; after each, a good request works."""
+"""Every row of the error table over HTTP on a running stack; after each error a valid request works."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD: dict[str, Any] = {"model": MODEL, "prompt": "Hello", "max_tokens": 2}
 
 
 def check_error(response: httpx.Response, code: ErrorCode, param: str | None = None) -> dict[str, Any]:
-    """Status, all four error keys, the flat keys, the schema and the headers of the contract."""
+    """Checks the status, the four error keys, the flat keys, the schema and the headers; returns the body."""
     kind = ERRORS[code]
     body: dict[str, Any] = response.json()
     assert response.status_code == kind.status, body
@@ -97,7 +97,7 @@ BAD_BODIES: list[tuple[str, object, ErrorCode, str | None]] = [
     ("body", "code", "param"), [case[1:] for case in BAD_BODIES], ids=[case[0] for case in BAD_BODIES]
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
-def test_bad_bodies_are_refused(
+def test_invalid_bodies_are_rejected(
     scripted_stack: RunningStack, body: object, code: ErrorCode, param: str | None, stream: bool
 ) -> None:
     if isinstance(body, dict):
@@ -115,7 +115,7 @@ def test_the_context_error_names_both_numbers(scripted_stack: RunningStack) -> N
     "authorization", [None, "Bearer wrong", "Basic abc", "Bearer", ""], ids=["none", "wrong", "scheme", "bare", "empty"]
 )
 @pytest.mark.parametrize("path", ["/openai/v1/completions", "/v1/completions", "/openai/v1/models", "/nowhere"])
-def test_a_request_without_a_good_key_is_refused(
+def test_a_request_without_a_valid_key_is_401(
     scripted_stack: RunningStack, authorization: str | None, path: str
 ) -> None:
     headers = {} if authorization is None else {"Authorization": authorization}
@@ -138,7 +138,7 @@ def test_size_and_content_type(scripted_stack: RunningStack) -> None:
     check_error(post(scripted_stack, GOOD, **wrong), ErrorCode.UNSUPPORTED_MEDIA_TYPE)
 
 
-def test_problem_json_is_spoken_when_asked_for(scripted_stack: RunningStack) -> None:
+def test_problem_json_on_request(scripted_stack: RunningStack) -> None:
     response = post(scripted_stack, b"{", headers={"Accept": "application/problem+json"})
     assert response.status_code == 400
     assert response.headers["content-type"] == "application/problem+json"
@@ -162,7 +162,7 @@ def test_a_deadline_within_a_stream_is_an_error_event(scripted_stack: RunningSta
 
 @pytest.fixture(scope="module")
 def strict_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Two keys in a file (one without this model, one with a rate limit), little room, and scripts that fail."""
+    """Two keys in a file (one without this model, one with a rate limit), low limits, and scripts that fail."""
     folder = tmp_path_factory.mktemp("strict")
     keys = [
         {"name": "all", "sha256": sha256(b"sk-integration-tests-only").hexdigest()},
@@ -191,7 +191,7 @@ def test_a_key_for_another_model_is_forbidden(strict_stack: RunningStack) -> Non
     check_error(response, ErrorCode.MODEL_NOT_ALLOWED)
 
 
-def test_a_key_over_its_rate_is_told_when_to_come_back(strict_stack: RunningStack) -> None:
+def test_a_key_over_its_rate_limit_gets_retry_after(strict_stack: RunningStack) -> None:
     headers = {"Authorization": "Bearer sk-slow"}
     statuses = [post(strict_stack, GOOD, headers=headers).status_code for _ in range(2)]
     assert statuses == [200, 200]
@@ -219,7 +219,7 @@ def test_more_than_the_limit_in_flight_is_queue_full(strict_stack: RunningStack)
     wait_until(lambda: post(strict_stack, GOOD).status_code == 200, limit_s=10, what="there is room again")
 
 
-def test_an_engine_failure_is_a_500_without_its_words(strict_stack: RunningStack) -> None:
+def test_an_engine_failure_is_a_500_without_internal_details(strict_stack: RunningStack) -> None:
     response = post(strict_stack, {**GOOD, "prompt": [7, 7]})
     check_error(response, ErrorCode.INTERNAL_ERROR)
     assert "own words" not in response.text

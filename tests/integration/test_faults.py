@@ -21,23 +21,24 @@ import httpx
 import psutil
 import pytest
 
-from launcher.local import processes
+from launcher.local.processes import RESTART_DELAYS_S
 from llm_pipeline.executors.scripted.executor import Fault
+from llm_pipeline.runtime.subprocesses import RestartBackoff
 from tests.support.launcher_process import READY_LINE, read_until, start_launcher
-from tests.support.load import Load, answers, endings, find_process, stream
+from tests.support.load import Load, completes, endings, find_process, stream
 from tests.support.ports import free_ports
 from tests.support.stack import MODEL, RunningStack, running_stack
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 
-COMES_BACK_S = 60.0  # far more than it takes: machines of tests are slow at times
+COMES_BACK_S = 60.0  # far more than needed: test machines are slow at times
 FAULT_PROMPTS = {fault: 100 + number for number, fault in enumerate(Fault)}
 
 
 @pytest.fixture(scope="module")
 def fault_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Short limits, so that what is noticed by a limit is noticed soon, and scripts for a broken engine."""
+    """Short timeouts, so that failures are detected soon, and scripts for a broken engine."""
     folder = tmp_path_factory.mktemp("faults")
     scripts: list[dict[str, Any]] = [
         {"prompt_ids": [prompt], "token_ids": [28, 28], "fault": fault.value} for fault, prompt in FAULT_PROMPTS.items()
@@ -51,9 +52,10 @@ def fault_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         "TRITON_HANG_TIMEOUT_S": "4",
         "TRITON_UNRESPONSIVE_TIMEOUT_S": "8",
     }
-    # Each death here counts as a first one: after several in a row the launcher waits longer and longer.
-    with pytest.MonkeyPatch.context() as patch, running_stack(folder, engine_dir, **environment) as stack:
-        patch.setattr(processes, "_STABLE_S", 0.0)
+    with running_stack(folder, engine_dir, **environment) as stack:
+        for process in (stack.stack.triton, stack.stack.frontend):
+            assert process is not None
+            process.backoff = RestartBackoff(RESTART_DELAYS_S, stable_s=0.0)  # each death counts as a first one
         yield stack
 
 
@@ -63,12 +65,12 @@ def regions(stack: RunningStack) -> int:
     return len(list(Path("/dev/shm").glob(f"triton_completions_{port}_*")))
 
 
-def idle(stack: RunningStack) -> None:
-    wait_until(lambda: answers(stack), limit_s=COMES_BACK_S, what="the stack answers")
+def wait_until_idle(stack: RunningStack) -> None:
+    wait_until(lambda: completes(stack), limit_s=COMES_BACK_S, what="the stack answers")
     wait_until(lambda: stack.decode_metric("decode_active_requests") == 0, limit_s=30, what="the stack is idle")
 
 
-def under_way(stack: RunningStack, count: int) -> None:
+def wait_until_running(stack: RunningStack, count: int) -> None:
     wait_until(
         lambda: stack.decode_metric("decode_active_requests") >= count,
         limit_s=10,
@@ -81,32 +83,32 @@ def report(fault: str, seen: str, ended_s: float, back_s: float) -> None:
 
 
 @pytest.mark.parametrize("victim", ["preprocess stub", "decode stub", "postprocess stub", "Triton"])
-def test_after_a_kill_every_stream_ends_and_the_service_comes_back(fault_stack: RunningStack, victim: str) -> None:
-    idle(fault_stack)
+def test_after_a_kill_every_stream_ends_and_the_service_recovers(fault_stack: RunningStack, victim: str) -> None:
+    wait_until_idle(fault_stack)
     regions_before = regions(fault_stack)
     with Load(fault_stack, count=16, max_tokens=600) as load:
-        under_way(fault_stack, 16)
+        wait_until_running(fault_stack, 16)
         killed = time.monotonic()
         find_process(fault_stack, victim).kill()
         outcomes = load.outcomes(within_s=30)
         ended_s = time.monotonic() - killed
-    wait_until(lambda: answers(fault_stack), limit_s=COMES_BACK_S, what=f"an answer after the death of {victim}")
+    wait_until(lambda: completes(fault_stack), limit_s=COMES_BACK_S, what=f"an answer after the death of {victim}")
     report(f"kill -9 of {victim}", endings(outcomes), ended_s, time.monotonic() - killed)
     assert all(outcome.error in ("service_unavailable", "engine_unavailable") for outcome in outcomes)
-    assert regions(fault_stack) == regions_before == 3  # nothing of the dead is left
+    assert regions(fault_stack) == regions_before == 3  # none of the dead process is left
 
 
-def test_what_a_dead_front_end_had_in_flight_is_stopped(fault_stack: RunningStack) -> None:
-    idle(fault_stack)
+def test_requests_of_a_dead_front_end_are_cancelled(fault_stack: RunningStack) -> None:
+    wait_until_idle(fault_stack)
     cancelled = fault_stack.decode_metric("decode_cancelled_requests_total")
     with Load(fault_stack, count=16, max_tokens=2500) as load:  # 12 s, far beyond the lease
-        under_way(fault_stack, 16)
+        wait_until_running(fault_stack, 16)
         killed = time.monotonic()
         find_process(fault_stack, "front end").kill()
         outcomes = load.outcomes(within_s=30)
         ended_s = time.monotonic() - killed
         back_s = (
-            wait_until(lambda: answers(fault_stack), limit_s=COMES_BACK_S, what="a new front end answers") + ended_s
+            wait_until(lambda: completes(fault_stack), limit_s=COMES_BACK_S, what="a new front end answers") + ended_s
         )
         wait_until(
             lambda: fault_stack.decode_metric("decode_active_requests") == 0, limit_s=15, what="decode's slots are free"
@@ -118,11 +120,11 @@ def test_what_a_dead_front_end_had_in_flight_is_stopped(fault_stack: RunningStac
     print(f"decode's slots free again {freed_s:.1f} s after the death of the front end (lease of 3 s)")
 
 
-def test_a_hung_triton_is_noticed_and_started_again(fault_stack: RunningStack) -> None:
-    idle(fault_stack)
+def test_a_hung_triton_is_restarted(fault_stack: RunningStack) -> None:
+    wait_until_idle(fault_stack)
     pid = fault_stack.triton.pid
     with Load(fault_stack, count=8, max_tokens=2000) as load, fault_stack.client() as client:
-        under_way(fault_stack, 8)
+        wait_until_running(fault_stack, 8)
         stopped = time.monotonic()
         find_process(fault_stack, "Triton").send_signal(signal.SIGSTOP)
         refused_s = wait_until(
@@ -132,17 +134,17 @@ def test_a_hung_triton_is_noticed_and_started_again(fault_stack: RunningStack) -
         assert (refused.status, refused.seconds < 5) == (503, True), refused
         outcomes = load.outcomes(within_s=40)
         ended_s = time.monotonic() - stopped
-    wait_until(lambda: answers(fault_stack), limit_s=COMES_BACK_S, what="an answer after Triton has hung")
+    wait_until(lambda: completes(fault_stack), limit_s=COMES_BACK_S, what="an answer after Triton has hung")
     assert fault_stack.triton.pid != pid
     assert all(outcome.error == "service_unavailable" for outcome in outcomes), endings(outcomes)
     report("Triton hung (SIGSTOP)", endings(outcomes), ended_s, time.monotonic() - stopped)
     print(f"not ready {refused_s:.1f} s after Triton was stopped")
 
 
-def test_a_front_end_that_gets_sigterm_under_load_finishes_what_it_has(fault_stack: RunningStack) -> None:
-    idle(fault_stack)
+def test_sigterm_under_load_drains_the_front_end(fault_stack: RunningStack) -> None:
+    wait_until_idle(fault_stack)
     with Load(fault_stack, count=32, max_tokens=1000) as load, fault_stack.client() as client:
-        under_way(fault_stack, 32)
+        wait_until_running(fault_stack, 32)
         signalled = time.monotonic()
         find_process(fault_stack, "front end").terminate()
         wait_until(lambda: client.get("/health/ready").status_code == 503, limit_s=5, what="the front end drains")
@@ -151,26 +153,26 @@ def test_a_front_end_that_gets_sigterm_under_load_finishes_what_it_has(fault_sta
         outcomes = load.outcomes(within_s=30)
         ended_s = time.monotonic() - signalled
     assert all(outcome.finish_reason == "length" for outcome in outcomes), endings(outcomes)
-    wait_until(lambda: answers(fault_stack), limit_s=COMES_BACK_S, what="the next front end answers")
+    wait_until(lambda: completes(fault_stack), limit_s=COMES_BACK_S, what="the next front end answers")
     report("SIGTERM to the front end under load", endings(outcomes), ended_s, time.monotonic() - signalled)
 
 
-def test_triton_restarted_under_load(fault_stack: RunningStack) -> None:
-    """Its streams end with an error at once: Triton ends its stubs before their requests are done."""
-    idle(fault_stack)
+def test_sigterm_under_load_restarts_triton(fault_stack: RunningStack) -> None:
+    """The streams end with an error at once, because Triton ends its stubs before their requests are done."""
+    wait_until_idle(fault_stack)
     with Load(fault_stack, count=16, max_tokens=1000) as load:
-        under_way(fault_stack, 16)
+        wait_until_running(fault_stack, 16)
         signalled = time.monotonic()
         find_process(fault_stack, "Triton").terminate()
         outcomes = load.outcomes(within_s=40)
         ended_s = time.monotonic() - signalled
-    wait_until(lambda: answers(fault_stack), limit_s=COMES_BACK_S, what="the next Triton answers")
+    wait_until(lambda: completes(fault_stack), limit_s=COMES_BACK_S, what="the next Triton answers")
     report("SIGTERM to Triton under load", endings(outcomes), ended_s, time.monotonic() - signalled)
 
 
 @pytest.mark.parametrize("fault", list(Fault))
-def test_an_engine_that_makes_nonsense_costs_one_request(fault_stack: RunningStack, fault: Fault) -> None:
-    wait_until(lambda: answers(fault_stack), limit_s=COMES_BACK_S, what="the stack answers")
+def test_invalid_engine_output_fails_one_request(fault_stack: RunningStack, fault: Fault) -> None:
+    wait_until(lambda: completes(fault_stack), limit_s=COMES_BACK_S, what="the stack answers")
     with Load(fault_stack, count=4, max_tokens=100) as load:
         outcome = stream(fault_stack, prompt=[FAULT_PROMPTS[fault]], max_tokens=6, limit_s=10)
         assert all(other.finish_reason == "length" for other in load.outcomes(within_s=20))
@@ -182,7 +184,7 @@ def test_an_engine_that_makes_nonsense_costs_one_request(fault_stack: RunningSta
         assert outcome.error == "internal_error"
 
 
-def test_an_engine_that_stalls_ends_at_the_deadline(fault_stack: RunningStack) -> None:
+def test_a_stalled_engine_ends_the_request_at_its_deadline(fault_stack: RunningStack) -> None:
     body = {"model": MODEL, "prompt": [99], "max_tokens": 6}
     with fault_stack.client() as client:
         answer = client.post("/v1/completions", json=body, headers={"x-request-timeout-s": "0.5"})
@@ -195,15 +197,15 @@ def test_an_engine_that_stalls_ends_at_the_deadline(fault_stack: RunningStack) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
-def test_a_cpu_engine_that_dies_or_hangs_is_started_again(mortal_cpu_stack: RunningStack, number: int) -> None:
+def test_a_dead_or_hung_cpu_engine_is_restarted(mortal_cpu_stack: RunningStack, number: int) -> None:
     stack = mortal_cpu_stack
-    wait_until(lambda: answers(stack), limit_s=COMES_BACK_S, what="the stack answers")
+    wait_until(lambda: completes(stack), limit_s=COMES_BACK_S, what="the stack answers")
     engine = find_process(stack, "cpu engine")
-    # Its text is checked by prefix: greedy answers are the same, however far they get.
+    # Text is checked by prefix: greedy completions are equal as far as they get.
     body: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 2000, "temperature": 0}
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(stream, stack, **body) for _ in range(4)]
-        under_way(stack, 4)
+        wait_until_running(stack, 4)
         started = time.monotonic()
         engine.send_signal(number)
         outcomes = [each.result(timeout=60) for each in streams]
@@ -211,7 +213,7 @@ def test_a_cpu_engine_that_dies_or_hangs_is_started_again(mortal_cpu_stack: Runn
     assert all(outcome.error == "engine_unavailable" for outcome in outcomes), endings(outcomes)
     texts = sorted((outcome.text for outcome in outcomes), key=len)
     assert all(texts[-1].startswith(text) for text in texts)
-    wait_until(lambda: answers(stack, 20), limit_s=COMES_BACK_S, what="an answer from the next engine")
+    wait_until(lambda: completes(stack, 20), limit_s=COMES_BACK_S, what="an answer from the next engine")
     name = "kill -9 of the CPU engine" if number == signal.SIGKILL else "CPU engine hung (SIGSTOP, limit 3 s)"
     report(name, endings(outcomes), ended_s, time.monotonic() - started)
     assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
@@ -228,7 +230,7 @@ def mortal_cpu_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory)
 # --- Things that are full --------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_for_logs_stops_nobody(engine_dir: Path, tmp_path: Path) -> None:
+def test_a_full_disk_for_logs_stops_no_request(engine_dir: Path, tmp_path: Path) -> None:
     """Every write to /dev/full fails with "no space left on device"."""
     ports = free_ports(4)
     logs = tmp_path / "logs" / str(ports[0])
@@ -250,14 +252,14 @@ def test_a_full_disk_for_logs_stops_nobody(engine_dir: Path, tmp_path: Path) -> 
 
 
 def in_own_shared_memory(mib: int) -> list[str]:
-    """A command in front of another that gives it a /dev/shm of its own, of that size."""
+    """A command prefix that runs a program with a /dev/shm of its own of `mib` MiB."""
     mount = f"mount -t tmpfs -o size={mib}m tmpfs /dev/shm"
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "sh", "-c", mount], check=False).returncode:
-        pytest.skip("this machine lets nobody mount a small /dev/shm")
+        pytest.skip("a small /dev/shm cannot be mounted on this machine")
     return ["unshare", "-m", "--propagation", "private", "sh", "-c", f'{mount} && exec "$@"', "sh"]
 
 
-def test_too_little_shared_memory_is_named_at_the_start(engine_dir: Path, tmp_path: Path) -> None:
+def test_too_little_shared_memory_is_reported_at_start(engine_dir: Path, tmp_path: Path) -> None:
     process = start_launcher(engine_dir, tmp_path, free_ports(4), prefix=in_own_shared_memory(32))
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -265,7 +267,7 @@ def test_too_little_shared_memory_is_named_at_the_start(engine_dir: Path, tmp_pa
     assert "--shm-size" in output
 
 
-def test_shared_memory_that_fills_up_fails_requests_and_no_more(engine_dir: Path, tmp_path: Path) -> None:
+def test_full_shared_memory_fails_requests_only(engine_dir: Path, tmp_path: Path) -> None:
     ports = free_ports(4)
     process = start_launcher(engine_dir, tmp_path, ports, prefix=in_own_shared_memory(128), API_KEY="k")
     url, headers = f"http://127.0.0.1:{ports[0]}/v1/completions", {"Authorization": "Bearer k"}

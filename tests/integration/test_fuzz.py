@@ -1,4 +1,4 @@
-"""Random bodies through the real HTTP server and the real Triton: each is answered in time, and none with a 500.
+"""Random bodies through HTTP and Triton: each gets a response in time, none a 500.
 
 400 of them with the other tests; `make fuzz` sends 10,000 (FUZZ_BODIES). A failure prints its seed and its body.
 """
@@ -53,7 +53,7 @@ _NUMBERS = [
 
 
 class BodyMaker:
-    """Bodies from a seed: half of them nearly right, the others less and less."""
+    """Makes bodies from a seed: half of them nearly valid, the others less and less."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -112,7 +112,7 @@ class BodyMaker:
 
 
 def check(client: httpx.Client, body: bytes) -> float:
-    """Send one; how long its answer took."""
+    """Sends a body, checks the response and returns the seconds it took."""
     started = time.monotonic()
     answer = client.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
     seconds = time.monotonic() - started
@@ -128,7 +128,7 @@ def check(client: httpx.Client, body: bytes) -> float:
     return seconds
 
 
-def test_random_bodies(scripted_stack: RunningStack) -> None:
+def test_random_bodies_get_a_response_and_no_500(scripted_stack: RunningStack) -> None:
     maker = BodyMaker(SEED)
     bodies = [maker.make() for _ in range(BODIES)]
     before = stream(scripted_stack, prompt="Hello", max_tokens=20).text
@@ -138,8 +138,8 @@ def test_random_bodies(scripted_stack: RunningStack) -> None:
     assert stream(scripted_stack, prompt="Hello", max_tokens=20).text == before
 
 
-def test_the_bodies_are_of_all_kinds(scripted_stack: RunningStack) -> None:
-    """Random bodies that are all refused would test little."""
+def test_random_bodies_are_of_all_kinds(scripted_stack: RunningStack) -> None:
+    """Bodies that are all rejected would test little."""
     maker = BodyMaker(1)
     with scripted_stack.client(timeout_s=ANSWER_LIMIT_S) as client:
         headers = {"Content-Type": "application/json"}

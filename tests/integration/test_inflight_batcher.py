@@ -1,6 +1,6 @@
-"""The front end before a real Triton that serves NVIDIA's inflight_batcher_llm ensemble, or a stand-in for it.
+"""The front end with a real Triton that serves a stand-in for NVIDIA's inflight_batcher_llm ensemble.
 
-The stand-in (tests/fakes/inflight_batcher_llm) has their tensors and habits. Their own models have not been seen here.
+The stand-in (tests/fakes/inflight_batcher_llm) has its tensors and behaviour. NVIDIA's own models were not run here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ACTIVE = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",
 
 
 class Served:
-    """A running front end and the Triton behind it."""
+    """A running front end and its Triton."""
 
     def __init__(self, port: int, metrics_port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -84,14 +84,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         triton_server.command(settings, triton_server.prepare_backends(folder), repository),
         triton_server.environment(settings, None),
         folder / "triton.log",
-        stop_limit_s=20,
+        stop_timeout_s=20,
     )
     frontend = ChildProcess(
         "The front end",
         [sys.executable, "-m", "frontend"],
         {**os.environ, "PORT": str(port), "API_KEY": API_KEY, "DEPLOYMENT": str(file)},
         folder / "frontend.log",
-        stop_limit_s=20,
+        stop_timeout_s=20,
     )
     with ExitStack() as running:
         for child in (triton, frontend):
@@ -112,7 +112,7 @@ def is_ready(served: Served, folder: Path, *children: ChildProcess) -> bool:
         return False
 
 
-def test_an_answer_and_its_stream_are_the_same_text(served: Served) -> None:
+def test_the_stream_adds_up_to_the_whole_text(served: Served) -> None:
     text, reason, tokens = served.complete("say: Paris is a city.")
     assert (text, reason, tokens) == (" Paris is a city.", "stop", len(text) + 1)  # and the end token
     pieces, reason, streamed_tokens = served.stream("say: Paris is a city.")
@@ -120,12 +120,12 @@ def test_an_answer_and_its_stream_are_the_same_text(served: Served) -> None:
     assert len(pieces) > 10  # as it is made, not at the end
 
 
-def test_usage_counts_the_prompt_and_not_the_prompt_in_the_answer(served: Served) -> None:
+def test_usage_counts_prompt_tokens_once(served: Served) -> None:
     assert served.post("say:abc").json()["usage"] == {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_max_tokens_reached_is_length_and_has_text_in_its_last_chunk(served: Served, streams: bool) -> None:
+def test_finish_reason_length_has_text_in_its_last_chunk(served: Served, streams: bool) -> None:
     if streams:
         pieces, reason, tokens = served.stream("loop:abc", max_tokens=7)
         assert pieces[-1]
@@ -135,21 +135,19 @@ def test_max_tokens_reached_is_length_and_has_text_in_its_last_chunk(served: Ser
     assert ("".join(pieces), reason, tokens) == ("abcabca", "length", 7)
 
 
-def test_an_end_just_before_the_limit_is_stop(served: Served) -> None:
+def test_an_end_just_before_max_tokens_is_stop(served: Served) -> None:
     assert served.complete("say:abc", max_tokens=4) == ("abc", "stop", 4)
     assert served.complete("say:abc", max_tokens=3) == ("abc", "length", 3)
 
 
-def test_a_full_context_is_length(served: Served) -> None:
+def test_a_full_context_has_finish_reason_length(served: Served) -> None:
     _, reason, tokens = served.complete("loop:abc", max_tokens=300)
     assert (reason, tokens) == ("length", 300 - len("loop:abc"))
 
 
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize(("includes", "expected"), [(False, "one t"), (True, "one two")])
-def test_a_stop_string_ends_the_text_where_the_contract_says(
-    served: Served, streams: bool, includes: bool, expected: str
-) -> None:
+def test_a_stop_string_ends_the_text(served: Served, streams: bool, includes: bool, expected: str) -> None:
     body = {"stop": ["never", "wo"], "include_stop_str_in_output": includes, "max_tokens": 200}
     if streams:
         pieces, reason, tokens = served.stream("loop:one two three ", **body)
@@ -166,7 +164,7 @@ def test_characters_of_several_bytes_are_whole_without_a_stream(served: Served) 
     assert (text, reason) == ("né ", "length")
 
 
-def test_what_the_request_says_reaches_the_engine_and_what_it_leaves_out_is_no_trap(served: Served) -> None:
+def test_sampling_values_reach_the_engine_and_omitted_ones_get_safe_defaults(served: Served) -> None:
     def seen(**body: Any) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(served.complete("seen:", max_tokens=250, **body)[0])
         return values
@@ -177,12 +175,12 @@ def test_what_the_request_says_reaches_the_engine_and_what_it_leaves_out_is_no_t
     assert seen(top_k=-1, top_p=0.5, temperature=0.5) == {**seen(), "runtime_top_p": 0.5, "temperature": 0.5}
 
 
-def test_structured_output_is_handed_on(served: Served) -> None:
-    """The stand-in takes the guide's inputs and follows none: what it answers is its script."""
+def test_structured_output_is_passed_on(served: Served) -> None:
+    """The stand-in accepts the guide inputs and ignores them: its output is the script."""
     assert served.complete("say:{}", response_format={"type": "json_object"}) == ("{}", "stop", 3)
 
 
-def test_an_adapters_name_sends_its_task_id(served: Served) -> None:
+def test_a_lora_adapters_name_sends_its_task_id(served: Served) -> None:
     answer = served.post("seen:", model="nvidia:adapter", max_tokens=250)
     assert json.loads(answer.json()["choices"][0]["text"])["lora_task_id"] == 7
     card = served.client.get("/v1/models/nvidia:adapter").json()
@@ -200,7 +198,7 @@ def test_an_adapters_name_sends_its_task_id(served: Served) -> None:
         ("say:a", {"best_of": 2}, "best_of"),
     ],
 )
-def test_what_their_ensemble_lacks_is_refused_by_name(served: Served, prompt: Any, body: Any, param: str) -> None:
+def test_unsupported_fields_are_rejected_by_name(served: Served, prompt: Any, body: Any, param: str) -> None:
     answer = served.post(prompt, **body)
     assert answer.status_code == 400
     assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("unsupported_parameter", param)
@@ -214,13 +212,13 @@ def test_what_their_ensemble_lacks_is_refused_by_name(served: Served, prompt: An
         ("Traceback /secret/path", 500, "internal_error"),
     ],
 )
-def test_their_failures_have_our_codes(served: Served, words: str, status: int, code: str) -> None:
+def test_errors_of_the_ensemble_have_our_codes(served: Served, words: str, status: int, code: str) -> None:
     answer = served.post(f"fail:{words}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert "secret" not in answer.text
 
 
-def test_a_client_that_leaves_frees_the_engine(served: Served) -> None:
+def test_a_disconnect_frees_the_engine(served: Served) -> None:
     """An ensemble does not pass a cancel on; the stop message does. All 280 tokens would take 28 s."""
     body = {"model": "nvidia:adapter", "prompt": "slow:abc", "max_tokens": 280, "stream": True}
     with served.client.stream("POST", "/v1/completions", json=body) as answer:
@@ -230,7 +228,7 @@ def test_a_client_that_leaves_frees_the_engine(served: Served) -> None:
     served.wait_until_free()
 
 
-def test_the_official_client(served: Served) -> None:
+def test_the_official_openai_client(served: Served) -> None:
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=API_KEY, max_retries=0)
     stream = client.completions.create(model="nvidia", prompt="say: hello", max_tokens=20, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == " hello"

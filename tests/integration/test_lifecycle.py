@@ -1,4 +1,4 @@
-"""The stack as a person runs it: starts, says what is missing, stops, and comes back after a death."""
+"""`python -m launcher` as a process: start, errors at start, signals, and two stacks on one machine."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.triton
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_stops_everything_it_started(engine_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start_launcher(engine_dir, tmp_path, free_ports(4))
-    said = read_until(process, READY_LINE)
+    output = read_until(process, READY_LINE)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 5, "Triton, three stubs and the front end"
     key_file = tmp_path / "api-key"
     key = key_file.read_text().strip()
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
-    assert f"Authorization: Bearer {key}" in said
-    command = said[said.index("curl -N") : said.index("\n\nCtrl-C")]
+    assert f"Authorization: Bearer {key}" in output
+    command = output[output.index("curl -N") : output.index("\n\nCtrl-C")]
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True).stdout
     assert answer.startswith("data: {")
     assert answer.endswith("data: [DONE]\n\n")
@@ -39,7 +39,7 @@ def test_a_signal_stops_everything_it_started(engine_dir: Path, tmp_path: Path, 
     assert not alive, alive
 
 
-def test_a_killed_launcher_leaves_nothing_running(engine_dir: Path, tmp_path: Path) -> None:
+def test_a_killed_launcher_leaves_no_process(engine_dir: Path, tmp_path: Path) -> None:
     process = start_launcher(engine_dir, tmp_path, free_ports(4))
     read_until(process, READY_LINE)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -49,7 +49,7 @@ def test_a_killed_launcher_leaves_nothing_running(engine_dir: Path, tmp_path: Pa
     assert not alive, alive
 
 
-def test_a_busy_port_is_named_with_its_setting(engine_dir: Path, tmp_path: Path) -> None:
+def test_a_busy_port_is_reported_with_its_setting(engine_dir: Path, tmp_path: Path) -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
@@ -61,7 +61,7 @@ def test_a_busy_port_is_named_with_its_setting(engine_dir: Path, tmp_path: Path)
     assert "make serve TRITON_METRICS_PORT=" in output
 
 
-def test_a_wrong_setting_is_named(engine_dir: Path, tmp_path: Path) -> None:
+def test_an_invalid_setting_is_reported(engine_dir: Path, tmp_path: Path) -> None:
     process = start_launcher(engine_dir, tmp_path, free_ports(4), EXECUTOR="gpu")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2

@@ -1,4 +1,4 @@
-"""Log probs, echo and scoring on the real stack, against the same model computed in plain numpy."""
+"""Logprobs, echo and scoring on the real stack, against the same model computed in plain numpy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def streamed(stack: RunningStack, **body: Any) -> list[dict[str, Any]]:
     return [choice for event in events for choice in event["choices"]]
 
 
-def test_log_probs_of_prompt_and_completion_are_those_of_the_weights(
+def test_logprobs_of_prompt_and_completion_match_the_weights(
     cpu_stack: RunningStack, reference: LlamaReference
 ) -> None:
     choice = choice_of(
@@ -55,7 +55,7 @@ def test_log_probs_of_prompt_and_completion_are_those_of_the_weights(
     ids, found = choice["token_ids"], choice["logprobs"]
     assert found["tokens"] == [f"token_id:{token_id}" for token_id in ids]
     assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
-    expected = reference.log_probs(ids)
+    expected = reference.logprobs(ids)
     for position in range(1, len(ids)):
         row = expected[position - 1]
         assert found["token_logprobs"][position] == pytest.approx(row[ids[position]], abs=TOLERANCE)
@@ -67,10 +67,10 @@ def test_log_probs_of_prompt_and_completion_are_those_of_the_weights(
         assert sorted(top.values(), reverse=True)[:5] == pytest.approx(likeliest, abs=TOLERANCE)
 
 
-def test_a_batch_is_scored_as_lm_evaluation_harness_asks_for_it(
+def test_a_batch_is_scored_as_lm_evaluation_harness_requests_it(
     cpu_stack: RunningStack, reference: LlamaReference
 ) -> None:
-    """Its local-completions: lists of ids, one token too many, sums from the end of each context on."""
+    """As its local-completions does: lists of ids, one token too many, sums from the end of each context."""
     texts = [("The capital of France is", " Paris"), ("Once upon a", " time there was"), ("1, 2, 3,", " purple")]
     with_ids = [
         [choice_of(cpu_stack, prompt=part, max_tokens=0, echo=True, return_tokens_as_token_ids=True) for part in pair]
@@ -83,7 +83,7 @@ def test_a_batch_is_scored_as_lm_evaluation_harness_asks_for_it(
     for choice, context, prompt in zip(choices, contexts, prompts, strict=True):
         values: list[float] = choice["logprobs"]["token_logprobs"][len(context) : -1]
         tops = choice["logprobs"]["top_logprobs"][len(context) : -1]
-        rows = reference.log_probs(prompt)[len(context) - 1 : -1]
+        rows = reference.logprobs(prompt)[len(context) - 1 : -1]
         expected = [row[token_id] for row, token_id in zip(rows, prompt[len(context) :], strict=True)]
         assert values == pytest.approx(expected, abs=TOLERANCE)
         is_greedy = all(value == max(top.values()) for value, top in zip(values, tops, strict=True))
@@ -117,7 +117,7 @@ def test_a_stream_adds_up_to_the_whole_answer(cpu_stack: RunningStack, more: dic
         assert "".join(piece["text"] for piece in own) == choice["text"]
         for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
             together = [item for piece in own for item in piece["logprobs"][name]]
-            if name == "top_logprobs":  # load may change the last digits of what is computed
+            if name == "top_logprobs":  # load may change the last digits
                 assert [list(top or ()) for top in together] == [list(top or ()) for top in choice["logprobs"][name]]
             elif name == "token_logprobs":
                 assert together[0] is choice["logprobs"][name][0] is None
@@ -126,7 +126,7 @@ def test_a_stream_adds_up_to_the_whole_answer(cpu_stack: RunningStack, more: dic
                 assert together == choice["logprobs"][name]
 
 
-def test_tokens_of_a_text_answer_are_its_text(cpu_stack: RunningStack) -> None:
+def test_tokens_add_up_to_the_text(cpu_stack: RunningStack) -> None:
     choice = choice_of(cpu_stack, prompt="Once upon a time", max_tokens=20, temperature=0, logprobs=1, ignore_eos=True)
     found = choice["logprobs"]
     assert "".join(found["tokens"]) == choice["text"]
@@ -134,7 +134,7 @@ def test_tokens_of_a_text_answer_are_its_text(cpu_stack: RunningStack) -> None:
         assert choice["text"][offset:].startswith(token)
 
 
-def test_best_of_gives_the_likeliest_of_the_very_choices_that_n_would_make(cpu_stack: RunningStack) -> None:
+def test_best_of_returns_the_likeliest_of_the_choices_that_n_generates(cpu_stack: RunningStack) -> None:
     body = {"prompt": ["Once upon a time", "The sea"], "max_tokens": 6, "seed": 11}
     every = cpu_stack.complete(**body, n=4, logprobs=0).json()
     best = cpu_stack.complete(**body, n=2, best_of=4).json()
@@ -149,4 +149,4 @@ def test_best_of_gives_the_likeliest_of_the_very_choices_that_n_would_make(cpu_s
         expected += [choice["text"] for choice in ranked[:2]]
     assert [choice["text"] for choice in best["choices"]] == expected
     assert [choice["index"] for choice in best["choices"]] == [0, 1, 2, 3]
-    assert best["usage"] == every["usage"]  # all that was made
+    assert best["usage"] == every["usage"]  # all generated tokens count

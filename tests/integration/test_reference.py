@@ -1,4 +1,4 @@
-"""The shipped engine, through HTTP and the whole ensemble, gives the reference's greedy tokens."""
+"""The default engine returns the reference's greedy tokens through HTTP and the whole ensemble."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def greedy_request(case: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_alone_a_greedy_request_gives_the_reference_tokens(cpu_stack: RunningStack, case: dict[str, Any]) -> None:
+def test_a_greedy_request_alone_returns_the_reference_tokens(cpu_stack: RunningStack, case: dict[str, Any]) -> None:
     choice = cpu_stack.openai().completions.create(**greedy_request(case)).choices[0]
     assert choice.token_ids == case["greedy_ids"]
     assert choice.text == "".join(f"token_id:{token_id}" for token_id in case["greedy_ids"])
 
 
-async def test_in_a_crowd_of_32_mixed_requests_greedy_tokens_stay_the_same(cpu_stack: RunningStack) -> None:
-    """Half of the crowd samples, streams, stops early or has other lengths; the greedy half must not notice."""
+async def test_greedy_tokens_are_the_same_among_32_mixed_requests(cpu_stack: RunningStack) -> None:
+    """Half of them sample, stream, stop early or have other lengths; this must not change the greedy half."""
     async with cpu_stack.async_openai(timeout=150) as client:
 
         async def greedy(case: dict[str, Any]) -> list[int]:
@@ -63,7 +63,7 @@ async def test_in_a_crowd_of_32_mixed_requests_greedy_tokens_stay_the_same(cpu_s
         assert results[number] == CASES[number % len(CASES)]["greedy_ids"]
 
 
-async def test_a_seed_gives_the_same_text_alone_and_in_a_crowd(cpu_stack: RunningStack) -> None:
+async def test_a_seed_gives_the_same_text_alone_and_under_load(cpu_stack: RunningStack) -> None:
     async with cpu_stack.async_openai(timeout=150) as client:
 
         async def sample(seed: int) -> str:

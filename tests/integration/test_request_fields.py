@@ -1,4 +1,4 @@
-"""Penalties, bias, endings and the prompt's treatment on the real stack."""
+"""Penalties, logit bias, stop token ids and prompt truncation on a running stack."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_bad_words_do_not_appear(cpu_stack: RunningStack) -> None:
     assert "Paris" not in text["choices"][0]["text"]
 
 
-def test_a_stop_token_ends_the_text_and_is_shown_when_asked_for(cpu_stack: RunningStack) -> None:
+def test_a_stop_token_id_ends_the_text_and_is_included_on_request(cpu_stack: RunningStack) -> None:
     body = {"prompt": PROMPT, "temperature": 0, "max_tokens": 8, "stop_token_ids": [30]}
     plain, shown = (
         cpu_stack.complete(**body, include_stop_str_in_output=flag).json()["choices"][0] for flag in (False, True)
@@ -60,7 +60,7 @@ def test_a_stop_token_ends_the_text_and_is_shown_when_asked_for(cpu_stack: Runni
     assert len(ids_of(cpu_stack, stop_token_ids=[30], min_tokens=5)) >= 5
 
 
-def test_ignore_eos_goes_on_to_the_limit(cpu_stack: RunningStack) -> None:
+def test_ignore_eos_generates_up_to_max_tokens(cpu_stack: RunningStack) -> None:
     body = {"logit_bias": {"2": 100}, "max_tokens": 5}
     assert ids_of(cpu_stack, **body) == [2]
     assert ids_of(cpu_stack, **body, ignore_eos=True) == [2] * 5
@@ -68,14 +68,14 @@ def test_ignore_eos_goes_on_to_the_limit(cpu_stack: RunningStack) -> None:
     assert 2 not in ids_of(cpu_stack, **body, min_tokens=3)[:3]
 
 
-def test_a_prompt_keeps_its_last_tokens(cpu_stack: RunningStack) -> None:
+def test_truncate_prompt_tokens_keeps_the_last_ones(cpu_stack: RunningStack) -> None:
     body = {"prompt": [504, 3575, 282, 4649, 314], "max_tokens": 0, "echo": True}
     answer = cpu_stack.complete(**body, truncate_prompt_tokens=2).json()
     assert (answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]) == (" France is", 2)
 
 
 @pytest.mark.parametrize("stack", ["cpu_stack", "scripted_stack"])
-def test_the_models_list_says_what_the_engine_can_do(stack: str, request: pytest.FixtureRequest) -> None:
+def test_the_models_list_has_the_capabilities_of_the_engine(stack: str, request: pytest.FixtureRequest) -> None:
     running: RunningStack = request.getfixturevalue(stack)
     with running.client() as client:
         (listed,) = client.get("/openai/v1/models").json()["data"]
@@ -88,6 +88,6 @@ def test_the_models_list_says_what_the_engine_can_do(stack: str, request: pytest
         assert status == (200 if can[name] else 400), name
 
 
-def test_scripted_refuses_best_of_by_its_own_name(scripted_stack: RunningStack) -> None:
+def test_the_scripted_executor_rejects_best_of_by_name(scripted_stack: RunningStack) -> None:
     error = scripted_stack.complete(prompt=PROMPT, n=1, best_of=2).json()["error"]
     assert (error["code"], error["param"]) == ("unsupported_parameter", "best_of")

@@ -1,4 +1,4 @@
-"""Two models of one deployment file on one real Triton: the CPU engine, and scripted tokens beside it."""
+"""Two models of one deployment file on one Triton: the CPU engine and scripted tokens."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_each_model_has_its_own_default_of_max_tokens(two_models: RunningStack) 
     assert usage == {MODEL: 3, ADAPTER: 16}
 
 
-def test_models_tells_names_context_limits_and_capabilities(two_models: RunningStack) -> None:
+def test_models_lists_names_context_length_limits_and_capabilities(two_models: RunningStack) -> None:
     with two_models.client() as client:
         cards = {card["id"]: card for card in client.get("/openai/v1/models").json()["data"]}
         assert list(cards) == [MODEL, "default", ADAPTER, "fast"]
@@ -91,8 +91,8 @@ def test_the_official_client_finds_a_name_with_slashes(two_models: RunningStack)
     assert client.completions.create(model=ADAPTER, prompt="Hi", max_tokens=2).model == ADAPTER
 
 
-def test_a_stop_reaches_the_decode_of_its_own_model(two_models: RunningStack) -> None:
-    """By a stop string (postprocess tells decode) and by a client that leaves (the front end does)."""
+def test_a_cancel_reaches_the_decode_of_its_own_model(two_models: RunningStack) -> None:
+    """After a stop string (sent by postprocess) and after a disconnect (sent by the front end)."""
     busy = f'decode_active_requests{{model="{ADAPTER.replace("/", "-").replace(":", "-")}-decode"}}'
 
     def is_free() -> bool:
@@ -111,7 +111,7 @@ def test_a_stop_reaches_the_decode_of_its_own_model(two_models: RunningStack) ->
         wait_until(is_free, limit_s=3, what="the slot is free after the client has left")
 
 
-def test_a_models_limits_are_its_own(two_models: RunningStack) -> None:
+def test_each_model_has_its_own_limits(two_models: RunningStack) -> None:
     answer = two_models.complete(model=ADAPTER, prompt="Hi", max_tokens=1001)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "max_tokens")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -126,7 +126,7 @@ def test_a_models_limits_are_its_own(two_models: RunningStack) -> None:
         assert [each.result(30).status_code for each in running] == [200, 200]
 
 
-def test_both_models_work_at_once(two_models: RunningStack) -> None:
+def test_both_models_complete_at_the_same_time(two_models: RunningStack) -> None:
     alone = text_of(two_models, max_tokens=16), text_of(two_models, model=ADAPTER, max_tokens=16)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         names = [MODEL, ADAPTER, MODEL, ADAPTER]
@@ -135,7 +135,7 @@ def test_both_models_work_at_once(two_models: RunningStack) -> None:
 
 
 def test_a_model_that_is_down_is_503_and_the_other_serves(two_models: RunningStack) -> None:
-    """The engine process of the CPU model is killed; it comes back by itself."""
+    """The engine process of the CPU model is killed and restarts."""
     with two_models.client() as client:
         engine = engine_process(two_models)
         os.kill(engine.pid, signal.SIGKILL)
@@ -158,7 +158,7 @@ def test_a_model_that_is_down_is_503_and_the_other_serves(two_models: RunningSta
 
 
 def engine_process(stack: RunningStack) -> psutil.Process:
-    """The CPU engine: the only Python that decode's stub has started."""
+    """The CPU engine: the only Python process started by a stub."""
     triton = psutil.Process(stack.triton.pid)
     (engine,) = [child for stub in triton.children() for child in stub.children() if "python" in child.name()]
     return engine

@@ -1,5 +1,6 @@
-"""Two Tritons behind a front end of two workers: the load is shared, a dead Triton costs what it was working on, and
-comes back. The tests build on one another's processes, and run in order."""
+"""Two Tritons behind a front end of two workers: load is shared, and only the requests of a dead Triton fail.
+
+The tests share the processes and run in order."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ CLOSING_S = 1.0  # until the last connection to a process that was killed is see
 
 @dataclass(frozen=True)
 class Tritons:
-    """The processes, and what tests ask of the front end."""
+    """The processes, and requests to the front end."""
 
     tritons: dict[str, ChildProcess]  # by gRPC address
     front_end: ChildProcess
@@ -60,7 +61,7 @@ class Tritons:
             return False
 
     def client(self) -> httpx.AsyncClient:
-        """Each request on a connection of its own, so that they meet all workers."""
+        """Opens a connection for each request, so that all workers get some."""
         return httpx.AsyncClient(
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {API_KEY}"},
@@ -86,7 +87,7 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             triton_wheel.command(settings, backends),
             triton_wheel.environment(settings, engine_dir),
             folder / f"triton-{number}.log",
-            stop_limit_s=20,
+            stop_timeout_s=20,
         )
     environment = {
         **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
@@ -94,7 +95,7 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         **{"TRITON_GRPC_URL": ", ".join(children), "FRONTEND_WORKERS": str(WORKERS)},
     }
     command = [sys.executable, "-m", "frontend"]
-    front_end = ChildProcess("front end", command, environment, folder / "frontend.log", stop_limit_s=40)
+    front_end = ChildProcess("front end", command, environment, folder / "frontend.log", stop_timeout_s=40)
     running = Tritons(children, front_end, f"http://127.0.0.1:{port}")
     try:
         for child in (*children.values(), front_end):
@@ -111,7 +112,7 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one stream went."""
+    """The outcome of one stream."""
 
     started_s: float
     status: int
@@ -139,7 +140,7 @@ async def stream(client: httpx.AsyncClient, tokens: int = TOKENS) -> Outcome:
     return Outcome(started_s, answer.status_code, answer.text)
 
 
-async def test_both_get_their_share(tritons: Tritons) -> None:
+async def test_both_tritons_get_a_share_of_the_load(tritons: Tritons) -> None:
     before = tritons.requests()
     async with tritons.client() as client:
         outcomes = await asyncio.gather(*(stream(client) for _ in range(STREAMS)))
@@ -149,7 +150,7 @@ async def test_both_get_their_share(tritons: Tritons) -> None:
     assert min(shares) >= STREAMS / 2 - WORKERS
 
 
-async def test_a_killed_triton_costs_what_it_worked_on_and_comes_back(tritons: Tritons) -> None:
+async def test_only_the_requests_of_a_killed_triton_fail_and_it_is_used_again(tritons: Tritons) -> None:
     (victim, child), (survivor, _) = tritons.tritons.items()
     is_over = False
 
@@ -186,11 +187,11 @@ async def test_a_killed_triton_costs_what_it_worked_on_and_comes_back(tritons: T
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """As wait_until, while the streams of this test go on."""
+    """wait_until on a thread, so that the streams of the test go on."""
     await asyncio.to_thread(wait_until, condition, limit_s=START_LIMIT_S, what="see the traceback")
 
 
-async def test_the_end_of_a_front_end_waits_for_the_streams_of_all_workers(tritons: Tritons) -> None:
+async def test_the_front_end_drains_the_streams_of_all_workers(tritons: Tritons) -> None:
     async with tritons.client() as client:
         streams = [asyncio.create_task(stream(client, LONG)) for _ in range(STREAMS)]
         await until(lambda: sum(tritons.metric("outstanding_requests", at) for at in tritons.tritons) >= STREAMS)

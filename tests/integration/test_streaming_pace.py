@@ -1,4 +1,4 @@
-"""At an engine's own pace, each token of one client arrives as its own event, and the first one soon."""
+"""At the engine's pace each token of a stream arrives as its own event, and the first one soon."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class TestPaceOfTheScriptedExecutor(PaceRules):
         return scripted_stack
 
 
-async def test_the_front_end_adds_little_to_the_first_token(scripted_stack: RunningStack) -> None:
+async def test_the_front_end_adds_little_to_time_to_first_token(scripted_stack: RunningStack) -> None:
     added = statistics.median(await measure_added_ttft(scripted_stack))
     print(f"added time to first token, median of {ROUNDS}: {added * 1000:.1f} ms")
     assert added < ADDED_TTFT_LIMIT_S
 
 
 async def measure_added_ttft(stack: RunningStack) -> list[float]:
-    """HTTP minus direct gRPC, in turn, so that both see the same machine."""
+    """Seconds to the first token over HTTP minus those over gRPC, measured in turn."""
     added = []
     async with triton_aio.InferenceServerClient(stack.triton_grpc_url) as grpc, stack.async_openai() as client:
         await _http_ttft(client)

@@ -1,4 +1,4 @@
-"""Structured output on the real stack: fifty schemas, and every way to ask for one."""
+"""Structured output on a running stack: fifty schemas, and every request field for them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def complete(client: httpx.Client, **fields: object) -> dict[str, Any]:
 
 
 def test_fifty_schemas_at_once_parse_and_validate(client: httpx.Client) -> None:
-    """Sampled, so that the model does not only write what it would have written anyway."""
+    """Sampled, so that the output differs from the greedy text."""
 
     def one(schema: dict[str, Any]) -> dict[str, Any]:
-        asked = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-        return complete(client, response_format=asked, temperature=1, seed=7)
+        response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        return complete(client, response_format=response_format, temperature=1, seed=7)
 
     with ThreadPoolExecutor(len(SCHEMAS)) as pool:
         choices = list(pool.map(one, SCHEMAS))
@@ -60,7 +60,7 @@ def test_fifty_schemas_at_once_parse_and_validate(client: httpx.Client) -> None:
     ],
     ids=["response_format", "structured_outputs", "schema as a string", "guided_json"],
 )
-def test_every_way_to_send_a_schema_means_the_same(client: httpx.Client, field: dict[str, Any]) -> None:
+def test_every_field_for_a_schema_has_the_same_effect(client: httpx.Client, field: dict[str, Any]) -> None:
     text = complete(client, **field)["text"]
     jsonschema.validate(json.loads(text), PERSON)
     assert text == complete(client, guided_json=PERSON)["text"]
@@ -88,7 +88,7 @@ def test_a_guided_stream_adds_up_to_the_answer_without_streaming(client: httpx.C
     assert "".join(pieces) == whole
 
 
-def test_a_guided_request_does_not_change_its_neighbours(client: httpx.Client) -> None:
+def test_a_guided_request_does_not_change_others(client: httpx.Client) -> None:
     alone = complete(client, prompt="Once upon a time", max_tokens=16)["text"]
     with ThreadPoolExecutor(8) as pool:
         guided = [pool.submit(complete, client, guided_json=PERSON) for _ in range(4)]
@@ -117,7 +117,7 @@ def test_a_guided_request_does_not_change_its_neighbours(client: httpx.Client) -
         ({"guided_regex": "a+", "bad_words": ["a"]}, "bad_words"),
     ],
 )
-def test_what_can_not_be_followed_is_a_400_that_names_the_field(
+def test_an_invalid_guide_is_a_400_that_names_the_field(
     client: httpx.Client, fields: dict[str, Any], param: str
 ) -> None:
     response = client.post("/openai/v1/completions", json={"model": MODEL, "prompt": "x", "max_tokens": 8, **fields})
@@ -125,13 +125,13 @@ def test_what_can_not_be_followed_is_a_400_that_names_the_field(
     assert response.json()["error"]["param"] == param
 
 
-def test_an_executor_without_it_refuses_by_the_fields_name(scripted_stack: RunningStack) -> None:
+def test_an_executor_without_guided_decoding_rejects_the_field_by_name(scripted_stack: RunningStack) -> None:
     response = scripted_stack.complete(prompt="x", max_tokens=8, guided_json={"type": "object"})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "guided_json"
     assert response.json()["error"]["code"] == "unsupported_parameter"
 
 
-def test_plain_text_is_no_structured_output(client: httpx.Client) -> None:
+def test_response_format_text_changes_nothing(client: httpx.Client) -> None:
     plain = complete(client, max_tokens=8)
     assert complete(client, max_tokens=8, response_format={"type": "text"}) == plain

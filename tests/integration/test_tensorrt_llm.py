@@ -2,8 +2,8 @@
 
 It is held to the rules of tests/support/completion_rules.py, as the other executors are.
 
-The stand-in is found because Triton's Python stubs look for modules in their working directory (PYTHONPATH they do
-not); so this module's stacks are started from tests/fakes, restarts included.
+Triton's Python stubs import modules from their working directory and ignore PYTHONPATH, so the stacks of this module
+are started in tests/fakes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from launcher.local.stack import StartError
+from launcher.local.errors import StartError
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from llm_pipeline.text.tokenizer import Tokenizer
 from tests.fakes.gpu_engine import make_gpu_engine
@@ -30,7 +30,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.triton
 
 VOCAB_SIZE, CONTEXT = 49152, 8192
-# Prompts of token ids with an answer of their own; see tests/fakes/tensorrt_llm/script.py.
+# Prompts (token ids) whose output RULES defines, in the form of tests/fakes/tensorrt_llm/script.py.
 BROKEN, UNREADABLE, TIMED_OUT, FULL, BAD, DEADLY = ([900 + number] * 3 for number in range(6))
 RULES: list[dict[str, Any]] = [
     {"prompt_ids": BROKEN, "token_ids": [900], "error": "Encountered an error in forwardAsync function: secret words"},
@@ -105,7 +105,7 @@ def test_a_stop_string_frees_the_slot(trtllm_stack: RunningStack) -> None:
     ],
     ids=["error response", "unreadable response", "timed out", "queue full", "enqueue fails"],
 )
-def test_what_goes_wrong_in_the_engine_reaches_the_client_as_its_own_status(
+def test_engine_errors_have_their_own_status_codes(
     trtllm_stack: RunningStack, prompt_ids: list[int], status: int, code: str
 ) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -133,12 +133,12 @@ def test_the_engines_statistics_are_in_tritons_metrics(trtllm_stack: RunningStac
     assert {"scheduled_requests", "context_tokens", "queued_requests", "iteration"} <= gauges().keys()
 
 
-def test_a_context_that_the_engine_does_not_have_is_refused(trtllm_stack: RunningStack) -> None:
+def test_a_prompt_over_the_context_length_is_rejected(trtllm_stack: RunningStack) -> None:
     answer = complete(trtllm_stack, [5] * CONTEXT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
-def test_a_dead_engine_fails_all_at_once_turns_readiness_off_and_comes_back(trtllm_stack: RunningStack) -> None:
+def test_a_dead_engine_fails_its_requests_and_readiness_until_it_restarts(trtllm_stack: RunningStack) -> None:
     with trtllm_stack.client() as client, concurrent.futures.ThreadPoolExecutor(4) as pool:
 
         def is_ready() -> bool:
@@ -159,31 +159,31 @@ def test_a_dead_engine_fails_all_at_once_turns_readiness_off_and_comes_back(trtl
 
 
 @pytest.mark.parametrize(
-    ("changes", "script", "says"),
+    ("changes", "script", "message"),
     [
         ({"sm": 90}, {"sms": [80]}, "built on NVIDIA H100 80GB HBM3 (SM 90) and this process sees GPUs of SM 80"),
         ({"tp": 2}, {}, "The engine is for 2 GPUs (tp 2 x pp 1) and runs as 1 process"),
     ],
     ids=["another SM", "another world size"],
 )
-def test_an_engine_that_does_not_fit_stops_the_start_with_one_sentence(
-    engine_dir: Path, tmp_path: Path, changes: dict[str, Any], script: dict[str, Any], says: str
+def test_an_incompatible_engine_stops_the_start_with_one_sentence(
+    engine_dir: Path, tmp_path: Path, changes: dict[str, Any], script: dict[str, Any], message: str
 ) -> None:
     path = write_script(tmp_path / "script.json", **script)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(FAKES)
         settings = {"EXECUTOR": "tensorrt_llm", "FAKE_TENSORRT_LLM": str(path)}
         with (
-            pytest.raises(StartError, match="ended while it started"),
+            pytest.raises(StartError, match="exited during startup"),
             running_stack(tmp_path / "run", make_engine(tmp_path, engine_dir, **changes), **settings),
         ):
             pass
     logs = "".join(log.read_text(errors="replace") for log in (tmp_path / "run").rglob("triton.log"))
-    assert says in logs
+    assert message in logs
 
 
-def test_the_stand_in_speaks_in_the_default_models_tokens(engine_dir: Path, trtllm_stack: RunningStack) -> None:
-    """Else the suite above would say little about text."""
+def test_the_stand_in_uses_the_default_models_tokens(engine_dir: Path, trtllm_stack: RunningStack) -> None:
+    """Otherwise TextRules would test little."""
     ids = complete(trtllm_stack, [5, 6], return_tokens_as_token_ids=True).json()["choices"][0]["token_ids"]
     pieces = json.loads((engine_dir / TOKENIZER_NAME).read_text())["model"]["vocab"]
     assert set(ids) <= set(pieces.values())

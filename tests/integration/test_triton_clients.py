@@ -40,7 +40,7 @@ def test_the_readmes_generate_example_answers(cpu_stack: RunningStack) -> None:
     assert (found["num_input_tokens"], found["num_output_tokens"], found["finish_reason"]) == (1, 5, "length")
 
 
-def test_generate_takes_scalars_and_lists_and_the_fields_of_both_worlds(cpu_stack: RunningStack) -> None:
+def test_generate_takes_scalars_and_lists_and_names_of_both_apis(cpu_stack: RunningStack) -> None:
     """genai-perf wraps each value into a list."""
     scalars = generate(cpu_stack, text_input=PROMPT, max_tokens=3, temperature=0, bad_words="", stop_words="")
     lists = generate(cpu_stack, text_input=[PROMPT], max_tokens=[3], temperature=[0.0], exclude_input_in_output=[True])
@@ -73,15 +73,15 @@ def test_biased_and_bad_words_work_by_nvidias_names(cpu_stack: RunningStack) -> 
     assert forced["text_output"] == " the the the"
 
 
-def test_what_is_not_there_is_refused_by_its_name(cpu_stack: RunningStack) -> None:
+def test_an_unsupported_input_is_rejected_by_name(cpu_stack: RunningStack) -> None:
     url = f"{cpu_stack.triton_http_url}/v2/models/ensemble/generate"
     answer = httpx.post(url, json={"text_input": PROMPT, "beam_width": 2}, trust_env=False, timeout=60)
     assert answer.status_code == 400
     assert "beam_width" in answer.json()["error"]
 
 
-def test_a_request_of_nvidias_openai_front_end_is_answered(cpu_stack: RunningStack) -> None:
-    """Its tensors as it makes them for the TensorRT-LLM backend: everything [1, 1], words [1, n]."""
+def test_a_request_of_nvidias_openai_front_end_is_completed(cpu_stack: RunningStack) -> None:
+    """Its tensors for the TensorRT-LLM backend: all [1, 1], word lists [1, n]."""
     inputs: dict[str, Any] = {
         "text_input": np.array([[PROMPT.encode()]], dtype=object),
         "stream": np.array([[True]]),

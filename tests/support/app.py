@@ -1,4 +1,4 @@
-"""An app with a fake generator, in the process and behind a real server."""
+"""Runs the app with a fake generator, in this process or behind a real server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from fastapi import FastAPI
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from frontend.app import build_app
 from frontend.backends.fake import FakeGenerator
 from frontend.dependencies import Dependencies, build_dependencies
+from frontend.generation.completion_run import RunLimits
 from frontend.server import DrainingServer, build_server
 from frontend.settings import FrontendSettings
 
@@ -21,7 +23,8 @@ MODEL = "tiny"
 KEY = "secret-key"
 
 
-def make_settings(**values: object) -> FrontendSettings:
+def make_settings(**values: Any) -> FrontendSettings:
+    """Settings of a test app: one model, one key, a free port."""
     return FrontendSettings(
         **{"model_name": MODEL, "api_key": KEY, "port": 0, "health_check_interval_s": 0.05, **values}
     )
@@ -35,7 +38,7 @@ class Running:
     dependencies: Dependencies
     generator: FakeGenerator
     client: httpx.AsyncClient
-    server: DrainingServer | None = None  # when there is a real one
+    server: DrainingServer | None = None  # with `real_server` only
 
     async def complete(self, **fields: object) -> httpx.Response:
         return await self.client.post("/openai/v1/completions", json={"model": MODEL, "prompt": "Hi", **fields})
@@ -55,12 +58,12 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: floa
         found = condition()
         if found is True or (not isinstance(found, bool) and await found):
             return
-        assert time.monotonic() < deadline_s, "waited in vain"
+        assert time.monotonic() < deadline_s, "the condition was not met in time"
         await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
-async def in_process(generator: FakeGenerator | None = None, **values: object) -> AsyncIterator[Running]:
+async def in_process(generator: FakeGenerator | None = None, **values: Any) -> AsyncIterator[Running]:
     """The app behind httpx, without sockets."""
     generator = generator or FakeGenerator()
     dependencies = build_dependencies(make_settings(**values), generator)
@@ -75,10 +78,12 @@ async def in_process(generator: FakeGenerator | None = None, **values: object) -
 
 
 @asynccontextmanager
-async def real_server(generator: FakeGenerator | None = None, **values: object) -> AsyncIterator[Running]:
-    """The app behind uvicorn on a free port, where clients can leave."""
+async def real_server(
+    generator: FakeGenerator | None = None, *, run_limits: RunLimits | None = None, **values: Any
+) -> AsyncIterator[Running]:
+    """The app behind uvicorn on a free port, where clients can disconnect."""
     generator = generator or FakeGenerator()
-    dependencies = build_dependencies(make_settings(**values), generator)
+    dependencies = build_dependencies(make_settings(**values), generator, run_limits=run_limits)
     app = build_app(dependencies)
     server = build_server(app, dependencies)
     serving = asyncio.create_task(server.serve())

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.support.stack import RunningStack
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-# As root (CI) Chromium has no sandbox; the rest keeps it from asking its vendor's hosts about anything.
+# Chromium has no sandbox as root (CI); the other flags keep it from contacting its vendor's hosts.
 _FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -79,7 +79,7 @@ class Playground:
         return self
 
     def set(self, name: str, value: object) -> None:
-        """Give a field a value, as a person would."""
+        """Gives a field a value, as a user does."""
         row = self.page.locator(f'[data-field="{name}"]')
         row.evaluate("row => { row.closest('details').open = true }")
         control = row.locator(f'[id="field-{name}"]')
@@ -89,7 +89,7 @@ class Playground:
             control.fill(str(value))
 
     def run(self) -> None:
-        """Press the keys that run it, and wait for the end."""
+        """Presses Ctrl+Enter and waits for the end."""
         self.page.keyboard.press("Control+Enter")
         expect(self.page.locator("#run")).to_be_enabled(timeout=60_000)
 
@@ -116,7 +116,7 @@ def schema_of(stack: RunningStack) -> dict[str, Any]:
 
 
 def events(*choices: dict[str, Any]) -> str:
-    """A stream with these choices, an event for each."""
+    """A stream with these choices, one event each."""
     return "".join(f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in choices) + "data: [DONE]\n\n"
 
 

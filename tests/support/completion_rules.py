@@ -1,4 +1,4 @@
-"""The contract's promises as tests of any running stack, whatever executor makes the tokens.
+"""The promises of the API as tests of a running stack with any executor.
 
 A test module subclasses the rules and defines the fixture `stack`.
 """
@@ -48,7 +48,7 @@ def page_example_for_the_official_client() -> dict[str, Any]:
 
 
 def stream_events(stack: RunningStack, **body: object) -> list[dict[str, Any]]:
-    """All events of a stream; checks its frame."""
+    """All events of a stream; checks its headers and its framing."""
     with (
         stack.client() as client,
         client.stream("POST", "/openai/v1/completions", json={"model": MODEL, "stream": True, **body}) as response,
@@ -67,7 +67,7 @@ class TextRules:
     """Text, streams and stop strings. These need an executor with the default model's tokenizer."""
 
     @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-    def test_the_api_pages_curl_example_answers_and_validates(self, stack: RunningStack) -> None:
+    def test_the_curl_example_of_the_api_page_returns_a_valid_completion(self, stack: RunningStack) -> None:
         command = ["curl", "--silent", "--show-error", "--max-time", "60", "--request", "POST"]
         command += ["--url", stack.completions_url, "--header", f"Authorization: Bearer {stack.api_key}"]
         command += ["--header", "Content-Type: application/json", "--data", json.dumps(PAGE_EXAMPLE)]
@@ -82,13 +82,15 @@ class TextRules:
         assert body["usage"]["completion_tokens"] == len(body["choices"][0]["token_ids"])
 
     @pytest.mark.parametrize("strict", [False, True], ids=["loose", "strict"])
-    def test_the_api_pages_example_answers_the_official_client(self, stack: RunningStack, strict: bool) -> None:
+    def test_the_example_of_the_api_page_completes_by_the_official_client(
+        self, stack: RunningStack, strict: bool
+    ) -> None:
         client = stack.openai(_strict_response_validation=strict)
         answer = client.completions.create(**page_example_for_the_official_client())
         assert answer.choices[0].text
         assert answer.usage.completion_tokens > 0
 
-    def test_the_api_pages_example_streams_to_the_official_client(self, stack: RunningStack) -> None:
+    def test_the_example_of_the_api_page_streams_to_the_official_client(self, stack: RunningStack) -> None:
         stream = stack.openai().completions.create(
             **page_example_for_the_official_client(), stream=True, stream_options={"include_usage": True}
         )
@@ -101,9 +103,7 @@ class TextRules:
         assert reasons[-1] in ("stop", "length")
         assert set(reasons[:-1]) <= {None}
 
-    def test_in_a_stream_the_strict_client_objects_to_nothing_but_null_finish_reasons(
-        self, stack: RunningStack
-    ) -> None:
+    def test_the_strict_client_accepts_all_of_a_stream_but_null_finish_reasons(self, stack: RunningStack) -> None:
         """openai-python types finish_reason as never null, also in streams, where OpenAI's own service sends null.
 
         So its strict mode refuses every stream of more than one chunk, from any server. The promise here: a stream of
@@ -134,7 +134,7 @@ class TextRules:
         ],
         ids=["plain", "sampled unicode", "stop", "stop included", "ids", "lists and n"],
     )
-    def test_a_stream_adds_up_to_the_answer_without_streaming(self, stack: RunningStack, body: dict[str, Any]) -> None:
+    def test_the_stream_adds_up_to_the_whole_completion(self, stack: RunningStack, body: dict[str, Any]) -> None:
         body = {"temperature": 0, **body}
         answer = stack.complete(**body).json()
         events = stream_events(stack, **body, stream_options={"include_usage": True})
@@ -147,10 +147,10 @@ class TextRules:
                 assert mine[-1]["text"]
         assert events[-1]["usage"] == answer["usage"]
 
-    def test_a_stop_string_is_cut_or_kept_and_its_tokens_count(self, stack: RunningStack) -> None:
+    def test_a_stop_string_is_removed_or_kept_and_its_tokens_count(self, stack: RunningStack) -> None:
         body = {"prompt": "1 2 3 4 5", "max_tokens": 30, "temperature": 0}
         free = stack.complete(**body).json()["choices"][0]["text"]
-        word = free[8:11]  # from inside what the model says, wherever tokens begin
+        word = free[8:11]  # from inside the text, regardless of token borders
         end = free.index(word) + len(word)
         without = stack.complete(**body, stop=[word]).json()
         with_it = stack.complete(**body, stop=[word], include_stop_str_in_output=True).json()
@@ -168,7 +168,7 @@ class TextRules:
         }
         assert len(texts) == 1
 
-    def test_the_end_of_sequence_token_counts_and_shows_only_when_asked(self, stack: RunningStack) -> None:
+    def test_the_eos_token_counts_and_is_included_on_request(self, stack: RunningStack) -> None:
         prompt = "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
         body = {"prompt": prompt, "max_tokens": 60, "temperature": 0}
         plain = stack.complete(**body).json()
@@ -183,7 +183,7 @@ class TextRules:
 class RequestRules:
     """Lengths, the models list, and Triton's own endpoint. Any tokens will do."""
 
-    def test_max_tokens_is_clamped_to_the_room_left(self, stack: RunningStack) -> None:
+    def test_max_tokens_is_clamped_to_the_context_length(self, stack: RunningStack) -> None:
         body = stack.complete(prompt=[1] * 8188, max_tokens=100).json()
         assert body["usage"] == {"prompt_tokens": 8188, "completion_tokens": 4, "total_tokens": 8192}
         assert body["choices"][0]["finish_reason"] == "length"
@@ -191,7 +191,7 @@ class RequestRules:
     def test_without_max_tokens_the_default_is_16(self, stack: RunningStack) -> None:
         assert stack.complete(prompt="x").json()["usage"]["completion_tokens"] == 16
 
-    def test_max_completion_tokens_wins(self, stack: RunningStack) -> None:
+    def test_max_completion_tokens_overrides_max_tokens(self, stack: RunningStack) -> None:
         answer = stack.complete(prompt="x", max_tokens=9, max_completion_tokens=5).json()
         assert answer["usage"]["completion_tokens"] == 5
 
@@ -221,7 +221,7 @@ class CancelRules:
         wait_until(lambda: stack.active_requests == 0, limit_s=30, what="the stack is idle")
         cancelled = stack.decode_metric("decode_cancelled_requests_total")
         connection = open_request(stack, stream=stream)
-        wait_until(lambda: stack.active_requests == 1, limit_s=10, what="decode works on the request")
+        wait_until(lambda: stack.active_requests == 1, limit_s=10, what="the request has a slot")
         if stream:
             assert b"200 OK" in connection.recv(4096)
         connection.close()
@@ -238,9 +238,9 @@ class CancelRules:
 class ManyCancelRules:
     """A hundred clients that disconnect at once: for stacks that can run most of them side by side."""
 
-    def test_a_hundred_abandoned_requests_leave_nothing_behind(self, stack: RunningStack) -> None:
+    def test_a_hundred_cancelled_requests_leak_nothing(self, stack: RunningStack) -> None:
         connections = [open_request(stack, stream=number % 2 == 0) for number in range(100)]
-        wait_until(lambda: stack.active_requests >= 50, limit_s=30, what="decode works on most of them")
+        wait_until(lambda: stack.active_requests >= 50, limit_s=30, what="most of them have slots")
         for connection in connections:
             connection.close()
         wait_until(lambda: stack.active_requests == 0, limit_s=15, what="all slots are free")
@@ -251,7 +251,7 @@ class ManyCancelRules:
                     'completions_in_flight_requests{model="smollm2-135m-instruct"} 0.0' in client.get("/metrics").text
                 ),
                 limit_s=15,
-                what="the front end has forgotten them",
+                what="the front end has none in flight",
             )
         assert stack.complete(prompt="Hello", max_tokens=4).status_code == 200
 
@@ -263,7 +263,7 @@ class PaceRules:
     STREAMS = 5
 
     def test_each_token_of_one_client_arrives_as_its_own_event(self, stack: RunningStack) -> None:
-        """Hiccups of the machine make tokens travel together; a design that batches would do so in every stream."""
+        """A slow machine may merge tokens at times; a design that batches would do so in every stream."""
         body = {"model": MODEL, "prompt": "Hello", "max_tokens": self.TOKENS, "stream": True}
         counts = []
         with stack.client() as client:

@@ -1,4 +1,4 @@
-"""Fifty JSON schemas whose texts are short: for structured output on the real model, and for random walks."""
+"""Fifty JSON schemas with short instances, for structured output on the real model and for random walks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Llama architecture in plain numpy, fp32, straight from a GGUF file: what the engine's numbers are compared with.
+"""The Llama architecture in plain numpy, fp32, straight from a GGUF file, as a reference for the engine's numbers.
 
 Shares nothing with the engine: no graph, no compiler, no paged cache. Slow, and meant for some tens of tokens.
 """
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def _rounded(weights: Floats) -> Floats:
-    """Matrices as an fp16 engine has them: the rounding alone moves log probs by up to 0.01 (measured)."""
+    """Matrices as an fp16 engine has them: the rounding alone moves logprobs by up to 0.01 (measured)."""
     return weights if weights.ndim < 2 else weights.astype(np.float16).astype(np.float32)
 
 
@@ -40,8 +40,8 @@ class LlamaReference:
         self._epsilon = float(number("attention.layer_norm_rms_epsilon"))
         self._rope_base = float(number("rope.freq_base"))
 
-    def log_probs(self, token_ids: Sequence[int]) -> Floats:
-        """[tokens, vocabulary]: row n is about the token that comes after token n."""
+    def logprobs(self, token_ids: Sequence[int]) -> Floats:
+        """Natural logarithms, float32, [tokens, vocabulary]: row n is for the token after token n."""
         hidden = self._weights["token_embd.weight"][list(token_ids)]
         for layer in range(self._layers):
             hidden = hidden + self._attention(layer, self._normed(hidden, f"blk.{layer}.attn_norm.weight"))

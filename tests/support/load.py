@@ -123,7 +123,7 @@ def find_process(stack: RunningStack, name: str) -> psutil.Process:
     raise AssertionError(f"no process of the {name}")
 
 
-def answers(stack: RunningStack, limit_s: float = 5.0) -> bool:
+def completes(stack: RunningStack, limit_s: float = 5.0) -> bool:
     """Whether a completion works now. AssertionError on any status but 200 and the retryable ones."""
     try:
         with stack.client(timeout_s=limit_s) as client:

@@ -7,10 +7,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from build_engine.gpu.planning.gpus import GPUS
 from build_engine.gpu.planning.model_config import ModelConfig, read_model_config
 from build_engine.gpu.planning.planner import Plan, PlanRequest, make_plan
-from build_engine.gpu.planning.precisions import KV_PRECISIONS, PRECISIONS
+from build_engine.targets.gpus import GPUS
+from build_engine.targets.precisions import KV_PRECISIONS, PRECISIONS
 
 CONFIGS = Path(__file__).parents[1] / "data" / "model_configs"
 MODELS = {path.name: read_model_config(path) for path in sorted(CONFIGS.iterdir())}

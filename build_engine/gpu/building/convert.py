@@ -1,4 +1,4 @@
-"""`python -m build_engine.gpu.building.convert`: a Hugging Face directory to a TensorRT-LLM checkpoint. A plan's first step.
+"""Converts a Hugging Face directory to a TensorRT-LLM checkpoint: the first step of a plan.
 
 Thin on purpose: the plan has chosen and checked everything; `upstream` does the work. Not run on TensorRT-LLM.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from build_engine.gpu import trtllm as upstream
-from build_engine.gpu.planning.precisions import DTYPE_BYTES, KV_FP32, KV_PRECISIONS, PRECISIONS
+from build_engine.targets.precisions import DTYPE_BYTES, KV_FP32, KV_PRECISIONS, PRECISIONS
 
 _MISSING = "error: {} is not installed. This step runs on a machine with TensorRT-LLM: pip install 'tensorrt_llm<1.3'."
 

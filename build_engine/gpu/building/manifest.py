@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from build_engine.cpu.verify import ids_added_to_any_text
-from build_engine.gpu.planning.model_config import CONFIG_NAME, ModelConfig
-from build_engine.gpu.planning.plan_output import plan_json
+from build_engine.gpu.model_files import read_token_ids
+from build_engine.gpu.planning.plan_json import plan_json
 from build_engine.gpu.planning.planner import Plan
 from llm_pipeline.engine_files.manifest import (
-    TOKENIZER_NAME,
     Calibration,
     EngineFile,
     EngineLimits,
     EngineManifest,
     GpuBuild,
     SourceModel,
-    TokenIds,
     sha256_of,
 )
 
 BUILD_NAME = "build.json"  # for people: the plan with its memory estimate, and the commands as they were run
 _PACKAGE = "triton-completions"
-_MODEL_FILES = ("*.safetensors", "*.bin", CONFIG_NAME, TOKENIZER_NAME)
 
 
 @dataclass(frozen=True)
@@ -42,21 +36,6 @@ class BuildMachine:
     cuda: str | None
     tensorrt_llm: str
     tensorrt: str
-
-
-def hash_model(model_dir: Path, model: ModelConfig) -> SourceModel:
-    """One hash over names and hashes of the weights, the configuration and the tokenizer."""
-    paths = sorted({path for pattern in _MODEL_FILES for path in model_dir.glob(pattern)})
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return SourceModel(
-        name=model.name,
-        sha256=digest.hexdigest(),
-        size_bytes=sum(path.stat().st_size for path in paths),
-        architecture=model.architecture,
-        quantization=model.dtype,
-    )
 
 
 def make_manifest(
@@ -105,19 +84,6 @@ def _gpu_build(plan: Plan, machine: BuildMachine, calibration: Calibration | Non
         has_paged_context=chosen.has_paged_context_fmha,
         calibration=calibration,
     )
-
-
-def read_token_ids(model_dir: Path) -> TokenIds:
-    """From generation_config.json, which knows every end of turn, else from config.json."""
-    values: dict[str, Any] = {}
-    for name in (CONFIG_NAME, "generation_config.json"):
-        path = model_dir / name
-        values |= json.loads(path.read_bytes()) if path.is_file() else {}
-    eos = values.get("eos_token_id")
-    bos = values.get("bos_token_id")
-    listed = eos if isinstance(eos, list) else [eos]
-    added = ids_added_to_any_text(model_dir / TOKENIZER_NAME)
-    return TokenIds(bos=bos, eos=[token for token in listed if token is not None], add_bos=bos in added)
 
 
 def _own_version() -> str:

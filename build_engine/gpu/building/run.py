@@ -8,7 +8,6 @@ Both are siblings of the engine's directory, which appears under `engine_dir`'s 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -19,28 +18,24 @@ from contextlib import suppress
 from pathlib import Path
 
 from build_engine.artifact.engine_dir import build_lock, new_engine
-from build_engine.cpu.build import BuildResult
-from build_engine.cpu.verify import file_problems
+from build_engine.artifact.file_checks import file_problems
+from build_engine.artifact.result import BuildResult
 from build_engine.errors import BuildEngineError, EngineRefusedError
-from build_engine.gpu.building.calibration import describe_calibration, require_calibration
-from build_engine.gpu.building.manifest import BuildMachine, hash_model, make_manifest
+from build_engine.gpu.building.manifest import BuildMachine, make_manifest
 from build_engine.gpu.building.timing_cache import private_timings
-from build_engine.gpu.nvml import Nvml
+from build_engine.gpu.installation import installed_versions
+from build_engine.gpu.model_files import hash_model
+from build_engine.gpu.planning.calibration import describe_calibration, require_calibration
 from build_engine.gpu.planning.commands import PYTHON, Step, checkpoint_dir
 from build_engine.gpu.planning.planner import Plan
-from build_engine.gpu.verification.config_checks import config_checks
+from build_engine.gpu.verification.config_checks import check_config
 from build_engine.gpu.verification.smoke_test import load_and_generate
 from build_engine.progress import BuildProgress
+from build_engine.targets.nvml import Nvml
 from llm_pipeline.engine_files.manifest import Calibration, EngineManifest, ManifestError, SourceModel
 
-BUILDER = "trtllm-build"
 _DONE_NAME = "done.json"  # in a checkpoint that is complete: the model and the command that made it
 _TAIL_LINES = 8
-
-
-def can_build() -> bool:
-    """Whether this machine has TensorRT-LLM; nothing is imported."""
-    return shutil.which(BUILDER) is not None and importlib.util.find_spec("tensorrt_llm") is not None
 
 
 def inspect_machine(plan: Plan, nvml: Nvml) -> BuildMachine:
@@ -52,7 +47,7 @@ def inspect_machine(plan: Plan, nvml: Nvml) -> BuildMachine:
         raise EngineRefusedError(
             f"An engine for {wanted.gpu.name} is built on an SM {wanted.gpu.sm} GPU, this machine has {found}."
         )
-    versions = upstream_versions()
+    versions = installed_versions()
     if versions["tensorrt_llm"] != wanted.trtllm_version:
         raise EngineRefusedError(
             f"The plan is for TensorRT-LLM {wanted.trtllm_version}, this machine has {versions['tensorrt_llm']}. "
@@ -60,16 +55,6 @@ def inspect_machine(plan: Plan, nvml: Nvml) -> BuildMachine:
         )
     driver, cuda = nvml.driver_version(), nvml.cuda_version()
     return BuildMachine(fitting[0].name, fitting[0].sm, len(fitting), driver, cuda, **versions)
-
-
-def upstream_versions() -> dict[str, str]:
-    """BuildEngineError when it can't be imported. In a process of its own: importing TensorRT-LLM starts MPI."""
-    command = [sys.executable, "-m", "build_engine.gpu.trtllm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BuildEngineError(f"TensorRT-LLM can't be imported here.\n{done.stderr.strip()[-500:]}")
-    versions: dict[str, str] = json.loads(done.stdout.splitlines()[-1])  # upstream prints a banner of its own
-    return versions
 
 
 def run_plan(
@@ -88,7 +73,7 @@ def run_plan(
     """
     planned = _place(plan)
     engine_dir = planned.absolute()
-    source = source or hash_source(plan, model_dir, progress)
+    source = source or hash_model(model_dir, plan.combination.model, progress)
 
     def tell_waiting() -> None:
         progress.note(f"Another build of {engine_dir.name} is running; waiting for it.")
@@ -113,12 +98,6 @@ def run_plan(
             manifest.save(building)
         shutil.rmtree(checkpoint_dir(engine_dir))
     return BuildResult(engine_dir, manifest, reused=False)
-
-
-def hash_source(plan: Plan, model_dir: Path, progress: BuildProgress) -> SourceModel:
-    """Reads every byte of the model."""
-    with progress.step(f"hash {model_dir.name}"):
-        return hash_model(model_dir, plan.combination.model)
 
 
 def find_existing(plan: Plan, source: SourceModel, progress: BuildProgress) -> BuildResult | None:
@@ -161,7 +140,7 @@ def _reason_to_rebuild(plan: Plan, engine_dir: Path, manifest: EngineManifest) -
 
 def _require_as_planned(building: Path, manifest: EngineManifest) -> None:
     """BuildEngineError when trtllm-build has made another engine than it was asked for."""
-    for check in config_checks(building, manifest):
+    for check in check_config(building, manifest):
         if check.failed:
             raise BuildEngineError(
                 f"The engine that was built is not the planned one: {check.name} {check.detail}. It is not kept. "

@@ -17,11 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from build_engine.errors import BuildEngineError
-from build_engine.gpu.planning.gpus import Gpu
-
-
-def timing_cache_path(root: Path, trtllm_version: str, gpu: Gpu) -> Path:
-    return root / "timing-caches" / f"{trtllm_version}-sm{gpu.sm}-{gpu.name}.cache"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build_engine.gpu.planning.spec import EngineSpec
+from build_engine.targets.gpus import Gpu
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 
 PYTHON = "python3"
@@ -25,6 +26,11 @@ class Step:
 def checkpoint_dir(engine_dir: Path) -> Path:
     """Beside the engine: it is no part of it."""
     return engine_dir.with_name(f"{engine_dir.name}.checkpoint")
+
+
+def timing_cache_path(root: Path, trtllm_version: str, gpu: Gpu) -> Path:
+    """The TensorRT kernel timings that all engines of one TensorRT-LLM version, SM and target share."""
+    return root / "timing-caches" / f"{trtllm_version}-sm{gpu.sm}-{gpu.name}.cache"
 
 
 def make_steps(

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from build_engine.gpu.planning.gpus import OLDEST_SM
 from build_engine.gpu.planning.memory import MemoryEstimate
 from build_engine.gpu.planning.memory_model import GIB
 from build_engine.gpu.planning.model_config import ARCHITECTURES, ModelConfig
 from build_engine.gpu.planning.parameters import layer_matrices
-from build_engine.gpu.planning.precisions import (
+from build_engine.gpu.planning.spec import EngineSpec
+from build_engine.targets.gpus import OLDEST_SM
+from build_engine.targets.precisions import (
     BLACKWELL_SM,
     DTYPE_BYTES,
     KV_PRECISIONS,
@@ -23,7 +24,6 @@ from build_engine.gpu.planning.precisions import (
     KvPrecision,
     Precision,
 )
-from build_engine.gpu.planning.spec import EngineSpec
 
 FIRST_TRTLLM, END_TRTLLM = (1, 0), (1, 3)
 _MOST_TP_SUGGESTED = 16

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.planning.precisions import DTYPE_BYTES, FLOAT32
 from build_engine.model_names import slug
+from build_engine.targets.precisions import DTYPE_BYTES, FLOAT32
 
 CONFIG_NAME = "config.json"
 # Decoders with rotary positions and a gated MLP: the ones whose matrices `parameters` knows. All are in TensorRT-LLM's

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.nvml import PynvmlNvml, detect_gpu
-from build_engine.gpu.planning.gpus import Gpu
 from build_engine.gpu.planning.memory_model import ASSUMED, Assumptions
 from build_engine.gpu.planning.model_config import read_model_config
 from build_engine.gpu.planning.planner import PlanRequest
-from build_engine.gpu.planning.precisions import PRECISIONS, KvPrecisionName
-from build_engine.targets import find_target
+from build_engine.targets.gpus import Gpu
+from build_engine.targets.nvml import PynvmlNvml, detect_gpu
+from build_engine.targets.precisions import PRECISIONS, KvPrecisionName
+from build_engine.targets.registry import find_target
 
 AUTO = "auto"
 

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from build_engine.gpu.planning.gpus import GPUS, Gpu
 from build_engine.gpu.planning.memory_model import GIB
 from build_engine.gpu.planning.model_config import ModelConfig, read_model_config
 from build_engine.gpu.planning.parameters import count_parameters
 from build_engine.gpu.planning.planner import DEFAULT_MAX_SEQ_LEN, Plan, PlanRequest, make_plan
-from build_engine.gpu.planning.precisions import KV_PRECISIONS, PRECISIONS
+from build_engine.targets.gpus import GPUS, Gpu
+from build_engine.targets.precisions import KV_PRECISIONS, PRECISIONS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIGS = REPOSITORY / "tests/data/model_configs"

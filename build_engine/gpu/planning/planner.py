@@ -8,18 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from build_engine.gpu.building.calibration import DEFAULT_CALIBRATION, TEXT_COLUMN
-from build_engine.gpu.building.timing_cache import timing_cache_path
-from build_engine.gpu.planning.commands import Step, build_flags, make_steps
+from build_engine.artifact.engine_dir import DEFAULT_ROOT
+from build_engine.gpu.planning.calibration import DEFAULT_CALIBRATION, TEXT_COLUMN
+from build_engine.gpu.planning.commands import Step, build_flags, make_steps, timing_cache_path
 from build_engine.gpu.planning.constraints import find_refusals
-from build_engine.gpu.planning.gpus import Gpu
 from build_engine.gpu.planning.memory import MemoryEstimate, estimate_memory
 from build_engine.gpu.planning.memory_model import ASSUMED, Assumptions
 from build_engine.gpu.planning.model_config import ModelConfig
-from build_engine.gpu.planning.precisions import KV_PRECISIONS, PRECISIONS, auto_kv_precision, auto_precision
 from build_engine.gpu.planning.spec import EngineSpec, Limits
+from build_engine.targets.gpus import Gpu
+from build_engine.targets.precisions import KV_PRECISIONS, PRECISIONS, auto_kv_precision, auto_precision
 
-DEFAULT_ROOT = Path(".run/engines")
 DEFAULT_TRTLLM = "1.2.1"  # the newest stable with the engine path
 DEFAULT_MAX_SEQ_LEN = 8192
 DEFAULT_MAX_BATCH_SIZE = 64

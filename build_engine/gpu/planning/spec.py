@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from build_engine.gpu.planning.gpus import Gpu
 from build_engine.gpu.planning.memory_model import ASSUMED, Assumptions
 from build_engine.gpu.planning.model_config import ModelConfig
 from build_engine.gpu.planning.parameters import divide_up, kv_heads_on_gpu
-from build_engine.gpu.planning.precisions import BFLOAT16, DTYPE_BYTES, FLOAT16, FLOAT32, KvPrecision, Precision
+from build_engine.targets.gpus import Gpu
+from build_engine.targets.precisions import BFLOAT16, DTYPE_BYTES, FLOAT16, FLOAT32, KvPrecision, Precision
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from llm_pipeline.engine_files.trtllm_config import CONFIG_NAME, Absent, EngineC
 _UNQUANTISED_KV = ("fp16", "fp32")
 
 
-def config_checks(engine_dir: Path, manifest: EngineManifest) -> list[Check]:
+def check_config(engine_dir: Path, manifest: EngineManifest) -> list[Check]:
     """One check for each fact; a single failed one when the file can't be read."""
     gpu = manifest.gpu
     if gpu is None:

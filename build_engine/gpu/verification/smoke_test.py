@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build_engine.artifact.checks import Check
-from build_engine.cpu.verify import encode
-from build_engine.gpu.verification.accuracy_texts import TEXTS
+from build_engine.artifact.sample_texts import TEXTS
+from build_engine.artifact.tokenizer_checks import encode_texts
 from build_engine.gpu.verification.generate import Answer, Question, ask
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineLimits
 
@@ -34,7 +34,7 @@ class Texts:
 def cut_texts(engine_dir: Path, context_length: int) -> Texts:
     """At most half of the context for tokens to come, the rest for the text."""
     new_tokens = min(NEW_TOKENS, context_length // 2)
-    texts = encode(engine_dir / TOKENIZER_NAME, TEXTS)
+    texts = encode_texts(engine_dir / TOKENIZER_NAME, TEXTS)
     ids = [text[: context_length - new_tokens] for text in texts if len(text) > 1]
     return Texts(ids, [max(1, len(text) // 2) for text in ids], new_tokens)
 

@@ -6,20 +6,19 @@ TensorRT-LLM: the calls are `upstream`'s.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from build_engine.artifact.checks import Check
 from build_engine.errors import BuildEngineError
-from build_engine.gpu.building.manifest import hash_model
-from build_engine.gpu.building.run import upstream_versions
-from build_engine.gpu.nvml import Nvml
+from build_engine.gpu.installation import has_tensorrt_llm, installed_versions
+from build_engine.gpu.model_files import hash_model
 from build_engine.gpu.planning.model_config import read_model_config
 from build_engine.gpu.verification.accuracy import ASSUMED_NOTE, Gate, agreement_check, perplexity_check, threshold_for
 from build_engine.gpu.verification.generate import Answer, Question, ask
 from build_engine.gpu.verification.smoke_test import GENERATES, Texts, cut_texts, generation_check
 from build_engine.progress import BuildProgress
+from build_engine.targets.nvml import Nvml
 from llm_pipeline.engine_files.manifest import EngineManifest, GpuBuild
 
 ACCURACY = "accuracy"
@@ -32,7 +31,7 @@ class AccuracyRequest:
     threshold: float | None = None  # None: the precision's own
 
 
-def target_checks(
+def check_on_target(
     engine_dir: Path, manifest: EngineManifest, request: AccuracyRequest, nvml: Nvml, progress: BuildProgress
 ) -> list[Check]:
     """Call it for engines whose files are good."""
@@ -56,11 +55,11 @@ def target_checks(
 
 def _why_not_here(gpu: GpuBuild, nvml: Nvml) -> str | None:
     wanted = f"It needs {gpu.tp * gpu.pp} x SM {gpu.sm} and TensorRT-LLM {gpu.tensorrt_llm}"
-    if importlib.util.find_spec("tensorrt_llm") is None:
+    if not has_tensorrt_llm():
         return f"TensorRT-LLM is not installed here. {wanted}: run verify on such a machine."
     try:
         found = [known for known in nvml.gpus() if known.sm == gpu.sm]
-        version = upstream_versions()["tensorrt_llm"]
+        version = installed_versions()["tensorrt_llm"]
     except BuildEngineError as error:
         return f"{error} {wanted}."
     if len(found) < gpu.tp * gpu.pp or version != gpu.tensorrt_llm:
@@ -93,8 +92,7 @@ def _accuracy_checks(
     model_dir = request.model_dir
     if model_dir is None:
         return [Check.not_made(ACCURACY, "no source to compare with. Name the checkpoint with --model.")]
-    with progress.step(f"hash {model_dir.name}"):
-        source = hash_model(model_dir, read_model_config(model_dir, manifest.model_name))
+    source = hash_model(model_dir, read_model_config(model_dir, manifest.model_name), progress)
     if source.sha256 != manifest.source.sha256:
         detail = f"{model_dir} is not the checkpoint that the engine was made from. Name that one with --model."
         return [Check.of(ACCURACY, False, detail)]

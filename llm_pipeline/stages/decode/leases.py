@@ -1,8 +1,7 @@
-"""Who still wants its requests: a client that says nothing for too long is taken for dead.
+"""Tracks client leases; requests of a client whose lease expires are cancelled.
 
-A client of the pipeline may name itself with its requests (an owner) and then has to renew its lease now and then,
-once for all of them. When a front end dies with SIGKILL, nobody else could tell decode that its requests are not
-wanted any more (docs/decisions/0011).
+A client of the pipeline may name itself with its requests (a client id). It then has to renew one lease for all of
+them. Without leases, decode would go on generating for a front end that died by SIGKILL (docs/decisions/0011).
 """
 
 from __future__ import annotations
@@ -14,44 +13,46 @@ TICK_S = 0.5
 
 
 class Leases:
-    """Owners with requests in work. Time is counted in calls of `tick`, one every TICK_S.
+    """The clients with live requests, and the ticks until each lease expires.
 
-    Not by a clock: a process that was stopped, or whose machine slept, would find every lease run out on its return.
-    Not thread-safe: decode guards it.
+    Time is counted in calls of `tick`, one every `tick_s` seconds, not by a clock: after a pause of the whole process
+    or machine, a clock would show every lease as expired. Not thread-safe.
     """
 
-    def __init__(self, lease_s: float) -> None:
-        self._ticks = math.ceil(lease_s / TICK_S)
-        self._left: dict[str, int] = {}  # ticks until an owner's lease runs out
+    def __init__(self, lease_s: float = 10.0, tick_s: float = TICK_S) -> None:
+        self._lease_ticks = math.ceil(lease_s / tick_s)
+        self._ticks_left: dict[str, int] = {}
         self._keys: defaultdict[str, set[str]] = defaultdict(set)
 
-    def __len__(self) -> int:
-        return len(self._keys)
+    @property
+    def client_ids(self) -> frozenset[str]:
+        """The clients with live requests."""
+        return frozenset(self._ticks_left)
 
-    def add(self, owner: str, key: str) -> None:
-        """A request of this owner has begun; that is a sign of life, too."""
-        self._keys[owner].add(key)
-        self.renew(owner)
+    def add(self, client_id: str, key: str) -> None:
+        """Registers a request of this client, and renews the client's lease."""
+        self._keys[client_id].add(key)
+        self.renew(client_id)
 
-    def remove(self, owner: str, key: str) -> None:
-        """The request has ended."""
-        keys = self._keys.get(owner)
+    def remove(self, client_id: str, key: str) -> None:
+        """Removes a request that has ended. Unknown clients and keys are ignored."""
+        keys = self._keys.get(client_id)
         if keys is None:
             return
         keys.discard(key)
         if not keys:
-            del self._keys[owner], self._left[owner]
+            del self._keys[client_id], self._ticks_left[client_id]
 
-    def renew(self, owner: str) -> None:
-        """The owner lives. One without requests is not remembered."""
-        if owner in self._keys:
-            self._left[owner] = self._ticks
+    def renew(self, client_id: str) -> None:
+        """Restarts the client's lease. Ignored for a client without live requests."""
+        if client_id in self._keys:
+            self._ticks_left[client_id] = self._lease_ticks
 
     def tick(self) -> list[str]:
-        """Keys whose owner's lease has run out; told again at each tick until they have ended."""
+        """Returns the keys of clients with an expired lease, at every tick until those requests have ended."""
         expired: list[str] = []
-        for owner, left in self._left.items():
-            self._left[owner] = left - 1
+        for client_id, left in self._ticks_left.items():
+            self._ticks_left[client_id] = left - 1
             if left <= 0:
-                expired += self._keys[owner]
+                expired += self._keys[client_id]
         return expired

@@ -1,4 +1,4 @@
-"""Stops that arrive before their request does, while preprocess still works on it."""
+"""Remembers cancellations that arrive before their request, which preprocess may still be working on."""
 
 from __future__ import annotations
 
@@ -6,44 +6,49 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-_KEPT = 10_000
-# Longer than a request may wait in front of decode when the server is at its limits. The front end's keys are unique;
-# other clients may use one again, and must not meet the stop of an earlier request.
-_KEPT_S = 30.0
+MAX_KEYS = 10_000
+# Longer than a request may wait in front of decode under full load, and short because only the front end's keys are
+# unique: another client may use a key again, and an old cancellation must not end its new request.
+MAX_AGE_S = 30.0
 
 
 class PendingCancellations:
-    """Keys to end as soon as they come. Keeps at most 10,000, for 30 s. Not thread-safe: decode guards it."""
+    """Keys to cancel on arrival, and the keys that ended recently. Both are bounded. Not thread-safe."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        max_keys: int = MAX_KEYS,
+        max_age_s: float = MAX_AGE_S,
+    ) -> None:
         self._clock = clock
-        self._stopped: OrderedDict[str, float] = OrderedDict()  # key -> when it was stopped
+        self._max_keys = max_keys
+        self._max_age_s = max_age_s
+        self._cancelled_at: OrderedDict[str, float] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._stopped)
-
-    def remember(self, key: str) -> None:
-        """A stop for a request that is not here. For one that was, it is late and means nothing."""
+    def add(self, key: str) -> None:
+        """Remembers a cancellation for a request that has not arrived. Ignored if it already ended."""
         if key in self._ended:
             return
-        self._stopped[key] = self._clock()
-        self._stopped.move_to_end(key)
-        self._forget_old()
+        self._cancelled_at[key] = self._clock()
+        self._cancelled_at.move_to_end(key)
+        self._remove_old()
 
-    def began(self, key: str) -> bool:
-        """A request has come; whether it was stopped before it did."""
+    def on_register(self, key: str) -> bool:
+        """Returns whether the request that arrives now has already been cancelled, and forgets the cancellation."""
         self._ended.pop(key, None)
-        stopped = self._stopped.pop(key, None)
-        return stopped is not None and self._clock() - stopped < _KEPT_S
+        cancelled_at = self._cancelled_at.pop(key, None)
+        return cancelled_at is not None and self._clock() - cancelled_at < self._max_age_s
 
-    def ended(self, key: str) -> None:
-        """A request has ended: stops for it that are still under way are late."""
+    def on_end(self, key: str) -> None:
+        """Records that a request has ended, so that a late cancellation does not meet the next request of this key."""
         self._ended[key] = None
-        if len(self._ended) > _KEPT:
+        if len(self._ended) > self._max_keys:
             self._ended.popitem(last=False)
 
-    def _forget_old(self) -> None:
-        oldest = self._clock() - _KEPT_S
-        while len(self._stopped) > _KEPT or next(iter(self._stopped.values())) < oldest:
-            self._stopped.popitem(last=False)
+    def _remove_old(self) -> None:
+        oldest = self._clock() - self._max_age_s
+        while len(self._cancelled_at) > self._max_keys or next(iter(self._cancelled_at.values())) < oldest:
+            self._cancelled_at.popitem(last=False)

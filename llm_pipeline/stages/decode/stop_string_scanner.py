@@ -1,7 +1,8 @@
-"""Looks for stop strings in decode, for requests whose clients wait for the whole answer.
+"""Scans the tokens of requests that do not stream for stop strings.
 
-Nothing of such a request is sent before its end, so that its client gets one response (docs/decisions/0005), and
-postprocess has nothing to find its stop strings in. It finds the same match again when it makes the text.
+Such a request is sent as one chunk at its end, so that its client gets one response (docs/decisions/0005). Postprocess,
+which finds the stop strings of streams, would see the text too late to end the generation early. It finds the same
+match again when it makes the text.
 """
 
 from __future__ import annotations
@@ -19,56 +20,57 @@ from llm_pipeline.text.detokenizer import TokenTable
 
 _log = logging.getLogger(__name__)
 
-_Work: TypeAlias = "SimpleQueue[tuple[StopStringScan, Sequence[int]] | None]"
+_Queue: TypeAlias = "SimpleQueue[tuple[StopStringScan, Sequence[int]] | None]"
 
 
 class StopStringScan:
-    """The search in one request's tokens."""
+    """The scan of one request. `scan` only enqueues; the scanner's thread does the work."""
 
-    __slots__ = ("_assembler", "_work", "key")
+    __slots__ = ("_assembler", "_queue", "key")
 
-    def __init__(self, table: TokenTable, key: str, options: TextOptions, work: _Work) -> None:
+    def __init__(self, table: TokenTable, key: str, options: TextOptions, queue: _Queue) -> None:
         self.key = key
         plain = replace(options, num_logprobs=None, return_logprob_values=False, echo_ids=None, echo_text=None)
         self._assembler = TextAssembler(table, plain)
-        self._work = work
+        self._queue = queue
 
-    def look(self, token_ids: Sequence[int]) -> None:
-        """Look through the request's next tokens soon."""
-        self._work.put((self, token_ids))
+    def scan(self, token_ids: Sequence[int]) -> None:
+        """Enqueues the request's next tokens."""
+        self._queue.put((self, token_ids))
 
     def finds_stop(self, token_ids: Sequence[int]) -> bool:
-        """Whether the request's next tokens complete one of its stop strings."""
+        """Whether the request's next tokens complete one of its stop strings. For the scanner's thread."""
         return self._assembler.push(TokenChunk(self.key, 0, tuple(token_ids))) is not None
 
 
 class StopStringScanner:
-    """Looks through tokens on a thread of its own: those who make tokens don't wait for it."""
+    """Scans tokens on a background thread so that the engine thread never blocks."""
 
     def __init__(self, table: TokenTable) -> None:
         self._table = table
         self._on_stop: Callable[[str], None] = lambda key: None
-        self._work: _Work = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="decode-stop-watcher", daemon=True)
+        self._queue: _Queue = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="decode-stop-string-scanner", daemon=True)
 
     def start(self, on_stop: Callable[[str], None]) -> None:
-        """`on_stop` gets the key of each request that has completed a stop string, from the watcher's thread."""
+        """Starts the thread, which calls `on_stop` with the key of each request that has completed a stop string."""
         self._on_stop = on_stop
         self._thread.start()
 
-    def watch(self, key: str, options: TextOptions) -> StopStringScan | None:
-        """None for a request that has no stop strings, or whose chunks postprocess sees anyway."""
-        return StopStringScan(self._table, key, options, self._work) if options.stop and not options.stream else None
+    def create_scan(self, key: str, options: TextOptions) -> StopStringScan | None:
+        """Returns a scan, or None for a request that streams or has no stop strings."""
+        return StopStringScan(self._table, key, options, self._queue) if options.stop and not options.stream else None
 
     def close(self) -> None:
-        self._work.put(None)
+        """Ends the thread after the tokens that are already enqueued."""
+        self._queue.put(None)
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            watch, token_ids = work
+        while (work := self._queue.get()) is not None:
+            scan, token_ids = work
             try:
-                if watch.finds_stop(token_ids):
-                    self._on_stop(watch.key)
+                if scan.finds_stop(token_ids):
+                    self._on_stop(scan.key)
             except Exception:  # noqa: BLE001 - the request goes on to its end, where postprocess cuts its text
-                _log.exception("a stop string could not be looked for")
+                _log.exception("a scan for stop strings failed")

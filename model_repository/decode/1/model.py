@@ -1,30 +1,33 @@
-"""Triton glue of decode: requests go to DecodeStage, which answers from its own threads; other messages beside it."""
+"""Runs decode in Triton: `execute` hands requests to DecodeStage, which responds from its own threads.
+
+Cancel and renew messages are requests of their own, and end without a response.
+"""
 
 from functools import partial
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.executors.port import create_executor
-from llm_pipeline.protocol.tensors import cancelled_key, renewed_owner
+from llm_pipeline.protocol.tensors import cancelled_key, renewed_client
 from llm_pipeline.protocol.wire_json import request_from_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
-from llm_pipeline.stages.decode.stage import DecodeStage
+from llm_pipeline.stages.decode.stage import DecodeStage, DecodeTimeouts
 from llm_pipeline.stages.decode.stop_string_scanner import StopStringScanner
 from llm_pipeline.stages.flow_control import SendWindow
 from llm_pipeline.text.tokenizer import Tokenizer
+from llm_pipeline.triton.decode_metrics import DecodeMetrics
 from llm_pipeline.triton.python_backend import (
     ChunkReply,
-    DecodeMetrics,
     DecoupledReply,
+    client_id_of,
     guard,
-    owner_of,
     start_logging,
     tensor_reader,
 )
 
 
 class TritonPythonModel:
-    """One instance. `execute` only hands over, so it returns at once."""
+    """A decoupled model with one instance. `execute` returns at once."""
 
     def initialize(self, args):
         start_logging()
@@ -37,9 +40,9 @@ class TritonPythonModel:
             vocab_size=manifest.limits.vocab_size,
             coalesce=settings.coalesce,
             window=SendWindow(),
-            watcher=StopStringScanner(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
-            lease_s=settings.client_lease_timeout_s,
-            on_change=self._metrics.changed,
+            stop_string_scanner=StopStringScanner(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
+            timeouts=DecodeTimeouts(lease_s=settings.client_lease_timeout_s),
+            on_change=self._metrics.on_change,
         )
         self._metrics.start(self._stage.stats)
         freeze_startup_objects()
@@ -47,17 +50,18 @@ class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
             reply = DecoupledReply(request)
-            guard(reply, partial(self._take, request, tensor_reader(request), reply))
+            guard(reply, partial(self._handle, request, reply))
 
-    def _take(self, request, read, reply):
+    def _handle(self, request, reply):
+        read = tensor_reader(request)
         if (key := cancelled_key(read)) is not None:
             self._stage.cancel(key)
             reply.finish()
-        elif (owner := renewed_owner(read)) is not None:
-            self._stage.renew(owner)
+        elif (client_id := renewed_client(read)) is not None:
+            self._stage.renew(client_id)
             reply.finish()
         else:
-            self._stage.submit(request_from_arrays(read), ChunkReply(reply), owner_of(request))
+            self._stage.submit(request_from_arrays(read), ChunkReply(reply), client_id_of(request))
 
     def finalize(self):
         self._stage.close()

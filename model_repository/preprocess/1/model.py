@@ -1,4 +1,4 @@
-"""Triton glue of preprocess: tensors in, PreprocessStage, tensors out."""
+"""Runs preprocess in Triton: tensors to PreprocessStage, tensors back."""
 
 import uuid
 
@@ -9,11 +9,11 @@ from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import capabilities_of, settings_of_model
 from llm_pipeline.stages.preprocess import PreprocessStage
 from llm_pipeline.text.tokenizer import Tokenizer
-from llm_pipeline.triton.python_backend import answer, start_logging, tensor_reader
+from llm_pipeline.triton.python_backend import respond, start_logging, tensor_reader
 
 
 class TritonPythonModel:
-    """One instance; each request of a batch fails or passes by itself."""
+    """One instance. A request that fails does not affect the others of its batch."""
 
     def initialize(self, args):
         start_logging()
@@ -27,7 +27,7 @@ class TritonPythonModel:
         freeze_startup_objects()
 
     def execute(self, requests):
-        return [answer(lambda request=request: self._prepare(request)) for request in requests]
+        return [respond(lambda request=request: self._prepare(request)) for request in requests]
 
     def _prepare(self, request):
         read = tensor_reader(request)

@@ -1,4 +1,4 @@
-"""What every script here is told, and how it reports: nothing but a base URL, a key and a model; one JSON line."""
+"""The input of every script here (a base URL, a key, a model) and its output (one line of JSON)."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ PROMPT = "The capital of France is"
 
 
 def report(found: Mapping[str, object]) -> None:
-    """What the client showed: the last line of standard output."""
+    """Prints the results of the client as the last line of standard output."""
     sys.stdout.write("\n" + json.dumps(found) + "\n")

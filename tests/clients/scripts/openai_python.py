@@ -1,4 +1,4 @@
-"""openai-python: sync and async, whole and streamed, lists, log probs, models, errors by class, strict validation."""
+"""openai-python: sync and async, whole and streamed, lists, logprobs, models, errors by class, strict validation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ACCESS = {"base_url": BASE_URL, "api_key": API_KEY, "max_retries": 0}
 
 
 def refused(client: openai.OpenAI, **body: object) -> dict[str, object]:
-    """The class that the client raises, and what it read from the error's body and headers."""
+    """The class of the exception, and the fields that the client read from the error's body and headers."""
     try:
         client.completions.create(**{**GREEDY, **body})
     except openai.APIStatusError as error:

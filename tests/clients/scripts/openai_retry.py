@@ -1,4 +1,4 @@
-"""openai-python's own retry, against a server whose only slot is taken: when it asked, and what it was told."""
+"""openai-python's own retry, against a server whose only slot is in use: times of its requests, and the responses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import openai
 from endpoint import API_KEY, BASE_URL, MODEL, report
 
-answers: list[tuple[int, str | None, str | None, float, float]] = []  # status, the two headers, asked and answered at
+answers: list[tuple[int, str | None, str | None, float, float]] = []  # status, 2 headers, times of request and response
 asked_at: list[float] = []
 
 

@@ -1,4 +1,4 @@
-"""Triton's own Python clients on the ensemble: the gRPC stream, callbacks and asyncio, and what HTTP can ask."""
+"""Triton's own Python clients on the ensemble: the gRPC stream with callbacks and asyncio, metadata over HTTP."""
 
 from __future__ import annotations
 

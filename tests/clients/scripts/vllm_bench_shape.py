@@ -1,4 +1,4 @@
-"""The request of `vllm bench serve --backend openai`, and what it reads of the answer, over aiohttp as it does.
+"""The request of `vllm bench serve --backend openai` and its reader of the response, over aiohttp as in the original.
 
 vllm itself is too large to install here. Written after vllm/benchmarks/lib/endpoint_request_func.py of
 vllm-project/vllm at 02cfb534 (async_request_openai_completions): the fields and defaults, the headers, and its reader:

@@ -23,7 +23,9 @@ PROMPT = 'It\'s "Once" upon a $time `in` <b>Köln</b>\\n!\n'
 
 @pytest.mark.parametrize("language", ["curl", "python"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_code_does_the_same(cpu_stack: RunningStack, open_page: OpenPage, language: str, stream: bool) -> None:
+def test_the_code_sends_the_same_request(
+    cpu_stack: RunningStack, open_page: OpenPage, language: str, stream: bool
+) -> None:
     playground = open_page(cpu_stack, key=None)
     playground.page.fill("#prompt", PROMPT)
     playground.set("temperature", 0)
@@ -52,11 +54,11 @@ def test_the_copy_button_copies_the_code(scripted_stack: RunningStack, open_page
     playground = open_page(scripted_stack, key=None)
     code = playground.code("python")
     playground.page.click("#copy-code")
-    expect(playground.page.locator("#copy-said")).to_have_text("Copied")
+    expect(playground.page.locator("#copy-announcement")).to_have_text("Copied")
     assert playground.page.evaluate("navigator.clipboard.readText()") == code
 
 
-# Whatever can stand in a JSON body, lone halves of surrogate pairs included.
+# All that a JSON body can contain, unpaired surrogates included.
 TEXT = st.text(st.characters(codec=None, categories=None), max_size=20) | st.text(
     "'\"\\$`!\n\r\t\0\x85\u2028{}#", max_size=12
 )
@@ -69,7 +71,7 @@ JSON = st.recursive(
 BODY = st.fixed_dictionaries({"model": TEXT, "prompt": JSON, "extra": JSON})
 
 
-def test_no_value_breaks_out_of_the_code(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+def test_every_value_is_quoted_in_the_code(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     page = open_page(scripted_stack, key=None).page
     code = page.evaluate_handle("import('/playground/code.js')")
 
@@ -88,7 +90,7 @@ def test_no_value_breaks_out_of_the_code(scripted_stack: RunningStack, open_page
 
 
 def arguments_of_curl(command: str) -> list[str]:
-    """What a real bash would hand to curl."""
+    """The arguments that bash passes to curl."""
     script = "curl() { printf '%s\\0' \"$@\"; }; OPENAI_API_KEY=key\n" + command
     done = subprocess.run(["bash"], input=script.encode(), capture_output=True, timeout=10, check=True)
     assert done.stderr == b""
@@ -103,6 +105,6 @@ def arguments_of_python(program: str) -> dict[str, Any]:
 
 
 def equal(found: Any, sent: Any) -> bool:
-    """As JSON, where numbers are doubles, and the order of members is none of our business."""
+    """Equality as JSON: numbers are doubles, and the order of members is ignored."""
     one, other = (json.loads(json.dumps(value), parse_int=float) for value in (found, sent))
     return bool(one == other)

@@ -13,7 +13,7 @@ from tests.support.stack import RunningStack
 pytestmark = pytest.mark.triton
 
 
-def test_an_error_is_the_servers_and_stands_at_its_field(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+def test_an_error_has_the_servers_message_at_its_field(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     said = scripted_stack.complete(prompt="Hi", temperature=3).json()["error"]["message"]
     playground = open_page(scripted_stack)
     page = playground.page
@@ -30,16 +30,16 @@ def test_an_error_is_the_servers_and_stands_at_its_field(scripted_stack: Running
     assert page.locator("[aria-invalid]").count() == 0
 
 
-def test_a_wrong_key_is_marked(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+def test_an_invalid_key_is_marked(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     playground = open_page(scripted_stack, key=None)
     page = playground.page
     page.fill("#key", "sk-wrong")
     playground.run()
-    expect(page.locator("#failure")).to_contain_text("The API key is not valid")
+    expect(page.locator("#failure")).to_contain_text("Invalid API key")
     expect(page.locator("#key")).to_have_attribute("aria-invalid", "true")
 
 
-def test_an_error_in_the_middle_of_a_stream_leaves_the_text(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+def test_an_error_within_a_stream_keeps_the_text(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     error = {"message": "The engine has died.", "type": "overloaded_error", "param": None, "code": "engine_unavailable"}
     begun = events({"index": 0, "text": "Once", "finish_reason": None, "logprobs": None}).split("data: [DONE]")[0]
     answer = f"{begun}data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n"

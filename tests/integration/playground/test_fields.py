@@ -28,7 +28,7 @@ def test_every_field_of_the_api_has_a_labelled_control(scripted_stack: RunningSt
     assert unlabelled == []
 
 
-def test_fields_that_are_left_alone_are_not_sent(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+def test_unchanged_fields_are_not_sent(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     playground = open_page(scripted_stack, key=None)
     before = json.loads(playground.code("json"))
     playground.set("temperature", "0.5")
@@ -51,7 +51,7 @@ def test_a_whole_int64_seed_reaches_the_server(cpu_stack: RunningStack, open_pag
     assert playground.text() == expected.json()["choices"][0]["text"]
 
 
-def test_what_the_model_cannot_do_is_marked_and_not_sent(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+def test_unsupported_fields_are_marked_and_not_sent(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     playground = open_page(scripted_stack, key=None)
     capabilities = {"min_p": False, "top_k": 7}
     body = json.dumps({"id": "x", "capabilities": capabilities})
@@ -65,5 +65,5 @@ def test_what_the_model_cannot_do_is_marked_and_not_sent(scripted_stack: Running
     row = playground.page.locator('[data-field="min_p"]')
     expect(row).to_have_class(re.compile("denied"))
     expect(row.locator("input[type=number]")).to_be_disabled()
-    expect(row.locator(".note")).to_have_text("Not with this model.")
+    expect(row.locator(".note")).to_have_text("Not supported by this model.")
     expect(playground.page.locator("#field-top_k")).to_have_attribute("max", "7")

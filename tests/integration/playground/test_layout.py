@@ -11,7 +11,7 @@ pytestmark = pytest.mark.triton
 
 
 @pytest.mark.parametrize("width", [320, 1280])
-def test_nothing_sticks_out_sideways(scripted_stack: RunningStack, open_page: OpenPage, width: int) -> None:
+def test_the_page_fits_its_width(scripted_stack: RunningStack, open_page: OpenPage, width: int) -> None:
     playground = open_page(scripted_stack, viewport={"width": width, "height": 800})
     playground.set("max_tokens", "32")
     playground.run()
@@ -25,7 +25,7 @@ def test_nothing_sticks_out_sideways(scripted_stack: RunningStack, open_page: Op
     assert box["x"] + box["width"] <= width
 
 
-def test_a_finger_finds_every_button(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+def test_touch_targets_are_at_least_44_pixels_high(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     page = open_page(scripted_stack, key=None, **PHONE).page
     heights = page.locator("button, select, summary").evaluate_all(
         "all => all.map(each => each.getBoundingClientRect().height)"
@@ -60,7 +60,7 @@ CONTRAST = """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read(scripted_stack: RunningStack, open_page: OpenPage, scheme: str) -> None:
+def test_text_has_enough_contrast(scripted_stack: RunningStack, open_page: OpenPage, scheme: str) -> None:
     playground = open_page(scripted_stack, color_scheme=scheme, answer=SOME_TOKENS)
     playground.run()
     page = playground.page

@@ -14,7 +14,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.triton
 
 
-def test_it_streams_the_text_and_times_it(cpu_stack: RunningStack, open_page: OpenPage) -> None:
+def test_text_is_streamed_and_timed(cpu_stack: RunningStack, open_page: OpenPage) -> None:
     expected = cpu_stack.complete(prompt="Once upon a time", **GREEDY).json()
     playground = open_page(cpu_stack)
     page = playground.page
@@ -32,7 +32,7 @@ def test_it_streams_the_text_and_times_it(cpu_stack: RunningStack, open_page: Op
     assert "median" in (page.get_attribute("#spark", "aria-label") or "")
 
 
-def test_an_answer_that_does_not_stream(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+def test_a_completion_without_streaming(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     playground = open_page(scripted_stack)
     playground.set("max_tokens", 8)
     playground.set("stream", False)
@@ -42,7 +42,7 @@ def test_an_answer_that_does_not_stream(scripted_stack: RunningStack, open_page:
     assert '"stream' not in playground.code("json")
 
 
-def test_choices_have_a_card_each(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+def test_each_choice_has_a_card(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     playground = open_page(scripted_stack)
     playground.page.select_option("#prompt-form", "json")
     playground.page.fill("#prompt", '["One", "Two"]')
@@ -55,7 +55,7 @@ def test_choices_have_a_card_each(scripted_stack: RunningStack, open_page: OpenP
 
 
 @pytest.mark.parametrize("how", ["button", "Escape"])
-def test_stopping_frees_the_slot(scripted_stack: RunningStack, open_page: OpenPage, how: str) -> None:
+def test_cancelling_frees_the_slot(scripted_stack: RunningStack, open_page: OpenPage, how: str) -> None:
     cancelled = scripted_stack.decode_metric("decode_cancelled_requests_total")
     playground = open_page(scripted_stack)
     page = playground.page

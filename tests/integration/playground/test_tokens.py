@@ -25,7 +25,7 @@ def test_a_token_shows_its_id(cpu_stack: RunningStack, open_page: OpenPage) -> N
     assert f"id{ids['token_ids'][2]}" in (playground.page.text_content("#tip") or "")
 
 
-def test_log_probs_of_the_server_are_shown(cpu_stack: RunningStack, open_page: OpenPage) -> None:
+def test_logprobs_of_the_server_are_shown(cpu_stack: RunningStack, open_page: OpenPage) -> None:
     assert "logprobs" in schema_of(cpu_stack)
     playground = open_page(cpu_stack)
     playground.set("max_tokens", 8)
@@ -37,8 +37,8 @@ def test_log_probs_of_the_server_are_shown(cpu_stack: RunningStack, open_page: O
     expect(playground.page.locator("#tip .alternatives li")).to_have_count(5)
 
 
-def test_text_is_cut_along_its_tokens(scripted_stack: RunningStack, open_page: OpenPage) -> None:
-    """Also where it lags behind them, where several make one character, and where one leaves no text."""
+def test_text_is_split_into_its_tokens(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+    """Also if text arrives after its tokens, if several tokens form a character, and if one has no text."""
     playground = open_page(scripted_stack, answer=SOME_TOKENS)
     playground.run()
     tokens = playground.page.locator(".token")
@@ -63,7 +63,7 @@ def test_the_arrow_keys_walk_through_the_tokens(scripted_stack: RunningStack, op
     page = playground.page
     playground.run()
     page.focus(".text")
-    said = page.locator("#token-said")
+    said = page.locator("#token-announcement")
     for key, token in [("ArrowRight", '" one", id 11'), ("ArrowRight", '"😀", 3 tokens'), ("End", '"</s>", id 2')]:
         page.keyboard.press(key)
         expect(said).to_contain_text(token)
@@ -75,7 +75,7 @@ def test_the_arrow_keys_walk_through_the_tokens(scripted_stack: RunningStack, op
 HOSTILE = "<img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'</script>"
 
 
-def test_what_a_model_writes_is_never_markup(scripted_stack: RunningStack, open_page: OpenPage) -> None:
+def test_output_of_a_model_is_never_markup(scripted_stack: RunningStack, open_page: OpenPage) -> None:
     hostile = with_logprobs(text=HOSTILE, tokens=[HOSTILE], values=[LIKELY], finish_reason="stop")
     playground = open_page(scripted_stack, answer=events(hostile))
     page = playground.page

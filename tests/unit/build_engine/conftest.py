@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from build_engine.cpu.build import BuildRequest, BuildResult, build_engine
+from build_engine.artifact.result import BuildResult
+from build_engine.cpu.build import BuildRequest, build_engine
 from build_engine.cpu.default_model import find_model
 from build_engine.progress import SilentProgress
-from build_engine.targets import find_target
+from build_engine.targets.registry import find_target
 from tests.fakes.tensorrt_llm_build import install
 from tests.support.tiny_models import TinyModel, write_gguf
 

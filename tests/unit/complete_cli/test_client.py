@@ -1,4 +1,4 @@
-"""What the program makes of a server's answers, slow and damaged ones too."""
+"""Responses as the client reads them, slow and malformed ones too."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from complete_cli import client
-from complete_cli.client import CompletionError, Endpoint, UnreachableError
+from complete_cli.client import CompletionError, Endpoint, Timeouts, UnreachableError
 
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
@@ -22,8 +21,10 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def server(content_type: str, body: bytes, *, after: threading.Event | None = None) -> Iterator[Endpoint]:
-    """Answers every request with `body`, when `after` is set."""
+def server(
+    content_type: str, body: bytes, *, after: threading.Event | None = None, silence_s: float = 30.0
+) -> Iterator[Endpoint]:
+    """Sends `body` in response to every request, once `after` is set."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -34,7 +35,7 @@ def server(content_type: str, body: bytes, *, after: threading.Event | None = No
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            with suppress(OSError):  # who gave up is not there any more
+            with suppress(OSError):  # the client has given up and disconnected
                 self.wfile.write(body)
 
         def log_message(self, *arguments: object) -> None:
@@ -43,41 +44,57 @@ def server(content_type: str, body: bytes, *, after: threading.Event | None = No
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
         try:
-            yield Endpoint(f"http://127.0.0.1:{listening.server_port}/v1", None)
+            yield Endpoint(f"http://127.0.0.1:{listening.server_port}/v1", None, Timeouts(silence_s=silence_s))
         finally:
             if after is not None:
                 after.set()
             listening.shutdown()
 
 
-def test_a_whole_answer_may_take_longer_than_a_stream_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is sent before a whole answer is made; a stream has comments while it waits."""
-    monkeypatch.setattr(client, "_SILENCE_LIMIT_S", 0.1)
-    made = threading.Event()
-    timer = threading.Timer(0.6, made.set)
+def test_whole_response_may_take_longer_than_a_stream_may_be_silent() -> None:
+    """Nothing is sent before a whole response is complete; a stream has comments while it waits."""
+    complete = threading.Event()
+    timer = threading.Timer(0.6, complete.set)
     timer.start()
-    with server(_JSON, b'{"choices": []}', after=made) as endpoint:
+    with server(_JSON, b'{"choices": []}', after=complete, silence_s=0.1) as endpoint:
         assert list(endpoint.complete({"prompt": "Hi", "stream": False})) == [{"choices": []}]
 
 
-def test_a_silent_stream_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_SILENCE_LIMIT_S", 0.1)
-    with server(_EVENTS, b"", after=threading.Event()) as endpoint, pytest.raises(UnreachableError):
+def test_silent_stream_is_abandoned() -> None:
+    with server(_EVENTS, b"", after=threading.Event(), silence_s=0.1) as endpoint, pytest.raises(UnreachableError):
         list(endpoint.complete({"prompt": "Hi", "stream": True}))
 
 
 @pytest.mark.parametrize("data", [b"<html>", b"[1]", b'"text"', b"", b'{"id": 1}'])
-def test_an_event_that_is_no_chunk_is_an_error_in_words(data: bytes) -> None:
+def test_event_that_is_not_a_chunk_raises(data: bytes) -> None:
     body = b"data: " + data + b"\n\ndata: [DONE]\n\n"
-    with server(_EVENTS, body) as endpoint, pytest.raises(CompletionError, match="not as this API does"):
+    with server(_EVENTS, body) as endpoint, pytest.raises(CompletionError, match="not a completions API"):
         list(endpoint.complete({"prompt": "Hi", "stream": True}))
 
 
-def test_a_whole_answer_without_choices_is_an_error_in_words() -> None:
-    with server(_JSON, b'{"id": 1}') as endpoint, pytest.raises(CompletionError, match="not as this API does"):
+def test_whole_response_without_choices_raises() -> None:
+    with server(_JSON, b'{"id": 1}') as endpoint, pytest.raises(CompletionError, match="not a completions API"):
         list(endpoint.complete({"prompt": "Hi", "stream": False}))
 
 
-def test_a_stream_ends_with_its_last_event() -> None:
+def test_comments_are_ignored_and_done_ends_the_stream() -> None:
     with server(_EVENTS, b': hello\n\ndata: {"choices": []}\n\ndata: [DONE]\n\n') as endpoint:
         assert list(endpoint.complete({"prompt": "Hi", "stream": True})) == [{"choices": []}]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_unicode_line_separators_do_not_end_an_event(line_end: str) -> None:
+    """Servers send U+2028 and U+0085 unescaped, which `str.splitlines` takes for line breaks; SSE does not."""
+    text = "one\u2028two\u0085three"
+    body = f'data: {{"choices": [{{"text": "{text}"}}]}}{line_end * 2}data: [DONE]{line_end * 2}'
+    with server(_EVENTS, body.encode()) as endpoint:
+        (chunk,) = endpoint.complete({"prompt": "Hi", "stream": True})
+    assert chunk["choices"][0]["text"] == text
+
+
+def test_stream_without_its_last_event_raises() -> None:
+    with (
+        server(_EVENTS, b'data: {"choices": []}\n\n') as endpoint,
+        pytest.raises(CompletionError, match="ended before"),
+    ):
+        list(endpoint.complete({"prompt": "Hi", "stream": True}))

@@ -1,4 +1,4 @@
-"""The program where its extra is not installed, as in the images of the front end and of Triton."""
+"""The program without its extra, as in the images of the front end and of Triton."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from complete_cli.__main__ import main
 
 
-@pytest.mark.parametrize("missing", ["typer", "httpx"])
-def test_without_its_extra_it_says_what_to_install(
+@pytest.mark.parametrize("missing", ["typer", "httpx", "httpx_sse"])
+def test_missing_package_is_reported_with_the_install_command(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("complete_cli.cli", "complete_cli.client"):
@@ -19,5 +19,6 @@ def test_without_its_extra_it_says_what_to_install(
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 1
-    assert f"needs {missing}" in (said := capsys.readouterr().err)
-    assert "pip install '.[cli]'" in said
+    message = capsys.readouterr().err
+    assert f"The package {missing} is missing" in message
+    assert "pip install '.[cli]'" in message

@@ -1,4 +1,4 @@
-"""Prompts and fields from the command line's words."""
+"""Prompt and request fields from the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from complete_cli.request import UsageError, parse_settings, read_prompt, request_body
+from complete_cli.request import UsageError, parse_fields, read_prompt, request_body
 
 
 class Terminal(io.BytesIO):
@@ -27,39 +27,37 @@ class Terminal(io.BytesIO):
     ],
 )
 @pytest.mark.parametrize("word", [None, "-"])
-def test_standard_input_loses_its_last_line_break_only(word: str | None, piped: bytes, prompt: str) -> None:
+def test_one_line_break_is_removed_from_standard_input(word: str | None, piped: bytes, prompt: str) -> None:
     assert read_prompt(word, None, io.BytesIO(piped)) == prompt
 
 
-def test_an_argument_stays_as_it_is() -> None:
+def test_argument_is_unchanged() -> None:
     assert read_prompt("Once\n", None, io.BytesIO(b"piped")) == "Once\n"
 
 
-def test_a_file(tmp_path: Path) -> None:
+def test_prompt_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_text("Once upon\n", encoding="utf-8")
     assert read_prompt(None, path, Terminal()) == "Once upon"
 
 
 @pytest.mark.parametrize(
-    ("word", "file", "stdin", "says"),
+    ("word", "file", "stdin", "message"),
     [
         (None, None, Terminal(), "Give a prompt"),
         ("Hi", Path("story.txt"), Terminal(), "not both"),
-        (None, Path("/no/such/file"), Terminal(), "can't be read"),
+        (None, Path("/no/such/file"), Terminal(), "cannot be read"),
         (None, None, io.BytesIO(b"\xff"), "not UTF-8"),
     ],
 )
-def test_no_prompt_is_refused_with_what_to_do(
-    word: str | None, file: Path | None, stdin: io.BytesIO, says: str
-) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_invalid_prompt_is_rejected(word: str | None, file: Path | None, stdin: io.BytesIO, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         read_prompt(word, file, stdin)
 
 
-def test_fields_are_json_or_else_strings() -> None:
+def test_fields_are_json_or_strings() -> None:
     items = ["logprobs=5", 'stop=["a", "b"]', "echo=true", "user=me", "suffix=", "x=a=b", "seed=null"]
-    assert parse_settings(items) == {
+    assert parse_fields(items) == {
         "logprobs": 5,
         "stop": ["a", "b"],
         "echo": True,
@@ -71,13 +69,13 @@ def test_fields_are_json_or_else_strings() -> None:
 
 
 @pytest.mark.parametrize("item", ["logprobs", "=5"])
-def test_a_field_without_a_name_or_a_value_is_refused(item: str) -> None:
+def test_field_without_name_or_value_is_rejected(item: str) -> None:
     with pytest.raises(UsageError, match="name=value"):
-        parse_settings([item])
+        parse_fields([item])
 
 
-def test_usage_is_asked_of_a_stream_only() -> None:
-    """The server refuses stream_options of an answer that is no stream."""
+def test_usage_is_requested_for_a_stream_only() -> None:
+    """The server rejects stream_options without stream."""
     usage = {"include_usage": True}
     assert request_body("Hi", {}, {}, stream=True) == {"prompt": "Hi", "stream": True, "stream_options": usage}
     assert request_body("Hi", {}, {}, stream=False) == {"prompt": "Hi", "stream": False}
@@ -85,6 +83,6 @@ def test_usage_is_asked_of_a_stream_only() -> None:
     assert request_body("Hi", {}, {"stream": True}, stream=False)["stream_options"] == usage
 
 
-def test_settings_go_before_options_and_what_is_not_given_is_not_sent() -> None:
+def test_fields_override_options_and_unset_options_are_omitted() -> None:
     body = request_body("Hi", {"seed": 1, "n": None}, {"seed": 2, "stream_options": None}, stream=True)
     assert body == {"prompt": "Hi", "stream": True, "stream_options": None, "seed": 2}

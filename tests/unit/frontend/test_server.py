@@ -1,4 +1,4 @@
-"""The program itself: how it starts, and how it refuses to."""
+"""`python -m frontend` as a process: start, invalid settings, drain, and the fake backend."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+
+KEY = "secret-key"
+BODY = {"model": "smollm2-135m-instruct", "prompt": "The capital of France is", "max_tokens": 3}
 
 
 def environment(**values: str) -> dict[str, str]:
@@ -25,16 +30,65 @@ def free_port() -> int:
         return port
 
 
+class FrontendProcess:
+    """A running `python -m frontend` and a client with its API key."""
+
+    def __init__(self, process: asyncio.subprocess.Process, client: httpx.AsyncClient) -> None:
+        self.client = client
+        self._process = process
+
+    async def wait_for_status(self, path: str, status: int) -> None:
+        deadline_s = time.monotonic() + 20
+        while await self._status(path) != status:
+            assert self._process.returncode is None, "the process has ended"
+            assert time.monotonic() < deadline_s, f"{path} has not returned {status} in time"
+            await asyncio.sleep(0.05)
+
+    async def _status(self, path: str) -> int | None:
+        try:
+            return (await self.client.get(path)).status_code
+        except httpx.ConnectError:
+            return None
+
+    async def terminate(self) -> bytes:
+        """Sends SIGTERM, checks the exit status, and returns the log."""
+        self._process.send_signal(signal.SIGTERM)
+        _, log = await asyncio.wait_for(self._process.communicate(), 15)
+        assert self._process.returncode == 0
+        return log
+
+
+@asynccontextmanager
+async def start_frontend(**values: str) -> AsyncIterator[FrontendProcess]:
+    port = str(free_port())
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "frontend"),
+        env=environment(PORT=port, API_KEY=KEY, LOG_FORMAT="json", **values),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    headers = {"Authorization": f"Bearer {KEY}"}
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
+            frontend = FrontendProcess(process, client)
+            await frontend.wait_for_status("/health/live", 200)
+            yield frontend
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
         ({}, "AUTH=off"),
         ({"API_KEY": "x", "PORT": "many"}, "PORT"),
         ({"API_KEYS_FILE": "/nonexistent"}, "API_KEYS_FILE"),
+        ({"API_KEY": "x", "BACKEND": "none"}, "BACKEND"),
     ],
 )
-def test_bad_settings_stop_the_start(values: dict[str, str], reason: str) -> None:
-    done = subprocess.run(
+def test_invalid_settings_prevent_the_start(values: dict[str, str], reason: str) -> None:
+    result = subprocess.run(
         [sys.executable, "-m", "frontend"],
         env=environment(**values),
         capture_output=True,
@@ -42,37 +96,39 @@ def test_bad_settings_stop_the_start(values: dict[str, str], reason: str) -> Non
         timeout=30,
         check=False,
     )
-    assert done.returncode == 2
-    assert reason in done.stderr
-    assert "Traceback" not in done.stderr
+    assert result.returncode == 2
+    assert reason in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-async def test_it_lives_without_triton_and_ends_at_a_signal() -> None:
-    port = free_port()
-    values = {"PORT": str(port), "API_KEY": "x", "TRITON_GRPC_URL": "127.0.0.1:1", "LOG_FORMAT": "json"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "frontend", env=environment(**values), stderr=asyncio.subprocess.PIPE
-    )
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-        await wait_for_port(client)
+async def test_without_triton_it_is_live_but_not_ready_and_drains_on_sigterm() -> None:
+    async with start_frontend(TRITON_GRPC_URL="127.0.0.1:1") as frontend:
         started_s = time.monotonic()
-        assert (await client.get("/health/ready")).status_code == 503
+        assert (await frontend.client.get("/health/ready")).status_code == 503
         assert time.monotonic() - started_s < 1
-    process.send_signal(signal.SIGTERM)
-    _, lines = await asyncio.wait_for(process.communicate(), 15)
-    assert process.returncode == 0
-    assert b'"event": "draining"' in lines
+        assert b'"event": "draining"' in await frontend.terminate()
 
 
-async def wait_for_port(client: httpx.AsyncClient) -> None:
-    deadline_s = time.monotonic() + 20
-    while not await is_alive(client):
-        assert time.monotonic() < deadline_s
-        await asyncio.sleep(0.05)
+async def test_fake_backend_serves_completions_without_triton() -> None:
+    async with start_frontend(BACKEND="fake") as frontend:
+        await frontend.wait_for_status("/health/ready", 200)
+        completion = (await frontend.client.post("/v1/completions", json=BODY)).json()
+        assert completion["choices"][0] == {
+            "index": 0,
+            "text": " Paris, the",
+            "logprobs": None,
+            "finish_reason": "length",
+        }
+        stream = (await frontend.client.post("/v1/completions", json={**BODY, "stream": True})).text
+        assert stream.count('"text":') == 3
+        assert stream.endswith("data: [DONE]\n\n")
+        models = (await frontend.client.get("/v1/models")).json()
+        assert [model["id"] for model in models["data"]] == [BODY["model"]]
+        assert b'"event": "fake_backend"' in await frontend.terminate()
 
 
-async def is_alive(client: httpx.AsyncClient) -> bool:
-    try:
-        return (await client.get("/health/live")).status_code == 200
-    except httpx.ConnectError:
-        return False
+async def test_fake_backend_with_several_workers() -> None:
+    async with start_frontend(BACKEND="fake", FRONTEND_WORKERS="2") as frontend:
+        await frontend.wait_for_status("/health/ready", 200)
+        assert (await frontend.client.post("/v1/completions", json=BODY)).status_code == 200
+        await frontend.terminate()

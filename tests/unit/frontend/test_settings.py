@@ -1,9 +1,10 @@
-"""Settings come from the environment, say what they are, and stop the start when they are bad."""
+"""Settings come from the environment, are described, and prevent the start if invalid."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -47,16 +48,16 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.most_choices == settings.max_in_flight
 
 
-def test_the_plain_key_is_not_kept() -> None:
+def test_plain_key_is_not_stored() -> None:
     assert "plain-secret" not in repr(FrontendSettings(api_key="plain-secret"))
 
 
-def test_no_key_needs_to_be_said() -> None:
+def test_serving_without_a_key_must_be_explicit() -> None:
     with pytest.raises(ValidationError, match="AUTH=off"):
         FrontendSettings()
 
 
-def test_an_empty_key_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_key_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "")
     with pytest.raises(ValidationError, match="AUTH=off"):
         FrontendSettings()
@@ -66,7 +67,7 @@ def test_an_empty_key_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     "values",
     [{"port": 70000}, {"auth": "maybe"}, {"max_in_flight": 0}, {"public_url": "nonsense"}, {"log_level": "loud"}],
 )
-def test_bad_values(values: dict[str, object]) -> None:
+def test_invalid_values_are_rejected(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         FrontendSettings(**{"api_key": "x", **values})
 
@@ -76,7 +77,7 @@ def test_only_settings_read_the_environment() -> None:
     assert [path.name for path in sources if re.search(r"os\.environ|getenv", path.read_text())] == []
 
 
-def test_only_one_module_knows_triton() -> None:
+def test_only_one_module_imports_triton() -> None:
     sources = Path(frontend.__file__).parent.rglob("*.py")
     pattern = re.compile(r"^\s*(import|from) (tritonclient|grpc)\b", re.MULTILINE)
     assert [path.name for path in sources if pattern.search(path.read_text())] == ["grpc_channel.py"]

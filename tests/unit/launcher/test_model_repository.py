@@ -1,4 +1,4 @@
-"""The repository that is laid out for several models: the repository's own, under names of their own."""
+"""The model repository that is rendered for several models: copies of the repository's own under new names."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def parameters(folder: Path, name: str) -> dict[str, str]:
     return {key: value.string_value for key, value in config(folder, name).parameters.items()}
 
 
-def test_each_model_of_our_own_triton_has_an_ensemble_of_three(deployment: Deployment, tmp_path: Path) -> None:
-    folder = render_model_repository(deployment, SOURCE, tmp_path / "made" / "repository")
-    names = {path.name for path in folder.iterdir() if path.is_dir()}  # Triton looks at folders only
+def test_each_local_model_gets_an_ensemble_and_three_stages(deployment: Deployment, tmp_path: Path) -> None:
+    folder = render_model_repository(deployment, SOURCE, tmp_path / "rendered" / "repository")
+    names = {path.name for path in folder.iterdir() if path.is_dir()}  # Triton ignores files
     assert names == {
         *("org-one-x", "org-one-x-preprocess", "org-one-x-decode", "org-one-x-postprocess"),
         *("two", "two-preprocess", "two-decode", "two-postprocess"),
@@ -61,23 +61,21 @@ def test_each_model_of_our_own_triton_has_an_ensemble_of_three(deployment: Deplo
 
 
 @pytest.mark.parametrize("stage", [*STAGE_MODELS, ENSEMBLE_MODEL])
-def test_nothing_but_names_and_parameters_differs_from_the_repositorys_own(
-    deployment: Deployment, tmp_path: Path, stage: str
-) -> None:
+def test_only_names_and_parameters_differ_from_the_source(deployment: Deployment, tmp_path: Path, stage: str) -> None:
     folder = render_model_repository(deployment, SOURCE, tmp_path / "repository")
     name = "two" if stage == ENSEMBLE_MODEL else f"two-{stage}"
-    made, own = config(folder, name), config(SOURCE, stage)
-    made.name = own.name
-    made.ClearField("parameters")
-    for step, own_step in zip(made.ensemble_scheduling.step, own.ensemble_scheduling.step, strict=True):
-        step.model_name = own_step.model_name
-    assert made == own
+    rendered, source = config(folder, name), config(SOURCE, stage)
+    rendered.name = source.name
+    rendered.ClearField("parameters")
+    for step, source_step in zip(rendered.ensemble_scheduling.step, source.ensemble_scheduling.step, strict=True):
+        step.model_name = source_step.model_name
+    assert rendered == source
     files = {path.name for path in (folder / name / "1").iterdir()}
     assert files == {path.name for path in (SOURCE / stage / "1").iterdir()} - {"__pycache__"}
 
 
 @pytest.mark.parametrize("stage", STAGE_MODELS)
-def test_what_is_a_models_own_is_in_its_config(deployment: Deployment, tmp_path: Path, stage: str) -> None:
+def test_model_settings_become_config_parameters(deployment: Deployment, tmp_path: Path, stage: str) -> None:
     folder = render_model_repository(deployment, SOURCE, tmp_path / "repository")
     assert parameters(folder, f"two-{stage}") == {"executor": "scripted"}
     assert parameters(folder, f"org-one-x-{stage}") == {
@@ -87,80 +85,80 @@ def test_what_is_a_models_own_is_in_its_config(deployment: Deployment, tmp_path:
     }
 
 
-def test_what_was_there_before_is_gone(deployment: Deployment, tmp_path: Path) -> None:
+def test_rendering_replaces_the_folder(deployment: Deployment, tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     (folder / "old" / "1").mkdir(parents=True)
     render_model_repository(deployment, SOURCE, folder)
     assert not (folder / "old").exists()
 
 
-def test_the_program_leaves_a_folder_of_somebody_elses_alone(
+def test_program_keeps_a_folder_with_other_files(
     deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "home")]) == 2
-    assert "choose an empty folder" in capsys.readouterr().err
+    assert "Choose an empty or a new folder" in capsys.readouterr().err
     assert (tmp_path / "home" / "letter.txt").exists()
     assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "new")]) == 0
     assert (tmp_path / "new" / "two").is_dir()
-    assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "new")]) == 0  # its own work is made anew
+    assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "new")]) == 0  # a rendered folder may be replaced
 
 
-def test_the_program_leaves_a_model_repository_of_somebody_elses_alone(
+def test_program_keeps_a_model_repository_that_it_did_not_render(
     deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "models" / "bert"
     model.mkdir(parents=True)
     (model / "config.pbtxt").write_text('name: "bert"')
     assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "models")]) == 2
-    assert "choose an empty folder" in capsys.readouterr().err
+    assert "Choose an empty or a new folder" in capsys.readouterr().err
     assert (model / "config.pbtxt").exists()
 
 
-def test_the_program_fills_an_empty_folder(deployment: Deployment, tmp_path: Path) -> None:
+def test_program_fills_an_empty_folder(deployment: Deployment, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "empty")]) == 0
     assert (tmp_path / "empty" / "two").is_dir()
 
 
-def test_the_program_names_a_place_where_it_can_t_write(
+def test_program_reports_a_folder_that_is_not_writable(
     deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "file" / "new")]) == 2
-    assert f"{tmp_path / 'file' / 'new'} can't be written: File exists" in capsys.readouterr().err
+    assert f"{tmp_path / 'file' / 'new'} is not writable: File exists" in capsys.readouterr().err
 
 
-def test_the_program_names_a_mount_point_which_can_t_be_made_anew(
+def test_program_reports_a_mount_point(
     deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "volume").mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "volume")
     assert main([str(tmp_path / "deployment.toml"), str(tmp_path / "volume")]) == 2
-    assert f"name a folder in it, such as {tmp_path / 'volume' / 'models'}" in capsys.readouterr().err
+    assert f"Use a folder in it, such as {tmp_path / 'volume' / 'models'}" in capsys.readouterr().err
     assert list((tmp_path / "volume").iterdir()) == []
 
 
-def test_what_was_there_stays_when_it_can_t_be_replaced(
+def test_folder_stays_if_it_cannot_be_replaced(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = render_model_repository(deployment, SOURCE, tmp_path / "repository")
     rename = Path.rename
 
-    def refuse_what_is_busy(path: Path, target: Path) -> Path:
+    def fail_if_busy(path: Path, target: Path) -> Path:
         if path == folder:
             raise OSError(errno.EBUSY, "Device or resource busy")
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", refuse_what_is_busy)
+    monkeypatch.setattr(Path, "rename", fail_if_busy)
     with pytest.raises(OSError, match="busy"):
         render_model_repository(deployment, SOURCE, folder)
     assert (folder / "two").is_dir()
     assert {path.name for path in tmp_path.iterdir()} == {"repository", "deployment.toml"}
 
 
-def test_the_program_names_what_is_wrong_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_program_reports_the_line_of_an_invalid_deployment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "d.toml").write_text("[[models]]\n")
     assert main([str(tmp_path / "d.toml"), str(tmp_path / "new")]) == 2
     assert "line 1: models[0].name: Field required" in capsys.readouterr().err

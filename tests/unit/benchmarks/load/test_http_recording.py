@@ -1,4 +1,4 @@
-"""What a server sends is read the same, wherever the network cuts it into pieces."""
+"""Recorded responses are parsed the same wherever the network cuts them into pieces."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.load.http_recording import EndFinder, Endpoint, read_answer
+from benchmarks.load.http_recording import Endpoint, ResponseEndDetector, read_response
 
-WORDS = [" one", " two", 'a "quoted" \n\n word', " 0\r\n\r\n", "data: x", "é"]
+WORDS = [" one", " two", 'a "quoted" \n\n word', " 0\r\n\r\n", "data: x", "é", "a\u2028b\u0085c"]
 
 
 def event(text: str | None, reason: str | None = None, usage: dict[str, int] | None = None) -> bytes:
@@ -27,9 +27,9 @@ def chunked(parts: list[bytes]) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
 
-def streamed(line_end: bytes = b"\n", *, says_usage: bool = True) -> bytes:
+def streamed(line_end: bytes = b"\n", *, has_usage: bool = True) -> bytes:
     events = [event(word) for word in WORDS] + [event("", "length")]
-    if says_usage:
+    if has_usage:
         events.append(event(None, usage=usage(len(WORDS) + 1)))
     parts = [each + 2 * line_end for each in [*events, b": a comment", b"data: [DONE]"]]
     return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n" + chunked(parts)
@@ -54,67 +54,72 @@ places = st.lists(st.integers(min_value=0, max_value=10_000), max_size=30)
 
 
 @given(places, st.sampled_from([b"\n", b"\r\n"]))
-def test_a_stream_is_read_the_same_however_it_is_cut(places: list[int], line_end: bytes) -> None:
-    answer = read_answer(0.5, received(cut(streamed(line_end), places)), is_streamed=True)
-    assert answer.failure is None
-    assert (answer.events, answer.completion_tokens, answer.prompt_tokens) == (len(WORDS), len(WORDS) + 1, 7)
-    assert answer.finish_reason == "length"
-    assert answer.is_count_exact
+def test_stream_is_parsed_the_same_however_it_is_cut(places: list[int], line_end: bytes) -> None:
+    timeline = read_response(0.5, received(cut(streamed(line_end), places)), is_streamed=True)
+    assert timeline.failure is None
+    assert (timeline.events, timeline.completion_tokens, timeline.prompt_tokens) == (len(WORDS), len(WORDS) + 1, 7)
+    assert timeline.finish_reason == "length"
+    assert timeline.is_count_exact
 
 
 @given(places, st.sampled_from([streamed(), streamed(b"\r\n"), whole()]))
-def test_the_end_is_found_with_the_last_piece_and_not_before(places: list[int], data: bytes) -> None:
-    finder, pieces = EndFinder(), cut(data, places)
-    assert [finder.is_end(piece) for piece in pieces] == [*[False] * (len(pieces) - 1), True]
+def test_end_is_detected_with_the_last_piece(places: list[int], data: bytes) -> None:
+    detector, pieces = ResponseEndDetector(), cut(data, places)
+    assert [detector.is_end(piece) for piece in pieces] == [*[False] * (len(pieces) - 1), True]
 
 
-def test_each_byte_in_a_piece_of_its_own_is_read_too() -> None:
+def test_stream_is_parsed_byte_by_byte() -> None:
     data = streamed()
     pieces = [data[place : place + 1] for place in range(len(data))]
-    finder = EndFinder()
-    assert [finder.is_end(piece) for piece in pieces].index(True) == len(pieces) - 1
-    assert read_answer(0.0, received(pieces), is_streamed=True).events == len(WORDS)
+    detector = ResponseEndDetector()
+    assert [detector.is_end(piece) for piece in pieces].index(True) == len(pieces) - 1
+    assert read_response(0.0, received(pieces), is_streamed=True).events == len(WORDS)
 
 
-def test_an_event_has_the_time_of_the_piece_that_completed_it() -> None:
+def test_event_has_the_time_of_the_piece_that_completed_it() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     first, second = event(" a") + b"\n\n", event(" b", "length") + b"\n\n"
     body = chunked([first, second])
     half = len(head) + 8
-    answer = read_answer(0.0, [(1.0, (head + body)[:half]), (2.5, (head + body)[half:])], is_streamed=True)
-    assert answer.arrivals_s == [2.5]  # both came with the second piece: one arrival
-    assert answer.events == 2
+    timeline = read_response(0.0, [(1.0, (head + body)[:half]), (2.5, (head + body)[half:])], is_streamed=True)
+    assert timeline.arrivals_s == [2.5]  # both came with the second piece: one arrival
+    assert timeline.events == 2
 
 
-def test_without_usage_events_stand_for_tokens_and_it_is_told() -> None:
-    answer = read_answer(0.0, received([streamed(says_usage=False)]), is_streamed=True)
-    assert (answer.completion_tokens, answer.is_count_exact) == (len(WORDS), False)
+def test_events_are_counted_as_tokens_without_usage() -> None:
+    timeline = read_response(0.0, received([streamed(has_usage=False)]), is_streamed=True)
+    assert (timeline.completion_tokens, timeline.is_count_exact) == (len(WORDS), False)
 
 
-def test_a_whole_answer_is_read() -> None:
-    answer = read_answer(0.0, received([whole()]), is_streamed=False)
-    assert (answer.completion_tokens, answer.finish_reason, answer.failure) == (3, "stop", None)
+def test_malformed_chunk_is_a_failure() -> None:
+    data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n"
+    assert "malformed response" in str(read_response(0.0, received([data]), is_streamed=True).failure)
+
+
+def test_whole_response_is_parsed() -> None:
+    timeline = read_response(0.0, received([whole()]), is_streamed=False)
+    assert (timeline.completion_tokens, timeline.finish_reason, timeline.failure) == (3, "stop", None)
 
 
 @pytest.mark.parametrize(
-    ("pieces", "said"),
+    ("pieces", "failure"),
     [
-        pytest.param([], "no answer", id="nothing"),
-        pytest.param([b"HTTP/1.1 200 OK\r\n"], "half an answer", id="half a head"),
-        pytest.param([whole("429 Too Many Requests")], "status 429", id="refused"),
-        pytest.param([streamed()[:300]], "without a finish reason", id="cut off"),
-        pytest.param([whole()[:-5]], "not an answer that can be read", id="half a body"),
+        pytest.param([], "no response", id="nothing"),
+        pytest.param([b"HTTP/1.1 200 OK\r\n"], "incomplete response", id="half a head"),
+        pytest.param([whole("429 Too Many Requests")], "status 429", id="rejected"),
+        pytest.param([streamed()[:300]], "no finish reason", id="cut off"),
+        pytest.param([whole()[:-5]], "malformed response", id="half a body"),
         pytest.param(
-            [b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"message": "no"}}\n\n'], "error event", id="failed on the way"
+            [b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"message": "no"}}\n\n'], "error event", id="error event"
         ),
     ],
 )
-def test_what_is_wrong_with_an_answer_is_said(pieces: list[bytes], said: str) -> None:
+def test_failed_response_has_a_failure(pieces: list[bytes], failure: str) -> None:
     is_streamed = not any(b"content-length" in piece for piece in pieces)
-    assert said in str(read_answer(0.0, received(pieces), is_streamed=is_streamed).failure)
+    assert failure in str(read_response(0.0, received(pieces), is_streamed=is_streamed).failure)
 
 
-def test_a_request_is_one_that_a_server_understands() -> None:
+def test_request_is_valid_http() -> None:
     request = Endpoint("http://example.org:81/v1/", "m", "sk-1").request("Hello", 5, is_streamed=True)
     head, _, body = request.partition(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/completions HTTP/1.1\r\nHost: example.org:81\r\nAuthorization: Bearer sk-1\r\n")
@@ -122,6 +127,6 @@ def test_a_request_is_one_that_a_server_understands() -> None:
     assert orjson.loads(body)["stream_options"] == {"include_usage": True}
 
 
-def test_a_base_url_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a base URL"):
+def test_base_url_with_tls_is_rejected() -> None:
+    with pytest.raises(ValueError, match="Invalid base URL"):
         _ = Endpoint("https://example.org/v1", "m").address

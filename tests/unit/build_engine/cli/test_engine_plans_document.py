@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from build_engine.gpu.planning.gpus import GPUS
 from build_engine.gpu.planning.parameters import count_parameters
 from build_engine.gpu.planning.plan_table import DOCUMENT, render
+from build_engine.targets.gpus import GPUS
 from tests.support.plan_requests import MODELS
 from tests.support.published_figures import PARAMETERS
 

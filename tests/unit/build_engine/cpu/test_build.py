@@ -14,11 +14,12 @@ from tokenizers import Tokenizer
 
 from build_engine.artifact import resources as machine
 from build_engine.artifact.engine_dir import build_lock, new_engine
-from build_engine.cpu.build import BuildResult
+from build_engine.artifact.file_checks import file_problems
+from build_engine.artifact.result import BuildResult
 from build_engine.cpu.greedy import GreedyEngine
-from build_engine.cpu.verify import file_problems, verify_engine
 from build_engine.errors import BuildEngineError, EngineBusyError, EngineRefusedError
 from build_engine.progress import SilentProgress
+from build_engine.verification.verify import verify_engine
 from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
 from tests.support.tiny_models import TOKENS, TinyModel, numpy_greedy, write_gguf
 

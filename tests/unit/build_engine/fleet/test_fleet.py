@@ -13,7 +13,7 @@ import pytest
 
 from build_engine.cli import app as cli
 from llm_pipeline.engine_files.manifest import EngineManifest
-from tests.fakes.tensorrt_llm_build import write_model
+from tests.fakes.tensorrt_llm_build import uninstall, write_model
 from tests.support.tiny_models import TinyModel, write_gguf
 
 CPU = """
@@ -99,7 +99,7 @@ def test_a_good_engine_for_a_gpu_is_kept_on_a_machine_without_one(
     both = f'root = "engines"\n{entry}{entry}max_seq_len = 1024\n'
     status, engines = fleet(f'root = "engines"\n{entry}')
     assert (status, outcomes(engines)) == (0, ["built"])
-    monkeypatch.setattr("build_engine.fleet.jobs.can_build", lambda: False)
+    uninstall(models, monkeypatch)
     status, engines = fleet(both)
     assert (status, outcomes(engines)) == (3, ["reused", "other machine"])
     assert "run the same file on such a machine" in engines[1]["reasons"][0]

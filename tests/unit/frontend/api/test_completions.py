@@ -56,9 +56,9 @@ async def test_what_the_generator_is_asked() -> None:
                 "skip_special_tokens": False,
             },
         )
-        asked = app.generator.asked[0]
-    assert asked == CompletionParameters(
-        request_key=asked.request_key,
+        sent = app.generator.requests[0]
+    assert sent == CompletionParameters(
+        request_key=sent.request_key,
         request_id="mine",
         prompt_text="Hi",
         max_tokens=7,
@@ -75,8 +75,8 @@ async def test_what_the_generator_is_asked() -> None:
 
 async def test_left_out_is_left_out(running: Running) -> None:
     await running.complete(seed=None, temperature=None, max_tokens=None)
-    asked = running.generator.asked[0]
-    assert (asked.seed, asked.temperature, asked.max_tokens, asked.stop) == (None, None, None, ())
+    sent = running.generator.requests[0]
+    assert (sent.seed, sent.temperature, sent.max_tokens, sent.stop) == (None, None, None, ())
 
 
 async def test_prompts_times_n_in_order() -> None:
@@ -85,8 +85,8 @@ async def test_prompts_times_n_in_order() -> None:
 
     async with in_process(FakeGenerator(by_prompt)) as app:
         body = (await app.complete(prompt=["a", "b"], n=2, seed=7)).json()
-        seeds = [asked.seed for asked in app.generator.asked]
-        keys = {asked.request_key for asked in app.generator.asked}
+        seeds = [sent.seed for sent in app.generator.requests]
+        keys = {sent.request_key for sent in app.generator.requests}
     assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "a"), (1, "a"), (2, "b"), (3, "b")]
     assert body["usage"] == {"prompt_tokens": 2 * PROMPT_TOKENS, "completion_tokens": 4, "total_tokens": 14}
     assert seeds == [choice_seed(7, index) for index in range(4)]
@@ -126,7 +126,7 @@ async def test_text_is_passed_on_unchanged(running: Running) -> None:
 
 async def test_token_id_prompts(running: Running) -> None:
     await running.complete(prompt=[[1, 2], [3]])
-    assert [asked.token_ids for asked in running.generator.asked] == [(1, 2), (3,)]
+    assert [sent.token_ids for sent in running.generator.requests] == [(1, 2), (3,)]
 
 
 async def test_an_error_of_one_prompt_names_it_and_stops_the_others() -> None:
@@ -137,8 +137,8 @@ async def test_an_error_of_one_prompt_names_it_and_stops_the_others() -> None:
 
     async with in_process(FakeGenerator(script)) as app:
         answer = await app.complete(prompt=["short", "long"])
-        await app.generator.until_stopped()
-        assert app.generator.stopped == [app.generator.asked[0].request_key]
+        await app.generator.until_cancelled()
+        assert app.generator.cancelled == [app.generator.requests[0].request_key]
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "prompt[1]"
     assert answer.json()["error"]["code"] == "context_length_exceeded"
@@ -149,7 +149,7 @@ async def test_the_deadline_is_a_504_and_stops_the_engine() -> None:
         answer = await app.client.post(
             "/v1/completions", json={"model": MODEL, "prompt": "Hi"}, headers={"x-request-timeout-s": "0.1"}
         )
-        await app.generator.until_stopped()
+        await app.generator.until_cancelled()
         assert await app.metric('completions_cancelled_total{model="tiny",reason="deadline"}') == 1
     assert answer.status_code == 504
     assert answer.json()["error"] == {**answer.json()["error"], "type": "timeout_error", "code": "deadline_exceeded"}
@@ -185,4 +185,4 @@ async def test_aliases_answer_under_the_name_asked_for() -> None:
 
 async def test_long_prompts(running: Running) -> None:
     await running.complete(prompt=[7] * 100_000)
-    assert running.generator.asked[0].token_ids == (7,) * 100_000
+    assert running.generator.requests[0].token_ids == (7,) * 100_000

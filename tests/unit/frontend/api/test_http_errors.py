@@ -1,8 +1,9 @@
-"""Error answers: status, body, headers; and the request's id on all of them."""
+"""Error responses: status, body and headers, and the request id on each of them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from frontend.api.schema_documents import schema_document
+from frontend.dependencies import get_dependencies
 from frontend.response.errors import error_body
 from llm_pipeline.protocol.errors import ERRORS, ErrorCode, PipelineError
 from tests.support.app import MODEL, Running, in_process
@@ -17,15 +19,15 @@ from tests.support.app import MODEL, Running, in_process
 BODY = {"model": MODEL, "prompt": "Hi"}
 
 
-def check_body(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    body = answer.json()
-    assert answer.status_code == body["status"] == status
+def check_body(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    body: dict[str, Any] = response.json()
+    assert response.status_code == body["status"] == status
     assert set(body) == {"error", "title", "status", "detail", "errors", "$schema"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
     assert body["error"]["code"] == code
     assert body["error"]["message"] == body["detail"]
-    assert answer.headers["link"] == f'<{body["$schema"]}>; rel="describedBy"'
-    assert answer.headers["x-request-id"]
+    assert response.headers["link"] == f'<{body["$schema"]}>; rel="describedBy"'
+    assert response.headers["x-request-id"]
     Draft202012Validator(schema_document("Error", "http://test")).validate(body)
     return body
 
@@ -41,15 +43,15 @@ async def test_unknown_path(running: Running) -> None:
     check_body(await running.client.get("/v1/nothing"), 404, "not_found")
 
 
-async def test_trailing_slash_is_another_path(running: Running) -> None:
+async def test_trailing_slash_is_not_found(running: Running) -> None:
     check_body(await running.client.post("/v1/completions/", json=BODY), 404, "not_found")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "FOO"])
 async def test_wrong_method(running: Running, method: str) -> None:
-    answer = await running.client.request(method, "/v1/completions")
-    check_body(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "POST"
+    response = await running.client.request(method, "/v1/completions")
+    check_body(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
 
 
 async def test_unknown_model(running: Running) -> None:
@@ -62,95 +64,104 @@ async def test_unknown_model_in_path(running: Running) -> None:
 
 
 @pytest.mark.parametrize("accept", ["application/problem+json", "text/html, Application/Problem+JSON;q=0.5"])
-async def test_problem_json_when_asked_for(running: Running, accept: str) -> None:
-    answer = await running.client.get("/nothing", headers={"accept": accept})
-    assert answer.headers["content-type"] == "application/problem+json"
+async def test_problem_json_if_accepted(running: Running, accept: str) -> None:
+    response = await running.client.get("/nothing", headers={"accept": accept})
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "application/problem+json;q=0"])
-async def test_json_otherwise(running: Running, accept: str) -> None:
-    answer = await running.client.get("/nothing", headers={"accept": accept})
-    assert answer.headers["content-type"] == "application/json"
+async def test_json_unless_problem_json_is_accepted(running: Running, accept: str) -> None:
+    response = await running.client.get("/nothing", headers={"accept": accept})
+    assert response.headers["content-type"] == "application/json"
 
 
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "application/problem+json"]
 )
-async def test_wrong_content_type(running: Running, content_type: str) -> None:
-    answer = await running.client.post("/v1/completions", content=b"{}", headers={"content-type": content_type})
-    check_body(answer, 415, "unsupported_media_type")
+async def test_unsupported_content_type(running: Running, content_type: str) -> None:
+    response = await running.client.post("/v1/completions", content=b"{}", headers={"content-type": content_type})
+    check_body(response, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("content_type", [None, "application/json", "Application/JSON; charset=utf-8"])
-async def test_right_content_type(running: Running, content_type: str | None) -> None:
+async def test_supported_content_type(running: Running, content_type: str | None) -> None:
     headers = {} if content_type is None else {"content-type": content_type}
-    answer = await running.client.post("/v1/completions", content=json.dumps(BODY).encode(), headers=headers)
-    assert answer.status_code == 200
+    response = await running.client.post("/v1/completions", content=json.dumps(BODY).encode(), headers=headers)
+    assert response.status_code == 200
 
 
-async def test_encoded_bodies(running: Running) -> None:
-    answer = await running.client.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"})
-    check_body(answer, 415, "unsupported_media_type")
+async def test_compressed_body_is_rejected(running: Running) -> None:
+    response = await running.client.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"})
+    check_body(response, 415, "unsupported_media_type")
 
 
-async def test_too_large_by_its_length() -> None:
+async def test_body_too_large_by_content_length() -> None:
     async with in_process(max_body_bytes=1024) as app:
         check_body(await app.complete(prompt="x" * 1024), 413, "request_too_large")
 
 
-async def test_too_large_without_a_length() -> None:
+async def test_body_too_large_without_content_length() -> None:
     sent = 0
 
-    async def endless() -> object:
+    async def endless() -> AsyncIterator[bytes]:
         nonlocal sent
         while sent < 100:
             sent += 1
             yield b"x" * 512
 
     async with in_process(max_body_bytes=1024) as app:
-        answer = await app.client.post("/v1/completions", content=endless())  # type: ignore[arg-type]
-        check_body(answer, 413, "request_too_large")
+        response = await app.client.post("/v1/completions", content=endless())
+        check_body(response, 413, "request_too_large")
     assert sent < 10
 
 
-async def test_several_broken_rules(running: Running) -> None:
+async def test_every_invalid_field_is_listed(running: Running) -> None:
     body = check_body(await running.complete(temperature=3, top_p=2), 400, "value_out_of_range")
     assert [detail["location"] for detail in body["errors"]] == ["body.temperature", "body.top_p"]
 
 
 async def test_client_request_id_is_kept(running: Running) -> None:
-    answer = await running.client.get("/nothing", headers={"x-request-id": "a-1.~!"})
-    assert answer.headers["x-request-id"] == "a-1.~!"
+    response = await running.client.get("/nothing", headers={"x-request-id": "a-1.~!"})
+    assert response.headers["x-request-id"] == "a-1.~!"
 
 
 @pytest.mark.parametrize("sent", [b"x" * 129, b"two words", b"caf\xe9", b""])
-async def test_senseless_request_ids_are_replaced(running: Running, sent: bytes) -> None:
-    answer = await running.client.get("/health", headers={b"x-request-id": sent})
-    assert len(answer.headers["x-request-id"]) == 32
+async def test_invalid_request_ids_are_replaced(running: Running, sent: bytes) -> None:
+    response = await running.client.get("/health", headers={b"x-request-id": sent})
+    assert len(response.headers["x-request-id"]) == 32
 
 
-async def test_a_senseless_host_is_not_repeated(running: Running) -> None:
-    answer = await running.client.get("/nothing", headers={"host": 'a"><script>'})
-    assert "script" not in answer.text
+async def test_invalid_host_header_is_not_reflected(running: Running) -> None:
+    response = await running.client.get("/nothing", headers={"host": 'a"><script>'})
+    assert "script" not in response.text
 
 
-async def test_public_url_wins() -> None:
+async def test_public_url_overrides_the_host_header() -> None:
     async with in_process(public_url="https://api.example.com/") as app:
         body = (await app.complete()).json()
     assert body["$schema"] == "https://api.example.com/openai/schemas/Completion.json"
 
 
-async def test_head_requests(running: Running) -> None:
-    answer = await running.client.head("/health")
-    assert answer.status_code == 200
+READ_PATHS = (
+    *("/health", "/health/live", "/metrics", "/openai/openapi.json", "/docs", "/openai/schemas/Error.json"),
+    *("/v1/models", f"/v1/models/{MODEL}", "/", "/playground/main.js"),
+)
 
 
-async def test_a_fault_of_ours_is_a_500(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+@pytest.mark.parametrize("path", READ_PATHS)
+async def test_head_is_supported_wherever_get_is(running: Running, path: str) -> None:
+    assert (await running.client.head(path)).status_code == 200
+    response = await running.client.post(path)
+    check_body(response, 405, "method_not_allowed")
+    assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+async def test_unexpected_exception_is_a_500_without_details(running: Running) -> None:
+    async def fail() -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("frontend.api.completions.parameters_of", broken)
-    answer = await running.complete()
-    check_body(answer, 500, "internal_error")
-    assert "secret" not in answer.text
-    assert answer.headers["x-should-retry"] == "false"
+    running.app.dependency_overrides[get_dependencies] = fail
+    response = await running.client.get("/v1/models")
+    check_body(response, 500, "internal_error")
+    assert "secret" not in response.text
+    assert response.headers["x-should-retry"] == "false"

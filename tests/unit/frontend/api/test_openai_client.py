@@ -1,8 +1,9 @@
-"""The official client against a real server: what it reads, raises and retries."""
+"""The official client against a real server: responses, errors and retries."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
@@ -81,7 +82,7 @@ async def test_models(openai_client: openai.AsyncOpenAI) -> None:
         ({"logprobs": 21}, openai.BadRequestError),
     ],
 )
-async def test_errors(openai_client: openai.AsyncOpenAI, fields: dict[str, object], error: type[Exception]) -> None:
+async def test_errors(openai_client: openai.AsyncOpenAI, fields: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         await openai_client.completions.create(**{"model": MODEL, "prompt": "Hi", **fields})
     assert isinstance(caught.value, openai.APIStatusError)
@@ -111,4 +112,4 @@ async def test_a_deterministic_500_is_not_retried() -> None:
         async with openai.AsyncOpenAI(base_url=str(app.client.base_url.join("/v1")), api_key=KEY) as client:
             with pytest.raises(openai.InternalServerError):
                 await client.completions.create(model=MODEL, prompt="Hi")
-        assert len(app.generator.asked) == 1
+        assert len(app.generator.requests) == 1

@@ -1,4 +1,4 @@
-"""Whatever arrives, the answer is one of the contract's, and never a 500."""
+"""Random bodies get a documented status, never a 500."""
 
 from __future__ import annotations
 

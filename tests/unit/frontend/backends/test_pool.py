@@ -1,4 +1,4 @@
-"""Several endpoints as one: who gets a request, who is left out, and who is told to stop."""
+"""The generator pool: load balancing, ejection and readmission of endpoints, cancellation, lost requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from frontend.backends.fake import FakeGenerator, Step, chunks, forever
 from frontend.backends.generator import NoRoomError, UnreachableError
-from frontend.backends.pool import GeneratorPool, balanced
+from frontend.backends.pool import GeneratorPool, OnLost, PoolOptions, load_balanced
 from frontend.observability.metrics import Metrics
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
@@ -28,25 +28,31 @@ def parameters(key: str) -> CompletionParameters:
 class Pool:
     """A pool of fakes, its metrics, and the requests that run in it."""
 
-    def __init__(self, count: int, check_s: float = 0.02, lost_s: float = math.inf) -> None:
+    def __init__(self, count: int, check_interval_s: float = 0.02, unresponsive_timeout_s: float = math.inf) -> None:
         self.metrics = Metrics()
         self.fakes = [FakeGenerator() for _ in range(count)]
         named = {f"triton-{number}": fake for number, fake in enumerate(self.fakes)}
-        self.pool = GeneratorPool(named, self.metrics.endpoints.of_model("tiny"), check_s=check_s, lost_s=lost_s)
+        self.on_lost: OnLost = lambda keys: None
+        self.pool = GeneratorPool(
+            named,
+            self.metrics.endpoints_of_model("tiny"),
+            PoolOptions(check_interval_s, unresponsive_timeout_s),
+            on_lost=lambda keys: self.on_lost(keys),
+        )
         self.running: list[asyncio.Task[list[TextChunk]]] = []
 
     async def complete(self, key: str) -> list[TextChunk]:
         return [chunk async for chunk in self.pool.generate(parameters(key))]
 
     async def begin(self, key: str) -> None:
-        """Start a request and wait until a member has it."""
-        before = sum(self.asked)
+        """Starts a request and waits until an endpoint has it."""
+        before = sum(self.request_counts)
         self.running.append(asyncio.create_task(self.complete(key)))
-        await until(lambda: sum(self.asked) > before)
+        await until(lambda: sum(self.request_counts) > before)
 
     @property
-    def asked(self) -> list[int]:
-        return [len(fake.asked) for fake in self.fakes]
+    def request_counts(self) -> list[int]:
+        return [len(fake.requests) for fake in self.fakes]
 
     def metric(self, name: str, number: int) -> float | None:
         labels = {"model": "tiny", "endpoint": f"triton-{number}"}
@@ -54,8 +60,8 @@ class Pool:
 
 
 @asynccontextmanager
-async def pool_of(count: int, check_s: float = 0.02) -> AsyncIterator[Pool]:
-    pool = Pool(count, check_s)
+async def pool_of(count: int, check_interval_s: float = 0.02) -> AsyncIterator[Pool]:
+    pool = Pool(count, check_interval_s)
     try:
         yield pool
     finally:
@@ -65,14 +71,14 @@ async def pool_of(count: int, check_s: float = 0.02) -> AsyncIterator[Pool]:
         await asyncio.gather(*pool.running, return_exceptions=True)
 
 
-async def test_equal_members_take_turns() -> None:
+async def test_equally_loaded_endpoints_take_turns() -> None:
     async with pool_of(3) as pool:
         for number in range(6):
             await pool.complete(str(number))
-        assert pool.asked == [2, 2, 2]
+        assert pool.request_counts == [2, 2, 2]
 
 
-async def test_the_member_with_the_fewest_requests_gets_the_next() -> None:
+async def test_next_request_goes_to_the_endpoint_with_the_fewest() -> None:
     async with pool_of(2) as pool:
         pool.fakes[0].script = forever(after=0)
         for key in ("a", "b"):
@@ -80,12 +86,12 @@ async def test_the_member_with_the_fewest_requests_gets_the_next() -> None:
         await until(lambda: len(pool.fakes[1].running) == 0)
         for number in range(3):
             await pool.complete(str(number))
-        assert pool.asked == [1, 4]
+        assert pool.request_counts == [1, 4]
         assert pool.metric("outstanding_requests", 0) == 1
         assert pool.metric("requests_total", 1) == 4
 
 
-async def test_a_stop_goes_to_the_member_that_runs_the_request() -> None:
+async def test_cancellation_goes_to_the_endpoint_that_runs_the_request() -> None:
     async with pool_of(2) as pool:
         for fake in pool.fakes:
             fake.script = forever(after=0)
@@ -93,51 +99,51 @@ async def test_a_stop_goes_to_the_member_that_runs_the_request() -> None:
             await pool.begin(key)
         await pool.pool.cancel("b")
         await pool.pool.cancel("unknown")
-        assert [fake.stopped for fake in pool.fakes] == [[], ["b"]]
+        assert [fake.cancelled for fake in pool.fakes] == [[], ["b"]]
         await pool.running[1]
         await pool.pool.cancel("b")
-        assert pool.fakes[1].stopped == ["b"]
+        assert pool.fakes[1].cancelled == ["b"]
 
 
-async def test_a_request_that_found_no_connection_is_given_to_another_member() -> None:
+async def test_request_without_a_connection_is_retried_on_another_endpoint() -> None:
     async with pool_of(2) as pool:
         pool.fakes[0].script = lambda _: [UnreachableError()]
         for number in range(3):
             assert len(await pool.complete(str(number))) == 2
-        assert pool.asked == [1, 3]
+        assert pool.request_counts == [1, 3]
         assert (pool.metric("ejected", 0), pool.metric("ejected", 1)) == (1, 0)
         assert pool.metric("outstanding_requests", 0) == 0
 
 
-async def test_a_request_that_is_given_away_is_stopped_where_it_was() -> None:
-    """Should the first have taken it after all, it must not run twice."""
+async def test_retried_request_is_cancelled_on_the_first_endpoint() -> None:
+    """In case the first endpoint has received it after all: it must not run twice."""
     async with pool_of(2) as pool:
         pool.fakes[0].script = lambda _: [UnreachableError()]
         await pool.complete("a")
-        await pool.fakes[0].until_stopped()
-        assert [fake.stopped for fake in pool.fakes] == [["a"], []]
+        await pool.fakes[0].until_cancelled()
+        assert [fake.cancelled for fake in pool.fakes] == [["a"], []]
 
 
-async def test_it_is_not_given_away_after_a_token() -> None:
+async def test_request_is_not_retried_after_a_token() -> None:
     async with pool_of(2) as pool:
         pool.fakes[0].script = lambda _: [*chunks("a", "b")[:1], UnreachableError()]
         with pytest.raises(UnreachableError):
             await pool.complete("a")
-        assert pool.asked == [1, 0]
+        assert pool.request_counts == [1, 0]
 
 
-async def test_it_is_given_away_once_only() -> None:
+async def test_request_is_retried_only_once() -> None:
     async with pool_of(3) as pool:
         for fake in pool.fakes:
             fake.script = lambda _: [UnreachableError()]
         with pytest.raises(UnreachableError):
             await pool.complete("a")
-        assert sum(pool.asked) == 2
+        assert sum(pool.request_counts) == 2
 
 
 @pytest.mark.parametrize("error", [ENGINE_GONE, CONNECTION_LOST], ids=["engine", "connection"])
 @pytest.mark.parametrize("before", [[], chunks("a", "b")[:1]], ids=["no token", "a token"])
-async def test_a_request_that_may_have_begun_fails_and_its_member_is_left_out(
+async def test_request_that_may_have_started_fails_and_ejects_its_endpoint(
     error: PipelineError, before: list[Step]
 ) -> None:
     async with pool_of(2) as pool:
@@ -147,7 +153,7 @@ async def test_a_request_that_may_have_begun_fails_and_its_member_is_left_out(
         assert caught.value is error
         for number in range(3):
             await pool.complete(str(number))
-        assert pool.asked == [1, 3]
+        assert pool.request_counts == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +161,7 @@ async def test_a_request_that_may_have_begun_fails_and_its_member_is_left_out(
     [PipelineError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "long", param="prompt"), NoRoomError()],
     ids=["the request's fault", "no room in /dev/shm"],
 )
-async def test_a_failure_that_says_nothing_of_the_member_does_not_cost_its_place(error: PipelineError) -> None:
+async def test_failure_of_the_request_itself_does_not_eject_the_endpoint(error: PipelineError) -> None:
     async with pool_of(2) as pool:
         pool.fakes[0].script = lambda _: [error]
         with pytest.raises(PipelineError):
@@ -163,7 +169,7 @@ async def test_a_failure_that_says_nothing_of_the_member_does_not_cost_its_place
         assert pool.metric("ejected", 0) == 0
 
 
-async def test_nobody_left_is_a_503() -> None:
+async def test_no_admitted_endpoint_is_a_503() -> None:
     async with pool_of(2) as pool:
         for fake in pool.fakes:
             fake.script = lambda _: [ENGINE_GONE]
@@ -171,10 +177,10 @@ async def test_nobody_left_is_a_503() -> None:
             with pytest.raises(PipelineError) as caught:
                 await pool.complete(key)
         assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
-        assert pool.asked == [1, 1]
+        assert pool.request_counts == [1, 1]
 
 
-async def test_ready_while_one_is_and_back_after_a_trial_prompt() -> None:
+async def test_ready_while_one_endpoint_is_and_readmitted_after_a_warm_up_probe() -> None:
     async with pool_of(2) as pool:
         assert await pool.pool.is_ready()
         pool.fakes[0].is_up = False
@@ -183,7 +189,7 @@ async def test_ready_while_one_is_and_back_after_a_trial_prompt() -> None:
         pool.fakes[1].is_up = False
         await until(lambda: pool.metric("ejected", 1) == 1)
         assert not await pool.pool.is_ready()
-        pool.fakes[0].warm_up_text = ""  # loaded, and answers nothing
+        pool.fakes[0].warm_up_text = ""  # ready, and completes prompts with nothing
         pool.fakes[0].is_up = pool.fakes[1].is_up = True
         await until(lambda: pool.metric("ejected", 1) == 0)
         assert await pool.pool.is_ready()
@@ -193,17 +199,17 @@ async def test_ready_while_one_is_and_back_after_a_trial_prompt() -> None:
         assert pool.metric("ejections_total", 0) == 1
 
 
-async def test_one_missed_look_is_not_yet_a_reason() -> None:
-    async with pool_of(2, check_s=30) as pool:
+async def test_one_failed_check_does_not_eject_an_endpoint() -> None:
+    async with pool_of(2, check_interval_s=30) as pool:
         pool.fakes[0].is_up = False
         assert await pool.pool.is_ready()
         assert pool.metric("ejected", 0) == 0
 
 
-async def test_models_that_share_an_endpoint_count_for_themselves() -> None:
+async def test_models_that_share_an_endpoint_have_their_own_metrics() -> None:
     metrics = Metrics()
     pools = {
-        model: GeneratorPool({"triton": FakeGenerator()}, metrics.endpoints.of_model(model), check_s=1)
+        model: GeneratorPool({"triton": FakeGenerator()}, metrics.endpoints_of_model(model), PoolOptions(1))
         for model in ("large", "small")
     }
     for model, count in (("large", 2), ("small", 1)):
@@ -216,13 +222,13 @@ async def test_models_that_share_an_endpoint_count_for_themselves() -> None:
     assert found == [2, 1]
 
 
-async def test_closing_closes_all() -> None:
+async def test_close_closes_all_endpoints() -> None:
     async with pool_of(2) as pool:
         await pool.pool.is_ready()
     assert all(fake.is_closed for fake in pool.fakes)
 
 
-async def test_the_app_serves_through_a_pool_whose_first_member_is_dead() -> None:
+async def test_app_serves_with_a_pool_whose_first_endpoint_is_dead() -> None:
     pool = Pool(2)
     pool.fakes[0].is_up = False
     pool.fakes[0].script = lambda _: [UnreachableError()]
@@ -232,14 +238,15 @@ async def test_the_app_serves_through_a_pool_whose_first_member_is_dead() -> Non
             assert (await app.complete(stream=True)).text.endswith("data: [DONE]\n\n")
 
 
-async def test_what_waits_for_a_member_that_hangs_ends_and_the_others_go_on() -> None:
-    """A Triton that hangs closes no connection: without this, its requests would wait for their deadline."""
-    pool = Pool(2, lost_s=0.2)
+async def test_requests_of_an_unresponsive_endpoint_fail_and_the_others_continue() -> None:
+    """A Triton that hangs closes no connection: its requests would otherwise wait for their deadline."""
+    pool = Pool(2, unresponsive_timeout_s=0.2)
     for fake in pool.fakes:
         fake.script = forever(after=0)
     async with in_process(pool.pool) as app:  # type: ignore[arg-type]
+        pool.on_lost = app.dependencies.admission.fail_lost
         requests = [asyncio.create_task(app.complete()) for _ in pool.fakes]
-        await until(lambda: pool.asked == [1, 1])
+        await until(lambda: pool.request_counts == [1, 1])
         pool.fakes[0].is_up = False
         done, others = await asyncio.wait(requests, timeout=5, return_when=asyncio.FIRST_COMPLETED)
         (answer,) = [task.result() for task in done]
@@ -248,10 +255,10 @@ async def test_what_waits_for_a_member_that_hangs_ends_and_the_others_go_on() ->
         await asyncio.sleep(0.4)  # twice the limit
         assert len(others) == 1
         assert not any(task.done() for task in others)
-        await pool.fakes[1].cancel(pool.fakes[1].asked[0].request_key)
+        await pool.fakes[1].cancel(pool.fakes[1].requests[0].request_key)
         await asyncio.wait(others, timeout=5)
 
 
-async def test_a_single_generator_needs_no_pool() -> None:
+async def test_single_generator_needs_no_pool() -> None:
     generator = FakeGenerator()
-    assert balanced({"a": generator}, Metrics().endpoints.of_model("tiny"), check_s=1) is generator
+    assert load_balanced({"a": generator}, Metrics().endpoints_of_model("tiny"), PoolOptions(1)) is generator

@@ -1,4 +1,4 @@
-"""Places of one model: their limit holds for all workers, and a refusal says how long to wait."""
+"""Concurrency limits: shared by all workers, acquired all or none, with an estimate of when to retry."""
 
 from __future__ import annotations
 
@@ -8,75 +8,130 @@ from pathlib import Path
 
 import pytest
 
-from frontend.generation.concurrency import ConcurrencyLimit
-from frontend.multiprocess.shared_state import SharedState
+from frontend.generation.concurrency import ConcurrencyLimit, acquire_slots
+from frontend.multiprocess.shared_state import SharedCounter, SharedState
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.runtime.retry_after import RetryAfterEstimator
 
 
-def test_the_limit_holds_for_all_workers_together(tmp_path: Path) -> None:
+def limit_of(
+    limit: int | None, workers: SharedState | None = None, *, counter: str = "in_flight m"
+) -> ConcurrencyLimit:
+    return ConcurrencyLimit(limit, workers or SharedState.single_process(), counter, scope_label="This model")
+
+
+def test_limit_applies_to_all_workers_together(tmp_path: Path) -> None:
     SharedState.create(tmp_path, 2)
-    one, other = (ConcurrencyLimit(3, SharedState.attach(tmp_path, number, 2), "in_flight m") for number in range(2))
-    one.admit(2)
+    one, other = (limit_of(3, SharedState.attach(tmp_path, number, 2)) for number in range(2))
+    slots = one.acquire(2)
     with pytest.raises(PipelineError) as caught:
-        other.admit(2)
+        other.acquire(2)
     assert caught.value.code is ErrorCode.QUEUE_FULL
-    other.admit(1)
-    one.withdraw(2)
+    other.acquire(1)
+    for _ in range(2):
+        slots.release(had_token=False)
     assert (one.in_flight, one.queued) == (0, 0)
-    other.admit(2)
+    other.acquire(2)
 
 
-def test_looking_and_taking_is_one_step(tmp_path: Path) -> None:
-    """Two workers that look at the same moment must not both find the last place free."""
-    SharedState.create(tmp_path, 1)
-    workers = SharedState.attach(tmp_path, 0, 1)
+def test_slots_are_queued_until_their_first_token() -> None:
+    limit = limit_of(3)
+    slots = limit.acquire(3)
+    slots.first_token()
+    assert (limit.in_flight, limit.queued) == (3, 2)
+    slots.release(had_token=True)
+    slots.release(had_token=False)
+    assert (limit.in_flight, limit.queued) == (1, 1)
+
+
+def test_slots_of_several_limits_are_acquired_all_or_none() -> None:
+    workers = SharedState.single_process()
+    model, server = limit_of(10, workers), limit_of(2, workers, counter="in_flight")
+    acquire_slots([model, server], 2)
+    for _ in range(3):
+        with pytest.raises(PipelineError):
+            acquire_slots([model, server], 1)
+    assert [(limit.in_flight, limit.queued) for limit in (model, server)] == [(2, 2), (2, 2)]
+
+
+def test_check_and_acquisition_are_one_step(tmp_path: Path) -> None:
+    """Two workers that check at the same moment must not both get the last slot."""
     held: list[bool] = []
-
-    @contextmanager
-    def lock() -> Iterator[None]:
-        held.append(True)
-        yield
-        held.clear()
-
-    places = ConcurrencyLimit(1, workers, "in_flight m")
-    counter = places._in_flight_of_all
     seen: list[tuple[str, bool]] = []
 
-    class Watched:
+    class WatchedCounter(SharedCounter):
+        def __init__(self, counter: SharedCounter) -> None:
+            self._counter = counter
+
         @property
         def total(self) -> int:
-            seen.append(("look", bool(held)))
-            return counter.total
+            seen.append(("check", bool(held)))
+            return self._counter.total
 
         def add(self, amount: int) -> None:
-            seen.append(("take", bool(held)))
-            counter.add(amount)
+            seen.append(("acquire", bool(held)))
+            self._counter.add(amount)
 
-    workers.lock = lock  # type: ignore[method-assign]
-    places._in_flight_of_all = Watched()  # type: ignore[assignment]
-    places.admit(1)
-    assert seen == [("look", True), ("take", True)]
+    class WatchedState(SharedState):
+        @contextmanager
+        def lock(self) -> Iterator[None]:
+            held.append(True)
+            yield
+            held.pop()
+
+        def counter(self, name: str) -> SharedCounter:
+            return WatchedCounter(super().counter(name))
+
+    SharedState.create(tmp_path, 1)
+    limit_of(1, WatchedState.attach(tmp_path, 0, 1)).acquire(1)
+    assert seen == [("check", True), ("acquire", True)]
 
 
-def test_the_wait_follows_the_models_own_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_delay_follows_the_limits_own_throughput() -> None:
     now_s = 100.0
-    monkeypatch.setattr(
-        "frontend.generation.concurrency.RetryAfterEstimator", lambda: RetryAfterEstimator(clock=lambda: now_s)
+    limit = ConcurrencyLimit(
+        2,
+        SharedState.single_process(),
+        "in_flight m",
+        scope_label="This model",
+        create_estimator=lambda: RetryAfterEstimator(clock=lambda: now_s),
     )
-    places = ConcurrencyLimit(2, SharedState.single_process(), "in_flight m", owner=" of this model")
-    places.admit(2)
+    slots = limit.acquire(2)
     for _ in range(2):  # one ends every 8 s
         now_s += 8.0
-        places.choice_ended(had_token=False)
-        places.admit(1)
+        slots.release(had_token=False)
+        limit.acquire(1)
     with pytest.raises(PipelineError) as caught:
-        places.admit(1)
+        limit.acquire(1)
     assert caught.value.retry_after_s == 8.0
-    assert "of this model" in caught.value.message
+    assert caught.value.message == (
+        "This model is at its limit of 2 concurrent completions. Retry after the delay in the Retry-After header."
+    )
 
 
-def test_without_a_limit_everything_is_let_in() -> None:
-    places = ConcurrencyLimit(None, SharedState.single_process(), "in_flight m")
-    places.admit(10_000)
-    assert places.in_flight == 10_000
+def test_retry_delay_grows_with_the_missing_slots_and_the_earlier_rejections() -> None:
+    now_s = 100.0
+    limit = ConcurrencyLimit(
+        4,
+        SharedState.single_process(),
+        "in_flight",
+        scope_label="This server",
+        create_estimator=lambda: RetryAfterEstimator(clock=lambda: now_s),
+    )
+    slots = limit.acquire(4)
+    for _ in range(4):  # one ends every 5 s
+        now_s += 5.0
+        slots.release(had_token=False)
+        limit.acquire(1)
+    delays_s = []
+    for choices in (1, 1, 3):
+        with pytest.raises(PipelineError) as rejection:
+            limit.acquire(choices)
+        delays_s.append(rejection.value.retry_after_s)
+    assert delays_s == [5.0, 10.0, 25.0]
+
+
+def test_without_a_limit_everything_is_admitted() -> None:
+    limit = limit_of(None)
+    limit.acquire(10_000)
+    assert limit.in_flight == 10_000

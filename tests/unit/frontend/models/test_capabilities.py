@@ -14,7 +14,7 @@ from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.deployment import DeployedModel, ModelKind
 
-CPU = FakeGenerator().description
+CPU = FakeGenerator().model_info
 
 
 def of(kind: ModelKind, facts: ModelInfo | None) -> dict[str, Any]:

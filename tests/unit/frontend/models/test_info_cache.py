@@ -29,7 +29,7 @@ class Engine(FakeGenerator):
         await self.gate.wait()
         if self.error is not None:
             raise PipelineError(self.error, "no")
-        return self.description
+        return self.model_info
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 async def test_an_answer_is_good_for_a_while(now: list[float]) -> None:
     engine = Engine()
     facts = ModelInfoCache(engine)
-    assert [await facts.read() for _ in range(3)] == [engine.description] * 3
+    assert [await facts.read() for _ in range(3)] == [engine.model_info] * 3
     assert engine.questions == 1
     now[0] += 31
     await facts.read()
@@ -69,7 +69,7 @@ async def test_after_a_failure_it_is_asked_again_soon_but_not_each_time(now: lis
     assert engine.questions == 1
     engine.error = None
     now[0] += 3
-    assert await facts.read() == engine.description
+    assert await facts.read() == engine.model_info
 
 
 async def test_a_question_that_is_never_answered_does_not_keep_others_from_being_asked(now: list[float]) -> None:
@@ -81,5 +81,5 @@ async def test_a_question_that_is_never_answered_does_not_keep_others_from_being
     lost, engine.gate = engine.gate, asyncio.Event()
     engine.gate.set()
     now[0] += 31
-    assert await facts.read() == engine.description
+    assert await facts.read() == engine.model_info
     lost.set()

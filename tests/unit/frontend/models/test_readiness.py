@@ -1,14 +1,14 @@
-"""Ready means that the model has answered with text, and still can."""
+"""Readiness: a model is ready after a warm-up probe that returned text, while Triton can be reached."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 
-import pytest
 from structlog.testing import capture_logs
 
 from frontend.backends.fake import FakeGenerator, forever
+from frontend.backends.warm_up import WarmUpTimeouts
 from frontend.models.readiness import Readiness
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
@@ -23,7 +23,7 @@ async def is_not_ready(app: Running) -> bool:
     return not await is_ready(app)
 
 
-async def test_down_at_the_start_and_up_later() -> None:
+async def test_model_that_is_down_at_the_start_becomes_ready() -> None:
     generator = FakeGenerator()
     generator.is_up = False
     async with in_process(generator) as app:
@@ -38,7 +38,7 @@ async def test_down_at_the_start_and_up_later() -> None:
         assert (await app.complete()).status_code == 200
 
 
-async def test_an_empty_warm_up_is_not_ready() -> None:
+async def test_warm_up_probe_without_text_is_not_ready() -> None:
     generator = FakeGenerator()
     generator.warm_up_text = ""
     generator.is_up = False
@@ -49,7 +49,7 @@ async def test_an_empty_warm_up_is_not_ready() -> None:
         await until(lambda: is_ready(app))
 
 
-async def test_triton_goes_away_and_comes_back() -> None:
+async def test_readiness_follows_triton() -> None:
     async with in_process() as app:
         app.generator.is_up = False
         await until(lambda: is_not_ready(app))
@@ -57,7 +57,7 @@ async def test_triton_goes_away_and_comes_back() -> None:
         await until(lambda: is_ready(app))
 
 
-async def test_an_engine_error_is_a_reason_to_look() -> None:
+async def test_engine_error_triggers_a_warm_up_probe() -> None:
     async with in_process(health_check_interval_s=60) as app:
         app.generator.warm_up_text = ""
         app.generator.script = lambda _: [PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")]
@@ -65,21 +65,21 @@ async def test_an_engine_error_is_a_reason_to_look() -> None:
         await until(lambda: is_not_ready(app))
 
 
-async def test_an_idle_engine_is_tried_again() -> None:
+async def test_idle_engine_is_probed_again() -> None:
     async with in_process(idle_probe_interval_s=0.1) as app:
         app.generator.warm_up_text = ""
         await until(lambda: is_not_ready(app))
 
 
-async def test_a_bad_request_is_refused_even_when_not_ready() -> None:
+async def test_invalid_request_is_a_400_even_when_not_ready() -> None:
     generator = FakeGenerator()
     generator.is_up = False
     async with in_process(generator) as app:
         assert (await app.complete(max_tokens=0)).status_code == 400
 
 
-async def test_answers_without_a_token_are_a_proof_of_life() -> None:
-    """A prompt that is only scored (`max_tokens: 0` with `echo`) gets an answer, and no token."""
+async def test_chunks_without_a_token_postpone_the_idle_probe() -> None:
+    """A prompt that is only scored (`max_tokens: 0` with `echo`) gets a chunk without a token."""
     scored = TextChunk("Hi", 0, prompt_tokens=5, finish_reason=FinishReason.LENGTH)
     async with in_process(FakeGenerator(lambda _: [scored]), idle_probe_interval_s=60) as app:
         (model,) = app.dependencies.models
@@ -88,8 +88,8 @@ async def test_answers_without_a_token_are_a_proof_of_life() -> None:
         assert model.readiness.last_chunk_s > 0
 
 
-async def test_the_log_names_the_model() -> None:
-    readiness = Readiness(FakeGenerator(), model="org/large", check_s=60, idle_s=60)
+async def test_log_names_the_model() -> None:
+    readiness = Readiness(FakeGenerator(), model="org/large", check_interval_s=60, idle_probe_interval_s=60)
     with capture_logs() as logs:
         watch = asyncio.create_task(readiness.watch())
         await until(lambda: readiness.is_ready)
@@ -98,23 +98,23 @@ async def test_the_log_names_the_model() -> None:
     assert {"event": "ready", "model": "org/large", "log_level": "info"} in logs
 
 
-async def test_the_watch_can_be_cancelled_in_the_moment_of_a_doubt() -> None:
-    """wait_for before Python 3.12 loses a cancellation that comes together with its result."""
-    readiness = Readiness(FakeGenerator(), check_s=60, idle_s=60)
+async def test_watch_can_be_cancelled_when_a_probe_is_requested() -> None:
+    """wait_for before Python 3.12 loses a cancellation that arrives at the same moment as its result."""
+    readiness = Readiness(FakeGenerator(), check_interval_s=60, idle_probe_interval_s=60)
     watch = asyncio.create_task(readiness.watch())
     await until(lambda: readiness.is_ready)
     await asyncio.sleep(0)
-    readiness.doubt()
+    readiness.request_probe()
     watch.cancel()
     await asyncio.wait({watch}, timeout=2)
     assert watch.cancelled()
 
 
-async def test_what_waits_for_a_triton_that_is_gone_ends() -> None:
-    """A Triton that hangs closes no connection: without this, its requests would wait for their deadline."""
+async def test_requests_of_an_unresponsive_triton_fail() -> None:
+    """A Triton that hangs closes no connection: its requests would otherwise wait for their deadline."""
     async with in_process(FakeGenerator(forever()), triton_unresponsive_timeout_s=0.2) as app:
         request = asyncio.create_task(app.complete())
-        await until(lambda: bool(app.generator.asked))
+        await until(lambda: bool(app.generator.requests))
         app.generator.is_up = False
         answer = await asyncio.wait_for(request, 5)
         assert answer.status_code == 503
@@ -122,17 +122,19 @@ async def test_what_waits_for_a_triton_that_is_gone_ends() -> None:
         assert await app.metric('completions_cancelled_total{model="tiny",reason="triton_lost"}') == 1
 
 
-async def test_a_triton_that_goes_away_during_a_warm_up_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frontend.models.readiness._LOOK_DURING_WARM_UP_S", 0.02)
-    monkeypatch.setattr("frontend.models.readiness._WARM_UP_TIMEOUT_S", 1000.0)
-
+async def test_losing_triton_during_a_warm_up_probe_ends_readiness() -> None:
     class Hanging(FakeGenerator):
         async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
             await asyncio.Event().wait()
             yield TextChunk("", 0)
 
     generator = Hanging()
-    readiness = Readiness(generator, check_s=60, idle_s=0)
+    readiness = Readiness(
+        generator,
+        check_interval_s=60,
+        idle_probe_interval_s=0,
+        warm_up_timeouts=WarmUpTimeouts(timeout_s=1000, check_interval_s=0.02),
+    )
     readiness.is_ready = True
     watch = asyncio.create_task(readiness.watch())
     await asyncio.sleep(0)

@@ -96,7 +96,7 @@ async def test_each_name_reaches_its_own_model(tmp_path: Path) -> None:
         for name in ("org/large", "large", ADAPTER):
             answer = await app.complete(name, max_tokens=1)
             assert (answer.status_code, answer.json()["model"]) == (200, name)
-        assert [len(generator.asked) for generator in app.generators.values()] == [2, 1]
+        assert [len(generator.requests) for generator in app.generators.values()] == [2, 1]
         unknown = await app.complete("org/other")
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
 
@@ -107,9 +107,9 @@ async def test_defaults_are_the_models_own(tmp_path: Path) -> None:
         await app.complete("large")
         await app.complete(ADAPTER)
         await app.complete(ADAPTER, temperature=1, max_tokens=3)
-        large, adapter = (generator.asked for generator in app.generators.values())
+        large, adapter = (generator.requests for generator in app.generators.values())
         assert (large[0].temperature, large[0].max_tokens) == (None, None)
-        assert [(asked.temperature, asked.max_tokens) for asked in adapter] == [(0.25, 2), (1.0, 3)]
+        assert [(sent.temperature, sent.max_tokens) for sent in adapter] == [(0.25, 2), (1.0, 3)]
 
 
 @pytest.mark.usefixtures("open_to_all")
@@ -126,7 +126,7 @@ async def test_what_is_beyond_a_models_limits_is_a_400(tmp_path: Path, fields: d
     async with several(tmp_path) as app:
         answer = await app.complete(ADAPTER, **fields)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-        assert "limit of this model" in answer.json()["error"]["message"]
+        assert "this model allows at most" in answer.json()["error"]["message"]
         assert (await app.complete("large", **fields)).status_code == 200
 
 
@@ -241,6 +241,6 @@ def test_a_models_kind_says_which_adapter_it_gets(tmp_path: Path) -> None:
     path.write_text(
         '[[models]]\nname = "ours"\n[[models]]\nname = "theirs"\nkind = "inflight_batcher_llm"\ntriton = "a:1"\n'
     )
-    settings, listener = make_settings(deployment=path), Metrics().endpoints.of_model("ours")
+    settings, listener = make_settings(deployment=path), Metrics().endpoints_of_model("ours")
     found = [create_generator(model, settings, listener) for model in Deployment.load(path).models]
     assert [type(generator) for generator in found] == [TritonGenerator, InflightBatcherGenerator]

@@ -89,14 +89,15 @@ def test_a_stopped_worker_does_not_stop_the_others_and_a_dead_one_frees_the_lock
 
 
 def test_the_limit_of_choices_in_flight_is_that_of_all_workers(pair: list[SharedState]) -> None:
-    one, other = (Admission(3, workers) for workers in pair)
-    one.admit(2)
+    one, other = (Admission(3, workers).limit for workers in pair)
+    slots = one.acquire(2)
     with pytest.raises(PipelineError) as caught:
-        other.admit(2)
+        other.acquire(2)
     assert caught.value.code is ErrorCode.QUEUE_FULL
-    other.admit(1)
-    one.choice_ended(had_token=True)
-    other.admit(1)
+    other.acquire(1)
+    slots.first_token()
+    slots.release(had_token=True)
+    other.acquire(1)
     assert (one.in_flight, other.in_flight) == (1, 2)
 
 

@@ -51,21 +51,21 @@ async def test_the_fields_reach_the_engine(running: Running) -> None:
         "user": "somebody",
     }
     assert (await running.complete(**fields)).status_code == 200
-    (asked,) = running.generator.asked
-    assert asked.suffix == "end"
-    assert asked.num_logprobs == 3
-    assert (asked.frequency_penalty, asked.presence_penalty, asked.repetition_penalty) == (0.5, -0.5, 1.1)
-    assert (asked.logit_bias, asked.bad_words) == (((5, 1.0),), ("x",))
-    assert (asked.min_tokens, asked.ignore_eos, asked.stop_token_ids) == (1, True, (3,))
-    assert (asked.truncate_prompt_tokens, asked.add_special_tokens, asked.priority) == (9, False, -1)
-    assert not asked.return_logprob_values
+    (sent,) = running.generator.requests
+    assert sent.suffix == "end"
+    assert sent.num_logprobs == 3
+    assert (sent.frequency_penalty, sent.presence_penalty, sent.repetition_penalty) == (0.5, -0.5, 1.1)
+    assert (sent.logit_bias, sent.bad_words) == (((5, 1.0),), ("x",))
+    assert (sent.min_tokens, sent.ignore_eos, sent.stop_token_ids) == (1, True, (3,))
+    assert (sent.truncate_prompt_tokens, sent.add_special_tokens, sent.priority) == (9, False, -1)
+    assert not sent.return_logprob_values
 
 
 async def test_a_client_that_left_everything_out_asks_for_nothing(running: Running) -> None:
     await running.complete(echo=False, logprobs=None, suffix="", user="", best_of=1)
-    (asked,) = running.generator.asked
-    neutral = CompletionParameters(request_key=asked.request_key, request_id=asked.request_id, prompt_text="Hi")
-    assert asked == neutral
+    (sent,) = running.generator.requests
+    neutral = CompletionParameters(request_key=sent.request_key, request_id=sent.request_id, prompt_text="Hi")
+    assert sent == neutral
 
 
 # --- best_of ---------------------------------------------------------------------------------------------------------
@@ -95,14 +95,14 @@ async def test_best_of_gives_the_highest_log_prob_per_token_first(running: Runni
 async def test_best_of_n_ranks_nothing(running: Running) -> None:
     answer = (await running.complete(n=2, best_of=2)).json()
     assert len(answer["choices"]) == 2
-    assert not any(asked.return_logprob_values for asked in running.generator.asked)
+    assert not any(sent.return_logprob_values for sent in running.generator.requests)
 
 
 async def test_best_of_without_log_probs_is_refused_by_name(running: Running) -> None:
-    running.generator.description = replace(running.generator.description, capabilities=CAPABILITIES["scripted"])
+    running.generator.model_info = replace(running.generator.model_info, capabilities=CAPABILITIES["scripted"])
     answer = await running.complete(best_of=2)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "best_of")
-    assert running.generator.asked == []
+    assert running.generator.requests == []
 
 
 async def test_a_server_that_begins_to_drain_during_that_check_refuses(running: Running) -> None:
@@ -110,12 +110,12 @@ async def test_a_server_that_begins_to_drain_during_that_check_refuses(running: 
 
     async def describe() -> ModelInfo:
         services.admission.is_draining = True
-        return FakeGenerator().description
+        return FakeGenerator().model_info
 
     running.generator.get_model_info = describe  # type: ignore[method-assign]
     answer = await running.complete(best_of=2)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
-    assert running.generator.asked == []
+    assert running.generator.requests == []
 
 
 # --- What is known of the model --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A client that does not read costs bounded memory for a bounded time. On real sockets."""
+"""A client that does not read its response uses bounded memory for a bounded time. On real sockets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import orjson
 import pytest
 
 from frontend.backends.fake import FakeGenerator
-from frontend.generation import completion_run as run
-from frontend.generation.completion_run import merge_chunks
+from frontend.generation.completion_run import RunLimits, merge_chunks
 from llm_pipeline.protocol.messages import FinishReason, TextChunk
 from tests.support.app import KEY, MODEL, Running, real_server, until
 
 
-async def open_deaf_client(app: Running, receive_buffer: int = 4096, **fields: object) -> socket.socket:
+async def open_client_that_does_not_read(app: Running, receive_buffer: int = 4096, **fields: object) -> socket.socket:
     """Sends a request and reads nothing."""
     host, port = app.client.base_url.host, app.client.base_url.port
     client = socket.socket()
@@ -39,7 +38,7 @@ def is_reset(client: socket.socket) -> bool:
         return False
     except ConnectionResetError:
         return True
-    raise AssertionError("a polite end")
+    raise AssertionError("closed instead of reset")
 
 
 def endless(size: int) -> Iterator[TextChunk]:
@@ -50,11 +49,11 @@ def endless(size: int) -> Iterator[TextChunk]:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_does_not_read_is_cut_off(stream: bool) -> None:
+async def test_client_that_does_not_read_is_disconnected(stream: bool) -> None:
     big = TextChunk("x" * 8_000_000, 1)
     script = [big, asyncio.Event()] if stream else [big, TextChunk("", 1, None, 1, FinishReason.LENGTH)]
     async with real_server(FakeGenerator(lambda _: script), client_write_timeout_s=0.3) as app:
-        client = await open_deaf_client(app, stream=stream)
+        client = await open_client_that_does_not_read(app, stream=stream)
         assert app.server is not None
         await until(lambda: app.server.server_state.connections != set())
         await until(lambda: _metric_is(app, "completions_slow_readers_total", 1))
@@ -67,11 +66,11 @@ async def _metric_is(app: Running, name: str, value: float) -> bool:
     return await app.metric(name) == value
 
 
-async def test_a_slow_client_that_reads_on_is_not_cut_off() -> None:
+async def test_slow_client_that_keeps_reading_is_not_disconnected() -> None:
     text = "x" * 3_000_000
     script = [TextChunk(text, 1, None, 1), TextChunk("", 1, None, 1, FinishReason.LENGTH)]
     async with real_server(FakeGenerator(lambda _: script), client_write_timeout_s=1.0) as app:
-        client = await open_deaf_client(app, 2**17, stream=True)
+        client = await open_client_that_does_not_read(app, 2**17, stream=True)
         loop, got = asyncio.get_running_loop(), b""
         started_s = loop.time()
         while not got.endswith(b"0\r\n\r\n"):
@@ -85,20 +84,21 @@ async def test_a_slow_client_that_reads_on_is_not_cut_off() -> None:
         assert await app.metric("completions_slow_readers_total") == 0
 
 
-async def test_what_is_not_read_is_bounded_and_the_engine_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_MAX_UNTAKEN_CHARACTERS", 100_000)
-    async with real_server(FakeGenerator(lambda _: endless(100)), client_write_timeout_s=60) as app:
-        client = await open_deaf_client(app, stream=True)
-        await app.generator.until_stopped()
-        (running,) = app.dependencies.admission._runs
-        assert len(running._arrived) <= run._MERGE_CHUNKS
-        assert running._untaken_characters < 200_000
+async def test_unread_text_is_bounded_and_the_request_is_cancelled() -> None:
+    limits = RunLimits(max_untaken_characters=100_000)
+    generator = FakeGenerator(lambda _: endless(100))
+    async with real_server(generator, run_limits=limits, client_write_timeout_s=60) as app:
+        client = await open_client_that_does_not_read(app, stream=True)
+        await app.generator.until_cancelled()
+        (running,) = app.dependencies.admission.runs
+        assert running.untaken_chunks <= limits.merge_chunks
+        assert running.untaken_characters < 200_000
         assert await app.metric('completions_cancelled_total{model="tiny",reason="slow_reader"}') == 1
         client.close()
         await until(lambda: app.dependencies.admission.in_flight == 0)
 
 
-def test_merged_chunks_say_what_they_said_one_by_one() -> None:
+def test_merged_chunks_equal_their_sum() -> None:
     parts = [
         TextChunk("a", 1, (1,), 5),
         TextChunk("", 2, (2,)),
@@ -109,7 +109,7 @@ def test_merged_chunks_say_what_they_said_one_by_one() -> None:
     assert merge_chunks(parts[:1]) == parts[0]
 
 
-def test_merged_chunks_keep_their_log_probs() -> None:
+def test_merged_chunks_keep_their_logprobs() -> None:
     def piece(token: str, offset: int) -> bytes:
         return orjson.dumps(
             {"tokens": [token], "token_logprobs": [-1.0], "top_logprobs": [{token: -1.0}], "text_offset": [offset]}

@@ -133,7 +133,7 @@ async def test_a_failing_choice_stops_the_others() -> None:
             await anext(lines)
             gate.set()
             rest = [line async for line in lines if line]
-        await app.generator.until_stopped()
+        await app.generator.until_cancelled()
     assert '"code":"internal_error"' in rest[0]
     assert rest[-1] == "data: [DONE]"
 
@@ -141,7 +141,7 @@ async def test_a_failing_choice_stops_the_others() -> None:
 async def test_the_deadline_ends_a_stream_with_an_event() -> None:
     async with real_server(FakeGenerator(forever())) as app:
         answer = await app.client.post("/v1/completions", json=_streaming(), headers={"x-request-timeout-s": "0.2"})
-        await app.generator.until_stopped()
+        await app.generator.until_cancelled()
     assert answer.status_code == 200
     assert '"code":"deadline_exceeded"' in answer.text
     assert answer.text.endswith("data: [DONE]\n\n")

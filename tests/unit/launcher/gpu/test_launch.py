@@ -1,39 +1,16 @@
-"""The command lines of Triton on one and more GPUs, and what is refused before them."""
+"""Command lines of Triton on one and several GPUs, and the combinations that are rejected."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher.gpu import launch as multi_gpu
-from launcher.gpu.launch import LaunchError, LaunchSettings, Mode, choose_mode, command, read_world_size
+from launcher.gpu.launch import LaunchError, LaunchSettings, Mode, choose_mode, command, main, read_world_size
 from llm_pipeline.runtime.settings import PipelineSettings
-
-MAPPING = {"world_size": 2, "gpus_per_node": 8, "tp_size": 2, "pp_size": 1, "cp_size": 1, "moe_tp_size": 2}
-
-
-def make_engine(directory: Path, mapping: dict[str, Any] | None = None, ranks: int = 2) -> Path:
-    """The files of an engine, as far as the launcher looks at them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    config = {
-        "version": "1.2.1",
-        "pretrained_config": {"vocab_size": 100, "mapping": MAPPING if mapping is None else mapping},
-        "build_config": {"max_batch_size": 4, "max_seq_len": 64, "max_num_tokens": 64},
-    }
-    (directory / "config.json").write_text(json.dumps(config))
-    for rank in range(ranks):
-        (directory / f"rank{rank}.engine").touch()
-    return directory
-
-
-@pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in LaunchSettings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
+from tests.support.trtllm_engine import MAPPING, make_engine
 
 
 def make_settings(**changed: Any) -> LaunchSettings:
@@ -77,17 +54,17 @@ WORKING = [
 MPIRUN = ["mpirun", "--bind-to", "none", "--oversubscribe", "--tag-output"]
 
 
-def test_one_gpu_is_tritonserver_alone() -> None:
+def test_single_mode_runs_tritonserver_itself() -> None:
     assert command(make_settings(), "single", 1) == SERVING
 
 
-def test_leader_mode_is_one_mpirun_with_a_context_for_each_rank() -> None:
+def test_leader_mode_runs_mpirun_with_a_context_for_each_rank() -> None:
     one, two = [*any_rank(1), *WORKING], [*any_rank(2), *WORKING]
     expected = [*MPIRUN, "-n", "1", *SERVING, ":", "-n", "1", *one, ":", "-n", "1", *two]
     assert command(make_settings(), "leader", 3) == expected
 
 
-def test_orchestrator_mode_is_one_server_that_keeps_off_the_workers_gpus() -> None:
+def test_orchestrator_mode_runs_one_server_that_leaves_gpu_memory_to_the_workers() -> None:
     assert command(make_settings(), "orchestrator", 2) == [
         *MPIRUN,
         "-x",
@@ -102,19 +79,19 @@ def test_orchestrator_mode_is_one_server_that_keeps_off_the_workers_gpus() -> No
     ]
 
 
-def test_the_orchestrator_keeps_off_every_gpu_that_the_server_has() -> None:
+def test_orchestrator_leaves_the_memory_of_every_gpu_to_the_workers() -> None:
     line = command(make_settings(gpu_count=4), "orchestrator", 2)
     assert [part for part in line if "cuda-memory-pool" in part][-1] == "--cuda-memory-pool-byte-size=3:0"
 
 
-def test_decode_knows_the_variable_that_tells_it_of_the_orchestrator() -> None:
+def test_decode_reads_the_variable_that_orchestrator_mode_sets() -> None:
     line = command(make_settings(), "orchestrator", 2)
     name, _, value = line[line.index("-x") + 1].partition("=")
-    told = PipelineSettings(engine_dir=Path("/engine"), **{name.lower(): value})
-    assert getattr(told, name.lower()) == "orchestrator"
+    settings = PipelineSettings(engine_dir=Path("/engine"), **{name.lower(): value})
+    assert getattr(settings, name.lower()) == "orchestrator"
 
 
-def test_every_setting_of_the_server_reaches_every_rank() -> None:
+def test_server_settings_reach_every_rank() -> None:
     changed = {
         "triton_backends": Path("/backends"),
         "triton_exit_timeout_s": 7,
@@ -132,7 +109,7 @@ def test_every_setting_of_the_server_reaches_every_rank() -> None:
     assert all("_9_rank" in prefix for prefix in prefixes)  # and two stacks on one machine differ too
 
 
-def test_only_the_serving_rank_listens() -> None:
+def test_only_rank_0_listens() -> None:
     settings = make_settings(triton_host="0.0.0.0", triton_http_port=1, triton_grpc_port=2, triton_metrics_port=3)
     first, second = " ".join(command(settings, "leader", 2)).split(" : ")
     for service, port in (("http", 1), ("grpc", 2), ("metrics", 3)):
@@ -144,7 +121,7 @@ def test_only_the_serving_rank_listens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "world_size", "chosen"),
+    ("requested", "world_size", "chosen"),
     [
         ("auto", 1, "single"),
         ("auto", 2, "leader"),
@@ -155,12 +132,12 @@ def test_only_the_serving_rank_listens() -> None:
         ("orchestrator", 4, "orchestrator"),
     ],
 )
-def test_the_mode_follows_from_the_setting_and_the_engine(asked: str, world_size: int, chosen: Mode) -> None:
-    assert choose_mode(make_settings(launch_mode=asked), world_size) == chosen
+def test_mode_follows_from_setting_and_engine(requested: str, world_size: int, chosen: Mode) -> None:
+    assert choose_mode(make_settings(launch_mode=requested), world_size) == chosen
 
 
-def test_one_server_on_one_gpu_can_t_hold_an_engine_for_two() -> None:
-    with pytest.raises(LaunchError, match="is for 2 GPUs, and LAUNCH_MODE=single"):
+def test_single_mode_rejects_an_engine_for_two_gpus() -> None:
+    with pytest.raises(LaunchError, match="is for 2 GPUs; LAUNCH_MODE=single"):
         choose_mode(make_settings(launch_mode="single"), 2)
 
 
@@ -176,14 +153,14 @@ def test_one_server_on_one_gpu_can_t_hold_an_engine_for_two() -> None:
         ("orchestrator", 2, 1, False),
     ],
 )
-def test_an_engine_for_another_number_of_gpus_is_refused(
+def test_engine_for_another_number_of_gpus_is_rejected(
     mode: str, world_size: int, gpu_count: int, is_fine: bool
 ) -> None:
     settings = make_settings(launch_mode=mode, gpu_count=gpu_count)
     if is_fine:
         choose_mode(settings, world_size)
         return
-    with pytest.raises(LaunchError, match=rf"built for {world_size} GPUs, and this server has {gpu_count} \(GPU_COUNT"):
+    with pytest.raises(LaunchError, match=rf"built for {world_size} GPUs; this server has {gpu_count} \(GPU_COUNT"):
         choose_mode(settings, world_size)
 
 
@@ -211,7 +188,7 @@ def test_an_engine_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "said"),
-    [(1, r"Missing: rank1\.engine; not its own: none"), (3, r"Missing: none; not its own: rank2\.engine")],
+    [(1, r"Missing: rank1\.engine; unexpected: none"), (3, r"Missing: none; unexpected: rank2\.engine")],
 )
 def test_an_engine_without_exactly_its_ranks_is_refused(tmp_path: Path, ranks: int, said: str) -> None:
     with pytest.raises(LaunchError, match=said):
@@ -234,13 +211,13 @@ def test_a_config_that_trtllm_build_has_not_written_is_refused(tmp_path: Path, c
 # --- The program -----------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_prints_what_a_shell_can_run(
+def test_dry_run_prints_shell_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = make_engine(tmp_path / "an engine")
     monkeypatch.setenv("ENGINE_DIR", str(engine))
     monkeypatch.setenv("MODEL_REPOSITORY", "/my models")
-    assert multi_gpu.main(["--dry-run"]) == 0
+    assert main(["--dry-run"]) == 0
     printed = capsys.readouterr().out
     settings = LaunchSettings(engine_dir=engine, model_repository=Path("/my models"))
     read = subprocess.run(["sh", "-c", f"printf '%s\\n' {printed}"], stdout=subprocess.PIPE, text=True, check=True)
@@ -248,7 +225,7 @@ def test_a_dry_run_prints_what_a_shell_can_run(
 
 
 @pytest.mark.parametrize(("ranks", "setting"), [(1, "TRITONSERVER"), (2, "MPIRUN")])
-def test_a_missing_program_is_told_with_its_setting(
+def test_missing_program_is_reported_with_its_setting(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -259,13 +236,15 @@ def test_a_missing_program_is_told_with_its_setting(
     monkeypatch.setenv("ENGINE_DIR", str(make_engine(tmp_path / "engine", mapping, ranks)))
     monkeypatch.setenv(setting, str(tmp_path / "nothing"))
     monkeypatch.setattr("launcher.gpu.server_group.signal.signal", lambda *_arguments: None)
-    assert multi_gpu.main([]) == 1
-    assert f"nothing can't be run ({setting})" in capsys.readouterr().err
+    assert main([]) == 1
+    assert f"nothing ({setting}) cannot be run" in capsys.readouterr().err
 
 
-def test_bad_settings_are_told_all_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings_are_reported_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("LAUNCH_MODE", "both")
-    assert multi_gpu.main([]) == 2
-    said = capsys.readouterr().err
-    assert "LAUNCH_MODE" in said
-    assert "ENGINE_DIR" in said
+    assert main([]) == 2
+    errors = capsys.readouterr().err
+    assert "LAUNCH_MODE" in errors
+    assert "ENGINE_DIR" in errors

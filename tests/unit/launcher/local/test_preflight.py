@@ -1,21 +1,23 @@
-"""Checks before a start: each finding names what is wrong and how to mend it, and all are told at once."""
+"""Checks before a start: each finding names the problem and the remedy, and all are reported together."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
-from benchmarks.systems.servers import free_ports
 from launcher import check_python
-from launcher.local import preflight as checks
-from launcher.local.preflight import PreflightError, run_preflight
+from launcher.local.errors import PreflightError
+from launcher.local.preflight import run_preflight
+from launcher.ports import free_ports
 from launcher.settings import StackSettings
 
 MIB = 2**20
@@ -23,7 +25,7 @@ MIB = 2**20
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StackSettings:
-    """Settings of a stack that could start, on ports that nobody uses."""
+    """Settings of a stack that could start, on free ports."""
     for name in StackSettings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     names = ("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port")
@@ -39,7 +41,7 @@ def busy_port() -> Iterator[int]:
 
 
 def set_memory(monkeypatch: pytest.MonkeyPatch, *, mib: int) -> None:
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=mib * MIB))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=mib * MIB))
 
 
 def findings(settings: StackSettings, **changed: Any) -> str:
@@ -48,50 +50,48 @@ def findings(settings: StackSettings, **changed: Any) -> str:
     return str(caught.value)
 
 
-def test_tensorrt_llm_needs_an_engine_of_its_own(settings: StackSettings) -> None:
+def test_tensorrt_llm_requires_an_engine_dir(settings: StackSettings) -> None:
     assert "ENGINE_DIR" in findings(settings, executor="tensorrt_llm")
     run_preflight(settings.model_copy(update={"executor": "tensorrt_llm", "engine_dir": Path("an engine")}))
 
 
-def test_a_machine_that_has_everything_passes(settings: StackSettings) -> None:
+def test_machine_that_meets_every_requirement_passes(settings: StackSettings) -> None:
     run_preflight(settings)
 
 
 @pytest.mark.parametrize("name", ["PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT"])
-def test_a_busy_port_is_named_with_the_setting_that_changes_it(
-    settings: StackSettings, busy_port: int, name: str
-) -> None:
-    said = findings(settings, **{name.lower(): busy_port})
-    assert f"Port {busy_port} ({name}) is in use" in said
-    assert f"`make serve {name}=...`" in said
+def test_busy_port_is_named_with_its_setting(settings: StackSettings, busy_port: int, name: str) -> None:
+    message = findings(settings, **{name.lower(): busy_port})
+    assert f"Port {busy_port} ({name}) is in use" in message
+    assert f"`make serve {name}=...`" in message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may listen on every port")
-def test_a_privileged_port_is_not_called_busy(settings: StackSettings) -> None:
-    assert "needs privileges" in findings(settings, port=1)
+def test_privileged_port_is_not_reported_as_busy(settings: StackSettings) -> None:
+    assert "needs root privileges" in findings(settings, port=1)
 
 
-def test_two_equal_ports_are_told_with_all_four(settings: StackSettings) -> None:
-    said = findings(settings, triton_http_port=settings.port)
-    assert "Two of the ports are the same" in said
-    assert f"PORT={settings.port}, TRITON_HTTP_PORT={settings.port}" in said
+def test_two_equal_ports_are_reported_with_all_four(settings: StackSettings) -> None:
+    message = findings(settings, triton_http_port=settings.port)
+    assert "Two of the ports are the same" in message
+    assert f"PORT={settings.port}, TRITON_HTTP_PORT={settings.port}" in message
 
 
-def test_all_findings_are_told_at_once(
+def test_all_findings_are_reported_together(
     settings: StackSettings, busy_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_memory(monkeypatch, mib=100)
-    said = findings(settings, port=busy_port)
-    assert len(said.splitlines()) == 2
+    message = findings(settings, port=busy_port)
+    assert len(message.splitlines()) == 2
 
 
-def test_a_python_without_its_shared_library_is_told_how_to_get_one(
+def test_python_without_libpython_gets_the_install_command(
     settings: StackSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check_python, "libpython", lambda: None)
-    said = findings(settings)
-    assert "libpython" in said
-    assert "make serve PYTHON=" in said
+    message = findings(settings)
+    assert "libpython" in message
+    assert "make serve PYTHON=" in message
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_python_without_its_shared_library_is_told_how_to_get_one(
         ("scripted", 1.0, 400, False),
     ],
 )
-def test_memory_is_needed_for_the_executor_and_its_cache(
+def test_required_memory_depends_on_executor_and_kv_cache(
     settings: StackSettings,
     monkeypatch: pytest.MonkeyPatch,
     executor: str,
@@ -115,7 +115,7 @@ def test_memory_is_needed_for_the_executor_and_its_cache(
     available_mib: int,
     is_enough: bool,
 ) -> None:
-    """The message proposes a smaller CPU_KV_CACHE_GIB, so that must help."""
+    """The message proposes a lower CPU_KV_CACHE_GIB, which therefore has to help."""
     set_memory(monkeypatch, mib=available_mib)
     settings = settings.model_copy(update={"executor": executor, "cpu_kv_cache_gib": kv_cache_gib})
     if is_enough:
@@ -124,7 +124,7 @@ def test_memory_is_needed_for_the_executor_and_its_cache(
         assert f"{available_mib} MiB of memory are free" in findings(settings)
 
 
-def test_without_an_f32_copy_less_memory_will_do(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_less_memory_is_required_without_the_f32_copy(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     set_memory(monkeypatch, mib=2500)
     assert "CPU_F32_COPY_MIB=0" in findings(settings)
     run_preflight(settings.model_copy(update={"cpu_f32_copy_mib": 0}))
@@ -137,7 +137,7 @@ def deployed(folder: Path, models: int, lines: str = "") -> Path:
 
 
 @pytest.mark.parametrize(("available_mib", "is_enough"), [(8900, False), (9000, True)])
-def test_three_models_share_triton_and_the_front_end(
+def test_models_share_the_memory_of_triton_and_front_end(
     settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, available_mib: int, is_enough: bool
 ) -> None:
     set_memory(monkeypatch, mib=available_mib)
@@ -150,10 +150,10 @@ def test_three_models_share_triton_and_the_front_end(
         assert f"{available_mib} MiB of memory are free" in findings(settings)
 
 
-def test_memory_is_needed_for_the_weights_of_an_engine(
+def test_required_memory_includes_the_weights(
     settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A file of that length without that much on the disk."""
+    """The weights are sparse files of the right length."""
     set_memory(monkeypatch, mib=8000)
     with (tmp_path / "model.safetensors").open("wb") as weights:
         weights.truncate(1024 * MIB)
@@ -164,36 +164,34 @@ def test_memory_is_needed_for_the_weights_of_an_engine(
 
 
 @pytest.mark.parametrize(("models", "is_enough"), [(1, True), (3, True), (4, False)])
-def test_every_model_has_stubs_that_need_shared_memory(
+def test_required_shared_memory_grows_with_each_model(
     settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: int, is_enough: bool
 ) -> None:
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=96 * MIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=96 * MIB))
     settings = settings.model_copy(update={"executor": "scripted", "deployment": deployed(tmp_path, models)})
     if is_enough:
         run_preflight(settings)
     else:
-        assert "/dev/shm has 96 MiB free and Triton's Python backend needs 112" in findings(settings)
+        assert "/dev/shm has 96 MiB free; Triton's Python backend needs 112 MiB" in findings(settings)
 
 
-def test_too_little_shared_memory_is_told(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * MIB))
+def test_too_little_shared_memory_is_reported(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * MIB))
     assert "/dev/shm has 10 MiB free" in findings(settings)
 
 
-def test_missing_shared_memory_is_told(
-    settings: StackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(checks, "_SHARED_MEMORY", tmp_path / "nothing")
-    assert "/dev/shm is missing" in findings(settings)
+def test_missing_shared_memory_is_reported(settings: StackSettings, tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="/dev/shm is missing"):
+        run_preflight(settings, shared_memory=tmp_path / "nothing")
 
 
-def test_another_processor_is_told(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processor_architecture_is_reported(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert "not for linux on aarch64" in findings(settings)
 
 
 @pytest.mark.parametrize(("version", "is_fine"), [("2.34", False), ("2.35", True), ("2.39", True), ("3.0", True)])
-def test_an_old_glibc_is_told(
+def test_old_glibc_is_reported(
     settings: StackSettings, monkeypatch: pytest.MonkeyPatch, version: str, is_fine: bool
 ) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", version))
@@ -203,8 +201,8 @@ def test_an_old_glibc_is_told(
         assert f"this system has {version}" in findings(settings)
 
 
-def test_a_port_is_tried_on_the_address_that_it_is_for(settings: StackSettings) -> None:
-    """Something may listen on all addresses, or on another one than loopback."""
+def test_port_is_checked_on_the_address_that_will_listen(settings: StackSettings) -> None:
+    """The port may be busy on all addresses, or only on one other than loopback."""
     with socket.create_server(("127.0.0.2", 0)) as server:
         port = server.getsockname()[1]
         assert f"Port {port} (PORT) is in use" in findings(settings, host="127.0.0.2", port=port)
@@ -213,5 +211,5 @@ def test_a_port_is_tried_on_the_address_that_it_is_for(settings: StackSettings) 
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host"], ids=["another machine's", "no address"])
-def test_an_address_that_is_not_ours_is_named(settings: StackSettings, host: str) -> None:
-    assert f"{host} (HOST) is no address of this machine" in findings(settings, host=host)
+def test_foreign_or_invalid_host_is_reported(settings: StackSettings, host: str) -> None:
+    assert f"HOST={host} is not an address of this machine" in findings(settings, host=host)

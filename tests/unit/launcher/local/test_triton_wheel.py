@@ -1,4 +1,4 @@
-"""The tritonserver of the wheel: put together once, and started on loopback only."""
+"""The tritonserver of the wheel: backends assembled once per interpreter, and a server on loopback only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.local import triton_wheel as triton_server
-from launcher.local.preflight import PreflightError
+from launcher.local import triton_wheel
+from launcher.local.errors import PreflightError
 from launcher.settings import StackSettings
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -18,8 +18,8 @@ STUB = "triton_python_backend_stub"
 
 
 @pytest.fixture
-def server_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A server as the wheel has it, only smaller."""
+def server_root(tmp_path: Path) -> Path:
+    """The layout of the wheel's server, with tiny files."""
     root = tmp_path / "tritonserver"
     backend = root / "backends" / "python"
     (backend / "__pycache__").mkdir(parents=True)
@@ -28,7 +28,6 @@ def server_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stub.parent.mkdir(parents=True)
     stub.write_bytes(b"stub")
     stub.chmod(0o755)
-    monkeypatch.setattr(triton_server, "_server_root", lambda: root)
     return root
 
 
@@ -36,103 +35,99 @@ def contents(backends: Path) -> set[str]:
     return {path.relative_to(backends).as_posix() for path in backends.rglob("*")}
 
 
-@pytest.mark.usefixtures("server_root")
-def test_the_stub_of_this_python_stands_beside_the_backends_library(tmp_path: Path) -> None:
-    backends = triton_server.prepare_backends(tmp_path / "run")
+def test_backends_contain_the_stub_of_this_python(tmp_path: Path, server_root: Path) -> None:
+    backends = triton_wheel.prepare_backends(tmp_path / "run", server_root)
     assert contents(backends) == {"python", "python/libtriton_python.so", f"python/{STUB}"}
     assert (backends / "python" / STUB).stat().st_mode & 0o100
     assert PYTHON in backends.name
 
 
-def test_what_is_there_is_used_again(tmp_path: Path, server_root: Path) -> None:
-    first = triton_server.prepare_backends(tmp_path / "run")
+def test_existing_backends_are_reused(tmp_path: Path, server_root: Path) -> None:
+    first = triton_wheel.prepare_backends(tmp_path / "run", server_root)
     (server_root / "backends" / "python" / "libtriton_python.so").unlink()
-    assert triton_server.prepare_backends(tmp_path / "run") == first
+    assert triton_wheel.prepare_backends(tmp_path / "run", server_root) == first
     assert len(contents(first)) == 3
 
 
-@pytest.mark.usefixtures("server_root")
-def test_starts_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
-    found: list[Path] = []
-    together = threading.Barrier(4)
+def test_concurrent_starts_assemble_the_same_folder(tmp_path: Path, server_root: Path) -> None:
+    folders: list[Path] = []
+    barrier = threading.Barrier(4)
 
     def start() -> None:
-        together.wait(10)
-        found.append(triton_server.prepare_backends(tmp_path / "run"))
+        barrier.wait(10)
+        folders.append(triton_wheel.prepare_backends(tmp_path / "run", server_root))
 
     threads = [threading.Thread(target=start) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert len(found) == 4
-    assert len(set(found)) == 1
-    assert len(contents(found[0])) == 3
-    assert [path.name for path in found[0].parent.iterdir()] == [found[0].name]  # no drafts are left
+    assert len(folders) == 4
+    assert len(set(folders)) == 1
+    assert len(contents(folders[0])) == 3
+    assert [path.name for path in folders[0].parent.iterdir()] == [folders[0].name]  # no drafts are left
 
 
-def test_a_failed_preparation_is_an_error_and_leaves_no_draft(tmp_path: Path, server_root: Path) -> None:
+def test_failed_preparation_raises_and_leaves_no_draft(tmp_path: Path, server_root: Path) -> None:
     (server_root / "backends" / "python" / "libtriton_python.so").unlink()
     (server_root / "backends" / "python" / "libtriton_python.so").symlink_to("nowhere")
     with pytest.raises(OSError, match="libtriton_python"):
-        triton_server.prepare_backends(tmp_path / "run")
+        triton_wheel.prepare_backends(tmp_path / "run", server_root)
     assert list((tmp_path / "run" / "triton").iterdir()) == []
 
 
-def test_a_python_that_the_wheel_has_no_stub_for_is_told(tmp_path: Path, server_root: Path) -> None:
+def test_python_without_a_stub_in_the_wheel_is_reported(tmp_path: Path, server_root: Path) -> None:
     (server_root / "python_backend_stubs" / PYTHON / STUB).unlink()
     with pytest.raises(PreflightError, match=r"3\.10, 3\.11 or 3\.12"):
-        triton_server.prepare_backends(tmp_path / "run")
+        triton_wheel.prepare_backends(tmp_path / "run", server_root)
 
 
-def test_a_missing_wheel_is_told_how_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_server, "_WHEEL", "a-wheel-that-nobody-has")
+def test_missing_wheel_is_reported_with_the_install_command() -> None:
     with pytest.raises(PreflightError, match="make install"):
-        triton_server.prepare_backends(tmp_path / "run")
+        triton_wheel.find_server_root("a-wheel-that-does-not-exist")
 
 
-def test_the_real_wheel_holds_what_is_taken_from_it() -> None:
-    root = triton_server._server_root()
+def test_installed_wheel_contains_server_library_and_stub() -> None:
+    root = triton_wheel.find_server_root()
     assert (root / "bin" / "tritonserver").is_file()
     assert (root / "backends" / "python" / "libtriton_python.so").is_file()
     assert (root / "python_backend_stubs" / PYTHON / STUB).is_file()
 
 
-def test_the_server_listens_on_loopback_only_and_on_the_ports_of_the_settings() -> None:
+def test_server_listens_on_loopback_and_the_configured_ports() -> None:
     settings = StackSettings(triton_http_port=1111, triton_grpc_port=2222, triton_metrics_port=3333)
-    command = triton_server.command(settings, Path("/backends"))
+    command = triton_wheel.command(settings, Path("/backends"))
     for service, port in (("http", 1111), ("grpc", 2222), ("metrics", 3333)):
         assert f"--{service}-address=127.0.0.1" in command
         assert f"--{service}-port={port}" in command
 
 
-def test_two_servers_on_one_machine_do_not_share_names_in_shared_memory() -> None:
-    prefixes = {triton_server.new_shared_memory_prefix(StackSettings()) for _ in range(2)}
+def test_two_servers_use_different_shared_memory_names() -> None:
+    prefixes = {triton_wheel.new_shared_memory_prefix(StackSettings()) for _ in range(2)}
     assert len(prefixes) == 2
     for prefix in prefixes:
-        command = triton_server.command(StackSettings(), Path("/backends"), shared_memory_prefix=prefix)
+        command = triton_wheel.command(StackSettings(), Path("/backends"), shared_memory_prefix=prefix)
         assert f"--backend-config=python,shm-region-prefix-name={prefix}" in command
 
 
 def test_regions_of_this_launcher_alone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_server, "_SHARED_MEMORY", tmp_path)
-    ours, others = (triton_server.new_shared_memory_prefix(StackSettings()) for _ in range(2))
-    for name in (f"{ours}1", f"{ours}2", f"{others}1", "psm_of_somebody"):
+    ours, others = (triton_wheel.new_shared_memory_prefix(StackSettings()) for _ in range(2))
+    for name in (f"{ours}1", f"{ours}2", f"{others}1", "psm_of_another_program"):
         (tmp_path / name).touch()
-    triton_server.remove_shared_memory(ours)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{others}1", "psm_of_somebody"])
+    triton_wheel.remove_shared_memory(ours, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{others}1", "psm_of_another_program"])
 
 
-def test_the_stubs_python_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stubs_run_this_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/somewhere")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/inherited")
-    environment = triton_server.environment(StackSettings(executor="scripted"), Path("/engine"))
+    environment = triton_wheel.environment(StackSettings(executor="scripted"), Path("/engine"))
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/somewhere"
     assert environment["LD_LIBRARY_PATH"].startswith(str(metadata.distribution("nvidia-pytriton").locate_file("")))
     assert environment["LD_LIBRARY_PATH"].endswith(":/inherited")
     assert (environment["ENGINE_DIR"], environment["EXECUTOR"]) == ("/engine", "scripted")
 
 
-def test_the_clients_key_is_not_given_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_key_is_not_passed_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "secret")
-    assert "API_KEY" not in triton_server.environment(StackSettings(), Path("/engine"))
+    assert "API_KEY" not in triton_wheel.environment(StackSettings(), Path("/engine"))

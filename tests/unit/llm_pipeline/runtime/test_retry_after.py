@@ -30,51 +30,51 @@ def rate(clock: Clock) -> RetryAfterEstimator:
 def complete(rate: RetryAfterEstimator, clock: Clock, count: int, period_s: float) -> None:
     for _ in range(count):
         clock.now_s += period_s
-        rate.ended()
+        rate.completed()
 
 
 def test_the_wait_is_the_missing_places_over_the_pace(rate: RetryAfterEstimator, clock: Clock) -> None:
-    rate.works(True)
+    rate.set_busy(True)
     complete(rate, clock, 10, 2.0)
-    assert rate.wait_s(3) == pytest.approx(6.0)
+    assert rate.estimate_s(3) == pytest.approx(6.0)
 
 
 def test_who_is_refused_later_comes_back_later(rate: RetryAfterEstimator, clock: Clock) -> None:
-    rate.works(True)
+    rate.set_busy(True)
     complete(rate, clock, 10, 2.0)
-    assert [rate.wait_s(1) for _ in range(3)] == pytest.approx([2.0, 4.0, 6.0])
+    assert [rate.estimate_s(1) for _ in range(3)] == pytest.approx([2.0, 4.0, 6.0])
     clock.now_s += 3.0  # one of them may have come back
     complete(rate, clock, 1, 0.0)
-    assert rate.wait_s(1) > 4.0
+    assert rate.estimate_s(1) > 4.0
 
 
 def test_time_without_work_does_not_count(rate: RetryAfterEstimator, clock: Clock) -> None:
-    rate.works(True)
+    rate.set_busy(True)
     complete(rate, clock, 10, 2.0)
-    rate.works(False)
+    rate.set_busy(False)
     clock.now_s += 10_000
-    rate.works(True)
-    assert rate.wait_s(3) == pytest.approx(6.0)
+    rate.set_busy(True)
+    assert rate.estimate_s(3) == pytest.approx(6.0)
 
 
 def test_what_was_long_ago_does_not_count(rate: RetryAfterEstimator, clock: Clock) -> None:
-    rate.works(True)
+    rate.set_busy(True)
     complete(rate, clock, 100, 0.1)
     complete(rate, clock, 10, 5.0)
-    assert rate.wait_s(2) == pytest.approx(10.0, rel=0.2)
+    assert rate.estimate_s(2) == pytest.approx(10.0, rel=0.2)
 
 
 def test_before_the_first_completion_the_work_so_far_tells(rate: RetryAfterEstimator, clock: Clock) -> None:
-    rate.works(True)
-    assert rate.wait_s(1) == SHORTEST_S
+    rate.set_busy(True)
+    assert rate.estimate_s(1) == SHORTEST_S
     clock.now_s += 10
-    assert 10.0 <= rate.wait_s(1) <= 20.0
+    assert 10.0 <= rate.estimate_s(1) <= 20.0
 
 
 def test_many_completions_do_not_make_it_forget_the_window(rate: RetryAfterEstimator, clock: Clock) -> None:
-    rate.works(True)
+    rate.set_busy(True)
     complete(rate, clock, 5000, 0.001)
-    assert rate.wait_s(4000) == pytest.approx(4.0, rel=0.01)
+    assert rate.estimate_s(4000) == pytest.approx(4.0, rel=0.01)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["end", "busy", "idle", "ask"]), st.floats(0, 1000)), max_size=60))
@@ -84,8 +84,8 @@ def test_the_wait_is_always_within_its_bounds(events: list[tuple[str, float]]) -
     for event, pause_s in events:
         clock.now_s += pause_s
         if event == "end":
-            rate.ended()
+            rate.completed()
         elif event == "ask":
-            assert SHORTEST_S <= rate.wait_s(1) <= LONGEST_S
+            assert SHORTEST_S <= rate.estimate_s(1) <= LONGEST_S
         else:
-            rate.works(event == "busy")
+            rate.set_busy(event == "busy")

@@ -1,4 +1,4 @@
-"""decode waits while postprocess is behind, and never for ever."""
+"""Decode waits while postprocess lags, but never forever."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ SHORT_S = 0.05
 
 @pytest.fixture
 def window() -> Iterator[SendWindow]:
-    window = SendWindow(size=2, patience_s=LONG_S)
+    window = SendWindow(size=2, ack_timeout_s=LONG_S)
     yield window
     window.close()
 
 
 @pytest.fixture
-def reports() -> Iterator[AckSender]:
-    reports = AckSender()
-    yield reports
-    reports.close()
+def acks() -> Iterator[AckSender]:
+    acks = AckSender()
+    yield acks
+    acks.close()
 
 
-def test_a_full_window_waits_for_a_report(window: SendWindow, reports: AckSender) -> None:
+def test_a_full_window_waits_for_an_ack(window: SendWindow, acks: AckSender) -> None:
     entered = threading.Event()
     window.enter()
     window.enter()
     with ThreadPoolExecutor(1) as pool:
         third = pool.submit(lambda: (window.enter(), entered.set()))
         assert not entered.wait(SHORT_S)
-        reports.send([window.address])
+        acks.send([window.address])
         third.result(timeout=LONG_S / 2)
 
 
-def test_one_report_stands_for_all_chunks_of_a_batch(window: SendWindow, reports: AckSender) -> None:
+def test_one_ack_covers_all_chunks_of_a_batch(window: SendWindow, acks: AckSender) -> None:
     for _ in range(100):
         window.enter()
         window.enter()
-        reports.send([window.address, window.address])
+        acks.send([window.address, window.address])
 
 
-def test_two_windows_do_not_share_reports(window: SendWindow, reports: AckSender) -> None:
-    other, entered = SendWindow(size=1, patience_s=LONG_S), threading.Event()
+def test_two_windows_do_not_share_acks(window: SendWindow, acks: AckSender) -> None:
+    other, entered = SendWindow(size=1, ack_timeout_s=LONG_S), threading.Event()
     other.enter()
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(lambda: (other.enter(), entered.set()))
-        reports.send([window.address])
+        acks.send([window.address])
         assert not entered.wait(SHORT_S)
-        reports.send([other.address])
+        acks.send([other.address])
         second.result(timeout=LONG_S / 2)
     other.close()
 
 
-def test_chunks_that_never_reach_postprocess_keep_nobody_waiting() -> None:
-    """Those of a request that Triton cancelled, now and then: each ages out before they fill the window."""
+def test_chunks_that_never_reach_postprocess_time_out() -> None:
+    """Triton drops the chunks of a request that it has cancelled; each times out before they fill the window."""
     now = 0.0
-    window = SendWindow(size=2, patience_s=LONG_S, clock=lambda: now)
+    window = SendWindow(size=2, ack_timeout_s=LONG_S, clock=lambda: now)
     done = threading.Event()
 
     def send_ten() -> None:
@@ -77,9 +77,9 @@ def test_chunks_that_never_reach_postprocess_keep_nobody_waiting() -> None:
     window.close()
 
 
-def test_lost_reports_do_not_hold_chunks_back_for_ever() -> None:
-    """As when postprocess died."""
-    window = SendWindow(size=3, patience_s=SHORT_S)
+def test_lost_acks_do_not_hold_chunks_back_forever() -> None:
+    """As when postprocess has died."""
+    window = SendWindow(size=3, ack_timeout_s=SHORT_S)
     done = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: ([window.enter() for _ in range(9)], done.set()))
@@ -87,12 +87,12 @@ def test_lost_reports_do_not_hold_chunks_back_for_ever() -> None:
     window.close()
 
 
-def test_a_report_to_a_window_that_is_gone_is_lost_without_an_error(reports: AckSender) -> None:
+def test_an_ack_to_a_closed_window_is_dropped_without_an_error(acks: AckSender) -> None:
     window = SendWindow()
     window.close()
-    reports.send([window.address, "never there", "x" * 1000, "\ud800"])
+    acks.send([window.address, "unknown", "x" * 1000, "\ud800"])
 
 
-def test_reports_that_nobody_reads_do_not_block(window: SendWindow, reports: AckSender) -> None:
+def test_unread_acks_do_not_block(window: SendWindow, acks: AckSender) -> None:
     for _ in range(10_000):
-        reports.send([window.address])
+        acks.send([window.address])

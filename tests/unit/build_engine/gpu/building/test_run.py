@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from build_engine.cpu.verify import file_problems
+from build_engine.artifact.file_checks import file_problems
 from build_engine.errors import BuildEngineError, EngineRefusedError
-from build_engine.gpu.building.run import can_build, inspect_machine, run_plan
+from build_engine.gpu.building.run import inspect_machine, run_plan
 from build_engine.gpu.building.timing_cache import private_timings
-from build_engine.gpu.nvml import NvmlGpu
-from build_engine.gpu.planning.gpus import GPUS
+from build_engine.gpu.installation import can_build
 from build_engine.gpu.planning.model_config import read_model_config
 from build_engine.gpu.planning.planner import Plan, PlanRequest, make_plan
 from build_engine.progress import SilentProgress
+from build_engine.targets.gpus import GPUS
+from build_engine.targets.nvml import NvmlGpu
 from llm_pipeline.engine_files.manifest import Calibration, EngineManifest, GpuBuild
 from tests.fakes.tensorrt_llm_build import H100, Machine, write_model
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from build_engine.gpu.planning.gpus import GPUS, Gpu
 from build_engine.gpu.planning.model_config import ModelConfig
 from build_engine.gpu.planning.planner import make_plan
+from build_engine.targets.gpus import GPUS, Gpu
 from tests.support.plan_requests import MODELS, plan_for, request_for
 
 LLAMA = MODELS["llama-3.1-8b"]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from build_engine.errors import EngineRefusedError
 from build_engine.gpu.building.convert import _parser
 from build_engine.gpu.planning.model_config import parse_model_config, read_model_config
-from build_engine.gpu.planning.plan_output import plan_json
+from build_engine.gpu.planning.plan_json import plan_json
 from build_engine.gpu.planning.planner import PlanRequest, make_plan
 from tests.support.plan_requests import MODELS, plan_for, plan_requests, request_for
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build_engine.artifact.checks import Outcome
-from build_engine.gpu.planning.precisions import KV_PRECISIONS, PRECISIONS
 from build_engine.gpu.verification.accuracy import (
     THRESHOLDS,
     Gate,
@@ -19,6 +18,7 @@ from build_engine.gpu.verification.accuracy import (
     perplexity_check,
     threshold_for,
 )
+from build_engine.targets.precisions import KV_PRECISIONS, PRECISIONS
 
 TOKENS = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=5)
 

@@ -11,13 +11,13 @@ import pytest
 
 from build_engine.cli import app as cli
 from build_engine.gpu.building.run import inspect_machine, run_plan
-from build_engine.gpu.nvml import NvmlGpu, PynvmlNvml
-from build_engine.gpu.planning.gpus import GPUS
 from build_engine.gpu.planning.model_config import read_model_config
 from build_engine.gpu.planning.planner import PlanRequest, make_plan
 from build_engine.progress import SilentProgress
+from build_engine.targets.gpus import GPUS
+from build_engine.targets.nvml import NvmlGpu, PynvmlNvml
 from llm_pipeline.engine_files.manifest import EngineFile, EngineManifest, sha256_of
-from tests.fakes.tensorrt_llm_build import Machine, write_model
+from tests.fakes.tensorrt_llm_build import Machine, uninstall, write_model
 
 GOOD, FAILED, INCOMPLETE = 0, 1, 4
 
@@ -59,10 +59,6 @@ def change_config(engine_dir: Path, section: str, **values: Any) -> None:
     manifest.model_copy(update={"files": {**manifest.files, path.name: entry}}).save(engine_dir)
 
 
-def without_tensorrt_llm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("build_engine.gpu.verification.target_checks.importlib.util.find_spec", lambda name: None)
-
-
 def test_a_good_engine_is_loaded_and_compared_with_its_source(engine: Path, model_dir: Path, verify: Any) -> None:
     status, checks = verify(engine, "--model", model_dir)
     assert status == GOOD
@@ -72,9 +68,9 @@ def test_a_good_engine_is_loaded_and_compared_with_its_source(engine: Path, mode
 
 
 def test_without_tensorrt_llm_files_and_limits_are_checked_and_the_rest_is_named(
-    engine: Path, model_dir: Path, verify: Any, monkeypatch: pytest.MonkeyPatch
+    engine: Path, tmp_path: Path, model_dir: Path, verify: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_tensorrt_llm(monkeypatch)
+    uninstall(tmp_path, monkeypatch)
     status, checks = verify(engine, "--model", model_dir)
     assert status == INCOMPLETE
     assert checks["rank2.engine"]["outcome"] == "pass"
@@ -202,9 +198,9 @@ def test_a_missing_rank_fails(engine: Path, verify: Any) -> None:
 
 
 def test_the_table_says_what_was_not_checked(
-    engine: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    without_tensorrt_llm(monkeypatch)
+    uninstall(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["build_engine", "verify", str(engine)])
     with pytest.raises(SystemExit):
         cli.main()

@@ -1,0 +1,60 @@
+"""Waits until every model of a starting stack answers; reports why a process has ended instead."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Sequence
+
+import httpx
+
+from launcher.local.errors import StartCancelledError, StartError
+from launcher.local.processes import ChildProcess
+
+_POLL_PERIOD_S = 0.1
+# An engine that cannot be loaded raises one of these in decode; Triton quotes it among many lines of its own.
+_ENGINE_ERROR = re.compile(r"(?:ManifestError|EngineStartError): ([^\"\\]+)")
+
+
+def wait_until_ready(
+    base_url: str,
+    models: Sequence[str],
+    children: Sequence[ChildProcess],
+    *,
+    timeout_s: float,
+    cancelled: threading.Event,
+) -> None:
+    """Returns when /health/ready has confirmed each model.
+
+    Raises StartError if a child exits or the timeout passes, StartCancelledError if `cancelled` is set.
+    """
+    deadline = time.monotonic() + timeout_s
+    pending = list(models)
+    with httpx.Client(timeout=5, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            for child in children:
+                if not child.is_alive:
+                    raise StartError(f"{child.name} exited during startup. {_log_tail(child)}")
+            try:
+                while pending and _is_ready(client, base_url, pending[0]):
+                    pending.pop(0)
+            except httpx.TransportError:
+                pass  # not listening yet
+            if not pending:
+                return
+            if cancelled.wait(_POLL_PERIOD_S):
+                raise StartCancelledError
+    tails = "\n".join(_log_tail(child) for child in children)
+    raise StartError(f"{pending[0]} did not answer within {timeout_s:.0f} s (START_TIMEOUT_S).\n{tails}")
+
+
+def _is_ready(client: httpx.Client, base_url: str, model: str) -> bool:
+    return client.get(f"{base_url}/health/ready", params={"model": model}).status_code == httpx.codes.OK
+
+
+def _log_tail(child: ChildProcess) -> str:
+    """Returns the engine's error, if the log contains one, and the last lines, which may be about something else."""
+    error = _ENGINE_ERROR.search(child.last_lines(200))
+    reason = f"{error[1]}\n" if error else ""
+    return f"{reason}The end of {child.log_path}:\n{child.last_lines()}"

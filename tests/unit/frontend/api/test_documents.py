@@ -1,0 +1,59 @@
+"""The models, schemas and documentation that the server publishes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from frontend.api.schema_documents import DOCUMENTS
+from tests.support.app import KEY, MODEL, Running, in_process
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+async def test_schema_documents_are_valid(running: Running, name: str) -> None:
+    response = await running.client.get(f"/openai/schemas/{name}.json")
+    schema = response.json()
+    Draft202012Validator.check_schema(schema)
+    assert schema["$id"] == str(response.url)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields"),
+    [
+        ("POST", "/v1/completions", {"model": MODEL, "prompt": "Hi"}),
+        ("POST", "/v1/completions", {"model": MODEL, "prompt": ["a", "b"], "return_tokens_as_token_ids": True}),
+        ("POST", "/v1/completions", {"model": "other", "prompt": "Hi"}),
+        ("POST", "/v1/completions", {}),
+        ("GET", "/openai/v1/models", None),
+        ("GET", f"/v1/models/{MODEL}", None),
+        ("GET", "/health/nothing", None),
+    ],
+)
+async def test_bodies_validate_against_the_schema_they_name(
+    running: Running, method: str, path: str, fields: object
+) -> None:
+    body = (await running.client.request(method, path, json=fields)).json()
+    schema = (await running.client.get(body["$schema"])).json()
+    Draft202012Validator(schema).validate(body)
+
+
+async def test_models_lists_aliases_with_their_root() -> None:
+    async with in_process(model_aliases="a,org/b") as app:
+        found = (await app.client.get("/v1/models")).json()["data"]
+        assert [(model["id"], model["root"]) for model in found] == [(MODEL, MODEL), ("a", MODEL), ("org/b", MODEL)]
+        assert (await app.client.get("/openai/v1/models/org/b")).json()["id"] == "org/b"
+
+
+async def test_docs_page_loads_no_external_resources(running: Running) -> None:
+    page = (await running.client.get("/docs", headers={"authorization": ""})).text
+    assert "/openai/v1/completions" in page
+    assert re.findall(r"(?:src|@import|<link)[^>]*", page) == []
+    assert re.findall(r'href="([^"]*)"', page) == ["/openai/openapi.json"]
+
+
+async def test_public_documents_contain_no_api_key(running: Running) -> None:
+    for path in ("/metrics", "/openai/openapi.json", "/docs", "/health", "/openai/schemas/Error.json"):
+        assert KEY not in (await running.client.get(path)).text
