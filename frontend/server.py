@@ -23,7 +23,7 @@ from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import configure_logging
 from frontend.response.slow_clients import SlowClientMonitor
 from frontend.settings import FrontendSettings
-from llm_pipeline.runtime.deployment import DeploymentError
+from llm_pipeline.runtime.deployment_errors import DeploymentError
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 
 log = structlog.get_logger(__name__)

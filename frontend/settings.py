@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, HttpUrl, model_validator
 from pydantic_settings import NoDecode
 from typing_extensions import Self
 
+from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL
-from llm_pipeline.runtime.deployment import Executor
 from llm_pipeline.runtime.program_settings import ProgramSettings
 
 MIB = 1024 * 1024
@@ -76,7 +76,7 @@ class FrontendSettings(ProgramSettings):
         (), description="Additional names of the model, comma separated"
     )
     engine_dir: Path | None = Field(None, description="Engine directory, for the limits in /v1/models")
-    executor: Executor | None = Field(None, description="Executor of the engine, for /v1/models")
+    executor: ExecutorName | None = Field(None, description="Executor of the engine, for /v1/models")
     max_model_len: int | None = Field(
         None, ge=2, description="Context length in tokens for /v1/models, if the engine's manifest cannot be read"
     )

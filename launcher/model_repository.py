@@ -19,7 +19,8 @@ from typing import Any
 
 from launcher.settings import REPOSITORY_ROOT
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, STAGE_MODELS, stage_model
-from llm_pipeline.runtime.deployment import DeployedModel, Deployment, DeploymentError
+from llm_pipeline.runtime.deployment import DeployedModel, Deployment
+from llm_pipeline.runtime.deployment_errors import DeploymentError
 
 _CONFIG = "config.pbtxt"
 # Marks a folder as rendered here, so that it may be replaced. Triton ignores files at this level.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
+from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.runtime.program_settings import ProgramSettings
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,7 @@ class StackSettings(ProgramSettings):
         description="TOML file of several models (docs/models.md), used instead of MODEL_NAME and ENGINE_DIR",
     )
     model_name: str = Field("smollm2-135m-instruct", description="Name under which the model is served")
-    executor: Literal["cpu", "tensorrt_llm", "scripted"] = Field(
+    executor: ExecutorName = Field(
         "cpu", description="What generates the tokens: `cpu`, `tensorrt_llm` or `scripted`"
     )
     cpu_kv_cache_gib: float = Field(1.0, gt=0, description="cpu: size of the KV cache in GiB")

@@ -1,13 +1,18 @@
-"""The JSON Schemas of what goes in and out: served under /openai/schemas/ and used by the OpenAPI document."""
+"""The JSON Schemas of requests and responses, served under /openai/schemas/ and used by the OpenAPI document."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
+from frontend.models.capabilities import ENSEMBLE_ONLY
 from frontend.request.schemas import CompletionRequest
+from llm_pipeline.protocol.capabilities import Capabilities
 from llm_pipeline.protocol.errors import ERRORS, ErrorCode
+from llm_pipeline.protocol.executor_names import ExecutorName
+from llm_pipeline.protocol.fields import SAMPLING_EXTENSIONS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SCHEMA_URL: dict[str, Any] = {"format": "uri", "examples": ["https://example.com/openai/schemas/Completion.json"]}
@@ -19,21 +24,23 @@ def _tidy(schema: dict[str, Any]) -> None:
 
 
 class _Document(BaseModel):
-    """These models only describe: answers are built by hand (sse.py, answer.py, errors.py) and tested against them."""
+    """Documents a response. Responses are built by hand for speed, and tests validate them against these schemas."""
 
     model_config = ConfigDict(json_schema_extra=_tidy)
 
 
 class Usage(_Document):
-    """Token counts; all of them are real."""
+    """Token counts."""
 
-    prompt_tokens: int = Field(ge=0, description="Tokens of the prompts as the model saw them")
-    completion_tokens: int = Field(ge=0, description="Tokens made, those of a stop string and the end included")
-    total_tokens: int = Field(ge=0, description="The sum of both")
+    prompt_tokens: int = Field(ge=0, description="Tokens of the prompts")
+    completion_tokens: int = Field(
+        ge=0, description="Generated tokens, including those of a stop string and the end token"
+    )
+    total_tokens: int = Field(ge=0, description="Sum of both")
 
 
 class LogProbs(_Document):
-    """Of each token of the text; the four lists are equally long. A chunk of a stream holds its own part."""
+    """Logprobs of the tokens of the text; the four lists have the same length. A chunk of a stream has its own part."""
 
     tokens: list[str] = Field(
         description="The tokens as text; `bytes:\\xe2\\x80` for a part of a character, `token_id:N` with "
@@ -44,7 +51,7 @@ class LogProbs(_Document):
         "filters; null for the first token of a prompt"
     )
     top_logprobs: list[dict[str, float] | None] = Field(
-        description="The most likely tokens at each place, and the token itself if it is none of them"
+        description="The most likely tokens at each position, and the token itself if it is not among them"
     )
     text_offset: list[int] = Field(description="Where each token begins, in characters of the choice's whole text")
 
@@ -52,10 +59,10 @@ class LogProbs(_Document):
 class CompletionChoice(_Document):
     """One completion of one prompt."""
 
-    index: int = Field(ge=0, description="Prompts in order, n choices for each")
-    text: str = Field(description="The completion; with echo, the prompt in front of it")
+    index: int = Field(ge=0, description="Position in the list: prompts in order, n choices for each")
+    text: str = Field(description="The completion; with echo, the prompt precedes it")
     finish_reason: Literal["stop", "length"] = Field(
-        description="stop: a stop string or the model's own end; length: the token limit"
+        description="stop: a stop string or an end token; length: the token limit"
     )
     logprobs: LogProbs | None = Field(description="With logprobs; null without")
     token_ids: list[int] = Field(
@@ -68,10 +75,10 @@ class CompletionChoice(_Document):
 class Completion(_Document):
     """A finished completion."""
 
-    id: str = Field(pattern="^cmpl-", description="Differs for every request")
+    id: str = Field(pattern="^cmpl-", description="Unique for each request")
     object: Literal["text_completion"] = Field(description="The object type, which is always 'text_completion'")
     created: int = Field(description="The Unix timestamp (in seconds) of when the request was accepted")
-    model: str = Field(description="The model used for the completion, by the name that was asked for")
+    model: str = Field(description="The model used for the completion, under the name in the request")
     choices: list[CompletionChoice] = Field(description="The list of completion choices, by index")
     usage: Usage = Field(description="Usage statistics for the completion request")
     schema_url: str = Field(
@@ -80,100 +87,103 @@ class Completion(_Document):
 
 
 class ErrorObject(_Document):
-    """What the OpenAI clients read."""
+    """The error in OpenAI's format."""
 
-    message: str = Field(description="What was wrong, the limit and the fix")
+    message: str = Field(description="The cause, the limit and the action to take")
     type: str = Field(json_schema_extra={"enum": [*sorted({kind.type for kind in ERRORS.values()})]})
-    param: str | None = Field(description="The request field at fault")
+    param: str | None = Field(description="The invalid request field")
     code: str = Field(json_schema_extra={"enum": [*sorted(code.value for code in ErrorCode)]})
 
 
 class ErrorDetail(_Document):
-    """One broken rule."""
+    """One violated constraint."""
 
     message: str
-    location: str = Field(description="Path of the value at fault, such as `body.prompt[1]`")
+    location: str = Field(description="Path of the invalid value, such as `body.prompt[1]`")
 
 
 class Error(_Document):
-    """The body of every error answer; also a problem document of RFC 9457."""
+    """The body of every error response; also a problem document of RFC 9457."""
 
     error: ErrorObject
-    title: str = Field(description="The status in words")
+    title: str = Field(description="The name of the status")
     status: int = Field(ge=400, le=599, description="The HTTP status")
-    detail: str = Field(description="The same as error.message")
-    errors: list[ErrorDetail] = Field(description="Every broken rule, where there are several")
+    detail: str = Field(description="The same text as error.message")
+    errors: list[ErrorDetail] = Field(description="All violated constraints, if there are several")
     schema_url: str = Field(
         alias="$schema", description="A URL to the JSON Schema for this object", json_schema_extra={"format": "uri"}
     )
 
 
-class ModelCapabilities(_Document):
-    """What the model's engine does with a request; a field that it does not have is refused by name.
+_CAPABILITY_DESCRIPTIONS = {
+    "kind": "Whose ensemble serves the model: ours or NVIDIA's",
+    "executor": "The executor that generates the tokens; null if unknown",
+    "prompt_token_ids": "Whether prompts may be token ids",
+    "skip_special_tokens": "Whether false has an effect",
+    "add_special_tokens": "Whether false has an effect",
+    "best_of": "Whether it may be greater than `n`",
+    "logprobs": "The maximum value of `logprobs`; 0: only each token's own logprob; null: no logprobs at all",
+    "prompt_logprobs": "Whether `echo` is supported with `logprobs`",
+    "guides": "The kinds of structured output",
+}
 
-    While the engine can't be asked, only `kind`, `executor` and what depends on the kind are there; behind NVIDIA's own
-    ensemble, what it has no input for is there, too.
-    """
 
-    kind: Literal["ensemble", "inflight_batcher_llm"] = Field(description="Whose ensemble serves it: ours or NVIDIA's")
-    executor: Literal["cpu", "tensorrt_llm", "scripted"] | None = Field(
-        description="What makes the tokens; null: not known"
-    )
-    prompt_token_ids: bool = Field(description="Whether prompts may be token ids")
-    min_p: bool
-    skip_special_tokens: bool = Field(description="Whether false does something")
-    return_token_ids: bool
-    return_tokens_as_token_ids: bool
-    echo: bool
-    stop_token_ids: bool
-    truncate_prompt_tokens: bool
-    add_special_tokens: bool = Field(description="Whether false does something")
-    best_of: bool = Field(False, description="Whether it may be above `n`")
-    suffix: bool = False
-    repetition_penalty: bool = False
-    presence_penalty: bool = False
-    frequency_penalty: bool = False
-    logit_bias: bool = False
-    bad_words: bool = False
-    min_tokens: bool = False
-    priority: bool = False
-    time_limit: bool = False
-    logprobs: int | None = Field(
-        None,
-        description="The most that `logprobs` may ask for; 0 is each token's own log prob alone, null is none at all",
-    )
-    prompt_logprobs: bool = Field(False, description="Whether `echo` and `logprobs` go together")
-    guides: list[str] = Field(default_factory=list, description="What the text can be made to follow")
+def _capability(name: str, annotation: Any, default: Any = ...) -> tuple[Any, Any]:
+    return annotation, Field(default, description=_CAPABILITY_DESCRIPTIONS.get(name))
+
+
+_CAPABILITIES: dict[str, Any] = {
+    "kind": _capability("kind", Literal["ensemble", "inflight_batcher_llm"]),
+    "executor": _capability("executor", ExecutorName | None),
+    **{name: _capability(name, bool) for name in ENSEMBLE_ONLY},
+    **{name: _capability(name, bool, False) for name in ("best_of", "suffix", *SAMPLING_EXTENSIONS)},
+    **{
+        field.name: _capability(field.name, get_type_hints(Capabilities)[field.name], field.default)
+        for field in fields(Capabilities)
+        if field.name not in ("executor", "sampling", "guides")
+    },
+    "guides": (list[str], Field(default_factory=list, description=_CAPABILITY_DESCRIPTIONS["guides"])),
+}
+ModelCapabilities: Any = create_model(
+    "ModelCapabilities",
+    __base__=_Document,
+    __doc__="""What the model's engine supports. Requests with an unsupported field are rejected with its name.
+
+    While the engine is unreachable, only `kind`, `executor` and the flags that depend on the kind are present; for
+    NVIDIA's own ensemble, also the flags of fields that it has no input for.
+    """,
+    **_CAPABILITIES,
+)
 
 
 class ModelLimits(_Document):
-    """The most that one request may ask for. Null: not known to the front end."""
+    """Limits of one request. Null if unknown to the front end."""
 
-    default_max_tokens: int | None = Field(description="max_tokens of a request without; 0 fills the context")
+    default_max_tokens: int | None = Field(description="max_tokens of requests that omit it; 0 fills the context")
     max_tokens: int | None
     max_choices: int = Field(description="Prompts times n")
-    max_in_flight: int = Field(description="Choices in work at once, for everybody together; more is a 429")
+    max_in_flight: int = Field(description="Concurrent choices of all clients; more are rejected with 429")
     max_stop_strings: int
-    max_stop_characters: int = Field(description="Of one stop string")
+    max_stop_characters: int = Field(description="Length of one stop string")
     max_body_bytes: int
-    request_timeout_s: float = Field(description="Seconds that a request may take")
+    request_timeout_s: float = Field(description="Timeout of a request in seconds")
 
 
 class Model(_Document):
-    """A model that can be asked for."""
+    """A model that this server serves."""
 
-    id: str = Field(description="The name to ask for")
+    id: str = Field(description="The name to use in requests")
     object: Literal["model"]
     created: int = Field(description="Unix time in seconds at which this server started to serve it")
     owned_by: str
     root: str = Field(description="The model's own name; differs from id for an alias")
     parent: str | None = Field(description="The model that this one is an adapter or a variant of")
-    max_model_len: int | None = Field(description="Context length in tokens, prompt and completion; null: not known")
-    aliases: list[str] = Field(description="Further names of the same model")
+    max_model_len: int | None = Field(description="Context length in tokens, prompt and completion; null if unknown")
+    aliases: list[str] = Field(description="Other names of the same model")
     limits: ModelLimits
-    defaults: dict[str, float] = Field(description="What holds where a request leaves the field out, if not the API's")
-    capabilities: ModelCapabilities = Field(description="What a request may ask for, where models differ")
-    # These two are left out while the engine can't be asked.
+    defaults: dict[str, float] = Field(description="Defaults of request fields that differ from the API's")
+    capabilities: ModelCapabilities = Field(description="Request fields that not every model supports")
+    # These two are omitted while the engine is unreachable.
     vocab_size: int = Field(0, description="Token ids are below this")
     fills_in_middle: bool = Field(False, description="Whether `suffix` works")
     schema_url: str = Field(
@@ -182,7 +192,7 @@ class Model(_Document):
 
 
 class ModelList(_Document):
-    """All models that can be asked for."""
+    """All models that this server serves."""
 
     object: Literal["list"]
     data: list[Model]
@@ -201,7 +211,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
 
 
 def schema_document(name: str, url: str) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of this name, as it is served at `url`. KeyError when there is none."""
+    """The JSON Schema (2020-12) of this name, as it is served at `url`. Raises KeyError for an unknown name."""
     schema = TypeAdapter(DOCUMENTS[name]).json_schema(by_alias=True)
     return {"$schema": DIALECT, "$id": url, **schema}
 

@@ -25,8 +25,8 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
 from frontend.backends.generator import NoRoomError, UnreachableError
+from llm_pipeline.protocol.arrays import Array, TensorSpec
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.tensors import Array, TensorSpec
 
 log = structlog.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
 from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.protocol.tensors import (
     DECODE_MODEL,
-    OWNER_PARAMETER,
+    CLIENT_ID_PARAMETER,
     PREPROCESS_MODEL,
     cancel_arrays,
     describe_arrays,
@@ -41,7 +41,7 @@ class TritonGenerator:
             self._model,
             parameters_to_arrays(parameters),
             parameters.request_id,
-            parameters={OWNER_PARAMETER: self._lease.owner},
+            parameters={CLIENT_ID_PARAMETER: self._lease.owner},
         )
         with self._lease:
             async for response in self._channel.infer(request):

@@ -7,7 +7,7 @@ from typing import Any
 from frontend.models.capabilities import capabilities
 from frontend.models.registry import ServedModel
 from frontend.settings import FrontendSettings
-from llm_pipeline.protocol.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
+from llm_pipeline.protocol.fields import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from llm_pipeline.protocol.model_info import ModelInfo
 
 _OWNER = "triton-completions"

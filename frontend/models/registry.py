@@ -99,10 +99,9 @@ class ServedModel:
         choices = len(request.prompt) * request.candidates
         if choices > self.max_choices:
             raise _limit_exceeded("n" if request.candidates > 1 else "prompt", choices, "choices", self.max_choices)
-        field = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-        requested, limit = getattr(request, field), self.deployed.limits.max_tokens
+        requested, limit = request.token_limit, self.deployed.limits.max_tokens
         if requested is not None and limit is not None and requested > limit:
-            raise _limit_exceeded(field, requested, "tokens", limit)
+            raise _limit_exceeded(request.token_limit_name, requested, "tokens", limit)
 
 
 class ModelRegistry:

@@ -1,4 +1,4 @@
-"""From the bytes of a request to a valid CompletionRequest, or to an error that says what to change."""
+"""Parses and validates the body of a completion request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
-from frontend.request import unsupported_fields as known_fields
+from frontend.request import unsupported_fields
 from frontend.request.errors import Detail, RequestInvalidError
 from frontend.request.schemas import CompletionRequest, StreamOptions
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -22,7 +22,7 @@ _STREAM_FIELDS = frozenset(StreamOptions.model_fields)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The raw JSON body. PipelineError (413, 415) as soon as it is known to be too long or of another type."""
+    """The raw JSON body. Raises PipelineError (413, 415) as soon as it is too long or has another type."""
     _check_headers(request, max_bytes)
     parts, size = [], 0
     async for part in request.stream():
@@ -45,19 +45,19 @@ def _check_headers(request: Request, max_bytes: int) -> None:
 
 
 def _too_large(max_bytes: int) -> PipelineError:
-    return PipelineError(ErrorCode.REQUEST_TOO_LARGE, f"The body is larger than {max_bytes} bytes; send a smaller one.")
+    return PipelineError(ErrorCode.REQUEST_TOO_LARGE, f"The body is larger than {max_bytes} bytes. Send a smaller one.")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body. PipelineError (invalid_json) when it holds none. The last of equal keys wins."""
+    """The JSON object in a body; the last of equal keys wins. Raises PipelineError (invalid_json) if there is none."""
     if not body.strip():
-        raise PipelineError(ErrorCode.INVALID_JSON, "The body is empty; send a JSON object.")
+        raise PipelineError(ErrorCode.INVALID_JSON, "The body is empty. Send a JSON object.")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise PipelineError(
             ErrorCode.INVALID_JSON, f"The body is not valid JSON in UTF-8 (line {error.lineno}, column {error.colno})."
-        ) from None  # the cause holds the whole body
+        ) from None  # the cause contains the whole body
     if not isinstance(document, dict):
         raise PipelineError(ErrorCode.INVALID_JSON, "The body is not a JSON object.")
     if _may_be_deep(body) and _is_too_deep(document):
@@ -66,12 +66,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _may_be_deep(body: bytes) -> bool:
-    """A cheap look that spares nearly every body the walk."""
+    """A cheap test that avoids the walk for nearly every body."""
     return body.count(b"[") + body.count(b"{") > MAX_DEPTH
 
 
 def _is_too_deep(document: Any) -> bool:
-    """Level by level instead of recursively: the client chooses the depth."""
+    """Walks level by level instead of recursively, because the client chooses the depth."""
     level = [document]
     for _ in range(MAX_DEPTH):
         level = [
@@ -85,15 +85,15 @@ def _is_too_deep(document: Any) -> bool:
     return True
 
 
-def validate(document: dict[str, Any], *, most_choices: int, is_strict: bool) -> tuple[CompletionRequest, int]:
-    """The valid request, and how many unknown fields were ignored. PipelineError (400) when it breaks a rule."""
+def validate(document: dict[str, Any], *, max_choices: int, is_strict: bool) -> tuple[CompletionRequest, int]:
+    """The request and the number of unknown fields that were ignored. Raises PipelineError (400) if it is invalid."""
     unknown = _check_names(document, is_strict)
-    _check_prompt_count(document.get("prompt"), most_choices)
+    _check_prompt_count(document.get("prompt"), max_choices)
     try:
         request = CompletionRequest.model_validate(_without_nulls(document))
     except ValidationError as error:
-        raise _invalid(error.errors(include_url=False, include_input=False)) from None  # its input is the prompt
-    _check_together(request, most_choices)
+        raise _invalid(error.errors(include_url=False, include_input=False)) from None  # the cause contains the prompt
+    _check_together(request, max_choices)
     return request, unknown
 
 
@@ -106,14 +106,14 @@ def _without_nulls(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_names(document: Mapping[str, Any], is_strict: bool) -> int:
-    """Refuses known fields that ask for something we cannot do; counts those that nobody knows."""
+    """Counts unknown fields. Raises PipelineError (400) for fields of OpenAI or vLLM with an unsupported value."""
     unknown = []
     for name, value in document.items():
         if name in _FIELDS:
             continue
-        if not known_fields.is_known(name):
+        if not unsupported_fields.is_known(name):
             unknown.append(name)
-        elif not known_fields.is_neutral(name, value):
+        elif not unsupported_fields.is_neutral(name, value):
             raise _unsupported(name)
     unknown += _check_stream_options(document.get("stream_options"))
     if unknown and is_strict:
@@ -123,13 +123,13 @@ def _check_names(document: Mapping[str, Any], is_strict: bool) -> int:
 
 
 def _check_stream_options(options: Any) -> list[str]:
-    """Names of unknown fields inside stream_options; a wrong type is left to validation."""
+    """The names of unknown fields in stream_options. A wrong type is left to validation."""
     if not isinstance(options, dict):
         return []
     unknown = []
     for name, value in options.items():
-        if name in known_fields.STREAM_OPTIONS_NEUTRAL_VALUES:
-            if not known_fields.is_neutral_stream_option(name, value):
+        if name in unsupported_fields.STREAM_OPTIONS_NEUTRAL_VALUES:
+            if not unsupported_fields.is_neutral_stream_option(name, value):
                 raise _unsupported(f"stream_options.{name}")
         elif name not in _STREAM_FIELDS:
             unknown.append(f"stream_options.{name}")
@@ -138,57 +138,56 @@ def _check_stream_options(options: Any) -> list[str]:
 
 def _unsupported(name: str) -> PipelineError:
     name = name[:_MAX_NAME_CHARACTERS]
-    return _one_error(ErrorCode.UNSUPPORTED_PARAMETER, name, f"{name} is not supported with this value; leave it out.")
+    return _one_error(ErrorCode.UNSUPPORTED_PARAMETER, name, f"This value of {name} is not supported. Omit {name}.")
 
 
-def _check_together(request: CompletionRequest, most_choices: int) -> None:
+def _check_together(request: CompletionRequest, max_choices: int) -> None:
     """The rules that span several fields."""
     if request.stream_options is not None and not request.stream:
         raise _one_error(
             ErrorCode.VALUE_OUT_OF_RANGE, "stream_options", "stream_options is only allowed with `stream: true`."
         )
     if request.token_limit == 0 and not request.echo:
-        name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, name, f"{name} must be at least 1; 0 is for `echo: true`.")
+        name = request.token_limit_name
+        message = f"{name} must be at least 1. 0 is allowed with `echo: true` only."
+        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, name, message)
     if request.token_limit is not None and (request.min_tokens or 0) > request.token_limit:
         message = f"min_tokens must be at most max_tokens, which is {request.token_limit}."
         raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "min_tokens", message)
     if request.truncate_prompt_tokens == 0:
-        message = "truncate_prompt_tokens must be at least 1, or -1 for as many as the context takes."
+        message = "truncate_prompt_tokens must be at least 1, or -1 for the room that the context leaves."
         raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "truncate_prompt_tokens", message)
     _check_candidates(request)
     if len(guides := list(request.guides)) > 1:
-        message = f"{guides[1]} does not go together with {guides[0]}; ask for one kind of structured output."
+        message = f"{guides[1]} is not supported with {guides[0]}. Request one kind of structured output."
         raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, guides[1], message)
     choices = len(request.prompt) * request.candidates
-    if choices > most_choices:
-        raise _too_many_choices(_many_by(request), choices, most_choices)
+    if choices > max_choices:
+        raise _too_many_choices(_choices_param(request), choices, max_choices)
 
 
 def _check_candidates(request: CompletionRequest) -> None:
     if request.candidates < request.n:
         raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "best_of", f"best_of must be at least n, which is {request.n}.")
     if request.candidates > request.n and request.stream:
-        message = "best_of above n does not go together with stream: the best is known only at the end."
+        message = "best_of greater than n is not supported with stream=true."
         raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "best_of", message)
 
 
-def _many_by(request: CompletionRequest) -> str:
+def _choices_param(request: CompletionRequest) -> str:
     if len(request.prompt) > 1:
         return "prompt"
     return "n" if request.best_of is None else "best_of"
 
 
-def _check_prompt_count(prompt: Any, most_choices: int) -> None:
-    """Refuses a million prompts before each of them is looked at: that would hold up everybody else."""
-    if isinstance(prompt, list) and len(prompt) > most_choices and isinstance(prompt[0], (str, list)):
-        raise _too_many_choices("prompt", len(prompt), most_choices)
+def _check_prompt_count(prompt: Any, max_choices: int) -> None:
+    """Refuses a million prompts before any of them is parsed, which would delay other requests."""
+    if isinstance(prompt, list) and len(prompt) > max_choices and isinstance(prompt[0], (str, list)):
+        raise _too_many_choices("prompt", len(prompt), max_choices)
 
 
-def _too_many_choices(param: str, choices: int, most_choices: int) -> PipelineError:
-    message = (
-        f"This request asks for {choices} choices (prompts times n or best_of); at most {most_choices} are allowed."
-    )
+def _too_many_choices(param: str, choices: int, max_choices: int) -> PipelineError:
+    message = f"This request has {choices} choices (prompts times n or best_of). At most {max_choices} are allowed."
     return _one_error(ErrorCode.VALUE_OUT_OF_RANGE, param, message)
 
 
@@ -205,10 +204,10 @@ _CODES_OF_TYPES = {
 
 
 def _invalid(errors: Sequence[ErrorDetails]) -> PipelineError:
-    """Pydantic's errors as one of ours; the first decides the code."""
-    found = [(_code(error), _param(error), _message(error)) for error in errors]
-    code, param, message = found[0]
-    details = [Detail(message, f"body.{param}") for _, param, message in found]
+    """Pydantic's errors as one of ours; the first one gives the code."""
+    rules = [(_code(error), _param(error), _message(error)) for error in errors]
+    code, param, message = rules[0]
+    details = [Detail(message, f"body.{param}") for _, param, message in rules]
     return RequestInvalidError(code, message, param=param, details=details)
 
 
@@ -234,7 +233,7 @@ def _message(error: ErrorDetails) -> str:
     if error["type"] == "less_than_equal":
         return f"{param} must be at most {_exact(context['le'])}."
     if error["type"] == "greater_than":
-        return f"{param} must be above {context['gt']:g}."
+        return f"{param} must be greater than {context['gt']:g}."
     if error["type"] == "model_type":
         return f"{param} must be an object."
     return f"{param} {error['msg']}."

@@ -1,7 +1,7 @@
-"""The completion request as the contract has it: types, ranges and defaults. Whatever else a body says is for body.py.
+"""The schema of a completion request: types, defaults and descriptions. Ranges come from protocol/fields.py.
 
-Nulls are removed before validation (null equals leaving a field out), so that no field here is None by request.
-Validators raise with one of our error codes as pydantic's error type; `body.py` turns them into the error body.
+Nulls are removed before validation (null equals omitting the field), so a field here is None only if it was omitted.
+Validators raise with one of our error codes as pydantic's error type; parsing.py turns them into the error body.
 """
 
 from __future__ import annotations
@@ -20,22 +20,13 @@ from frontend.request.structured_output import (
     StructuredOutputs,
 )
 from llm_pipeline.protocol.errors import ErrorCode
-from llm_pipeline.protocol.limits import (
+from llm_pipeline.protocol.fields import (
     INT32_MAX,
-    INT64_MAX,
-    INT64_MIN,
-    MAX_BAD_WORD_CHARACTERS,
-    MAX_BAD_WORDS,
     MAX_BIAS,
     MAX_BIASED_TOKENS,
-    MAX_FACTOR,
-    MAX_LOG_PROBS,
-    MAX_PENALTY,
-    MAX_STOP_CHARACTERS,
-    MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
-    MAX_TEMPERATURE,
-    MIN_FACTOR,
+    limits_of,
+    range_of,
 )
 from llm_pipeline.protocol.messages import Guide
 
@@ -57,7 +48,7 @@ def _error(code: ErrorCode, message: str, index: int | None = None) -> PydanticC
 
 
 def _integer(value: Any) -> Any:
-    """JSON has one kind of number: 16.0 is the integer 16. A boolean is no number at all."""
+    """Accepts 16.0 for 16, because JSON has one type of number. A boolean is not a number."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -92,7 +83,7 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
             ErrorCode.INVALID_TYPE, "must be a string, a list of strings, a list of token ids, or a list of such lists"
         )
     if not value:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is an empty list; send at least one prompt")
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is an empty list. Send at least one prompt")
     if isinstance(value[0], str):
         return tuple(_text_prompt(item, index) for index, item in enumerate(value))
     if isinstance(value[0], list):
@@ -104,7 +95,7 @@ def _text_prompt(value: Any, index: int | None) -> str:
     if not isinstance(value, str):
         raise _error(ErrorCode.INVALID_TYPE, "must be a string like the prompts before it", index)
     if not value:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is empty; send at least one character", index)
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is empty. Send at least one character", index)
     return value
 
 
@@ -112,11 +103,11 @@ def _id_prompt(value: Any, index: int | None) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise _error(ErrorCode.INVALID_TYPE, "must be a list of token ids like the prompts before it", index)
     if not value:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is an empty list; send at least one token id", index)
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is an empty list. Send at least one token id", index)
     if set(map(type, value)) != {int}:  # one pass in C: these lists are long
         value = [_token_id(item, index) for item in value]
     if min(value) < 0 or max(value) > INT32_MAX:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "holds a token id outside the vocabulary", index)
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "contains a token id outside the vocabulary", index)
     return tuple(value)
 
 
@@ -124,35 +115,39 @@ def _token_id(value: Any, index: int | None) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _error(ErrorCode.INVALID_TYPE, "must hold integers only, as a list of token ids", index)
+        raise _error(ErrorCode.INVALID_TYPE, "must contain only integers if it is a list of token ids", index)
     return value
 
 
-def _stops(value: Any) -> tuple[str, ...]:
-    return _short_texts(value, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS)
+def _texts(field: str) -> PlainValidator:
+    """Validates a list of strings, or one string, against the limits of a row in the table of fields."""
+    limits = limits_of(field)
+    return PlainValidator(lambda value: _short_texts(value, limits.max_count, limits.max_characters))
 
 
-def _bad_words(value: Any) -> tuple[str, ...]:
-    return _short_texts(value, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS)
+def _texts_schema(field: str) -> WithJsonSchema:
+    limits = limits_of(field)
+    text = {"type": "string", "minLength": 1, "maxLength": limits.max_characters}
+    return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "maxItems": limits.max_count}]})
 
 
-def _short_texts(value: Any, most: int, most_characters: int) -> tuple[str, ...]:
+def _short_texts(value: Any, max_count: int, max_characters: int) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
         raise _error(ErrorCode.INVALID_TYPE, "must be a string or a list of strings")
-    if len(items) > most:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must hold at most {most} strings")
+    if len(items) > max_count:
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must contain at most {max_count} strings")
     is_list = isinstance(value, list)
-    return tuple(_short_text(item, index if is_list else None, most_characters) for index, item in enumerate(items))
+    return tuple(_short_text(item, index if is_list else None, max_characters) for index, item in enumerate(items))
 
 
-def _short_text(value: Any, index: int | None, most_characters: int) -> str:
+def _short_text(value: Any, index: int | None, max_characters: int) -> str:
     if not isinstance(value, str):
         raise _error(ErrorCode.INVALID_TYPE, "must be a string", index)
     if not value:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is empty; leave it out", index)
-    if len(value) > most_characters:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have at most {most_characters} characters", index)
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is empty. Omit it", index)
+    if len(value) > max_characters:
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have at most {max_characters} characters", index)
     return value
 
 
@@ -160,19 +155,19 @@ def _stop_token_ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise _error(ErrorCode.INVALID_TYPE, "must be a list of token ids")
     if len(value) > MAX_STOP_TOKEN_IDS:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must hold at most {MAX_STOP_TOKEN_IDS} ids")
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must contain at most {MAX_STOP_TOKEN_IDS} ids")
     ids = tuple(_token_id(item, index) for index, item in enumerate(value))
     if ids and (min(ids) < 0 or max(ids) > INT32_MAX):
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "holds a token id outside the vocabulary")
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "contains a token id outside the vocabulary")
     return ids
 
 
 def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
-    """OpenAI's map of token id (a string, since JSON has no other keys) to what to add."""
+    """OpenAI's map of token id (a string, because JSON has no other keys) to the number added to its logit."""
     if not isinstance(value, dict):
         raise _error(ErrorCode.INVALID_TYPE, "must be an object of token ids and numbers")
     if len(value) > MAX_BIASED_TOKENS:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must name at most {MAX_BIASED_TOKENS} tokens")
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have at most {MAX_BIASED_TOKENS} tokens")
     return tuple((_bias_key(name), _bias(bias)) for name, bias in value.items())
 
 
@@ -181,7 +176,7 @@ def _bias_key(name: str) -> int:
         raise _error(ErrorCode.INVALID_TYPE, 'must have token ids as its keys, such as "50256"')
     token_id = int(name)
     if token_id > INT32_MAX:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "names a token id outside the vocabulary")
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "contains a token id outside the vocabulary")
     return token_id
 
 
@@ -203,10 +198,6 @@ _PROMPT_SCHEMA = {
         {"type": "array", "items": _IDS, "minItems": 1},
     ]
 }
-_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
-_STOP_SCHEMA = {"anyOf": [_STOP_STRING, {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOP_STRINGS}]}
-_BAD_WORD = {"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_CHARACTERS}
-_BAD_WORDS_SCHEMA = {"anyOf": [_BAD_WORD, {"type": "array", "items": _BAD_WORD, "maxItems": MAX_BAD_WORDS}]}
 _STOP_TOKEN_IDS_SCHEMA = {"type": "array", "items": _IDS["items"], "maxItems": MAX_STOP_TOKEN_IDS}
 _LOGIT_BIAS_SCHEMA = {
     "type": "object",
@@ -218,29 +209,41 @@ _INT64 = {"type": "integer", "format": "int64"}
 _INT32 = {"type": "integer", "format": "int32"}
 _DOUBLE = {"type": "number", "format": "double"}
 
-# The ranges stand inside the validators: pydantic writes them into the JSON Schema only from there.
-Count = Annotated[int, Field(ge=1, le=INT32_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
-TokenLimit = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
-Int32 = Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX, json_schema_extra=_INT32), BeforeValidator(_integer)]
-LastTokens = Annotated[int, Field(ge=-1, le=INT32_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
-LogProbsCount = Annotated[int, Field(ge=0, le=MAX_LOG_PROBS, json_schema_extra=_INT32), BeforeValidator(_integer)]
-TopK = Annotated[int, Field(ge=-1, le=INT64_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
-Seed = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX, json_schema_extra=_INT64), BeforeValidator(_integer)]
-Probability = Annotated[float, Field(ge=0, le=1, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
-Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
-Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
-Factor = Annotated[float, Field(ge=MIN_FACTOR, le=MAX_FACTOR, json_schema_extra=_DOUBLE), BeforeValidator(_number)]
+
+def _in_range(field: str, number_format: dict[str, Any]) -> Any:
+    """The range of a row in the table of fields, as a constraint that pydantic writes into the JSON Schema."""
+    bounds = range_of(field)
+    return Field(ge=bounds.low, le=bounds.high, json_schema_extra=number_format)
+
+
+_AS_INTEGER, _AS_NUMBER = BeforeValidator(_integer), BeforeValidator(_number)
+
+# Constraints stand inside the validators: pydantic writes them into the JSON Schema only from there.
+Count = Annotated[int, Field(ge=1, le=INT32_MAX, json_schema_extra=_INT64), _AS_INTEGER]
+MaxTokens = Annotated[int, _in_range("max_tokens", _INT64), _AS_INTEGER]
+MinTokens = Annotated[int, _in_range("min_tokens", _INT64), _AS_INTEGER]
+Priority = Annotated[int, _in_range("priority", _INT32), _AS_INTEGER]
+TruncatePromptTokens = Annotated[int, _in_range("truncate_prompt_tokens", _INT64), _AS_INTEGER]
+NumLogprobs = Annotated[int, _in_range("num_logprobs", _INT32), _AS_INTEGER]
+TopK = Annotated[int, _in_range("top_k", _INT64), _AS_INTEGER]
+Seed = Annotated[int, _in_range("seed", _INT64), _AS_INTEGER]
+TopP = Annotated[float, _in_range("top_p", _DOUBLE), _AS_NUMBER]
+MinP = Annotated[float, _in_range("min_p", _DOUBLE), _AS_NUMBER]
+Temperature = Annotated[float, _in_range("temperature", _DOUBLE), _AS_NUMBER]
+PresencePenalty = Annotated[float, _in_range("presence_penalty", _DOUBLE), _AS_NUMBER]
+FrequencyPenalty = Annotated[float, _in_range("frequency_penalty", _DOUBLE), _AS_NUMBER]
+RepetitionPenalty = Annotated[float, _in_range("repetition_penalty", _DOUBLE), _AS_NUMBER]
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
 String = Annotated[str, BeforeValidator(_string)]
 Prompts = Annotated[tuple[Prompt, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
-Stops = Annotated[tuple[str, ...], PlainValidator(_stops), WithJsonSchema(_STOP_SCHEMA)]
-BadWords = Annotated[tuple[str, ...], PlainValidator(_bad_words), WithJsonSchema(_BAD_WORDS_SCHEMA)]
+Stops = Annotated[tuple[str, ...], _texts("stop"), _texts_schema("stop")]
+BadWords = Annotated[tuple[str, ...], _texts("bad_words"), _texts_schema("bad_words")]
 StopTokenIds = Annotated[tuple[int, ...], PlainValidator(_stop_token_ids), WithJsonSchema(_STOP_TOKEN_IDS_SCHEMA)]
 LogitBias = Annotated[tuple[tuple[int, float], ...], PlainValidator(_logit_bias), WithJsonSchema(_LOGIT_BIAS_SCHEMA)]
 
 
 def _allow_null(schema: dict[str, Any]) -> None:
-    """Says in the JSON Schema that null equals leaving an optional field out."""
+    """Adds null to the JSON Schema of optional fields: it equals omitting the field."""
     for name, field in schema["properties"].items():
         field.pop("title", None)
         if name not in schema.get("required", ()):
@@ -252,14 +255,15 @@ def _allow_null(schema: dict[str, Any]) -> None:
 
 
 class StreamOptions(BaseModel):
-    """What a stream carries beside the text."""
+    """Options of a streamed response."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, json_schema_extra=_allow_null)
 
     include_usage: Boolean = Field(
-        False, description="Send one more chunk before `[DONE]`, with `usage` and no choices; `usage` is null on others"
+        False,
+        description="Send one more chunk before `[DONE]`, with `usage` and no choices; `usage` is null in all others",
     )
-    continuous_usage_stats: Boolean = Field(False, description="Put the running usage of its choice on each chunk")
+    continuous_usage_stats: Boolean = Field(False, description="Include the usage so far in each chunk")
 
 
 class CompletionRequest(BaseModel):
@@ -267,84 +271,89 @@ class CompletionRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, json_schema_extra=_allow_null)
 
-    model: String = Field(description="The model to use for the completion: a name that /openai/v1/models lists")
+    model: String = Field(description="The model to use for the completion: a name from /openai/v1/models")
     prompt: Prompts = Field(
         description="The prompt to generate completions for: a string or a list of token ids; "
-        "a list of either makes one choice per prompt"
+        "a list of either gives one choice per prompt"
     )
     suffix: String | None = Field(
-        None, description="What comes after the completion; for models that were trained to fill in the middle"
+        None, description="Text after the completion; for models trained to fill in the middle"
     )
-    n: Count = Field(1, description="How many choices to make for each prompt")
+    n: Count = Field(1, description="Number of choices to return for each prompt")
     best_of: Count | None = Field(
         None,
-        description="How many to make of which the n with the highest log prob per token are given; not with stream. "
-        "Default n",
+        description="Number of candidates for each prompt; the n with the highest logprob per token are returned. "
+        "Not supported with stream. Default n",
     )
-    echo: Boolean = Field(False, description="Give the prompt in front of each completion")
-    logprobs: LogProbsCount | None = Field(
-        None, description="Log probs of each token and of so many most likely ones; 0 is the token's own alone"
-    )
-    max_tokens: TokenLimit | None = Field(
+    echo: Boolean = Field(False, description="Return the prompt before each completion")
+    logprobs: NumLogprobs | None = Field(
         None,
-        description="The maximum number of tokens to generate; clamped to the context's room. 0 only with echo: "
-        "nothing is generated",
+        description="Return the logprobs of each token and of this many most likely tokens; 0 is the token's own only",
     )
-    max_completion_tokens: TokenLimit | None = Field(
-        None, description="The same under its newer name; wins when both are given"
+    max_tokens: MaxTokens | None = Field(
+        None,
+        description="The maximum number of tokens to generate; clamped to the room in the context. 0 is allowed with "
+        "echo only and generates nothing",
+    )
+    max_completion_tokens: MaxTokens | None = Field(
+        None, description="The newer name of max_tokens; takes precedence if both are set"
     )
     temperature: Temperature | None = Field(None, description="Sampling temperature; 0 is greedy. Default 1")
-    top_p: Probability | None = Field(None, description="Nucleus sampling; 0 is greedy. Default 1")
+    top_p: TopP | None = Field(None, description="Nucleus sampling; 0 is greedy. Default 1")
     top_k: TopK | None = Field(
         None, description="Consider only the top K most likely tokens; 0 and -1 are off. Default off"
     )
-    min_p: Probability | None = Field(
-        None, description="Drop tokens less likely than this part of the most likely one. Default 0"
+    min_p: MinP | None = Field(
+        None, description="Drop tokens less likely than this fraction of the most likely token. Default 0"
     )
-    frequency_penalty: Penalty | None = Field(
-        None, description="Taken from a token's logit for each time that it was generated. Default 0"
+    frequency_penalty: FrequencyPenalty | None = Field(
+        None, description="Subtracted from a token's logit once per occurrence in the completion. Default 0"
     )
-    presence_penalty: Penalty | None = Field(
-        None, description="Taken from a token's logit once it was generated. Default 0"
+    presence_penalty: PresencePenalty | None = Field(
+        None, description="Subtracted from a token's logit if it occurs in the completion. Default 0"
     )
-    repetition_penalty: Factor | None = Field(
-        None, description="Divides positive logits of tokens of prompt and output, multiplies negative ones. Default 1"
+    repetition_penalty: RepetitionPenalty | None = Field(
+        None,
+        description="Divides positive and multiplies negative logits of tokens in prompt and completion. Default 1",
     )
-    logit_bias: LogitBias = Field((), description="Token id to what is added to its logit")
-    bad_words: BadWords = Field((), description="Words that must not be generated, as they are and behind a space")
-    min_tokens: TokenLimit | None = Field(
-        None, description="No end token and no stop string ends the text before so many tokens. Default 0"
+    logit_bias: LogitBias = Field((), description="Map of token id to the number added to its logit")
+    bad_words: BadWords = Field((), description="Words that must not be generated, as they are or after a space")
+    min_tokens: MinTokens | None = Field(
+        None, description="Minimum number of tokens before an end token or a stop string may end the text. Default 0"
     )
-    ignore_eos: Boolean = Field(False, description="Go on past the model's own end token")
-    stop_token_ids: StopTokenIds = Field((), description="Further tokens that end the text")
-    truncate_prompt_tokens: LastTokens | None = Field(
-        None, description="Keep only so many last tokens of the prompt; -1: as many as leave room for max_tokens"
+    ignore_eos: Boolean = Field(False, description="Continue after the model's own end token")
+    stop_token_ids: StopTokenIds = Field((), description="Additional tokens that end the text")
+    truncate_prompt_tokens: TruncatePromptTokens | None = Field(
+        None,
+        description="Keep only this many tokens at the end of the prompt; -1 keeps what leaves room for max_tokens",
     )
-    add_special_tokens: Boolean = Field(True, description="Whether a text prompt gets the tokenizer's BOS")
-    priority: Int32 | None = Field(
-        None, description="Which waiting request goes first: the one with the lower number. Default 0"
+    add_special_tokens: Boolean = Field(True, description="Add the tokenizer's BOS token to a text prompt")
+    priority: Priority | None = Field(
+        None, description="Priority of the request while it waits; lower goes first. Default 0"
     )
     response_format: ResponseFormat = Field(
-        None, description="`json_object`, or `json_schema` with a schema that the text then follows"
+        None, description="`json_object`, or `json_schema` with a schema that constrains the text"
     )
     structured_outputs: StructuredOutputs = Field(
         None,
-        description="What the text must follow: one of `json` (a schema), `json_object`, `regex`, `choice`, `grammar`",
+        description="Constrains the text to one of `json` (a schema), `json_object`, `regex`, `choice`, `grammar`",
     )
     guided_json: GuidedJson = Field(None, description="The same as `structured_outputs.json`")
     guided_regex: GuidedRegex = Field(None, description="The same as `structured_outputs.regex`")
     guided_choice: GuidedChoice = Field(None, description="The same as `structured_outputs.choice`")
     guided_grammar: GuidedGrammar = Field(None, description="The same as `structured_outputs.grammar`: GBNF or Lark")
-    user: String | None = Field(None, description="An end user's identifier; accepted, not kept and not logged")
-    seed: Seed | None = Field(None, description="Same seed and parameters, same text. Default: a fresh random seed")
-    stop: Stops = Field((), description="Up to 16 strings at which the text ends; matched on the generated text")
-    include_stop_str_in_output: Boolean = Field(False, description="End the text after the stop string, not before it")
-    skip_special_tokens: Boolean = Field(True, description="Leave special tokens out of the text; they count in usage")
-    return_tokens_as_token_ids: Boolean = Field(
-        False, description="Give the text as `token_id:<id>` for each token, and the ids as `token_ids`"
+    user: String | None = Field(None, description="An end user's identifier; accepted, but neither stored nor logged")
+    seed: Seed | None = Field(
+        None, description="The same seed and parameters give the same text. Default: a new random seed"
     )
-    return_token_ids: Boolean = Field(False, description="Give the token ids of the text beside it, as `token_ids`")
-    stream: Boolean = Field(False, description="Send the text as server-sent events while it is made")
+    stop: Stops = Field((), description="Up to 16 stop strings; matched on the generated text")
+    include_stop_str_in_output: Boolean = Field(False, description="Include the stop string in the text")
+    skip_special_tokens: Boolean = Field(True, description="Omit special tokens from the text; they count in usage")
+    return_tokens_as_token_ids: Boolean = Field(
+        False, description="Return the text as `token_id:<id>` for each token, and the ids as `token_ids`"
+    )
+    return_token_ids: Boolean = Field(False, description="Also return the token ids of the text, as `token_ids`")
+    stream: Boolean = Field(False, description="Send the text as server-sent events while it is generated")
     stream_options: StreamOptions | None = Field(None, description="Options of a stream; only with `stream: true`")
 
     @property
@@ -353,17 +362,23 @@ class CompletionRequest(BaseModel):
         return self.return_token_ids or self.return_tokens_as_token_ids
 
     @property
+    def token_limit_name(self) -> str:
+        """The name of the field that limits the completion: the newer one takes precedence."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
     def token_limit(self) -> int | None:
-        """Of the two names for it, the newer one wins."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        """The maximum number of tokens to generate, under either name."""
+        limit: int | None = getattr(self, self.token_limit_name)
+        return limit
 
     @property
     def guides(self) -> dict[str, Guide]:
-        """What asks for structured output, by the field's name."""
-        asked = {name: getattr(self, name) for name in GUIDE_FIELDS}
-        return {name: guide for name, guide in asked.items() if guide is not None}
+        """The guides of structured output, by the name of the field that requests them."""
+        guides = {name: getattr(self, name) for name in GUIDE_FIELDS}
+        return {name: guide for name, guide in guides.items() if guide is not None}
 
     @property
     def candidates(self) -> int:
-        """How many completions to make for each prompt; `n` of them are given."""
+        """Number of completions to generate for each prompt; `n` of them are returned."""
         return self.n if self.best_of is None else self.best_of

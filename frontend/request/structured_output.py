@@ -14,7 +14,7 @@ from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from llm_pipeline.protocol.errors import ErrorCode
-from llm_pipeline.protocol.limits import MAX_CHOICES_OF_GUIDE
+from llm_pipeline.protocol.fields import MAX_CHOICES_OF_GUIDE
 from llm_pipeline.protocol.messages import Guide, GuideType
 
 _ANY_OBJECT = '{"type":"object"}'

@@ -15,7 +15,8 @@ from launcher.check_python import find_libpython_problem
 from launcher.local.errors import PreflightError
 from launcher.settings import StackSettings
 from llm_pipeline.executors.cpu.engine.weights import F32_COPY_BYTES_PER_WEIGHT, WEIGHTS_NAME
-from llm_pipeline.runtime.deployment import DeployedModel, Deployment, DeploymentError
+from llm_pipeline.runtime.deployment import DeployedModel, Deployment
+from llm_pipeline.runtime.deployment_errors import DeploymentError
 
 _MIB = 2**20
 _SHARED_MEMORY_MIB = 48  # for requests in flight, plus the next line for each model

@@ -172,7 +172,7 @@ class GenerationRequest:
     num_top_logprobs: int = 0  # with them, those of so many most likely tokens at each place
     return_prompt_logprobs: bool = False  # with them, those of the prompt's tokens, in the first step
     guide: Guide | None = None
-    priority: float = 0.5  # 0 to 1; higher goes first
+    urgency: float = 0.5  # 0 to 1; higher goes first
     time_limit_s: float | None = None  # from submit; then the request fails with DEADLINE_EXCEEDED
     cache_salt: int | None = None  # uint64; requests with different salts share no KV cache
 

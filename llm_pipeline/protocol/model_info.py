@@ -1,9 +1,8 @@
-"""What preprocess says about the model that it serves: all that a front end on another machine can know of it."""
+"""The model info that preprocess reports: all that a front end on another machine can know about the engine."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import orjson
 
@@ -13,7 +12,7 @@ from llm_pipeline.protocol.messages import GuideType
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Limits of the engine, and what its executor can do."""
+    """Limits of the engine, and the capabilities of its executor."""
 
     context_length: int  # prompt and completion, in tokens
     vocab_size: int
@@ -26,13 +25,9 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, text: bytes) -> ModelInfo:
-        """ValueError or TypeError when it is of another release."""
+        """Raises ValueError, TypeError or KeyError if it is from another release."""
         fields = orjson.loads(text)
         capabilities = fields.pop("capabilities")
         guides = tuple(GuideType(guide) for guide in capabilities.pop("guides"))
-        return cls(capabilities=Capabilities(guides=guides, **capabilities), **fields)
-
-    def as_document(self) -> dict[str, Any]:
-        """As /openai/v1/models shows it; the context under vLLM's name, which its clients read."""
-        fields = asdict(self)
-        return {"max_model_len": fields.pop("context_length"), **fields}
+        sampling = tuple(capabilities.pop("sampling"))
+        return cls(capabilities=Capabilities(guides=guides, sampling=sampling, **capabilities), **fields)

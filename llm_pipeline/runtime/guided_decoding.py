@@ -17,7 +17,7 @@ import numpy.typing as npt
 import orjson
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.limits import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
+from llm_pipeline.protocol.fields import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
 from llm_pipeline.protocol.messages import GUIDE_PARAM, Guide, GuideType
 from llm_pipeline.runtime.big_stack import call_with_large_stack
 

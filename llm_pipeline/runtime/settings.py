@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities, without_guides
+from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.runtime.program_settings import ProgramSettings
 
 
@@ -16,7 +18,7 @@ class PipelineSettings(ProgramSettings):
     """What preprocess, decode and postprocess need to know. A bad value stops the start with its name."""
 
     engine_dir: Path = Field(description="Engine directory made by build_engine")
-    executor: Literal["cpu", "tensorrt_llm", "scripted"] = Field(
+    executor: ExecutorName = Field(
         "cpu",
         description="What makes the tokens: the embedded CPU engine, TensorRT-LLM, or scripted tokens for load tests",
     )
@@ -123,3 +125,11 @@ def settings_of_model(args: Mapping[str, str]) -> PipelineSettings:
         name: value["string_value"] for name, value in parameters.items() if name in PipelineSettings.model_fields
     }
     return PipelineSettings(**own)
+
+
+def capabilities_of(settings: PipelineSettings) -> Capabilities:
+    """The capabilities of the executor that the settings name, without those that they switch off."""
+    capabilities = CAPABILITIES[settings.executor]
+    if settings.executor == "tensorrt_llm" and settings.trtllm_guided_decoding == "off":
+        return without_guides(capabilities)
+    return capabilities

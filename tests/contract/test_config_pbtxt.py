@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from llm_pipeline.protocol import tensors
-from llm_pipeline.protocol.tensors import TensorSpec
+from llm_pipeline.protocol.arrays import TensorSpec
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 MODELS = {

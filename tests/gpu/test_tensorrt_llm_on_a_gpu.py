@@ -168,7 +168,7 @@ def test_a_time_limit_ends_a_request(generate: Callable[..., Any]) -> None:
 
 
 def test_a_priority_and_a_salt_are_taken(generate: Callable[..., Any]) -> None:
-    assert generate(priority=0.9, cache_salt=2**64 - 1)[0] == generate()[0]
+    assert generate(urgency=0.9, cache_salt=2**64 - 1)[0] == generate()[0]
 
 
 def test_gauges_come(generate: Callable[..., Any], bench: Any) -> None:

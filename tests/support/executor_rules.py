@@ -104,7 +104,7 @@ class RuleBench:
         key = f"rule request {next(self._numbers)}"
         request = make_request(key, prompt_ids, max_tokens or self.long, sampling, stop_token_ids)
         with self.recorder.submitting():
-            self.executor.submit(replace(request, priority=priority))
+            self.executor.submit(replace(request, urgency=priority))
         return key
 
     def end_of(self, key: str) -> StepOutput:

@@ -14,23 +14,20 @@ from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
+from llm_pipeline.protocol.arrays import Array, TensorSpec, array
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.limits import INT32_MAX
+from llm_pipeline.protocol.field_kinds import NumberField
+from llm_pipeline.protocol.fields import FIELDS_BY_NAME, INT32_MAX, SAMPLING_EXTENSIONS
 from llm_pipeline.protocol.messages import CompletionParameters
-from llm_pipeline.protocol.tensors import (
-    MAX_TOKENS,
-    SEED,
-    STOP_WORDS,
-    STREAM,
-    TEMPERATURE,
-    TEXT_INPUT,
-    TOP_K,
-    TOP_P,
-    Array,
-    TensorSpec,
-    array,
-)
 
+MAX_TOKENS = FIELDS_BY_NAME["max_tokens"].tensor
+SEED = FIELDS_BY_NAME["seed"].tensor
+STOP_WORDS = FIELDS_BY_NAME["stop"].tensor
+STREAM = FIELDS_BY_NAME["stream"].tensor
+TEMPERATURE = FIELDS_BY_NAME["temperature"].tensor
+TEXT_INPUT = FIELDS_BY_NAME["prompt_text"].tensor
+TOP_K = FIELDS_BY_NAME["top_k"].tensor
+TOP_P = FIELDS_BY_NAME["top_p"].tensor
 EXCLUDE_INPUT = TensorSpec("exclude_input_in_output", "BOOL")
 RETURN_NUM_INPUT_TOKENS = TensorSpec("return_num_input_tokens", "BOOL")
 RETURN_NUM_OUTPUT_TOKENS = TensorSpec("return_num_output_tokens", "BOOL")
@@ -41,15 +38,9 @@ GUIDE = TensorSpec("guided_decoding_guide", "BYTES")
 BIAS_WORDS = TensorSpec("embedding_bias_words", "BYTES", (-1,))
 BIAS_WEIGHTS = TensorSpec("embedding_bias_weights", "FP32", (-1,))
 
-# One value each, under the name that the field has in CompletionParameters.
+# Numbers that not every executor honours: sent if this ensemble has an input of their name, and refused if it has none.
 _SCALARS = {
-    name: TensorSpec(name, dtype)  # type: ignore[arg-type]
-    for name, dtype in (
-        ("repetition_penalty", "FP32"),
-        ("presence_penalty", "FP32"),
-        ("frequency_penalty", "FP32"),
-        ("min_tokens", "INT32"),
-    )
+    name: field.tensor for name in SAMPLING_EXTENSIONS if isinstance(field := FIELDS_BY_NAME[name], NumberField)
 }
 _BAD_WORDS = TensorSpec("bad_words", "BYTES", (-1,))
 

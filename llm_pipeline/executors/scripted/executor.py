@@ -104,7 +104,7 @@ class ScriptedExecutor:
             stream = _Stream(request, self._tokens(request, script))
             self._streams[request.key] = stream
             place = len(self._waiting)
-            while place and self._waiting[place - 1].request.priority < request.priority:
+            while place and self._waiting[place - 1].request.urgency < request.urgency:
                 place -= 1
             self._waiting.insert(place, stream)
             self._has_work.notify()

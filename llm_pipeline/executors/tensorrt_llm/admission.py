@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities, check_supported, without_guides
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.field_kinds import NumberField
+from llm_pipeline.protocol.fields import FIELDS_BY_NAME, SAMPLING_EXTENSIONS
 from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, SamplingParams
 
 _UINT64_END = 2**64
@@ -37,8 +39,8 @@ class RequestLimits:
             self._check_ids("stop", sequence)
         if request.guide is not None:
             _check_guide(request.guide)
-        if not 0 <= request.priority <= 1:
-            raise _out_of_range("priority", request.priority, "from 0 to 1")
+        if not 0 <= request.urgency <= 1:
+            raise _out_of_range("priority", request.urgency, "from 0 to 1")
         if request.time_limit_s is not None and not 0 < request.time_limit_s < math.inf:
             raise _out_of_range("time_limit_s", request.time_limit_s, "above 0")
         if request.cache_salt is not None and not 0 <= request.cache_salt < _UINT64_END:
@@ -69,14 +71,10 @@ class RequestLimits:
             )
 
     def _check_sampling(self, sampling: SamplingParams) -> None:
-        if not 0 < sampling.repetition_penalty < math.inf:
-            raise _out_of_range("repetition_penalty", sampling.repetition_penalty, "above 0")
-        for name in ("presence_penalty", "frequency_penalty"):
-            value = getattr(sampling, name)
-            if not math.isfinite(value):
-                raise _out_of_range(name, value, "a finite number")
-        if sampling.min_tokens < 0:
-            raise _out_of_range("min_tokens", sampling.min_tokens, "at least 0")
+        for name in SAMPLING_EXTENSIONS:
+            field, value = FIELDS_BY_NAME[name], getattr(sampling, name)
+            if isinstance(field, NumberField) and field.range is not None and value not in field.range:
+                raise _out_of_range(name, value, str(field.range))
         for token_id, bias in sampling.logit_bias:
             self._check_ids("logit_bias", [token_id])
             if not math.isfinite(bias):

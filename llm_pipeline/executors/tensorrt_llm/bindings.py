@@ -175,7 +175,7 @@ def _request_arguments(request: GenerationRequest, vocab_size: int) -> dict[str,
         "bad_words": [list(words) for words in sampling.bad_words] or None,
         "embedding_bias": _embedding_bias(sampling.logit_bias, vocab_size) if sampling.logit_bias else None,
         "guided_decoding_params": None if request.guide is None else _guide(request.guide),
-        "priority": request.priority,
+        "priority": request.urgency,
         "allotted_time_ms": None if request.time_limit_s is None else timedelta(seconds=request.time_limit_s),
         "cache_salt_id": request.cache_salt,
     }

@@ -3,15 +3,10 @@
 import uuid
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
-from llm_pipeline.protocol.capabilities import capabilities_of
-from llm_pipeline.protocol.tensors import (
-    description_to_arrays,
-    is_describe_message,
-    parameters_from_arrays,
-    request_to_arrays,
-)
+from llm_pipeline.protocol.tensors import description_to_arrays, is_describe_message, parameters_from_arrays
+from llm_pipeline.protocol.wire_json import request_to_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
-from llm_pipeline.runtime.settings import settings_of_model
+from llm_pipeline.runtime.settings import capabilities_of, settings_of_model
 from llm_pipeline.stages.preprocess import PreprocessStage
 from llm_pipeline.text.tokenizer import Tokenizer
 from llm_pipeline.triton.python_backend import respond, start_logging, tensor_reader

@@ -98,7 +98,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue behind all whose priority is not lower."""
         place = len(self._waiting)
-        while place and self._waiting[place - 1].request.priority < sequence.request.priority:
+        while place and self._waiting[place - 1].request.urgency < sequence.request.urgency:
             place -= 1
         self._waiting.insert(place, sequence)
 

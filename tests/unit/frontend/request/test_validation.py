@@ -21,7 +21,7 @@ INT64_MAX = 2**63 - 1
 
 
 def read(fields: dict[str, Any], *, is_strict: bool = False) -> CompletionRequest:
-    return validate({**REQUIRED, **fields}, most_choices=8, is_strict=is_strict)[0]
+    return validate({**REQUIRED, **fields}, max_choices=8, is_strict=is_strict)[0]
 
 
 def refusal(fields: dict[str, Any], *, is_strict: bool = False) -> PipelineError:
@@ -202,7 +202,7 @@ def test_refused(fields: dict[str, Any], code: ErrorCode, param: str) -> None:
 @pytest.mark.parametrize("name", ["model", "prompt"])
 def test_missing_fields_are_named(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
-        validate({key: value for key, value in REQUIRED.items() if key != name}, most_choices=8, is_strict=False)
+        validate({key: value for key, value in REQUIRED.items() if key != name}, max_choices=8, is_strict=False)
     assert (caught.value.code, caught.value.param) == (ErrorCode.MISSING_REQUIRED_PARAMETER, name)
 
 
@@ -293,7 +293,7 @@ def test_choices_become_an_expression_that_matches_them_alone(options: list[str]
 
 def test_unknown_fields_are_counted() -> None:
     fields = {**REQUIRED, "colour": 1, "stream": True, "stream_options": {"include_usage": True, "x": 1}}
-    assert validate(fields, most_choices=8, is_strict=False)[1] == 2
+    assert validate(fields, max_choices=8, is_strict=False)[1] == 2
 
 
 def test_strict_servers_refuse_unknown_fields() -> None:
@@ -352,7 +352,7 @@ def test_depth_is_not_a_matter_of_width() -> None:
 def test_refusals_hold_no_prompt() -> None:
     secret = "do-not-repeat-me"
     with pytest.raises(PipelineError) as caught:
-        validate({"model": "m", "prompt": [secret, ""]}, most_choices=8, is_strict=False)
+        validate({"model": "m", "prompt": [secret, ""]}, max_choices=8, is_strict=False)
     shown = caught.value.__context__
     assert secret not in caught.value.message
     assert caught.value.__suppress_context__ or shown is None
@@ -374,5 +374,5 @@ def test_no_body_takes_long(fields: dict[str, Any]) -> None:
     body = {**REQUIRED, **fields}
     started_s = time.process_time()
     with contextlib.suppress(PipelineError):
-        validate(body, most_choices=8, is_strict=False)
+        validate(body, max_choices=8, is_strict=False)
     assert time.process_time() - started_s < 1

@@ -12,15 +12,15 @@ from llm_pipeline.executors.tensorrt_llm.admission import RequestLimits
 from llm_pipeline.protocol.capabilities import (
     CAPABILITIES,
     REQUEST_EXTENSIONS,
-    SAMPLING_EXTENSIONS,
     Capabilities,
-    capabilities_of,
     check_supported,
 )
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.executor_names import ExecutorName
+from llm_pipeline.protocol.fields import SAMPLING_EXTENSIONS
 from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, SamplingParams
 from llm_pipeline.protocol.model_info import ModelInfo
-from llm_pipeline.runtime.settings import PipelineSettings
+from llm_pipeline.runtime.settings import PipelineSettings, capabilities_of
 from tests.support.sample_requests import make_request
 
 COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"}
@@ -38,7 +38,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "num_top_logprobs": {"return_logprobs": True, "num_top_logprobs": 1},
     "return_prompt_logprobs": {"return_logprobs": True, "return_prompt_logprobs": True},
     "guide": {"guide": Guide(GuideType.JSON)},
-    "priority": {"priority": 0.9},
+    "urgency": {"urgency": 0.9},
     "time_limit_s": {"time_limit_s": 3.0},
 }
 
@@ -58,7 +58,10 @@ def test_every_field_of_the_messages_is_common_an_extension_or_left_alone() -> N
 NOTHING = Capabilities("nothing")
 EVERYTHING = Capabilities(
     "everything",
-    **dict.fromkeys([*SAMPLING_EXTENSIONS, "priority", "time_limit", "prompt_logprobs"], True),
+    sampling=SAMPLING_EXTENSIONS,
+    priority=True,
+    time_limit=True,
+    prompt_logprobs=True,
     logprobs=20,
     guides=tuple(GuideType),
 )
@@ -72,7 +75,7 @@ def test_a_plain_request_asks_for_nothing() -> None:
 def test_an_extension_is_refused_by_the_clients_name_unless_it_is_supported(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
         check_supported(asking(**ASKED[name]), NOTHING)
-    params = {extension.param for extension in [*SAMPLING_EXTENSIONS.values(), *REQUEST_EXTENSIONS.values()]}
+    params = {*SAMPLING_EXTENSIONS, *(extension.param for extension in REQUEST_EXTENSIONS.values())}
     assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
     assert caught.value.param in params
     check_supported(asking(**ASKED[name]), EVERYTHING)
@@ -89,8 +92,7 @@ def test_no_more_log_probs_than_the_executor_has(count: int) -> None:
 
 
 def test_every_executor_that_the_settings_know_has_a_row() -> None:
-    names = get_args(PipelineSettings.model_fields["executor"].annotation)
-    assert set(CAPABILITIES) == set(names)
+    assert set(CAPABILITIES) == set(get_args(ExecutorName))
     assert all(row.executor == name for name, row in CAPABILITIES.items())
 
 
@@ -143,7 +145,7 @@ def test_tensorrt_llm_has_the_chosen_tokens_log_prob_only(name: str) -> None:
         ("bad_words", {"sampling": SamplingParams(bad_words=((5, 100),))}),
         ("stop", {"stop_token_sequences": ((),)}),
         ("guide", {"guide": Guide(GuideType.REGEX)}),
-        ("priority", {"priority": 1.5}),
+        ("priority", {"urgency": 1.5}),
         ("time_limit_s", {"time_limit_s": 0.0}),
         ("cache_salt", {"cache_salt": -1}),
     ],

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
-from llm_pipeline.protocol import tensors
+from llm_pipeline.protocol import tensors, wire_json
+from llm_pipeline.protocol.arrays import NUMPY_TYPES, Array, TensorReader, TensorSpec, array
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.limits import INT32_MAX, INT64_MAX, INT64_MIN
+from llm_pipeline.protocol.fields import FIELDS_BY_NAME, INT32_MAX, INT64_MAX, INT64_MIN
 from llm_pipeline.protocol.messages import (
     CompletionParameters,
     FinishReason,
@@ -27,7 +28,6 @@ from llm_pipeline.protocol.messages import (
     TextOptions,
     TokenChunk,
 )
-from llm_pipeline.protocol.tensors import Array, TensorReader, TensorSpec
 from tests.support.sample_requests import make_request
 
 NamedArrays = Sequence[tuple[TensorSpec, Array]]
@@ -158,13 +158,13 @@ def test_parameters_survive(parameters: CompletionParameters) -> None:
         num_top_logprobs=st.integers(0, 20),
         return_prompt_logprobs=flags,
         guide=guides,
-        priority=st.floats(0, 1),
+        urgency=st.floats(0, 1),
         time_limit_s=st.none() | st.floats(0, 100),
         cache_salt=st.none() | st.integers(0, 2**64 - 1),
     )
 )
 def test_a_request_survives(request: GenerationRequest) -> None:
-    assert tensors.request_from_arrays(reader(tensors.request_to_arrays(request))) == request
+    assert wire_json.request_from_arrays(reader(wire_json.request_to_arrays(request))) == request
 
 
 @given(keys, st.integers(0, 10**6), token_ids, st.none() | text_options, st.none() | st.sampled_from(FinishReason))
@@ -172,13 +172,13 @@ def test_a_token_chunk_survives(
     key: str, index: int, ids: tuple[int, ...], text: TextOptions | None, reason: FinishReason | None
 ) -> None:
     chunk = TokenChunk(key, index, ids, text, reason)
-    assert tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk))) == chunk
+    assert wire_json.token_chunk_from_arrays(reader(wire_json.token_chunk_to_arrays(chunk))) == chunk
 
 
 @given(st.sampled_from(ErrorCode), st.text(), st.none() | st.sampled_from(["prompt", "max_tokens"]))
 def test_a_token_chunks_error_survives(code: ErrorCode, message: str, param: str | None) -> None:
     chunk = TokenChunk("key", 0, (), error=PipelineError(code, message, param=param))
-    arrived = tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk)))
+    arrived = wire_json.token_chunk_from_arrays(reader(wire_json.token_chunk_to_arrays(chunk)))
     assert arrived.is_final
     assert arrived.error is not None
     assert (arrived.error.code, arrived.error.message, arrived.error.param) == (code, message, param)
@@ -186,7 +186,7 @@ def test_a_token_chunks_error_survives(code: ErrorCode, message: str, param: str
 
 def test_an_error_that_can_not_be_read_back_still_ends_the_request() -> None:
     chunk = TokenChunk("key", 0, (), error=PipelineError(ErrorCode.INVALID_TYPE, "wrong", param="not a name!"))
-    arrived = tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk)))
+    arrived = wire_json.token_chunk_from_arrays(reader(wire_json.token_chunk_to_arrays(chunk)))
     assert arrived.error is not None
     assert arrived.error.message == internal_error().message
 
@@ -223,7 +223,7 @@ def test_a_text_chunk_survives_tritons_raw_form(chunk: TextChunk) -> None:
     )
 )
 def test_a_chunk_with_log_probs_survives(chunk: TokenChunk) -> None:
-    assert tensors.token_chunk_from_arrays(reader(tensors.token_chunk_to_arrays(chunk))) == chunk
+    assert wire_json.token_chunk_from_arrays(reader(wire_json.token_chunk_to_arrays(chunk))) == chunk
 
 
 # --- What NVIDIA's clients send --------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_a_chunk_with_log_probs_survives(chunk: TokenChunk) -> None:
 
 def from_nvidia(**values: Any) -> CompletionParameters:
     """As their clients send it: one row of a batch."""
-    types = {spec.name: tensors.NUMPY_TYPES[spec.dtype] for spec in tensors.ENSEMBLE_INPUTS}
+    types = {spec.name: NUMPY_TYPES[spec.dtype] for spec in tensors.ENSEMBLE_INPUTS}
     arrays = {name: np.array([value], dtype=types[name]) for name, value in values.items()}
     return tensors.parameters_from_arrays(arrays.get, request_id="id", new_key="key")
 
@@ -306,14 +306,14 @@ def test_text_is_not_touched_on_its_way() -> None:
 
 def test_a_stop_message_names_its_request() -> None:
     assert tensors.cancelled_key(reader(tensors.cancel_arrays("the key"))) == "the key"
-    assert tensors.cancelled_key(reader(tensors.request_to_arrays(make_request()))) is None
+    assert tensors.cancelled_key(reader(wire_json.request_to_arrays(make_request()))) is None
 
 
 @pytest.mark.parametrize("sent", [None, b"", b"{}", b"no json", b"\xff", b'{"key": "k", "prompt_ids": ["a"]}'])
 def test_decode_refuses_a_request_that_preprocess_did_not_make(sent: bytes | None) -> None:
-    arrays = [] if sent is None else [(tensors.REQUEST, tensors.array(tensors.REQUEST, sent))]
+    arrays = [] if sent is None else [(tensors.REQUEST, array(tensors.REQUEST, sent))]
     with pytest.raises(PipelineError, match="preprocess"):
-        tensors.request_from_arrays(reader(arrays))
+        wire_json.request_from_arrays(reader(arrays))
 
 
 # --- What is sent and what is understood -----------------------------------------------------------------------------
@@ -341,7 +341,9 @@ def test_a_silent_chunk_is_known_from_its_raw_response(chunk: TextChunk, is_sile
 
 
 def test_only_a_prompt_has_to_be_sent() -> None:
-    parameters = parameters_of([(tensors.TEXT_INPUT, tensors.array(tensors.TEXT_INPUT, "hello"))])
+    parameters = parameters_of(
+        [(FIELDS_BY_NAME["prompt_text"].tensor, array(FIELDS_BY_NAME["prompt_text"].tensor, "hello"))]
+    )
     assert parameters == CompletionParameters(request_key="new key", request_id="id", prompt_text="hello")
 
 
@@ -357,7 +359,7 @@ def test_a_top_k_beyond_int32_means_the_same_as_the_largest() -> None:
 
 
 def test_one_empty_stop_word_is_the_padding_of_nvidias_clients() -> None:
-    parameters = parameters_of([(tensors.STOP_WORDS, tensors.array(tensors.STOP_WORDS, [""]))])
+    parameters = parameters_of([(FIELDS_BY_NAME["stop"].tensor, array(FIELDS_BY_NAME["stop"].tensor, [""]))])
     assert parameters.stop == ()
 
 
@@ -366,11 +368,16 @@ def test_an_address_of_a_wrong_type_is_no_address(address: object) -> None:
     """Whoever calls postprocess alone may send anything; its reports go on for everybody else."""
     wire = orjson.dumps({"key": "key", "index": 0, "token_ids": [], "ack_address": address})
     chunk = np.array([wire], dtype=np.object_)
-    assert tensors.token_chunk_from_arrays(lambda name: chunk).ack_address is None
+    assert wire_json.token_chunk_from_arrays(lambda name: chunk).ack_address is None
 
 
 def test_an_empty_list_of_ids_is_an_empty_prompt_and_not_a_missing_one() -> None:
-    assert parameters_of([(tensors.INPUT_IDS, tensors.array(tensors.INPUT_IDS, []))]).token_ids == ()
+    assert (
+        parameters_of(
+            [(FIELDS_BY_NAME["token_ids"].tensor, array(FIELDS_BY_NAME["token_ids"].tensor, []))]
+        ).token_ids
+        == ()
+    )
 
 
 def every_array_we_make() -> NamedArrays:
@@ -381,9 +388,9 @@ def every_array_we_make() -> NamedArrays:
     text = TextChunk("text", 2, (1, 2), 3, FinishReason.STOP)
     return [
         *tensors.parameters_to_arrays(everything),
-        *tensors.request_to_arrays(make_request()),
+        *wire_json.request_to_arrays(make_request()),
         *tensors.cancel_arrays("key"),
-        *tensors.token_chunk_to_arrays(chunk),
+        *wire_json.token_chunk_to_arrays(chunk),
         *tensors.text_chunk_to_arrays(text),
     ]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llm_pipeline.protocol.messages import CompletionParameters
-from llm_pipeline.runtime.deployment import DeployedModel, Deployment, DeploymentError, ModelKind
+from llm_pipeline.runtime.deployment import DeployedModel, Deployment, ModelKind
+from llm_pipeline.runtime.deployment_errors import DeploymentError
 from llm_pipeline.runtime.settings import PipelineSettings, settings_of_model
 
 TWO = """
@@ -64,8 +65,8 @@ def test_an_absolute_engine_directory_is_left_alone(tmp_path: Path) -> None:
     [
         ('[[models]]\nname = "a"\n\n[models.limits]\nmax_in_flight = 0\n', "line 5: models[0].limits.max_in_flight: "),
         ('[[models]]\nname = "a"\n[[models]]\naliases = ["b"]\n', "line 3: models[1].name: Field required"),
-        ('[[models]]\nname = "a"\nnmae = 1\n', "line 3: models[0].nmae: there is no such key; there is name, aliases"),
-        ('[[models]]\nname = "a"\nsettings.port = 1\n', "line 3: models[0].settings.port: there is no such key among"),
+        ('[[models]]\nname = "a"\nnmae = 1\n', "line 3: models[0].nmae: unknown key. Known keys: name, aliases"),
+        ('[[models]]\nname = "a"\nsettings.port = 1\n', "line 3: models[0].settings.port: unknown key. docs/settings.md"),
         ('[[models]]\nname = "a"\n[models.settings]\ncpu_threads = "x"\n', "line 4: models[0].settings.cpu_threads: "),
         ('[[models]]\nname = "a b"\n', "line 2: models[0].name: "),
         ('[[models]]\nname = "a"\naliases = ["b", ""]\n', "line 3: models[0].aliases[1]: "),
@@ -75,12 +76,12 @@ def test_an_absolute_engine_directory_is_left_alone(tmp_path: Path) -> None:
             '[[models]]\nname = "a"\nkind = "inflight_batcher_llm"\nengine_dir = "e"\n',
             "line 1: models[0]: engine_dir is for kind ensemble",
         ),
-        ('[[models]]\nname = "a"\n[[models]]\nname = "b"\naliases = ["a"]\n', "line 1: the name a is that of both"),
-        ('[[models]]\nname = "A"\n[[models]]\nname = "a"\n', "would both have a Triton model called a;"),
-        ('[[models]]\nname = "a"\n[[models]]\nname = "a-decode"\n', "Triton model called a-decode;"),
-        ("models = []\n", "there is no model"),
+        ('[[models]]\nname = "a"\n[[models]]\nname = "b"\naliases = ["a"]\n', "line 1: the name a is used by both"),
+        ('[[models]]\nname = "A"\n[[models]]\nname = "a"\n', "would both have a Triton model called a."),
+        ('[[models]]\nname = "a"\n[[models]]\nname = "a-decode"\n', "Triton model called a-decode."),
+        ("models = []\n", "no model is defined"),
         ('[models]\nname = "a"\n', "line 1: models: "),
-        ('[[models]]\nname = "a\n', "not TOML: "),
+        ('[[models]]\nname = "a\n', "invalid TOML: "),
         ("", "models: Field required"),
     ],
 )
@@ -101,7 +102,7 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DeploymentError, match="can't be read: No such file"):
+    with pytest.raises(DeploymentError, match="cannot be read: No such file"):
         Deployment.load(tmp_path / "none.toml")
 
 

@@ -6,17 +6,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import frontend.main
 import pytest
 from pydantic import ValidationError
 
+import frontend.__main__
 import launcher.__main__
 import launcher.gpu.launch
 from benchmarks.soak.settings import SoakSettings
 from frontend.settings import FrontendSettings
 from launcher.gpu.launch import LaunchSettings
 from launcher.settings import StackSettings
-from llm_pipeline.runtime.deployment import Deployment, DeploymentError
+from llm_pipeline.runtime.deployment import Deployment
+from llm_pipeline.runtime.deployment_errors import DeploymentError
 from llm_pipeline.runtime.program_settings import ProgramSettings
 from llm_pipeline.runtime.renamed_settings import RENAMED_SETTINGS
 from llm_pipeline.runtime.settings import PipelineSettings, settings_of_model
@@ -79,7 +80,7 @@ def test_former_name_in_deployment_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "main",
     [
-        pytest.param(frontend.main.main, id="frontend"),
+        pytest.param(frontend.__main__.main, id="frontend"),
         pytest.param(launcher.__main__.main, id="launcher"),
         pytest.param(lambda: launcher.gpu.launch.main(["--dry-run"]), id="launcher.gpu"),
     ],

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
+from llm_pipeline.protocol.fields import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from llm_pipeline.protocol.messages import GUIDE_PARAM, CompletionParameters, Guide, GuideType
 from llm_pipeline.stages.preprocess import PreprocessStage
-from llm_pipeline.stages.validation import check_guided, priority_of
+from llm_pipeline.stages.validation import check_guided, urgency_of
 from llm_pipeline.text.tokenizer import Tokenizer
 from tests.support.sample_requests import make_manifest
 
@@ -195,7 +195,7 @@ def test_max_tokens_below_one_is_refused(stage: PreprocessStage, asked: int) -> 
 def test_max_tokens_above_the_whole_context_is_refused_with_both_numbers(stage: PreprocessStage, asked: int) -> None:
     error = refusal(stage, max_tokens=asked)
     assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, "max_tokens")
-    assert f"max_tokens is {asked};" in error.message  # digit by digit, not 1.23457e+06
+    assert f"max_tokens is {asked}." in error.message  # digit by digit, not 1.23457e+06
     assert str(CONTEXT) in error.message
 
 
@@ -279,7 +279,7 @@ def test_top_k_above_the_vocabulary_is_fine(stage: PreprocessStage) -> None:
 def test_a_value_out_of_range_is_refused_by_name(stage: PreprocessStage, name: str, value: float) -> None:
     error = refusal(stage, **{name: value})
     assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, name)
-    assert error.message.startswith(f"{name} is {value:g}; it must be ")
+    assert error.message.startswith(f"{name} is {value:g}. It must be ")
 
 
 def test_without_a_seed_every_request_gets_another_random_one_of_64_bits(stage: PreprocessStage) -> None:
@@ -375,10 +375,10 @@ def test_a_default_limit_below_min_tokens_gives_way(stage: PreprocessStage) -> N
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=5))
 def test_lower_numbers_go_first_and_none_is_zero(numbers: list[int]) -> None:
-    ranked = [priority_of(number) for number in sorted(numbers)]
+    ranked = [urgency_of(number) for number in sorted(numbers)]
     assert ranked == sorted(ranked, reverse=True)
     assert all(0 <= priority <= 1 for priority in ranked)
-    assert priority_of(None) == priority_of(0) == 0.5
+    assert urgency_of(None) == urgency_of(0) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_pipeline.protocol.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
+from llm_pipeline.protocol.fields import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from llm_pipeline.text.stop_strings import StopMatcher
 
 PROPERTY = settings(max_examples=200, deadline=None, derandomize=True)

@@ -312,7 +312,7 @@ def test_min_tokens_keeps_end_tokens_away_and_no_longer() -> None:
 def test_waiting_requests_go_by_priority_and_then_in_order() -> None:
     engine = make_engine(max_active=1)
     for number, priority in enumerate([0.5, 0.5, 0.9, 0.1, 0.9]):
-        engine.add(replace(make_request(str(number), max_tokens=1), priority=priority))
+        engine.add(replace(make_request(str(number), max_tokens=1), urgency=priority))
     assert list(finish(engine)) == ["2", "4", "0", "1", "3"]
 
 

@@ -407,7 +407,7 @@ def test_high_priority_goes_first(bench: CreateBench) -> None:
     made.recorder.wait_for_token(running)
     low = made.submit(make_request("low", max_tokens=1))
     base = make_request("high", max_tokens=1)
-    high = made.submit(GenerationRequest(base.key, base.prompt_ids, 1, base.sampling, priority=0.9))
+    high = made.submit(GenerationRequest(base.key, base.prompt_ids, 1, base.sampling, urgency=0.9))
     made.executor.cancel(running)
     made.recorder.wait_for_end(low)
     assert made.recorder.steps(high)[-1].is_final

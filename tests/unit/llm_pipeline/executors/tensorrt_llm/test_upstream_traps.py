@@ -246,7 +246,7 @@ def test_all_after_max_tokens_goes_by_name(any_bench: TrtllmBench) -> None:
 def test_priority_can_be_given_but_not_read_back(any_bench: TrtllmBench) -> None:
     from tensorrt_llm.api import peek
 
-    sent = any_bench.sent(request_with(priority=0.75))
+    sent = any_bench.sent(request_with(urgency=0.75))
     assert peek(sent, "priority") == 0.75
     with pytest.raises(AttributeError):
         _ = sent.priority

@@ -1,0 +1,7 @@
+"""The names that the setting EXECUTOR takes."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+ExecutorName: TypeAlias = Literal["cpu", "tensorrt_llm", "scripted"]
