@@ -59,7 +59,7 @@ REQUEST = TensorSpec("request", "BYTES")  # JSON of GenerationRequest
 STOP = TensorSpec("stop", "BYTES")  # a request key: cancel that request
 RENEW = TensorSpec("renew", "BYTES")  # a client id: renew its lease
 # A request parameter, which Triton passes to every step of an ensemble: the client id (stages/decode/leases.py).
-CLIENT_ID_PARAMETER = "owner"
+OWNER_PARAMETER = "owner"
 
 PREPROCESS_OUTPUTS = (_required(REQUEST.name, REQUEST.dtype), DESCRIPTION)
 DECODE_INPUTS = (REQUEST, STOP, RENEW)
@@ -103,7 +103,7 @@ def stage_model(ensemble: str, stage: str) -> str:
     return stage if ensemble == ENSEMBLE_MODEL else f"{ensemble}-{stage}"
 
 
-def decode_model_of(postprocess: str) -> str:
+def decode_beside(postprocess: str) -> str:
     """The decode model of the ensemble that this postprocess model belongs to."""
     return postprocess.removesuffix(POSTPROCESS_MODEL) + DECODE_MODEL
 
@@ -165,12 +165,12 @@ def cancelled_key(read: TensorReader) -> str | None:
     return read_text(read, STOP)
 
 
-def renewal_arrays(client_id: str) -> NamedArrays:
+def renewal_arrays(owner: str) -> NamedArrays:
     """The message to decode that renews the lease of a client."""
-    return [(RENEW, array(RENEW, client_id))]
+    return [(RENEW, array(RENEW, owner))]
 
 
-def renewed_client(read: TensorReader) -> str | None:
+def renewed_owner(read: TensorReader) -> str | None:
     """The client whose lease a message to decode renews; None for other messages."""
     return read_text(read, RENEW)
 

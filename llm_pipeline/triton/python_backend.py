@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 from llm_pipeline.protocol.arrays import Array, TensorReader, TensorSpec
 from llm_pipeline.protocol.errors import PipelineError, internal_error
 from llm_pipeline.protocol.messages import TokenChunk
-from llm_pipeline.protocol.tensors import CLIENT_ID_PARAMETER, cancel_arrays
+from llm_pipeline.protocol.tensors import OWNER_PARAMETER, cancel_arrays
 from llm_pipeline.protocol.wire_json import token_chunk_to_arrays
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -60,7 +60,7 @@ def tensor_reader(request: Any) -> TensorReader:
 
 def client_id_of(request: Any) -> str | None:
     """Returns the client id of a Triton request's sender, or None if it gave none and so has no lease."""
-    client_id = orjson.loads(request.parameters() or "{}").get(CLIENT_ID_PARAMETER)
+    client_id = orjson.loads(request.parameters() or "{}").get(OWNER_PARAMETER)
     return client_id if isinstance(client_id, str) and client_id else None
 
 

@@ -66,7 +66,10 @@ def test_an_absolute_engine_directory_is_left_alone(tmp_path: Path) -> None:
         ('[[models]]\nname = "a"\n\n[models.limits]\nmax_in_flight = 0\n', "line 5: models[0].limits.max_in_flight: "),
         ('[[models]]\nname = "a"\n[[models]]\naliases = ["b"]\n', "line 3: models[1].name: Field required"),
         ('[[models]]\nname = "a"\nnmae = 1\n', "line 3: models[0].nmae: unknown key. Known keys: name, aliases"),
-        ('[[models]]\nname = "a"\nsettings.port = 1\n', "line 3: models[0].settings.port: unknown key. docs/settings.md"),
+        (
+            '[[models]]\nname = "a"\nsettings.port = 1\n',
+            "line 3: models[0].settings.port: unknown key. docs/settings.md lists",
+        ),
         ('[[models]]\nname = "a"\n[models.settings]\ncpu_threads = "x"\n', "line 4: models[0].settings.cpu_threads: "),
         ('[[models]]\nname = "a b"\n', "line 2: models[0].name: "),
         ('[[models]]\nname = "a"\naliases = ["b", ""]\n', "line 3: models[0].aliases[1]: "),
