@@ -55,6 +55,7 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
         lifespan=lambda _: _lifespan(dependencies),
     )
     app.state.dependencies = dependencies
+    playground.load_files()
     completions.add_routes(app)
     for api in (models, health, metrics, documents, playground):
         app.include_router(api.router)

@@ -41,7 +41,7 @@ class Dependencies:
     started: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
 
     def model_for(self, name: str, key: ApiKey | None) -> ServedModel:
-        """The model with this name. Raises PipelineError (404) if there is none, (403) if the key may not use it."""
+        """The model with this name. Raises PipelineError (404) if it is unknown, (403) if the key may not use it."""
         model = self.models.find(name)
         if not model.allows(key, name):
             raise PipelineError(

@@ -74,7 +74,7 @@ class ScriptResponse(Response):
 )
 async def get_page(if_none_match: _IfNoneMatch = "") -> Response:
     """A page to try completions with."""
-    return _response(_load_files()[_PAGE], if_none_match)
+    return _response(load_files()[_PAGE], if_none_match)
 
 
 @router.api_route(
@@ -89,14 +89,15 @@ async def get_page(if_none_match: _IfNoneMatch = "") -> Response:
 )
 async def get_file(name: str, if_none_match: _IfNoneMatch = "") -> Response:
     """A script, style sheet or icon that the page refers to."""
-    file = _load_files().get(name)
+    file = load_files().get(name)
     if file is None or name == _PAGE:
         raise PipelineError(ErrorCode.NOT_FOUND, "The playground has no file of this name.")
     return _response(file, if_none_match)
 
 
 @cache
-def _load_files() -> dict[str, _File]:
+def load_files() -> dict[str, _File]:
+    """Reads the files into memory once, so that an upgrade on disk does not mix versions."""
     folder = files("frontend") / "playground"
     return {
         item.name: _File(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')

@@ -9,13 +9,13 @@ const ESCAPES = { n: "\n", t: "\t", r: "\r", "\\": "\\" };
 
 /** Creates an element. Text becomes a text node, so that no text is ever parsed as markup. */
 export function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const created = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
     if (value === undefined || value === false) continue;
-    made.setAttribute(key, value === true ? "" : value);
+    created.setAttribute(key, value === true ? "" : value);
   }
-  made.append(...children.filter((child) => child !== undefined && child !== null));
-  return made;
+  created.append(...children.filter((child) => child !== undefined && child !== null));
+  return created;
 }
 
 export class Form {

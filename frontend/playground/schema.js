@@ -70,7 +70,7 @@ function describe(name, property, document) {
   };
 }
 
-/** What a property may be beside null, references followed. */
+/** The alternatives of a property except null, with references resolved. */
 function formsOf(property, document, depth = 0) {
   const schema = resolve(property, document);
   const inner = schema.anyOf ?? schema.oneOf ?? (schema.allOf?.length === 1 ? schema.allOf : undefined);

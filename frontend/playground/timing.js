@@ -26,11 +26,11 @@ export class Timing {
     let tokens = 0;
     for (const [index, choice] of this._choices) {
       const old = before.get(index) ?? { tokens: 0, lastAt: null };
-      const made = choice.tokens - old.tokens;
-      if (made <= 0) continue;
-      tokens += made;
+      const added = choice.tokens - old.tokens;
+      if (added <= 0) continue;
+      tokens += added;
       waits.set(index, now - (old.lastAt ?? this._startedAt));
-      if (old.lastAt !== null) this.gaps.push((now - old.lastAt) / made);
+      if (old.lastAt !== null) this.gaps.push((now - old.lastAt) / added);
       choice.lastAt = now;
     }
     if (tokens) {
@@ -111,7 +111,7 @@ export function drawGaps(svg, gaps, { median, p95 }) {
 }
 
 function shape(name, attributes) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries({ ...attributes, "vector-effect": "non-scaling-stroke" })) made.setAttribute(key, value);
-  return made;
+  const created = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries({ ...attributes, "vector-effect": "non-scaling-stroke" })) created.setAttribute(key, value);
+  return created;
 }

@@ -1,4 +1,4 @@
-"""Answers that are one JSON object."""
+"""Completions as one JSON object."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from llm_pipeline.protocol.messages import CompletionParameters, FinishReason
 from tests.support.app import MODEL, Running, in_process
 
 
-async def test_the_whole_body(running: Running) -> None:
+async def test_response_body(running: Running) -> None:
     before = int(time.time())
-    answer = await running.complete(max_tokens=3)
-    body = answer.json()
-    assert answer.headers["content-type"] == "application/json"
+    response = await running.complete(max_tokens=3)
+    body = response.json()
+    assert response.headers["content-type"] == "application/json"
     assert body.pop("id").startswith("cmpl-")
     assert before <= body.pop("created") <= time.time()
     assert body == {
@@ -28,15 +28,15 @@ async def test_the_whole_body(running: Running) -> None:
         "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
         "$schema": "http://test/openai/schemas/Completion.json",
     }
-    assert answer.headers["link"] == '<http://test/openai/schemas/Completion.json>; rel="describedBy"'
+    assert response.headers["link"] == '<http://test/openai/schemas/Completion.json>; rel="describedBy"'
 
 
-async def test_ids_differ(running: Running) -> None:
+async def test_completion_ids_are_unique(running: Running) -> None:
     ids = [(await running.complete()).json()["id"] for _ in range(3)]
     assert len(set(ids)) == 3
 
 
-async def test_what_the_generator_is_asked() -> None:
+async def test_fields_reach_the_generator() -> None:
     async with in_process() as app:
         await app.client.post(
             "/v1/completions",
@@ -73,13 +73,13 @@ async def test_what_the_generator_is_asked() -> None:
     )
 
 
-async def test_left_out_is_left_out(running: Running) -> None:
+async def test_null_fields_count_as_unset(running: Running) -> None:
     await running.complete(seed=None, temperature=None, max_tokens=None)
     sent = running.generator.requests[0]
     assert (sent.seed, sent.temperature, sent.max_tokens, sent.stop) == (None, None, None, ())
 
 
-async def test_prompts_times_n_in_order() -> None:
+async def test_choices_are_ordered_by_prompt() -> None:
     def by_prompt(parameters: CompletionParameters) -> list[Step]:
         return list(chunks(str(parameters.prompt_text or parameters.token_ids)))
 
@@ -93,32 +93,32 @@ async def test_prompts_times_n_in_order() -> None:
     assert len(keys) == 4
 
 
-def test_seeds_of_choices_are_fixed() -> None:
-    """Written down: clients get the same text for the same seed from every version."""
+def test_choice_seeds_never_change() -> None:
+    """Clients get the same text for the same seed from every version."""
     assert [choice_seed(1234, index) for index in range(3)] == [1234, -2306404173222118480, 4916647437660608691]
     assert choice_seed(-(2**63), 0) == -(2**63)
     assert len({choice_seed(seed, index) for seed in (0, 1, -1) for index in range(100)}) == 300
     assert all(-(2**63) <= choice_seed(5, index) < 2**63 for index in range(100))
 
 
-async def test_tokens_as_ids(running: Running) -> None:
+async def test_return_tokens_as_token_ids(running: Running) -> None:
     body = (await running.complete(max_tokens=2, return_tokens_as_token_ids=True)).json()
     choice = body["choices"][0]
     assert choice["text"] == "token_id:101token_id:102"
     assert choice["token_ids"] == [101, 102]
 
 
-async def test_token_ids_beside_the_text(running: Running) -> None:
+async def test_return_token_ids(running: Running) -> None:
     choice = (await running.complete(max_tokens=2, return_token_ids=True)).json()["choices"][0]
     assert (choice["text"], choice["token_ids"]) == (" Paris,", [101, 102])
 
 
-async def test_stop_reason(running: Running) -> None:
+async def test_finish_reason_stop(running: Running) -> None:
     running.generator.script = lambda _: chunks("a", "", reason=FinishReason.STOP)
     assert (await running.complete()).json()["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_text_is_passed_on_unchanged(running: Running) -> None:
+async def test_text_is_returned_unchanged(running: Running) -> None:
     text = ' "quoted"\n\u2028\x00\x7f \U0001f600é\\'
     running.generator.script = lambda _: chunks(text)
     assert (await running.complete()).json()["choices"][0]["text"] == text
@@ -129,55 +129,59 @@ async def test_token_id_prompts(running: Running) -> None:
     assert [sent.token_ids for sent in running.generator.requests] == [(1, 2), (3,)]
 
 
-async def test_an_error_of_one_prompt_names_it_and_stops_the_others() -> None:
+async def test_error_of_one_prompt_names_it_and_cancels_the_others() -> None:
     def script(parameters: CompletionParameters) -> list[Step]:
         if parameters.prompt_text == "long":
             return [PipelineError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "9 of 8 tokens", param="prompt")]
         return [asyncio.Event()]
 
     async with in_process(FakeGenerator(script)) as app:
-        answer = await app.complete(prompt=["short", "long"])
+        response = await app.complete(prompt=["short", "long"])
         await app.generator.until_cancelled()
         assert app.generator.cancelled == [app.generator.requests[0].request_key]
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "prompt[1]"
-    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "prompt[1]"
+    assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
-async def test_the_deadline_is_a_504_and_stops_the_engine() -> None:
+async def test_timeout_is_a_504_and_cancels_the_request() -> None:
     async with in_process(FakeGenerator(forever())) as app:
-        answer = await app.client.post(
+        response = await app.client.post(
             "/v1/completions", json={"model": MODEL, "prompt": "Hi"}, headers={"x-request-timeout-s": "0.1"}
         )
         await app.generator.until_cancelled()
         assert await app.metric('completions_cancelled_total{model="tiny",reason="deadline"}') == 1
-    assert answer.status_code == 504
-    assert answer.json()["error"] == {**answer.json()["error"], "type": "timeout_error", "code": "deadline_exceeded"}
+    assert response.status_code == 504
+    assert response.json()["error"] == {
+        **response.json()["error"],
+        "type": "timeout_error",
+        "code": "deadline_exceeded",
+    }
 
 
 @pytest.mark.parametrize("sent", ["soon", "0", "-1", "nan"])
-async def test_senseless_timeouts_are_refused(running: Running, sent: str) -> None:
-    answer = await running.client.post(
+async def test_invalid_timeout_header_is_rejected(running: Running, sent: str) -> None:
+    response = await running.client.post(
         "/v1/completions", json={"model": MODEL, "prompt": "Hi"}, headers={"x-request-timeout-s": sent}
     )
-    assert answer.status_code == 400
+    assert response.status_code == 400
 
 
-async def test_a_stream_that_ends_without_reason_is_an_error(running: Running) -> None:
+async def test_stream_without_finish_reason_is_an_error(running: Running) -> None:
     running.generator.script = lambda _: chunks("a", "b")[:1]
-    answer = await running.complete(stream=True)
-    assert '"code":"service_unavailable"' in answer.text
+    response = await running.complete(stream=True)
+    assert '"code":"service_unavailable"' in response.text
 
 
-async def test_a_fault_of_the_generator_is_a_500_without_details(running: Running) -> None:
+async def test_unexpected_generator_exception_is_a_500_without_details(running: Running) -> None:
     running.generator.script = lambda _: [RuntimeError("secret path /etc/x")]
-    answer = await running.complete()
-    assert answer.status_code == 500
-    assert "secret" not in answer.text
-    assert answer.headers["x-should-retry"] == "false"
+    response = await running.complete()
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert response.headers["x-should-retry"] == "false"
 
 
-async def test_aliases_answer_under_the_name_asked_for() -> None:
+async def test_response_has_the_requested_alias() -> None:
     async with in_process(model_aliases="small, gpt-small") as app:
         body = (await app.complete(model="gpt-small")).json()
     assert body["model"] == "gpt-small"

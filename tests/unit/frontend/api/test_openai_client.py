@@ -54,7 +54,7 @@ async def test_many_choices(openai_client: openai.AsyncOpenAI) -> None:
     assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
 
 
-async def test_what_langchain_sends(openai_client: openai.AsyncOpenAI) -> None:
+async def test_fields_that_langchain_sends(openai_client: openai.AsyncOpenAI) -> None:
     await openai_client.completions.create(
         model=MODEL,
         prompt=["a"],
@@ -99,7 +99,7 @@ async def test_wrong_key(served: Running) -> None:
             await client.models.list()
 
 
-async def test_late_errors_are_raised(served: Running, loose_client: openai.AsyncOpenAI) -> None:
+async def test_errors_within_a_stream_are_raised(served: Running, loose_client: openai.AsyncOpenAI) -> None:
     failure = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")
     served.generator.script = lambda _: [*chunks("a", "b")[:1], failure]
     with pytest.raises(openai.APIError, match="gone"):
