@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from llm_pipeline.protocol import tensors
 from llm_pipeline.protocol.arrays import TensorSpec
+from llm_pipeline.triton.config_pbtxt import with_tensors
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 MODELS = {
@@ -41,6 +42,12 @@ def test_a_model_has_one_version_and_the_ensemble_an_empty_one(model: str) -> No
     assert {path.name for path in directory.iterdir()} == {"1", "config.pbtxt"}
     files = {path.name for path in (directory / "1").iterdir() if path.name != "__pycache__"}
     assert files == ({".gitkeep"} if model == tensors.ENSEMBLE_MODEL else {"model.py"})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_command_changes_nothing(model: str) -> None:
+    text = (MODEL_REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
+    assert with_tensors(model, text) == text, "run python -m llm_pipeline.triton.config_pbtxt"
 
 
 @pytest.mark.parametrize("model", MODELS)

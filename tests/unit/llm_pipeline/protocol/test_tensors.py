@@ -373,9 +373,7 @@ def test_an_address_of_a_wrong_type_is_no_address(address: object) -> None:
 
 def test_an_empty_list_of_ids_is_an_empty_prompt_and_not_a_missing_one() -> None:
     assert (
-        parameters_of(
-            [(FIELDS_BY_NAME["token_ids"].tensor, array(FIELDS_BY_NAME["token_ids"].tensor, []))]
-        ).token_ids
+        parameters_of([(FIELDS_BY_NAME["token_ids"].tensor, array(FIELDS_BY_NAME["token_ids"].tensor, []))]).token_ids
         == ()
     )
 
