@@ -1,4 +1,4 @@
-"""What /models tells of a model: its names, its context and limits, and what a request may ask of it."""
+"""Builds the entry of a model in /v1/models: its names, context length, limits and capabilities."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _OWNER = "triton-completions"
 
 
 async def model_card(name: str, model: ServedModel, settings: FrontendSettings, created: int) -> dict[str, Any]:
-    """The model under one of its names. `root`, `parent` and `max_model_len` mean what they mean at vLLM's.
+    """The model under one of its names. `root`, `parent` and `max_model_len` are as in vLLM.
 
-    Takes a second at most when the engine does not answer.
+    Takes at most a second if the engine does not respond.
     """
     deployed = model.deployed
     facts = await model.info_cache.read()

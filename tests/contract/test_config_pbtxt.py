@@ -1,4 +1,4 @@
-"""Each model's config.pbtxt says what llm_pipeline/protocol/tensors.py says, and the ensemble connects all of it."""
+"""The config.pbtxt of each model agrees with llm_pipeline/protocol/tensors.py, and the ensemble connects all tensors."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_stage_has_one_instance_on_the_cpu_and_does_not_wait_for_batches(model
 
 
 # Messages to one model alone, and what it answers.
-BESIDE_THE_ENSEMBLE = {tensors.STOP.name, tensors.RENEW.name, tensors.DESCRIBE.name, tensors.DESCRIPTION.name}
+OUTSIDE_THE_ENSEMBLE = {tensors.STOP.name, tensors.RENEW.name, tensors.DESCRIBE.name, tensors.DESCRIPTION.name}
 
 
 def steps() -> dict[str, pb.ModelEnsembling.Step]:
@@ -106,8 +106,8 @@ def test_the_ensemble_runs_the_three_stages_in_order() -> None:
 @pytest.mark.parametrize("model", STAGES)
 def test_a_step_maps_every_tensor_of_its_model(model: str) -> None:
     inputs, outputs = MODELS[model]
-    assert set(steps()[model].input_map) == {spec.name for spec in inputs} - BESIDE_THE_ENSEMBLE
-    assert set(steps()[model].output_map) == {spec.name for spec in outputs} - BESIDE_THE_ENSEMBLE
+    assert set(steps()[model].input_map) == {spec.name for spec in inputs} - OUTSIDE_THE_ENSEMBLE
+    assert set(steps()[model].output_map) == {spec.name for spec in outputs} - OUTSIDE_THE_ENSEMBLE
 
 
 def test_the_first_step_takes_the_ensembles_inputs_and_the_last_gives_its_outputs() -> None:

@@ -93,7 +93,7 @@ def refusal(fields: dict[str, Any], *, is_strict: bool = False) -> PipelineError
         ({"truncate_prompt_tokens": -1}, "truncate_prompt_tokens", -1),
         ({"add_special_tokens": False}, "add_special_tokens", False),
         ({"priority": -5}, "priority", -5),
-        ({"user": "somebody"}, "user", "somebody"),
+        ({"user": "some user"}, "user", "some user"),
     ],
 )
 def test_accepted(fields: dict[str, Any], name: str, value: object) -> None:
@@ -223,7 +223,7 @@ def test_all_broken_rules_are_listed() -> None:
         {"frequency_penalty": 0},
         {"frequency_penalty": 0.0},
         {"logit_bias": {}},
-        {"user": "somebody"},
+        {"user": "some user"},
         {"repetition_penalty": 1.0},
         {"ignore_eos": False},
         {"stop_token_ids": []},

@@ -27,7 +27,7 @@ COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"
 COMMON_REQUEST = {"key", "prompt_ids", "max_tokens", "sampling", "stop_token_ids", "text_options"}
 HONOURED_BY_LEAVING_ALONE = {"stop_token_sequences", "cache_salt"}
 
-ASKED: dict[str, dict[str, Any]] = {
+EXTENSION_CASES: dict[str, dict[str, Any]] = {
     "repetition_penalty": {"sampling": SamplingParams(repetition_penalty=1.1)},
     "presence_penalty": {"sampling": SamplingParams(presence_penalty=0.5)},
     "frequency_penalty": {"sampling": SamplingParams(frequency_penalty=-0.5)},
@@ -48,11 +48,11 @@ def asking(**fields_of_request: Any) -> GenerationRequest:
 
 
 def test_every_field_of_the_messages_is_common_an_extension_or_left_alone() -> None:
-    """A field that nobody has thought of would be ignored in silence."""
+    """A field without an entry would be ignored silently."""
     assert {field.name for field in fields(SamplingParams)} == COMMON_SAMPLING | set(SAMPLING_EXTENSIONS)
     request_fields = {field.name for field in fields(GenerationRequest)}
     assert request_fields == COMMON_REQUEST | set(REQUEST_EXTENSIONS) | HONOURED_BY_LEAVING_ALONE
-    assert set(ASKED) == {*SAMPLING_EXTENSIONS, *REQUEST_EXTENSIONS}
+    assert set(EXTENSION_CASES) == {*SAMPLING_EXTENSIONS, *REQUEST_EXTENSIONS}
 
 
 NOTHING = Capabilities("nothing")
@@ -71,14 +71,14 @@ def test_a_plain_request_asks_for_nothing() -> None:
     check_supported(make_request(), NOTHING)
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", EXTENSION_CASES)
 def test_an_extension_is_refused_by_the_clients_name_unless_it_is_supported(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
-        check_supported(asking(**ASKED[name]), NOTHING)
+        check_supported(asking(**EXTENSION_CASES[name]), NOTHING)
     params = {*SAMPLING_EXTENSIONS, *(extension.param for extension in REQUEST_EXTENSIONS.values())}
     assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
     assert caught.value.param in params
-    check_supported(asking(**ASKED[name]), EVERYTHING)
+    check_supported(asking(**EXTENSION_CASES[name]), EVERYTHING)
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])
@@ -115,20 +115,20 @@ def test_a_hint_and_a_salt_are_honoured_by_leaving_them_alone() -> None:
 ADMISSION = RequestLimits(vocab_size=100, max_seq_len=64, max_prompt_tokens=32, has_guided_decoding=True)
 
 
-@pytest.mark.parametrize("name", sorted(set(ASKED) - {"num_top_logprobs", "return_prompt_logprobs"}))
+@pytest.mark.parametrize("name", sorted(set(EXTENSION_CASES) - {"num_top_logprobs", "return_prompt_logprobs"}))
 def test_tensorrt_llm_takes_most_of_them(name: str) -> None:
-    ADMISSION.check(asking(**ASKED[name]))
+    ADMISSION.check(asking(**EXTENSION_CASES[name]))
 
 
 @pytest.mark.parametrize("name", ["num_top_logprobs", "return_prompt_logprobs"])
 def test_tensorrt_llm_has_the_chosen_tokens_log_prob_only(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
-        ADMISSION.check(asking(**ASKED[name]))
+        ADMISSION.check(asking(**EXTENSION_CASES[name]))
     assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
 
 
 @pytest.mark.parametrize(
-    ("param", "asked"),
+    ("param", "fields"),
     [
         ("max_tokens", {"max_tokens": 0}),
         ("prompt", {"prompt_ids": ()}),
@@ -150,7 +150,7 @@ def test_tensorrt_llm_has_the_chosen_tokens_log_prob_only(name: str) -> None:
         ("cache_salt", {"cache_salt": -1}),
     ],
 )
-def test_tensorrt_llm_refuses_values_out_of_range_by_name(param: str, asked: dict[str, Any]) -> None:
+def test_tensorrt_llm_refuses_values_out_of_range_by_name(param: str, fields: dict[str, Any]) -> None:
     with pytest.raises(PipelineError) as caught:
-        ADMISSION.check(asking(**asked))
+        ADMISSION.check(asking(**fields))
     assert (caught.value.code, caught.value.param) == (ErrorCode.VALUE_OUT_OF_RANGE, param)

@@ -34,7 +34,7 @@ NamedArrays = Sequence[tuple[TensorSpec, Array]]
 
 keys = st.text(min_size=1, max_size=40)
 token_ids = st.lists(st.integers(0, INT32_MAX), max_size=20).map(tuple)
-reals = st.floats(0, 2, width=32)  # what FP32 holds
+reals = st.floats(0, 2, width=32)  # representable in FP32
 flags = st.booleans()
 counts = st.integers(1, INT32_MAX)
 stops = st.lists(st.text(min_size=1), max_size=16).map(tuple)
@@ -268,8 +268,8 @@ def test_wishes_that_are_granted_anyway_change_nothing() -> None:
 
 
 def test_tokens_named_by_id_are_told_by_id() -> None:
-    asked = from_nvidia(return_tokens_as_token_ids=[True])
-    assert (asked.return_token_ids, asked.return_tokens_as_token_ids) == (True, True)
+    parameters = from_nvidia(return_tokens_as_token_ids=[True])
+    assert (parameters.return_token_ids, parameters.return_tokens_as_token_ids) == (True, True)
 
 
 def test_the_input_in_the_output_is_an_echo() -> None:
@@ -365,7 +365,7 @@ def test_one_empty_stop_word_is_the_padding_of_nvidias_clients() -> None:
 
 @pytest.mark.parametrize("address", [["x"], 5, {"a": 1}], ids=str)
 def test_an_address_of_a_wrong_type_is_no_address(address: object) -> None:
-    """Whoever calls postprocess alone may send anything; its reports go on for everybody else."""
+    """Direct callers of postprocess may send anything; acks for other clients must continue."""
     wire = orjson.dumps({"key": "key", "index": 0, "token_ids": [], "ack_address": address})
     chunk = np.array([wire], dtype=np.object_)
     assert wire_json.token_chunk_from_arrays(lambda name: chunk).ack_address is None
@@ -406,7 +406,7 @@ def test_every_array_has_the_dtype_and_the_shape_of_its_tensor(spec: TensorSpec,
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "said"),
+    ("name", "values", "expected_message"),
     [
         ("text_input", np.array([["a"], ["b"]], dtype=object), "batch dimension of 2"),
         ("input_ids", np.array([[1, 2], [3, 4]], dtype=np.int32), "batch dimension of 2"),
@@ -423,7 +423,7 @@ def test_every_array_has_the_dtype_and_the_shape_of_its_tensor(spec: TensorSpec,
         *("bad text", "bad stop word", "bad key"),
     ],
 )
-def test_arrays_that_are_no_request_are_refused_by_name(name: str, values: Any, said: str) -> None:
-    with pytest.raises(PipelineError, match=said) as caught:
+def test_arrays_that_are_no_request_are_refused_by_name(name: str, values: Any, expected_message: str) -> None:
+    with pytest.raises(PipelineError, match=expected_message) as caught:
         tensors.parameters_from_arrays({name: values}.get, request_id="id", new_key="key")
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_TYPE, name)

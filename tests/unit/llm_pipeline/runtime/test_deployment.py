@@ -1,4 +1,4 @@
-"""The deployment file: what it may say, and that a mistake is named with its line and key."""
+"""The deployment file: its keys, and errors that name the line and the key."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def test_an_absolute_engine_directory_is_left_alone(tmp_path: Path) -> None:
         ('[[models]]\nname = "a"\n\n[models.limits]\nmax_in_flight = 0\n', "line 5: models[0].limits.max_in_flight: "),
         ('[[models]]\nname = "a"\n[[models]]\naliases = ["b"]\n', "line 3: models[1].name: Field required"),
         ('[[models]]\nname = "a"\nnmae = 1\n', "line 3: models[0].nmae: unknown key. Known keys: name, aliases"),
-        ('[[models]]\nname = "a"\nsettings.port = 1\n', "line 3: models[0].settings.port: unknown key. docs/settings.md"),
+        (
+            '[[models]]\nname = "a"\nsettings.port = 1\n',
+            "line 3: models[0].settings.port: unknown key. docs/settings.md",
+        ),
         ('[[models]]\nname = "a"\n[models.settings]\ncpu_threads = "x"\n', "line 4: models[0].settings.cpu_threads: "),
         ('[[models]]\nname = "a b"\n', "line 2: models[0].name: "),
         ('[[models]]\nname = "a"\naliases = ["b", ""]\n', "line 3: models[0].aliases[1]: "),
@@ -113,8 +116,8 @@ def test_defaults_hold_where_a_request_leaves_the_field_out() -> None:
     plain = CompletionParameters("k", "r", prompt_text="x", top_k=0)
     filled = model.with_defaults(plain)
     assert (filled.temperature, filled.top_k, filled.max_tokens, filled.top_p) == (0.5, 0, 5, None)
-    asked = CompletionParameters("k", "r", prompt_text="x", temperature=0.0, top_k=1, max_tokens=1)
-    assert model.with_defaults(asked) is asked
+    parameters = CompletionParameters("k", "r", prompt_text="x", temperature=0.0, top_k=1, max_tokens=1)
+    assert model.with_defaults(parameters) is parameters
 
 
 def test_a_models_own_parameters_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

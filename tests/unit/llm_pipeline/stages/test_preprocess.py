@@ -22,7 +22,7 @@ from tests.support.sample_requests import make_manifest
 
 CONTEXT = 64
 VOCABULARY = 1000
-ASKED = CompletionParameters(request_key="key", request_id="id", token_ids=(1, 2, 3))
+PARAMETERS = CompletionParameters(request_key="key", request_id="id", token_ids=(1, 2, 3))
 
 
 class Unused(Tokenizer):
@@ -38,34 +38,34 @@ def stage(byte_level: Tokenizer) -> PreprocessStage:
     return PreprocessStage(byte_level, manifest, CAPABILITIES["cpu"], default_max_tokens=16)
 
 
-def refusal(stage: PreprocessStage, **asked: Any) -> PipelineError:
+def refusal(stage: PreprocessStage, **requested: Any) -> PipelineError:
     with pytest.raises(PipelineError) as caught:
-        stage.prepare(replace(ASKED, **asked))
+        stage.prepare(replace(PARAMETERS, **requested))
     return caught.value
 
 
 def test_a_text_prompt_becomes_the_tokenizers_ids(stage: PreprocessStage, byte_level: Tokenizer) -> None:
-    request = stage.prepare(replace(ASKED, token_ids=None, prompt_text="Hello world"))
+    request = stage.prepare(replace(PARAMETERS, token_ids=None, prompt_text="Hello world"))
     assert list(request.prompt_ids) == byte_level.encode("Hello world")
     assert request.text_options.prompt_tokens == len(request.prompt_ids)
     assert request.text_options.context_ids == ()  # text never ends inside a character
 
 
 def test_a_prompt_of_ids_is_taken_as_it_is(stage: PreprocessStage) -> None:
-    request = stage.prepare(replace(ASKED, token_ids=(9, 8, 7, 6, 5)))
+    request = stage.prepare(replace(PARAMETERS, token_ids=(9, 8, 7, 6, 5)))
     assert request.prompt_ids == (9, 8, 7, 6, 5)
     assert request.text_options.context_ids == (8, 7, 6, 5)  # they may end inside a character
 
 
 def test_the_request_keeps_its_key_and_gets_the_models_end_ids(stage: PreprocessStage) -> None:
-    request = stage.prepare(ASKED)
+    request = stage.prepare(PARAMETERS)
     assert (request.key, request.stop_token_ids) == ("key", (0, 2))
 
 
 def test_text_options_travel_along(stage: PreprocessStage) -> None:
     text = stage.prepare(
         replace(
-            ASKED,
+            PARAMETERS,
             stop=("a", "b"),
             include_stop_str_in_output=True,
             skip_special_tokens=False,
@@ -84,7 +84,7 @@ def test_text_options_travel_along(stage: PreprocessStage) -> None:
 def test_a_prompt_of_special_tokens_only_holds_no_text(
     stage: PreprocessStage, prompt: tuple[int, ...], is_text_start: bool
 ) -> None:
-    assert stage.prepare(replace(ASKED, token_ids=prompt)).text_options.is_text_start is is_text_start
+    assert stage.prepare(replace(PARAMETERS, token_ids=prompt)).text_options.is_text_start is is_text_start
 
 
 # --- Guides ----------------------------------------------------------------------------------------------------------
@@ -92,14 +92,14 @@ def test_a_prompt_of_special_tokens_only_holds_no_text(
 
 def test_a_guided_text_ends_with_the_first_of_the_models_end_tokens(stage: PreprocessStage) -> None:
     """The guide knows no other, so with another one the text would never end."""
-    guided = replace(ASKED, guide=Guide(GuideType.JSON))
+    guided = replace(PARAMETERS, guide=Guide(GuideType.JSON))
     assert stage.prepare(replace(guided, end_id=0)).stop_token_ids == (0,)
     assert refusal(stage, guide=guided.guide, end_id=2).param == "end_id"
 
 
 def test_a_guide_is_refused_for_a_model_without_an_end_token() -> None:
     with pytest.raises(PipelineError, match="no end token") as caught:
-        check_guided(ASKED, ())
+        check_guided(PARAMETERS, ())
     assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, GUIDE_PARAM)
 
 
@@ -138,11 +138,11 @@ def test_an_id_outside_the_vocabulary_is_named_with_the_range(stage: PreprocessS
 
 
 def test_the_last_id_of_the_vocabulary_is_fine(stage: PreprocessStage) -> None:
-    assert stage.prepare(replace(ASKED, token_ids=(0, VOCABULARY - 1))).prompt_ids == (0, VOCABULARY - 1)
+    assert stage.prepare(replace(PARAMETERS, token_ids=(0, VOCABULARY - 1))).prompt_ids == (0, VOCABULARY - 1)
 
 
 def test_text_can_not_smuggle_in_a_token_that_the_engine_has_no_row_for(byte_level: Tokenizer) -> None:
-    """A tokenizer.json may hold added tokens beyond the model's output matrix."""
+    """A tokenizer.json may have added tokens beyond the model's output matrix."""
     highest = max(byte_level.encode("<tool call>"))
     stage = PreprocessStage(byte_level, make_manifest(vocab_size=highest), CAPABILITIES["cpu"], default_max_tokens=16)
     assert refusal(stage, token_ids=None, prompt_text="a<tool call>").code is ErrorCode.VALUE_OUT_OF_RANGE
@@ -160,11 +160,11 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(stage: Pre
 
 
 def test_a_prompt_may_leave_room_for_one_token(stage: PreprocessStage) -> None:
-    assert stage.prepare(replace(ASKED, token_ids=(1,) * (CONTEXT - 1))).max_tokens == 1
+    assert stage.prepare(replace(PARAMETERS, token_ids=(1,) * (CONTEXT - 1))).max_tokens == 1
 
 
 def test_huge_text_is_refused_without_being_tokenized(byte_level_library: tokenizers.Tokenizer) -> None:
-    """Tokenizing megabytes only to refuse them would hold up everybody else's prompt."""
+    """Tokenizing megabytes only to refuse them would delay the prompts of other requests."""
     stage = PreprocessStage(
         Unused(byte_level_library), make_manifest(context_length=CONTEXT), CAPABILITIES["cpu"], default_max_tokens=16
     )
@@ -174,28 +174,30 @@ def test_huge_text_is_refused_without_being_tokenized(byte_level_library: tokeni
 
 
 @pytest.mark.parametrize(
-    ("prompt_tokens", "asked", "granted"),
+    ("prompt_tokens", "requested", "granted"),
     [(3, 1, 1), (3, 61, 61), (3, 62, 61), (3, CONTEXT, 61), (60, 16, 4)],
     ids=["one", "exactly the room", "one too many", "the whole context", "little room"],
 )
 def test_max_tokens_is_clamped_to_the_room_that_is_left(
-    stage: PreprocessStage, prompt_tokens: int, asked: int, granted: int
+    stage: PreprocessStage, prompt_tokens: int, requested: int, granted: int
 ) -> None:
-    request = stage.prepare(replace(ASKED, token_ids=(1,) * prompt_tokens, max_tokens=asked))
+    request = stage.prepare(replace(PARAMETERS, token_ids=(1,) * prompt_tokens, max_tokens=requested))
     assert (request.max_tokens, request.text_options.max_tokens) == (granted, granted)
 
 
-@pytest.mark.parametrize("asked", [0, -1, -(2**31)])
-def test_max_tokens_below_one_is_refused(stage: PreprocessStage, asked: int) -> None:
-    error = refusal(stage, max_tokens=asked)
+@pytest.mark.parametrize("requested", [0, -1, -(2**31)])
+def test_max_tokens_below_one_is_refused(stage: PreprocessStage, requested: int) -> None:
+    error = refusal(stage, max_tokens=requested)
     assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, "max_tokens")
 
 
-@pytest.mark.parametrize("asked", [CONTEXT + 1, 1_234_567, 2**31 - 1])
-def test_max_tokens_above_the_whole_context_is_refused_with_both_numbers(stage: PreprocessStage, asked: int) -> None:
-    error = refusal(stage, max_tokens=asked)
+@pytest.mark.parametrize("requested", [CONTEXT + 1, 1_234_567, 2**31 - 1])
+def test_max_tokens_above_the_whole_context_is_refused_with_both_numbers(
+    stage: PreprocessStage, requested: int
+) -> None:
+    error = refusal(stage, max_tokens=requested)
     assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, "max_tokens")
-    assert f"max_tokens is {asked}." in error.message  # digit by digit, not 1.23457e+06
+    assert f"max_tokens is {requested}." in error.message  # digit by digit, not 1.23457e+06
     assert str(CONTEXT) in error.message
 
 
@@ -208,7 +210,7 @@ def test_without_max_tokens_the_default_counts(
     stage = PreprocessStage(
         byte_level, make_manifest(context_length=CONTEXT), CAPABILITIES["cpu"], default_max_tokens=default
     )
-    assert stage.prepare(replace(ASKED, token_ids=(1,) * prompt_tokens)).max_tokens == granted
+    assert stage.prepare(replace(PARAMETERS, token_ids=(1,) * prompt_tokens)).max_tokens == granted
 
 
 # --- Stop strings ----------------------------------------------------------------------------------------------------
@@ -216,11 +218,11 @@ def test_without_max_tokens_the_default_counts(
 
 def test_as_many_and_as_long_stop_strings_as_allowed_pass(stage: PreprocessStage) -> None:
     stop = (*(str(number) for number in range(MAX_STOP_STRINGS - 1)), "é" * MAX_STOP_CHARACTERS)
-    assert stage.prepare(replace(ASKED, stop=stop)).text_options.stop == stop
+    assert stage.prepare(replace(PARAMETERS, stop=stop)).text_options.stop == stop
 
 
 @pytest.mark.parametrize(
-    ("stop", "said"),
+    ("stop", "expected_message"),
     [
         (("x",) * (MAX_STOP_STRINGS + 1), str(MAX_STOP_STRINGS)),
         (("x", ""), "empty"),
@@ -228,30 +230,32 @@ def test_as_many_and_as_long_stop_strings_as_allowed_pass(stage: PreprocessStage
     ],
     ids=["too many", "empty", "too long"],
 )
-def test_bad_stop_strings_are_refused(stage: PreprocessStage, stop: tuple[str, ...], said: str) -> None:
+def test_bad_stop_strings_are_refused(stage: PreprocessStage, stop: tuple[str, ...], expected_message: str) -> None:
     error = refusal(stage, stop=stop)
     assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, "stop")
-    assert said in error.message
+    assert expected_message in error.message
 
 
 # --- Sampling --------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_asked_is_plain_sampling(stage: PreprocessStage) -> None:
-    sampling = stage.prepare(ASKED).sampling
+    sampling = stage.prepare(PARAMETERS).sampling
     assert (sampling.is_greedy, sampling.temperature, sampling.top_k) == (False, 1.0, 0)
     assert (sampling.top_p, sampling.min_p) == (1.0, 0.0)
 
 
 def test_values_in_range_are_passed_on(stage: PreprocessStage) -> None:
-    sampling = stage.prepare(replace(ASKED, temperature=2.0, top_k=40, top_p=0.5, min_p=1.0, seed=7)).sampling
+    sampling = stage.prepare(replace(PARAMETERS, temperature=2.0, top_k=40, top_p=0.5, min_p=1.0, seed=7)).sampling
     assert (sampling.is_greedy, sampling.temperature, sampling.top_k) == (False, 2.0, 40)
     assert (sampling.top_p, sampling.min_p, sampling.seed) == (0.5, 1.0, 7)
 
 
-@pytest.mark.parametrize("asked", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": 1}], ids=str)
-def test_greedy_has_three_names_and_reaches_no_executor_as_zero(stage: PreprocessStage, asked: dict[str, Any]) -> None:
-    sampling = stage.prepare(replace(ASKED, **asked)).sampling
+@pytest.mark.parametrize("requested", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": 1}], ids=str)
+def test_greedy_has_three_names_and_reaches_no_executor_as_zero(
+    stage: PreprocessStage, requested: dict[str, Any]
+) -> None:
+    sampling = stage.prepare(replace(PARAMETERS, **requested)).sampling
     assert sampling.is_greedy
     assert sampling.temperature > 0
     assert sampling.top_p > 0
@@ -259,12 +263,12 @@ def test_greedy_has_three_names_and_reaches_no_executor_as_zero(stage: Preproces
 
 @pytest.mark.parametrize("top_k", [-1, 0, None])
 def test_top_k_is_off(stage: PreprocessStage, top_k: int | None) -> None:
-    sampling = stage.prepare(replace(ASKED, top_k=top_k)).sampling
+    sampling = stage.prepare(replace(PARAMETERS, top_k=top_k)).sampling
     assert (sampling.top_k, sampling.is_greedy) == (0, False)
 
 
 def test_top_k_above_the_vocabulary_is_fine(stage: PreprocessStage) -> None:
-    assert stage.prepare(replace(ASKED, top_k=10 * VOCABULARY)).sampling.top_k == 10 * VOCABULARY
+    assert stage.prepare(replace(PARAMETERS, top_k=10 * VOCABULARY)).sampling.top_k == 10 * VOCABULARY
 
 
 @pytest.mark.parametrize(
@@ -283,40 +287,40 @@ def test_a_value_out_of_range_is_refused_by_name(stage: PreprocessStage, name: s
 
 
 def test_without_a_seed_every_request_gets_another_random_one_of_64_bits(stage: PreprocessStage) -> None:
-    seeds = {stage.prepare(ASKED).sampling.seed for _ in range(64)}
+    seeds = {stage.prepare(PARAMETERS).sampling.seed for _ in range(64)}
     assert len(seeds) == 64
     assert max(seeds) >= 2**56  # all 64 below that: once in 2**512 runs
     assert max(seeds) < 2**64
 
 
 @pytest.mark.parametrize(
-    ("asked", "used"),
+    ("requested", "used"),
     [(0, 0), (7, 7), (2**63 - 1, 2**63 - 1), (-1, 2**64 - 1), (-(2**63), 2**63)],
     ids=["zero", "seven", "int64 max", "minus one", "int64 min"],
 )
-def test_a_seed_keeps_all_its_64_bits(stage: PreprocessStage, asked: int, used: int) -> None:
-    assert stage.prepare(replace(ASKED, seed=asked)).sampling.seed == used
+def test_a_seed_keeps_all_its_64_bits(stage: PreprocessStage, requested: int, used: int) -> None:
+    assert stage.prepare(replace(PARAMETERS, seed=requested)).sampling.seed == used
 
 
 # --- Fields beyond common sampling -----------------------------------------------------------------------------------
 
 
 def test_bad_words_are_banned_as_they_are_and_behind_a_space(stage: PreprocessStage, byte_level: Tokenizer) -> None:
-    banned = stage.prepare(replace(ASKED, bad_words=("fox", " dog"))).sampling.bad_words
+    banned = stage.prepare(replace(PARAMETERS, bad_words=("fox", " dog"))).sampling.bad_words
     for text in ("fox", " fox", "dog", " dog"):
         assert tuple(byte_level.encode(text)) in banned
 
 
 def test_biases_of_ids_and_words_add_up(stage: PreprocessStage, byte_level: Tokenizer) -> None:
     (first, *_) = byte_level.encode("fox")
-    request = stage.prepare(replace(ASKED, logit_bias=((first, 2.0), (999, -1.0)), bias_words=(("fox", 0.5),)))
+    request = stage.prepare(replace(PARAMETERS, logit_bias=((first, 2.0), (999, -1.0)), bias_words=(("fox", 0.5),)))
     found = dict(request.sampling.logit_bias)
     assert (found[first], found[999]) == (2.5, -1.0)
     assert set(found) == {*byte_level.encode("fox"), 999}
 
 
 @pytest.mark.parametrize(
-    ("asked", "end_ids"),
+    ("requested", "end_ids"),
     [
         ({}, (0, 2)),
         ({"stop_token_ids": (7, 2)}, (0, 2, 7)),
@@ -326,51 +330,53 @@ def test_biases_of_ids_and_words_add_up(stage: PreprocessStage, byte_level: Toke
         ({"end_id": -1}, ()),
     ],
 )
-def test_what_ends_a_request(stage: PreprocessStage, asked: dict[str, Any], end_ids: tuple[int, ...]) -> None:
-    assert stage.prepare(replace(ASKED, **asked)).stop_token_ids == end_ids
+def test_what_ends_a_request(stage: PreprocessStage, requested: dict[str, Any], end_ids: tuple[int, ...]) -> None:
+    assert stage.prepare(replace(PARAMETERS, **requested)).stop_token_ids == end_ids
 
 
 def test_end_tokens_of_the_client_are_shown_like_stop_strings(stage: PreprocessStage) -> None:
-    asked = replace(ASKED, stop_token_ids=(7, 2))
-    assert stage.prepare(asked).text_options.visible_stop_token_ids == ()
-    assert stage.prepare(replace(asked, include_stop_str_in_output=True)).text_options.visible_stop_token_ids == (7,)
+    requested = replace(PARAMETERS, stop_token_ids=(7, 2))
+    assert stage.prepare(requested).text_options.visible_stop_token_ids == ()
+    assert stage.prepare(replace(requested, include_stop_str_in_output=True)).text_options.visible_stop_token_ids == (
+        7,
+    )
 
 
-@pytest.mark.parametrize(("asked", "kept"), [(2, (2, 3)), (3, (1, 2, 3)), (9, (1, 2, 3)), (-1, (1, 2, 3))])
-def test_a_prompt_keeps_its_last_tokens(stage: PreprocessStage, asked: int, kept: tuple[int, ...]) -> None:
-    assert stage.prepare(replace(ASKED, truncate_prompt_tokens=asked)).prompt_ids == kept
+@pytest.mark.parametrize(("requested", "kept"), [(2, (2, 3)), (3, (1, 2, 3)), (9, (1, 2, 3)), (-1, (1, 2, 3))])
+def test_a_prompt_keeps_its_last_tokens(stage: PreprocessStage, requested: int, kept: tuple[int, ...]) -> None:
+    assert stage.prepare(replace(PARAMETERS, truncate_prompt_tokens=requested)).prompt_ids == kept
 
 
 def test_as_many_as_the_context_takes_leaves_room_for_the_completion(stage: PreprocessStage) -> None:
-    asked = replace(ASKED, token_ids=tuple(range(CONTEXT * 2)), truncate_prompt_tokens=-1, max_tokens=10)
-    assert stage.prepare(asked).prompt_ids == tuple(range(CONTEXT * 2))[-(CONTEXT - 10) :]
+    requested = replace(PARAMETERS, token_ids=tuple(range(CONTEXT * 2)), truncate_prompt_tokens=-1, max_tokens=10)
+    assert stage.prepare(requested).prompt_ids == tuple(range(CONTEXT * 2))[-(CONTEXT - 10) :]
 
 
 def test_special_tokens_are_left_out_on_demand(padded_library: tokenizers.Tokenizer) -> None:
     stage = PreprocessStage(Tokenizer(padded_library), make_manifest(), CAPABILITIES["cpu"], default_max_tokens=4)
-    asked = replace(ASKED, token_ids=None, prompt_text="ab")
-    assert stage.prepare(asked).prompt_ids == (2, 0, 1)
-    assert stage.prepare(replace(asked, add_special_tokens=False)).prompt_ids == (0, 1)
+    requested = replace(PARAMETERS, token_ids=None, prompt_text="ab")
+    assert stage.prepare(requested).prompt_ids == (2, 0, 1)
+    assert stage.prepare(replace(requested, add_special_tokens=False)).prompt_ids == (0, 1)
 
 
 def test_nothing_is_generated_only_to_score_or_echo_a_prompt(stage: PreprocessStage) -> None:
-    request = stage.prepare(replace(ASKED, max_tokens=0, echo=True, num_logprobs=2))
+    request = stage.prepare(replace(PARAMETERS, max_tokens=0, echo=True, num_logprobs=2))
     assert (request.max_tokens, request.return_prompt_logprobs, request.num_top_logprobs) == (0, True, 2)
     assert request.text_options.echo_ids == (1, 2, 3)
-    full = replace(ASKED, token_ids=(1,) * CONTEXT, max_tokens=0, echo=True)
+    full = replace(PARAMETERS, token_ids=(1,) * CONTEXT, max_tokens=0, echo=True)
     assert stage.prepare(full).max_tokens == 0  # a prompt may fill the context then
     assert refusal(stage, max_tokens=0).param == "max_tokens"
 
 
 def test_a_text_prompt_is_echoed_as_it_was_written_unless_it_was_cut(stage: PreprocessStage) -> None:
-    asked = replace(ASKED, token_ids=None, prompt_text="Hello world", echo=True)
-    assert stage.prepare(asked).text_options.echo_text == "Hello world"
-    assert stage.prepare(replace(asked, truncate_prompt_tokens=1)).text_options.echo_text is None
-    assert stage.prepare(replace(asked, echo=False)).text_options.echo_ids is None
+    requested = replace(PARAMETERS, token_ids=None, prompt_text="Hello world", echo=True)
+    assert stage.prepare(requested).text_options.echo_text == "Hello world"
+    assert stage.prepare(replace(requested, truncate_prompt_tokens=1)).text_options.echo_text is None
+    assert stage.prepare(replace(requested, echo=False)).text_options.echo_ids is None
 
 
 def test_a_default_limit_below_min_tokens_gives_way(stage: PreprocessStage) -> None:
-    assert stage.prepare(replace(ASKED, min_tokens=20)).max_tokens == 20
+    assert stage.prepare(replace(PARAMETERS, min_tokens=20)).max_tokens == 20
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=5))
@@ -382,7 +388,7 @@ def test_lower_numbers_go_first_and_none_is_zero(numbers: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "param"),
+    ("requested", "param"),
     [
         ({"logit_bias": ((VOCABULARY, 1.0),)}, "logit_bias"),
         ({"logit_bias": ((1, 101.0),)}, "logit_bias"),
@@ -406,8 +412,8 @@ def test_lower_numbers_go_first_and_none_is_zero(numbers: list[int]) -> None:
         ({"repetition_penalty": math.inf}, "repetition_penalty"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(stage: PreprocessStage, asked: dict[str, Any], param: str) -> None:
-    error = refusal(stage, **asked)
+def test_values_out_of_range_are_refused_by_name(stage: PreprocessStage, requested: dict[str, Any], param: str) -> None:
+    error = refusal(stage, **requested)
     assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, param)
 
 
