@@ -19,8 +19,8 @@ async def model_card(name: str, model: ServedModel, settings: FrontendSettings, 
     Takes at most a second if the engine does not respond.
     """
     deployed = model.deployed
-    facts = await model.info_cache.read()
-    max_model_len = model.max_model_len or (None if facts is None else facts.context_length)
+    info = await model.info_cache.read()
+    max_model_len = model.max_model_len or (None if info is None else info.context_length)
     return {
         "id": name,
         "object": "model",
@@ -30,19 +30,19 @@ async def model_card(name: str, model: ServedModel, settings: FrontendSettings, 
         "parent": deployed.parent,
         "max_model_len": max_model_len,
         "aliases": list(deployed.names[1:]),
-        "limits": _limits(model, settings, max_model_len, facts),
+        "limits": _limits(model, settings, max_model_len, info),
         "defaults": {name: value for name, value in deployed.defaults.model_dump().items() if value is not None},
-        "capabilities": capabilities(deployed, facts),
-        **({} if facts is None else {"vocab_size": facts.vocab_size, "fills_in_middle": facts.fills_in_middle}),
+        "capabilities": capabilities(deployed, info),
+        **({} if info is None else {"vocab_size": info.vocab_size, "fills_in_middle": info.fills_in_middle}),
     }
 
 
 def _limits(
-    model: ServedModel, settings: FrontendSettings, max_model_len: int | None, facts: ModelInfo | None
+    model: ServedModel, settings: FrontendSettings, max_model_len: int | None, info: ModelInfo | None
 ) -> dict[str, Any]:
     limits, default = model.deployed.limits, model.deployed.default_max_tokens
-    if default is None and facts is not None:
-        default = facts.default_max_tokens
+    if default is None and info is not None:
+        default = info.default_max_tokens
     return {
         "default_max_tokens": default,
         "max_tokens": limits.max_tokens or max_model_len,

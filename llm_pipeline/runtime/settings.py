@@ -43,7 +43,7 @@ class PipelineSettings(ProgramSettings):
     cpu_max_batched_tokens: int = Field(
         256,
         ge=1,
-        description="cpu: maximum tokens per engine step; fewer give steadier latency, more give faster prefill",
+        description="cpu: maximum tokens per engine step; fewer: steadier latency, more: faster prefill",
     )
     cpu_max_active: int = Field(64, ge=1, description="cpu: concurrent requests; more wait")
     cpu_hang_timeout_s: float = Field(
@@ -64,12 +64,12 @@ class PipelineSettings(ProgramSettings):
         0.9,
         gt=0,
         lt=1,
-        description="tensorrt_llm: fraction of the GPU memory left after loading that the KV cache takes",
+        description="tensorrt_llm: fraction of the free GPU memory after loading for the KV cache",
     )
     trtllm_kv_cache_tokens: int | None = Field(
         None,
         ge=1,
-        description="tensorrt_llm: maximum KV cache size in tokens; unset: limited only by the memory fraction",
+        description="tensorrt_llm: maximum KV cache size in tokens; unset: limited by memory only",
     )
     trtllm_kv_host_cache_gib: float = Field(
         0.0, ge=0, description="tensorrt_llm: host memory for offloaded KV cache blocks, in GiB"
@@ -83,7 +83,7 @@ class PipelineSettings(ProgramSettings):
     )
     trtllm_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = Field(
         "guaranteed_no_evict",
-        description="tensorrt_llm: admit only requests that are sure to fit the KV cache, or fill it and pause requests",
+        description="tensorrt_llm: admit only requests that surely fit the KV cache, or fill it and pause requests",
     )
     trtllm_max_queue_size: int | None = Field(
         None,
@@ -116,13 +116,11 @@ class PipelineSettings(ProgramSettings):
     trtllm_hang_timeout_s: float = Field(
         300.0,
         ge=0,
-        description="tensorrt_llm: seconds without progress after which an engine with work is dead; 0 is never",
+        description="tensorrt_llm: seconds without progress until an engine with work is dead; 0 is never",
     )
     ompi_comm_world_size: int = Field(1, ge=1, description="Number of processes of the mpirun; set by mpirun")
     ompi_comm_world_rank: int = Field(0, ge=0, description="Rank of this process; set by mpirun")
-    ompi_comm_world_local_size: int = Field(
-        1, ge=1, description="Number of the processes on this machine; set by mpirun"
-    )
+    ompi_comm_world_local_size: int = Field(1, ge=1, description="Number of processes on this machine; set by mpirun")
 
 
 def settings_of_model(args: Mapping[str, str]) -> PipelineSettings:

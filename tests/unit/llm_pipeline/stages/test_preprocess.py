@@ -192,9 +192,7 @@ def test_max_tokens_below_one_is_refused(stage: PreprocessStage, requested: int)
 
 
 @pytest.mark.parametrize("requested", [CONTEXT + 1, 1_234_567, 2**31 - 1])
-def test_max_tokens_above_the_whole_context_is_refused_with_both_numbers(
-    stage: PreprocessStage, requested: int
-) -> None:
+def test_max_tokens_above_the_context_is_refused_with_both_numbers(stage: PreprocessStage, requested: int) -> None:
     error = refusal(stage, max_tokens=requested)
     assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, "max_tokens")
     assert f"max_tokens is {requested}." in error.message  # digit by digit, not 1.23457e+06
@@ -252,7 +250,7 @@ def test_values_in_range_are_passed_on(stage: PreprocessStage) -> None:
 
 
 @pytest.mark.parametrize("requested", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": 1}], ids=str)
-def test_greedy_has_three_names_and_reaches_no_executor_as_zero(
+def test_greedy_has_three_forms_and_reaches_no_executor_as_zero(
     stage: PreprocessStage, requested: dict[str, Any]
 ) -> None:
     sampling = stage.prepare(replace(PARAMETERS, **requested)).sampling
