@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: what to measure, against whom, and where the results go."""
+"""Command line of the benchmark: scenarios, baselines, and where the results go."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from benchmarks.progress import BarProgress
 from benchmarks.report.figures import median
 from benchmarks.report.results import Results, ResultsError, Run
 from benchmarks.report.tables import report, verdict_lines
-from benchmarks.runner import Surroundings, run_count, run_group
-from benchmarks.scenarios import Client, Group, groups, only
-from benchmarks.systems.baselines import Peer, llama_cpp_peers, named_peers, pairs
+from benchmarks.report.targets import Status
+from benchmarks.runner import RunContext, run_count, run_group
+from benchmarks.scenarios import Client, Group, groups, select
+from benchmarks.systems.baselines import Baseline, llama_cpp_baselines, pairs, remote_baselines
 from benchmarks.systems.servers import ServerError, build_default_engine, secret, settings_from_environment
-from benchmarks.targets import Status
 from build_engine.errors import BuildEngineError
 from launcher.local.errors import PreflightError, StartError
 from launcher.settings import REPOSITORY_ROOT
@@ -35,8 +35,8 @@ _RUN_DIR = REPOSITORY_ROOT / ".run" / "bench"
 _BUSY_SHARE = 0.05
 _COLOURS = {Status.PASS: "green", Status.MISS: "bold red", Status.REPORTED: "cyan", Status.NOT_MEASURED: "dim"}
 _CLIENTS = {
-    Client.HTTP: "Python, one process, epoll on raw sockets; parsed when the clock has stopped",
-    Client.GRPC: "Python, one process, grpc.aio, one call for each request; parsed when the clock has stopped",
+    Client.HTTP: "Python, one process, epoll on raw sockets; parses after the clock has stopped",
+    Client.GRPC: "Python, one process, grpc.aio, one call for each request; parses after the clock has stopped",
     Client.NONE: "none: the engine's own loop, in one process",
 }
 
@@ -44,120 +44,126 @@ _CLIENTS = {
 @app.command()
 def run(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer loads and repeats: about two minutes.")] = False,
-    scenario: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="Run only this scenario; repeatable.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for the results; docs/performance for a full run, .run/bench/results for others."),
+        typer.Option(help="Output directory. Default: docs/performance for a full run, else .run/bench/results."),
     ] = None,
     base_url: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=URL of an OpenAI-compatible peer, such as vllm=http://127.0.0.1:8000/v1."),
+        typer.Option(help="NAME=URL of an OpenAI-compatible baseline, such as vllm=http://127.0.0.1:8000/v1."),
     ] = None,
-    peer_model: Annotated[list[str] | None, typer.Option(help="NAME=MODEL, when the peer lists several.")] = None,
-    peer_key: Annotated[
-        list[str] | None, typer.Option(help="NAME=VARIABLE, the environment variable with the peer's API key.")
+    baseline_model: Annotated[
+        list[str] | None,
+        typer.Option("--baseline-model", "--peer-model", help="NAME=MODEL, if the baseline lists several models."),
     ] = None,
-    llama_server: Annotated[Path | None, typer.Option(help="llama.cpp's server program, to be started here.")] = None,
-    llama_model: Annotated[
-        list[Path] | None, typer.Option(help="GGUF file for it; may be given several times.")
+    baseline_key: Annotated[
+        list[str] | None,
+        typer.Option("--baseline-key", "--peer-key", help="NAME=VARIABLE: environment variable with its API key."),
     ] = None,
+    llama_server: Annotated[Path | None, typer.Option(help="llama.cpp's server program, which is started.")] = None,
+    llama_model: Annotated[list[Path] | None, typer.Option(help="GGUF file for llama.cpp; repeatable.")] = None,
 ) -> None:
-    """Measure; write results.json, results.md and the plots; say which targets were met."""
+    """Measure; write results.json, results.md and the plots; report which targets were met."""
     console = Console()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        keys = {name: secret(variable) for name, variable in pairs(peer_key or (), "NAME=VARIABLE").items()}
-        peers = [
-            *llama_cpp_peers(llama_server, llama_model or (), _RUN_DIR / "logs"),
-            *named_peers(pairs(base_url or (), "NAME=URL"), pairs(peer_model or (), "NAME=MODEL"), keys),
+        keys = {name: secret(variable) for name, variable in pairs(baseline_key or (), "NAME=VARIABLE").items()}
+        baselines = [
+            *llama_cpp_baselines(llama_server, llama_model or (), _RUN_DIR / "logs"),
+            *remote_baselines(pairs(base_url or (), "NAME=URL"), pairs(baseline_model or (), "NAME=MODEL"), keys),
         ]
-        chosen = groups([peer.contender for peer in peers], is_quick=quick)
-        chosen = only(chosen, scenario) if scenario else chosen
+        selected = groups([baseline.system for baseline in baselines], is_quick=quick)
+        selected = select(selected, scenario) if scenario else selected
         engine_dir = build_default_engine(console)
     except (ValueError, ServerError, BuildEngineError) as error:
         console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
-    started, started_at = time.monotonic(), datetime.now(timezone.utc)
-    surroundings = Surroundings(engine_dir, _RUN_DIR, {peer.contender.server: peer.start for peer in peers})
-    runs, is_complete = _measure(chosen, surroundings, console)
-    if not runs:
+    results, is_complete = _measure(selected, baselines, engine_dir, console, is_quick=quick)
+    if not results.runs:
         raise typer.Exit(1)
-    results = Results(
-        started_at=started_at.isoformat(timespec="seconds"),
-        duration_s=round(time.monotonic() - started, 1),
-        is_quick=quick,
-        git_commit=git_commit(REPOSITORY_ROOT),
-        machine=machine_facts(),
-        versions=versions(),
-        clients={client.value: what for client, what in _CLIENTS.items()},
-        servers=_servers(chosen, peers),
-        runs=runs,
-    )
-    # What is in the repository is a full run; a quick look or a part must not take its place by accident.
+    # The repository contains a full run, which a quick or partial one must not replace by accident.
     output = output or (_RUN_DIR / "results" if quick or scenario else _OUTPUT)
     results.save(output / "results.json")
-    _write_up(results, output, console)
+    _write_report(results, output, console)
     if not is_complete:
         raise typer.Exit(1)
 
 
 @app.command("report")
 def write_report(
-    output: Annotated[Path, typer.Option(help="Folder with results.json.")] = _OUTPUT,
+    output: Annotated[Path, typer.Option(help="Directory with results.json.")] = _OUTPUT,
 ) -> None:
-    """Write results.md and the plots anew from results.json."""
+    """Write results.md and the plots from an existing results.json."""
     console = Console()
     try:
-        _write_up(Results.load(output / "results.json"), output, console)
+        _write_report(Results.load(output / "results.json"), output, console)
     except ResultsError as error:
         console.print(f"[bold red]{error}[/]", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
-def _measure(chosen: Sequence[Group], surroundings: Surroundings, console: Console) -> tuple[list[Run], bool]:
-    """All runs that could be made, and whether these are all: a group that does not start leaves the others alone."""
+def _measure(
+    selected: Sequence[Group], baselines: Sequence[Baseline], engine_dir: Path, console: Console, *, is_quick: bool
+) -> tuple[Results, bool]:
+    """Returns the results, and whether every group was measured to its end; a failed one does not end the others."""
+    started, started_at = time.monotonic(), datetime.now(timezone.utc)
+    context = RunContext(engine_dir, _RUN_DIR, {baseline.system.server: baseline.start for baseline in baselines})
     runs: list[Run] = []
-    with BarProgress(console, run_count(chosen)) as progress:
-        ends = [_measure_group(group, surroundings, progress, runs) for group in chosen]
-    return runs, all(ends)
+    with BarProgress(console, run_count(selected)) as progress:
+        completed = [_measure_group(group, context, progress, runs) for group in selected]
+    results = Results(
+        started_at=started_at.isoformat(timespec="seconds"),
+        duration_s=round(time.monotonic() - started, 1),
+        is_quick=is_quick,
+        git_commit=git_commit(REPOSITORY_ROOT),
+        machine=machine_facts(),
+        versions=versions(),
+        clients={client.value: description for client, description in _CLIENTS.items()},
+        servers=_describe_servers(selected, baselines),
+        runs=runs,
+    )
+    return results, all(completed)
 
 
-def _measure_group(group: Group, surroundings: Surroundings, progress: BarProgress, runs: list[Run]) -> bool:
-    """Add the group's runs; False when it was given up on the way."""
+def _measure_group(group: Group, context: RunContext, progress: BarProgress, runs: list[Run]) -> bool:
+    """Appends the group's runs; returns False if it has failed before its end."""
     try:
-        for each in run_group(group, surroundings, progress):
-            runs.append(each)  # noqa: PERF402 - one by one: what was measured before a failure counts
+        for run in run_group(group, context, progress):
+            runs.append(run)  # noqa: PERF402 - one by one: the runs before a failure count
     except (ServerError, StartError, PreflightError, LoadError) as error:
-        progress.failed(f"{group.name} was given up. {error}")
+        progress.group_failed(f"{group.name} was not measured to its end. {error}")
         return False
     return True
 
 
-def _servers(chosen: Sequence[Group], peers: Sequence[Peer]) -> dict[str, str]:
-    """What each server ran with, in words."""
+def _describe_servers(selected: Sequence[Group], baselines: Sequence[Baseline]) -> dict[str, str]:
+    """Returns the settings of each stack and the description of each baseline, by server name."""
     inherited = settings_from_environment()
-    found = {}
-    for group in chosen:
+    descriptions = {}
+    for group in selected:
         for name, environment in group.environments.items():
             settings = {**inherited, **environment}
-            found[name] = " ".join(f"{key}={value}" for key, value in settings.items())
-    return {**found, **{peer.contender.server: peer.description for peer in peers}}
+            descriptions[name] = " ".join(f"{key}={value}" for key, value in settings.items())
+    return {**descriptions, **{baseline.system.server: baseline.description for baseline in baselines}}
 
 
-def _write_up(results: Results, output: Path, console: Console) -> None:
-    from benchmarks.report.plots import draw  # takes a second, which a bad option should not
+def _write_report(results: Results, output: Path, console: Console) -> None:
+    from benchmarks.report.plots import draw  # matplotlib takes a second, which an invalid option should not
 
     (output / "results.md").write_text(report(results), encoding="utf-8")
-    drawn = draw(results, output)
-    table = Table("what", "target", "measured", "", box=None, pad_edge=False)
-    for what, goal, measured, status in verdict_lines(results):
-        table.add_row(what, goal, measured, f"[{_COLOURS[status]}]{status.value}[/]")
+    plots = draw(results, output)
+    table = Table("target", "limit", "measured", "", box=None, pad_edge=False)
+    for description, limit, measured, status in verdict_lines(results):
+        table.add_row(description, limit, measured, f"[{_COLOURS[status]}]{status.value}[/]")
     console.print(table)
-    others = median([run.noise.other_share + run.noise.steal_share for run in results.runs]) or 0.0
-    if others > _BUSY_SHARE:
-        console.print(f"[yellow]Other work took {others:.0%} of this machine: read ratios, not digits.[/]")
-    console.print(f"{output / 'results.md'}, results.json and {len(drawn)} plots", highlight=False, soft_wrap=True)
+    other_share = median([run.noise.other_share + run.noise.steal_share for run in results.runs]) or 0.0
+    if other_share > _BUSY_SHARE:
+        console.print(f"[yellow]Other work used {other_share:.0%} of the CPU: compare ratios, not single values.[/]")
+    written = f"Wrote {output / 'results.md'} and {len(plots)} plots."
+    console.print(written, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
+    """Runs the program."""
     app()

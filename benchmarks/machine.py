@@ -1,4 +1,4 @@
-"""The machine and what else it did: facts that do not change, and how busy it was while something was measured."""
+"""Facts about the machine, and how busy it was with other work during a measurement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What the figures were taken on."""
+    """The machine that a run was made on."""
 
     cpu: str
     cores: int
@@ -38,28 +38,30 @@ class MachineFacts:
 
 @dataclass(frozen=True)
 class CpuTotals:
-    """All cores together, in seconds since the machine started."""
+    """CPU time of all cores together, in seconds since boot."""
 
     busy_s: float
     idle_s: float
-    steal_s: float  # time that the hypervisor gave to other machines while this one wanted to work
+    steal_s: float  # taken by the hypervisor while this machine had work
 
     @property
     def total_s(self) -> float:
+        """Busy, idle and stolen time."""
         return self.busy_s + self.idle_s + self.steal_s
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What was going on beside one measurement. Shares are of all cores' time."""
+    """Other work during one measurement. Shares are of the CPU time of all cores."""
 
     load_before: float  # 1 minute load average
     load_after: float
     steal_share: float
-    other_share: float  # busy with what does not take part
+    other_share: float  # used by processes that do not take part
 
 
 def machine_facts() -> MachineFacts:
+    """Returns the facts about this machine."""
     return MachineFacts(
         cpu=_cpu_name(),
         cores=psutil.cpu_count() or 1,
@@ -70,13 +72,13 @@ def machine_facts() -> MachineFacts:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what takes part, as far as installed."""
-    installed = {each.name.lower(): each.version for each in metadata.distributions() if each.name}
+    """Returns the versions of the packages that take part, if installed."""
+    installed = {package.name.lower(): package.version for package in metadata.distributions() if package.name}
     return {name: installed[name] for name in _PACKAGES if name in installed}
 
 
 def git_commit(repository: Path) -> str | None:
-    """The commit that is checked out, with "+changes" behind it when files differ; None outside of git."""
+    """Returns the checked-out commit, with the suffix "+changes" if files differ; None outside of git."""
     commit = _git(repository, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -84,6 +86,7 @@ def git_commit(repository: Path) -> str | None:
 
 
 def cpu_totals() -> CpuTotals:
+    """Returns the CPU time so far."""
     times = psutil.cpu_times()
     steal_s = float(getattr(times, "steal", 0.0))
     idle_s = float(times.idle + getattr(times, "iowait", 0.0))
@@ -92,11 +95,15 @@ def cpu_totals() -> CpuTotals:
 
 
 def load_average() -> float:
+    """Returns the load average of the last minute."""
     return round(psutil.getloadavg()[0], 2)
 
 
 def noise_between(before: CpuTotals, after: CpuTotals, ours_s: float, loads: tuple[float, float]) -> Noise:
-    """`ours_s` is the CPU time of all that takes part; ticks of 10 ms make short loads inexact."""
+    """Returns the noise between two totals. `ours_s` is the CPU time of all processes that take part.
+
+    CPU time is counted in ticks of 10 ms, so short loads are inexact.
+    """
     total_s = max(after.total_s - before.total_s, 1e-9)
     other_s = max(after.busy_s - before.busy_s - ours_s, 0.0)
     return Noise(

@@ -1,4 +1,4 @@
-"""CPU time and memory of everything that takes part, by role: client, front end, Triton, each stub, engine, peer."""
+"""CPU time and memory of all processes that take part, by role: client, front end, Triton, stubs, engine, baseline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STAGES = ("preprocess", "decode", "postprocess")
 
 
 def role_of(command_line: list[str], parent_role: str) -> str:
-    """What a process does, by its command line; children of no special kind count as their parent."""
+    """Returns the role of a process by its command line; other children have the role of their parent."""
     if not command_line:
         return parent_role
     if PurePath(command_line[0]).name == _STUB:
@@ -41,31 +41,31 @@ def role_of(command_line: list[str], parent_role: str) -> str:
 
 
 def processes_by_role(roots: Mapping[str, int]) -> dict[str, list[Process]]:
-    """`roots` are pids by role; their children are found and sorted into roles of their own."""
-    found: dict[str, list[Process]] = defaultdict(list)
+    """Returns the processes below `roots` (process ids by role) by their own roles."""
+    by_role: dict[str, list[Process]] = defaultdict(list)
     for role, pid in roots.items():
-        _collect(Process(pid), role, found)
-    return dict(found)
+        _collect(Process(pid), role, by_role)
+    return dict(by_role)
 
 
-def _collect(process: Process, parent_role: str, found: dict[str, list[Process]]) -> None:
+def _collect(process: Process, parent_role: str, by_role: dict[str, list[Process]]) -> None:
     try:
         role = role_of(process.cmdline(), parent_role)
         children = process.children()
     except psutil.NoSuchProcess:
         return
-    found[role].append(process)
+    by_role[role].append(process)
     for child in children:
-        _collect(child, role, found)
+        _collect(child, role, by_role)
 
 
 def cpu_by_role(processes: Mapping[str, Iterable[Process]]) -> dict[str, float]:
-    """CPU seconds (user and system) that each role has taken since its processes began."""
+    """Returns the CPU seconds (user and system) of each role since its processes started."""
     return {role: sum(_cpu_s(process) for process in members) for role, members in processes.items()}
 
 
 def memory_by_role(processes: Mapping[str, Iterable[Process]]) -> dict[str, float]:
-    """MiB of each role now, shared pages counted once (PSS)."""
+    """Returns the current memory of each role in MiB, shared pages counted once (PSS)."""
     return {role: round(sum(_memory_mib(process) for process in members), 1) for role, members in processes.items()}
 
 

@@ -1,4 +1,4 @@
-"""Progress on a terminal: a bar over all loads, and a line for each that is done."""
+"""Progress on a terminal: a bar over all loads, and a line for each finished one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.processes import CLIENT
 from benchmarks.report.results import Run
-from benchmarks.targets import number
+from benchmarks.report.targets import format_number
 
 
 class BarProgress:
-    """Use as a context manager. It is drawn between loads only, because drawing takes CPU time from them."""
+    """A progress bar, as a context manager. It is drawn between loads only, because drawing takes CPU time."""
 
     def __init__(self, console: Console, total: int) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -28,17 +28,17 @@ class BarProgress:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def doing(self, text: str) -> None:
-        """What begins now."""
+    def show_step(self, text: str) -> None:
+        """Shows the current step."""
         self._progress.update(self._task, description=escape(text), refresh=True)
 
-    def finished(self, run: Run) -> None:
-        """One load is done."""
+    def run_finished(self, run: Run) -> None:
+        """Counts and prints one finished load."""
         self._progress.advance(self._task)
         self._console.print(_line(run), highlight=False, soft_wrap=True)
 
-    def failed(self, text: str) -> None:
-        """Something could not be measured."""
+    def group_failed(self, text: str) -> None:
+        """Prints why a measurement was abandoned."""
         self._console.print(f"[bold red]{escape(text)}[/]", highlight=False, soft_wrap=True)
 
 
@@ -46,7 +46,7 @@ def _line(run: Run) -> str:
     figures = run.figures
     servers = [role for role in run.cpu_s if role != CLIENT]
     parts = [
-        f"[dim]{run.scenario:13}[/] {escape(run.contender):20} {figures.streams:4} streams",
+        f"[dim]{run.scenario:13}[/] {escape(run.system):20} {figures.streams:4} streams",
         f"{figures.tokens_per_s:8,.0f} tok/s",
         f"ttft {_ms(figures.ttft_p50_ms)} ms",
         f"gap {_ms(figures.gap_p50_ms)} / {_ms(figures.gap_p99_ms)} ms",
@@ -58,4 +58,4 @@ def _line(run: Run) -> str:
 
 
 def _ms(value: float | None) -> str:
-    return f"{'-' if value is None else number(value):>6}"
+    return f"{'-' if value is None else format_number(value):>6}"

@@ -1,17 +1,16 @@
-"""What is measured, as data: contenders, the servers that they need, loads, and how often each is repeated."""
+"""Scenarios as data: systems, the servers that they need, loads, and the number of repeats."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from benchmarks.load.job import Job
+from benchmarks.load.point import LoadPoint
 
 
 class Client(str, Enum):
-    """What makes the load for a contender."""
+    """The load client of a system."""
 
     HTTP = "http"
     GRPC = "grpc"
@@ -19,8 +18,8 @@ class Client(str, Enum):
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One way to get tokens. `server` names what must run for it."""
+class System:
+    """A measured system: a client, and the server that it needs by name."""
 
     name: str
     server: str
@@ -28,26 +27,13 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One load."""
-
-    streams: int
-    max_tokens: int
-    prompt_words: int = 16  # about as many tokens; the exact number is in the results
-    requests_per_stream: int = 1
-    is_streamed: bool = True
-    repeats: int = 1
-    memory_every_s: float | None = None  # look at memory while it runs
-
-
-@dataclass(frozen=True)
 class Scenario:
-    """Contenders that face the same loads in turns."""
+    """Systems that take turns at the same loads."""
 
     name: str
     question: str
-    contenders: tuple[Contender, ...]
-    points: tuple[Point, ...]
+    systems: tuple[System, ...]
+    points: tuple[LoadPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -62,27 +48,27 @@ class Group:
 SCRIPTED, SCRIPTED_OFF, SCRIPTED_SLOW, CPU = "scripted", "scripted, coalescing off", "scripted, slow", "cpu"
 IN_PROCESS = "in process"
 
-HTTP = Contender("HTTP", SCRIPTED, Client.HTTP)
-HTTP_OFF = Contender("HTTP, coalescing off", SCRIPTED_OFF, Client.HTTP)
-GRPC = Contender("raw gRPC", SCRIPTED, Client.GRPC)
-SLOW = Contender("HTTP", SCRIPTED_SLOW, Client.HTTP)
-CPU_HTTP = Contender("HTTP", CPU, Client.HTTP)
-CPU_GRPC = Contender("raw gRPC", CPU, Client.GRPC)
-BARE = Contender("bare engine", IN_PROCESS, Client.NONE)
-LLAMA_CPP = Contender("llama.cpp", "llama.cpp", Client.HTTP)
+HTTP = System("HTTP", SCRIPTED, Client.HTTP)
+HTTP_OFF = System("HTTP, coalescing off", SCRIPTED_OFF, Client.HTTP)
+GRPC = System("raw gRPC", SCRIPTED, Client.GRPC)
+SLOW = System("HTTP", SCRIPTED_SLOW, Client.HTTP)
+CPU_HTTP = System("HTTP", CPU, Client.HTTP)
+CPU_GRPC = System("raw gRPC", CPU, Client.GRPC)
+ENGINE_ONLY = System("engine only", IN_PROCESS, Client.NONE)
+LLAMA_CPP = System("llama.cpp", "llama.cpp", Client.HTTP)
 
 THROUGHPUT, WHOLE, LATENCY, GROWTH = "throughput", "whole answers", "latency", "growth"
 ENGINE, PREFILL, IDLE = "engine", "prefill", "idle"
 
 STEPS_PER_S = 200
 SLOW_STEPS_PER_S = 2
-MOST_STREAMS = 512
+MAX_STREAMS = 512
 _SCRIPTED = {"EXECUTOR": "scripted", "SCRIPTED_STEPS_PER_S": str(STEPS_PER_S), "MAX_IN_FLIGHT": "1024"}
 
 
-def groups(peers: Sequence[Contender], *, is_quick: bool) -> list[Group]:
-    """All that a run measures. `peers` take part wherever our CPU engine does."""
-    return [_scripted_group(is_quick), _engine_group(peers, is_quick), _idle_group(is_quick)]
+def groups(baselines: Sequence[System], *, is_quick: bool) -> list[Group]:
+    """Returns all groups of a run. `baselines` are measured in the scenarios of the CPU engine."""
+    return [_scripted_group(is_quick), _engine_group(baselines, is_quick), _idle_group(is_quick)]
 
 
 def _scripted_group(is_quick: bool) -> Group:
@@ -97,20 +83,20 @@ def _scripted_group(is_quick: bool) -> Group:
                 THROUGHPUT,
                 f"{STEPS_PER_S} tokens/s for each stream, all streams at once: how much of it arrives?",
                 (HTTP, GRPC, HTTP_OFF),
-                tuple(Point(streams, tokens, repeats=repeats) for streams in levels),
+                tuple(LoadPoint(streams, tokens, repeats=repeats) for streams in levels),
             ),
             Scenario(
                 LATENCY,
                 "What do the front end and HTTP add for a single client?",
                 (HTTP, GRPC),
-                (Point(1, 20, requests_per_stream=10 if is_quick else 20, repeats=2 if is_quick else 5),),
+                (LoadPoint(1, 20, requests_per_stream=10 if is_quick else 20, repeats=2 if is_quick else 5),),
             ),
             Scenario(
                 WHOLE,
-                "The same without streaming: one answer at the end",
+                "The same without streaming: one response at the end",
                 (HTTP, GRPC),
                 tuple(
-                    Point(streams, tokens, is_streamed=False, repeats=1 if is_quick else 2)
+                    LoadPoint(streams, tokens, is_streamed=False, repeats=1 if is_quick else 2)
                     for streams in ((64,) if is_quick else (1, 16, 64, 256))
                 ),
             ),
@@ -118,14 +104,14 @@ def _scripted_group(is_quick: bool) -> Group:
                 GROWTH,
                 "What does a token cost as streams grow?",
                 (HTTP,),
-                tuple(Point(streams, growth_tokens, repeats=growth_repeats) for streams in growth),
+                tuple(LoadPoint(streams, growth_tokens, repeats=growth_repeats) for streams in growth),
             ),
         ),
         {SCRIPTED: _SCRIPTED, SCRIPTED_OFF: {**_SCRIPTED, "COALESCE": "false"}},
     )
 
 
-def _engine_group(peers: Sequence[Contender], is_quick: bool) -> Group:
+def _engine_group(baselines: Sequence[System], is_quick: bool) -> Group:
     tokens, repeats = (32, 1) if is_quick else (64, 2)
     levels = (1, 16) if is_quick else (1, 16, 64)
     prompts = (32, 512) if is_quick else (32, 128, 512, 1024)
@@ -134,22 +120,22 @@ def _engine_group(peers: Sequence[Contender], is_quick: bool) -> Group:
         (
             Scenario(
                 ENGINE,
-                "The embedded CPU engine and its peers, a real model: prompts of about 64 tokens",
-                (CPU_HTTP, CPU_GRPC, BARE, *peers),
+                "The embedded CPU engine and baselines, a real model: prompts of about 64 tokens",
+                (CPU_HTTP, CPU_GRPC, ENGINE_ONLY, *baselines),
                 tuple(
-                    # A single stream is over soon: more repeats cost little.
-                    Point(streams, tokens, prompt_words=64, repeats=repeats * 2 if streams == 1 else repeats)
+                    # A single stream takes little time, so it is repeated more often.
+                    LoadPoint(streams, tokens, prompt_words=64, repeats=repeats * 2 if streams == 1 else repeats)
                     for streams in levels
                 ),
             ),
             Scenario(
                 PREFILL,
                 "How long does the first token take as prompts grow?",
-                (CPU_HTTP, BARE, *peers),
-                tuple(Point(1, 4, prompt_words=words, repeats=1 if is_quick else 3) for words in prompts),
+                (CPU_HTTP, ENGINE_ONLY, *baselines),
+                tuple(LoadPoint(1, 4, prompt_words=words, repeats=1 if is_quick else 3) for words in prompts),
             ),
         ),
-        # HTTP and raw gRPC send the same prompts to one engine: whoever comes second must not find them computed.
+        # HTTP and raw gRPC send the same prompts to one engine, which must compute them both times.
         {CPU: {"EXECUTOR": "cpu", "CPU_PREFIX_CACHE": "false"}},
     )
 
@@ -161,46 +147,22 @@ def _idle_group(is_quick: bool) -> Group:
         (
             Scenario(
                 IDLE,
-                f"{MOST_STREAMS} streams with {SLOW_STEPS_PER_S} tokens/s each: does memory grow, is any late?",
+                f"{MAX_STREAMS} streams with {SLOW_STEPS_PER_S} tokens/s each: does memory grow, is any late?",
                 (SLOW,),
-                (Point(MOST_STREAMS, tokens, memory_every_s=1.0),),
+                (LoadPoint(MAX_STREAMS, tokens, memory_every_s=1.0),),
             ),
         ),
         {SCRIPTED_SLOW: {**_SCRIPTED, "SCRIPTED_STEPS_PER_S": str(SLOW_STEPS_PER_S)}},
     )
 
 
-def only(found: Sequence[Group], names: Sequence[str]) -> list[Group]:
-    """The groups with only these scenarios; ValueError for a name that there is not."""
-    known = {scenario.name for group in found for scenario in group.scenarios}
+def select(all_groups: Sequence[Group], names: Sequence[str]) -> list[Group]:
+    """Returns the groups reduced to these scenarios. Raises ValueError for an unknown name."""
+    known = {scenario.name for group in all_groups for scenario in group.scenarios}
     if unknown := set(names) - known:
-        raise ValueError(f"No scenario {', '.join(sorted(unknown))}. There are: {', '.join(sorted(known))}.")
-    kept = [replace(group, scenarios=tuple(each for each in group.scenarios if each.name in names)) for group in found]
-    return [group for group in kept if group.scenarios]
-
-
-# Common words, each a token of its own with the space before it in most vocabularies.
-_WORDS = (  # noqa: SIM905 - a list of quoted words would fill the screen
-    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which "
-    "one you were all her she there would their we him been has when who will no more if out so up said what its about "
-    "than into them can only other time new some could these two may first then do any like my now over such our man "
-    "me even most made after also well way many must before back through years where much your down should because"
-).split()
-
-
-def job(point: Point, seed: str) -> Job:
-    """The prompts of one load: equal for equal seeds, so that contenders get the same, and all different, so that no
-    prefix cache can help."""
-    words = random.Random(seed)
-    return Job(
-        prompts=tuple(
-            tuple(_prompt(words, point.prompt_words) for _ in range(point.requests_per_stream))
-            for _ in range(point.streams)
-        ),
-        max_tokens=point.max_tokens,
-        is_streamed=point.is_streamed,
-    )
-
-
-def _prompt(words: random.Random, count: int) -> str:
-    return " ".join(words.choice(_WORDS) for _ in range(count))
+        raise ValueError(f"Unknown scenario {', '.join(sorted(unknown))}. Known scenarios: {', '.join(sorted(known))}.")
+    selected = [
+        replace(group, scenarios=tuple(scenario for scenario in group.scenarios if scenario.name in names))
+        for group in all_groups
+    ]
+    return [group for group in selected if group.scenarios]

@@ -1,10 +1,10 @@
-"""Every way a build or a check can end badly.
+"""The errors of a build or a check.
 
-BuildEngineError      the work was tried and failed                 exit status 1
-  EngineRefusedError  the input or the machine can't give an engine exit status 3, nothing was started
-  EngineBusyError     another build holds the directory too long    exit status 1
+BuildEngineError      a step was tried and failed                              exit status 1
+  EngineRefusedError  the input or the machine is unsuitable; nothing started  exit status 3
+  EngineBusyError     another build locked the directory for too long          exit status 1
 
-Messages say what was wrong, with the value, and how to mend it.
+Messages have the cause, the value, and what to do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 
 class BuildEngineError(Exception):
-    """The build failed; the message is for the person at the terminal."""
+    """The build failed. The message is printed for the user."""
 
     exit_status: ClassVar[int] = 1
 

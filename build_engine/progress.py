@@ -1,4 +1,4 @@
-"""How a build tells what it is doing. terminal_progress shows it; SilentProgress is for tests and libraries."""
+"""Reports the progress of a build. cli/progress_bar shows it on a terminal; SilentProgress is for libraries."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ Advance = Callable[[int], None]
 
 
 class BuildProgress(Protocol):
-    """Receives the steps of a build, in order."""
+    """Receives the steps of a build in order."""
 
     def step(self, label: str, total: int | None = None) -> AbstractContextManager[Advance]:
-        """One step; `total` (bytes or pieces) makes it a bar that the yielded function advances, None a spinner."""
+        """Encloses one step. With a `total` (bytes or items) the yielded function advances a bar; None: a spinner."""
         ...
 
     def note(self, text: str) -> None:
-        """One line that stays."""
+        """Adds a line that stays visible."""
         ...
 
 
 class SilentProgress:
-    """Says nothing."""
+    """Discards everything."""
 
     @contextmanager
     def step(self, label: str, total: int | None = None) -> Iterator[Advance]:

@@ -45,7 +45,7 @@ class Endpoint:
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     def first_model(self) -> str:
-        """Returns the first name of /models. Raises CompletionError if there is none, or UnreachableError."""
+        """Returns the first name of /models. Raises CompletionError if the list is empty, or UnreachableError."""
         with self._client(self.timeouts.silence_s) as client, _translated_errors():
             models = _json(client.get("models"))
         try:

@@ -1,5 +1,5 @@
-# Builds engines: the image that serves them, and build_engine's few packages. An engine is bound to the TensorRT-LLM
-# that built it, so there is no second one. Not built yet: see docs/deployment.md.
+# Builds engines: the serving image plus the packages of build_engine. An engine runs only on the TensorRT-LLM version
+# that built it, so both images share one. Not built yet: docs/deployment.md.
 ARG SERVING_IMAGE=triton-completions/triton-gpu:0.1.0
 
 FROM ${SERVING_IMAGE}

@@ -1,5 +1,5 @@
 # The whole stack on the embedded CPU engine: Triton from its wheel, the default engine, the front end. Not built yet:
-# see docs/deployment.md.
+# docs/deployment.md.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -15,8 +15,8 @@ COPY build_engine build_engine
 COPY launcher launcher
 COPY complete_cli complete_cli
 COPY model_repository model_repository
-# Editable, because the launcher finds model_repository beside the packages. Triton's backends are put together here and
-# not at the start: they are programs, and a tmpfs of docker's is mounted noexec.
+# Editable, because the launcher expects model_repository in the parent directory of its package. Triton's backends are
+# assembled here and not at the start: they are executables, and docker mounts a tmpfs noexec.
 RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-build-isolation --editable . \
     && /opt/venv/bin/python -m build_engine build --target cpu --output /opt/engine \
     && /opt/venv/bin/python -c "from pathlib import Path; from launcher.local.triton_wheel import prepare_backends; \

@@ -1,4 +1,4 @@
-# The front end alone. Not built yet: see docs/deployment.md.
+# The front end. Not built yet: docs/deployment.md.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -31,7 +31,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     LOG_FORMAT=json
 USER 10001:10001
 EXPOSE 9000
-# Ready means that the model has answered, so this turns healthy behind Triton.
+# Ready means that the model has answered, so the container becomes healthy after Triton.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=2m --retries=3 \
     CMD ["python", "/opt/triton-completions/healthcheck.py", "PORT", "9000", "/health/ready"]
 ENTRYPOINT ["python", "-m", "frontend"]

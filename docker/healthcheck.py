@@ -1,7 +1,7 @@
-"""Health check of the images: `healthcheck.py SETTING DEFAULT_PORT PATH`. Exit status 0 when the answer is a 200.
+"""Health check of the images: `healthcheck.py SETTING DEFAULT_PORT PATH`. Exit status 0 if the response is a 200.
 
-SETTING is the name of the setting that holds the port. http.client and no urllib: that one would send the request to
-a proxy when the container's environment names one. Standard library only; it runs in the image's own Python.
+SETTING is the environment variable with the port. Standard library only, because it runs in the image's own Python, and
+http.client rather than urllib, which would use a proxy of the container's environment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TIMEOUT_S = 4.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The program. Docker knows two states of health: 0 and 1."""
+    """Runs the check and returns its exit status: 0 healthy, 1 unhealthy."""
     setting, default_port, path = arguments
     connection = http.client.HTTPConnection("127.0.0.1", int(os.environ.get(setting) or default_port), _TIMEOUT_S)
     try:

@@ -1,10 +1,10 @@
-"""Adds packages to an image of NVIDIA's without moving one that is there. Runs while the image is built.
+"""Adds packages to NVIDIA's image without changing the version of an installed one. Runs while the image is built.
 
     install_into_image.py [--expect tensorrt_llm==1.2.1] --lock triton.lock [WHEEL ...]
 
-Its torch, TensorRT and numpy are NVIDIA's own builds, and the engine is bound to them. So from the lock file comes only
-what the image lacks, with its hashes and without dependencies; wheels of ours come without dependencies too. The build
-fails when a version has changed, or when `pip check` has a complaint that it did not have before.
+The image's torch, TensorRT and numpy are NVIDIA's own builds, which the engine depends on. So only packages that the
+image lacks are installed from the lock file, with hashes and without dependencies, and the given wheels without
+dependencies. The build fails if a version has changed, or if `pip check` reports a new problem.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program: 0, or 1 with the reason why the image must not be built like this."""
+    """Runs the program and returns its exit status: 0, or 1 after writing the problems to standard error."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--lock", type=Path, required=True)
-    parser.add_argument("--expect", help="a package that the image must have, as name==version")
+    parser.add_argument("--expect", help="a package that the image must contain, as name==version")
     parser.add_argument("wheels", nargs="*")
     options = parser.parse_args(arguments)
-    before, complaints = installed(), pip_complaints()
+    before, problems_before = installed(), pip_problems()
     if options.expect and (problem := unexpected(options.expect, before)):
         sys.stderr.write(f"{problem}\n")
         return 1
@@ -38,51 +38,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pip("install", "--no-cache-dir", "--no-deps", "--require-hashes", "--requirement", file.name)
     if options.wheels:
         pip("install", "--no-cache-dir", "--no-deps", *options.wheels)
-    problems = [*moved(before, installed()), *sorted(pip_complaints() - complaints)]
+    problems = [*changed(before, installed()), *sorted(pip_problems() - problems_before)]
     sys.stderr.write("".join(f"{problem}\n" for problem in problems))
     return 1 if problems else 0
 
 
 def missing_blocks(lock: str, present: set[str]) -> list[str]:
-    """The requirements of a lock file, hashes and all, of packages that are not installed."""
+    """Returns the requirements, with their hashes, of a lock file's packages that are not installed."""
     blocks = re.split(r"^(?=[A-Za-z0-9])", lock, flags=re.MULTILINE)[1:]
     return [block.rstrip() for block in blocks if normal(re.split(r"[=\s\[;]", block, maxsplit=1)[0]) not in present]
 
 
 def unexpected(requirement: str, present: dict[str, str]) -> str | None:
-    """What is wrong when the image has not this version of this package."""
+    """Returns the problem if the image lacks this version of a package; None if it has it."""
     name, _, version = requirement.partition("==")
-    found = present.get(normal(name), "none")
-    return None if found.partition("+")[0] == version else f"The image was to have {name} {version} and has {found}."
+    installed_version = present.get(normal(name), "none")
+    return (
+        None
+        if installed_version.partition("+")[0] == version
+        else f"The image has {name} {installed_version}; expected {version}."
+    )
 
 
-def moved(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Packages that were there and are not what they were."""
+def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Returns a line for each package whose version has changed or that was removed."""
     return [
-        f"{name} was {version} and is {after.get(name, 'gone')} now."
+        f"{name} changed from {version} to {after.get(name, 'removed')}."
         for name, version in sorted(before.items())
         if after.get(name) != version
     ]
 
 
 def normal(name: str) -> str:
-    """A package's name as PEP 503 compares it."""
+    """Returns a package name in the normal form of PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def installed() -> dict[str, str]:
-    """Version by name, read anew."""
-    return {normal(found.metadata["Name"]): found.version for found in metadata.distributions() if found.metadata}
+    """Returns the version of each installed package by name."""
+    return {
+        normal(package.metadata["Name"]): package.version for package in metadata.distributions() if package.metadata
+    }
 
 
-def pip_complaints() -> set[str]:
-    """Lines of `pip check`; NVIDIA's image may have some of its own."""
-    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
-    return set() if done.returncode == 0 else set(done.stdout.splitlines())
+def pip_problems() -> set[str]:
+    """Returns the lines of `pip check`, of which NVIDIA's image may have some from the start."""
+    result = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    return set() if result.returncode == 0 else set(result.stdout.splitlines())
 
 
 def pip(*arguments: str) -> None:
-    """Stops the build when pip fails; it has said why."""
+    """Runs pip. Raises CalledProcessError, which fails the build, if pip fails."""
     subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], check=True)
 
 

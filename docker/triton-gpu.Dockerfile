@@ -1,4 +1,4 @@
-# Triton with TensorRT-LLM, our package and our model repository. Not built yet: see docs/deployment.md.
+# Triton with TensorRT-LLM, this package and its model repository. Not built yet: docs/deployment.md.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 ARG TRITON_TAG=26.04
 
@@ -15,7 +15,7 @@ COPY complete_cli complete_cli
 RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}-trtllm-python-py3
-# What this tag holds (table in docs/deployment.md). Engines are bound to it, so another one stops the build.
+# The version in this tag (table in docs/deployment.md). Engines run on no other, so a mismatch fails the build.
 ARG TENSORRT_LLM_VERSION=1.2.1
 LABEL org.opencontainers.image.title="triton-completions: Triton with TensorRT-LLM" \
     org.opencontainers.image.licenses="Apache-2.0"
@@ -23,13 +23,13 @@ USER 0
 WORKDIR /opt/triton-completions
 COPY docker/install_into_image.py docker/healthcheck.py ./
 COPY docker/requirements/triton.lock ./
-# python3 from PATH: the image's venv from 26.03 on, the system's before. Its stubs run the same one.
+# python3 from PATH: the image's venv since 26.03, the system's before. Triton's stubs run the same interpreter.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     python3 install_into_image.py --expect "tensorrt_llm==${TENSORRT_LLM_VERSION}" --lock triton.lock /wheels/*.whl
 COPY model_repository model_repository
 
-# The user that Triton's images bring has no home. What libraries cache goes here: mount a volume, no noexec tmpfs,
-# because some of it is compiled code.
+# The user of Triton's images has no home directory. Libraries cache here: mount a volume, not a noexec tmpfs, because
+# some of the cached files are compiled code.
 ENV HOME=/var/cache/triton-completions
 RUN install --directory --owner 1000 --group 1000 "$HOME"
 ENV XDG_CACHE_HOME=$HOME/xdg \
@@ -49,5 +49,5 @@ USER 1000:1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20m --retries=3 \
     CMD ["python3", "/opt/triton-completions/healthcheck.py", "TRITON_HTTP_PORT", "8000", "/v2/health/ready"]
-# The entrypoint stays NVIDIA's: it checks the driver, sets up CUDA's forward compatibility and then execs this.
+# The entrypoint is NVIDIA's: it checks the driver, sets up CUDA forward compatibility and then execs this command.
 CMD ["python3", "-m", "launcher.gpu"]

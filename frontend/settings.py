@@ -138,6 +138,6 @@ class FrontendSettings(ProgramSettings):
         return self.triton_grpc_url or (f"127.0.0.1:{self.triton_grpc_port}",)
 
     @property
-    def most_choices(self) -> int:
+    def max_choices_per_request(self) -> int:
         """Maximum number of choices per request: a request that could never be admitted is rejected at once."""
         return min(self.max_choices, self.max_in_flight)

@@ -19,7 +19,7 @@ def _library() -> str:
 
 
 def libpython() -> "Path | None":
-    """Returns the shared libpython of this interpreter, which Triton's Python stub loads; None if there is none."""
+    """Returns the shared libpython of this interpreter, which Triton's Python stub loads; None if it is missing."""
     name = _library()
     for folder in (sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LIBPL"), f"{sys.base_prefix}/lib"):
         if folder and (Path(folder) / name).exists():

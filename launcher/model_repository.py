@@ -66,7 +66,7 @@ def _renamed(text: str, names: dict[str, str]) -> str:
     """Returns the config with this model's names: its own, and in an ensemble those of its steps."""
     return re.sub(
         r'^(\s*(?:name|model_name): )"([a-z]+)"$',
-        lambda found: f'{found[1]}"{names.get(found[2], found[2])}"',
+        lambda match: f'{match[1]}"{names.get(match[2], match[2])}"',
         text,
         flags=re.MULTILINE,
     )

@@ -1,4 +1,4 @@
-"""Takes the pictures of the playground that README.md shows, from a running stack.
+"""Takes the screenshots of the playground in README.md from a running stack.
 
     python scripts/playground_screenshots.py http://127.0.0.1:9000 "$(cat .run/api-key)"
 
@@ -18,34 +18,34 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 DOCS = Path(__file__).parents[1] / "docs"
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 860}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
-PICTURES: dict[str, dict[str, Any]] = {
+SCREENSHOTS: dict[str, dict[str, Any]] = {
     "playground-desktop": DESKTOP,
     "playground-dark": {**DESKTOP, "color_scheme": "dark"},
     "playground-phone": PHONE,
 }
-LIMIT_MS = 120_000
+TIMEOUT_MS = 120_000
 
 
 def main(url: str, key: str) -> None:
-    """Every picture, into docs/."""
+    """Writes every screenshot to docs/."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name, options in PICTURES.items():
+        for name, options in SCREENSHOTS.items():
             page = completed(browser, url, key, options)
             if options is PHONE:
                 page.locator("#choices").scroll_into_view_if_needed()
                 page.evaluate("scrollTo(0, document.querySelector('.prompt-panel').offsetTop - 12)")
             page.locator(".token").nth(9).click()
             # Chromium writes WebP; playwright's own screenshots are PNG or JPEG.
-            picture = page.context.new_cdp_session(page).send(
+            screenshot = page.context.new_cdp_session(page).send(
                 "Page.captureScreenshot", {"format": "webp", "quality": 80}
             )
-            (DOCS / f"{name}.webp").write_bytes(base64.b64decode(picture["data"]))
+            (DOCS / f"{name}.webp").write_bytes(base64.b64decode(screenshot["data"]))
         browser.close()
 
 
 def completed(browser: Browser, url: str, key: str, options: dict[str, Any]) -> Page:
-    """The page after a completion."""
+    """Returns the page after a completion."""
     page = browser.new_context(**options).new_page()
     page.goto(url)
     page.locator("body.is-ready").wait_for()
@@ -53,9 +53,9 @@ def completed(browser: Browser, url: str, key: str, options: dict[str, Any]) -> 
     page.locator("#field-max_tokens").evaluate("field => { field.closest('details').open = true; field.value = 80 }")
     page.locator("#field-seed").evaluate("field => { field.value = 7 }")
     page.keyboard.press("Control+Enter")
-    expect(page.locator("#status")).to_contain_text("Done", timeout=LIMIT_MS)
+    expect(page.locator("#status")).to_contain_text("Done", timeout=TIMEOUT_MS)
     if options is PHONE:
-        page.locator("details").evaluate_all("all => all.forEach(each => { each.open = false })")
+        page.locator("details").evaluate_all("all => all.forEach(item => { item.open = false })")
     return page
 
 

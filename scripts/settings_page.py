@@ -35,7 +35,7 @@ def settings_page() -> str:
     rows: dict[str, tuple[str, list[str], str]] = {}
     for program, settings in _PROGRAMS.items():
         for name, field in settings.model_fields.items():
-            row = (_format_default(field.default), [], field.description or "")
+            row: tuple[str, list[str], str] = (_format_default(field.default), [], field.description or "")
             default, programs, description = rows.get(name.upper(), row)
             rows[name.upper()] = (default, [*programs, program], description)
     lines = [

@@ -1,7 +1,8 @@
-"""The load client for Triton's gRPC: `python -m benchmarks.load.grpc_load ADDRESS`.
+"""Load client for Triton's gRPC: `python -m benchmarks.load.grpc_load ADDRESS`.
 
-grpc.aio without (de)serialisation: it keeps the bytes of each response and parses them when the clock has stopped. One
-call for each request on one connection, as the front end does it. gRPC itself costs this client about 0.1 ms a message.
+Uses grpc.aio without (de)serialisation: it keeps the bytes of each response and parses them after the clock has
+stopped. Like the front end, it makes one call for each request on one connection. gRPC itself costs this client about
+0.1 ms per message.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, parameters_to_arrays, 
 
 _METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
-_CONNECT_LIMIT_S = 10.0
+_CONNECT_TIMEOUT_S = 10.0
 
 
 def request_bytes(prompt: str, job: Job) -> bytes:
-    """One greedy completion by the ensemble, serialised."""
+    """Returns the serialised request of one greedy completion by the ensemble."""
     key = uuid.uuid4().hex
     parameters = CompletionParameters(
         request_key=key,
@@ -48,7 +49,7 @@ def request_bytes(prompt: str, job: Job) -> bytes:
 
 
 class _Recording:
-    """One call and all that came back."""
+    """One call and its responses."""
 
     def __init__(self, request: bytes) -> None:
         self.request = request
@@ -57,6 +58,7 @@ class _Recording:
         self.failure: str | None = None
 
     async def run(self, call: Callable[..., Any]) -> None:
+        """Makes the call and records its responses."""
         self.sent_s = time.perf_counter()
         received, clock = self.received, time.perf_counter
         try:
@@ -66,16 +68,17 @@ class _Recording:
             self.failure = f"{error.code()}: {error.details()}"
 
     def timeline(self) -> Timeline:
+        """Parses the recorded responses."""
         timeline = Timeline(self.sent_s, failure=self.failure, end_s=self.sent_s)
-        for when_s, data in self.received:
-            _add_response(timeline, when_s, service_pb2.ModelStreamInferResponse.FromString(data))
+        for arrived_s, data in self.received:
+            _add_response(timeline, arrived_s, service_pb2.ModelStreamInferResponse.FromString(data))
         if timeline.failure is None and timeline.finish_reason is None:
-            timeline.failure = "the call ended without a finish reason"
+            timeline.failure = "the response has no finish reason"
         return timeline
 
 
-def _add_response(timeline: Timeline, when_s: float, message: Any) -> None:
-    timeline.end_s = when_s
+def _add_response(timeline: Timeline, arrived_s: float, message: Any) -> None:
+    timeline.end_s = arrived_s
     if message.error_message:
         timeline.failure = message.error_message
         return
@@ -85,7 +88,7 @@ def _add_response(timeline: Timeline, when_s: float, message: Any) -> None:
     chunk = text_chunk_from_raw([output.name for output in response.outputs], response.raw_output_contents)
     if chunk.text:
         timeline.events += 1
-        timeline.arrivals_s.append(when_s)
+        timeline.arrivals_s.append(arrived_s)
     timeline.completion_tokens = chunk.completion_tokens
     if chunk.prompt_tokens is not None:
         timeline.prompt_tokens = chunk.prompt_tokens
@@ -98,7 +101,7 @@ async def _once(request: bytes) -> AsyncIterator[bytes]:
 
 
 class GrpcClient:
-    """One channel, and the event loop that it belongs to."""
+    """One channel and its event loop."""
 
     def __init__(self, address: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -107,26 +110,26 @@ class GrpcClient:
 
     async def _connect(self, address: str) -> Any:
         channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        await asyncio.wait_for(channel.channel_ready(), _CONNECT_LIMIT_S)
+        await asyncio.wait_for(channel.channel_ready(), _CONNECT_TIMEOUT_S)
         return channel
 
     def prepare(self, job: Job) -> Callable[[], Callable[[], list[Timeline]]]:
-        """Serialise all requests; the load itself is what is returned."""
+        """Serialises all requests, and returns the load itself."""
         streams = [[_Recording(request_bytes(prompt, job)) for prompt in prompts] for prompts in job.prompts]
 
         def load() -> Callable[[], list[Timeline]]:
             gc.disable()
             try:
-                self._loop.run_until_complete(self._run(streams, job.limit_s))
+                self._loop.run_until_complete(self._run(streams, job.timeout_s))
             finally:
                 gc.enable()
             return lambda: [recording.timeline() for stream in streams for recording in stream]
 
         return load
 
-    async def _run(self, streams: list[list[_Recording]], limit_s: float) -> None:
+    async def _run(self, streams: list[list[_Recording]], timeout_s: float) -> None:
         tasks = [asyncio.create_task(self._run_stream(stream)) for stream in streams]
-        _, late = await asyncio.wait(tasks, timeout=limit_s)
+        _, late = await asyncio.wait(tasks, timeout=timeout_s)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
@@ -137,6 +140,7 @@ class GrpcClient:
 
 
 def main(arguments: list[str]) -> None:
+    """Serves jobs for the server at the address in the first argument."""
     client = GrpcClient(arguments[0])
     serve_jobs(client.prepare)
 

@@ -73,7 +73,7 @@ def prepare(endpoint: Endpoint, job: Job) -> Callable[[], Callable[[], list[Time
     def load() -> Callable[[], list[Timeline]]:
         gc.disable()
         try:
-            _run(streams, job.limit_s)
+            _run(streams, job.timeout_s)
         finally:
             gc.enable()
         return lambda: [
@@ -85,8 +85,8 @@ def prepare(endpoint: Endpoint, job: Job) -> Callable[[], Callable[[], list[Time
     return load
 
 
-def _run(streams: list[_Stream], limit_s: float) -> None:
-    deadline = time.perf_counter() + limit_s
+def _run(streams: list[_Stream], timeout_s: float) -> None:
+    deadline = time.perf_counter() + timeout_s
     by_descriptor = {stream.socket.fileno(): stream for stream in streams}
     with select.epoll() as poll:
         for descriptor, stream in by_descriptor.items():
@@ -103,6 +103,7 @@ def _run(streams: list[_Stream], limit_s: float) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    """Serves jobs for the endpoint that the first argument contains as JSON."""
     endpoint = Endpoint(**orjson.loads(arguments[0]))
     serve_jobs(lambda job: prepare(endpoint, job))
 

@@ -1,7 +1,7 @@
-"""A load and what became of it: the messages between the benchmark and the process that makes the load.
+"""Messages between the benchmark and a load process.
 
-The process is told a job, says when it is ready (connections open, engine loaded), is told to go, and says when the
-last answer is complete. Only then it parses what it kept, so that the parsing is in nobody's time.
+The process receives a job, replies READY (connections open, engine loaded), receives GO, and replies DONE after the
+last response. It parses what it has recorded only then, so that parsing costs none of the measured time.
 """
 
 from __future__ import annotations
@@ -19,40 +19,41 @@ READY, GO, DONE = b"ready\n", b"go\n", b"done\n"
 
 
 class LoadError(Exception):
-    """A load could not be made; the message says by whom and why."""
+    """A load process failed. The message names it and quotes the end of its log."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts to complete, a list for each stream, which sends the next when the last answer is complete."""
+    """Prompts to complete, by stream. A stream sends each prompt when the response to the one before is complete."""
 
     prompts: tuple[tuple[str, ...], ...]
     max_tokens: int
     is_streamed: bool = True
-    limit_s: float = 300.0  # answers that are not complete by then have failed
+    timeout_s: float = 300.0  # responses that are incomplete by then have failed
 
     @property
     def streams(self) -> int:
+        """Number of concurrent streams."""
         return len(self.prompts)
 
 
 @dataclass
 class Timeline:
-    """One answer as its client saw it. Times in seconds on this machine's monotonic clock."""
+    """One response as its client received it. Times are seconds on this machine's monotonic clock."""
 
     sent_s: float
-    arrivals_s: list[float] = field(default_factory=list)  # when new text came; several events may come at once
+    arrivals_s: list[float] = field(default_factory=list)  # of new text; several events may arrive at once
     events: int = 0
     end_s: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    is_count_exact: bool = True  # False: the server tells no usage, and events stand for tokens
+    is_count_exact: bool = True  # False: the server reports no usage, and events are counted as tokens
     finish_reason: str | None = None
     failure: str | None = None
 
 
 class LoadProcess:
-    """A module that serves jobs (see serve_jobs) in a process of its own. Use it as a context manager."""
+    """Runs a module that calls `serve_jobs` as a process. Use it as a context manager."""
 
     def __init__(self, module: str, *arguments: str, log_path: Path) -> None:
         self.name = module.rpartition(".")[2]
@@ -65,6 +66,7 @@ class LoadProcess:
 
     @property
     def pid(self) -> int:
+        """Process id."""
         return self._process.pid
 
     def __enter__(self) -> LoadProcess:
@@ -80,11 +82,15 @@ class LoadProcess:
         self._stdout.close()
 
     def run(self, job: Job, *, on_start: Callable[[], None], on_end: Callable[[], None]) -> list[Timeline]:
-        """Make the load. The two calls come right before the first request and right after the last answer."""
-        self._tell(orjson.dumps(asdict(job)) + b"\n")
+        """Makes the load and returns its timelines.
+
+        `on_start` is called right before the first request, `on_end` right after the last response. Raises LoadError if
+        the process fails.
+        """
+        self._send(orjson.dumps(asdict(job)) + b"\n")
         self._expect(READY)
         on_start()
-        self._tell(GO)
+        self._send(GO)
         self._expect(DONE)
         on_end()
         return [Timeline(**fields) for fields in orjson.loads(self._read())]
@@ -99,7 +105,7 @@ class LoadProcess:
         assert self._process.stdout is not None
         return self._process.stdout
 
-    def _tell(self, line: bytes) -> None:
+    def _send(self, line: bytes) -> None:
         try:
             self._stdin.write(line)
             self._stdin.flush()
@@ -112,23 +118,24 @@ class LoadProcess:
             raise self._died()
         return line
 
-    def _expect(self, word: bytes) -> None:
+    def _expect(self, reply: bytes) -> None:
         line = self._read()
-        if line != word:
-            raise LoadError(f"{self.name}: expected {word!r} and got {line[:200]!r}")
+        if line != reply:
+            raise LoadError(f"{self.name} replied {line[:200]!r}; expected {reply!r}.")
 
     def _died(self) -> LoadError:
         tail = self._log_path.read_text(errors="replace").strip().splitlines()[-5:]
-        return LoadError(f"{self.name} ended with status {self._process.wait(10)}:\n" + "\n".join(tail))
+        return LoadError(f"{self.name} exited with status {self._process.wait(10)}:\n" + "\n".join(tail))
 
 
 def serve_jobs(prepare: Callable[[Job], Callable[[], Callable[[], list[Timeline]]]]) -> None:
-    """In the load process: serve jobs from stdin to its end.
+    """Serves jobs from stdin until it ends; to be called in the load process.
 
-    `prepare` does what must not be timed and returns the load itself, which returns the parsing of what it kept.
+    `prepare` does all work that must not be timed and returns the load, which returns a function that parses what it
+    has recorded.
     """
     replies = sys.stdout.buffer
-    sys.stdout = sys.stderr  # whoever prints must not get between the lines
+    sys.stdout = sys.stderr  # print() must not write between the replies
     for line in sys.stdin.buffer:
         load = prepare(_job(orjson.loads(line)))
         _reply(replies, READY)

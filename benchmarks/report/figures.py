@@ -1,4 +1,4 @@
-"""What timelines say in numbers. Pure: lists of times in, figures out."""
+"""Statistics of timelines."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from benchmarks.load.job import Timeline
 
 @dataclass(frozen=True)
 class Figures:
-    """One load. Times in ms; None where there is nothing to tell, such as a gap in a stream of one token."""
+    """Figures of one load. Times are in ms; None if there is no value, such as the gap in a stream of one token."""
 
     streams: int
     requests: int
     failures: int
     first_failure: str | None
     prompt_tokens: int
-    tokens: int  # completion tokens of all answers that did not fail
+    tokens: int  # completion tokens of all successful responses
     is_count_exact: bool
     events: int  # server-sent events, or gRPC responses, with text
-    wall_s: float  # from the first request to the last answer
+    wall_s: float  # from the first request to the end of the last response
     tokens_per_s: float
     ttft_p50_ms: float | None
     ttft_p99_ms: float | None
     gap_p50_ms: float | None  # between two arrivals of new text in one stream
     gap_p99_ms: float | None
     gap_max_ms: float | None
-    latency_p50_ms: float | None  # whole answers
+    latency_p50_ms: float | None  # of whole responses
     latency_p99_ms: float | None
 
     @property
     def tokens_per_event(self) -> float:
+        """Mean number of tokens per event."""
         return self.tokens / self.events if self.events else 0.0
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The nearest-rank percentile: a value that was seen, never one between two; None without values."""
+    """Returns the nearest-rank percentile, which is always one of the values; None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -46,30 +47,30 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def gaps_s(timeline: Timeline) -> list[float]:
-    """Seconds between one arrival of text and the next."""
+    """Returns the seconds between consecutive arrivals of text."""
     return [later - earlier for earlier, later in zip(timeline.arrivals_s, timeline.arrivals_s[1:], strict=False)]
 
 
 def figures_of(timelines: Sequence[Timeline], streams: int) -> Figures:
-    """The figures of one load; ValueError for a load without requests."""
+    """Returns the figures of one load. Raises ValueError for a load without requests."""
     if not timelines:
         raise ValueError("A load without requests has no figures.")
-    good = [timeline for timeline in timelines if timeline.failure is None]
+    successful = [timeline for timeline in timelines if timeline.failure is None]
     failures = [timeline.failure for timeline in timelines if timeline.failure is not None]
     wall_s = max(timeline.end_s for timeline in timelines) - min(timeline.sent_s for timeline in timelines)
-    tokens = sum(timeline.completion_tokens for timeline in good)
-    firsts = [timeline.arrivals_s[0] - timeline.sent_s for timeline in good if timeline.arrivals_s]
-    gaps = [gap for timeline in good for gap in gaps_s(timeline)]
-    latencies = [timeline.end_s - timeline.sent_s for timeline in good]
+    tokens = sum(timeline.completion_tokens for timeline in successful)
+    firsts = [timeline.arrivals_s[0] - timeline.sent_s for timeline in successful if timeline.arrivals_s]
+    gaps = [gap for timeline in successful for gap in gaps_s(timeline)]
+    latencies = [timeline.end_s - timeline.sent_s for timeline in successful]
     return Figures(
         streams=streams,
         requests=len(timelines),
         failures=len(failures),
         first_failure=failures[0] if failures else None,
-        prompt_tokens=sum(timeline.prompt_tokens for timeline in good),
+        prompt_tokens=sum(timeline.prompt_tokens for timeline in successful),
         tokens=tokens,
-        is_count_exact=all(timeline.is_count_exact for timeline in good),
-        events=sum(timeline.events for timeline in good),
+        is_count_exact=all(timeline.is_count_exact for timeline in successful),
+        events=sum(timeline.events for timeline in successful),
         wall_s=round(wall_s, 4),
         tokens_per_s=round(tokens / wall_s, 2) if wall_s > 0 else 0.0,
         ttft_p50_ms=_ms(percentile(firsts, 50)),
@@ -83,7 +84,7 @@ def figures_of(timelines: Sequence[Timeline], streams: int) -> Figures:
 
 
 def median(values: Sequence[float | None]) -> float | None:
-    """The median of the values that are there."""
+    """Returns the median of the values that are not None; None if there are none."""
     present = [value for value in values if value is not None]
     return statistics.median(present) if present else None
 

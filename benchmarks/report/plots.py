@@ -1,7 +1,7 @@
-"""Plots of results.json, each as PNG and SVG. The only module that knows matplotlib.
+"""Plots of results.json, each as PNG and SVG.
 
-Opaque light ground, so that they read the same on a dark page; colours of Okabe and Ito, which colour-blind people can
-tell apart; a contender has the same colour and mark in every plot.
+The background is opaque and light, so that they look the same on a dark page. The colours are those of Okabe and Ito,
+which colour-blind readers can distinguish; a system has the same colour and marker in every plot.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from benchmarks import scenarios
 from benchmarks.processes import CLIENT, ENGINE, FRONT_END, TRITON
 from benchmarks.report.results import Results, Run, median_of
 from benchmarks.report.tables import PLOTS
-from benchmarks.targets import number, tokens_per_s
+from benchmarks.report.targets import format_number, tokens_per_s
 
-_GROUND, _INK, _FAINT, _GRID = "#ffffff", "#24292f", "#656d76", "#e4e7eb"
+_BACKGROUND, _INK, _FAINT, _GRID = "#ffffff", "#24292f", "#656d76", "#e4e7eb"
 _STYLES = {
     scenarios.HTTP.name: ("#0072b2", "o"),
     scenarios.GRPC.name: ("#009e73", "s"),
     scenarios.HTTP_OFF.name: ("#e69f00", "^"),
-    scenarios.BARE.name: ("#4d4d4d", "D"),
+    scenarios.ENGINE_ONLY.name: ("#4d4d4d", "D"),
     scenarios.LLAMA_CPP.name: ("#d55e00", "v"),
 }
 _OTHER_STYLES = (("#cc79a7", "P"), ("#56b4e9", "X"), ("#8c6bb1", "*"))
@@ -43,9 +43,9 @@ _ROLE_COLOURS = {
     ENGINE: "#4d4d4d",
 }
 _LOOK = {
-    "figure.facecolor": _GROUND,
-    "savefig.facecolor": _GROUND,
-    "axes.facecolor": _GROUND,
+    "figure.facecolor": _BACKGROUND,
+    "savefig.facecolor": _BACKGROUND,
+    "axes.facecolor": _BACKGROUND,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
     "axes.titlecolor": _INK,
@@ -76,9 +76,9 @@ Value = Callable[[Run], float | None]
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Write every plot that the results have data for; the paths of the PNGs."""
+    """Draws every plot that the results have data for, and returns the paths of the PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
+    paths = []
     with pyplot.rc_context(_LOOK):
         for name in (name for scenario, names in PLOTS.items() if results.select(scenario) for name in names):
             figure = _DRAWINGS[name](results)
@@ -87,15 +87,15 @@ def draw(results: Results, folder: Path) -> list[Path]:
                 metadata = {"Date": None} if ending == "svg" else None
                 figure.savefig(folder / f"{name}.{ending}", dpi=_DPI, bbox_inches="tight", metadata=metadata)
             pyplot.close(figure)
-            drawn.append(folder / f"{name}.png")
-    return drawn
+            paths.append(folder / f"{name}.png")
+    return paths
 
 
 def _throughput(results: Results) -> Any:
     figure, axes = pyplot.subplots(figsize=(7.2, 4.4))
     levels = _levels(results, scenarios.THROUGHPUT)
     ceiling = [scenarios.STEPS_PER_S * streams for streams in levels]
-    axes.plot(levels, ceiling, color=_FAINT, linestyle=(0, (4, 3)), linewidth=1.2, label="all that the engine makes")
+    axes.plot(levels, ceiling, color=_FAINT, linestyle=(0, (4, 3)), linewidth=1.2, label="rate of the engine")
     _lines(axes, results, scenarios.THROUGHPUT, tokens_per_s)
     _log_streams(axes, levels)
     _log_values(axes)
@@ -111,11 +111,11 @@ def _latency(results: Results) -> Any:
         (panels[0], "ttft", "Time to first token"),
         (panels[1], "gap", "Gap between arrivals of one stream"),
     ):
-        for contender in _contenders(results, scenarios.THROUGHPUT):
-            colour, mark = _style(contender)
-            middle = _series(results, scenarios.THROUGHPUT, contender, attrgetter(f"figures.{what}_p50_ms"))
-            late = _series(results, scenarios.THROUGHPUT, contender, attrgetter(f"figures.{what}_p99_ms"))
-            axes.plot(*middle, color=colour, marker=mark, label=f"{contender}, p50")
+        for system in _systems(results, scenarios.THROUGHPUT):
+            colour, mark = _style(system)
+            middle = _series(results, scenarios.THROUGHPUT, system, attrgetter(f"figures.{what}_p50_ms"))
+            late = _series(results, scenarios.THROUGHPUT, system, attrgetter(f"figures.{what}_p99_ms"))
+            axes.plot(*middle, color=colour, marker=mark, label=f"{system}, p50")
             axes.plot(*late, color=colour, marker=mark, label="p99", linestyle=":", linewidth=1.4, fillstyle="none")
         _log_streams(axes, levels)
         _log_values(axes)
@@ -125,14 +125,14 @@ def _latency(results: Results) -> Any:
 
 
 def _cpu(results: Results) -> Any:
-    """By process: what a token costs through HTTP as streams grow, and through everything at one level."""
+    """CPU time per token by process: through HTTP at every number of streams, and of each system at one number."""
     levels = _levels(results, scenarios.THROUGHPUT)
     level = 64 if 64 in levels else levels[-1]
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2))
     http = {f"{n:,}": _runs(results, scenarios.THROUGHPUT, scenarios.HTTP.name, n) for n in levels}
     _stacks(panels[0], http)
     panels[0].set(xlabel="streams", ylabel="CPU seconds per 1,000 tokens", title="Through HTTP")
-    names = _contenders(results, scenarios.THROUGHPUT)
+    names = _systems(results, scenarios.THROUGHPUT)
     _stacks(panels[1], {name.replace(", ", ",\n"): _runs(results, scenarios.THROUGHPUT, name, level) for name in names})
     panels[1].set(ylabel="CPU seconds per 1,000 tokens", title=f"At {level} streams")
     handles = {
@@ -147,9 +147,9 @@ def _coalescing(results: Results) -> Any:
     levels = _levels(results, scenarios.THROUGHPUT)
     names = (scenarios.HTTP_OFF.name, scenarios.HTTP.name)
     bars = _bars(axes, results, scenarios.THROUGHPUT, names, levels, tokens_per_s)
-    for on, off, place in zip(bars[names[1]], bars[names[0]], range(len(levels)), strict=True):
+    for on, off, position in zip(bars[names[1]], bars[names[0]], range(len(levels)), strict=True):
         if on and off:
-            axes.annotate(f"×{number(on / off)}", (place + 0.2, on), ha="center", va="bottom", weight="bold")
+            axes.annotate(f"×{format_number(on / off)}", (position + 0.2, on), ha="center", va="bottom", weight="bold")
     axes.margins(y=0.12)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set(xlabel="streams", ylabel="tokens per second", title="Coalescing off and on, through HTTP")
@@ -159,33 +159,33 @@ def _coalescing(results: Results) -> Any:
 
 def _engine(results: Results) -> Any:
     levels = _levels(results, scenarios.ENGINE)
-    names = _contenders(results, scenarios.ENGINE)
+    names = _systems(results, scenarios.ENGINE)
     figure, panels = pyplot.subplots(1, len(levels), figsize=(2.6 * len(levels) + 2, 4.2), squeeze=False)
     for axes, streams in zip(panels[0], levels, strict=True):
         values = [median_of(_runs(results, scenarios.ENGINE, name, streams), tokens_per_s) or 0.0 for name in names]
         colours = [_style(name)[0] for name in names]
         axes.bar(range(len(names)), values, color=colours, width=0.7)
-        for place, value in enumerate(values):
-            axes.annotate(number(value), (place, value), ha="center", va="bottom")
+        for position, value in enumerate(values):
+            axes.annotate(format_number(value), (position, value), ha="center", va="bottom")
         axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
         axes.grid(axis="x", visible=False)
         axes.set_ylim(0, max(values) * 1.12)
         axes.set_title(f"{streams} stream{'s' if streams > 1 else ''}")
     panels[0][0].set_ylabel("tokens per second")
-    figure.suptitle("The CPU engine and its peers, same model", x=0.02, y=0.99, ha="left", weight="bold")
+    figure.suptitle("The CPU engine and baselines, same model", x=0.02, y=0.99, ha="left", weight="bold")
     return figure
 
 
 def _prefill(results: Results) -> Any:
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
-    for contender in _contenders(results, scenarios.PREFILL):
-        colour, mark = _style(contender)
+    for system in _systems(results, scenarios.PREFILL):
+        colour, mark = _style(system)
         by_words: dict[int, list[Run]] = {}
-        for run in results.select(scenarios.PREFILL, contender):
+        for run in results.select(scenarios.PREFILL, system):
             by_words.setdefault(run.point.prompt_words, []).append(run)
         lengths = [median_of(runs, lambda run: float(run.figures.prompt_tokens)) for runs in by_words.values()]
         firsts = [median_of(runs, attrgetter("figures.ttft_p50_ms")) for runs in by_words.values()]
-        axes.plot(lengths, firsts, color=colour, marker=mark, label=contender)
+        axes.plot(lengths, firsts, color=colour, marker=mark, label=system)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     _log_values(axes)
@@ -227,39 +227,39 @@ _DRAWINGS: dict[str, Callable[[Results], Any]] = {
 }
 
 
-def _runs(results: Results, scenario: str, contender: str, streams: int) -> list[Run]:
-    return results.select(scenario, contender, lambda point: point.streams == streams)
+def _runs(results: Results, scenario: str, system: str, streams: int) -> list[Run]:
+    return results.select(scenario, system, lambda point: point.streams == streams)
 
 
 def _levels(results: Results, scenario: str) -> list[int]:
     return sorted({run.point.streams for run in results.select(scenario)})
 
 
-def _contenders(results: Results, scenario: str) -> list[str]:
-    """In the order of the styles, whoever began."""
-    found = {run.contender for run in results.select(scenario)}
-    return [name for name in _STYLES if name in found] + sorted(found - _STYLES.keys())
+def _systems(results: Results, scenario: str) -> list[str]:
+    """Returns the systems of a scenario in the order of the styles."""
+    names = {run.system for run in results.select(scenario)}
+    return [name for name in _STYLES if name in names] + sorted(names - _STYLES.keys())
 
 
-def _style(contender: str) -> tuple[str, str]:
-    return _STYLES.get(contender) or _OTHER_STYLES[sum(contender.encode()) % len(_OTHER_STYLES)]
+def _style(system: str) -> tuple[str, str]:
+    return _STYLES.get(system) or _OTHER_STYLES[sum(system.encode()) % len(_OTHER_STYLES)]
 
 
-def _series(results: Results, scenario: str, contender: str, value: Value) -> tuple[list[int], list[float]]:
-    """Streams and medians, where there are values."""
+def _series(results: Results, scenario: str, system: str, value: Value) -> tuple[list[int], list[float]]:
+    """Returns numbers of streams and medians, where there are values."""
     levels, values = [], []
     for streams in _levels(results, scenario):
-        found = median_of(_runs(results, scenario, contender, streams), value)
-        if found is not None:
+        value_at = median_of(_runs(results, scenario, system, streams), value)
+        if value_at is not None:
             levels.append(streams)
-            values.append(found)
+            values.append(value_at)
     return levels, values
 
 
 def _lines(axes: Any, results: Results, scenario: str, value: Value) -> None:
-    for contender in _contenders(results, scenario):
-        colour, mark = _style(contender)
-        axes.plot(*_series(results, scenario, contender, value), color=colour, marker=mark, label=contender)
+    for system in _systems(results, scenario):
+        colour, mark = _style(system)
+        axes.plot(*_series(results, scenario, system, value), color=colour, marker=mark, label=system)
 
 
 def _bars(
@@ -267,17 +267,19 @@ def _bars(
 ) -> dict[str, list[float | None]]:
     width = 0.8 / len(names)
     heights: dict[str, list[float | None]] = {}
-    for number_of, name in enumerate(names):
+    for index, name in enumerate(names):
         heights[name] = [median_of(_runs(results, scenario, name, streams), value) for streams in levels]
-        places = [place - 0.4 + width * (number_of + 0.5) for place in range(len(levels))]
-        axes.bar(places, [height or 0.0 for height in heights[name]], width * 0.92, color=_style(name)[0], label=name)
+        positions = [level - 0.4 + width * (index + 0.5) for level in range(len(levels))]
+        axes.bar(
+            positions, [height or 0.0 for height in heights[name]], width * 0.92, color=_style(name)[0], label=name
+        )
     axes.set_xticks(range(len(levels)), [f"{streams:,}" for streams in levels])
     axes.grid(axis="x", visible=False)
     return heights
 
 
 def _stacks(axes: Any, columns: dict[str, list[Run]]) -> None:
-    """One column for each group of runs, a layer for each role."""
+    """Draws one column for each group of runs, with a layer for each role."""
     bottoms = [0.0] * len(columns)
     for role, colour in _ROLE_COLOURS.items():
         cost = methodcaller("cpu_per_1000_tokens", role)
@@ -285,8 +287,8 @@ def _stacks(axes: Any, columns: dict[str, list[Run]]) -> None:
         if any(heights):
             axes.bar(range(len(columns)), heights, 0.7, bottom=bottoms, color=colour, label=role)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-    for place, height in enumerate(bottoms):
-        axes.annotate(number(height), (place, height), ha="center", va="bottom")
+    for position, height in enumerate(bottoms):
+        axes.annotate(format_number(height), (position, height), ha="center", va="bottom")
     axes.set_xticks(range(len(columns)), list(columns))
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.1)
@@ -307,8 +309,9 @@ def _log_values(axes: Any) -> None:
 
 
 def _sign(figure: Any, results: Results) -> None:
-    """Where and when, small, below."""
+    """Adds machine and date below the plot."""
     kind = "quick run" if results.is_quick else "full run"
-    text = f"{results.machine.cpu}, {results.machine.cores} cores, load included · {results.started_at[:10]} · {kind}"
+    machine = f"{results.machine.cpu}, {results.machine.cores} cores, load clients included"
+    text = f"{machine} · {results.started_at[:10]} · {kind}"
     figure.tight_layout()
     figure.text(0.01, 0.0, text, color=_FAINT, fontsize=7.5, ha="left", va="top")

@@ -1,4 +1,4 @@
-"""What a run of the benchmark leaves behind: results.json, read and written here alone."""
+"""results.json: the only module that reads and writes it."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from typing import Any
 
 import orjson
 
+from benchmarks.load.point import LoadPoint
 from benchmarks.machine import MachineFacts, Noise
 from benchmarks.report.figures import Figures, median
-from benchmarks.scenarios import Point
 
 SCHEMA_VERSION = 1
+# Files of earlier releases are still read.
+_FORMER_SYSTEM_KEY = "contender"
+_FORMER_SYSTEM_NAMES = {"bare engine": "engine only"}
 
 
 class ResultsError(Exception):
-    """A results file that can't be read; the message says which and why."""
+    """A results file cannot be read. The message names it and the cause."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One load against one contender."""
+    """One load on one system."""
 
     scenario: str
-    contender: str
-    point: Point
+    system: str
+    point: LoadPoint
     repeat: int
     figures: Figures
     cpu_s: dict[str, float]  # by role, during the load
     memory_mib: dict[str, float]  # by role, right after it
     noise: Noise
-    memory_over_time: list[dict[str, float]] = field(default_factory=list)  # s since the start and MiB by role
+    memory_over_time: list[dict[str, float]] = field(default_factory=list)  # `s` since the start, MiB by role
 
     def cpu_per_1000_tokens(self, *roles: str) -> float | None:
-        """CPU seconds of these roles, or of all, for 1,000 tokens."""
+        """Returns the CPU seconds of these roles, or of all, per 1,000 tokens."""
         if not self.figures.tokens or not self.cpu_s:
             return None
         return sum(self.cpu_s.get(role, 0.0) for role in roles or self.cpu_s) / self.figures.tokens * 1000
@@ -51,32 +54,31 @@ class Results:
     git_commit: str | None
     machine: MachineFacts
     versions: dict[str, str]
-    clients: dict[str, str]  # what made the load, in words
-    servers: dict[str, str]  # what ran with which settings, in words
+    clients: dict[str, str]  # descriptions of the load clients
+    servers: dict[str, str]  # descriptions of the servers, with their settings
     runs: list[Run]
     schema_version: int = SCHEMA_VERSION
 
     def select(
-        self, scenario: str, contender: str | None = None, where: Callable[[Point], bool] = lambda _: True
+        self, scenario: str, system: str | None = None, where: Callable[[LoadPoint], bool] = lambda _: True
     ) -> list[Run]:
-        """The runs of a scenario, in the order in which they were made."""
+        """Returns the runs of a scenario in chronological order."""
         return [
-            run
-            for run in self.runs
-            if run.scenario == scenario and contender in (None, run.contender) and where(run.point)
+            run for run in self.runs if run.scenario == scenario and system in (None, run.system) and where(run.point)
         ]
 
     def save(self, path: Path) -> None:
+        """Writes the file; its directory is created if needed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2) + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """ResultsError when there is no such file or it is of another version."""
+        """Reads a results file. Raises ResultsError if it is missing, malformed, or of another schema version."""
         try:
             fields: dict[str, Any] = orjson.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise ResultsError(f"{path} can't be read: {error}") from error
+            raise ResultsError(f"{path} cannot be read: {error}") from error
         if fields.get("schema_version") != SCHEMA_VERSION:
             raise ResultsError(
                 f"{path} has schema version {fields.get('schema_version')}; this program reads {SCHEMA_VERSION}. "
@@ -86,16 +88,18 @@ class Results:
             **{
                 **fields,
                 "machine": MachineFacts(**fields["machine"]),
-                "runs": [_run(each) for each in fields["runs"]],
+                "runs": [_run(run) for run in fields["runs"]],
             }
         )
 
 
 def _run(fields: dict[str, Any]) -> Run:
+    system = fields.pop(_FORMER_SYSTEM_KEY, None) or fields["system"]
     return Run(
         **{
             **fields,
-            "point": Point(**fields["point"]),
+            "system": _FORMER_SYSTEM_NAMES.get(system, system),
+            "point": LoadPoint(**fields["point"]),
             "figures": Figures(**fields["figures"]),
             "noise": Noise(**fields["noise"]),
         }
@@ -103,12 +107,12 @@ def _run(fields: dict[str, Any]) -> Run:
 
 
 def median_of(runs: Iterable[Run], value: Callable[[Run], float | None]) -> float | None:
-    """The median over repeats; None when no run has the value."""
+    """Returns the median over repeats; None if no run has the value."""
     return median([value(run) for run in runs])
 
 
 def ratio(ours: Iterable[Run], theirs: Iterable[Run], value: Callable[[Run], float | None]) -> float | None:
-    """The median over repeats of ours / theirs, each pair from the same repeat, seconds apart."""
+    """Returns the median over repeats of ours / theirs. Each pair is from the same repeat, seconds apart."""
     their_values = {run.repeat: value(run) for run in theirs}
     ratios = []
     for run in ours:

@@ -1,4 +1,4 @@
-"""results.md and the terminal's last words: tables from results.json. Nothing here measures."""
+"""results.md, and the table of verdicts on the terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter, methodcaller
 
 from benchmarks import scenarios
+from benchmarks.load.point import LoadPoint
 from benchmarks.processes import CLIENT
 from benchmarks.report.figures import median
 from benchmarks.report.results import Results, Run, median_of, ratio
-from benchmarks.scenarios import Point
-from benchmarks.targets import Status, Verdict, judge, number, tokens_per_s
+from benchmarks.report.targets import Status, Verdict, format_number, judge, tokens_per_s
 
-# What plots.py draws, and under which table it stands.
+# The plots of plots.py by the scenario whose table they follow.
 PLOTS = {
     scenarios.THROUGHPUT: ("throughput", "latency", "cpu", "coalescing"),
     scenarios.ENGINE: ("engine",),
@@ -21,31 +21,31 @@ PLOTS = {
 }
 _HEAD = """# Results
 
-Written by `make bench`; [performance.md](../performance.md) says how to run it and how to read it. All are medians over
-repeats.
+Written by `make bench`; [performance.md](../performance.md) describes how to run it and how to read it. All values are
+medians over repeats.
 """
 
 
 def report(results: Results) -> str:
-    """The page, as Markdown."""
+    """Returns the page as Markdown."""
     verdicts = judge(results)
     parts = [
         _HEAD,
         _circumstances(results),
         "## Targets\n",
-        _table(("what", "target", "measured", ""), [_verdict_row(verdict) for verdict in verdicts]),
+        _table(("target", "limit", "measured", ""), [_verdict_row(verdict) for verdict in verdicts]),
         _misses(results, verdicts),
         _scenario(
             results,
             scenarios.THROUGHPUT,
-            f"Streaming, `scripted` at {scenarios.STEPS_PER_S} tokens/s and stream",
+            f"Streaming, `scripted` at {scenarios.STEPS_PER_S} tokens/s for each stream",
             scenarios.HTTP.name,
         ),
-        _scenario(results, scenarios.LATENCY, "One client, one request after the other", scenarios.GRPC.name),
+        _scenario(results, scenarios.LATENCY, "One client, one request after another", scenarios.GRPC.name),
         _scenario(results, scenarios.WHOLE, "Without streaming", scenarios.GRPC.name),
-        _scenario(results, scenarios.ENGINE, "The CPU engine and its peers", scenarios.BARE.name),
-        _scenario(results, scenarios.PREFILL, "Prompt lengths, one stream", scenarios.BARE.name),
-        _scenario(results, scenarios.GROWTH, "As streams grow", None),
+        _scenario(results, scenarios.ENGINE, "The CPU engine and baselines", scenarios.ENGINE_ONLY.name),
+        _scenario(results, scenarios.PREFILL, "Prompt lengths, one stream", scenarios.ENGINE_ONLY.name),
+        _scenario(results, scenarios.GROWTH, "Growing number of streams", None),
         _roles(results),
         _scenario(results, scenarios.IDLE, "Many slow streams", None),
         _sources(results),
@@ -54,9 +54,10 @@ def report(results: Results) -> str:
 
 
 def verdict_lines(results: Results) -> list[tuple[str, str, str, Status]]:
-    """What, target, measured and status of every target, for the terminal."""
+    """Returns description, limit, measured value and status of every target, for the terminal."""
     return [
-        (verdict.target.what, verdict.target.goal, _measured(verdict), verdict.status) for verdict in judge(results)
+        (verdict.target.description, verdict.target.limit, _measured(verdict), verdict.status)
+        for verdict in judge(results)
     ]
 
 
@@ -65,56 +66,57 @@ def _circumstances(results: Results) -> str:
     others = [run.noise.other_share for run in runs]
     steal = [run.noise.steal_share for run in runs]
     loads = [run.noise.load_before for run in runs]
-    mode = "quick, one repeat of most loads: read ratios, not digits" if results.is_quick else "full"
+    mode = "quick, one repeat of most loads: compare ratios, not single values" if results.is_quick else "full"
     lines = [
         f"{results.started_at}, {results.duration_s / 60:.0f} minutes ({mode}), commit `{results.git_commit}`.",
         f"{machine.cores} cores ({machine.cpu}), {machine.memory_gib} GiB, {machine.system}, Python {machine.python}. "
-        "Everything ran on this one machine, the load included.",
-        f"Meanwhile, of all CPU time: other programs {_percent(median(others))} at the median and "
-        f"{_percent(max(others, default=0))} at most, taken by the hypervisor {_percent(median(steal))} and "
-        f"{_percent(max(steal, default=0))}; 1 minute load average up to {number(max(loads, default=0))}.",
+        "Everything ran on this machine, including the load clients.",
+        f"Share of all CPU time during the loads: other programs {_percent(median(others))} at the median and "
+        f"{_percent(max(others, default=0))} at most, hypervisor {_percent(median(steal))} and "
+        f"{_percent(max(steal, default=0))}; 1 minute load average up to {format_number(max(loads, default=0))}.",
     ]
     return "\n\n".join(lines) + "\n"
 
 
 def _verdict_row(verdict: Verdict) -> tuple[str, ...]:
     status = f"**{verdict.status.value}**" if verdict.status is Status.MISS else verdict.status.value
-    return verdict.target.what, verdict.target.goal, _measured(verdict), status
+    return verdict.target.description, verdict.target.limit, _measured(verdict), status
 
 
 def _measured(verdict: Verdict) -> str:
-    return "-" if verdict.measured is None else f"{number(verdict.measured)} {verdict.target.unit}".rstrip()
+    return "-" if verdict.measured is None else f"{format_number(verdict.measured)} {verdict.target.unit}".rstrip()
 
 
 def _misses(results: Results, verdicts: Iterable[Verdict]) -> str:
     missed = [verdict for verdict in verdicts if verdict.status is Status.MISS]
     if not missed:
         return ""
-    lines = ["## Where the time went when a target was missed\n"]
+    lines = ["## CPU use at the loads of missed targets\n"]
     for verdict in missed:
         target = verdict.target
-        lines.append(f"- **{target.what}**: {_measured(verdict)}, target {target.goal}. {_why(results, verdict)}")
+        outcome = f"{_measured(verdict)}, limit {target.limit}"
+        lines.append(f"- **{target.description}**: {outcome}. {_cpu_profile(results, verdict)}")
     return "\n".join(lines) + "\n"
 
 
-def _why(results: Results, verdict: Verdict) -> str:
+def _cpu_profile(results: Results, verdict: Verdict) -> str:
     if verdict.target.evidence is None:
         return ""
-    scenario, contender, streams = verdict.target.evidence
-    runs = results.select(scenario, contender, lambda point: point.streams == streams)
+    scenario, system, streams = verdict.target.evidence
+    runs = results.select(scenario, system, lambda point: point.streams == streams)
     cores = results.machine.cores
     shares = {role: median_of(runs, _cores_of(role)) for role in _all_roles(runs)}
-    told = ", ".join(
+    profile = ", ".join(
         f"{role} {share:.2f}"
         for role, share in sorted(shares.items(), key=lambda item: -(item[1] or 0.0))
         if share and share >= 0.01
     )
     others = (median_of(runs, lambda run: run.noise.other_share + run.noise.steal_share) or 0.0) * cores
-    return f"Cores in use at that load, of {cores}: {told}; other programs and the hypervisor {others:.2f}."
+    return f"Cores in use at that load, out of {cores}: {profile}; other programs and the hypervisor {others:.2f}."
 
 
 def _scenario(results: Results, name: str, title: str, base: str | None) -> str:
-    """One row for each load and contender; with a base, its tokens/s as the unit of a ratio."""
+    """Returns a table with a row for each load and system; with `base`, also throughput relative to that system."""
     runs = results.select(name)
     if not runs:
         return ""
@@ -122,20 +124,20 @@ def _scenario(results: Results, name: str, title: str, base: str | None) -> str:
         ("tok/s", lambda group: _number(median_of(group, tokens_per_s))),
         ("TTFT p50 / p99, ms", lambda group: _pair(group, "ttft_p50_ms", "ttft_p99_ms")),
         ("gap p50 / p99, ms", lambda group: _pair(group, "gap_p50_ms", "gap_p99_ms")),
-        ("answer p50 / p99, ms", lambda group: _pair(group, "latency_p50_ms", "latency_p99_ms")),
+        ("response p50 / p99, ms", lambda group: _pair(group, "latency_p50_ms", "latency_p99_ms")),
         ("tokens per event", lambda group: _number(median_of(group, lambda run: run.figures.tokens_per_event))),
         ("CPU s per 1,000 tokens", lambda group: _number(median_of(group, _servers_cpu))),
-        ("of the client", lambda group: _number(median_of(group, lambda run: run.cpu_per_1000_tokens(CLIENT)))),
+        ("client's CPU s", lambda group: _number(median_of(group, lambda run: run.cpu_per_1000_tokens(CLIENT)))),
         ("memory, MiB", lambda group: _number(median_of(group, _servers_memory))),
         ("failed", lambda group: str(sum(run.figures.failures for run in group))),
     ]
-    head = ["streams", "prompt tokens", "tokens each", "through", *(title for title, _ in columns)]
+    head = ["streams", "prompt tokens", "tokens each", "system", *(title for title, _ in columns)]
     if base:
-        head.append(f"times {base}")
+        head.append(f"relative to {base}")
     rows = []
-    for point, contender, group in _grouped(runs):
+    for point, system, group in _grouped(runs):
         prompt = median_of(group, lambda run: run.figures.prompt_tokens / max(run.figures.requests, 1))
-        row = [str(point.streams), _number(prompt), str(point.max_tokens), contender]
+        row = [str(point.streams), _number(prompt), str(point.max_tokens), system]
         row += [cell(group) for _, cell in columns]
         if base:
             row.append(_number(ratio(group, results.select(name, base, point.__eq__), tokens_per_s)))
@@ -148,33 +150,33 @@ def _images(scenario: str) -> str:
 
 
 def _roles(results: Results) -> str:
-    """Who uses the CPU, at 64 streams or whatever there is."""
+    """Returns the CPU time by process at 64 streams."""
     runs = results.select(scenarios.THROUGHPUT, where=lambda point: point.streams == 64)
     if not runs:
         return ""
     roles = _all_roles(runs)
     rows = [
-        (contender, *(_number(median_of(group, methodcaller("cpu_per_1000_tokens", role))) for role in roles))
-        for _, contender, group in _grouped(runs)
+        (system, *(_number(median_of(group, methodcaller("cpu_per_1000_tokens", role))) for role in roles))
+        for _, system, group in _grouped(runs)
     ]
-    return f"## CPU seconds per 1,000 tokens by process, 64 streams\n\n{_table(('through', *roles), rows)}"
+    return f"## CPU seconds per 1,000 tokens by process, 64 streams\n\n{_table(('system', *roles), rows)}"
 
 
 def _sources(results: Results) -> str:
-    lines = ["## What ran\n"]
+    lines = ["## Clients, servers and versions\n"]
     lines += [f"- load client, {name}: {what}" for name, what in results.clients.items()]
     lines += [f"- server, {name}: {what}" for name, what in results.servers.items()]
     lines.append("- versions: " + ", ".join(f"{name} {version}" for name, version in results.versions.items()))
     return "\n".join(lines) + "\n"
 
 
-def _grouped(runs: Iterable[Run]) -> list[tuple[Point, str, list[Run]]]:
-    """Repeats of the same load by the same contender, in the order in which they were first made."""
-    found: dict[tuple[Point, str], list[Run]] = {}
+def _grouped(runs: Iterable[Run]) -> list[tuple[LoadPoint, str, list[Run]]]:
+    """Returns the repeats of each load and system, in the order of the first repeat."""
+    groups: dict[tuple[LoadPoint, str], list[Run]] = {}
     for run in runs:
-        found.setdefault((run.point, run.contender), []).append(run)
-    order = {point: index for index, point in enumerate(dict.fromkeys(point for point, _ in found))}
-    return sorted(((*key, group) for key, group in found.items()), key=lambda item: order[item[0]])
+        groups.setdefault((run.point, run.system), []).append(run)
+    order = {point: index for index, point in enumerate(dict.fromkeys(point for point, _ in groups))}
+    return sorted(((*key, group) for key, group in groups.items()), key=lambda item: order[item[0]])
 
 
 def _all_roles(runs: Iterable[Run]) -> list[str]:
@@ -186,7 +188,7 @@ def _cores_of(role: str) -> Callable[[Run], float | None]:
 
 
 def _servers_cpu(run: Run) -> float | None:
-    """None for a server that was only named by its URL: its processes are not known."""
+    """Returns None for a server that is known by URL only, because its processes are unknown."""
     roles = [role for role in run.cpu_s if role != CLIENT]
     return run.cpu_per_1000_tokens(*roles) if roles else None
 
@@ -202,7 +204,7 @@ def _pair(runs: list[Run], first: str, second: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else number(value)
+    return "-" if value is None else format_number(value)
 
 
 def _percent(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What the product promises about its speed, and whether a run of the benchmark has seen it. Never fails a test."""
+"""Performance targets of the product, and whether a run has met them. A missed target fails no test."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from benchmarks.report.results import Results, Run, median_of, ratio
 
 
 class Status(str, Enum):
-    """How a target fared."""
+    """Outcome of a target."""
 
     PASS = "PASS"
     MISS = "MISS"
-    REPORTED = "reported"  # there is no limit to hold it against
+    REPORTED = "reported"  # the target has no limit
     NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
 class Target:
-    """One promise: what is measured, and the limit on its good side."""
+    """One target: the measured value and its limit."""
 
     name: str
-    what: str
+    description: str
     measure: Callable[[Results], float | None]
     unit: str = ""
     at_least: float | None = None
     at_most: float | None = None
-    evidence: tuple[str, str, int] | None = None  # scenario, contender, streams: whose profile says why
+    evidence: tuple[str, str, int] | None = None  # scenario, system and streams whose CPU profile explains a miss
 
     @property
-    def goal(self) -> str:
-        """The limit in words."""
+    def limit(self) -> str:
+        """The limit as text."""
         if self.at_least is not None:
-            return f"≥ {number(self.at_least)} {self.unit}".rstrip()
+            return f"≥ {format_number(self.at_least)} {self.unit}".rstrip()
         if self.at_most is not None:
-            return f"≤ {number(self.at_most)} {self.unit}".rstrip()
-        return "as near to 1 as can be"
+            return f"≤ {format_number(self.at_most)} {self.unit}".rstrip()
+        return "as close to 1 as possible"
 
     def status_of(self, measured: float | None) -> Status:
-        """Of a value that was measured, or was not."""
+        """Returns the status of a measured value; None means not measured."""
         if measured is None:
             return Status.NOT_MEASURED
         if self.at_least is not None:
@@ -55,7 +55,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target and what one run of the benchmark says about it."""
+    """A target and its outcome in one run."""
 
     target: Target
     measured: float | None
@@ -63,7 +63,7 @@ class Verdict:
 
 
 def judge(results: Results) -> list[Verdict]:
-    """Every target in order."""
+    """Returns the verdict of every target, in order."""
     verdicts = []
     for target in TARGETS:
         measured = target.measure(results)
@@ -71,23 +71,24 @@ def judge(results: Results) -> list[Verdict]:
     return verdicts
 
 
-def number(value: float) -> str:
-    """Three digits that count, or the whole number: 25,000; 12.3; 0.97."""
+def format_number(value: float) -> str:
+    """Formats a value with three significant digits, or as a whole number: 25,000; 12.3; 0.97."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def tokens_per_s(run: Run) -> float:
+    """Returns the throughput of a run."""
     return run.figures.tokens_per_s
 
 
-def _runs(results: Results, scenario: str, contender: str, streams: int) -> list[Run]:
-    return results.select(scenario, contender, lambda point: point.streams == streams)
+def _runs(results: Results, scenario: str, system: str, streams: int) -> list[Run]:
+    return results.select(scenario, system, lambda point: point.streams == streams)
 
 
 def _figure(
-    scenario: str, contender: str, streams: int, value: Callable[[Run], float | None]
+    scenario: str, system: str, streams: int, value: Callable[[Run], float | None]
 ) -> Callable[[Results], float | None]:
-    return lambda results: median_of(_runs(results, scenario, contender, streams), value)
+    return lambda results: median_of(_runs(results, scenario, system, streams), value)
 
 
 def _speed_ratio(scenario: str, ours: str, theirs: str, streams: int) -> Callable[[Results], float | None]:
@@ -96,8 +97,8 @@ def _speed_ratio(scenario: str, ours: str, theirs: str, streams: int) -> Callabl
     )
 
 
-def _added(value: Callable[[Run], float | None]) -> Callable[[Results], float | None]:
-    """HTTP minus raw gRPC at one stream, each pair from the same repeat."""
+def _added_by_http(value: Callable[[Run], float | None]) -> Callable[[Results], float | None]:
+    """Returns HTTP minus raw gRPC at one stream, in pairs from the same repeat."""
 
     def measure(results: Results) -> float | None:
         direct = {run.repeat: value(run) for run in results.select(scenarios.LATENCY, scenarios.GRPC.name)}
@@ -116,13 +117,16 @@ def _front_end_us_per_event(run: Run) -> float | None:
     return run.cpu_s.get(FRONT_END, 0.0) / events * 1e6 if events else None
 
 
-def _late(run: Run) -> float | None:
+def _late_gap_ratio(run: Run) -> float | None:
     middle, late = run.figures.gap_p50_ms, run.figures.gap_p99_ms
     return late / middle if middle and late is not None else None
 
 
 def memory_growth_percent(run: Run) -> float | None:
-    """From the second quarter of a run, when all streams have begun, to its last; the client's own is left out."""
+    """Returns the growth from the second quarter of a run, when all streams have started, to its last.
+
+    The load client's memory does not count. None if there are too few samples.
+    """
     samples = [sum(mib for role, mib in sample.items() if role not in ("s", CLIENT)) for sample in run.memory_over_time]
     quarter = len(samples) // 4
     if quarter == 0:
@@ -131,12 +135,12 @@ def memory_growth_percent(run: Run) -> float | None:
     return (late - early) / early * 100 if early and late is not None else None
 
 
-def _evented(run: Run) -> float | None:
+def _events_per_token(run: Run) -> float | None:
     return run.figures.events / run.figures.tokens if run.figures.tokens else None
 
 
-_HTTP, _OFF, _BARE, _LLAMA = (
-    each.name for each in (scenarios.HTTP, scenarios.HTTP_OFF, scenarios.BARE, scenarios.LLAMA_CPP)
+_HTTP, _OFF, _ENGINE_ONLY, _LLAMA = (
+    system.name for system in (scenarios.HTTP, scenarios.HTTP_OFF, scenarios.ENGINE_ONLY, scenarios.LLAMA_CPP)
 )
 _PACE = f"{scenarios.STEPS_PER_S} steps/s"
 
@@ -148,8 +152,8 @@ def _at(streams: int, value: Callable[[Run], float | None]) -> Callable[[Results
 def _engine(streams: int, at_least: float) -> Target:
     return Target(
         f"engine-{streams}",
-        f"CPU engine, {streams} stream{'s' if streams > 1 else ''}: through HTTP over the bare engine in one process",
-        _speed_ratio(scenarios.ENGINE, _HTTP, _BARE, streams),
+        f"CPU engine, {streams} stream{'s' if streams > 1 else ''}: through HTTP, relative to the engine only",
+        _speed_ratio(scenarios.ENGINE, _HTTP, _ENGINE_ONLY, streams),
         at_least=at_least,
         evidence=(scenarios.ENGINE, _HTTP, streams),
     )
@@ -158,7 +162,7 @@ def _engine(streams: int, at_least: float) -> Target:
 def _llama(streams: int, at_least: float | None) -> Target:
     return Target(
         f"llama.cpp-{streams}",
-        f"CPU engine through HTTP over llama.cpp's server, {streams} stream{'s' if streams > 1 else ''}",
+        f"CPU engine through HTTP, relative to llama.cpp's server, {streams} stream{'s' if streams > 1 else ''}",
         _speed_ratio(scenarios.ENGINE, _HTTP, _LLAMA, streams),
         at_least=at_least,
         evidence=(scenarios.ENGINE, _HTTP, streams),
@@ -168,7 +172,7 @@ def _llama(streams: int, at_least: float | None) -> Target:
 TARGETS = (
     Target(
         "throughput-256",
-        f"`scripted` at {_PACE}, 256 streams, through HTTP and the whole ensemble",
+        f"`scripted` at {_PACE}, 256 streams, through HTTP and the ensemble",
         _at(256, tokens_per_s),
         "tok/s",
         at_least=25_000,
@@ -176,7 +180,7 @@ TARGETS = (
     ),
     Target(
         "coalescing-256",
-        "the same over coalescing off",
+        "the same, relative to coalescing off",
         _speed_ratio(scenarios.THROUGHPUT, _HTTP, _OFF, 256),
         "times",
         at_least=10,
@@ -209,22 +213,22 @@ TARGETS = (
     Target(
         "events-1",
         "1 stream: events per token",
-        _at(1, _evented),
+        _at(1, _events_per_token),
         at_least=1,
         evidence=(scenarios.THROUGHPUT, _HTTP, 1),
     ),
     Target(
         "added-ttft",
-        "1 stream: time to first token over raw gRPC, p50",
-        _added(lambda run: run.figures.ttft_p50_ms),
+        "1 stream: time to first token added by HTTP to raw gRPC, p50",
+        _added_by_http(lambda run: run.figures.ttft_p50_ms),
         "ms",
         at_most=5,
         evidence=(scenarios.LATENCY, _HTTP, 1),
     ),
     Target(
         "added-gap",
-        "1 stream: gap between tokens over raw gRPC, p50",
-        _added(lambda run: run.figures.gap_p50_ms),
+        "1 stream: gap between tokens added by HTTP to raw gRPC, p50",
+        _added_by_http(lambda run: run.figures.gap_p50_ms),
         "ms",
         at_most=1,
         evidence=(scenarios.LATENCY, _HTTP, 1),
@@ -245,18 +249,18 @@ TARGETS = (
     ),
     Target(
         "idle-memory",
-        f"{scenarios.MOST_STREAMS} slow streams: growth of the servers' memory",
-        _figure(scenarios.IDLE, _HTTP, scenarios.MOST_STREAMS, memory_growth_percent),
+        f"{scenarios.MAX_STREAMS} slow streams: growth of the servers' memory",
+        _figure(scenarios.IDLE, _HTTP, scenarios.MAX_STREAMS, memory_growth_percent),
         "%",
         at_most=1,
-        evidence=(scenarios.IDLE, _HTTP, scenarios.MOST_STREAMS),
+        evidence=(scenarios.IDLE, _HTTP, scenarios.MAX_STREAMS),
     ),
     Target(
         "idle-late",
-        f"{scenarios.MOST_STREAMS} slow streams: gap p99 over the median gap",
-        _figure(scenarios.IDLE, _HTTP, scenarios.MOST_STREAMS, _late),
+        f"{scenarios.MAX_STREAMS} slow streams: gap p99 relative to the median gap",
+        _figure(scenarios.IDLE, _HTTP, scenarios.MAX_STREAMS, _late_gap_ratio),
         "times",
         at_most=2,
-        evidence=(scenarios.IDLE, _HTTP, scenarios.MOST_STREAMS),
+        evidence=(scenarios.IDLE, _HTTP, scenarios.MAX_STREAMS),
     ),
 )

@@ -1,9 +1,9 @@
-"""`make soak`: mixed traffic for a set time, against a stack started for it; fails on growth and on wrong answers.
+"""`make soak`: mixed traffic against a stack of its own; fails on growth and on wrong responses.
 
-settings.py  how long and how much
-traffic.py   clients of every kind, each of which checks its answers
-samples.py   memory, descriptors, threads and shared memory of each process, once a second
-growth.py    whether something grows, from its samples (pure)
-report.py    JSON, and a plot as PNG and SVG
-run.py       puts it together, with a progress bar
+settings.py  duration, number of clients, output
+traffic.py   concurrent clients that check every response
+samples.py   memory, descriptors, threads and shared memory of each process over time
+growth.py    detects growth in a series of samples
+report.py    soak.json, and a plot as PNG and SVG
+run.py       runs stack, traffic and sampling, with a progress bar
 """

@@ -1,4 +1,4 @@
-"""A finished soak as JSON, as a plot and in words."""
+"""Report of a finished soak: soak.json, a plot, and findings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PANELS = (
 
 @dataclass(frozen=True)
 class Soak:
-    """Everything about one run. `left_over` names what was not at rest after the traffic had ended."""
+    """One finished run. `left_over` describes requests that were still in flight after the traffic had ended."""
 
     settings: SoakSettings
     tally: Tally
@@ -34,19 +34,19 @@ class Soak:
     left_over: list[str]
 
     def findings(self) -> list[str]:
-        """Why it failed; empty when it passed. ValueError when it was too short to say."""
-        found = [*self.samples.restarts, *self.left_over]
+        """Returns the reasons of a failure; empty if the run passed. Raises ValueError if it was too short."""
+        findings = [*self.samples.restarts, *self.left_over]
         if self.tally.wrong:
-            found.append(f"{self.tally.done['wrong']} wrong answers, such as: {self.tally.wrong[0]}")
+            findings.append(f"{self.tally.done['wrong']} wrong responses, such as: {self.tally.wrong[0]}")
         for process, growths in self.samples.growths().items():
             for name, growth in growths.items():
                 if growth.is_leak:
-                    found.append(f"{process}: {name} grew by {growth.grown:.1f} (allowed: {growth.allowed:.1f})")
-        return found
+                    findings.append(f"{process}: {name} grew by {growth.grown:.1f} (allowed: {growth.allowed:.1f})")
+        return findings
 
 
 def write_report(soak: Soak, folder: Path) -> list[Path]:
-    """soak.json, soak.png and soak.svg; their paths."""
+    """Writes soak.json, soak.png and soak.svg, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "soak.json"
     path.write_bytes(orjson.dumps(_document(soak), option=orjson.OPT_INDENT_2) + b"\n")
@@ -66,22 +66,19 @@ def _document(soak: Soak) -> dict[str, Any]:
         "wrong": soak.tally.wrong,
         "growth": {
             process: {
-                name: {key: round(value, 3) for key, value in asdict(each).items()} for name, each in all_.items()
+                name: {key: round(value, 3) for key, value in asdict(growth).items()}
+                for name, growth in growths.items()
             }
-            for process, all_ in soak.samples.growths().items()
+            for process, growths in soak.samples.growths().items()
         },
         "samples": {
             "seconds": [round(second, 1) for second in soak.samples.seconds],
             "series": {
-                process: {name: [round(value, 2) for value in values] for name, values in all_.items()}
-                for process, all_ in soak.samples.series.items()
+                process: {name: [round(value, 2) for value in values] for name, values in quantities.items()}
+                for process, quantities in soak.samples.series.items()
             },
         },
     }
-
-
-def _rounded(values: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in values.items()}
 
 
 def _plot(soak: Soak, folder: Path) -> list[Path]:

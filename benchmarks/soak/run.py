@@ -1,4 +1,4 @@
-"""Starts a stack on free ports, runs the traffic beside the sampling, and waits until all is at rest again."""
+"""Starts a stack on free ports, runs traffic and sampling, and waits until no request is in flight."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from launcher.ports import free_ports
 from launcher.settings import StackSettings
 
 _KEY = "sk-soak"
-_REST_S = 30.0
+_DRAIN_TIMEOUT_S = 30.0
 
 
 def soak(settings: SoakSettings, console: Console) -> Soak:
-    """Run it all; PreflightError and StartError when the stack does not start. Takes `settings.minutes` and some."""
+    """Runs the soak for `settings.minutes`. Raises PreflightError or StartError if the stack does not start."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         stack_settings = _stack_settings(settings, Path(folder))
         stack = Stack(stack_settings, console)
@@ -35,7 +35,7 @@ def soak(settings: SoakSettings, console: Console) -> Soak:
 
 
 def _stack_settings(settings: SoakSettings, folder: Path) -> StackSettings:
-    """The engine and its place are those of `make serve`; ports, key and logs are this run's own."""
+    """Returns settings with the engine of `make serve`, and with ports, key and logs of this run alone."""
     names = ("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port")
     ports: dict[str, Any] = dict(zip(names, free_ports(len(names)), strict=True))
     base = StackSettings()
@@ -64,7 +64,7 @@ async def _run(settings: SoakSettings, stack: Stack, ports: StackSettings, conso
     try:
         await _sample(settings, traffic, sampler, console)
     except psutil.NoSuchProcess:
-        pass  # noted among the samples
+        pass  # recorded in samples.restarts
     finally:
         traffic.stop()
         await running
@@ -78,28 +78,28 @@ async def _sample(settings: SoakSettings, traffic: Traffic, sampler: Sampler, co
     columns = (
         TextColumn("soak"),
         BarColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[summary]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     started = time.monotonic()
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("soak", total=duration_s, said="")
+        task = progress.add_task("soak", total=duration_s, summary="")
         while (elapsed_s := time.monotonic() - started) < duration_s:
             await asyncio.to_thread(sampler.sample)
             tally = traffic.tally
-            said = f"{sum(tally.done.values()):,} requests, {tally.tokens:,} tokens, {tally.done['wrong']} wrong"
-            progress.update(task, completed=elapsed_s, said=said)
+            summary = f"{sum(tally.done.values()):,} requests, {tally.tokens:,} tokens, {tally.done['wrong']} wrong"
+            progress.update(task, completed=elapsed_s, summary=summary)
             await asyncio.sleep(period_s)
 
 
 async def _left_over(stack: Stack, ports: StackSettings) -> list[str]:
-    """What still counts as under way although nobody asks for anything any more."""
-    found: dict[str, float] = {}
-    deadline = time.monotonic() + _REST_S
+    """Returns the gauges of in-flight requests that are not zero although the traffic has ended."""
+    gauges: dict[str, float] = {}
+    deadline = time.monotonic() + _DRAIN_TIMEOUT_S
     async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
         while time.monotonic() < deadline:
-            found = {}
+            gauges = {}
             for url, names in (
                 (f"{stack.base_url}/metrics", ("completions_in_flight_requests", "completions_queued_requests")),
                 (
@@ -109,8 +109,10 @@ async def _left_over(stack: Stack, ports: StackSettings) -> list[str]:
             ):
                 for line in (await client.get(url)).text.splitlines():
                     if line.startswith(names) and float(line.rsplit(" ", 1)[1]):
-                        found[line.split("{")[0].split(" ")[0]] = float(line.rsplit(" ", 1)[1])
-            if not found:
+                        gauges[line.split("{")[0].split(" ")[0]] = float(line.rsplit(" ", 1)[1])
+            if not gauges:
                 return []
             await asyncio.sleep(0.2)
-    return [f"{name} is still {value:g} after {_REST_S:.0f} s of rest" for name, value in found.items()]
+    return [
+        f"{name} is still {value:g} after {_DRAIN_TIMEOUT_S:.0f} s without traffic" for name, value in gauges.items()
+    ]

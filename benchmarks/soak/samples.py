@@ -1,4 +1,4 @@
-"""What the stack's processes hold, sampled while traffic runs."""
+"""Samples memory, descriptors, threads and shared memory of the stack's processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.local.stack import Stack
 
 _MIB = 2**20
 _SHARED_MEMORY = Path("/dev/shm")
-# What may come and go with the traffic of a moment, and what a leak soon exceeds.
+# More than traffic varies, and less than a leak soon exceeds.
 LIMITS = {
     "memory_mib": Limit(absolute=8.0, share=0.05),
     "fds": Limit(absolute=8.0),
@@ -24,14 +24,14 @@ LIMITS = {
 
 @dataclass
 class Samples:
-    """Series by process and quantity; all have one value for each of `seconds`."""
+    """Series by process and quantity; each has one value for each of `seconds`."""
 
     seconds: list[float] = field(default_factory=list)
     series: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # process -> quantity -> values
     restarts: list[str] = field(default_factory=list)
 
     def growths(self) -> dict[str, dict[str, Growth]]:
-        """ValueError when there are too few samples."""
+        """Returns the growth of every series. Raises ValueError if there are too few samples."""
         return {
             process: {name: find_growth(self.seconds, values, LIMITS[name]) for name, values in quantities.items()}
             for process, quantities in self.series.items()
@@ -39,7 +39,7 @@ class Samples:
 
 
 class Sampler:
-    """Samples one running stack. Processes are found once: one that dies meanwhile is a finding of its own."""
+    """Samples one running stack. Its processes are found once, so that the death of one is a finding."""
 
     def __init__(self, stack: Stack, grpc_port: int) -> None:
         self.samples = Samples()
@@ -48,15 +48,18 @@ class Sampler:
         self._started = time.monotonic()
 
     def sample(self) -> None:
-        """Take one of everything. A process that has died is noted in `restarts`."""
+        """Takes one sample of every quantity.
+
+        Raises psutil.NoSuchProcess, and records it in `restarts`, if a process has died.
+        """
         try:
-            taken = {name: _of_process(process) for name, process in self._processes.items()}
+            sample = {name: _sample_process(process) for name, process in self._processes.items()}
         except psutil.NoSuchProcess as error:
             self.samples.restarts.append(f"process {error.pid} ({error.name}) has died")
             raise
-        taken["/dev/shm"] = {"shared_memory_mib": self._shared_memory_mib()}
+        sample["/dev/shm"] = {"shared_memory_mib": self._shared_memory_mib()}
         self.samples.seconds.append(time.monotonic() - self._started)
-        for process, quantities in taken.items():
+        for process, quantities in sample.items():
             for name, value in quantities.items():
                 self.samples.series.setdefault(process, {}).setdefault(name, []).append(value)
 
@@ -65,16 +68,16 @@ class Sampler:
 
 
 def _size_mib(path: Path) -> float:
-    """What a file takes; nothing when it has gone meanwhile."""
+    """Returns the size of a file on disk; 0 if it has just been removed."""
     try:
         return path.stat().st_blocks * 512 / _MIB
     except FileNotFoundError:
         return 0.0
 
 
-def _of_process(process: psutil.Process) -> dict[str, float]:
+def _sample_process(process: psutil.Process) -> dict[str, float]:
     return {
-        # Private memory: shared pages of the libraries come and go with other processes of the machine.
+        # Private memory only: shared pages of libraries vary with other processes of the machine.
         "memory_mib": process.memory_full_info().uss / _MIB,
         "fds": float(process.num_fds()),
         "threads": float(process.num_threads()),
@@ -83,23 +86,23 @@ def _of_process(process: psutil.Process) -> dict[str, float]:
 
 def _find_processes(stack: Stack) -> dict[str, psutil.Process]:
     if stack.triton is None or stack.frontend is None:
-        raise RuntimeError("the stack does not run")
+        raise RuntimeError("The stack is not running.")
     triton = psutil.Process(stack.triton.pid)
-    found = {"Triton": triton}
+    processes = {"Triton": triton}
     for process in (psutil.Process(stack.frontend.pid), *triton.children(recursive=True)):
-        found[_name(process, found)] = process
-    return found
+        processes[_name(process, processes)] = process
+    return processes
 
 
 def _name(process: psutil.Process, taken: dict[str, psutil.Process]) -> str:
-    words = process.cmdline()
+    arguments = process.cmdline()
     name = process.name()
-    if "frontend" in words:
+    if "frontend" in arguments:
         name = "front end"
-    elif any("cpu.engine.process" in word for word in words):
+    elif any("cpu.engine.process" in argument for argument in arguments):
         name = "CPU engine"
-    for word in words:
-        if word.endswith("/1/model.py"):
-            name = word.split("/")[-3]
-    count = sum(each.split(" #")[0] == name for each in taken)
+    for argument in arguments:
+        if argument.endswith("/1/model.py"):
+            name = argument.split("/")[-3]
+    count = sum(known.split(" #")[0] == name for known in taken)
     return f"{name} #{count + 1}" if count else name

@@ -16,8 +16,8 @@ class SoakSettings(ProgramSettings):
 
     model_config = SettingsConfigDict(env_prefix="SOAK_")
 
-    minutes: float = Field(20.0, gt=0, description="How long traffic runs")
-    clients: int = Field(24, ge=1, description="Clients that each send one request after the other")
-    executor: Literal["scripted", "cpu"] = Field("scripted", description="What makes the tokens")
-    output: Path = Field(Path("docs/reliability"), description="Where soak.json, soak.png and soak.svg go")
-    seed: int = Field(1, description="Of the traffic's choices")
+    minutes: float = Field(20.0, gt=0, description="Duration of the traffic in minutes")
+    clients: int = Field(24, ge=1, description="Number of concurrent clients")
+    executor: Literal["scripted", "cpu"] = Field("scripted", description="What generates the tokens")
+    output: Path = Field(Path("docs/reliability"), description="Directory for soak.json, soak.png and soak.svg")
+    seed: int = Field(1, description="Seed of the random traffic")

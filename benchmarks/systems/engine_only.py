@@ -1,6 +1,7 @@
-"""The CPU engine alone: `python -m benchmarks.systems.engine_only ENGINE_DIR`. No Triton, no sockets, no threads of ours.
+"""Runs the CPU engine in one process: `python -m benchmarks.systems.engine_only ENGINE_DIR`.
 
-What any server around this engine could reach at best: the engine's own loop, tokens noted when a step has made them.
+No Triton, no sockets, no further threads: the upper limit of any server around this engine. A token arrives when the
+step that generated it has returned.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from llm_pipeline.runtime.settings import PipelineSettings
 from llm_pipeline.text.tokenizer import Tokenizer
 
 
-class BareEngine:
-    """An engine with the settings that decode would give it, but no prefix cache; and its requests."""
+class EngineOnly:
+    """An engine with decode's settings, except that the prefix cache is off, as in the stacks of the same scenario."""
 
     def __init__(self, engine_dir: Path) -> None:
         manifest = EngineManifest.load(engine_dir)
-        settings = PipelineSettings(engine_dir=engine_dir, cpu_prefix_cache=False)  # as for the stacks beside it
+        settings = PipelineSettings(engine_dir=engine_dir, cpu_prefix_cache=False)
         self._tokenizer = Tokenizer.load(engine_dir / TOKENIZER_NAME)
-        self._end_ids = tuple(manifest.tokens.eos)
+        self._stop_token_ids = tuple(manifest.tokens.eos)
         self._engine, _ = load_engine(EngineSettings.of(settings, manifest))
         self._next_key = 0
 
     def prepare(self, job: Job) -> Callable[[], Callable[[], list[Timeline]]]:
-        """Tokenize all prompts; the load itself is what is returned."""
+        """Tokenizes all prompts, and returns the load itself."""
         streams = [[self._request(prompt, job.max_tokens) for prompt in prompts] for prompts in job.prompts]
 
         def load() -> Callable[[], list[Timeline]]:
-            timelines = _run(self._engine, streams, job.limit_s)
+            timelines = _run(self._engine, streams, job.timeout_s)
             return lambda: timelines
 
         return load
@@ -48,23 +49,23 @@ class BareEngine:
             prompt_ids=tuple(self._tokenizer.encode(prompt)),
             max_tokens=max_tokens,
             sampling=SamplingParams(is_greedy=True),
-            stop_token_ids=self._end_ids,
+            stop_token_ids=self._stop_token_ids,
         )
 
 
-def _run(engine: EngineCore, streams: list[list[GenerationRequest]], limit_s: float) -> list[Timeline]:
+def _run(engine: EngineCore, streams: list[list[GenerationRequest]], timeout_s: float) -> list[Timeline]:
     timelines: dict[str, Timeline] = {}
-    following: dict[str, list[GenerationRequest]] = {}
+    remaining: dict[str, list[GenerationRequest]] = {}
 
     def add(requests: list[GenerationRequest]) -> None:
         request, *rest = requests
         timelines[request.key] = Timeline(time.perf_counter(), prompt_tokens=len(request.prompt_ids))
-        following[request.key] = rest
+        remaining[request.key] = rest
         engine.add(request)
 
     for stream in streams:
         add(stream)
-    deadline = time.perf_counter() + limit_s
+    deadline = time.perf_counter() + timeout_s
     while engine.has_work:
         steps = engine.step()
         now_s = time.perf_counter()
@@ -76,19 +77,20 @@ def _run(engine: EngineCore, streams: list[list[GenerationRequest]], limit_s: fl
                 timeline.completion_tokens += 1
             timeline.end_s = now_s
             timeline.finish_reason = step.finish_reason
-            timeline.failure = "the engine failed it" if step.failed else None
-            if (step.failed or step.finish_reason) and following[step.key]:
-                add(following[step.key])
+            timeline.failure = "the engine failed the request" if step.failed else None
+            if (step.failed or step.finish_reason) and remaining[step.key]:
+                add(remaining[step.key])
         if now_s > deadline:
             for key in timelines:
                 if engine.cancel(key) is not None:
-                    timelines[key].failure = "not finished in time"
+                    timelines[key].failure = "timed out"
     return list(timelines.values())
 
 
 def main(arguments: list[str]) -> None:
-    bare = BareEngine(Path(arguments[0]))
-    serve_jobs(bare.prepare)
+    """Serves jobs with the engine in the directory that the first argument names."""
+    engine = EngineOnly(Path(arguments[0]))
+    serve_jobs(engine.prepare)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Starts what is measured: stacks of our own with given settings, llama.cpp's server, load processes."""
+"""Starts the measured servers: our stack with given settings, and llama.cpp's server."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from llm_pipeline.runtime.settings import PipelineSettings
 MODEL = "smollm2-135m-instruct"
 API_KEY = "sk-benchmarks-only"
 _PORTS = ("PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
-_NOT_TOLD = {"API_KEY", "API_KEYS_FILE", "ENGINE_DIR", "RUN_DIR", "PUBLIC_URL", "HOST", *_PORTS}
-_PEER_START_LIMIT_S = 120.0
+_NOT_REPORTED = {"API_KEY", "API_KEYS_FILE", "ENGINE_DIR", "RUN_DIR", "PUBLIC_URL", "HOST", *_PORTS}
+_BASELINE_START_TIMEOUT_S = 120.0
 _POLL_S = 0.1
 
 
 class ServerError(Exception):
-    """A server to be measured can't be reached or does not start; the message says which and why."""
+    """A server cannot be reached or does not start. The message names it and the cause."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: where its clients go, and whose processes do its work."""
+    """A running server: its endpoint, and the processes that do its work."""
 
     endpoint: Endpoint
-    roots: Mapping[str, int]  # pids by role; empty for a server that was only named by its URL
+    roots: Mapping[str, int]  # process ids by role; empty for a server that is known by URL only
     grpc_address: str | None = None
 
 
 @contextmanager
 def our_stack(run_dir: Path, engine_dir: Path, environment: Mapping[str, str]) -> Iterator[Server]:
-    """Triton, its models and the front end, as `make serve` starts them, with these settings on free ports."""
+    """Runs the stack of `make serve` with these settings on free ports."""
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     values = {
         **{name: str(port) for name, port in ports.items()},
@@ -76,7 +76,7 @@ def our_stack(run_dir: Path, engine_dir: Path, environment: Mapping[str, str]) -
 
 @contextmanager
 def llama_cpp_server(program: Path, model: Path, options: Sequence[str], *, log: Path) -> Iterator[Server]:
-    """llama.cpp's own server. See docs/performance.md for how to get it."""
+    """Runs llama.cpp's server; docs/performance.md describes how to build it."""
     (port,) = free_ports(1)
     command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
     command += options
@@ -85,7 +85,7 @@ def llama_cpp_server(program: Path, model: Path, options: Sequence[str], *, log:
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         except OSError as error:
-            raise ServerError(f"{program} can't be started: {error}") from error
+            raise ServerError(f"{program} cannot be started: {error}") from error
     try:
         endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", MODEL)
         _await_health(f"http://127.0.0.1:{port}/health", process, log)
@@ -100,7 +100,7 @@ def llama_cpp_server(program: Path, model: Path, options: Sequence[str], *, log:
 
 
 def llama_cpp_options(slots: int, tokens_per_slot: int) -> list[str]:
-    """As many slots as streams, one thread for each core, continuous batching (its default)."""
+    """Returns options for a number of slots, one thread for each core, and continuous batching (the default)."""
     threads = str(machine_facts().cores)
     return [
         *("--parallel", str(slots)),
@@ -109,8 +109,8 @@ def llama_cpp_options(slots: int, tokens_per_slot: int) -> list[str]:
     ]
 
 
-def named_server(base_url: str, api_key: str | None, model: str | None) -> Server:
-    """A server that runs already. Without a model name, the first one that it lists."""
+def remote_server(base_url: str, api_key: str | None, model: str | None) -> Server:
+    """Returns a server that is already running. Without a model name, the first of /models is used."""
     base_url = base_url.rstrip("/")
     return Server(Endpoint(base_url, model or _first_model(base_url, api_key), api_key), {})
 
@@ -118,15 +118,15 @@ def named_server(base_url: str, api_key: str | None, model: str | None) -> Serve
 def _first_model(base_url: str, api_key: str | None) -> str:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        answer = httpx.get(f"{base_url}/models", headers=headers, timeout=10, trust_env=False).raise_for_status()
-        models: Any = answer.json()
+        response = httpx.get(f"{base_url}/models", headers=headers, timeout=10, trust_env=False).raise_for_status()
+        models: Any = response.json()
         return str(models["data"][0]["id"])
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-        raise ServerError(f"{base_url}/models names no model ({error}). Give its name with --peer-model.") from error
+        raise ServerError(f"{base_url}/models lists no model ({error}). Name one with --baseline-model.") from error
 
 
 def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _PEER_START_LIMIT_S
+    deadline = time.monotonic() + _BASELINE_START_TIMEOUT_S
     with httpx.Client(timeout=5, trust_env=False) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
@@ -137,11 +137,13 @@ def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None
             except httpx.TransportError:
                 pass  # not listening yet
             time.sleep(_POLL_S)
-    raise ServerError(f"The peer's server did not come up. The end of {log}:\n{log.read_text(errors='replace')[-800:]}")
+    raise ServerError(
+        f"The server of the baseline did not start. The end of {log}:\n{log.read_text(errors='replace')[-800:]}"
+    )
 
 
 def build_default_engine(console: Console) -> Path:
-    """The engine that `make serve` uses; an existing good one is left alone."""
+    """Builds the engine of `make serve`, or returns an existing valid one."""
     target, model = find_target("cpu"), find_model(None)
     output = REPOSITORY_ROOT / default_output(MODEL, target, "fp16")
     with TerminalProgress(console) as progress:
@@ -149,14 +151,14 @@ def build_default_engine(console: Console) -> Path:
 
 
 def settings_from_environment() -> dict[str, str]:
-    """Settings of ours that were set for this run, by name: they are part of what was measured."""
+    """Returns the product's settings in the environment, which are part of what is measured."""
     readers: tuple[type[BaseSettings], ...] = (StackSettings, FrontendSettings, PipelineSettings)
-    names = {name.upper() for reader in readers for name in reader.model_fields} - _NOT_TOLD
+    names = {name.upper() for reader in readers for name in reader.model_fields} - _NOT_REPORTED
     return {name: os.environ[name] for name in sorted(names) if os.environ.get(name)}
 
 
 def secret(variable: str) -> str:
-    """The value of an environment variable; ValueError when it is not set."""
+    """Returns the value of an environment variable. Raises ValueError if it is unset."""
     value = os.environ.get(variable)
     if not value:
         raise ValueError(f"The environment variable {variable} is not set.")
@@ -165,13 +167,13 @@ def secret(variable: str) -> str:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """The children of a stack take their settings from this process's environment."""
-    kept = {name: os.environ.get(name) for name in values}
+    """Sets environment variables for the block: a stack's processes inherit their settings."""
+    previous = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in kept.items():
+        for name, value in previous.items():
             if value is None:
                 del os.environ[name]
             else:

@@ -1,4 +1,4 @@
-"""One thing that `verify` looked at, and how it came out. What could not be looked at is an outcome of its own."""
+"""The result of one check of an engine. A check that could not run has its own outcome."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ class Check:
 
 
 def verdict(checks: Iterable[Check]) -> Outcome:
-    """The worst of them: a failure, else something that was not checked, else a pass."""
+    """The worst outcome: failed, then not checked, then passed."""
     outcomes = {check.outcome for check in checks}
     return next(outcome for outcome in (Outcome.FAILED, Outcome.NOT_CHECKED, Outcome.PASSED) if outcome in outcomes)

@@ -1,11 +1,11 @@
-"""Makes an engine directory appear whole or not at all, with one builder at a time.
+"""Publishes an engine directory atomically, with one builder at a time.
 
-    .<name>.lock            flock(2), held during a build; stays behind empty, since removing a lock file races
-    .<name>.building-<pid>  where the build writes; renamed to <name> at the end
-    .<name>.replaced-<pid>  the engine that was there before, for the moment between two renames
+    .<name>.lock            flock(2), locked during a build; never removed, since removing a lock file is a race
+    .<name>.building-<pid>  the directory that a build writes to; renamed to <name> at the end
+    .<name>.replaced-<pid>  the previous engine, between the two renames
 
-All three are siblings of <name>, so a rename never crosses file systems. The kernel drops the lock when its holders
-die, so whoever holds it may remove every building directory it finds: their builders are gone.
+All three are siblings of <name>, so a rename never crosses file systems. The kernel releases the lock of a process that
+dies, so the process that has the lock may remove every building directory: their builders are gone.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pathlib import Path
 from build_engine.errors import EngineBusyError, EngineRefusedError
 from llm_pipeline.engine_files.manifest import MANIFEST_NAME
 
-DEFAULT_ROOT = Path(".run/engines")  # contains every engine that is built without --output or --root
+DEFAULT_ROOT = Path(".run/engines")  # of engines that are built without --output or --root
 LOCK_WAIT_S = 900.0
 _LOCK_POLL_S = 0.2
 
 
 @contextmanager
 def build_lock(engine_dir: Path, on_wait: Callable[[], None], wait_s: float = LOCK_WAIT_S) -> Iterator[int]:
-    """Hold the directory's lock, and clean up after killed builds; yields the lock's file descriptor.
+    """Locks the directory and cleans up after killed builds; yields the lock's file descriptor.
 
-    `on_wait` is called once if another build holds it. EngineBusyError after `wait_s`.
+    `on_wait` is called once if another build has the lock. Raises EngineBusyError after `wait_s`.
     """
     engine_dir.parent.mkdir(parents=True, exist_ok=True)
     with _sibling(engine_dir, "lock").open("w") as lock:
@@ -41,24 +41,24 @@ def build_lock(engine_dir: Path, on_wait: Callable[[], None], wait_s: float = LO
 
 def _acquire(descriptor: int, engine_dir: Path, on_wait: Callable[[], None], wait_s: float) -> None:
     deadline = time.monotonic() + wait_s
-    told = False
+    is_waiting = False
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise EngineBusyError(
-                    f"Another build of {engine_dir} has not finished in {wait_s:.0f} s. "
+                    f"Another build of {engine_dir} has not finished within {wait_s:.0f} s. "
                     "Wait for it, end it, or choose another --output."
                 ) from None
-        if not told:
+        if not is_waiting:
             on_wait()
-            told = True
+            is_waiting = True
         time.sleep(_LOCK_POLL_S)
 
 
 def _remove_leftovers(engine_dir: Path) -> None:
-    """Undo what a killed build left: half-written engines go, an engine caught between the two renames returns."""
+    """Removes the partial engines of killed builds and restores an engine that was between the two renames."""
     parent = engine_dir.parent
     for leftover in parent.glob(f".{engine_dir.name}.building-*"):
         shutil.rmtree(leftover)
@@ -71,9 +71,9 @@ def _remove_leftovers(engine_dir: Path) -> None:
 
 @contextmanager
 def new_engine(engine_dir: Path) -> Iterator[Path]:
-    """A directory to build in, published as `engine_dir` when the block ends well and removed when it does not.
+    """A directory to build in. Published as `engine_dir` after the block, or removed if the block raises.
 
-    Call it under `build_lock`.
+    Must be called under `build_lock`.
     """
     building = _sibling(engine_dir, f"building-{os.getpid()}")
     building.mkdir()
@@ -81,7 +81,7 @@ def new_engine(engine_dir: Path) -> Iterator[Path]:
         yield building
         _publish(building, engine_dir)
     finally:
-        shutil.rmtree(building, ignore_errors=True)  # gone already when published
+        shutil.rmtree(building, ignore_errors=True)  # published: already renamed
 
 
 def _publish(building: Path, engine_dir: Path) -> None:
@@ -95,16 +95,18 @@ def _publish(building: Path, engine_dir: Path) -> None:
 
 
 def require_replaceable(engine_dir: Path, engine_files: frozenset[str]) -> None:
-    """EngineRefusedError when `engine_dir` holds anything that a build did not put there: it would be lost."""
+    """Raises EngineRefusedError if `engine_dir` has files that no build writes, since they would be lost."""
     if engine_dir.is_symlink() or (engine_dir.exists() and not engine_dir.is_dir()):
         raise EngineRefusedError(f"{engine_dir} is not a plain directory. Choose another --output.")
     if not engine_dir.exists():
         return
-    foreign = sorted(entry.name for entry in engine_dir.iterdir() if entry.name not in engine_files | {MANIFEST_NAME})
-    if foreign:
+    other_files = sorted(
+        entry.name for entry in engine_dir.iterdir() if entry.name not in engine_files | {MANIFEST_NAME}
+    )
+    if other_files:
         raise EngineRefusedError(
-            f"{engine_dir} holds files that are no part of an engine, such as {foreign[0]}. "
-            "Move them away or choose another --output."
+            f"{engine_dir} contains files that are not part of an engine, such as {other_files[0]}. "
+            "Move them or choose another --output."
         )
 
 

@@ -1,46 +1,60 @@
-"""Disk and memory of this machine, asked before a build starts rather than found out in the middle of it."""
+"""Checks disk space and memory before a build starts, so that it does not fail halfway."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Protocol
 
 from build_engine.errors import EngineRefusedError
 
 MIB = 1 << 20
-# The weights, and for an int8 engine no more; the rest is the tokenizer and room for the file system.
+# The weights, which are smaller in int8; the rest is for the tokenizer and the file system.
 DISK_PER_FP16_BYTE = 1.5
-# The weights, the same packed for the kernels while the engine is tried, an f32 embedding, and the int8 copy.
+# The weights, their copy packed for the kernels while the engine is tested, an f32 embedding, and the int8 copy.
 MEMORY_PER_FP16_BYTE = 5
 BASE_BYTES = 256 * MIB
 
 
-def require_disk(directory: Path, fp16_bytes: int) -> None:
-    """EngineRefusedError when the file system of `directory` (which exists) has too little room."""
+class Resources(Protocol):
+    """Free disk space and memory, in bytes."""
+
+    def free_disk_bytes(self, directory: Path) -> int:
+        """Of the file system of `directory`, which must exist."""
+        ...
+
+    def available_memory_bytes(self) -> int | None:
+        """Memory that a new process could allocate. None: unknown."""
+        ...
+
+
+class LocalResources:
+    """Of this machine, or of the container that this process runs in."""
+
+    def free_disk_bytes(self, directory: Path) -> int:
+        return shutil.disk_usage(directory).free
+
+    def available_memory_bytes(self) -> int | None:
+        figures = [figure for figure in (_meminfo_available(), _cgroup_available()) if figure is not None]
+        return min(figures, default=None)
+
+
+def require_resources(resources: Resources, directory: Path, fp16_bytes: int) -> None:
+    """Raises EngineRefusedError if disk or memory are too small for a model of `fp16_bytes`."""
     needed = int(fp16_bytes * DISK_PER_FP16_BYTE) + BASE_BYTES
-    free = shutil.disk_usage(directory).free
+    free = resources.free_disk_bytes(directory)
     if free < needed:
         raise EngineRefusedError(
-            f"Not enough disk at {directory}: {free // MIB} MiB free, the build needs {needed // MIB} MiB. "
-            "Free some, or choose another place with --output."
+            f"Not enough disk space at {directory}: {free // MIB} MiB free, the build needs {needed // MIB} MiB. "
+            "Free some, or choose another directory with --output."
         )
-
-
-def require_memory(fp16_bytes: int) -> None:
-    """EngineRefusedError when the machine, or this container, has too little memory available."""
     needed = int(fp16_bytes * MEMORY_PER_FP16_BYTE) + BASE_BYTES
-    available = available_memory_bytes()
+    available = resources.available_memory_bytes()
     if available is not None and available < needed:
         raise EngineRefusedError(
             f"Not enough memory: {available // MIB} MiB available, the build needs {needed // MIB} MiB. "
             "Stop other programs, raise the container's limit, or build a smaller model."
         )
-
-
-def available_memory_bytes() -> int | None:
-    """What a new process could take, in bytes: the smaller of the kernel's and the cgroup's answer; None: unknown."""
-    answers = [answer for answer in (_meminfo_available(), _cgroup_available()) if answer is not None]
-    return min(answers, default=None)
 
 
 def _meminfo_available() -> int | None:
@@ -51,7 +65,7 @@ def _meminfo_available() -> int | None:
 
 
 def _cgroup_available() -> int | None:
-    """cgroup v2 as a container sees it. Its page cache counts as used, so reclaimable files are added back."""
+    """cgroup v2 as seen in a container. The page cache counts as used, so reclaimable file pages are added."""
     root = Path("/sys/fs/cgroup")
     limit, used = _lines(root / "memory.max"), _lines(root / "memory.current")
     if not limit or not used or not limit[0].isdigit():

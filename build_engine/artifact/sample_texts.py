@@ -1,6 +1,6 @@
-"""What accuracy is judged on: short texts of several kinds, written for this. Each is half prompt, half continuation.
+"""Sample texts for accuracy checks: prose, instructions, code, arithmetic, German and JSON, written for this purpose.
 
-Few and short, so that a check takes minutes: enough to tell a broken engine from a good one, not to rank two good ones.
+Few and short, so that a check takes minutes: enough to detect a broken engine, not to rank two working ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command that builds many engines from one file."""
+"""The `fleet` command: builds the engines listed in one file."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Annotated
 import typer
 
 from build_engine.cli import fleet_tables
-from build_engine.cli.options import ERR, OUT, Json, LoadTest
+from build_engine.cli.options import ERR, OUT, Json, LoadTest, nvml_of
 from build_engine.cli.progress_bar import TerminalProgress
 from build_engine.fleet.file import read_fleet_file
 from build_engine.fleet.jobs import make_jobs
 from build_engine.fleet.runner import dry_run, exit_status, run_fleet
-from build_engine.targets.nvml import PynvmlNvml
 
 
 def fleet(
-    file: Annotated[Path, typer.Argument(help="A TOML file; docs/engine-pipeline.md has one.", metavar="FILE")],
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A TOML file; docs/engine-pipeline.md has an example.", metavar="FILE")],
     only_plan: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be built, and what is refused; build nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be built and what is refused; build nothing.")
     ] = False,
     continue_on_error: Annotated[
-        bool, typer.Option("--continue-on-error", help="After a failed build go on with the next engine.")
+        bool, typer.Option("--continue-on-error", help="After a failed build, continue with the next engine.")
     ] = False,
     load_test: LoadTest = True,
     json: Json = False,
 ) -> None:
-    """Build every engine of a file, one after the other. Run it again to go on: good engines are kept.
+    """Build every engine of a file, one at a time. Run it again to resume: valid engines are reused.
 
-    Exit status: 0 every engine is there, 1 one failed, 3 none failed, but some are refused or need another machine.
+    Exit status: 0 every engine exists, 1 one failed, 3 none failed, but some are refused or need another machine.
     """
-    jobs = make_jobs(read_fleet_file(file), PynvmlNvml(), is_load_tested=load_test)
+    jobs = make_jobs(read_fleet_file(file), nvml_of(context), with_smoke_test=load_test)
     fleet_tables.print_refusals(ERR, jobs)
     if only_plan:
         results = dry_run(jobs)

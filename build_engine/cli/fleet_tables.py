@@ -1,4 +1,4 @@
-"""What `fleet` shows: refusals before it starts, one table at the end, and plain data for --json."""
+"""Output of the `fleet` command: refusals before it starts, a table at the end, and plain data for --json."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from build_engine.cli.tables import shown
+from build_engine.cli.tables import relative_to_cwd
 from build_engine.fleet.file import FleetEngine
 from build_engine.fleet.jobs import Job
 from build_engine.fleet.runner import FleetOutcome, FleetResult, exit_status
 
 _MB = 1_000_000
-_WORKED = {FleetOutcome.BUILT, FleetOutcome.REUSED, FleetOutcome.FAILED}
+_TIMED = {FleetOutcome.BUILT, FleetOutcome.REUSED, FleetOutcome.FAILED}
 _STYLES = {
     FleetOutcome.BUILT: "green",
     FleetOutcome.REUSED: "green",
@@ -27,13 +27,13 @@ _STYLES = {
 
 
 def print_refusals(console: Console, jobs: Sequence[Job]) -> None:
-    """Before anything is built, so that a typing error does not come to light after hours."""
+    """Printed before anything is built, so that a typing error does not surface after hours."""
     _print_reasons(console, "refused", [(job.engine, job.refusals) for job in jobs])
 
 
 def print_results(console: Console, results: Sequence[FleetResult]) -> None:
-    """Directories are shown below the folder of all engines, so that they are short enough to read."""
-    root = shown(results[0].engine.root.absolute())
+    """Directories are relative to the root of all engines, so that they are short enough to read."""
+    root = relative_to_cwd(results[0].engine.options.root.absolute())
     table = Table("engine", "", "time", "MB", f"in {escape(root)}")
     table.columns[4].overflow = "fold"
     for result in results:
@@ -41,38 +41,38 @@ def print_results(console: Console, results: Sequence[FleetResult]) -> None:
         table.add_row(
             escape(result.engine.label),
             f"[{style}]{result.outcome.value}[/]",
-            _duration(result.duration_s) if result.outcome in _WORKED else "",
+            _duration(result.duration_s) if result.outcome in _TIMED else "",
             "" if result.size_bytes is None else f"{result.size_bytes / _MB:.1f}",
-            escape(_below(result.engine_dir, result.engine.root)) if result.engine_dir else "",
+            escape(_below(result.engine_dir, result.engine.options.root)) if result.engine_dir else "",
         )
     console.print(table)
     for outcome in FleetOutcome:
-        late = [result for result in results if result.outcome is outcome and not _is_early(result)]
-        _print_reasons(console, outcome.value, [(result.engine, result.reasons) for result in late])
+        remaining = [result for result in results if result.outcome is outcome and not _is_already_printed(result)]
+        _print_reasons(console, outcome.value, [(result.engine, result.reasons) for result in remaining])
     counts = Counter(result.outcome for result in results)
     console.print(", ".join(f"{counts[outcome]} {outcome.value}" for outcome in FleetOutcome if counts[outcome]))
     if counts[FleetOutcome.FAILED]:
-        console.print("Mend it and run the same command again to go on: engines that are there and good are kept.")
+        console.print("Fix the cause and run the same command again to resume; valid engines are reused.")
 
 
-def _is_early(result: FleetResult) -> bool:
-    """Refused by its plan: print_refusals has said so."""
+def _is_already_printed(result: FleetResult) -> bool:
+    """Refused by its plan: print_refusals has printed the reason."""
     return result.outcome is FleetOutcome.REFUSED and result.engine_dir is None
 
 
 def _below(engine_dir: Path, root: Path) -> str:
-    place, whole = engine_dir.absolute(), root.absolute()
-    return str(place.relative_to(whole)) if place.is_relative_to(whole) else str(place)
+    path, base = engine_dir.absolute(), root.absolute()
+    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
 
 
-def _print_reasons(console: Console, word: str, reasons: Iterable[tuple[FleetEngine, Sequence[str]]]) -> None:
-    """Each reason once, after the engines that it is for."""
+def _print_reasons(console: Console, outcome: str, reasons: Iterable[tuple[FleetEngine, Sequence[str]]]) -> None:
+    """Prints each reason once, after the engines that it applies to."""
     labels: dict[str, list[str]] = {}
-    for engine, sentences in reasons:
-        for sentence in sentences:
-            labels.setdefault(sentence, []).append(engine.label)
-    for sentence, affected in labels.items():
-        text = f"[red]{word}:[/] {escape(', '.join(affected))}: {escape(sentence)}"
+    for engine, messages in reasons:
+        for message in messages:
+            labels.setdefault(message, []).append(engine.label)
+    for message, affected in labels.items():
+        text = f"[red]{outcome}:[/] {escape(', '.join(affected))}: {escape(message)}"
         console.print(text, soft_wrap=True, highlight=False)
 
 
@@ -90,8 +90,8 @@ def results_json(results: Sequence[FleetResult]) -> dict[str, Any]:
                 "model": str(result.engine.model),
                 "target": result.engine.target,
                 "precision": result.engine.precision.value,
-                "tp": result.engine.tp,
-                "pp": result.engine.pp,
+                "tp": result.engine.options.tp,
+                "pp": result.engine.options.pp,
                 "outcome": result.outcome.value,
                 "engine_dir": str(result.engine_dir) if result.engine_dir else None,
                 "size_bytes": result.size_bytes,

@@ -1,77 +1,111 @@
-"""What several commands share: their options, and the terminal. None stands for the default that the help names."""
+"""Options and consoles shared by several commands, and the context that a caller passes to them."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
 
-from build_engine.gpu.planning.calibration import FETCHED, TEXT_COLUMN
+from build_engine.gpu.planning.calibration import DOWNLOADED_DATASETS, TEXT_COLUMN
+from build_engine.gpu.planning.options import GpuOptions
 from build_engine.gpu.planning.planner import DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_NUM_TOKENS, DEFAULT_MAX_SEQ_LEN
-from build_engine.targets.precisions import KvPrecisionName
+from build_engine.targets.nvml import Nvml, PynvmlNvml
 
-GPU_PANEL = "Engines for GPUs"
+GPU_PANEL = "GPU engines"
 OUT = Console()
 ERR = Console(stderr=True)
 
-
-def _gpu_option(
-    help_text: str, *names: str, least: int | None = None, default: str | None = None
-) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(
-        *names, help=help_text, min=least, show_default=default or True, rich_help_panel=GPU_PANEL
-    )
-    return option
-
-
 EngineDir = Annotated[Path, typer.Argument(help="The engine directory.", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-KvPrecision = Annotated[KvPrecisionName, _gpu_option("fp16: 16 bits, in the data type of the model.")]
-Tp = Annotated[int, _gpu_option("GPUs that share each layer.", least=1)]
-Pp = Annotated[int, _gpu_option("Groups of GPUs that share out the layers.", least=1)]
-MaxBatch = Annotated[
-    int | None, _gpu_option("Requests at once.", least=1, default=f"what fits, at most {DEFAULT_MAX_BATCH_SIZE}")
-]
-MaxSeqLen = Annotated[
-    int | None,
-    _gpu_option("Tokens of prompt and completion.", least=1, default=f"the model's, at most {DEFAULT_MAX_SEQ_LEN}"),
-]
-MaxTokens = Annotated[int | None, _gpu_option("Tokens of a step.", least=1, default=str(DEFAULT_MAX_NUM_TOKENS))]
-Calibration = Annotated[
-    str,
-    _gpu_option(
-        f"For precisions that need text: a directory with a train.jsonl of {TEXT_COLUMN!r} lines, or one of "
-        f"{', '.join(FETCHED)}, which are fetched."
-    ),
-]
-RuntimeGib = Annotated[
-    float,
-    typer.Option(
-        min=0,
-        max=64,
-        help="Assumed: GiB of each GPU for CUDA and TensorRT. NVIDIA's sizing tool measured 0.54 and takes 3.5.",
-        rich_help_panel=GPU_PANEL,
-    ),
-]
-KvFraction = Annotated[
-    float,
-    typer.Option(
-        "--kv-cache-fraction",
-        min=0.05,
-        max=0.99,
-        help="Share of the memory left that becomes KV cache; serve with the same TRTLLM_KV_CACHE_FREE_FRACTION.",
-        rich_help_panel=GPU_PANEL,
-    ),
-]
-TrtllmVersion = Annotated[str, _gpu_option("The version that builds and serves.", "--tensorrt-llm")]
 LoadTest = Annotated[
     bool,
     typer.Option(
         "--load-test/--no-load-test",
-        help="Load the new engine and generate, where this machine has its GPUs, before it is published.",
+        help="Load the new engine and generate with it before it is published, if this machine has its GPUs.",
         rich_help_panel=GPU_PANEL,
     ),
 ]
-Root = Annotated[Path, _gpu_option("The folder of all engines.")]
+
+
+def nvml_of(context: typer.Context) -> Nvml:
+    """The driver of this machine, unless the caller of the program passed another one."""
+    nvml: Nvml = context.obj or PynvmlNvml()
+    return nvml
+
+
+def _gpu_option(
+    help_text: str, default: str | None = None, *, minimum: float | None = None, maximum: float | None = None
+) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        help=help_text, show_default=default or True, rich_help_panel=GPU_PANEL, min=minimum, max=maximum
+    )
+    return option
+
+
+# One entry per field of GpuOptions. The option's name and default are the field's.
+_GPU_OPTIONS = {
+    "kv_cache_precision": _gpu_option("fp16: 16 bits, in the data type of the model."),
+    "tp": _gpu_option("Tensor parallelism: GPUs that share each layer.", minimum=1),
+    "pp": _gpu_option("Pipeline parallelism: stages that the layers are divided into.", minimum=1),
+    "max_batch_size": _gpu_option(
+        "Maximum number of concurrent requests.", f"the largest that fits, at most {DEFAULT_MAX_BATCH_SIZE}", minimum=1
+    ),
+    "max_seq_len": _gpu_option(
+        "Maximum tokens of prompt plus completion.", f"the model's, at most {DEFAULT_MAX_SEQ_LEN}", minimum=1
+    ),
+    "max_num_tokens": _gpu_option("Maximum tokens of one step.", str(DEFAULT_MAX_NUM_TOKENS), minimum=1),
+    "calibration": _gpu_option(
+        f"Texts for precisions that are calibrated: a directory with a train.jsonl of {TEXT_COLUMN!r} lines, or one of "
+        f"{', '.join(DOWNLOADED_DATASETS)}, which are downloaded."
+    ),
+    "root": _gpu_option("The directory of all engines."),
+    "tensorrt_llm": _gpu_option("The TensorRT-LLM version that builds and serves the engine."),
+    "runtime_gib": _gpu_option(
+        "Assumed: GiB of each GPU for CUDA and TensorRT. NVIDIA's sizing tool measured 0.54 and uses 3.5.",
+        minimum=0,
+        maximum=64,
+    ),
+    "kv_cache_fraction": _gpu_option(
+        "Fraction of the remaining memory used for the KV cache; serve with the same TRTLLM_KV_CACHE_FREE_FRACTION.",
+        minimum=0.05,
+        maximum=0.99,
+    ),
+}
+
+
+def with_gpu_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replaces the parameter `options: GpuOptions` of a command by one command line option per field."""
+    types = get_type_hints(GpuOptions)
+    gpu_parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[types[field.name], _GPU_OPTIONS[field.name]],
+        )
+        for field in fields(GpuOptions)
+    ]
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name == "options":
+            parameters += gpu_parameters
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(annotation=hints[name], kind=kind))
+
+    @functools.wraps(command)
+    def with_fields(**values: Any) -> None:
+        options = GpuOptions(**{field.name: values.pop(field.name) for field in fields(GpuOptions)})
+        command(options=options, **values)
+
+    # typer reads both: the signature for names and defaults, the annotations for types.
+    with_fields.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_fields.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_fields

@@ -1,4 +1,4 @@
-"""BuildProgress on a terminal: a bar or a spinner while a step runs, one line with its time when it is done."""
+"""Shows build progress on a terminal: a bar or spinner for the current step, one line with its time afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from build_engine.progress import Advance
 
 
 class TerminalProgress:
-    """Use as a context manager. Off a terminal only the finished lines are written."""
+    """A context manager. If the output is not a terminal, only finished steps and notes are written."""
 
     def __init__(self, console: Console) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
@@ -33,7 +33,7 @@ class TerminalProgress:
 
     @contextmanager
     def step(self, label: str, total: int | None = None) -> Iterator[Advance]:
-        """One line while it runs, and a tick with the seconds it took if it ended well."""
+        """Shows the step while the block runs, and its duration in seconds unless the block raises."""
         started = time.monotonic()
         task = self._progress.add_task(escape(label), total=total)
         try:
@@ -43,5 +43,5 @@ class TerminalProgress:
         self._console.print(f"[green]✓[/] {escape(label)} [dim]{time.monotonic() - started:.1f} s[/]", highlight=False)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays visible."""
         self._console.print(f"[yellow]•[/] {escape(text)}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What the commands show: rich tables for people, plain data for --json."""
+"""Output of the commands: rich tables, and plain data for --json."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OUTCOMES = {
 
 
 def plain(text: str) -> str:
-    """Text with nothing that rich would take for markup."""
+    """`text` with rich markup escaped."""
     return escape(text)
 
 
@@ -39,16 +39,16 @@ def build_result_json(result: BuildResult) -> dict[str, Any]:
 
 def print_build_result(console: Console, result: BuildResult) -> None:
     manifest = result.manifest
-    state = "is there already, nothing to build" if result.reused else "is ready"
+    state = "is valid already, nothing to build" if result.reused else "is ready"
     size = sum(file.size_bytes for file in manifest.files.values()) / _MB
     console.print(
         f"Engine {escape(manifest.model_name)} ({manifest.target}, {manifest.precision}, {size:.0f} MB) {state}:"
     )
-    console.print(f"  {escape(shown(result.engine_dir))}", soft_wrap=True, highlight=False)
+    console.print(f"  {escape(relative_to_cwd(result.engine_dir))}", soft_wrap=True, highlight=False)
 
 
-def shown(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
+def relative_to_cwd(path: Path) -> str:
+    """Relative to the working directory if it is below it, else absolute."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -83,17 +83,17 @@ def _manifest_rows(manifest: EngineManifest) -> list[tuple[str, str]]:
 def _gpu_rows(gpu: GpuBuild) -> list[tuple[str, str]]:
     cuda = f", CUDA {gpu.cuda}" if gpu.cuda else ""
     calibration = gpu.calibration
-    text = (
-        f"{calibration.source}, {calibration.samples} samples of {calibration.tokens} tokens" if calibration else "none"
-    )
+    data, prefix_cache = "none", "with" if gpu.has_paged_context else "without"
+    if calibration:
+        data = f"{calibration.source}, {calibration.samples} samples of {calibration.tokens} tokens"
     return [
         ("runs on", f"{gpu.tp * gpu.pp} x SM {gpu.sm} (built on {gpu.gpu_name}), tp {gpu.tp}, pp {gpu.pp}"),
         ("runs with", f"TensorRT-LLM {gpu.tensorrt_llm}"),
         ("built with", f"TensorRT {gpu.tensorrt}, driver {gpu.driver}{cuda}"),
-        ("limits", f"{gpu.max_batch_size} requests at once, {gpu.max_num_tokens} tokens a step"),
-        ("KV cache", f"{gpu.kv_cache_precision}, prefix reuse {'possible' if gpu.has_paged_context else 'impossible'}"),
-        ("calibration", text),
-        ("load test", "loaded and generated when it was built" if gpu.load_tested else "not made"),
+        ("limits", f"{gpu.max_batch_size} concurrent requests, {gpu.max_num_tokens} tokens per step"),
+        ("KV cache", f"{gpu.kv_cache_precision}, {prefix_cache} prefix cache"),
+        ("calibration", data),
+        ("load test", "passed when it was built" if gpu.load_tested else "not run"),
     ]
 
 
@@ -117,7 +117,7 @@ def checks_table(checks: list[Check]) -> Table:
 
 
 def targets_json(targets: Iterable[Target]) -> list[dict[str, Any]]:
-    found = [(target, availability(target)) for target in targets]
+    availabilities = [(target, availability(target)) for target in targets]
     return [
         {
             "name": target.name,
@@ -128,19 +128,19 @@ def targets_json(targets: Iterable[Target]) -> list[dict[str, Any]]:
             "works_here": here.works,
             "reason": here.reason,
         }
-        for target, here in found
+        for target, here in availabilities
     ]
 
 
 def print_targets(console: Console, targets: Iterable[Target]) -> None:
-    """A table, and below it each reason once: most targets share theirs."""
-    found = [(target, availability(target)) for target in targets]
-    table = Table("target", "SM", "GB", "precisions, the default first", "here")
-    for target, here in found:
+    """Prints a table, and below it one reason per kind of target, since its targets share it."""
+    availabilities = [(target, availability(target)) for target in targets]
+    table = Table("target", "SM", "GB", "precisions, default first", "can build")
+    for target, here in availabilities:
         sm, memory = (str(target.gpu.sm), f"{target.gpu.memory_bytes / GB:.0f}") if target.gpu else ("", "")
         works = "[green]yes[/]" if here.works else "[red]no[/]"
         table.add_row(target.name, sm, memory, ", ".join(target.precisions), works)
     console.print(table)
-    for kind in dict.fromkeys(target.kind for target, _ in found):
-        reason = next(here.reason for target, here in found if target.kind is kind)
+    for kind in dict.fromkeys(target.kind for target, _ in availabilities):
+        reason = next(here.reason for target, here in availabilities if target.kind is kind)
         console.print(f"{kind.value}: {escape(reason)}", soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""The steps of a build, in order. Each step is a call into the module that knows how; the flow is all that is here."""
+"""Builds a CPU engine from a GGUF file: tokenizer, weights, a test of both, and the manifest."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from build_engine.artifact.engine_dir import DEFAULT_ROOT, LOCK_WAIT_S, build_lock, new_engine, require_replaceable
 from build_engine.artifact.file_checks import file_problems
-from build_engine.artifact.resources import require_disk, require_memory
+from build_engine.artifact.resources import LocalResources, Resources, require_resources
 from build_engine.artifact.result import BuildResult
 from build_engine.artifact.sample_texts import TEXTS
 from build_engine.artifact.tokenizer_checks import encode_texts
 from build_engine.cpu.default_model import ModelFile
-from build_engine.cpu.gguf_model import GgufSource
+from build_engine.cpu.gguf_model import GgufModel
 from build_engine.cpu.greedy import GreedyEngine
-from build_engine.cpu.inputs import BuildInputs, choose_name, collect_inputs, default_output, hash_source
+from build_engine.cpu.inputs import BuildInputs, choose_name, collect_inputs, default_output, hash_file
 from build_engine.cpu.quantization_error import measure_quantization_error
 from build_engine.cpu.supported_models import require_supported
 from build_engine.cpu.tokenizer import build_tokenizer
-from build_engine.cpu.weights import INT8, make_weights, quantized
+from build_engine.cpu.weights import INT8, convert_weights, quantize_weights
 from build_engine.errors import BuildEngineError, EngineRefusedError
 from build_engine.progress import BuildProgress, SilentProgress
 from build_engine.targets.registry import Target, require_available
@@ -35,13 +35,13 @@ from llm_pipeline.engine_files.manifest import (
 from llm_pipeline.executors.cpu.engine.weights import WEIGHTS_NAME, save_weights
 
 ENGINE_FILES = (WEIGHTS_NAME, TOKENIZER_NAME)
-_EARLIER_FILES = ("openvino_model.xml", "openvino_model.bin")  # of version 0.1, which may be replaced
-_SMOKE_TOKENS = 8
+_VERSION_0_1_FILES = ("openvino_model.xml", "openvino_model.bin")  # may be replaced
+_SMOKE_TEST_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What the person asked for; None means the default."""
+    """The options of one build. None: the default."""
 
     model: ModelFile
     target: Target
@@ -50,56 +50,58 @@ class BuildRequest:
     name: str | None = None
     context_length: int | None = None
     force: bool = False
-    root: Path = DEFAULT_ROOT  # of engines whose place `output` does not say
+    root: Path = DEFAULT_ROOT  # used if `output` is None
     lock_wait_s: float = LOCK_WAIT_S
 
 
-def build_engine(request: BuildRequest, progress: BuildProgress) -> BuildResult:
-    """Build an engine, or find that it is there. EngineRefusedError before any work, BuildEngineError after."""
+def build_engine(request: BuildRequest, progress: BuildProgress, resources: Resources | None = None) -> BuildResult:
+    """Builds an engine, or reuses a valid one. `resources` None: those of this machine.
+
+    Raises EngineRefusedError before any work is done, BuildEngineError if a step fails.
+    """
     require_available(request.target)
-    source = _open_source(request, progress)
-    engine_dir = (request.output or _default_output(request, source)).absolute()
-    recipe = _make_recipe(request, source, hash_source(request.model.path, progress))
+    gguf_model = _open_model(request, progress)
+    engine_dir = (request.output or _default_output(request, gguf_model)).absolute()
+    inputs = _collect_inputs(request, gguf_model, hash_file(request.model.path, progress))
 
-    def tell_waiting() -> None:
-        progress.note(f"Another build of {engine_dir.name} is running; waiting for it.")
+    def note_waiting() -> None:
+        progress.note(f"Another build of {engine_dir.name} is running. Waiting for it.")
 
-    with build_lock(engine_dir, tell_waiting, request.lock_wait_s):
-        existing = _existing(engine_dir, recipe, request.force, progress)
+    with build_lock(engine_dir, note_waiting, request.lock_wait_s):
+        existing = _find_existing(engine_dir, inputs, request.force, progress)
         if existing:
             return BuildResult(engine_dir, existing, reused=True)
-        require_disk(engine_dir.parent, source.fp16_bytes)
-        require_memory(source.fp16_bytes)
+        require_resources(resources or LocalResources(), engine_dir.parent, gguf_model.fp16_bytes)
         with new_engine(engine_dir) as building:
-            manifest = _build_into(building, source, recipe, progress)
+            manifest = _build_into(building, gguf_model, inputs, progress)
     return BuildResult(engine_dir, manifest, reused=False)
 
 
 def plan_engine(request: BuildRequest) -> Path:
-    """Where `build_engine` would build; EngineRefusedError for all that can be told without hashing the model."""
+    """The directory that `build_engine` would build. Raises EngineRefusedError like it, without hashing the model."""
     require_available(request.target)
-    source = _open_source(request, SilentProgress())
-    _make_recipe(request, source, sha256="")
-    return (request.output or _default_output(request, source)).absolute()
+    gguf_model = _open_model(request, SilentProgress())
+    _collect_inputs(request, gguf_model, sha256="")
+    return (request.output or _default_output(request, gguf_model)).absolute()
 
 
-def _open_source(request: BuildRequest, progress: BuildProgress) -> GgufSource:
+def _open_model(request: BuildRequest, progress: BuildProgress) -> GgufModel:
     with progress.step(f"read {request.model.path.name}"):
-        source = GgufSource(request.model.path)
-        require_supported(source)
-    return source
+        gguf_model = GgufModel(request.model.path)
+        require_supported(gguf_model)
+    return gguf_model
 
 
-def _default_output(request: BuildRequest, source: GgufSource) -> Path:
-    name = choose_name(request.name, request.model, source)
+def _default_output(request: BuildRequest, gguf_model: GgufModel) -> Path:
+    name = choose_name(request.name, request.model, gguf_model)
     return default_output(name, request.target, request.precision, request.root)
 
 
-def _make_recipe(request: BuildRequest, source: GgufSource, sha256: str) -> BuildInputs:
-    vocabulary = source.vocabulary()
-    build_tokenizer(vocabulary)  # refuses a tokenizer that can't be represented before anything heavy starts
+def _collect_inputs(request: BuildRequest, gguf_model: GgufModel, sha256: str) -> BuildInputs:
+    vocabulary = gguf_model.vocabulary()
+    build_tokenizer(vocabulary)  # rejects an unsupported tokenizer before any expensive step
     return collect_inputs(
-        source,
+        gguf_model,
         vocabulary,
         request.model,
         request.target,
@@ -110,73 +112,80 @@ def _make_recipe(request: BuildRequest, source: GgufSource, sha256: str) -> Buil
     )
 
 
-def _existing(engine_dir: Path, recipe: BuildInputs, force: bool, progress: BuildProgress) -> EngineManifest | None:
-    """The manifest of a good engine with this recipe. EngineRefusedError when what is there must not be replaced."""
-    require_replaceable(engine_dir, frozenset((*ENGINE_FILES, *_EARLIER_FILES)))
+def _find_existing(
+    engine_dir: Path, inputs: BuildInputs, force: bool, progress: BuildProgress
+) -> EngineManifest | None:
+    """The manifest of a valid engine with these inputs; None if there is none and the directory may be replaced.
+
+    Raises EngineRefusedError if it must not be replaced.
+    """
+    require_replaceable(engine_dir, frozenset((*ENGINE_FILES, *_VERSION_0_1_FILES)))
     if not (engine_dir / MANIFEST_NAME).exists():
         return None
     try:
         manifest = EngineManifest.load(engine_dir)
     except ManifestError:
-        progress.note("The engine there has no readable manifest: building it again.")
+        progress.note("Rebuilding: the existing engine has no readable manifest.")
         return None
     if force:
-        progress.note("Building again, as --force asks.")
+        progress.note("Rebuilding because of --force.")
         return None
-    if manifest.source.sha256 != recipe.source.sha256:
+    if manifest.source.sha256 != inputs.source.sha256:
         raise EngineRefusedError(
-            f"{engine_dir} holds an engine of another model ({manifest.source.name}). "
+            f"{engine_dir} contains an engine of another model ({manifest.source.name}). "
             "Replace it with --force, or choose another --output."
         )
-    reason = recipe.difference(manifest) or next(iter(file_problems(engine_dir, manifest)), None)
+    reason = inputs.difference(manifest) or next(iter(file_problems(engine_dir, manifest)), None)
     if reason:
-        progress.note(f"Building again: {reason}.")
+        progress.note(f"Rebuilding: {reason}.")
     return None if reason else manifest
 
 
-def _build_into(building: Path, source: GgufSource, recipe: BuildInputs, progress: BuildProgress) -> EngineManifest:
+def _build_into(building: Path, gguf_model: GgufModel, inputs: BuildInputs, progress: BuildProgress) -> EngineManifest:
     with progress.step("build the tokenizer"):
-        build_tokenizer(source.vocabulary()).save(str(building / TOKENIZER_NAME), pretty=False)
-    with progress.step(f"dequantise {recipe.source.quantization} to fp16", source.fp16_bytes) as advance:
-        weights = make_weights(source, advance)
-    drift = None
-    if recipe.precision == INT8:
-        with progress.step("quantise to int8"):
-            exact, weights = weights, quantized(weights)
-        with progress.step("measure the drift from fp16"):
+        build_tokenizer(gguf_model.vocabulary()).save(str(building / TOKENIZER_NAME), pretty=False)
+    with progress.step(f"dequantize {inputs.source.quantization} to fp16", gguf_model.fp16_bytes) as advance:
+        weights = convert_weights(gguf_model, advance)
+    quantization_error = None
+    if inputs.precision == INT8:
+        with progress.step("quantize to int8"):
+            exact, weights = weights, quantize_weights(weights)
+        with progress.step("measure the quantization error"):
             texts = encode_texts(building / TOKENIZER_NAME, TEXTS)
-            drift = measure_quantization_error(GreedyEngine(exact), GreedyEngine(weights), texts)
+            quantization_error = measure_quantization_error(GreedyEngine(exact), GreedyEngine(weights), texts)
     with progress.step("write the weights"):
         save_weights(building / WEIGHTS_NAME, weights)
     with progress.step("load the engine and generate"):
-        _smoke_test(building, recipe)
+        _smoke_test(building, inputs)
     with progress.step("hash the files"):
-        manifest = _manifest(building, recipe, drift)
+        manifest = _make_manifest(building, inputs, quantization_error)
     manifest.save(building)
     return manifest
 
 
-def _smoke_test(building: Path, recipe: BuildInputs) -> None:
-    """An engine that can't make tokens is not published."""
-    prompt = [recipe.tokens.bos or 0]
-    produced = GreedyEngine.load(building).generate(prompt, _SMOKE_TOKENS)
-    if any(token >= recipe.limits.vocab_size for token in produced):
-        raise BuildEngineError(f"The engine made token {max(produced)}, above its {recipe.limits.vocab_size} rows.")
+def _smoke_test(building: Path, inputs: BuildInputs) -> None:
+    """Raises BuildEngineError if the engine does not load or generates invalid token ids."""
+    prompt_ids = [inputs.tokens.bos or 0]
+    token_ids = GreedyEngine.load(building).generate(prompt_ids, _SMOKE_TEST_TOKENS)
+    if any(token_id >= inputs.limits.vocab_size for token_id in token_ids):
+        raise BuildEngineError(
+            f"The engine generated token id {max(token_ids)}; the highest valid one is {inputs.limits.vocab_size - 1}."
+        )
 
 
-def _manifest(building: Path, recipe: BuildInputs, drift: Drift | None) -> EngineManifest:
+def _make_manifest(building: Path, inputs: BuildInputs, quantization_error: Drift | None) -> EngineManifest:
     paths = {name: building / name for name in ENGINE_FILES}
     return EngineManifest(
-        target=recipe.target,
-        precision=recipe.precision,
-        model_name=recipe.model_name,
-        source=recipe.source,
-        tools=recipe.tools,
-        limits=recipe.limits,
-        tokens=recipe.tokens,
+        target=inputs.target,
+        precision=inputs.precision,
+        model_name=inputs.model_name,
+        source=inputs.source,
+        tools=inputs.tools,
+        limits=inputs.limits,
+        tokens=inputs.tokens,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         files={
             name: EngineFile(sha256=sha256_of(path), size_bytes=path.stat().st_size) for name, path in paths.items()
         },
-        drift=drift,
+        drift=quantization_error,
     )

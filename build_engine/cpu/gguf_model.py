@@ -1,6 +1,6 @@
-"""Reads a GGUF model: what it is, its tokenizer and its weights. The only module that knows the `gguf` package.
+"""Reads a GGUF file: metadata, tokenizer tables and weights. The only module that imports the `gguf` package.
 
-Every quantisation that `gguf` can undo is accepted. source_rules says which models the CPU engine's graph is right for.
+Reads every quantization that `gguf` can dequantize. supported_models checks whether the CPU engine can run the model.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _MAGIC = b"GGUF"
 @dataclass(frozen=True)
 class GgufTensor:
     name: str
-    shape: tuple[int, ...]  # as numpy has it: rows first
+    shape: tuple[int, ...]  # in numpy's order: rows first
     type_name: str  # such as Q4_1
     elements: int
 
 
-class GgufSource:
-    """An opened GGUF file. Tensors are mapped, not read, until `dequantized` asks for one."""
+class GgufModel:
+    """An opened GGUF file. Tensors are memory-mapped and read by `dequantized` only."""
 
     def __init__(self, path: Path) -> None:
-        """Open and read the header. EngineRefusedError when it is no GGUF file, or not a whole one."""
+        """Reads the header. Raises EngineRefusedError if the file is not GGUF, or is truncated."""
         self._reader = _open_reader(path)
         self.path = path
         self.tensors = [_describe(tensor) for tensor in self._reader.tensors]
@@ -40,7 +40,7 @@ class GgufSource:
 
     @property
     def name(self) -> str:
-        """The model's own name, as its author wrote it; empty when the file has none."""
+        """The model's name in the metadata; empty if unset."""
         return str(self.value("general.name") or self.value("general.basename") or "")
 
     @property
@@ -53,7 +53,7 @@ class GgufSource:
 
     @property
     def quantization(self) -> str:
-        """The file's declared type (Q4_1, Q8_0, F16, ...), or the type that most of its elements have."""
+        """The declared type of the file (Q4_1, Q8_0, F16, ...), else the type of most of its elements."""
         from gguf import LlamaFileType
 
         declared = self.value("general.file_type")
@@ -70,17 +70,17 @@ class GgufSource:
 
     @property
     def context_length(self) -> int:
-        """Tokens that the model was trained for."""
+        """Maximum sequence length that the model was trained for, in tokens."""
         return self.number(f"{self.architecture}.context_length")
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the output matrix, which is the embedding where the file holds no other."""
+        """Rows of the output matrix, which is the embedding if the file has no separate one."""
         rows = {tensor.name: tensor.shape[0] for tensor in self.tensors}
         return rows.get("output.weight") or rows["token_embd.weight"]
 
     def value(self, key: str) -> Any:
-        """The metadata value of a key, None when the file has no such key."""
+        """The metadata value of `key`, or None."""
         field = self._reader.fields.get(key)
         return None if field is None else field.contents()
 
@@ -90,19 +90,19 @@ class GgufSource:
     def number(self, key: str) -> int:
         value = self._required(key)
         if not isinstance(value, int):
-            raise EngineRefusedError(f"{self.path.name}: {key} is {value!r}, not a whole number.")
+            raise EngineRefusedError(f"{self.path.name}: {key} is {value!r}, not an integer. Convert the model again.")
         return value
 
     def _required(self, key: str) -> Any:
         value = self.value(key)
         if value is None:
             raise EngineRefusedError(
-                f"{self.path.name} has no {key}: convert the model again with a current llama.cpp."
+                f"{self.path.name} has no {key}. Convert the model again with a current llama.cpp."
             )
         return value
 
     def vocabulary(self) -> GgufVocabulary:
-        """The tokenizer's tables. EngineRefusedError when the file holds none."""
+        """The tokenizer's tables. Raises EngineRefusedError if the file has none."""
         prefix = "tokenizer.ggml."
         eos = [self.value(prefix + key) for key in ("eos_token_id", "eot_token_id")]
         return GgufVocabulary(
@@ -120,7 +120,7 @@ class GgufSource:
         )
 
     def undecodable_types(self) -> list[str]:
-        """Tensor types in this file that `gguf` can't dequantise."""
+        """Names of the tensor types in this file that `gguf` can't dequantize."""
         import gguf
 
         def fails(name: str) -> bool:
@@ -134,7 +134,7 @@ class GgufSource:
         return [name for name in sorted({tensor.type_name for tensor in self.tensors}) if fails(name)]
 
     def dequantized(self, name: str) -> np.ndarray[Any, Any]:
-        """A tensor's values in f32. EngineRefusedError when the file does not have it."""
+        """A tensor's values, float32, in numpy's order [rows, columns]. Raises EngineRefusedError if it is missing."""
         import gguf
 
         for tensor, raw in zip(self.tensors, self._reader.tensors, strict=True):
@@ -154,9 +154,9 @@ def _open_reader(path: Path) -> Any:
 
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise EngineRefusedError(f"{path.name} is not a GGUF file. Safetensors and others must be converted first.")
+            raise EngineRefusedError(f"{path.name} is not a GGUF file. Convert it to GGUF first.")
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        # The reader indexes past the end of a short file; there is no error class of its own.
-        raise EngineRefusedError(f"{path.name} is cut short or damaged ({error}). Download it again.") from error
+        # The reader has no error class of its own: it indexes past the end of a short file.
+        raise EngineRefusedError(f"{path.name} is truncated or damaged ({error}). Download it again.") from error

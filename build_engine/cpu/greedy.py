@@ -1,6 +1,6 @@
-"""Loads a CPU engine and generates greedily, one sequence at a time: the plainest way to run it, for checking.
+"""Runs a CPU engine greedily, one sequence at a time, to check it.
 
-The graph and its settings are the server's; scheduling and sampling are not in it and have tests of their own.
+Uses the server's graph and settings, but not its scheduler and sampler.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from llm_pipeline.executors.cpu.engine.weights import Weights, WeightsError, loa
 from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams
 
 _KV_CACHE_BYTES = 256 << 20
-_AT_ONCE = 64  # rows of logits: each is as long as the vocabulary
+_CHUNK_TOKENS = 64  # limits the logits of one run to [64, vocab_size]
 
 
 class GreedyEngine:
-    """A loaded engine; takes 2 to 4 s for 135M parameters on two cores."""
+    """A loaded engine. Loading takes 2 to 4 s for 135M parameters on two cores."""
 
     def __init__(self, weights: Weights) -> None:
-        """BuildEngineError when OpenVINO is missing, or can't compile the model."""
+        """Raises BuildEngineError if OpenVINO is missing or can't compile the model."""
         try:
             from llm_pipeline.executors.cpu.engine.paged_model import PagedModel
         except ImportError as error:
@@ -36,14 +36,14 @@ class GreedyEngine:
 
     @classmethod
     def load(cls, engine_dir: Path) -> GreedyEngine:
-        """The engine of a directory. BuildEngineError when it can't be loaded."""
+        """Loads the engine of a directory. Raises BuildEngineError if that fails."""
         try:
             return cls(load_weights(engine_dir))
         except WeightsError as error:
             raise BuildEngineError(str(error)) from error
 
     def generate(self, prompt_ids: list[int], count: int) -> list[int]:
-        """The `count` most likely next tokens, end of sequence ignored. BuildEngineError when logits are not finite."""
+        """`count` greedy token ids; end tokens are ignored. Raises BuildEngineError if logits are not finite."""
         ids = list(prompt_ids)
         computed = 0
         for _ in range(count):
@@ -53,22 +53,25 @@ class GreedyEngine:
         return ids[len(prompt_ids) :]
 
     def logits(self, ids: list[int]) -> npt.NDArray[np.float32]:
-        """At every position, [len(ids), vocab_size]."""
+        """Logits at every position, float32, [len(ids), vocab_size]."""
         return np.concatenate(
             [
-                self._run(ids, start, min(start + _AT_ONCE, len(ids)), all_positions=True)
-                for start in range(0, len(ids), _AT_ONCE)
+                self._run(ids, start, min(start + _CHUNK_TOKENS, len(ids)), all_positions=True)
+                for start in range(0, len(ids), _CHUNK_TOKENS)
             ]
         )
 
     def _run(self, ids: list[int], start: int, end: int, *, all_positions: bool = False) -> npt.NDArray[np.float32]:
-        """Compute ids[start:end] behind what is computed; logits of the last of them, or of each."""
+        """Computes ids[start:end]; ids[:start] must be in the KV cache. Returns logits of the last position or of all.
+
+        float32, [1, vocab_size] or [end - start, vocab_size].
+        """
         request = GenerationRequest("greedy", tuple(ids), 1, SamplingParams())
-        blocks = list(range(-(-end // self._model.block_size)))  # the only sequence: its blocks are the first ones
+        blocks = list(range(-(-end // self._model.block_size)))  # of the only sequence
         sequence = Sequence(request, ids[:end], start, blocks, wants_prompt_logits=all_positions)
         logits = self._model.run([ScheduledChunk(sequence, start, end)])
         if not np.isfinite(logits).all():
             raise BuildEngineError(
-                f"The engine's logits are not finite at position {end - 1}: the weights are damaged."
+                f"The engine's logits are not finite at position {end - 1}. The weights are damaged. Build it again."
             )
-        return logits.copy()  # the model's memory is used again by the next step
+        return logits.copy()  # the next step reuses the model's memory

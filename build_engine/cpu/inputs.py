@@ -1,4 +1,4 @@
-"""What goes into an engine, worked out before any work: two builds with the same recipe give the same files."""
+"""Collects the inputs of a CPU build before it starts. The same inputs give the same engine files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from build_engine.artifact.engine_dir import DEFAULT_ROOT
 from build_engine.cpu.default_model import ModelFile
-from build_engine.cpu.gguf_model import GgufSource
+from build_engine.cpu.gguf_model import GgufModel
 from build_engine.cpu.tokenizer import GgufVocabulary
 from build_engine.errors import EngineRefusedError
-from build_engine.model_names import slug
+from build_engine.model_names import checked_model_name, slug
 from build_engine.progress import BuildProgress
 from build_engine.targets.registry import Target
 from llm_pipeline.engine_files.manifest import EngineLimits, EngineManifest, SourceModel, TokenIds, sha256_of
@@ -21,7 +21,7 @@ TOOLS = ("openvino", "gguf", "safetensors", "tokenizers", "numpy", "triton-compl
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """Everything that decides the content of an engine's files."""
+    """Everything that determines the content of an engine's files."""
 
     target: str
     precision: str
@@ -32,7 +32,7 @@ class BuildInputs:
     tokens: TokenIds
 
     def difference(self, manifest: EngineManifest) -> str | None:
-        """The first thing that differs in an existing engine, for people; None when it was built from this recipe."""
+        """The first field that differs in the manifest of an existing engine, as a message; None if all are equal."""
         for name in ("target", "precision", "model_name", "source", "tools", "limits", "tokens"):
             if getattr(self, name) != getattr(manifest, name):
                 return f"its {name} differ" if name.endswith("s") else f"its {name} differs"
@@ -40,7 +40,7 @@ class BuildInputs:
 
 
 def collect_inputs(
-    source: GgufSource,
+    gguf_model: GgufModel,
     vocabulary: GgufVocabulary,
     model: ModelFile,
     target: Target,
@@ -50,45 +50,42 @@ def collect_inputs(
     context_length: int | None = None,
     sha256: str,
 ) -> BuildInputs:
-    """EngineRefusedError when the context length is more than the model was trained for, or the model has no name."""
+    """Raises EngineRefusedError if the context length exceeds the trained one, or the model's name is invalid."""
     return BuildInputs(
         target=target.name,
         precision=precision,
-        model_name=choose_name(name, model, source),
+        model_name=choose_name(name, model, gguf_model),
         source=SourceModel(
             name=model.label,
             sha256=sha256,
             size_bytes=model.path.stat().st_size,
-            architecture=source.architecture,
-            quantization=source.quantization,
+            architecture=gguf_model.architecture,
+            quantization=gguf_model.quantization,
         ),
         tools=tool_versions(),
-        limits=_limits(source, vocabulary, context_length),
+        limits=_limits(gguf_model, vocabulary, context_length),
         tokens=TokenIds(bos=vocabulary.bos, eos=list(vocabulary.eos), add_bos=vocabulary.adds_bos),
     )
 
 
-def hash_source(path: Path, progress: BuildProgress) -> str:
-    """The model file's sha256."""
+def hash_file(path: Path, progress: BuildProgress) -> str:
+    """The file's sha256 in hex."""
     with progress.step(f"hash {path.name}"):
         return sha256_of(path)
 
 
-def choose_name(name: str | None, model: ModelFile, source: GgufSource) -> str:
-    """The name given, the default model's, or a slug of the name inside the file."""
-    chosen = name or model.model_name or slug(source.name) or slug(model.path.stem)
-    if chosen != slug(chosen):
-        raise EngineRefusedError(f"Model name {chosen!r} won't do: use small letters, digits, '.', '_' and '-'.")
-    return chosen
+def choose_name(name: str | None, model: ModelFile, gguf_model: GgufModel) -> str:
+    """`name`, else the default model's, else a slug of the name inside the file or of the file's own."""
+    return checked_model_name(name or model.model_name or slug(gguf_model.name) or slug(model.path.stem))
 
 
 def default_output(model_name: str, target: Target, precision: str, root: Path = DEFAULT_ROOT) -> Path:
-    """Where an engine goes when --output does not say."""
+    """The engine directory if --output is not set."""
     return root / model_name / f"{target.name}-{precision}"
 
 
 def tool_versions() -> dict[str, str]:
-    """Installed versions of the packages that take part; a source tree that is not installed is named as such."""
+    """Installed versions of the packages that take part in a build, or "not installed"."""
     return {name: _version(name) for name in TOOLS}
 
 
@@ -99,13 +96,14 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _limits(source: GgufSource, vocabulary: GgufVocabulary, context_length: int | None) -> EngineLimits:
-    trained = source.context_length
-    chosen = trained if context_length is None else context_length
-    if not 2 <= chosen <= trained:
-        raise EngineRefusedError(f"Context length {chosen} is out of range: this model takes 2 to {trained} tokens.")
-    if len(vocabulary.tokens) > source.vocab_size:
+def _limits(gguf_model: GgufModel, vocabulary: GgufVocabulary, context_length: int | None) -> EngineLimits:
+    trained = gguf_model.context_length
+    length = trained if context_length is None else context_length
+    if not 2 <= length <= trained:
+        raise EngineRefusedError(f"Context length {length} is out of range. This model supports 2 to {trained} tokens.")
+    if len(vocabulary.tokens) > gguf_model.vocab_size:
         raise EngineRefusedError(
-            f"The tokenizer has {len(vocabulary.tokens)} tokens, the output matrix only {source.vocab_size} rows."
+            f"The tokenizer has {len(vocabulary.tokens)} tokens, but the output matrix only {gguf_model.vocab_size} "
+            "rows. Convert the model again."
         )
-    return EngineLimits(context_length=chosen, vocab_size=source.vocab_size)
+    return EngineLimits(context_length=length, vocab_size=gguf_model.vocab_size)

@@ -1,7 +1,7 @@
-"""How text is split before byte-level BPE, by the name in `tokenizer.ggml.pre`.
+"""Pre-tokenizers for byte-level BPE: how text is split before merges apply, by the name in `tokenizer.ggml.pre`.
 
-The names and their patterns are those of llama.cpp's table (src/llama-vocab.cpp); the forms are those of the models'
-own tokenizer.json. A name that is not here is refused: a wrong split gives working but wrong token ids.
+Names and patterns are from llama.cpp's table (src/llama-vocab.cpp), their form from the models' own tokenizer.json. An
+unknown name is rejected, since a wrong split gives valid but wrong token ids.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+
 class PreTokenization:
     build: Callable[[], PreTokenizer]
     normalizer: Callable[[], NFC] | None = None
-    ignore_merges: bool = False  # a word that is a token as a whole is not merged from parts
-    add_bos: bool = False  # llama.cpp's default where the file does not say
+    ignore_merges: bool = False  # a split that is a token itself is not merged from its parts
+    add_bos: bool = False  # llama.cpp's default if the file does not set it
 
 
 def _gpt2() -> PreTokenizer:
@@ -66,9 +66,11 @@ PRE_TOKENIZERS = {
 
 
 def find_pre_tokenization(name: str) -> PreTokenization:
-    """The rules of that name; EngineRefusedError lists the known ones."""
+    """Raises EngineRefusedError with the known names if there is no such pre-tokenizer."""
     try:
         return PRE_TOKENIZERS[name]
     except KeyError:
         known = ", ".join(PRE_TOKENIZERS)
-        raise EngineRefusedError(f"Unknown pre-tokenizer {name!r} (tokenizer.ggml.pre). Known: {known}.") from None
+        raise EngineRefusedError(
+            f"Unknown pre-tokenizer {name!r} (tokenizer.ggml.pre). Use a model with one of {known}."
+        ) from None

@@ -1,6 +1,7 @@
-"""Greedy tokens of models whose right answers are known, to check engines against.
+"""Reference tokens: the greedy continuations of known models, which an fp16 engine must reproduce.
 
-They come from transformers in fp32 on the dequantised weights; the file says how. A model is known by its file's hash.
+Computed by transformers in fp32 on the dequantized weights; each file describes how. A model is identified by the
+sha256 of its file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class ReferenceCase:
 
 
 def reference_cases(source_sha256: str) -> list[ReferenceCase]:
-    """The known answers of the model with that file hash; empty when there are none."""
+    """The reference of the model file with that sha256. Empty if there is none."""
     name = _BY_SOURCE_SHA256.get(source_sha256)
     if name is None:
         return []

@@ -1,7 +1,8 @@
-"""A GGUF's tensors in the layout of a CPU engine: fused, in the order of halves, in f16 or int8.
+"""Converts the tensors of a GGUF file to the layout of a CPU engine: fused matrices in float16 or int8.
 
-int8 is symmetric, one scale per output row, weights only: activations stay f32. Norms and biases stay f32, and the
-embedding f16, because looking up a row costs the same either way.
+Matrices are [outputs, inputs], vectors [size] in float32. int8 is symmetric and weight-only: one float32 scale per
+output row, [outputs, 1]; activations stay float32. The embedding stays float16, because looking up a row costs the same
+in both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from build_engine.cpu.gguf_model import GgufSource
+from build_engine.cpu.gguf_model import GgufModel
 from build_engine.errors import EngineRefusedError
 from build_engine.progress import Advance
 from llm_pipeline.executors.cpu.engine.weights import ModelShape, Weights
@@ -34,58 +35,58 @@ _PRODUCTS = {
 }
 
 
-def make_weights(source: GgufSource, advance: Advance) -> Weights:
-    """All of the model in f16. `advance` is called with the fp16 bytes of each tensor.
+def convert_weights(model: GgufModel, advance: Advance) -> Weights:
+    """All weights with matrices in float16. Calls `advance` with the float16 size of each tensor in bytes.
 
-    EngineRefusedError when a weight does not fit in f16, or a layer is not whole.
+    Raises EngineRefusedError if a weight overflows float16 or a tensor is missing.
     """
-    shape = model_shape(source)
+    shape = model_shape(model)
     tensors: dict[str, Array] = {}
-    for name, tensor in _laid_out(source, shape, advance):
+    for name, tensor in _engine_tensors(model, shape, advance):
         if tensor.ndim > 1:
-            with np.errstate(over="ignore"):  # judged by the next line
+            with np.errstate(over="ignore"):  # checked below
                 tensor = tensor.astype(np.float16)
         if not np.isfinite(tensor).all():
-            raise EngineRefusedError(f"Tensor {name} holds values that fp16 can't: no fp16 engine is possible.")
+            raise EngineRefusedError(f"Tensor {name} contains values outside the range of fp16. Use another model.")
         tensors[name] = np.ascontiguousarray(tensor)
     return Weights(shape, tensors)
 
 
-def quantized(weights: Weights) -> Weights:
-    """The same model with the matrices of all products in int8."""
+def quantize_weights(weights: Weights) -> Weights:
+    """The same model with every matrix but the embedding in int8."""
     tensors = dict(weights.tensors)
     tensors.setdefault("vocabulary.weight", tensors["embedding.weight"])
     for name in [name for name, tensor in tensors.items() if tensor.ndim > 1 and name != "embedding.weight"]:
         values = tensors[name].astype(np.float32)
         scale = np.abs(values).max(axis=1, keepdims=True) / np.float32(_INT8_MAX)
-        scale[scale == 0] = 1  # a row of zeros
+        scale[scale == 0] = 1  # a row of zeros, which any scale represents
         tensors[name] = np.rint(values / scale).astype(np.int8)
         tensors[name.removesuffix(".weight") + ".scale"] = scale
     return Weights(weights.shape, tensors)
 
 
-def model_shape(source: GgufSource) -> ModelShape:
-    arch = source.architecture
-    heads = source.number(f"{arch}.attention.head_count")
-    head_size = source.value(f"{arch}.attention.key_length") or source.number(f"{arch}.embedding_length") // heads
+def model_shape(model: GgufModel) -> ModelShape:
+    arch = model.architecture
+    heads = model.number(f"{arch}.attention.head_count")
+    head_size = model.value(f"{arch}.attention.key_length") or model.number(f"{arch}.embedding_length") // heads
     return ModelShape(
-        layers=source.number(f"{arch}.block_count"),
+        layers=model.number(f"{arch}.block_count"),
         heads=heads,
-        kv_heads=int(source.value(f"{arch}.attention.head_count_kv") or heads),
+        kv_heads=int(model.value(f"{arch}.attention.head_count_kv") or heads),
         head_size=int(head_size),
-        norm_epsilon=float(source.value(f"{arch}.attention.layer_norm_rms_epsilon") or 1e-5),
-        rope_base=float(source.value(f"{arch}.rope.freq_base") or 10000.0),
+        norm_epsilon=float(model.value(f"{arch}.attention.layer_norm_rms_epsilon") or 1e-5),
+        rope_base=float(model.value(f"{arch}.rope.freq_base") or 10000.0),
     )
 
 
-def _laid_out(source: GgufSource, shape: ModelShape, advance: Advance) -> Iterator[tuple[str, Array]]:
-    """Names and values of the engine's tensors, in f32."""
-    names = {tensor.name for tensor in source.tensors}
+def _engine_tensors(model: GgufModel, shape: ModelShape, advance: Advance) -> Iterator[tuple[str, Array]]:
+    """Names and float32 values of the engine's tensors."""
+    names = {tensor.name for tensor in model.tensors}
 
     def read(name: str) -> Array:
-        tensor = source.dequantized(name)
+        tensor = model.dequantized(name)
         advance(2 * tensor.size)
-        return _in_halves(tensor, name, shape) if source.architecture == "llama" else tensor
+        return _rows_in_halves(tensor, name, shape) if model.architecture == "llama" else tensor
 
     for name, origin in (("embedding", "token_embd"), ("norm", "output_norm"), ("vocabulary", "output")):
         if f"{origin}.weight" in names:
@@ -107,8 +108,11 @@ def _layer(layer: str, block: str, names: set[str], read: Callable[[str], Array]
             yield f"{layer}.{name}.bias", np.concatenate([read(bias) for bias in biases])
 
 
-def _in_halves(tensor: Array, name: str, shape: ModelShape) -> Array:
-    """llama.cpp stores query and key rows of the llama architecture for pairs of neighbours; the graph takes halves."""
+def _rows_in_halves(tensor: Array, name: str, shape: ModelShape) -> Array:
+    """Reorders the query and key rows of a llama model, [heads * head_size, ...], for rotary embeddings in halves.
+
+    llama.cpp stores them for rotary embeddings of adjacent pairs.
+    """
     heads = {"attn_q": shape.heads, "attn_k": shape.kv_heads}.get(name.split(".")[-2])
     if heads is None:
         return tensor

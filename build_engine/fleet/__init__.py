@@ -1,7 +1,6 @@
-"""Many engines from one file, one after the other; running it again goes on where it stopped.
+"""Builds many engines from one file, one at a time. Running it again resumes.
 
-fleet_file  reads the TOML file into entries, one for each engine
-jobs        what each entry asks for: a plan that can be run, or the reasons why not
-run_fleet   runs them and keeps what came of each
-summary     what `python -m build_engine fleet` shows
+file     reads the TOML file into one entry per engine
+jobs     plans each entry: work that can run, or the reasons why it is refused
+runner   runs the jobs and collects their results
 """

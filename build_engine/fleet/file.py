@@ -1,10 +1,10 @@
-"""The fleet file: TOML, validated before anything else happens. Every message names the entry, the key and the value.
+"""Reads and validates a fleet file. Every message names the entry, the key and the value.
 
 root = "engines"                # relative to the file, as model paths are; default: .run/engines
-[defaults]                      # any key of an entry
+[defaults]                      # values for keys that an entry omits
 max_seq_len = 8192
 [[engines]]
-model = "models/llama-3.1-8b"   # a list in place of a value: one engine for each
+model = "models/llama-3.1-8b"   # a list instead of a value: one engine for each
 target = ["h100", "l40s"]
 """
 
@@ -23,17 +23,16 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from build_engine.artifact.engine_dir import DEFAULT_ROOT
 from build_engine.errors import EngineRefusedError
 from build_engine.gpu.planning.calibration import DEFAULT_CALIBRATION
-from build_engine.gpu.planning.plan_request import AUTO
-from build_engine.gpu.planning.planner import DEFAULT_TRTLLM
+from build_engine.gpu.planning.options import DEFAULT_TRTLLM, GpuOptions
 from build_engine.targets.precisions import KvPrecisionName, PrecisionName
-from build_engine.targets.registry import CPU, find_target
+from build_engine.targets.registry import AUTO, CPU, find_target
 
 _Value = TypeVar("_Value")
 _ENGINES, _DEFAULTS, _ROOT = "engines", "defaults", "root"
-_LOCAL = (".", "/", "~")  # how a calibration path begins; anything else is a name that upstream fetches
+_LOCAL_PREFIXES = (".", "/", "~")  # of a calibration path; anything else is a dataset that upstream downloads
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
@@ -46,13 +45,13 @@ def _known_target(name: str) -> str:
         raise ValueError(str(error)) from error
 
 
-_Axis = Annotated[tuple[_Value, ...], BeforeValidator(_listed), Field(min_length=1)]
+_Axis = Annotated[tuple[_Value, ...], BeforeValidator(_as_list), Field(min_length=1)]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 _Target = Annotated[str, AfterValidator(_known_target)]
 
 
 class _Entry(BaseModel):
-    """One table of the file; every combination of its lists is an engine. None: chosen by the plan."""
+    """One table of the file: an engine for each combination of its lists. None: chosen by the planner."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,119 +74,113 @@ _CPU_KEYS = {"model", "target", "precision", "max_seq_len", "name"}
 
 @dataclass(frozen=True)
 class FleetEngine:
-    """One engine that the file asks for."""
+    """One engine of the file."""
 
     entry: int  # the number of its table, from 1
     model: Path
     target: str
     precision: PrecisionName
-    kv_cache_precision: KvPrecisionName
-    tp: int
-    pp: int
-    max_batch_size: int | None
-    max_seq_len: int | None
-    max_num_tokens: int | None
     name: str | None
-    calibration: str
-    tensorrt_llm: str
-    root: Path
+    options: GpuOptions  # a CPU engine uses root and max_seq_len only
 
     @property
     def label(self) -> str:
-        """Short, for tables: what tells it from its neighbours."""
+        """A short name for tables: model, target, and the options that are set."""
         name = self.model.stem if self.model.suffix == ".gguf" else self.model.name
         parts = [self.name or name, self.target]
         if self.precision is not PrecisionName.AUTO:
             parts.append(self.precision.value)
-        limits = {"len": self.max_seq_len}
+        options = self.options
+        limits = {"len": options.max_seq_len}
         if self.target != CPU.name:
-            parts.append(f"tp{self.tp}" if self.pp == 1 else f"tp{self.tp}pp{self.pp}")
-            limits |= {"batch": self.max_batch_size, "step": self.max_num_tokens}
+            parts.append(f"tp{options.tp}" if options.pp == 1 else f"tp{options.tp}pp{options.pp}")
+            limits |= {"batch": options.max_batch_size, "step": options.max_num_tokens}
         return " ".join([*parts, *(f"{word}{value}" for word, value in limits.items() if value)])
 
 
 def read_fleet_file(path: Path) -> list[FleetEngine]:
-    """EngineRefusedError with every problem of the file, one a line."""
+    """Raises EngineRefusedError that lists every problem of the file, one per line."""
     document = _read_toml(path)
-    tables = document.get(_ENGINES)
-    problems = [
-        f"unknown key {key!r}: there is {_ROOT}, {_DEFAULTS} and {_ENGINES}"
-        for key in document
-        if key not in (_ROOT, _DEFAULTS, _ENGINES)
-    ]
-    defaults, root = document.get(_DEFAULTS, {}), document.get(_ROOT)
-    if not isinstance(defaults, dict):
-        problems.append(f"{_DEFAULTS} is no table: write [{_DEFAULTS}]")
-    if not isinstance(root, str | None):
-        problems.append(f"{_ROOT} is {root!r}, a path in quotes is needed")
-    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        problems.append(f"there is no engine: begin each with [[{_ENGINES}]]")
+    problems = _top_level_problems(document)
     engines: list[FleetEngine] = []
     if not problems:
-        place = path.parent / Path(root).expanduser() if root else DEFAULT_ROOT
-        for number, table in enumerate(tables or [], start=1):
-            entry = _validate(table, defaults)
+        root = path.parent / Path(document[_ROOT]).expanduser() if document.get(_ROOT) else DEFAULT_ROOT
+        for number, table in enumerate(document[_ENGINES], start=1):
+            entry = _validate(table, document.get(_DEFAULTS, {}))
             if isinstance(entry, _Entry):
-                engines += _expand(number, entry, path.parent, place)
+                engines += _expand(number, entry, path.parent, root)
             else:
                 problems += [f"{_title(number, table)}: {line}" for line in entry]
     if problems:
-        raise EngineRefusedError(
-            f"{path} can't be used as it is:\n" + "\n".join(f"  {problem}" for problem in problems)
-        )
+        raise EngineRefusedError(f"{path} is invalid:\n" + "\n".join(f"  {problem}" for problem in problems))
     return engines
+
+
+def _top_level_problems(document: dict[str, Any]) -> list[str]:
+    problems = [
+        f"unknown key {key!r}. The keys are {_ROOT}, {_DEFAULTS} and {_ENGINES}"
+        for key in document
+        if key not in (_ROOT, _DEFAULTS, _ENGINES)
+    ]
+    tables, root = document.get(_ENGINES), document.get(_ROOT)
+    if not isinstance(document.get(_DEFAULTS, {}), dict):
+        problems.append(f"{_DEFAULTS} is not a table. Write [{_DEFAULTS}]")
+    if not isinstance(root, str | None):
+        problems.append(f"{_ROOT} is {root!r}. It must be a path in quotes")
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        problems.append(f"there are no engines. Start each one with [[{_ENGINES}]]")
+    return problems
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise EngineRefusedError(f"{path} can't be read: {error}. Name a fleet file, which is TOML.") from error
+        raise EngineRefusedError(f"{path} can't be read: {error}. Give the path of a fleet file in TOML.") from error
     try:
         document: dict[str, Any] = _toml_library().loads(content)
     except ValueError as error:
-        raise EngineRefusedError(f"{path} is no TOML: {error}.") from error
+        raise EngineRefusedError(f"{path} is not valid TOML: {error}.") from error
     return document
 
 
 def _toml_library() -> Any:
-    """In the standard library from Python 3.11 on; on 3.10 the same under the name of its origin."""
+    """`tomllib` is in the standard library since Python 3.11; on 3.10 the package `tomli` has the same interface."""
     name = next((name for name in ("tomllib", "tomli") if importlib.util.find_spec(name)), None)
     if name is None:
-        raise EngineRefusedError("Python 3.10 needs a package to read TOML: pip install tomli.")
+        raise EngineRefusedError("Python 3.10 can't read TOML by itself. Install a package: pip install tomli.")
     return importlib.import_module(name)
 
 
 def _validate(table: dict[str, Any], defaults: dict[str, Any]) -> _Entry | list[str]:
-    """The entry, or its problems."""
+    """The entry, or one line per problem."""
     try:
         entry = _Entry.model_validate({**defaults, **table})
     except ValidationError as error:
         return list(_lines(error, table))
-    foreign = sorted(table.keys() - _CPU_KEYS)
-    if CPU.name in entry.target and foreign:
-        return [f"target {CPU.name} has no {', '.join(foreign)}: leave that out, or use another entry for it"]
+    gpu_keys = sorted(table.keys() - _CPU_KEYS)
+    if CPU.name in entry.target and gpu_keys:
+        return [f"target {CPU.name} does not support {', '.join(gpu_keys)}. Omit it, or use a separate entry"]
     if entry.name and len(entry.model) > 1:
-        return [f"one name, {entry.name!r}, for {len(entry.model)} models: give each an entry of its own"]
+        return [f"the name {entry.name!r} is given to {len(entry.model)} models. Use a separate entry for each"]
     return entry
 
 
 def _expand(number: int, entry: _Entry, base: Path, root: Path) -> Iterator[FleetEngine]:
-    axes = ("model", "target", "precision", "kv_cache_precision", "tp", "pp")
-    limits = ("max_batch_size", "max_seq_len", "max_num_tokens")
+    """One engine for each combination of the entry's lists. Relative paths are relative to `base`."""
+    option_axes = ("kv_cache_precision", "tp", "pp", "max_batch_size", "max_seq_len", "max_num_tokens")
     calibration = entry.calibration
-    if calibration.startswith(_LOCAL):
+    if calibration.startswith(_LOCAL_PREFIXES):
         calibration = str(base / Path(calibration).expanduser())
-    for model, *values in product(*(getattr(entry, name) for name in (*axes, *limits))):
-        yield FleetEngine(
-            entry=number,
-            model=base / Path(model).expanduser(),
-            name=entry.name,
+    option_values = product(*(getattr(entry, name) for name in option_axes))
+    for model, target, precision, values in product(entry.model, entry.target, entry.precision, list(option_values)):
+        options = GpuOptions(
             calibration=calibration,
-            tensorrt_llm=entry.tensorrt_llm,
             root=root,
-            **dict(zip((*axes, *limits)[1:], values, strict=True)),
+            tensorrt_llm=entry.tensorrt_llm,
+            **dict(zip(option_axes, values, strict=True)),
         )
+        yield FleetEngine(number, base / Path(model).expanduser(), target, precision, entry.name, options)
 
 
 def _title(number: int, table: dict[str, Any]) -> str:
@@ -199,7 +192,7 @@ def _lines(error: ValidationError, table: dict[str, Any]) -> Iterator[str]:
     for problem in error.errors():
         key = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
-            yield f"unknown key {key!r}. An entry has {', '.join(_Entry.model_fields)}"
+            yield f"unknown key {key!r}. The keys of an entry are {', '.join(_Entry.model_fields)}"
         elif problem["type"] == "missing":
             yield f"{key} is missing"
         else:

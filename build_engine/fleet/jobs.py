@@ -1,4 +1,4 @@
-"""What a fleet's entries ask for, worked out before anything is built: a job that can be run, or reasons why not."""
+"""Plans a job for each engine of a fleet before anything is built: work that can run, or the reasons why it can't."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from llm_pipeline.engine_files.manifest import MANIFEST_NAME, SourceModel
 
 
 class OtherMachineError(EngineRefusedError):
-    """Nothing is wrong with the engine that is asked for; it can't be built on this machine."""
+    """The engine is valid, but needs another machine than this one."""
 
 
 class Work(Protocol):
-    """How an engine is made."""
+    """Builds one engine."""
 
     def run(self, progress: BuildProgress) -> BuildResult:
-        """Build it, or find that it is there. Raises as build_engine does, and OtherMachineError."""
+        """Builds the engine or reuses a valid one. Raises BuildEngineError, or OtherMachineError before any work."""
         ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """An entry that can be built, as far as can be told without doing it, or the reasons why not."""
+    """`refusals` is empty if the engine can be built as far as its plan shows; `work` is None if it can't."""
 
     engine: FleetEngine
     refusals: tuple[str, ...] = ()
@@ -46,8 +46,8 @@ class Job:
     work: Work | None = None
 
     @property
-    def is_there(self) -> bool:
-        """Whether something was built before. Whether it is good takes hashing it."""
+    def exists(self) -> bool:
+        """Whether an engine was built before. Its files are not hashed here, so it may be damaged."""
         return self.engine_dir is not None and (self.engine_dir / MANIFEST_NAME).exists()
 
 
@@ -64,61 +64,63 @@ class GpuWork:
     plan: Plan
     model_dir: Path
     nvml: Nvml
-    hashed: dict[Path, SourceModel]  # shared by a fleet: engines of one model hash it once
-    is_load_tested: bool
+    hashed_models: dict[Path, SourceModel]  # shared by a fleet, so that each model is hashed once
+    with_smoke_test: bool
 
     def run(self, progress: BuildProgress) -> BuildResult:
-        combination = self.plan.combination
-        is_there = self.plan.engine_dir is not None and (self.plan.engine_dir / MANIFEST_NAME).exists()
-        if not is_there and not can_build():
-            raise OtherMachineError(_needs(self.plan))
+        exists = self.plan.engine_dir is not None and (self.plan.engine_dir / MANIFEST_NAME).exists()
+        if not exists and not can_build():
+            raise OtherMachineError(_needed_machine(self.plan))
         source = self._source(progress)
         existing = find_existing(self.plan, source, progress)
         if existing:
             return existing
         if not can_build():
-            raise OtherMachineError(_needs(self.plan))
+            raise OtherMachineError(_needed_machine(self.plan))
         try:
             machine = inspect_machine(self.plan, self.nvml)
         except EngineRefusedError as error:
-            raise OtherMachineError(f"{error} Run the same file on a machine with {combination.gpu.name}.") from error
-        return run_plan(self.plan, self.model_dir, machine, progress, source=source, is_load_tested=self.is_load_tested)
+            raise OtherMachineError(
+                f"{error} Run the same file on a machine with {self.plan.spec.gpu.name}."
+            ) from error
+        return run_plan(
+            self.plan, self.model_dir, machine, progress, source=source, with_smoke_test=self.with_smoke_test
+        )
 
     def _source(self, progress: BuildProgress) -> SourceModel:
-        if self.model_dir not in self.hashed:
-            self.hashed[self.model_dir] = hash_model(self.model_dir, self.plan.combination.model, progress)
-        return self.hashed[self.model_dir].model_copy(update={"name": self.plan.combination.model.name})
+        if self.model_dir not in self.hashed_models:
+            self.hashed_models[self.model_dir] = hash_model(self.model_dir, self.plan.spec.model, progress)
+        return self.hashed_models[self.model_dir].model_copy(update={"name": self.plan.spec.model.name})
 
 
-def _needs(plan: Plan) -> str:
-    wanted = plan.combination
+def _needed_machine(plan: Plan) -> str:
     return (
-        f"Building for {wanted.gpu.name} needs TensorRT-LLM {wanted.trtllm_version} and that GPU: "
-        "run the same file on such a machine."
+        f"Building for {plan.spec.gpu.name} needs TensorRT-LLM {plan.spec.trtllm_version} and that GPU. "
+        "Run the same file on such a machine."
     )
 
 
-def make_jobs(engines: Sequence[FleetEngine], nvml: Nvml, *, is_load_tested: bool = True) -> list[Job]:
-    """One for each engine, in order. Two that would be built in one place: the second is refused."""
-    hashed: dict[Path, SourceModel] = {}
+def make_jobs(engines: Sequence[FleetEngine], nvml: Nvml, *, with_smoke_test: bool = True) -> list[Job]:
+    """One job per engine, in order. Of two engines with the same directory the second is refused."""
+    hashed_models: dict[Path, SourceModel] = {}
     jobs: list[Job] = []
     for engine in engines:
-        job = _make_job(engine, nvml, hashed, is_load_tested)
-        twin = next((other for other in jobs if job.engine_dir and other.engine_dir == job.engine_dir), None)
-        jobs.append(Job(engine, (_same_place(twin),)) if twin else job)
+        job = _make_job(engine, nvml, hashed_models, with_smoke_test)
+        duplicate = next((other for other in jobs if job.engine_dir and other.engine_dir == job.engine_dir), None)
+        jobs.append(Job(engine, (_same_directory(duplicate),)) if duplicate else job)
     return jobs
 
 
-def _same_place(twin: Job) -> str:
+def _same_directory(other: Job) -> str:
     return (
-        f"It would be built in the place of {twin.engine.label} (engines {twin.engine.entry}): "
-        "leave it out, or give another model a name of its own."
+        f"Its directory is that of {other.engine.label} (engines {other.engine.entry}). "
+        "Omit it, or give a different model its own name."
     )
 
 
-def _make_job(engine: FleetEngine, nvml: Nvml, hashed: dict[Path, SourceModel], is_load_tested: bool) -> Job:
+def _make_job(engine: FleetEngine, nvml: Nvml, hashed_models: dict[Path, SourceModel], with_smoke_test: bool) -> Job:
     try:
-        return _cpu_job(engine) if engine.target == CPU.name else _gpu_job(engine, nvml, hashed, is_load_tested)
+        return _cpu_job(engine) if engine.target == CPU.name else _gpu_job(engine, nvml, hashed_models, with_smoke_test)
     except EngineRefusedError as error:
         return Job(engine, (str(error),))
 
@@ -130,29 +132,14 @@ def _cpu_job(engine: FleetEngine) -> Job:
         target=CPU,
         precision=find_precision(CPU, precision),
         name=engine.name,
-        context_length=engine.max_seq_len,
-        root=engine.root,
+        context_length=engine.options.max_seq_len,
+        root=engine.options.root,
     )
     return Job(engine, engine_dir=plan_engine(request), work=CpuWork(request))
 
 
-def _gpu_job(engine: FleetEngine, nvml: Nvml, hashed: dict[Path, SourceModel], is_load_tested: bool) -> Job:
-    plan = make_plan(
-        plan_request(
-            engine.target,
-            engine.model,
-            precision=engine.precision.value,
-            kv=engine.kv_cache_precision,
-            name=engine.name,
-            tp=engine.tp,
-            pp=engine.pp,
-            max_batch_size=engine.max_batch_size,
-            max_seq_len=engine.max_seq_len,
-            max_num_tokens=engine.max_num_tokens,
-            calibration=engine.calibration,
-            trtllm_version=engine.tensorrt_llm,
-            root=engine.root,
-        )
-    )
-    work = GpuWork(plan, engine.model, nvml, hashed, is_load_tested) if plan.accepted else None
+def _gpu_job(engine: FleetEngine, nvml: Nvml, hashed_models: dict[Path, SourceModel], with_smoke_test: bool) -> Job:
+    request = plan_request(engine.target, engine.model, engine.precision.value, engine.name, engine.options, nvml)
+    plan = make_plan(request)
+    work = GpuWork(plan, engine.model, nvml, hashed_models, with_smoke_test) if plan.accepted else None
     return Job(engine, plan.refusals, plan.engine_dir, work)

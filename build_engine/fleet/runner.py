@@ -1,4 +1,4 @@
-"""Runs a fleet's jobs, one after the other, and keeps what came of each."""
+"""Runs the jobs of a fleet one at a time and collects their results."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class FleetOutcome(Enum):
     OTHER_MACHINE = "other machine"
     FAILED = "failed"
     NOT_STARTED = "not started"
-    WOULD_BUILD = "would build"  # of a dry run
-    IS_THERE = "is there"  # of a dry run: found, its files not checked
+    WOULD_BUILD = "would build"  # dry run
+    EXISTS = "is there"  # dry run: found, but its files are not checked
 
 
 _DONE = {FleetOutcome.BUILT, FleetOutcome.REUSED}
-_OF_DRY_RUN = {FleetOutcome.WOULD_BUILD, FleetOutcome.IS_THERE}
+_DRY_RUN = {FleetOutcome.WOULD_BUILD, FleetOutcome.EXISTS}
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class FleetResult:
 
 
 def dry_run(jobs: Sequence[Job]) -> list[FleetResult]:
-    """What a run would do; nothing is hashed, so an engine that is there may still turn out damaged."""
-    return [_dry(job) for job in jobs]
+    """Reports what a run would do. Nothing is hashed, so an existing engine may be damaged."""
+    return [_dry_result(job) for job in jobs]
 
 
-def _dry(job: Job) -> FleetResult:
+def _dry_result(job: Job) -> FleetResult:
     if job.refusals:
         return _refused(job)
-    outcome = FleetOutcome.IS_THERE if job.is_there else FleetOutcome.WOULD_BUILD
+    outcome = FleetOutcome.EXISTS if job.exists else FleetOutcome.WOULD_BUILD
     return FleetResult(job.engine, outcome, job.engine_dir)
 
 
 def run_fleet(jobs: Sequence[Job], progress: BuildProgress, continue_on_error: bool = False) -> list[FleetResult]:
-    """One result for each job. After a failure the rest is not started, unless `continue_on_error`."""
+    """One result per job. After a failure the remaining jobs are not started, unless `continue_on_error`."""
     results: list[FleetResult] = []
     with progress.step(f"fleet of {len(jobs)}", len(jobs)) as advance:
         for number, job in enumerate(jobs, start=1):
@@ -75,17 +75,17 @@ def _refused(job: Job) -> FleetResult:
 
 
 def _run(job: Job, progress: BuildProgress) -> FleetResult:
-    """Everything that a build is known to end with; what is not known is a bug and ends the fleet."""
+    """Expected errors become results. Any other exception is a bug and ends the fleet."""
     started = time.monotonic()
     assert job.work
     try:
-        built = job.work.run(progress)
+        result = job.work.run(progress)
     except (BuildEngineError, ManifestError, OSError) as error:
         outcome = _outcome_of(error)
         return FleetResult(
             job.engine, outcome, job.engine_dir, duration_s=time.monotonic() - started, reasons=(str(error),)
         )
-    return _finished(job, built, time.monotonic() - started)
+    return _finished(job, result, time.monotonic() - started)
 
 
 def _outcome_of(error: Exception) -> FleetOutcome:
@@ -94,15 +94,15 @@ def _outcome_of(error: Exception) -> FleetOutcome:
     return FleetOutcome.REFUSED if isinstance(error, EngineRefusedError) else FleetOutcome.FAILED
 
 
-def _finished(job: Job, built: BuildResult, duration_s: float) -> FleetResult:
-    size = sum(file.size_bytes for file in built.manifest.files.values())
-    outcome = FleetOutcome.REUSED if built.reused else FleetOutcome.BUILT
-    return FleetResult(job.engine, outcome, built.engine_dir, size, duration_s)
+def _finished(job: Job, result: BuildResult, duration_s: float) -> FleetResult:
+    size = sum(file.size_bytes for file in result.manifest.files.values())
+    outcome = FleetOutcome.REUSED if result.reused else FleetOutcome.BUILT
+    return FleetResult(job.engine, outcome, result.engine_dir, size, duration_s)
 
 
 def exit_status(results: Sequence[FleetResult]) -> int:
-    """0: every engine of the file is there (or could be built, for a dry run). 1: one failed. 3: some are missing."""
+    """0: every engine exists (or could be built, for a dry run). 1: one failed. 3: some are missing."""
     outcomes = {result.outcome for result in results}
     if FleetOutcome.FAILED in outcomes:
         return BuildEngineError.exit_status
-    return 0 if outcomes <= _DONE | _OF_DRY_RUN else EngineRefusedError.exit_status
+    return 0 if outcomes <= _DONE | _DRY_RUN else EngineRefusedError.exit_status

@@ -1,21 +1,21 @@
-"""Engines for NVIDIA GPUs. All that can be worked out without a GPU is pure: the same input gives the same plan.
+"""Engines for NVIDIA GPUs. Everything that can be computed without a GPU is pure: the same input gives the same plan.
 
-    gpus          the GPUs by name; nvml asks the machine instead (the only module that knows `pynvml`)
-    precisions    what weights and KV cache can be stored in, and where that runs
-    model_config  reads a model's config.json
-    parameters    the matrices of a model, and how many of each one GPU holds
-    combination   a model, a GPU, a precision, parallelism and limits, every `auto` resolved
-    memory        bytes on each GPU; assumptions has what it takes for granted
-    refusals      why a combination can't be built
-    commands      the command lines
-    plan          all of these together; plan_output shows it, plan_table writes docs/engine-plans.md
-    convert       the first step's command; upstream is the only module that imports TensorRT-LLM
-    calibration   the text that quantisers take scales from
-    run           runs a plan's steps where TensorRT-LLM is; gpu_manifest writes down what came of it
-    timing_cache  shares TensorRT's kernel timings between builds
-    load_test     loads an engine and lets it generate
-    config_checks compares upstream's config.json with the manifest
-    gpu_verify    loads an engine on its target; generate asks it in a process of its own; accuracy judges
+    planning/
+      model_config   reads a model's config.json
+      parameters     the matrices of a model, and the part of them on one GPU
+      options        the command line options of a GPU engine
+      plan_request   resolves a target and options into the planner's request
+      spec           a model, a GPU, a precision, parallelism and limits, with every `auto` resolved
+      memory         bytes on each GPU; memory_model has the assumed constants
+      constraints    the reasons why a spec can't be built
+      calibration    the data that quantization scales are computed from
+      commands       the command lines
+      planner        all of these together; plan_json exports a plan, plan_table generates docs/engine-plans.md
+    trtllm           every call into TensorRT-LLM; the only module that imports it
+    installation     finds TensorRT-LLM and its versions
+    model_files      hashes a model and reads its special token ids
+    verification/    config_checks, smoke_test, accuracy and target_checks; generate runs an engine in a subprocess
+    building/        run executes the steps of a plan; convert is the first one; timing_cache and manifest
 
-Not run: no machine with TensorRT-LLM was at hand. What is said about it comes from its sources, versions 1.0 to 1.2.
+Not run on TensorRT-LLM: no machine with it was available. Statements about it come from its sources, 1.0 to 1.2.
 """

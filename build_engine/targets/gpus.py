@@ -1,7 +1,7 @@
-"""The GPUs that engines are planned for, by name.
+"""The NVIDIA GPUs that engines can be planned for, by name.
 
-SM: developer.nvidia.com/cuda-gpus. Memory: the product pages' figure, taken as 10^9 bytes each GB, which is at or
-below what drivers report (an L40S of 48 GB has 46068 MiB, an H100 of 80 GB 81559 MiB). `--target auto` asks the driver.
+SM: developer.nvidia.com/cuda-gpus. Memory: the figure of the product page with 10^9 bytes per GB, which is at most what
+drivers report (an L40S of 48 GB has 46068 MiB, an H100 of 80 GB 81559 MiB). `--target auto` uses the driver's figure.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GB = 1_000_000_000
-OLDEST_SM = 80  # TensorRT-LLM 1.x: Volta and Turing are not in its support matrix
+OLDEST_SM = 80  # of TensorRT-LLM 1.x, whose support matrix has neither Volta nor Turing
 
 
 @dataclass(frozen=True)
 class Gpu:
-    name: str  # as in --target and in the engine's path
-    product: str  # as NVIDIA writes it; NVML's name contains its first word that holds a digit
-    sm: int  # compute capability times ten: engines run on this one only
+    name: str  # in --target and in the engine's path
+    product: str  # NVIDIA's spelling; NVML's name contains its first word with a digit
+    sm: int  # compute capability times ten; an engine runs on this SM only
     memory_bytes: int
 
     @property
     def min_trtllm(self) -> tuple[int, int]:
-        """First TensorRT-LLM with this SM (its release notes: B300 in 1.1; RTX PRO 6000 and GB10 in 1.2)."""
+        """First TensorRT-LLM version with this SM (its release notes: B300 in 1.1; RTX PRO 6000 and GB10 in 1.2)."""
         return {103: (1, 1), 120: (1, 2), 121: (1, 2)}.get(self.sm, (1, 0))
 
 
@@ -54,7 +54,7 @@ GPUS = {
         ("gb10", "GB10 (DGX Spark)", 121, 128),
     )
 }
-# Other names that people give the same target.
+# Other common names of these targets.
 ALIASES = {
     "a100-80gb": "a100",
     "h100-80gb": "h100",

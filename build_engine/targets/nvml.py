@@ -1,7 +1,6 @@
-"""Asks the driver which GPUs this machine has, for `--target auto`. The only module that knows `pynvml`.
+"""Detects the GPUs of this machine through NVML, for `--target auto`. The only module that imports `pynvml`.
 
-Memory and SM are always the driver's. The name is a target's where the table has it, else the product's: the plan needs
-no table entry.
+Memory and SM are always the driver's. A GPU that the table lacks is named after its product.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from build_engine.model_names import slug
 from build_engine.targets.gpus import GPUS, Gpu
 
 INSTALL = "pip install nvidia-ml-py"
-_MEMORY_TOLERANCE = 0.1  # between a product's nominal memory and the driver's figure
+_MEMORY_TOLERANCE = 0.1  # relative difference between a product's nominal memory and the driver's figure
 
 
 @dataclass(frozen=True)
 class NvmlGpu:
-    """One GPU as the driver describes it."""
+    """One GPU as the driver reports it."""
 
     name: str  # such as "NVIDIA H100 80GB HBM3"
     sm: int
@@ -34,15 +33,15 @@ class Nvml(Protocol):
     """The machine's GPUs, in the driver's order."""
 
     def gpus(self) -> list[NvmlGpu]:
-        """EngineRefusedError when the driver can't be asked."""
+        """Every method raises EngineRefusedError if the driver or its bindings are missing."""
         ...
 
     def driver_version(self) -> str:
-        """Such as 580.95.05; EngineRefusedError as above."""
+        """Such as 580.95.05."""
         ...
 
     def cuda_version(self) -> str:
-        """The newest CUDA that the driver runs, such as 13.0; EngineRefusedError as above."""
+        """The newest CUDA version that the driver supports, such as 13.0."""
         ...
 
 
@@ -53,7 +52,7 @@ class DetectedGpus:
 
 
 class PynvmlNvml:
-    """Through NVIDIA's own bindings, which are not installed by default."""
+    """Queries the driver with NVIDIA's Python bindings, which are not installed by default."""
 
     def gpus(self) -> list[NvmlGpu]:
         with _session() as pynvml:
@@ -81,7 +80,7 @@ def _session() -> Iterator[Any]:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         raise EngineRefusedError(
-            f"No NVIDIA driver answers ({error}). Name a GPU with --target; `targets` lists them."
+            f"The NVIDIA driver can't be queried ({error}). Name a GPU with --target; `targets` lists them."
         ) from error
 
 
@@ -90,8 +89,8 @@ def _import_pynvml() -> Any:
         return importlib.import_module("pynvml")
     except ModuleNotFoundError as error:
         raise EngineRefusedError(
-            f"Asking for this machine's GPU needs NVML's Python bindings: {INSTALL}. "
-            "Or name a GPU; `targets` lists them."
+            f"Detecting the GPU needs NVML's Python bindings. Install them with `{INSTALL}`, "
+            "or name a GPU with --target; `targets` lists them."
         ) from error
 
 
@@ -103,38 +102,42 @@ def _describe(pynvml: Any, index: int) -> NvmlGpu:
 
 
 def _text(value: str | bytes) -> str:
-    """nvidia-ml-py gave bytes before 11.525."""
+    """nvidia-ml-py returns bytes before version 11.525."""
     return value.decode() if isinstance(value, bytes) else value
 
 
 def detect_gpu(nvml: Nvml) -> DetectedGpus:
-    """The machine's GPU, which must be the same in every slot. EngineRefusedError when there is none, or several."""
-    found = nvml.gpus()
-    if not found:
+    """The GPU of this machine. Raises EngineRefusedError if there is none, or if there are different ones."""
+    gpus = nvml.gpus()
+    if not gpus:
         raise EngineRefusedError("--target auto found no GPU. Name one with --target; `targets` lists them.")
-    kinds = sorted({(gpu.name, gpu.sm) for gpu in found})
+    kinds = sorted({(gpu.name, gpu.sm) for gpu in gpus})
     if len(kinds) > 1:
         names = ", ".join(f"{name} (SM {sm})" for name, sm in kinds)
         raise EngineRefusedError(
             f"--target auto found different GPUs: {names}. Name one with --target, and hide the others with "
             "CUDA_VISIBLE_DEVICES when building."
         )
-    smallest = min(found, key=lambda gpu: gpu.memory_bytes)
-    return DetectedGpus(identify(smallest), len(found))
+    smallest = min(gpus, key=lambda gpu: gpu.memory_bytes)
+    return DetectedGpus(identify(smallest), len(gpus))
 
 
-def identify(found: NvmlGpu) -> Gpu:
+def identify(device: NvmlGpu) -> Gpu:
     """The table's entry with the driver's memory, or a new entry named after the product."""
-    product = re.sub(r"^NVIDIA ", "", found.name)
+    product = re.sub(r"^NVIDIA ", "", device.name)
     for gpu in GPUS.values():
-        if gpu.sm == found.sm and _model_word(gpu.product) in re.split(r"[ -]", product) and _is_close(gpu, found):
-            return replace(gpu, memory_bytes=found.memory_bytes)
-    return Gpu(slug(product) or f"sm{found.sm}", product, found.sm, found.memory_bytes)
+        if (
+            gpu.sm == device.sm
+            and _model_word(gpu.product) in re.split(r"[ -]", product)
+            and _has_same_memory(gpu, device)
+        ):
+            return replace(gpu, memory_bytes=device.memory_bytes)
+    return Gpu(slug(product) or f"sm{device.sm}", product, device.sm, device.memory_bytes)
 
 
 def _model_word(product: str) -> str:
     return next(word for word in product.split() if any(letter.isdigit() for letter in word))
 
 
-def _is_close(gpu: Gpu, found: NvmlGpu) -> bool:
-    return abs(gpu.memory_bytes - found.memory_bytes) <= _MEMORY_TOLERANCE * gpu.memory_bytes
+def _has_same_memory(gpu: Gpu, device: NvmlGpu) -> bool:
+    return abs(gpu.memory_bytes - device.memory_bytes) <= _MEMORY_TOLERANCE * gpu.memory_bytes

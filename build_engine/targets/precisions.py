@@ -1,13 +1,13 @@
-"""What weights and KV cache can be stored in: their size, the SMs they run on, and what upstream calls them.
+"""Precisions of weights and KV cache: their size, the SMs that support them, and their names upstream.
 
-Where they run: `build()` in tensorrt_llm/builder.py refuses INT8 and INT4 weights, SmoothQuant and an INT8 KV cache on
-SM 100 to 119. AWQ counts as INT4: it is weight-only with groups (tensorrt_llm/quantization/mode.py). FP8 is there from
-Ada on (89), NVFP4 from Blackwell on (100). For SM 120 and 121 `build()` has no rule; what it refuses on the other
-Blackwells is refused there too.
+Support: `build()` in tensorrt_llm/builder.py rejects INT8 and INT4 weights, SmoothQuant and an INT8 KV cache on SM 100
+to 119. AWQ counts as INT4: it is weight-only with groups (tensorrt_llm/quantization/mode.py). FP8 needs Ada (89) or
+newer, NVFP4 Blackwell (100) or newer. `build()` has no rule for SM 120 and 121; the restrictions of the other Blackwell
+GPUs are applied to them as well.
 
-Sizes: tensorrt_llm/quantization/quantize_by_modelopt.py and NVIDIA ModelOpt's formats. NVFP4 has one FP8 scale for 16
-values; AWQ one 16-bit scale for 128, no zero points, and a 16-bit factor for each input; SmoothQuant and weight-only
-have one scale for each output.
+Sizes: tensorrt_llm/quantization/quantize_by_modelopt.py and NVIDIA ModelOpt's formats. NVFP4 has one FP8 scale per 16
+values; AWQ one 16-bit scale per 128, no zero points, and a 16-bit factor per input; SmoothQuant and weight-only have
+one scale per output.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from enum import Enum
 BLACKWELL_SM = 100
 AWQ_GROUP = 128
 NVFP4_GROUP = 16
-# Names that upstream gives its data types.
+# Upstream's names of data types.
 FLOAT32, FLOAT16, BFLOAT16 = "float32", "float16", "bfloat16"
 DTYPE_BYTES = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2}
 
 
 class PrecisionName(str, Enum):
-    """What --precision takes."""
+    """The values of --precision."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -40,7 +40,7 @@ class PrecisionName(str, Enum):
 
 
 class KvPrecisionName(str, Enum):
-    """What --kv-cache-precision takes; fp16 is 16 bits, in the data type of the model's computations."""
+    """The values of --kv-cache-precision. fp16: 16 bits, in the data type of the model's computations."""
 
     AUTO = "auto"
     FP16 = "fp16"
@@ -50,12 +50,12 @@ class KvPrecisionName(str, Enum):
 
 @dataclass(frozen=True)
 class Precision:
-    """How the weights of linear layers are stored and computed with. Embedding, head, router and norms stay 16-bit."""
+    """Storage and arithmetic of the weights of linear layers. Embedding, head, router and norms stay 16-bit."""
 
     name: str
     weight_bits: int
     qformat: str  # of quantize_and_export
-    quant_algo: str | None = None  # of QuantConfig, where no calibration is needed
+    quant_algo: str | None = None  # of QuantConfig, if no calibration is needed
     dtype: str | None = None  # of computations; None: the model's own
     group_size: int = 0  # inputs that share a scale
     bits_per_group: int = 0
@@ -63,16 +63,16 @@ class Precision:
     bits_per_input: int = 0
     bits_per_matrix: int = 0
     min_sm: int = 80
-    end_sm: int | None = None  # first SM without it
+    end_sm: int | None = None  # first SM that does not support it
     is_calibrated: bool = False
     has_fp8_attention: bool = False  # build() allows FP8 context attention for FP8, W4A8_AWQ and NVFP4 only
-    input_multiple: int = 1  # a matrix on one GPU must have a multiple of this many inputs
+    input_multiple: int = 1  # a matrix on one GPU must have a multiple of this number of inputs
 
     def runs_on(self, sm: int) -> bool:
         return self.min_sm <= sm and (self.end_sm is None or sm < self.end_sm)
 
     def matrix_bytes(self, outputs: int, inputs: int) -> int:
-        """Bytes of one matrix with its scales."""
+        """Bytes of one matrix [outputs, inputs] with its scales."""
         bits = outputs * inputs * self.weight_bits + outputs * self.bits_per_output + inputs * self.bits_per_input
         if self.group_size:
             bits += outputs * -(-inputs // self.group_size) * self.bits_per_group
@@ -150,7 +150,7 @@ PRECISIONS = {
 @dataclass(frozen=True)
 class KvPrecision:
     name: str
-    quantised_bytes: int | None  # of one value; None: as wide as the model's data type
+    quantized_bytes: int | None  # per value; None: the width of the model's data type
     min_sm: int = 80
     end_sm: int | None = None
 
@@ -158,7 +158,7 @@ class KvPrecision:
         return self.min_sm <= sm and (self.end_sm is None or sm < self.end_sm)
 
 
-KV_FP32 = KvPrecision("fp32", None)  # what an fp32 model has; it can't be asked for
+KV_FP32 = KvPrecision("fp32", None)  # of an fp32 engine; not a value of --kv-cache-precision
 KV_PRECISIONS = {
     kv.name: kv
     for kv in (
@@ -170,13 +170,13 @@ KV_PRECISIONS = {
 
 
 def precision_names(sm: int) -> tuple[str, ...]:
-    """What runs on that SM, `auto`'s choice for a bfloat16 model first."""
+    """The precisions that `sm` supports, starting with the one that `auto` selects for a bfloat16 model."""
     first = auto_precision(sm, BFLOAT16).name
     return (first, *(name for name, precision in PRECISIONS.items() if precision.runs_on(sm) and name != first))
 
 
 def auto_precision(sm: int, model_dtype: str) -> Precision:
-    """NVFP4 on Blackwell, FP8 on Ada and Hopper, else 16 bits: the model's own type, bfloat16 for an fp32 model."""
+    """NVFP4 on Blackwell, FP8 on Ada and Hopper, else 16 bits: the model's own type, or bfloat16 for an fp32 model."""
     if sm >= BLACKWELL_SM:
         return PRECISIONS["nvfp4"]
     if sm >= PRECISIONS["fp8"].min_sm:
@@ -185,9 +185,9 @@ def auto_precision(sm: int, model_dtype: str) -> Precision:
 
 
 def auto_kv_precision(precision: Precision, sm: int) -> KvPrecision:
-    """FP8 where attention can compute in FP8, since paged attention with an FP8 cache needs it; else unquantised.
+    """FP8 if attention can compute in FP8, which paged attention with an FP8 cache requires; else unquantized.
 
-    Never INT8: build() switches paged context attention off with it, and with that prefix reuse and chunked prefill.
+    Never INT8: build() disables paged context attention with it, and so the prefix cache and chunked prefill.
     """
     if precision.dtype == FLOAT32:
         return KV_FP32

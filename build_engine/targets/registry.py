@@ -1,4 +1,4 @@
-"""What engines can be built for. A target is data; the step that compiles for its kind lives in a module of its own."""
+"""The targets that engines can be built for, and whether this machine has the packages to do it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from build_engine.model_names import slug
 from build_engine.targets.gpus import ALIASES, GB, GPUS, Gpu
 from build_engine.targets.precisions import precision_names
 
+AUTO = "auto"  # instead of a name: the GPU of this machine
+
 
 class TargetKind(Enum):
-    """Which compiler makes the engine."""
+    """The compiler that builds the engine."""
 
     OPENVINO_CPU = "openvino-cpu"
     TENSORRT_LLM = "tensorrt-llm"
@@ -26,9 +28,9 @@ class Target:
     kind: TargetKind
     description: str
     precisions: tuple[str, ...]  # the first is the default
-    packages: tuple[str, ...]  # importable modules that the build needs
+    packages: tuple[str, ...]  # modules that the build imports
     extra: str  # the extra of this project that installs them
-    gpu: Gpu | None = None  # what TENSORRT_LLM builds for
+    gpu: Gpu | None = None  # set for TENSORRT_LLM
 
     @property
     def default_precision(self) -> str:
@@ -38,7 +40,7 @@ class Target:
 CPU = Target(
     name="cpu",
     kind=TargetKind.OPENVINO_CPU,
-    description="any x86-64 or Arm CPU, through OpenVINO; the same files run on each of them",
+    description="any x86-64 or Arm CPU, through OpenVINO; the same files run on all of them",
     precisions=("fp16", "int8"),
     packages=("gguf", "openvino", "safetensors", "tokenizers"),
     extra="build",
@@ -46,7 +48,7 @@ CPU = Target(
 
 
 def gpu_target(gpu: Gpu) -> Target:
-    """The target of a GPU; its first precision is what `auto` takes for a bfloat16 model."""
+    """The target of a GPU. Its first precision is the one that `auto` selects for a bfloat16 model."""
     return Target(
         name=gpu.name,
         kind=TargetKind.TENSORRT_LLM,
@@ -63,34 +65,36 @@ TARGETS = {CPU.name: CPU} | {name: gpu_target(gpu) for name, gpu in GPUS.items()
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether this machine can build for a target, and why (not)."""
+    """Whether this machine can build for a target, with the reason."""
 
     works: bool
     reason: str
 
 
 def find_target(name: str) -> Target:
-    """The target of that name, in any spelling ("RTX PRO 6000"); EngineRefusedError lists the known ones."""
-    known = slug(name)
+    """The target of that name, in any spelling ("RTX PRO 6000"). Raises EngineRefusedError if there is none."""
+    key = slug(name)
     try:
-        return TARGETS[ALIASES.get(known, known)]
+        return TARGETS[ALIASES.get(key, key)]
     except KeyError:
         raise EngineRefusedError(f"Unknown target {name!r}. Known targets: {', '.join(TARGETS)}.") from None
 
 
 def find_precision(target: Target, precision: str | None) -> str:
-    """The precision asked for, or the target's default; EngineRefusedError when the target does not have it."""
-    chosen = precision or target.default_precision
-    if chosen not in target.precisions:
-        known = ", ".join(target.precisions)
-        raise EngineRefusedError(f"Target {target.name} has no precision {chosen!r}. It builds: {known}.")
-    return chosen
+    """`precision`, or the target's default if None. Raises EngineRefusedError if the target does not support it."""
+    precision = precision or target.default_precision
+    if precision not in target.precisions:
+        supported = ", ".join(target.precisions)
+        raise EngineRefusedError(
+            f"Target {target.name} does not support precision {precision!r}. Choose one of {supported}."
+        )
+    return precision
 
 
 def availability(target: Target) -> Availability:
-    """Look for the target's packages without importing them (OpenVINO takes a second to import)."""
+    """Finds the target's packages without importing them, since importing OpenVINO takes a second."""
     if sys.platform != "linux":
-        return Availability(False, f"builds are supported on Linux, this is {sys.platform}")
+        return Availability(False, f"engines can be built on Linux only, and this is {sys.platform}")
     missing = [name for name in target.packages if importlib.util.find_spec(name) is None]
     if missing:
         install = f"pip install 'triton-completions[{target.extra}]'"
@@ -99,7 +103,7 @@ def availability(target: Target) -> Availability:
 
 
 def require_available(target: Target) -> None:
-    """EngineRefusedError with the reason when this machine can't build for the target."""
-    found = availability(target)
-    if not found.works:
-        raise EngineRefusedError(f"Can't build for {target.name} here: {found.reason}.")
+    """Raises EngineRefusedError with the reason if this machine can't build for the target."""
+    here = availability(target)
+    if not here.works:
+        raise EngineRefusedError(f"This machine can't build for {target.name}: {here.reason}.")

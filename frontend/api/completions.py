@@ -146,7 +146,7 @@ async def _read(dependencies: Dependencies, request: Request, timeout_s: float) 
 
 
 def _parse(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, int]:
-    return validate(parse_object(body), max_choices=settings.most_choices, is_strict=settings.strict_fields)
+    return validate(parse_object(body), max_choices=settings.max_choices_per_request, is_strict=settings.strict_fields)
 
 
 def _start(

@@ -1,4 +1,4 @@
-"""The front end's view of whatever completes prompts: the Generator port, in terms of messages, not of Triton."""
+"""Defines the Generator port: completes prompts, in terms of messages instead of Triton's tensors."""
 
 from __future__ import annotations
 
@@ -11,40 +11,42 @@ from llm_pipeline.protocol.model_info import ModelInfo
 
 
 class UnreachableError(PipelineError):
-    """The request has not reached an engine, so another one may be asked: nothing of it runs anywhere."""
+    """The request has not reached any engine, so it may be retried on another endpoint."""
 
     def __init__(self) -> None:
-        message = "The model server cannot be reached at the moment; try again shortly."
-        super().__init__(ErrorCode.SERVICE_UNAVAILABLE, message)
+        super().__init__(ErrorCode.SERVICE_UNAVAILABLE, "The model server cannot be reached. Retry the request.")
 
 
 class NoRoomError(PipelineError):
-    """Triton has no memory left for this request. It is well all the same, and may serve the next one."""
+    """Triton has no shared memory left for this request. The endpoint is healthy and may serve the next one."""
 
     def __init__(self) -> None:
-        message = "The model server has no room for this request; try again shortly."
-        super().__init__(ErrorCode.SERVICE_UNAVAILABLE, message)
+        super().__init__(ErrorCode.SERVICE_UNAVAILABLE, "The model server is out of memory. Retry the request.")
 
 
 class Generator(Protocol):
-    """Completes prompts, many at once.
+    """Completes many prompts concurrently. An implementation belongs to one event loop.
 
-    Who iterates over `generate` goes on to the very end: past the finish reason, and past a `stop`. The end says that
-    the engine is done with the request. Closing the iterator early, or cancelling a task that waits for it, is a last
-    resort: it cancels the call to Triton, which this Triton version doesn't always survive (server PR 8078).
+    Callers must exhaust the iterator returned by `generate`: past the finish reason, and past a `cancel`. Its end means
+    that the engine has finished its work for the request. Closing the iterator early, or cancelling a task that waits
+    for it, is a last resort: it cancels the call to Triton, which this Triton version does not always survive (server
+    PR 8078).
     """
 
     def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """The chunks of one completion, as they are made. Raises PipelineError, UnreachableError before a chunk."""
+        """Yields the chunks of one completion as they are generated.
+
+        Raises PipelineError if the completion fails; UnreachableError only before the first chunk.
+        """
 
     async def cancel(self, key: str) -> None:
-        """Ask the engine to end the request with this key soon. PipelineError when the message can't be delivered."""
+        """Requests the end of the request with this key. Raises PipelineError if the message cannot be delivered."""
 
     async def get_model_info(self) -> ModelInfo:
-        """Limits and capabilities of the model. PipelineError when the engine can't be asked."""
+        """Returns the limits and capabilities of the model. Raises PipelineError if the engine cannot be reached."""
 
     async def is_ready(self) -> bool:
-        """Whether the engine can be reached and has loaded the model; cheap, never raises, answers within seconds."""
+        """Whether the engine can be reached and has loaded the model. Never raises, and returns within seconds."""
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Closes all connections."""

@@ -1,13 +1,13 @@
-"""One Triton over gRPC: the connection, requests as protobuf, responses of a call, and what its failures mean.
+"""Connects to one Triton over gRPC: requests as protobuf, the responses of a call, and errors from its failures.
 
-The only module that knows gRPC and Triton's protocol. It speaks in arrays and PipelineErrors; which tensors a model
-takes and gives is its users' business.
+The only module that depends on gRPC and Triton's protocol. Its interface consists of arrays and PipelineErrors; the
+callers define which tensors a model has.
 
-A call is one HTTP/2 stream with one request or several of the same kind. It is read to its end and never cancelled:
-this Triton version does not always survive a cancellation (server PR 8078). Failures come inside the responses: the
-header `triton_grpc_error: true` would turn them into gRPC status codes, but with it 1,600 failing requests, 32 at a
-time, crashed Triton 2.51 (SIGSEGV); without it they did not. Response compression stays off: it cuts the throughput to
-two fifths (measured). What else was tried: docs/decisions/0008.
+A call is one HTTP/2 stream with one or more requests of the same kind. It is read to its end and never cancelled: this
+Triton version does not always survive a cancellation (server PR 8078). Failures arrive inside the responses: the header
+`triton_grpc_error: true` would turn them into gRPC status codes, but with it 1,600 failing requests, 32 at a time,
+crashed Triton 2.51 (SIGSEGV); without it they did not. Response compression stays off: it reduces the throughput by
+60 % (measured). Alternatives that were tried: docs/decisions/0008.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ _MAX_LOGGED_CHARACTERS = 300
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # Triton comes back within seconds: look for it more often than gRPC's own backoff of up to two minutes.
+    # Triton restarts within seconds: reconnect more often than gRPC's default backoff of up to two minutes allows.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
-    # A channel of its own for each TritonChannel: channels with equal options would share one connection otherwise.
+    # One connection for each TritonChannel: channels with equal options would otherwise share one.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
-# What says that Triton is gone, starting or stopping: gRPC codes, and words of Triton's own where there is no code.
+# Triton is down, starting or stopping: gRPC codes, and texts of Triton's errors that have no code.
 _UNAVAILABLE_CODES = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND}
-_REFUSAL_WORDS = ("unknown model", "is not ready", "is not found", "Server is stopping")
+_NOT_READY_TEXTS = ("unknown model", "is not ready", "is not found", "Server is stopping")
 _NAMED_MODEL = re.compile(r"\bmodel:? '([^']*)'")
-# gRPC's words for a call that found no connection: nothing of it has left this process. A test holds gRPC to them.
-_NO_CONNECTION_WORDS = ("failed to connect to all addresses", "DNS resolution failed")
+# gRPC's errors for a call without a connection: nothing was sent. A test checks that gRPC still uses these texts.
+_NO_CONNECTION_TEXTS = ("failed to connect to all addresses", "DNS resolution failed")
 
 # Protobuf's generated classes have no types of their own.
 InferRequest: TypeAlias = Any
 InferResponse: TypeAlias = Any
-ReadFailure: TypeAlias = Callable[[str], PipelineError | None]  # from what a model says to our error, if it is known
+ReadFailure: TypeAlias = Callable[[str], PipelineError | None]  # details of a failure -> error, if recognised
 
 
 class TritonChannel:
-    """A connection to one Triton, made at first use. All methods belong to one event loop."""
+    """A connection to one Triton, opened at first use. All methods belong to one event loop."""
 
     def __init__(
         self, address: str, *, read_failure: ReadFailure = PipelineError.from_wire, logs_details: bool = True
     ) -> None:
-        """`logs_details`: whether what a failure says may be logged; models of others may quote prompts in it."""
+        """`logs_details`: whether details of a failure may be logged. Third-party models may quote prompts in them."""
         self.address = address
         self._read_failure = read_failure
         self._logs_details = logs_details
@@ -74,13 +74,13 @@ class TritonChannel:
 
     @functools.cached_property
     def _channel(self) -> grpc.aio.Channel:
-        # Made at first use: a grpc.aio channel belongs to the event loop that is running when it is made.
+        # At first use, as a grpc.aio channel belongs to the event loop that is running when it is created.
         return grpc.aio.insecure_channel(self.address, options=_OPTIONS)
 
     @functools.cached_property
     def _infer_one(self) -> Any:
-        # The method takes a stream of requests; a stream of one is the same on the wire as a single request, and costs
-        # one operation in place of three.
+        # The method takes a stream of requests. A single request is the same on the wire as a stream of one, and costs
+        # one operation instead of three.
         return self._channel.unary_stream(
             _SERVICE + "ModelStreamInfer",
             request_serializer=service_pb2.ModelInferRequest.SerializeToString,
@@ -112,9 +112,10 @@ class TritonChannel:
         )
 
     async def infer(self, request: InferRequest) -> AsyncIterator[InferResponse]:
-        """The responses to one request, to their end. UnreachableError when nothing was sent, else PipelineError.
+        """Yields the responses to one request, to the end of the call.
 
-        After an error inside a response, the rest of the call is read in the background.
+        Raises UnreachableError if nothing was sent, PipelineError for any other failure. After an error inside a
+        response, the rest of the call is read in the background.
         """
         call, has_begun = self._infer_one(request), False
         try:
@@ -128,7 +129,7 @@ class TritonChannel:
             raise self._rpc_failure(error, request, has_begun=has_begun) from error
 
     async def infer_all(self, requests: Sequence[InferRequest]) -> None:
-        """Send requests whose responses say nothing; returns when all are answered. PipelineError as the first says."""
+        """Sends requests and discards their responses. Raises the PipelineError of the first that fails."""
         try:
             messages = self._infer_many(_each(requests))
             failures = [message.error_message async for message in messages if message.error_message]
@@ -138,23 +139,25 @@ class TritonChannel:
             raise self._failure(None, failures[0], requests[0])
 
     async def is_model_ready(self, model: str) -> bool:
-        """Whether Triton can be reached and has loaded the model. Never raises, answers within seconds."""
+        """Whether Triton can be reached and has loaded the model. Never raises, and returns within seconds."""
         try:
-            answer = await self._model_ready(service_pb2.ModelReadyRequest(name=model), timeout=_READY_TIMEOUT_S)
+            response = await self._model_ready(service_pb2.ModelReadyRequest(name=model), timeout=_READY_TIMEOUT_S)
         except grpc.RpcError:
             return False
-        return bool(answer.ready)
+        return bool(response.ready)
 
     async def model_inputs(self, model: str) -> frozenset[str]:
-        """The names of a model's inputs. PipelineError."""
+        """Returns the names of a model's inputs. Raises PipelineError if Triton cannot be reached."""
         try:
-            answer = await self._model_metadata(service_pb2.ModelMetadataRequest(name=model), timeout=_READY_TIMEOUT_S)
+            response = await self._model_metadata(
+                service_pb2.ModelMetadataRequest(name=model), timeout=_READY_TIMEOUT_S
+            )
         except grpc.RpcError as error:
             raise self._rpc_failure(error, infer_request(model, [], "metadata")) from error
-        return frozenset(tensor.name for tensor in answer.inputs)
+        return frozenset(tensor.name for tensor in response.inputs)
 
     async def close(self) -> None:
-        """Let go of the connection."""
+        """Closes the connection."""
         if "_channel" in self.__dict__:
             await self._channel.close()
 
@@ -166,10 +169,10 @@ class TritonChannel:
     def _failure(
         self, code: grpc.StatusCode | None, details: str, request: InferRequest, *, has_begun: bool = False
     ) -> PipelineError:
-        """The client's view of a failed call. What Triton said about it goes to the log."""
-        ours = self._read_failure(details)
-        if ours is not None:
-            return ours
+        """The error of a failed call for the client. Triton's details go to the log."""
+        known_error = self._read_failure(details)
+        if known_error is not None:
+            return known_error
         log.warning(
             "triton_call_failed",
             request_id=request.id,
@@ -177,12 +180,12 @@ class TritonChannel:
             grpc_code=str(code),
             details=_logged(details) if self._logs_details else f"{len(details)} characters",
         )
-        if not has_begun and _is_refusal(details, request.model_name):
+        if not has_begun and _is_not_started(details, request.model_name):
             return UnreachableError()
-        return _failure_by_words(code, details)
+        return _error_from_text(code, details)
 
     def _read_in_background(self, call: Any) -> None:
-        """Reads a failed call to its end: letting go of it would cancel it, see the module."""
+        """Reads a failed call to its end: dropping it would cancel it."""
         task = asyncio.create_task(_read_to_end(call))
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
@@ -195,8 +198,9 @@ def infer_request(
     *,
     parameters: Mapping[str, str] | None = None,
 ) -> InferRequest:
-    """A request for one model. The id comes back in every response and stands in Triton's log; Triton hands the
-    parameters to every step of an ensemble.
+    """Builds a request for one model.
+
+    The id is part of every response and of Triton's log. Triton passes the parameters to every step of an ensemble.
     """
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     for name, value in (parameters or {}).items():
@@ -214,7 +218,7 @@ def _raw(spec: TensorSpec, values: Array) -> bytes:
 
 
 def output_names(response: InferResponse) -> list[str]:
-    """The outputs of a response, in the order of its `raw_output_contents`; none when it only ends a call."""
+    """The outputs of a response, in the order of its `raw_output_contents`; empty if it only ends a call."""
     return [output.name for output in response.outputs]
 
 
@@ -227,7 +231,7 @@ async def _read_to_end(call: Any) -> None:
     try:
         await asyncio.wait_for(_exhaust(call), _FINISH_TIMEOUT_S)
     except (asyncio.TimeoutError, grpc.RpcError) as error:
-        log.info("failed_call_did_not_end_well", reason=type(error).__name__)
+        log.info("failed_call_not_read_to_its_end", reason=type(error).__name__)
 
 
 async def _exhaust(call: Any) -> None:
@@ -236,31 +240,29 @@ async def _exhaust(call: Any) -> None:
 
 
 def _logged(details: str) -> str:
-    """The first line: what follows is a traceback."""
+    """The first line; the others are a traceback."""
     return details.split("\n", 1)[0][:_MAX_LOGGED_CHARACTERS]
 
 
-def _is_refusal(details: str, model: str) -> bool:
-    """Whether nothing of the request runs anywhere. A step of an ensemble that refuses follows others that have begun:
-    Triton names the ensemble then, or the step's model.
+def _is_not_started(details: str, model: str) -> bool:
+    """Whether the request has not started anywhere. If a later step of an ensemble is not ready, earlier ones have
+    started: Triton's error then names the ensemble or the model of that step.
     """
     if "in ensemble" in details:
         return False
-    if any(words in details for words in _NO_CONNECTION_WORDS):
+    if any(text in details for text in _NO_CONNECTION_TEXTS):
         return True
     named = _NAMED_MODEL.search(details)
-    return any(words in details for words in _REFUSAL_WORDS) and (named is None or named[1] == model)
+    return any(text in details for text in _NOT_READY_TEXTS) and (named is None or named[1] == model)
 
 
-def _failure_by_words(code: grpc.StatusCode | None, details: str) -> PipelineError:
-    if code in _UNAVAILABLE_CODES or any(words in details for words in (*_NO_CONNECTION_WORDS, *_REFUSAL_WORDS)):
-        return PipelineError(
-            ErrorCode.SERVICE_UNAVAILABLE, "The model server cannot be reached at the moment; try again shortly."
-        )
-    # Of the Python backend: /dev/shm is full, and this request is larger than what is left of its own share.
+def _error_from_text(code: grpc.StatusCode | None, details: str) -> PipelineError:
+    if code in _UNAVAILABLE_CODES or any(text in details for text in (*_NO_CONNECTION_TEXTS, *_NOT_READY_TEXTS)):
+        return PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "The model server cannot be reached. Retry the request.")
+    # The Python backend's error if /dev/shm is full and this request exceeds what is left of the backend's own share.
     if "shared memory pool" in details:
         return NoRoomError()
-    # The Python backend's words for a model process that died: Triton restarts it.
+    # The Python backend's error if a model process has died: Triton restarts it.
     if "not healthy" in details:
-        return PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is restarting; try again shortly.")
+        return PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is restarting. Retry the request.")
     return internal_error()

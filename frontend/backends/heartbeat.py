@@ -1,4 +1,4 @@
-"""Tells decode that this process lives, once a second while it has requests there; see docs/decisions/0011."""
+"""Renews this process's lease with decode once per second while it has requests there; see docs/decisions/0011."""
 
 from __future__ import annotations
 
@@ -13,43 +13,47 @@ from llm_pipeline.protocol.errors import PipelineError
 
 log = structlog.get_logger(__name__)
 
-RENEW_S = 1.0
-
 
 class Heartbeat:
-    """Hold it (`with lease:`) while a request is in work. `renew` sends one message; PipelineError when it can't.
+    """A context manager to enter for each request: while at least one is running, the lease is renewed.
 
-    A message that hangs is waited for, not repeated and not cancelled: decode, which is behind the same Triton, does
-    not hear the next one either.
+    `renew` sends one message and raises PipelineError if it cannot be delivered. A message without a response is
+    neither repeated nor cancelled: it goes to the same Triton as the next one would.
     """
 
-    def __init__(self, renew: Callable[[str], Awaitable[None]]) -> None:
-        self.owner = uuid.uuid4().hex  # of this process and this connection, and of no other
+    def __init__(self, renew: Callable[[str], Awaitable[None]], *, interval_s: float = 1.0) -> None:
+        self.client_id = uuid.uuid4().hex  # unique to this process and connection
         self._renew = renew
-        self._held = 0
-        self._renewing: asyncio.Task[None] | None = None
+        self._interval_s = interval_s
+        self._running = 0  # requests
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_beating(self) -> bool:
+        """Whether the lease is being renewed. Ends up to one interval after the last request."""
+        return self._task is not None and not self._task.done()
 
     def __enter__(self) -> None:
-        self._held += 1
-        if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.create_task(self._keep())
+        self._running += 1
+        if not self.is_beating:
+            self._task = asyncio.create_task(self._beat())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._held -= 1
+        self._running -= 1
 
     def close(self) -> None:
-        """Nothing is in work any more."""
-        if self._renewing is not None:
-            self._renewing.cancel()
+        """Ends the heartbeat."""
+        if self._task is not None:
+            self._task.cancel()
 
-    async def _keep(self) -> None:
+    async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(RENEW_S)  # each request is a sign of life by itself, so this comes first
-            if not self._held:
+            await asyncio.sleep(self._interval_s)  # first, because a request renews the lease by itself
+            if not self._running:
                 return
             try:
-                await self._renew(self.owner)
+                await self._renew(self.client_id)
             except PipelineError as error:
                 log.warning("lease_not_renewed", error=error.code.value)

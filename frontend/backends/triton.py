@@ -1,4 +1,4 @@
-"""Completes prompts through our ensemble: its tensors, and the stop messages that go to its decode model."""
+"""Completes prompts through this project's ensemble: its tensors, and the cancellations for its decode model."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class TritonGenerator:
         self._model = model
         self._preprocess = stage_model(model, PREPROCESS_MODEL)
         self._decode = decode = stage_model(model, DECODE_MODEL)
-        self._lease = Heartbeat(self._renew_lease)
-        self._stops = CancelSender(channel, lambda key: infer_request(decode, cancel_arrays(key), key))
+        self._heartbeat = Heartbeat(self._renew_lease)
+        self._cancellations = CancelSender(channel, lambda key: infer_request(decode, cancel_arrays(key), key))
 
     async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """See Generator."""
+        """Yields the chunks of one completion. Raises PipelineError."""
         request = infer_request(
             self._model,
             parameters_to_arrays(parameters),
             parameters.request_id,
-            parameters={CLIENT_ID_PARAMETER: self._lease.owner},
+            parameters={CLIENT_ID_PARAMETER: self._heartbeat.client_id},
         )
-        with self._lease:
+        with self._heartbeat:
             async for response in self._channel.infer(request):
                 names = output_names(response)
                 if names:
@@ -52,28 +52,28 @@ class TritonGenerator:
                         yield chunk
 
     async def cancel(self, key: str) -> None:
-        """See Generator."""
-        await self._stops.send(key)
+        """Sends a cancellation to decode. Raises PipelineError (503)."""
+        await self._cancellations.send(key)
 
     async def get_model_info(self) -> ModelInfo:
-        """See Generator."""
+        """Requests the model info from preprocess. Raises PipelineError (503)."""
         request = infer_request(self._preprocess, describe_arrays(), "describe")
-        found: ModelInfo | None = None
+        info: ModelInfo | None = None
         async for response in self._channel.infer(request):
             if names := output_names(response):
-                found = description_from_raw(names, response.raw_output_contents)
-        if found is None:
-            raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "Triton does not say what it serves.")
-        return found
+                info = description_from_raw(names, response.raw_output_contents)
+        if info is None:
+            raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "Triton did not return a model description.")
+        return info
 
-    async def _renew_lease(self, owner: str) -> None:
-        await self._channel.infer_all([infer_request(self._decode, renewal_arrays(owner), "lease")])
+    async def _renew_lease(self, client_id: str) -> None:
+        await self._channel.infer_all([infer_request(self._decode, renewal_arrays(client_id), "lease")])
 
     async def is_ready(self) -> bool:
-        """See Generator."""
+        """Whether Triton can be reached and has loaded the ensemble. Never raises."""
         return await self._channel.is_model_ready(self._model)
 
     async def close(self) -> None:
-        """See Generator."""
-        self._lease.close()
+        """Ends the heartbeat and closes the connection."""
+        self._heartbeat.close()
         await self._channel.close()

@@ -1,4 +1,4 @@
-"""Requests per minute of each key that has a limit, over a moving window, counted once for all workers."""
+"""Limits the requests per minute of an API key, over a moving window that all workers share."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ _FOLDER = "rates"
 
 
 class MovingWindow:
-    """At most `limit` hits in any 60 seconds: a ring of the times of the last `limit` hits, and where it begins."""
+    """Allows at most `limit` hits in any 60 seconds. The memory is a ring buffer of the times of the last hits."""
 
     def __init__(self, limit: int, memory: mmap.mmap) -> None:
         self._limit = limit
-        self._cells = memoryview(memory).cast("d")  # [1 + limit]: index of the oldest hit; seconds, 0 when unused
+        # float64, [1 + limit]: index of the oldest hit, then the times of the hits in seconds, 0 if unused
+        self._cells = memoryview(memory).cast("d")
 
     @staticmethod
     def size(limit: int) -> int:
-        """Bytes of memory that a window takes."""
+        """Size in bytes of the memory of a window."""
         return (1 + limit) * _CELL_BYTES
 
     def hit(self, now_s: float) -> float:
-        """Count a hit, and 0; or the seconds until there is room for one."""
-        place = 1 + int(self._cells[0])
-        oldest_s = self._cells[place]
+        """Counts a hit and returns 0, or returns the seconds until the next hit is allowed."""
+        index = 1 + int(self._cells[0])
+        oldest_s = self._cells[index]
         if oldest_s and now_s - oldest_s < _WINDOW_S:
             return oldest_s + _WINDOW_S - now_s
-        self._cells[place] = now_s
-        self._cells[0] = place % self._limit
+        self._cells[index] = now_s
+        self._cells[0] = index % self._limit
         return 0.0
 
 
 class RateLimits:
-    """The windows of all keys. A key whose limit changes begins a new window."""
+    """The windows of all keys. A key whose limit changes starts a new window."""
 
     def __init__(self, workers: SharedState) -> None:
         self._workers = workers
@@ -50,7 +51,7 @@ class RateLimits:
             self._folder.mkdir(exist_ok=True)
 
     def count(self, key: ApiKey | None) -> None:
-        """Counts one request; PipelineError (429) when the key has used up its minute."""
+        """Counts one request of a key. Raises PipelineError (429) if the key is at its limit."""
         if key is None or key.requests_per_minute is None:
             return
         window = self._window(key.name, key.requests_per_minute)
@@ -59,7 +60,8 @@ class RateLimits:
         if wait_s:
             raise PipelineError(
                 ErrorCode.RATE_LIMIT_EXCEEDED,
-                f"This key may send {key.requests_per_minute} requests a minute; wait as Retry-After says.",
+                f"This API key is at its rate limit of {key.requests_per_minute} requests per minute. "
+                "Retry after the delay in the Retry-After header.",
                 retry_after_s=max(wait_s, 1.0),
             )
 
@@ -77,6 +79,6 @@ class RateLimits:
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:
-    with path.open("a+b") as file:  # made by whoever is first, and never shortened
+    with path.open("a+b") as file:  # created by the first worker that needs it
         file.truncate(size)
         return mmap.mmap(file.fileno(), size)

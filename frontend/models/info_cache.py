@@ -1,10 +1,12 @@
-"""What a model's engine says of itself, asked now and then, so that nobody waits for an answer."""
+"""Caches the engine's model info and refreshes it in the background, so that requests rarely wait for the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
@@ -14,52 +16,64 @@ from llm_pipeline.protocol.model_info import ModelInfo
 
 log = structlog.get_logger(__name__)
 
-_FRESH_S = 30.0  # an engine changes with a restart only
-_RETRY_S = 2.0  # after a failure that may pass
-_ANSWER_LIMIT_S = 1.0
-_QUESTION_LIMIT_S = 30.0
+
+@dataclass(frozen=True)
+class InfoCacheTimeouts:
+    """Times in seconds."""
+
+    ttl_s: float = 30.0  # the model info of an engine changes only with a restart
+    retry_s: float = 2.0  # after a failure that may pass
+    read_timeout_s: float = 1.0  # for which `read` waits for a refresh
+    refresh_timeout_s: float = 30.0  # until a refresh without a response is followed by another
 
 
 class ModelInfoCache:
-    """The description that one model's engine gives of itself, None while nobody could tell."""
+    """The model info of one model's engine. `model` names it in the log; `clock` returns monotonic seconds."""
 
-    def __init__(self, generator: Generator, model: str = "") -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        model: str = "",
+        *,
+        timeouts: InfoCacheTimeouts | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._generator = generator
-        self._model = model  # for the log
-        self._known: ModelInfo | None = None
-        self._ask_again_s = 0.0  # monotonic
-        self._question: asyncio.Task[None] | None = None
-        self._unanswered: set[asyncio.Task[None]] = set()
+        self._model = model
+        self._timeouts = timeouts or InfoCacheTimeouts()
+        self._clock = clock
+        self._info: ModelInfo | None = None
+        self._refresh_at_s = 0.0
+        self._refresh_task: asyncio.Task[None] | None = None
+        self._pending: set[asyncio.Task[None]] = set()
 
     async def read(self) -> ModelInfo | None:
-        """The newest that is known; takes a second at most."""
-        if time.monotonic() >= self._ask_again_s:
-            self._ask()
-        if self._question is not None:
-            # Not cancelled when it takes longer: whoever asks next may find the answer.
-            await asyncio.wait({self._question}, timeout=_ANSWER_LIMIT_S)
-        return self._known
+        """Returns the latest model info, or None if the engine has never returned any. Takes at most a second."""
+        if self._clock() >= self._refresh_at_s:
+            self._start_refresh()
+        if self._refresh_task is not None:
+            # Not cancelled if it takes longer: the next reader may get its result.
+            await asyncio.wait({self._refresh_task}, timeout=self._timeouts.read_timeout_s)
+        return self._info
 
-    def _ask(self) -> None:
-        """A question without an answer by the time of the next one is left alone: to cancel it would cancel its call to
-        Triton (see Generator).
-        """
-        self._ask_again_s = time.monotonic() + _QUESTION_LIMIT_S
-        self._question = task = asyncio.create_task(self._describe())
-        self._unanswered.add(task)
-        task.add_done_callback(self._answered)
+    def _start_refresh(self) -> None:
+        """Leaves a refresh that is still pending alone: cancelling it would cancel its call to Triton (see Generator)."""
+        self._refresh_at_s = self._clock() + self._timeouts.refresh_timeout_s
+        self._refresh_task = task = asyncio.create_task(self._refresh())
+        self._pending.add(task)
+        task.add_done_callback(self._refresh_ended)
 
-    def _answered(self, question: asyncio.Task[None]) -> None:
-        self._unanswered.discard(question)
-        if self._question is question:
-            self._question = None
+    def _refresh_ended(self, task: asyncio.Task[None]) -> None:
+        self._pending.discard(task)
+        if self._refresh_task is task:
+            self._refresh_task = None
 
-    async def _describe(self) -> None:
+    async def _refresh(self) -> None:
         try:
-            self._known = await self._generator.get_model_info()
-            pause_s = _FRESH_S
+            self._info = await self._generator.get_model_info()
+            valid_s = self._timeouts.ttl_s
         except PipelineError as error:
-            log.info("model_not_described", model=self._model, reason=error.code.value)
-            is_final = error.code is ErrorCode.UNSUPPORTED_PARAMETER  # it has nothing to say of itself
-            pause_s = math.inf if is_final else _RETRY_S
-        self._ask_again_s = time.monotonic() + pause_s
+            log.info("model_info_unavailable", model=self._model, reason=error.code.value)
+            is_permanent = error.code is ErrorCode.UNSUPPORTED_PARAMETER  # this backend has no model info
+            valid_s = math.inf if is_permanent else self._timeouts.retry_s
+        self._refresh_at_s = self._clock() + valid_s

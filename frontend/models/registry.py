@@ -77,7 +77,7 @@ class ServedModel:
             limits.max_in_flight, workers, f"in_flight {deployed.name}", scope_label="This model"
         )
         self.metrics = metrics.of_model(deployed.name)
-        server_max = settings.most_choices
+        server_max = settings.max_choices_per_request
         self.max_choices = min(server_max, limits.max_choices or server_max, limits.max_in_flight or server_max)
         self.timeout_s = min(settings.request_timeout_s, limits.request_timeout_s or settings.request_timeout_s)
         self.max_model_len = _context_length(deployed)
@@ -99,9 +99,9 @@ class ServedModel:
         choices = len(request.prompt) * request.candidates
         if choices > self.max_choices:
             raise _limit_exceeded("n" if request.candidates > 1 else "prompt", choices, "choices", self.max_choices)
-        requested, limit = request.token_limit, self.deployed.limits.max_tokens
-        if requested is not None and limit is not None and requested > limit:
-            raise _limit_exceeded(request.token_limit_name, requested, "tokens", limit)
+        limit = self.deployed.limits.max_tokens
+        if request.token_limit is not None and limit is not None and request.token_limit > limit:
+            raise _limit_exceeded(request.token_limit_name, request.token_limit, "tokens", limit)
 
 
 class ModelRegistry:

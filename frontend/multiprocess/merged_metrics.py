@@ -1,10 +1,10 @@
-"""The metrics of all workers as one page, whichever of them is asked.
+"""Merges the metrics of all workers for one /metrics response.
 
-Each worker writes what its own registry holds to a file, twice a second; who is asked reads all files and adds them up.
-So every metric, collectors and gauges read at scrape included, is right across workers without knowing of them, and
-counting costs no more than in one process. What a dead worker had counted is kept, its gauges are not; counts of the
-half second before a kill are lost. (prometheus_client's own multi-process mode maps a file for each value, has to be
-chosen before it is imported, and leaves out collectors and gauges that are read at scrape.)
+Each worker writes the contents of its own registry to a file twice a second. The worker that receives the scrape reads
+all files and adds them up. So every metric is correct across workers, including custom collectors and gauges that are
+read at scrape, and counting costs no more than in one process. The counters of a dead worker are retained, its gauges
+are not; counts of the last half second before a kill are lost. (prometheus_client's own multi-process mode maps one
+file per value, must be chosen before its import, and omits custom collectors and gauges that are read at scrape.)
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from prometheus_client.registry import Collector
 from frontend.multiprocess.shared_state import SharedState
 
 _FOLDER = "metrics"
-_PAST = "past.json"  # what workers that have died had counted
-# Everything else adds up.
-_LEAST_OF_ALL = ("completions_ready",)  # ready as a whole when all are
-_CREATED = "_created"  # when a counter began: the first of them
+_DEAD_WORKERS = "past.json"  # counters of workers that have died
+# Metrics whose minimum is reported. All others are added.
+_MINIMA = ("completions_ready",)  # the front end is ready if all workers are
+_CREATED = "_created"  # creation time of a counter: the earliest
 
-# Families as they travel: name -> [type, documentation, [[sample name, labels, value], ...]]
+# Metric families in a file: name -> [type, documentation, [[sample name, labels, value], ...]]
 _Families = dict[str, list[Any]]
 
 
 class MergedMetrics:
-    """One worker's part. Made in a front end of several workers only."""
+    """One worker's part of the metrics. Used only in a front end of several workers."""
 
     def __init__(self, workers: SharedState, registry: CollectorRegistry) -> None:
-        self._folder = _made(workers)
+        self._folder = _create_folder(workers)
         self._own = self._folder / f"{workers.number}.json"
         self._registry = registry
 
     def write(self) -> None:
-        """Show the others where this worker stands."""
+        """Writes this worker's metrics for the others to read."""
         _replace(self._own, _families(self._registry))
 
     def registry(self) -> CollectorRegistry:
-        """The sum of all workers, for one answer."""
+        """Returns the merged metrics of all workers, for one scrape."""
         self.write()
         parts = [_read(path) for path in sorted(self._folder.glob("*.json"))]
         merged = CollectorRegistry(auto_describe=False)
@@ -53,12 +53,12 @@ class MergedMetrics:
 
 
 def retain_dead_worker_counters(workers: SharedState, number: int) -> None:
-    """Move what a dead worker had counted to the past; for the supervisor, before it starts another in its place."""
-    folder = _made(workers)
-    own, past = folder / f"{number}.json", folder / _PAST
-    counted = {name: family for name, family in _read(own).items() if family[0] != "gauge"}
-    # Both are there for a moment, at worst: counted twice in one scrape, never lost.
-    _replace(past, _sum([_read(past), counted]))
+    """Moves the counters of a dead worker to a common file. Called by the supervisor before it starts a replacement."""
+    folder = _create_folder(workers)
+    own, dead_workers = folder / f"{number}.json", folder / _DEAD_WORKERS
+    counters = {name: family for name, family in _read(own).items() if family[0] != "gauge"}
+    # For a moment both files have the counters: a scrape may count them twice, but they are never lost.
+    _replace(dead_workers, _sum([_read(dead_workers), counters]))
     own.unlink(missing_ok=True)
 
 
@@ -89,29 +89,29 @@ def _sum(parts: Sequence[_Families]) -> _Families:
     families: _Families = {}
     samples: dict[str, dict[tuple[Any, ...], list[Any]]] = {}
     for part in parts:
-        for name, (kind, documentation, found) in part.items():
+        for name, (kind, documentation, new_samples) in part.items():
             families.setdefault(name, [kind, documentation, []])
-            known = samples.setdefault(name, {})
-            for sample, labels, value in found:
-                if value is None:  # not a number, which JSON has no word for
+            merged_samples = samples.setdefault(name, {})
+            for sample, labels, value in new_samples:
+                if value is None:  # NaN, which JSON cannot represent
                     continue
                 key = (sample, *sorted(labels.items()))
-                held = known.setdefault(key, [sample, labels, None])
-                held[2] = value if held[2] is None else _together(sample, held[2], value)
+                merged = merged_samples.setdefault(key, [sample, labels, None])
+                merged[2] = value if merged[2] is None else _merge(sample, merged[2], value)
     for name, family in families.items():
         family[2] = list(samples[name].values())
     return families
 
 
-def _together(sample: str, one: float, other: float) -> float:
-    if sample.endswith(_CREATED) or sample in _LEAST_OF_ALL:
+def _merge(sample: str, one: float, other: float) -> float:
+    if sample.endswith(_CREATED) or sample in _MINIMA:
         return min(one, other)
     return one + other
 
 
-def _made(workers: SharedState) -> Path:
+def _create_folder(workers: SharedState) -> Path:
     if workers.folder is None:
-        raise ValueError("a front end of one process has nothing to add up")
+        raise ValueError("a front end of one process has no metrics to merge")
     folder = workers.folder / _FOLDER
     folder.mkdir(exist_ok=True)
     return folder
@@ -120,7 +120,7 @@ def _made(workers: SharedState) -> Path:
 def _read(path: Path) -> _Families:
     try:
         families: _Families = orjson.loads(path.read_bytes())
-    except FileNotFoundError:  # not written yet, or moved to the past meanwhile
+    except FileNotFoundError:  # not written yet, or just moved by the supervisor
         return {}
     return families
 

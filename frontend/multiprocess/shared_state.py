@@ -1,8 +1,7 @@
-"""What the worker processes of one front end share: counts, a lock, signs of life, and a folder for files.
+"""State that the worker processes of one front end share: counters, a lock, heartbeats, and a folder for files.
 
-A front end of one process has the same thing to itself (`Workers.alone`). Shared memory is a file that all of them
-map; each worker writes only its own row, so a worker that dies leaves nothing half-written, and the supervisor clears
-its row.
+A front end of one process uses `SharedState.single_process`. The shared memory is a file that all workers map. Each
+worker writes only its own row, so a worker that dies leaves nothing half-written, and the supervisor clears its row.
 """
 
 from __future__ import annotations
@@ -21,43 +20,44 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 _COUNTERS = 1024
 _DIGEST_BYTES = 16  # of a counter's name
 _CELL_BYTES = 8
-_BEAT = _COUNTERS  # the last cells of a row: when the worker last showed life (ns, monotonic), and whether it is ready
+_HEARTBEAT = _COUNTERS  # the last cells of a row: time of the last heartbeat (ns, monotonic), and readiness (0 or 1)
 _READY = _COUNTERS + 1
 _ROW = _COUNTERS + 2
 _NAMES_BYTES = _COUNTERS * _DIGEST_BYTES
 _STATE, _LOCK = "state", "lock"
-# The lock is held for microseconds. A worker that was stopped in between must not stop the others: they go on without.
+# The lock is held for microseconds. If a worker is suspended while it holds the lock, the others proceed without it, so
+# limits may be exceeded for a moment.
 _LOCK_TRIES = 200
 _LOCK_PAUSE_S = 0.0001
 
 
 class SharedCounter:
-    """A number that all workers add to. Only the total has a meaning for limits."""
+    """A number that all workers add to. Limits apply to its total."""
 
-    __slots__ = ("_cells", "_own", "_slot")
+    __slots__ = ("_cells", "_column", "_own")
 
-    def __init__(self, cells: memoryview[int], slot: int, row: int) -> None:
+    def __init__(self, cells: memoryview[int], column: int, row: int) -> None:
         self._cells = cells
-        self._slot = slot
-        self._own = row * _ROW + slot
+        self._column = column
+        self._own = row * _ROW + column
 
     def add(self, amount: int) -> None:
-        """This worker's part changes."""
+        """Adds to this worker's part."""
         self._cells[self._own] += amount
 
     @property
     def total(self) -> int:
-        """What all workers that live have added."""
-        return sum(self._cells[self._slot :: _ROW].tolist())
+        """The sum of the parts of all live workers."""
+        return sum(self._cells[self._column :: _ROW].tolist())
 
 
 class SharedState:
-    """One process's view. `number` is that of this worker, from 0; the supervisor has none (-1) and only looks."""
+    """One process's view. `number` is the index of this worker, from 0; -1 for the supervisor, which only reads."""
 
     def __init__(self, number: int, count: int, memory: mmap.mmap, folder: Path | None) -> None:
         self.number = number
         self.count = count
-        self.folder = folder  # None when alone
+        self.folder = folder  # None in a front end of one process
         self._memory = memory
         self._cells = memoryview(memory)[_NAMES_BYTES:].cast("q")
         self._has_started = count * _ROW  # the index of the last cell
@@ -65,31 +65,34 @@ class SharedState:
 
     @classmethod
     def single_process(cls) -> SharedState:
-        """A front end of one process."""
+        """The state of a front end of one process, which nothing else shares."""
         return cls(0, 1, mmap.mmap(-1, _size(1)), None)
 
     @classmethod
     def create(cls, folder: Path, count: int) -> SharedState:
-        """The supervisor's view of `count` workers that will share an empty folder."""
+        """Creates the state of `count` workers in an empty folder. Returns the supervisor's view."""
         with (folder / _STATE).open("wb") as file:
             file.truncate(_size(count))
         return cls.attach(folder, -1, count)
 
     @classmethod
     def attach(cls, folder: Path, number: int, count: int) -> SharedState:
-        """A worker's view. OSError when the supervisor's folder is gone."""
+        """Returns a worker's view. Raises OSError if the supervisor's folder does not exist."""
         with (folder / _STATE).open("r+b") as file:
             return cls(number, count, mmap.mmap(file.fileno(), _size(count)), folder)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps the other workers out for a moment. The kernel frees it when its holder dies."""
+    def lock(self) -> Iterator[bool]:
+        """Excludes the other workers for a moment. Yields whether the lock was acquired within 20 ms.
+
+        The kernel releases the lock if its holder dies.
+        """
         if self._lock_file < 0:
-            yield
+            yield True
             return
         is_held = self._try_lock()
         try:
-            yield
+            yield is_held
         finally:
             if is_held:
                 fcntl.lockf(self._lock_file, fcntl.LOCK_UN)
@@ -109,41 +112,44 @@ class SharedState:
         return True
 
     def counter(self, name: str) -> SharedCounter:
-        """The counter of this name, the same one in every worker. Names are made once, not for each request."""
+        """Returns the counter with this name, which all workers share. Names must not come from requests.
+
+        Raises RuntimeError after 1,024 names.
+        """
         digest = hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
         with self.lock():
-            for slot in range(_COUNTERS):
-                place = slice(slot * _DIGEST_BYTES, (slot + 1) * _DIGEST_BYTES)
-                found = self._memory[place]
-                if found == digest or not any(found):
-                    self._memory[place] = digest
-                    return SharedCounter(self._cells, slot, self.number)
+            for column in range(_COUNTERS):
+                name_cell = slice(column * _DIGEST_BYTES, (column + 1) * _DIGEST_BYTES)
+                stored = self._memory[name_cell]
+                if stored == digest or not any(stored):
+                    self._memory[name_cell] = digest
+                    return SharedCounter(self._cells, column, self.number)
         raise RuntimeError(f"more than {_COUNTERS} shared counters")
 
     def heartbeat(self, *, is_ready: bool) -> None:
-        """This worker lives. When all have been ready once, the front end as a whole has started."""
+        """Records that this worker is alive. Once all workers are ready at the same time, the front end has started."""
         row = self.number * _ROW
-        self._cells[row + _BEAT] = time.monotonic_ns()
+        self._cells[row + _HEARTBEAT] = time.monotonic_ns()
         self._cells[row + _READY] = is_ready
         if not self.has_started and all(self._cells[number * _ROW + _READY] for number in range(self.count)):
             self._cells[self._has_started] = 1
 
-    def last_beat_s(self, number: int) -> float:
-        """When that worker last showed life (monotonic); 0 when it has not yet."""
-        return self._cells[number * _ROW + _BEAT] / 1e9
+    def last_heartbeat_s(self, number: int) -> float:
+        """Time of a worker's last heartbeat in seconds (monotonic); 0 before the first."""
+        return self._cells[number * _ROW + _HEARTBEAT] / 1e9
 
     @property
     def has_started(self) -> bool:
-        """Whether all workers have been ready at the same time once. True for good, whoever dies later."""
+        """Whether all workers have ever been ready at the same time. Stays true when a worker dies later."""
         return bool(self._cells[self._has_started])
 
     def require_started(self) -> None:
-        """PipelineError (503) until every worker has been ready: a request may meet any of them."""
+        """Raises PipelineError (503) until all workers have been ready: any of them may receive a request."""
         if self.count > 1 and not self.has_started:
-            raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The server is still starting; try again shortly.")
+            raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The server is starting. Retry the request.")
 
     def clear(self, number: int) -> None:
-        """That worker has died: what it counted counts no more."""
+        """Clears the counters and the heartbeat of a dead worker."""
         self._cells[number * _ROW : (number + 1) * _ROW] = memoryview(bytes(_ROW * _CELL_BYTES)).cast("q")
 
 

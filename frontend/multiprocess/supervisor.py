@@ -1,13 +1,12 @@
-"""Several workers as one front end: starts them, starts them again, and ends them together.
+"""Supervises several worker processes as one front end: starts, restarts and stops them.
 
 Each worker has a listening socket of its own on the same port (SO_REUSEPORT), so the kernel spreads connections evenly.
-The supervisor makes the sockets and keeps them open: when a worker dies, connections wait in its socket until another
-has taken its place. Workers are programs of their own, not forks: gRPC and forks do not go together.
+The supervisor creates the sockets and keeps them open: when a worker dies, new connections wait in its socket until its
+replacement accepts them. Workers are new programs instead of forks, because gRPC does not support forking.
 """
 
 from __future__ import annotations
 
-import ctypes
 import select
 import signal
 import socket
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +25,23 @@ import structlog
 from frontend.multiprocess.merged_metrics import retain_dead_worker_counters
 from frontend.multiprocess.shared_state import SharedState
 from frontend.settings import FrontendSettings
+from llm_pipeline.runtime.subprocesses import RestartBackoff, end_with_parent
 
 log = structlog.get_logger(__name__)
 
 _BACKLOG = 2048
-_LOOK_S = 0.2
-_START_LIMIT_S = 60.0
-_SILENCE_LIMIT_S = 30.0  # an event loop that shows no life for so long will not do so again
-_RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
-_STABLE_S = 30.0
-_LAST_SECONDS_S = 10.0  # beyond the drain: last writes, and the engine's confirmations
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class SupervisorTimeouts:
+    """Times in seconds."""
+
+    check_interval_s: float = 0.2
+    start_timeout_s: float = 60.0  # until the first heartbeat
+    heartbeat_timeout_s: float = 30.0  # after this long without a heartbeat the worker is considered hung
+    restart_delays_s: tuple[float, ...] = (0.0, 0.5, 2.0, 5.0)
+    stable_s: float = 30.0  # a worker that ran for longer is restarted without a delay
+    exit_grace_s: float = 10.0  # beyond the drain: for last writes and the engine's confirmations
 
 
 @dataclass
@@ -43,21 +49,32 @@ class _Worker:
     number: int
     process: subprocess.Popen[bytes]
     started_s: float  # monotonic
-    deaths: int = 0  # in a row, each soon after its start
-    start_again_s: float = 0.0  # monotonic; when it is dead
+    backoff: RestartBackoff
+    restart_at_s: float | None = None  # monotonic; set when the process has ended
 
 
 class Supervisor:
-    """Runs until SIGTERM or SIGINT. A second one ends the workers at once."""
+    """Runs until SIGTERM or SIGINT, then drains the workers. A second signal ends them at once.
 
-    def __init__(self, settings: FrontendSettings) -> None:
+    `worker_module` is run as `python -m worker_module FOLDER NUMBER COUNT SOCKET`.
+    """
+
+    def __init__(
+        self,
+        settings: FrontendSettings,
+        *,
+        worker_module: str = "frontend.worker_main",
+        timeouts: SupervisorTimeouts | None = None,
+    ) -> None:
         self._settings = settings
+        self._worker_module = worker_module
+        self._timeouts = timeouts or SupervisorTimeouts()
         self._count = settings.frontend_workers
         self._signals = 0
         self._wake_out, self._wake_in = socket.socketpair()
 
     def run(self) -> int:
-        """The exit status: 0 after a signal, or that of the first worker when it could not start."""
+        """Returns the exit status: 0 after a signal, or that of the first worker if it could not start."""
         try:
             sockets = listening_sockets(self._settings.host, self._settings.port, self._count)
         except OSError as error:
@@ -65,130 +82,130 @@ class Supervisor:
             sys.stderr.write(f"The front end cannot listen on {address} (HOST, PORT): {error.strerror}\n")
             return 1
         with ExitStack() as resources:
-            self._sockets = [resources.enter_context(each) for each in sockets]
+            self._sockets = [resources.enter_context(listener) for listener in sockets]
             folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="triton-completions-"))
             self._folder = Path(folder)
-            self._workers = SharedState.create(self._folder, self._count)
-            self._listen_to_signals()
+            self._shared = SharedState.create(self._folder, self._count)
+            self._install_signal_handlers()
             return self._supervise()
 
-    def _listen_to_signals(self) -> None:
+    def _install_signal_handlers(self) -> None:
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
         signal.set_wakeup_fd(self._wake_in.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGCHLD, _ignore)  # only to wake us
+        signal.signal(signal.SIGCHLD, _ignore)  # a handler is needed for the wake-up
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
 
     def _supervise(self) -> int:
-        # Settings that don't work, or a file that can't be read: one worker finds out and says so, not all of them.
+        # The first worker starts alone, so that invalid settings or an unreadable file are reported only once.
         first = self._start(0)
-        status = self._await_life(first)
+        status = self._wait_for_heartbeat(first)
         if status is not None:
             return status
-        children = [first]
+        workers = [first]
         while not self._signals:
-            if len(children) < self._count:
-                children.append(self._start(len(children)))
+            if len(workers) < self._count:
+                workers.append(self._start(len(workers)))
                 continue
-            self._sleep(_LOOK_S)
-            for index, child in enumerate(children):
-                children[index] = self._look_after(child)
-        self._stop(children)
+            self._sleep(self._timeouts.check_interval_s)
+            for index, worker in enumerate(workers):
+                workers[index] = self._check(worker)
+        self._stop(workers)
         return 0
 
-    def _await_life(self, first: _Worker) -> int | None:
-        """None when the first worker lives; its exit status when it does not."""
-        while not self._signals and not self._workers.last_beat_s(0):
+    def _wait_for_heartbeat(self, first: _Worker) -> int | None:
+        """Returns None once the first worker is alive, or the exit status if it could not start."""
+        while not self._signals and not self._shared.last_heartbeat_s(0):
             status = first.process.poll()
             if status is not None:
                 return status if status > 0 else 1
-            if time.monotonic() - first.started_s > _START_LIMIT_S:
+            if time.monotonic() - first.started_s > self._timeouts.start_timeout_s:
                 first.process.kill()
-            self._sleep(_LOOK_S / 4)
+            self._sleep(self._timeouts.check_interval_s / 4)
         return None
 
-    def _start(self, number: int) -> _Worker:
+    def _start(self, number: int, backoff: RestartBackoff | None = None) -> _Worker:
         listener = self._sockets[number].fileno()
         arguments = [str(self._folder), str(number), str(self._count), str(listener)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "frontend.worker_main", *arguments],
+            [sys.executable, "-m", self._worker_module, *arguments],
             stdin=subprocess.DEVNULL,
             pass_fds=(listener,),
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - one call of prctl, which takes no lock
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
         )
-        return _Worker(number, process, time.monotonic())
+        timeouts = self._timeouts
+        backoff = backoff or RestartBackoff(timeouts.restart_delays_s, stable_s=timeouts.stable_s)
+        return _Worker(number, process, time.monotonic(), backoff)
 
-    def _look_after(self, worker: _Worker) -> _Worker:
+    def _check(self, worker: _Worker) -> _Worker:
+        """Restarts a worker that has ended, and kills one that hangs. Returns the worker that runs in its place."""
         now_s = time.monotonic()
-        if worker.start_again_s:
-            return self._start_again(worker) if now_s >= worker.start_again_s else worker
+        if worker.restart_at_s is not None:
+            return self._restart(worker) if now_s >= worker.restart_at_s else worker
         status = worker.process.poll()
         if status is None:
-            self._end_if_silent(worker, now_s)
+            self._kill_if_hung(worker, now_s)
             return worker
-        self._forget(worker.number)
-        worker.deaths = worker.deaths + 1 if now_s - worker.started_s < _STABLE_S else 1
-        pause_s = _RESTART_PAUSES_S[min(worker.deaths, len(_RESTART_PAUSES_S)) - 1]
-        log.error("worker_ended", worker=worker.number, status=status, starts_again_in_s=pause_s)
-        worker.start_again_s = now_s + pause_s
-        return worker if pause_s else self._start_again(worker)
+        self._clear(worker.number)
+        delay_s = worker.backoff.next_delay_s(now_s - worker.started_s)
+        log.error("worker_ended", worker=worker.number, status=status, starts_again_in_s=delay_s)
+        worker.restart_at_s = now_s + delay_s
+        return worker if delay_s else self._restart(worker)
 
-    def _forget(self, number: int) -> None:
-        self._workers.clear(number)
+    def _clear(self, number: int) -> None:
+        self._shared.clear(number)
         try:
-            retain_dead_worker_counters(self._workers, number)
-        except OSError as error:  # a full disk: its successor's file takes the place of what it had counted
+            retain_dead_worker_counters(self._shared, number)
+        except OSError as error:  # the disk is full: the next worker overwrites the counters of this one
             log.error("counts_not_kept", worker=number, reason=error.strerror)
 
-    def _start_again(self, worker: _Worker) -> _Worker:
+    def _restart(self, worker: _Worker) -> _Worker:
         try:
-            started = self._start(worker.number)
-        except OSError as error:  # no memory, no processes left: that may pass
+            return self._start(worker.number, worker.backoff)
+        except OSError as error:  # out of memory or of processes, which may pass
             log.error("worker_not_started", worker=worker.number, reason=error.strerror)
-            worker.start_again_s = time.monotonic() + _RESTART_PAUSES_S[-1]
+            worker.restart_at_s = time.monotonic() + self._timeouts.restart_delays_s[-1]
             return worker
-        started.deaths = worker.deaths
-        return started
 
-    def _end_if_silent(self, worker: _Worker, now_s: float) -> None:
-        beat_s = self._workers.last_beat_s(worker.number)
-        limit_s = _SILENCE_LIMIT_S if beat_s else _START_LIMIT_S
-        if now_s - max(beat_s, worker.started_s) > limit_s:
+    def _kill_if_hung(self, worker: _Worker, now_s: float) -> None:
+        heartbeat_s = self._shared.last_heartbeat_s(worker.number)
+        timeout_s = self._timeouts.heartbeat_timeout_s if heartbeat_s else self._timeouts.start_timeout_s
+        if now_s - max(heartbeat_s, worker.started_s) > timeout_s:
             log.error("worker_hangs", worker=worker.number)
             worker.process.kill()
 
-    def _stop(self, workers: list[_Worker]) -> None:
-        """Let them drain. A worker that has ended must not leave a socket behind in which connections would wait."""
-        running = [worker.process for worker in workers]
+    def _stop(self, workers: Iterable[_Worker]) -> None:
+        """Lets the workers drain. Sockets are closed first: connections must not wait in that of an ended worker."""
+        processes = [worker.process for worker in workers]
         for listener in self._sockets:
             listener.close()
-        deadline_s = time.monotonic() + self._settings.drain_timeout_s + _LAST_SECONDS_S
-        passed_on = 0
-        while any(process.poll() is None for process in running):
-            if passed_on < self._signals:
-                passed_on += 1
-                _signal_all(running, signal.SIGTERM)
+        deadline_s = time.monotonic() + self._settings.drain_timeout_s + self._timeouts.exit_grace_s
+        forwarded = 0
+        while any(process.poll() is None for process in processes):
+            if forwarded < self._signals:
+                forwarded += 1
+                _signal_all(processes, signal.SIGTERM)
             if time.monotonic() > deadline_s:
                 log.warning("workers_killed", reason="they did not end in time")
-                _signal_all(running, signal.SIGKILL)
-            self._sleep(_LOOK_S)
+                _signal_all(processes, signal.SIGKILL)
+            self._sleep(self._timeouts.check_interval_s)
 
-    def _sleep(self, limit_s: float) -> None:
-        """Until a signal comes, at most so long."""
-        readable, _, _ = select.select([self._wake_out], [], [], limit_s)
+    def _sleep(self, timeout_s: float) -> None:
+        """Returns at a signal, or after the timeout."""
+        readable, _, _ = select.select([self._wake_out], [], [], timeout_s)
         if readable:
             self._wake_out.recv(4096)
 
 
 def listening_sockets(host: str, port: int, count: int) -> list[socket.socket]:
-    """As many sockets on one address. OSError when something else listens there."""
+    """Opens `count` sockets on one address. Raises OSError if another program listens there."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Without SO_REUSEPORT: with it, a second front end on the same port would go unnoticed.
+        # Without SO_REUSEPORT: with it, a second front end on the same port would not be detected.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)
         address = (address[0], probe.getsockname()[1], *address[2:])
@@ -204,7 +221,7 @@ def _listening_socket(family: int, address: tuple[object, ...]) -> socket.socket
     return listener
 
 
-def _signal_all(processes: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+def _signal_all(processes: Iterable[subprocess.Popen[bytes]], number: signal.Signals) -> None:
     for process in processes:
         if process.poll() is None:
             process.send_signal(number)
@@ -212,9 +229,3 @@ def _signal_all(processes: list[subprocess.Popen[bytes]], number: signal.Signals
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
     pass
-
-
-def _end_with_parent() -> None:
-    """In the child: get SIGTERM when the supervisor dies, even by SIGKILL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

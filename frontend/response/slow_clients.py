@@ -1,9 +1,9 @@
-"""Cuts off clients that do not read their answer: the last of three bounds on what one of them costs.
+"""Disconnects clients that do not read their response: the last of three limits on the cost of one such client.
 
-1. Our writing waits when a connection holds 64 KiB that the client has not taken (uvicorn, asyncio).
-2. Meanwhile, what arrives from the engine gathers in the run, in merged form, up to a limit (frontend/generation/completion_run.py).
-3. A connection that takes nothing at all for CLIENT_WRITE_TIMEOUT_S seconds is reset here, which also ends its request.
-   Closing it politely would wait for the client.
+1. Writing waits while a connection has 64 KiB of unsent data (uvicorn, asyncio).
+2. Chunks that arrive during that time are merged, up to a limit (`RunLimits` in frontend/generation/completion_run.py).
+3. A connection without any progress for CLIENT_WRITE_TIMEOUT_S seconds is reset here, which also ends its request. A
+   graceful close would wait for the client.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
+_CHECKS_PER_TIMEOUT = 10
+
 
 class SlowClientMonitor:
-    """Looks at all connections of one server, some times within each limit.
+    """Checks all connections of one server periodically.
 
-    `connections` gives uvicorn's protocol objects; of each, its `transport` is used. `on_cut` is told of each cut.
+    `connections` returns uvicorn's protocol objects, of which only `transport` is used. `on_cut` is called for each
+    connection that is reset.
     """
 
     def __init__(
@@ -31,26 +34,26 @@ class SlowClientMonitor:
         self._connections = connections
         self._limit_s = limit_s
         self._on_cut = on_cut
-        self._stuck: dict[Any, tuple[int, float]] = {}  # transport -> unsent bytes, since when as many
+        self._blocked: dict[Any, tuple[int, float]] = {}  # transport -> unsent bytes, time since when unchanged
 
     async def watch(self) -> None:
         """Runs until cancelled."""
         while True:
-            await asyncio.sleep(self._limit_s / 10)
-            self._look(asyncio.get_running_loop().time())
+            await asyncio.sleep(self._limit_s / _CHECKS_PER_TIMEOUT)
+            self._check(asyncio.get_running_loop().time())
 
-    def _look(self, now_s: float) -> None:
-        stuck, self._stuck = self._stuck, {}
+    def _check(self, now_s: float) -> None:
+        blocked, self._blocked = self._blocked, {}
         for connection in list(self._connections()):
             transport = connection.transport
             unsent = transport.get_write_buffer_size() if transport is not None else 0
             if not unsent:
                 continue
-            # More or fewer bytes than at the last look: either we still write, or the client takes some.
-            before, since_s = stuck.get(transport, (-1, now_s))
-            since_s = since_s if unsent == before else now_s
+            # Any change since the last check is progress: either the response is written, or the client reads.
+            previous, since_s = blocked.get(transport, (-1, now_s))
+            since_s = since_s if unsent == previous else now_s
             if now_s - since_s < self._limit_s:
-                self._stuck[transport] = (unsent, since_s)
+                self._blocked[transport] = (unsent, since_s)
                 continue
             log.warning("slow_reader_cut_off", unsent_bytes=unsent)
             self._on_cut()
@@ -58,6 +61,6 @@ class SlowClientMonitor:
 
 
 def _reset(transport: Any) -> None:
-    """Close at once, and drop what the kernel holds for the client, which may be megabytes, too."""
+    """Closes the connection at once and discards the kernel's send buffer, which may be megabytes."""
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()

@@ -74,11 +74,11 @@ def read_world_size(engine_dir: Path) -> int:
     except ManifestError as error:
         raise LaunchError(f"ENGINE_DIR: {error}") from error
     expected = {f"rank{rank}.engine" for rank in range(world_size)}
-    found = {file.name for file in engine_dir.glob("rank*.engine")}
-    if found != expected:
+    present = {file.name for file in engine_dir.glob("rank*.engine")}
+    if present != expected:
         raise LaunchError(
             f"The engine in {engine_dir} is for {world_size} GPUs: rank0 to rank{world_size - 1}.engine. "
-            f"Missing: {_listed(expected - found)}; unexpected: {_listed(found - expected)}. Build the engine again."
+            f"Missing: {_listed(expected - present)}; unexpected: {_listed(present - expected)}. Build it again."
         )
     return world_size
 

@@ -74,7 +74,7 @@ class LivenessMonitor:
 
 
 class StubMonitor:
-    """Polls Triton's stub processes on a thread, and kills the server once a model has lost one for good.
+    """Polls Triton's stub processes on a thread, and kills the server once a model has lost one permanently.
 
     Create it when all models are loaded: the stubs of that moment are the baseline for the first process.
     """

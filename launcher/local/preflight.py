@@ -71,7 +71,7 @@ def _read_deployment(settings: StackSettings) -> tuple[Deployment | None, str | 
         return None, str(error)
     if not any(model.is_local for model in deployment.models):
         return None, (
-            f"Every model of {settings.deployment} is served by a remote Triton, so there is none to start here. "
+            f"Every model of {settings.deployment} is served by a remote Triton, so none has to be started here. "
             "Start only the front end: `DEPLOYMENT=... python -m frontend`."
         )
     return deployment, None

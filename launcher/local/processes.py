@@ -101,7 +101,7 @@ class ChildProcess:
             _kill_group(self._process)
 
     def last_lines(self, count: int = 15) -> str:
-        """Returns the last lines of the log; an empty string if there is none."""
+        """Returns the last lines of the log; an empty string if it does not exist."""
         if not self.log_path.exists():
             return ""
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])

@@ -1,4 +1,4 @@
-"""`manifest.json` of an engine directory: what build_engine writes and every loader checks. No engine library here."""
+"""Reads, checks and writes `manifest.json`, which describes an engine directory. Imports no engine library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _READ_SIZE = 1 << 20
 
 
 class ManifestError(Exception):
-    """The engine directory can't be used; the message says why and how to mend it."""
+    """The engine directory can't be used. The message gives the cause and the fix."""
 
 
 class _Strict(BaseModel):
@@ -24,7 +24,7 @@ class _Strict(BaseModel):
 class SourceModel(_Strict):
     """The file that the engine was built from."""
 
-    name: str  # a label for people: a package and file name, never a path of the building machine
+    name: str  # a label: package and file name, never a path on the build machine
     sha256: str
     size_bytes: int
     architecture: str
@@ -32,10 +32,10 @@ class SourceModel(_Strict):
 
 
 class EngineLimits(_Strict):
-    """What the engine can take. preprocess checks every request against it."""
+    """The limits of the engine. preprocess validates every request against them."""
 
     context_length: int = Field(ge=2)  # prompt plus completion, in tokens
-    vocab_size: int = Field(ge=1)  # rows of the output matrix; ids are 0 .. vocab_size - 1
+    vocab_size: int = Field(ge=1)  # rows of the output matrix; token ids are 0 to vocab_size - 1
 
 
 class TokenIds(_Strict):
@@ -47,53 +47,55 @@ class TokenIds(_Strict):
 
 
 class EngineFile(_Strict):
+    """The digest and size of one file of the engine directory."""
+
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size_bytes: int = Field(ge=0)
 
 
 class Calibration(_Strict):
-    """The text that a quantised engine's scales were taken from."""
+    """The text from which the scales of a quantised engine were computed."""
 
     source: str  # a dataset's name, or the name (never the path) of a local directory
-    samples: int = Field(ge=1)  # at most: what the quantiser was asked to read
-    tokens: int = Field(ge=1)  # of each sample, at most
+    samples: int = Field(ge=1)  # upper limit given to the quantiser
+    tokens: int = Field(ge=1)  # per sample, upper limit
     seed: int
     sha256: str | None = None  # of a local directory: over names and hashes of its files
 
 
 class GpuBuild(_Strict):
-    """What an engine for GPUs is bound to (it runs on this SM and with this TensorRT-LLM only) and was built for."""
+    """The build of a GPU engine. It runs only on this SM and with this version of TensorRT-LLM."""
 
-    gpu_name: str  # as the driver says it, such as "NVIDIA H100 80GB HBM3"
+    gpu_name: str  # as reported by the driver, such as "NVIDIA H100 80GB HBM3"
     sm: int = Field(ge=1)  # compute capability times ten
     driver: str
     tensorrt_llm: str
     tensorrt: str
-    cuda: str | None = None  # the newest that the driver runs, such as "13.0"
+    cuda: str | None = None  # the newest version that the driver supports, such as "13.0"
     tp: int = Field(ge=1)
-    pp: int = Field(ge=1)  # the engine has tp x pp files, one for each rank
+    pp: int = Field(ge=1)  # the engine has tp x pp files, one per rank
     kv_cache_precision: str  # fp16 (16 bits, in the model's data type), fp32, fp8 or int8
     max_batch_size: int = Field(ge=1)  # requests that run at once
-    max_num_tokens: int = Field(ge=1)  # of one step
+    max_num_tokens: int = Field(ge=1)  # per step
     has_paged_context: bool  # whether prefix reuse and chunked prefill are possible
-    calibration: Calibration | None = None  # None: nothing in the engine needed any
-    load_tested: bool = False  # whether it was loaded, and generated, where it was built, before it was published
+    calibration: Calibration | None = None  # None: the engine needed none
+    load_tested: bool = False  # whether it has generated on the build machine before it was published
 
 
 class Drift(_Strict):
-    """How far a quantised CPU engine is from the fp16 engine of the same model, over the positions of a few texts."""
+    """The error of a quantised CPU engine relative to the fp16 engine of the same model, over a few texts."""
 
-    positions: int = Field(ge=1)
-    top_token_agreement: float  # share of positions where both find the same token most likely
-    mean_kl_divergence: float  # of the fp16 engine's distribution from this one's, in nats
-    perplexity_ratio: float  # of the texts: this engine's over the fp16 engine's
+    positions: int = Field(ge=1)  # tokens of the texts that were compared
+    top_token_agreement: float  # share of positions with the same most likely token
+    mean_kl_divergence: float  # from this engine's distribution to the fp16 engine's, in nats
+    perplexity_ratio: float  # this engine's perplexity over the fp16 engine's
 
 
 def _plain_relative(name: str) -> str:
-    """A manifest comes from outside: a name in it must not lead out of the engine directory."""
+    """Rejects names that lead out of the engine directory: a manifest is untrusted input."""
     parts = name.split("/")
     if not name or "\\" in name or PurePosixPath(name).is_absolute() or {"", ".", ".."} & set(parts):
-        raise ValueError(f"{name!r} is no plain path below the engine directory")
+        raise ValueError(f"{name!r} is not a plain path below the engine directory")
     return name
 
 
@@ -101,24 +103,26 @@ EngineFileName = Annotated[str, AfterValidator(_plain_relative)]
 
 
 class EngineManifest(_Strict):
-    """One engine directory: what it is, what made it, and the hash of every file in it."""
+    """The description of one engine directory: model, build, limits, and the hash of every file."""
 
     format_version: Literal[1] = 1
     target: str
     precision: str
     model_name: str
     source: SourceModel
-    tools: dict[str, str]  # package name -> version that took part in the build
+    tools: dict[str, str]  # package name -> version used in the build
     limits: EngineLimits
     tokens: TokenIds
     created: str  # ISO 8601, UTC
-    files: dict[EngineFileName, EngineFile]  # below the engine directory, with "/"; the manifest itself is not in it
-    gpu: GpuBuild | None = None  # None: an engine for CPUs
-    drift: Drift | None = None  # None: not quantised, or an engine for GPUs
+    files: dict[
+        EngineFileName, EngineFile
+    ]  # paths relative to the engine directory, with "/"; without the manifest itself
+    gpu: GpuBuild | None = None  # None: a CPU engine
+    drift: Drift | None = None  # None: not quantised, or a GPU engine
 
     @classmethod
     def load(cls, engine_dir: Path) -> EngineManifest:
-        """Read the manifest; ManifestError when it is missing, unreadable or of another format."""
+        """Reads the manifest. Raises ManifestError if it is missing, unreadable or of another format."""
         path = engine_dir / MANIFEST_NAME
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -131,23 +135,24 @@ class EngineManifest(_Strict):
             raise ManifestError(f"{path} can't be read as an engine manifest: {error}") from error
 
     def check_files(self, engine_dir: Path) -> None:
-        """Re-hash every file; ManifestError names the first that is missing or not what was built."""
+        """Hashes every file. Raises ManifestError for the first that is missing or has changed since the build."""
         for name, expected in self.files.items():
             path = engine_dir / name
             if not path.is_file():
                 problem = "is missing"
             elif path.stat().st_size != expected.size_bytes or sha256_of(path) != expected.sha256:
-                problem = "is not what was built"
+                problem = "has changed since the build"
             else:
                 continue
             raise ManifestError(f"{name} of the engine in {engine_dir} {problem}. Build the engine again with --force.")
 
     def save(self, engine_dir: Path) -> None:
+        """Writes the manifest into the engine directory."""
         (engine_dir / MANIFEST_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces of 1 MiB."""
+    """Returns the hex digest of a file, which is read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_SIZE):

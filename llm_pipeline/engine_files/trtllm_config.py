@@ -1,8 +1,8 @@
-"""`config.json` of a TensorRT-LLM engine directory, as `trtllm-build` writes it: what the engine was built for.
+"""Reads `config.json` of a TensorRT-LLM engine directory, which `trtllm-build` writes.
 
-The only reader of that file: the executor, the launcher and `build_engine verify` all come here. Source:
-tensorrt_llm/builder.py (EngineConfig: `version`, `pretrained_config`, `build_config`). Pure but for the reading; no
-engine library here. Keys that we do not use are passed over, because upstream adds some in every release.
+The only reader of that file, for the executor, the launcher and `build_engine verify`. Source: tensorrt_llm/builder.py
+(EngineConfig: `version`, `pretrained_config`, `build_config`). Imports no engine library. Unknown keys are ignored,
+because upstream adds some in every release.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONFIG_NAME = "config.json"
 
 
 class Absent(Enum):
-    """What `EngineConfig.says` gives for a key that the file does not have."""
+    """The result of `EngineConfig.value_of` for a key that is not in the file."""
 
     ABSENT = "absent"
 
@@ -29,12 +29,12 @@ class _Part(BaseModel):
 
 
 class EngineMapping(_Part):
-    """How the model is spread over GPUs; one process and one rank<N>.engine for each."""
+    """The distribution of the model over GPUs, with one process and one rank<N>.engine file per GPU."""
 
     tp_size: int = Field(1, ge=1)
     pp_size: int = Field(1, ge=1)
     cp_size: int = Field(1, ge=1)
-    world_size: int = Field(0, ge=0)  # 0: the file does not say it; it is then what the others make
+    world_size: int = Field(0, ge=0)  # 0: not in the file; it is the product of the others
 
     @model_validator(mode="after")
     def _world_size_is_the_product(self) -> EngineMapping:
@@ -75,15 +75,15 @@ class BuildConfig(_Part):
 
 
 class EngineConfig(_Part):
-    """What an engine says about itself."""
+    """The configuration of one engine."""
 
-    version: str  # of the TensorRT-LLM that built it
+    version: str  # of TensorRT-LLM at build time
     pretrained_config: PretrainedConfig
     build_config: BuildConfig
 
     @classmethod
     def load(cls, engine_dir: Path) -> EngineConfig:
-        """Read config.json; ManifestError when it is missing or not what trtllm-build writes."""
+        """Reads config.json. Raises ManifestError if it is missing or invalid."""
         path = engine_dir / CONFIG_NAME
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -97,20 +97,22 @@ class EngineConfig(_Part):
 
     @property
     def world_size(self) -> int:
+        """The number of GPUs, and of ranks."""
         return self.pretrained_config.mapping.gpus
 
     @property
     def has_paged_context(self) -> bool:
+        """Whether KV cache blocks can be reused and long prompts be processed in chunks."""
         return self.build_config.plugin_config.use_paged_context_fmha
 
     @property
     def is_for_inflight_batching(self) -> bool:
-        """In-flight batching needs a paged KV cache and packed input; older engines do not name the cache's type."""
+        """Whether it has a paged KV cache and packed input. Older engines do not name the type of their cache."""
         kind = self.build_config.kv_cache_type
         return self.build_config.plugin_config.remove_input_padding and (kind is None or kind.lower() == "paged")
 
-    def says(self, key: str) -> Any | Absent:
-        """The value of a dotted key such as "build_config.max_seq_len" if the file has it; never a default of ours."""
+    def value_of(self, key: str) -> Any | Absent:
+        """Returns the value of a dotted key such as "build_config.max_seq_len" from the file, never a default."""
         value: Any = self
         for name in key.split("."):
             if not isinstance(value, BaseModel) or name not in value.model_fields_set:

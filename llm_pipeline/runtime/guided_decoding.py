@@ -1,7 +1,7 @@
-"""Structured output: checks guides, and follows them token by token. The only module that knows llguidance.
+"""Guided decoding: validates guides, and matches them token by token. The only module that imports llguidance.
 
-preprocess refuses a guide that can't be used, whatever the executor; the CPU engine follows it with a GuideFollower.
-TensorRT-LLM follows guides itself (its setting TRTLLM_GUIDED_DECODING), and brings llguidance with it.
+preprocess rejects invalid guides for every executor; the CPU engine enforces them with a ConstraintMatcher.
+TensorRT-LLM has guided decoding of its own (TRTLLM_GUIDED_DECODING), and depends on llguidance itself.
 """
 
 from __future__ import annotations
@@ -27,34 +27,36 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _ANY_JSON = "{}"
-# As json.dumps writes it. Free white space would let a small model write blanks until its limit.
+# The style of json.dumps. With flexible white space, a small model may write blanks up to max_tokens.
 _JSON_STYLE: JsonCompileOptions = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _RULE_HEAD = re.compile(r"^[ \t]*[?!]*[A-Za-z_][\w-]*(?:\[.*?\])?(?:\.\d+)?[ \t]*:", re.MULTILINE)
 
 
 class GuideError(Exception):
-    """A guide can't be followed any further: it grew beyond llguidance's limits. The message says which."""
+    """A guide can't be enforced any further, for example beyond a limit of llguidance. The message gives the cause."""
 
 
 def check_guide(guide: Guide) -> None:
-    """PipelineError when the guide can't be used: too long, not of its language, or with parts that are not known."""
+    """Raises PipelineError (400) if the guide is too long, invalid, or uses unsupported features."""
     text = guide.source or ""
     if len(text) > MAX_GUIDE_CHARACTERS:
         raise _bad(f"The {_noun(guide)} has {len(text)} characters; the limit is {MAX_GUIDE_CHARACTERS}.")
     if not text and guide.type is not GuideType.JSON:
-        raise _bad(f"The {_noun(guide)} is empty; send one, or ask for no structured output.")
+        raise _bad(f"The {_noun(guide)} is empty. Send one, or omit structured output.")
     if guide.type is GuideType.JSON_SCHEMA:
         _check_json_schema(text)
     if guide.type is GuideType.EBNF_GRAMMAR and (count := len(_RULE_HEAD.findall(text))) > MAX_GUIDE_RULES:
         raise _bad(f"The grammar has {count} rules; the limit is {MAX_GUIDE_RULES}.")
     if guide.type is GuideType.STRUCTURAL_TAG:
-        return  # TensorRT-LLM's own notation; it checks that itself
+        return  # TensorRT-LLM's own notation, which it validates itself
     try:
         from llguidance import LLMatcher
 
-        grammar = call_with_large_stack(lambda: _grammar(guide))
-    except ImportError:  # an executor that has guides without it, or brings an older one, refuses what it can't use
-        _log.info("llguidance is not installed or too old; the %s is not checked beforehand", _noun(guide))
+        grammar = call_with_large_stack(lambda: llguidance_grammar(guide))
+    except ImportError:  # an executor without llguidance, or with an older one, rejects invalid guides itself
+        _log.info(
+            "llguidance is missing or too old; the %s is not validated before it reaches the executor", _noun(guide)
+        )
         return
     if problem := call_with_large_stack(lambda: LLMatcher.validate_grammar(grammar)):
         raise _bad(f"The {_noun(guide)} can't be used: {_first_line(problem)}")
@@ -72,16 +74,16 @@ def _check_json_schema(text: str) -> None:
 
 
 def _references(schema: dict[str, Any]) -> set[str]:
-    found, left = set(), [schema]
-    while left:  # not a recursion: a schema may be nested deeper than Python's
+    references, left = set(), [schema]
+    while left:  # not recursive: a schema may be nested deeper than Python's recursion limit
         part: Any = left.pop()
         if isinstance(part, dict):
             if isinstance(target := part.get("$ref"), str):
-                found.add(target)
+                references.add(target)
             left += part.values()
         elif isinstance(part, list):
             left += part
-    return found
+    return references
 
 
 def _bad(message: str) -> PipelineError:
@@ -103,10 +105,10 @@ def _first_line(problem: str) -> str:
     return problem.strip().splitlines()[0].strip().rstrip(":.")[:200] + "."
 
 
-def _grammar(guide: Guide) -> str:
-    """The guide in llguidance's own form. PipelineError when a grammar is in neither of the two notations.
+def llguidance_grammar(guide: Guide) -> str:
+    """Returns the guide as an llguidance grammar.
 
-    ImportError when this llguidance can't read guides of that type.
+    Raises PipelineError (400) if it can't be converted, and ImportError if this llguidance is too old for its type.
     """
     from llguidance import LLMatcher
 
@@ -114,28 +116,28 @@ def _grammar(guide: Guide) -> str:
     if guide.type in (GuideType.JSON, GuideType.JSON_SCHEMA):
         schema = _ANY_JSON if guide.type is GuideType.JSON else text
         try:
-            found: str = LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_STYLE)
+            grammar: str = LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_STYLE)
         except ValueError as error:
             raise _bad(f"The JSON schema can't be used: {_first_line(str(error))}") from None
     elif guide.type is GuideType.REGEX:
         from llguidance import regex_to_lark
 
-        # Otherwise \\d would match the digits of every script.
-        found = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, use_ascii='d')}/")
+        # Without use_ascii, \\d would match the digits of every script.
+        grammar = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, use_ascii='d')}/")
     else:
         from llguidance.gbnf_to_lark import any_to_lark
 
         try:
-            found = LLMatcher.grammar_from_lark(any_to_lark(text))
-        except Exception as error:  # a parser in Python that raises whatever it meets
+            grammar = LLMatcher.grammar_from_lark(any_to_lark(text))
+        except Exception as error:  # the parser, written in Python, raises any type
             raise _bad("The grammar is neither GBNF (`root ::= ...`) nor Lark (`start: ...`).") from error
-    return found
+    return grammar
 
 
 class GuideCompiler:
-    """Makes followers for one tokenizer. `vocab_size` is the length of a row of logits; `end_id` ends a guided text.
+    """Creates matchers for one tokenizer. `vocab_size` is the length of the logits; `end_id` ends a guided text.
 
-    Made at the first guided request: it takes some 0.4 s and 40 MB for a vocabulary of 50,000.
+    Created at the first guided request, because it takes about 0.4 s and 40 MB for a vocabulary of 50,000.
     """
 
     def __init__(self, tokenizer_file: Path, *, vocab_size: int, end_id: int) -> None:
@@ -145,29 +147,32 @@ class GuideCompiler:
         self._vocab_size = vocab_size
 
     def compile(self, guide: Guide) -> ConstraintMatcher:
-        """A follower at the start of the guide. GuideError when the guide is beyond llguidance's limits."""
+        """Returns a matcher at the start of the guide. Raises GuideError if the guide exceeds a limit of llguidance."""
         from llguidance import LLMatcher
 
-        matcher = call_with_large_stack(lambda: LLMatcher(self._tokenizer, _grammar(guide), log_level=0))
+        matcher = call_with_large_stack(lambda: LLMatcher(self._tokenizer, llguidance_grammar(guide), log_level=0))
         if matcher.is_error():
             raise GuideError(_first_line(matcher.get_error()))
         return ConstraintMatcher(matcher, self._vocab_size)
 
 
 class ConstraintMatcher:
-    """Where one text stands in its guide."""
+    """Matches the tokens of one text against its guide."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """Which tokens may come next, as bool[vocab_size]; the end token is one when the text may end here."""
+        """Returns the tokens that may come next, as bool[vocab_size]; the end token is among them if the text may end.
+
+        Raises GuideError if a token that was not allowed has been added, or a limit of llguidance is exceeded.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             raise GuideError(_first_line(self._matcher.get_error()))
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
 
     def advance(self, token_ids: Sequence[int]) -> None:
-        """Note what has come. Tokens that are not allowed end in a GuideError at the next `allowed`."""
+        """Adds tokens to the text. A token that is not allowed makes the next `allowed` raise GuideError."""
         self._matcher.consume_tokens(list(token_ids))

@@ -1,8 +1,8 @@
-"""postprocess: from tokens to text, with one TextAssembler for each live request.
+"""postprocess: turns tokens into text, with one TextAssembler per live request.
 
-A stop string found in the text ends the request in decode too: `stop_in_decode` tells it. What decode sends after that
-is swallowed, and so is everything after a fault of our own, until decode has confirmed its end. Only then is an error
-sent: an ensemble that answers with an error while decode still sends keeps Triton from shutting down (measured).
+When a stop string matches, the request is cancelled in decode (`cancel_in_decode`). Chunks that decode sends after that
+are dropped. So are those after an internal error, until decode has ended the request; only then is the error sent: an
+ensemble that responds with an error while decode still sends prevents Triton from shutting down (measured).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from llm_pipeline.text.assembler import TextAssembler
 from llm_pipeline.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
-# Requests whose decode died never send their end. They are the least recently used ones, and go first.
-_MAX_LIVE = 16_384
+MAX_LIVE = 16_384
+"""Limit of requests with state. Only a decode that died leaves requests without an ending, and those are the least
+recently used ones, which are dropped first."""
 
 
-class _Live:
-    """One request between its first chunk and its last. `assembler` is None when its first chunk was never seen."""
+class _LiveRequest:
+    """One request between its first and its final chunk. `assembler` is None if its first chunk was never seen."""
 
     __slots__ = ("assembler", "error", "next_index")
 
@@ -32,8 +33,8 @@ class _Live:
         self.next_index = 0
 
     @property
-    def is_answered(self) -> bool:
-        """Whether the client has its finish reason: after that, nothing more is told, not even an error."""
+    def is_finished(self) -> bool:
+        """Whether the client has its finish reason: after that nothing more is sent, not even an error."""
         return self.assembler is not None and self.assembler.is_finished
 
     @property
@@ -42,21 +43,24 @@ class _Live:
 
 
 class PostprocessStage:
-    """See the module's docstring. Chunks of one request must come in order; an index out of order is a fault."""
+    """Handles the chunks of all requests, one after the other. Not thread-safe.
 
-    def __init__(self, tokenizer: Tokenizer, stop_in_decode: Callable[[str], None]) -> None:
+    The chunks of one request must arrive in order: an index out of order is an internal error. `cancel_in_decode` is
+    called with the key of a request that ends before its final chunk.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, cancel_in_decode: Callable[[str], None], *, max_live: int = MAX_LIVE
+    ) -> None:
         self._tokenizer = tokenizer
-        self._stop_in_decode = stop_in_decode
-        self._live: OrderedDict[str, _Live] = OrderedDict()
-
-    @property
-    def live_count(self) -> int:
-        return len(self._live)
+        self._cancel_in_decode = cancel_in_decode
+        self._max_live = max_live
+        self._live: OrderedDict[str, _LiveRequest] = OrderedDict()
 
     def handle(self, chunk: TokenChunk) -> TextChunk:
-        """What to tell the client now; `is_silent` if nothing. PipelineError when the request ends with one."""
+        """Returns the text to send now; `is_silent` without any. Raises PipelineError if that ends the request."""
         if chunk.index == 0 and chunk.error is not None:
-            raise chunk.error  # it never began; state under its key, if any, is that of another request
+            raise chunk.error  # it never started; state under its key, if any, belongs to another request
         live = self._find(chunk)
         piece = None
         if chunk.error is not None:
@@ -65,44 +69,44 @@ class PostprocessStage:
             piece = self._assemble(live, chunk)
         if chunk.is_final:
             self._live.pop(chunk.key, None)
-            if live.error is not None and not live.is_answered:
+            if live.error is not None and not live.is_finished:
                 raise live.error
         return piece or TextChunk("", live.completion_tokens)
 
-    def _find(self, chunk: TokenChunk) -> _Live:
+    def _find(self, chunk: TokenChunk) -> _LiveRequest:
         live = self._live.get(chunk.key)
         if live is not None:
             self._live.move_to_end(chunk.key)
             return live
-        live = _Live(None if chunk.text_options is None else self._start(chunk.text_options))
+        live = _LiveRequest(None if chunk.text_options is None else self._start(chunk.text_options))
         self._live[chunk.key] = live
-        if len(self._live) > _MAX_LIVE:
+        if len(self._live) > self._max_live:
             self._live.popitem(last=False)
         return live
 
     def _start(self, options: TextOptions) -> TextAssembler:
         return TextAssembler(self._tokenizer.token_table, options, self._tokenizer.token_strings)
 
-    def _assemble(self, live: _Live, chunk: TokenChunk) -> TextChunk | None:
-        if live.error is not None or live.is_answered:
+    def _assemble(self, live: _LiveRequest, chunk: TokenChunk) -> TextChunk | None:
+        if live.error is not None or live.is_finished:
             return None
         if live.assembler is None or chunk.index != live.next_index:
-            # This process was restarted, or chunks came out of order: better no text than wrong text.
-            _log.error("chunk %d of a request came where %d was due", chunk.index, live.next_index)
+            # This process was restarted, or chunks arrived out of order: no text is better than wrong text.
+            _log.error("chunk %d of a request arrived instead of chunk %d", chunk.index, live.next_index)
             self._fail(live, chunk)
             return None
         live.next_index += 1
         try:
             piece = live.assembler.push(chunk)
-        except Exception:  # noqa: BLE001 - a fault here ends this request, not the other requests of the batch
-            _log.exception("a chunk could not be turned into text")
+        except Exception:  # noqa: BLE001 - a bug here ends this request, not the others of the batch
+            _log.exception("the text of a chunk could not be assembled")
             self._fail(live, chunk)
             return None
         if piece is not None and piece.finish_reason is not None and not chunk.is_final:
-            self._stop_in_decode(chunk.key)
+            self._cancel_in_decode(chunk.key)
         return piece
 
-    def _fail(self, live: _Live, chunk: TokenChunk) -> None:
+    def _fail(self, live: _LiveRequest, chunk: TokenChunk) -> None:
         live.error = internal_error()
         if not chunk.is_final:
-            self._stop_in_decode(chunk.key)
+            self._cancel_in_decode(chunk.key)

@@ -1,4 +1,4 @@
-"""Token ids to text, a few tokens at a time. A table made once per tokenizer, and the small state of one request.
+"""Decodes token ids to text, a few tokens at a time: a table per tokenizer, and a small state per request.
 
 The text of a completion is decode(prompt + completion) minus decode(prompt), where decode is the tokenizer library's.
 So a first token keeps its leading space, and bytes that complete a character of the prompt show that character. Two
@@ -17,30 +17,33 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-REPLACEMENT = "\ufffd"  # what decoders show for bytes that are no UTF-8
-_MAX_HELD_TOKENS = 16  # WindowDetokenizer: a character has at most 4 bytes, so after 16 tokens it is garbage
+REPLACEMENT = "\ufffd"  # decoders show it for bytes that are not UTF-8
+_MAX_HELD_TOKENS = 16  # WindowDetokenizer: a character has at most 4 bytes, so after 16 tokens the bytes are invalid
 
 LibraryDecode = Callable[[Sequence[int]], str]
-"""The library's decode of ids, special tokens shown."""
+"""The tokenizer library's decode of token ids, special tokens included."""
 
 
 class Detokenizer(Protocol):
     """The decoding state of one request."""
 
     def feed(self, token_ids: Sequence[int]) -> list[str]:
-        """The new text, one item for each id; a character belongs to the token that completed it."""
+        """Returns the new text, one item per id. A character belongs to the token that completed it."""
 
     def finish(self) -> str:
-        """The text that was waiting for more tokens, if it is good without them. Unfinished characters are dropped."""
+        """Returns the text that was waiting for more tokens. Unfinished characters are dropped."""
 
 
 class TokenTable(Protocol):
-    """What one tokenizer needs for decoding; shared by all requests."""
+    """The decoding data of one tokenizer, shared by all requests."""
 
     def start(
         self, *, skip_special_tokens: bool, context_ids: Sequence[int] = (), is_text_start: bool = False
     ) -> Detokenizer:
-        """A detokenizer for a completion after a prompt that ends with `context_ids` (may be left out for text)."""
+        """Returns a detokenizer for a completion after a prompt that ends with `context_ids`.
+
+        Text prompts end with a whole character and need no `context_ids`.
+        """
 
 
 def build_table(
@@ -50,10 +53,10 @@ def build_table(
     decode: LibraryDecode,
     anchor_ids: Sequence[int] = (),
 ) -> TokenTable:
-    """The table for a tokenizer.
+    """Returns the table for a tokenizer.
 
-    `decoder` lists the stages of tokenizer.json's decoder, `tokens` maps id -> token as the vocabulary writes it.
-    `anchor_ids` are ids of any text; only other decoders than the known ones need them, as a prompt to decode after.
+    `decoder` lists the stages of tokenizer.json's decoder; `tokens` maps each id to its token as in the vocabulary.
+    `anchor_ids` are the ids of any text, used as a preceding prompt with decoders other than the known ones.
     """
     kinds = [stage["type"] for stage in decoder]
     if kinds == ["ByteLevel"]:
@@ -74,7 +77,7 @@ def build_table(
 
 
 class _Texts(dict[int, "str | None"]):
-    """Token id -> its text, None when it holds part of a character. Ids that pad the model's vocabulary have none."""
+    """Token id -> text; None for part of a character. Ids that only pad the model's vocabulary have empty text."""
 
     def __missing__(self, token_id: int) -> str:
         return ""
@@ -84,8 +87,8 @@ class _Texts(dict[int, "str | None"]):
 class PieceTable:
     """The tokens of a decoder that works token by token.
 
-    `errors` is the codecs error handler for bytes that are no UTF-8. With `drops_first_space` the first token of a text
-    reads differently; `decode` then tells how.
+    `errors` is the codecs error handler for bytes that are not UTF-8. With `drops_first_space` the first token of a
+    text has a different text, which `decode` returns.
     """
 
     texts: _Texts
@@ -106,15 +109,15 @@ class PieceTable:
 
 
 class PieceDetokenizer:
-    """Looks tokens up; constant work per token."""
+    """Looks up the text of each token, in constant time."""
 
     def __init__(self, table: PieceTable, texts: _Texts, *, is_first: bool) -> None:
         self._table = table
         self._texts = texts
-        self._is_first = is_first  # the next token reads as the first of a text
+        self._is_first = is_first  # the next token is decoded as the first of a text
         self._pending = b""  # the bytes so far of an unfinished character
-        self._context_marks = 0  # U+FFFD to drop from the next text: they stand for bytes of the prompt
-        self._is_plain = not is_first  # none of the above needs care
+        self._context_marks = 0  # U+FFFD to drop from the next text, because they represent bytes of the prompt
+        self._is_plain = not is_first  # none of the above applies
 
     def feed(self, token_ids: Sequence[int]) -> list[str]:
         texts = self._texts
@@ -124,7 +127,7 @@ class PieceDetokenizer:
         return [self._step(token_id, text) for token_id, text in zip(token_ids, pieces, strict=True)]
 
     def feed_context(self, context_ids: Sequence[int]) -> None:
-        """Take the end of the prompt: only the bytes of its last, unfinished character matter."""
+        """Reads the end of the prompt, of which only the bytes of an unfinished last character matter."""
         is_first = self._is_first
         self.feed(context_ids)
         pending = self._pending
@@ -160,19 +163,19 @@ class PieceDetokenizer:
         text, used = codecs.utf_8_decode(data, self._table.errors, False)
         self._pending = data[used:]
         if b"\xed\xa0" <= self._pending < b"\xee":
-            # Half a surrogate is no character, but Python waits for its third byte, which surrogatepass would want.
+            # Half a surrogate is not a character, but Python waits for its third byte for the sake of surrogatepass.
             text += self._decode_pending()
         return text
 
     def _decode_pending(self) -> str:
-        """The U+FFFD for an unfinished character that nothing can finish any more."""
+        """Returns U+FFFD for an unfinished character that is never going to be completed."""
         text, _ = codecs.utf_8_decode(self._pending, self._table.errors, True)
         self._pending = b""
         return text
 
 
 def _without_marks(text: str, count: int) -> str:
-    """`text` without up to `count` U+FFFD at its start."""
+    """Returns `text` without up to `count` U+FFFD at its start."""
     for _ in range(count):
         text = text.removeprefix(REPLACEMENT)
     return text
@@ -195,7 +198,7 @@ def _piece_table(
 
 
 def _byte_characters() -> list[str]:
-    """The character that GPT-2's vocabulary writes for each byte: itself when printable, else one from U+0100 on."""
+    """Returns the character of each byte in GPT-2's vocabulary: itself if printable, else one from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     substitutes = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
@@ -219,7 +222,7 @@ def _byte_level_table(tokens: Mapping[int, str], special_ids: Collection[int], d
 
 
 def _bytes_of(token: str) -> bytes:
-    """The bytes of a token; one with a character outside the byte alphabet (an added token) stands for itself."""
+    """Returns the bytes of a token. Added tokens, with characters outside of the byte alphabet, are plain text."""
     try:
         return bytes([_BYTE_OF[character] for character in token])
     except KeyError:
@@ -230,7 +233,7 @@ def _bytes_of(token: str) -> bytes:
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD for each byte that is no UTF-8, as the library's ByteFallback does."""
+    """Returns one U+FFFD for each byte that is not UTF-8, like the library's ByteFallback."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return REPLACEMENT * (error.end - error.start), error.end
@@ -241,7 +244,7 @@ codecs.register_error(_EACH_BYTE, _replace_each_byte)
 
 
 def _is_sentencepiece(decoder: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the stages are Replace..., ByteFallback, Fuse, Strip, each optional, with settings that we know."""
+    """Whether the stages are Replace..., ByteFallback, Fuse, Strip, each optional, with known settings."""
     stages = list(decoder)
     while stages and stages[0]["type"] == "Replace" and "String" in stages[0]["pattern"]:
         stages.pop(0)
@@ -262,11 +265,11 @@ def _sentencepiece_table(
     has_byte_tokens: bool,
     drops_first_space: bool,
 ) -> PieceTable:
-    """The table of a decoder whose byte tokens look like `<0xE4>`.
+    """Returns the table of a decoder whose byte tokens look like `<0xE4>`.
 
-    The library looks at a whole run of byte tokens: valid UTF-8 becomes text, else every byte becomes U+FFFD. We can't
-    take back characters that were sent, so here the valid characters of a broken run stay, and each other byte becomes
-    one U+FFFD. Text from a run that is valid is the same.
+    The library decodes a whole run of byte tokens at once: valid UTF-8 becomes text, else every byte becomes U+FFFD.
+    Characters that have been sent can't be taken back, so here the valid characters of an invalid run stay, and each
+    other byte becomes one U+FFFD. The text of a valid run is the same.
     """
     texts, partial_bytes = _Texts(), {}
     for token_id, token in tokens.items():
@@ -295,7 +298,7 @@ def _byte_of_token(token: str) -> int | None:
 
 @dataclass(frozen=True)
 class LibraryTable:
-    """The means to decode with the library; see `build_table` for `anchor_ids`."""
+    """Decodes with the tokenizer library. `anchor_ids` are the ids of any text."""
 
     decode: LibraryDecode
     known_ids: frozenset[int]
@@ -311,7 +314,7 @@ class LibraryTable:
 
 
 class WindowDetokenizer:
-    """Decodes the tokens since the last text but one with the library, and shows what came after the last.
+    """Decodes a window of the last tokens with the library, and returns the text after what it has returned before.
 
     Text that ends in U+FFFD waits for more tokens, at most `_MAX_HELD_TOKENS`.
     """
@@ -325,9 +328,11 @@ class WindowDetokenizer:
     ) -> None:
         self._decode = decode
         self._shown_ids = shown_ids
-        self._anchor_ids = anchor_ids  # begin every later window, since decoders treat the start of a text differently
+        self._anchor_ids = (
+            anchor_ids  # start every later window, because decoders treat the start of a text differently
+        )
         self._window = [token_id for token_id in prompt_ids if token_id in shown_ids]
-        self._shown_count = len(self._window)  # tokens of the window whose text was shown
+        self._shown_count = len(self._window)  # tokens of the window whose text has been returned
         prompt_text = decode(self._window) if self._window else ""
         self._shown_text = prompt_text.rstrip(REPLACEMENT)
         self._context_marks = len(prompt_text) - len(self._shown_text)

@@ -1,6 +1,6 @@
-"""Fill-in-the-middle prompts: the special tokens of the model families that were trained for it, and their order.
+"""Builds fill-in-the-middle prompts: the special tokens of the model families that support it, and their order.
 
-A model that was not has none of these tokens; there is no other way to have it see what comes after its completion.
+A model that was not trained for it has none of these tokens; it can only continue a text.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from llm_pipeline.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Family:
-    """One convention: the tokens in front of the parts, and the one after which the model writes the middle, if any.
+    """One convention: the tokens before each part, and the token after which the model writes the middle, if any.
 
-    `end` are further tokens with which its models end a middle.
+    `end` are the tokens with which its models end a middle, besides the end-of-sequence tokens.
     """
 
     prefix: str
@@ -38,7 +38,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class FillInMiddle:
-    """What one tokenizer has of its family's tokens, as ids."""
+    """The ids of the fill-in-the-middle tokens of one tokenizer. `end_ids` are stop token ids."""
 
     prefix_id: int
     suffix_id: int
@@ -48,7 +48,7 @@ class FillInMiddle:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> FillInMiddle | None:
-        """None when the tokenizer knows no family's tokens."""
+        """Returns the ids for the first family whose tokens the tokenizer has; None if there is no such family."""
         for family in FAMILIES:
             names = (family.prefix, family.suffix, *([family.middle] if family.middle else []))
             ids = [tokenizer.token_id(name) for name in names]
@@ -65,7 +65,7 @@ class FillInMiddle:
         return None
 
     def prompt(self, start: Sequence[int], prefix: Sequence[int], suffix: Sequence[int]) -> list[int]:
-        """The prompt that has the model write what stands between both; `start` goes in front of all (BOS)."""
+        """Returns the token ids of a prompt for the text between `prefix` and `suffix`. `start` comes first (BOS)."""
         before, after = [self.prefix_id, *prefix], [self.suffix_id, *suffix]
         parts = (after, before) if self.suffix_first else (before, after)
         middle = [] if self.middle_id is None else [self.middle_id]

@@ -1,4 +1,4 @@
-"""The text of a prompt, for answers that begin with it, and how many characters of it each of its tokens made."""
+"""The text of a prompt that precedes its completion (`echo`), and the characters that each of its tokens made."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from llm_pipeline.text.detokenizer import TokenTable
 
 @dataclass(frozen=True)
 class PromptEcho:
+    """The text of one prompt."""
+
     text: str
-    widths: tuple[int, ...]  # for each token
+    widths: tuple[int, ...]  # characters of each token
 
     @classmethod
     def of(cls, table: TokenTable, options: TextOptions) -> PromptEcho:
-        """The prompt of a request with `echo_ids`: as its client wrote it, or else as its tokens read."""
+        """Returns the prompt of a request with `echo_ids`: as the client sent it, or else decoded from the ids."""
         if options.echo_text is None:
             return cls._decoded(table, options, options.skip_special_tokens)
         for skips in (False, True):
             found = cls._decoded(table, options, skips)
             if found.text == options.echo_text:
                 return found
-        # The tokenizer has put a special token in front, beside others that were written out; or it has changed the
-        # text (case, accents, spaces).
+        # The tokenizer has added a special token to others that the client wrote out, or it has changed the text (case,
+        # accents, spaces).
         return cls(options.echo_text, _fitted(found.widths, len(options.echo_text)))
 
     @classmethod
@@ -34,7 +36,7 @@ class PromptEcho:
 
 
 def _fitted(widths: tuple[int, ...], length: int) -> tuple[int, ...]:
-    """Widths that add up to no more than the text has: offsets must not point behind it."""
+    """Returns widths that add up to at most `length`: offsets must not point beyond the text."""
     fitted, left = [], length
     for width in widths:
         fitted.append(min(width, left))

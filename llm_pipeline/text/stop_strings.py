@@ -1,11 +1,11 @@
-"""Finds stop strings in text that arrives piece by piece, and holds back what may still become one.
+"""Finds stop strings in text that arrives piece by piece, and holds back text that may be the start of one.
 
-The rules: the match that ends first in the text wins, ties by list order. An excluded match is cut off, so no character
-that may belong to one is handed out before it is known. An included match ends the text.
+The rules: the match that ends first in the text wins, ties by list order. An excluded match is cut off, so a character
+that may belong to one is not released until that is decided. An included match ends the text.
 
-How it works: one Knuth-Morris-Pratt automaton per stop string. Its state is how many characters of the stop string the
-text ends with; the largest state is what must be held back. While every state is 0, `str.find` skips to the next first
-character, so text without one costs no Python work per character.
+How it works: one Knuth-Morris-Pratt automaton per stop string. Its state is the number of characters of the stop string
+that the text ends with; the largest state is the number of characters to hold back. While every state is 0, `str.find`
+skips to the next first character, so text without one costs no Python work per character.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import lru_cache
 
 
 class StopMatcher:
-    """The search of one request for its stop strings, which must not be empty. Ends with the first match."""
+    """Searches the text of one request for its stop strings, which must not be empty, up to the first match."""
 
     def __init__(self, stops: Sequence[str], *, includes_match: bool = False) -> None:
         self._stops = tuple(stops)
@@ -27,9 +27,9 @@ class StopMatcher:
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, int | None]:
-        """The text that is safe to hand out, and where in `text` a match ended, as a count of its characters, or None.
+        """Returns the text that may be released, and the length of `text` up to the end of a match, or None.
 
-        After a match the safe text is the last; feed no more.
+        After a match no more text may be fed.
         """
         if not self._held and self._first_characters.isdisjoint(text):
             return text, None
@@ -45,13 +45,13 @@ class StopMatcher:
         return known[:cut], end
 
     def flush(self) -> str:
-        """The text that was held back, when no more comes: it did not become a match."""
+        """Returns the text that was held back. Called at the end, when it can no longer become a match."""
         held, self._held = self._held, ""
         self._states = [0] * len(self._stops)
         return held
 
     def _search(self, text: str) -> tuple[int, str] | None:
-        """The end and the stop string of the first match; if there is none, all states are those after `text`."""
+        """Returns the end and the stop string of the first match. Without one, all states are those after `text`."""
         match = None
         limit = len(text)  # a later stop string wins only if it ends before the match so far
         for index, stop in enumerate(self._stops):
@@ -64,7 +64,7 @@ class StopMatcher:
 
 
 def _advance(stop: str, borders: array[int], state: int, text: str, limit: int) -> tuple[int, int]:
-    """Run one automaton over `text[:limit]` until `stop` is complete; the state, and how many characters it read."""
+    """Runs one automaton over `text[:limit]` until `stop` is complete. Returns its state and the characters it read."""
     position = 0
     while position < limit:
         if state == 0:
@@ -87,11 +87,11 @@ def _borders_of(stops: tuple[str, ...]) -> tuple[array[int], ...]:
 
 
 def _borders(stop: str) -> array[int]:
-    """For every length n: the longest border of stop[:n], a proper prefix that is also its suffix. For n of 0 it is 0.
+    """Returns for every n the length of the longest proper prefix of stop[:n] that is also its suffix; 0 for n=0.
 
     Linear in the stop string: the Knuth-Morris-Pratt failure function.
     """
-    borders = array("H", [0, 0])  # uint16: contract allows 1,024 characters
+    borders = array("H", [0, 0])  # uint16: the API allows 1,024 characters
     length = 0
     for position in range(1, len(stop)):
         while length and stop[position] != stop[length]:

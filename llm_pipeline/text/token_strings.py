@@ -1,4 +1,4 @@
-"""How single tokens are written where they are listed one by one: the `tokens` of OpenAI's log probs."""
+"""The text of single tokens, for lists of tokens: the `tokens` of OpenAI's logprobs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from llm_pipeline.text.detokenizer import REPLACEMENT, PieceTable, TokenTable
 
 
 class TokenStrings(dict[int, str]):
-    """Token id -> its text, special tokens shown; made when it is first asked for.
+    """Token id -> text, special tokens included. Entries are made on first use.
 
-    A token that holds part of a character reads `bytes:\\xe2\\x80`, as at OpenAI. An id without a token (they pad the
-    vocabularies of some models) reads `token_id:N`.
+    A token with part of a character is written `bytes:\\xe2\\x80`, like OpenAI does. An id without a token (padding of
+    the model's vocabulary) is written `token_id:N`.
     """
 
     def __init__(self, table: TokenTable, tokens: Mapping[int, str]) -> None:
@@ -29,20 +29,20 @@ class TokenStrings(dict[int, str]):
         if isinstance(self._table, PieceTable):
             text = self._table.texts[token_id]
             return _escaped(self._table.partial_bytes[token_id]) if text is None else text
-        # Other decoders don't say which bytes a token stands for; the vocabulary's way to write it tells tokens apart.
+        # Other decoders don't give the bytes of a token; as written in the vocabulary, tokens are at least distinct.
         text = "".join(self._table.start(skip_special_tokens=False).feed((token_id,)))
         return self._tokens[token_id] if not text or REPLACEMENT in text else text
 
 
 class TokenIdStrings(dict[int, str]):
-    """The same for clients that want tokens by number."""
+    """Token id -> `token_id:N`, for requests with `return_tokens_as_token_ids`."""
 
     def __missing__(self, token_id: int) -> str:
         return as_token_id(token_id)
 
 
 def as_token_id(token_id: int) -> str:
-    """A token by its number, as `return_tokens_as_token_ids` wants it."""
+    """Returns a token in the form of `return_tokens_as_token_ids`."""
     return f"token_id:{token_id}"
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a model, read from its tokenizer.json. The only module that imports the tokenizers library."""
+"""Loads the tokenizer of a model from its tokenizer.json. The only module that imports the tokenizers library."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from tokenizers.models import BPE
 from llm_pipeline.text.detokenizer import BYTE_CHARACTERS, TokenTable, build_table
 from llm_pipeline.text.token_strings import TokenStrings
 
-_ANCHOR_TEXTS = ("a", "the", ".", "0")  # any short text will do that is in the vocabulary
+_ANCHOR_TEXTS = ("a", "the", ".", "0")  # short texts, of which most vocabularies have at least one
 
 
 class TokenizerError(Exception):
-    """tokenizer.json can't be used; the message says why and how to mend it."""
+    """tokenizer.json can't be used. The message gives the cause and the fix."""
 
 
 class Tokenizer:
-    """Text to ids, what the checks of a request need to know about the vocabulary, and the table to decode with.
+    """Encodes text to token ids, describes the vocabulary for validation, and provides the table for decoding.
 
-    One object serves all requests; encode may run in several threads.
+    One object serves all requests; `encode` may be called from several threads.
     """
 
     def __init__(self, library_tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = library_tokenizer
-        # Settings of training that tokenizer.json may carry; a prompt must be neither cut nor filled up.
+        # tokenizer.json may still have these settings of the training; a prompt must be neither truncated nor padded.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokens = _tokens_by_id(library_tokenizer)
         added = library_tokenizer.get_added_tokens_decoder().values()
         special = {token.content for token in added if token.special}
-        # By content, as the library's decode does it.
+        # By content, like the library's decode.
         self.special_ids = frozenset(token_id for token_id, token in self._tokens.items() if token in special)
         self.vocab_size = max(self._tokens, default=-1) + 1  # added tokens included; the model's may be larger (padded)
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Read tokenizer.json; TokenizerError when it is missing or corrupt."""
+        """Loads a tokenizer.json. Raises TokenizerError if it is missing or corrupt."""
         if not path.is_file():
             raise TokenizerError(f"{path} is missing. Copy tokenizer.json from the model, or build the engine again.")
         try:
@@ -50,16 +50,16 @@ class Tokenizer:
             raise TokenizerError(f"{path} can't be read as a tokenizer.json: {error}") from error
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a prompt. Special tokens written in it are parsed; tokenizer.json decides whether a BOS is added."""
+        """Returns the token ids of a text, in which special tokens are parsed. tokenizer.json decides about a BOS."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token as the vocabulary writes it."""
+        """Returns the id of a token as written in the vocabulary, or None."""
         return self._tokenizer.token_to_id(token)
 
     @cached_property
     def start_ids(self) -> tuple[int, ...]:
-        """What encode puts in front of a text, such as a BOS."""
+        """The ids that `encode` puts before a text, such as a BOS."""
         bare, full = (self.encode("a", add_special_tokens=flag) for flag in (False, True))
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:
@@ -68,19 +68,19 @@ class Tokenizer:
 
     @cached_property
     def token_strings(self) -> TokenStrings:
-        """How each token is written where tokens are listed one by one."""
+        """The text of each token, for lists of tokens."""
         return TokenStrings(self.token_table, self._tokens)
 
     @cached_property
     def token_table(self) -> TokenTable:
-        """What a detokenizer needs. Takes some tenths of a second for a large vocabulary, once."""
+        """The table for decoding. Takes some tenths of a second to build for a large vocabulary."""
         return build_table(
             _parts(self._tokenizer.decoder), self._tokens, self.special_ids, self._decode_all, self._anchor_ids()
         )
 
     @cached_property
     def max_token_bytes(self) -> int:
-        """The length of the longest text that one token stands for, in bytes of UTF-8."""
+        """The length of the longest text of a token, in bytes of UTF-8."""
         added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
         # A vocabulary of the ByteLevel pre-tokenizer has one character for each byte.
         length_of = len if _is_byte_level(self._tokenizer) else _utf8_length
@@ -88,9 +88,9 @@ class Tokenizer:
         return max(longest_added, max((length_of(token) for token in self._tokens.values()), default=1))
 
     def min_token_count(self, text: str) -> int:
-        """A lower bound of len(encode(text)), about 3 ms for 1 MiB: refuses a huge prompt without encoding it.
+        """Returns a lower bound of len(encode(text)), to reject a huge prompt without encoding it (3 ms for 1 MiB).
 
-        It is 0 for a tokenizer with a rule by which few tokens may stand for much text, such as one unknown token.
+        0 for a tokenizer that may encode much text as few tokens, for example as one unknown token.
         """
         if self._bytes_without_token is None:
             return 0
@@ -102,7 +102,7 @@ class Tokenizer:
         return _bytes_without_token(self._tokenizer)
 
     def _anchor_ids(self) -> list[int]:
-        """Ids of some ordinary text; none if there are none without a special (unknown) token."""
+        """Returns the ids of some ordinary text; [] if every such text contains a special (unknown) token."""
         for text in _ANCHOR_TEXTS:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
             if ids and self.special_ids.isdisjoint(ids):
@@ -114,7 +114,7 @@ class Tokenizer:
 
 
 def _tokens_by_id(tokenizer: tokenizers.Tokenizer) -> dict[int, str]:
-    """Id -> token as the library's decode sees it: an added token hides a model's token of the same id."""
+    """Returns id -> token for decoding: an added token takes precedence over a model's token of the same id."""
     tokens = {token_id: token for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items()}
     for token_id, added in tokenizer.get_added_tokens_decoder().items():
         tokens[token_id] = added.content
@@ -122,7 +122,7 @@ def _tokens_by_id(tokenizer: tokenizers.Tokenizer) -> dict[int, str]:
 
 
 def _parts(component: Any) -> list[dict[str, Any]]:
-    """The settings of a decoder, normalizer or pre-tokenizer as in tokenizer.json, sequences flattened; [] for None."""
+    """Returns the settings of a decoder, normalizer or pre-tokenizer, sequences flattened; [] for None."""
     return [] if component is None else _flatten(json.loads(component.__getstate__()))
 
 
@@ -133,11 +133,11 @@ def _flatten(settings: dict[str, Any]) -> list[dict[str, Any]]:
     return [part for member in members for part in _flatten(member)]
 
 
-# --- How few tokens a text can have ----------------------------------------------------------------------------------
+# --- The lower bound of a text's token count --------------------------------------------------------------------------
 
 
 def _bytes_without_token(tokenizer: tokenizers.Tokenizer) -> bytes | None:
-    """The bytes that encode drops for lack of a token; None if text can get lost in other ways, or in one token."""
+    """Returns the bytes that `encode` drops for lack of a token; None if it may drop or merge text in other ways."""
     model = tokenizer.model
     if not isinstance(model, BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
         return None

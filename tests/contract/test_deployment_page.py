@@ -1,4 +1,4 @@
-"""What docs/deployment.md has readers copy: the keys file, the Kubernetes example, the settings."""
+"""docs/deployment.md: the keys file, the Kubernetes example, and the settings of the GPU launcher."""
 
 from __future__ import annotations
 
@@ -35,37 +35,37 @@ def containers(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {container["name"]: container for container in (*pod["initContainers"], *pod["containers"])}
 
 
-def value(container: dict[str, Any], name: str) -> str:
-    (found,) = [variable["value"] for variable in container["env"] if variable["name"] == name]
-    return str(found)
+def variable_of(container: dict[str, Any], name: str) -> str:
+    (value,) = [variable["value"] for variable in container["env"] if variable["name"] == name]
+    return str(value)
 
 
-def test_the_keys_file_is_one_that_the_front_end_reads() -> None:
+def test_keys_file_is_valid() -> None:
     (keys,) = (json.loads(block) for block in blocks("json"))
     assert [ApiKey(**key).name for key in keys] == ["alice", "batch"]
 
 
-def test_the_pods_variables_are_settings(pod: dict[str, Any]) -> None:
+def test_variables_of_the_pod_are_settings(pod: dict[str, Any]) -> None:
     for name, container in containers(pod).items():
         known = {field.upper() for settings in READ_BY[name] for field in settings.model_fields}
         assert {variable["name"] for variable in container["env"]} <= known
 
 
-def test_the_front_ends_probes_ask_paths_that_it_has(pod: dict[str, Any]) -> None:
+def test_front_end_probes_use_public_paths(pod: dict[str, Any]) -> None:
     frontend = containers(pod)["frontend"]
     probed = {frontend[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")}
     assert probed == {f"{paths.HEALTH_ROOTS[0]}/{end}" for end in ("ready", "live")}
     assert all(paths.is_public(path, metrics_needs_key=True) for path in probed)
 
 
-def test_the_pod_has_time_to_drain(pod: dict[str, Any]) -> None:
-    """One after the other: preStop, the front end with 7 s for its last writes, Triton."""
+def test_grace_period_covers_the_drain(pod: dict[str, Any]) -> None:
+    """In sequence: preStop, the front end with 7 s for its last writes, Triton."""
     frontend, triton = containers(pod)["frontend"], containers(pod)["triton"]
-    drains_s = int(value(frontend, "DRAIN_TIMEOUT_S")) + 7 + int(value(triton, "TRITON_EXIT_TIMEOUT_S"))
+    drains_s = int(variable_of(frontend, "DRAIN_TIMEOUT_S")) + 7 + int(variable_of(triton, "TRITON_EXIT_TIMEOUT_S"))
     assert pod["terminationGracePeriodSeconds"] > frontend["lifecycle"]["preStop"]["sleep"]["seconds"] + drains_s
 
 
-def test_the_pods_containers_can_do_little(pod: dict[str, Any]) -> None:
+def test_containers_of_the_pod_are_restricted(pod: dict[str, Any]) -> None:
     assert pod["securityContext"]["runAsNonRoot"] is True
     for container in containers(pod).values():
         context = container["securityContext"]
@@ -74,5 +74,5 @@ def test_the_pods_containers_can_do_little(pod: dict[str, Any]) -> None:
         assert context["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_every_setting_of_the_launch_is_named() -> None:
+def test_page_names_every_launch_setting() -> None:
     assert [name.upper() for name in LaunchSettings.model_fields if f"`{name.upper()}`" not in PAGE] == []

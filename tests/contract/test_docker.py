@@ -1,4 +1,4 @@
-"""Dockerfiles and the compose file, as far as they can be checked without a docker engine: nothing here builds one."""
+"""Dockerfiles and the compose file, checked without a docker engine: no image is built."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
 
-from build_engine.gpu.planning.planner import DEFAULT_TRTLLM
+from build_engine.gpu.planning.options import DEFAULT_TRTLLM
 from frontend.settings import FrontendSettings
 from launcher.gpu.launch import LaunchSettings
 from launcher.local.stack import Stack
@@ -44,7 +44,7 @@ services = pytest.mark.parametrize("name", SERVICES)
 
 
 def tool(name: str) -> str:
-    """A program of the dev dependencies, from this Python's own environment."""
+    """Runs a program of the dev dependencies from this Python's environment."""
     path = Path(sys.executable).parent / name
     if not path.exists():
         pytest.skip(f"{name} is not installed here; it is one of the dev dependencies")
@@ -53,7 +53,7 @@ def tool(name: str) -> str:
 
 @cache
 def instructions(path: Path) -> list[tuple[str, str]]:
-    """(instruction, arguments) in order, ARG defaults of the file put in."""
+    """Returns (instruction, arguments) in order, with ARG defaults substituted."""
     text = re.sub(r"^\s*#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     lines = [line.split(maxsplit=1) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
     defaults = dict(rest.split("=", 1) for name, rest in lines if name == "ARG" and "=" in rest)
@@ -72,7 +72,7 @@ def dockerfile_of(service: str) -> Path:
 
 
 def pinned(lock: Path) -> dict[str, set[str]]:
-    """Versions by name; a name may have two, for two versions of Python."""
+    """Returns versions by name; a package may have two, for two versions of Python."""
     versions: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([a-z0-9-]+)==([^\s\\;]+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
         versions.setdefault(name, set()).add(version)
@@ -83,14 +83,14 @@ def pinned(lock: Path) -> dict[str, set[str]]:
 
 
 @dockerfiles
-def test_hadolint_finds_nothing(path: Path) -> None:
+def test_hadolint_reports_no_finding(path: Path) -> None:
     command = [tool("hadolint"), "--no-color", "--config", str(DOCKER / "hadolint.yaml"), str(path)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (run.returncode, run.stdout + run.stderr) == (0, "")
 
 
 @dockerfiles
-def test_every_image_that_is_built_on_has_a_version(path: Path) -> None:
+def test_base_images_have_a_version(path: Path) -> None:
     stages: set[str] = set()
     for image, *alias in (rest.split(" AS ") for rest in all_of(path, "FROM")):
         if image not in stages:
@@ -100,7 +100,7 @@ def test_every_image_that_is_built_on_has_a_version(path: Path) -> None:
 
 
 @dockerfiles
-def test_what_is_copied_is_there(path: Path) -> None:
+def test_copied_files_exist(path: Path) -> None:
     sources = [
         source
         for rest in all_of(path, "COPY")
@@ -112,15 +112,15 @@ def test_what_is_copied_is_there(path: Path) -> None:
 
 
 @dockerfiles
-def test_the_image_runs_as_a_number_that_is_not_root(path: Path) -> None:
-    """A number, because Kubernetes' runAsNonRoot can't look names up."""
+def test_image_runs_as_a_numeric_user_other_than_root(path: Path) -> None:
+    """Kubernetes' runAsNonRoot cannot resolve user names."""
     uid, _, gid = all_of(path, "USER")[-1].partition(":")
     assert int(uid) > 0
     assert int(gid) > 0
 
 
 @dockerfiles
-def test_the_image_says_how_it_is_doing(path: Path) -> None:
+def test_image_has_a_health_check(path: Path) -> None:
     (check,) = all_of(path, "HEALTHCHECK")
     assert (check == "NONE") == (path.name.removesuffix(".Dockerfile") in JOBS)
 
@@ -131,8 +131,8 @@ def test_no_package_registry_is_named(path: Path) -> None:
     assert not re.search(r"pypi|pythonhosted|--(extra-)?index-url|--find-links", text)
 
 
-def test_what_make_and_git_keep_here_is_not_sent_to_a_build() -> None:
-    """Gigabytes of environments, engines and copies."""
+def test_build_context_excludes_environments_and_engines() -> None:
+    """They take gigabytes."""
     ignored = set((ROOT / ".dockerignore").read_text(encoding="utf-8").split())
     made = re.findall(r"^(?:VENV|CLIENTS) := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(made) == 2
@@ -144,13 +144,13 @@ def test_what_make_and_git_keep_here_is_not_sent_to_a_build() -> None:
 # --- Versions --------------------------------------------------------------------------------------------------------
 
 
-def test_tensorrt_llm_is_the_one_that_engines_are_planned_for() -> None:
+def test_tensorrt_llm_version_is_that_of_the_planner() -> None:
     assert f"TENSORRT_LLM_VERSION={DEFAULT_TRTLLM}" in all_of(DOCKER / "triton-gpu.Dockerfile", "ARG")
     (allowed,) = re.findall(r'^tensorrt-llm = \["tensorrt_llm(.+)"\]$', PYPROJECT, re.MULTILINE)
     assert DEFAULT_TRTLLM in SpecifierSet(allowed)
 
 
-def test_tritons_tag_and_tensorrt_llm_belong_together() -> None:
+def test_triton_tag_contains_the_tensorrt_llm_version() -> None:
     (tag,) = re.findall(r"^ARG TRITON_TAG=(.+)$", (DOCKER / "triton-gpu.Dockerfile").read_text(), re.MULTILINE)
     page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
     (row,) = [line for line in page.splitlines() if re.match(rf"\| [^|]*\b{re.escape(tag)}\b", line)]
@@ -158,14 +158,14 @@ def test_tritons_tag_and_tensorrt_llm_belong_together() -> None:
 
 
 @dockerfiles
-def test_python_is_one_that_the_package_allows(path: Path) -> None:
+def test_python_version_is_supported_by_the_package(path: Path) -> None:
     for image in all_of(path, "FROM"):
         if image.startswith("python:"):
             (allowed,) = re.findall(r'^requires-python = "(.+)"$', PYPROJECT, re.MULTILINE)
             assert image.split("-")[0].removeprefix("python:") in SpecifierSet(allowed)
 
 
-def test_our_images_have_our_version() -> None:
+def test_image_tags_have_the_version_of_the_package() -> None:
     (version,) = re.findall(r'^version = "(.+)"$', PYPROJECT, re.MULTILINE)
     for name, service in SERVICES.items():
         assert service["image"].endswith(f":${{VERSION:-{version}}}"), name
@@ -173,15 +173,15 @@ def test_our_images_have_our_version() -> None:
 
 
 @services
-def test_build_arguments_default_to_what_the_dockerfile_says(name: str) -> None:
+def test_build_arguments_have_the_defaults_of_the_dockerfile(name: str) -> None:
     defaults = {part.partition("=")[0]: part.partition("=")[2] for part in all_of(dockerfile_of(name), "ARG")}
     for argument, value in SERVICES[name]["build"].get("args", {}).items():
         assert re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) == defaults[argument]
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
-def test_images_get_the_versions_that_are_tested(lock: Path) -> None:
-    """`make lock` writes them all; one that is left behind would ship what no test has seen."""
+def test_images_get_the_tested_versions(lock: Path) -> None:
+    """`make lock` writes all lock files; an outdated one would ship untested versions."""
     tested = pinned(ROOT / "requirements" / "serve.lock")
     assert {
         name: versions for name, versions in pinned(lock).items() if name in tested and versions != tested[name]
@@ -189,7 +189,7 @@ def test_images_get_the_versions_that_are_tested(lock: Path) -> None:
 
 
 @pytest.mark.parametrize(("lock", "extra"), [("frontend", "frontend"), ("triton", None)])
-def test_a_lock_holds_what_pyproject_asks_for(lock: str, extra: str | None) -> None:
+def test_lock_contains_the_requirements_of_pyproject(lock: str, extra: str | None) -> None:
     heading = r"^dependencies" if extra is None else rf"^{extra}"
     found = re.search(rf"{heading} = \[\n(.*?)^\]", PYPROJECT, re.MULTILINE | re.DOTALL)
     assert found
@@ -200,19 +200,19 @@ def test_a_lock_holds_what_pyproject_asks_for(lock: str, extra: str | None) -> N
 # --- The compose file ------------------------------------------------------------------------------------------------
 
 
-def test_the_compose_file_is_one_by_its_schema() -> None:
+def test_compose_file_is_valid_by_its_schema() -> None:
     command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(DOCKER / "compose.yaml")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stdout
 
 
-def test_there_is_a_profile_for_cpu_and_one_for_gpu() -> None:
+def test_compose_file_has_profiles_for_cpu_and_gpu() -> None:
     profiles = {name: service["profiles"] for name, service in SERVICES.items()}
     assert profiles == {"stack": ["cpu"], "triton": ["gpu"], "frontend": ["gpu"], "build-engine": ["build"]}
 
 
 @services
-def test_a_container_can_do_little(name: str) -> None:
+def test_containers_are_restricted(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -222,14 +222,14 @@ def test_a_container_can_do_little(name: str) -> None:
 
 
 @services
-def test_only_the_front_end_is_published_and_only_on_loopback(name: str) -> None:
+def test_only_the_front_end_is_published_on_loopback_only(name: str) -> None:
     ports = SERVICES[name].get("ports", [])
     assert bool(ports) == (name in {"stack", "frontend"})
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_triton_can_only_be_reached_by_the_front_end() -> None:
-    """It asks nobody for a key."""
+def test_triton_is_reachable_by_the_front_end_only() -> None:
+    """Triton has no authentication."""
     assert SERVICES["triton"]["networks"] == ["inside"]
     assert COMPOSE["networks"]["inside"]["internal"] is True
     assert [name for name, service in SERVICES.items() if "inside" in service.get("networks", [])] == [
@@ -239,13 +239,13 @@ def test_triton_can_only_be_reached_by_the_front_end() -> None:
 
 
 @services
-def test_every_variable_is_a_setting_of_what_reads_it(name: str) -> None:
+def test_environment_variables_are_settings(name: str) -> None:
     known = {field.upper() for settings in READ_BY[name] for field in settings.model_fields}
     assert set(SERVICES[name].get("environment", {})) - known == set()
 
 
 @services
-def test_keys_are_secrets_and_no_variables(name: str) -> None:
+def test_api_keys_are_secrets_instead_of_variables(name: str) -> None:
     environment = SERVICES[name].get("environment", {})
     assert "API_KEY" not in environment
     has_keys = name in {"stack", "frontend"}
@@ -253,8 +253,8 @@ def test_keys_are_secrets_and_no_variables(name: str) -> None:
     assert SERVICES[name].get("secrets") == (["api_keys"] if has_keys else None)
 
 
-def test_what_the_launcher_writes_is_on_a_tmpfs() -> None:
-    """The root is read-only: logs, and the model repository that is laid out for a deployment."""
+def test_directories_that_the_launcher_writes_are_on_a_tmpfs() -> None:
+    """The root is read-only: logs, and the model repository that is rendered for a deployment."""
     (run_dir,) = re.findall(r"RUN_DIR=(\S+)", (DOCKER / "cpu.Dockerfile").read_text(encoding="utf-8"))
     mounted = {mount.partition(":")[0] for mount in SERVICES["stack"]["tmpfs"]}
     assert {f"{run_dir}/logs", f"{run_dir}/model_repository"} <= mounted
@@ -262,24 +262,24 @@ def test_what_the_launcher_writes_is_on_a_tmpfs() -> None:
     assert {mount for mount in mounted if f"--tmpfs {mount}" not in command} == set()
 
 
-def test_the_front_end_waits_for_a_loaded_engine() -> None:
+def test_front_end_waits_for_a_loaded_engine() -> None:
     assert SERVICES["frontend"]["depends_on"] == {"triton": {"condition": "service_healthy"}}
 
 
 @pytest.mark.parametrize("name", ["triton", "build-engine"])
-def test_what_uses_a_gpu_reserves_it(name: str) -> None:
+def test_gpu_services_reserve_a_gpu(name: str) -> None:
     (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "${GPU_COUNT:-1}", "capabilities": ["gpu"]}
     assert SERVICES[name]["ulimits"] == {"memlock": -1, "stack": 67108864}
     assert SERVICES[name]["shm_size"] == "2gb"
 
 
-def test_what_serves_an_engine_can_t_change_it() -> None:
+def test_engines_are_mounted_read_only_for_serving() -> None:
     (engines,) = [volume for volume in SERVICES["triton"]["volumes"] if isinstance(volume, dict)]
     assert engines["read_only"] is True
 
 
-def test_there_is_time_to_drain() -> None:
+def test_grace_periods_cover_the_drain() -> None:
     def seconds(name: str) -> int:
         return int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
 
@@ -290,7 +290,7 @@ def test_there_is_time_to_drain() -> None:
     assert seconds("stack") > stack.frontend_stop_timeout_s + TRITON_STOP_TIMEOUT_S
 
 
-def test_the_example_environment_is_the_compose_files_defaults() -> None:
+def test_env_example_has_the_defaults_of_the_compose_file() -> None:
     used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (DOCKER / "compose.yaml").read_text(encoding="utf-8")))
     example = (DOCKER / ".env.example").read_text(encoding="utf-8")
     assert dict(re.findall(r"^(\w+)=(.*)$", example, re.MULTILINE)) == used

@@ -1,4 +1,4 @@
-"""The two scripts that run inside images: the health check, and what adds packages to an image of NVIDIA's."""
+"""The two scripts that run in images: the health check, and the one that adds packages to NVIDIA's image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Health(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_arguments: object) -> None:
-        """Nothing."""
+        """Discards the line."""
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +50,21 @@ def port() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("path", "status"), [("/good", 0), ("/bad", 1)])
-def test_healthy_is_a_200(port: str, path: str, status: int) -> None:
+def test_status_200_is_healthy(port: str, path: str, status: int) -> None:
     assert healthcheck.main(["NO_SUCH_SETTING", port, path]) == status
 
 
-def test_the_port_is_the_settings_where_it_is_set(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_comes_from_the_environment_variable(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_PORT", port)
     assert healthcheck.main(["SOME_PORT", "1", "/good"]) == 0
 
 
-def test_nobody_there_is_unhealthy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_connection_is_unhealthy(capsys: pytest.CaptureFixture[str]) -> None:
     assert healthcheck.main(["NO_SUCH_SETTING", "1", "/good"]) == 1
     assert "refused" in capsys.readouterr().out
 
 
-def test_a_proxy_of_the_environment_is_not_asked(port: str) -> None:
+def test_proxy_of_the_environment_is_ignored(port: str) -> None:
     command = [sys.executable, str(DOCKER / "healthcheck.py"), "NO_SUCH_SETTING", port, "/good"]
     run = subprocess.run(command, env={"http_proxy": "http://127.0.0.1:1"}, timeout=20, check=False)
     assert run.returncode == 0
@@ -82,41 +82,40 @@ pydantic-core==2.50.4 \\
 """
 
 
-def test_only_what_the_image_lacks_is_installed() -> None:
+def test_only_missing_packages_are_installed() -> None:
     (block,) = image.missing_blocks(LOCK, {"colorama", "pydantic-core"})
     assert block.startswith("orjson==3.13.0 \\\n    --hash=sha256:bb \\\n    --hash=sha256:cc")
 
 
-def test_a_lock_is_taken_whole_by_an_image_that_has_nothing() -> None:
+def test_empty_image_gets_the_whole_lock() -> None:
     blocks = image.missing_blocks(LOCK, set())
     assert [block.split("==")[0] for block in blocks] == ["colorama", "orjson", "pydantic-core"]
     assert "\n".join(blocks) + "\n" == LOCK
 
 
-def test_the_real_locks_can_be_read() -> None:
+def test_lock_files_of_the_images_can_be_parsed() -> None:
     for lock in (DOCKER / "requirements").glob("*.lock"):
         blocks = image.missing_blocks(lock.read_text(encoding="utf-8"), set())
         assert blocks
         assert all("--hash=sha256:" in block for block in blocks), lock.name
 
 
-@pytest.mark.parametrize("found", ["1.2.1", "1.2.1+cu131"])
-def test_the_expected_version_passes(found: str) -> None:
-    assert image.unexpected("tensorrt_llm==1.2.1", {"tensorrt-llm": found}) is None
+@pytest.mark.parametrize("version", ["1.2.1", "1.2.1+cu131"])
+def test_expected_version_passes(version: str) -> None:
+    assert image.unexpected("tensorrt_llm==1.2.1", {"tensorrt-llm": version}) is None
 
 
 @pytest.mark.parametrize("present", [{"tensorrt-llm": "1.1.0"}, {}], ids=["another", "none"])
-def test_another_version_stops_the_build(present: dict[str, str]) -> None:
-    said = image.unexpected("tensorrt_llm==1.2.1", present)
-    assert said is not None
-    assert f"was to have tensorrt_llm 1.2.1 and has {present.get('tensorrt-llm', 'none')}" in said
+def test_other_version_fails_the_build(present: dict[str, str]) -> None:
+    problem = image.unexpected("tensorrt_llm==1.2.1", present)
+    assert problem == f"The image has tensorrt_llm {present.get('tensorrt-llm', 'none')}; expected 1.2.1."
 
 
-def test_a_package_that_was_moved_stops_the_build() -> None:
+def test_changed_package_fails_the_build() -> None:
     before, after = {"torch": "2.9", "numpy": "1.26", "six": "1"}, {"torch": "2.10", "numpy": "1.26", "orjson": "3"}
-    assert image.moved(before, after) == ["six was 1 and is gone now.", "torch was 2.9 and is 2.10 now."]
+    assert image.changed(before, after) == ["six changed from 1 to removed.", "torch changed from 2.9 to 2.10."]
 
 
-def test_what_is_installed_is_known_by_the_names_that_locks_use() -> None:
+def test_installed_packages_have_the_names_of_lock_files() -> None:
     present = image.installed()
     assert {"pydantic-core", "typing-extensions", "pytest"} <= set(present)

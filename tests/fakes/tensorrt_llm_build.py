@@ -1,10 +1,11 @@
 """Stand-ins for TensorRT-LLM: a trtllm-build script on PATH, and packages on PYTHONPATH, both for child processes.
 
 They accept only the keywords that upstream has (tests/data/tensorrt_llm_build_api.json), so they show that our side is
-consistent. Only a GPU can show whether upstream behaves as its sources say. The fake model continues a prompt by counting up from its last token.
+consistent. Only a GPU can show whether upstream behaves as its sources say. The fake model
+continues a prompt by counting up from its last token.
 
-FAKE_BUILD_FAILS          trtllm-build fails; a word in it: only for engines whose path has that word
-FAKE_BATCH                trtllm-build writes this max_batch_size, whatever it was asked for
+FAKE_BUILD_FAILS          trtllm-build fails; other values than 1: only for engines whose path contains the value
+FAKE_BATCH                trtllm-build writes this max_batch_size instead of the requested one
 FAKE_ENGINE_DIFFERS_FROM  the engine's tokens are wrong from this position on, its probabilities lower
 FAKE_ENGINE_FAILS         the engine does not load
 """
@@ -21,7 +22,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from build_engine.targets.nvml import NvmlGpu, PynvmlNvml
+from build_engine.targets.nvml import NvmlGpu
 from tests.support.plan_requests import CONFIGS
 from tests.support.tiny_models import MERGES
 
@@ -37,7 +38,7 @@ if unknown:
     sys.exit(f"unknown flags {unknown}")
 fails = os.environ.get("FAKE_BUILD_FAILS")
 if fails and (fails == "1" or fails in options["--output_dir"]):
-    sys.exit("out of memory, says the fake")
+    sys.exit("out of memory (fake)")
 checkpoint = pathlib.Path(options["--checkpoint_dir"])
 ranks = len(list(checkpoint.glob("rank*.safetensors")))
 engine = pathlib.Path(options["--output_dir"])
@@ -63,9 +64,9 @@ import json, math, os, pathlib
 from types import SimpleNamespace
 __version__ = "1.2.1"
 print("[TensorRT-LLM] a banner")
-def only(known, given):
-    assert set(given) <= set(known), set(given) - set(known)
-    return SimpleNamespace(**given)
+def only(known, keywords):
+    assert set(keywords) <= set(known), set(keywords) - set(known)
+    return SimpleNamespace(**keywords)
 def Mapping(**keywords): return vars(only(MAPPING, keywords))
 def SamplingParams(**keywords): return only(SAMPLING, keywords)
 def write_checkpoint(output, path, tp, pp, kv, ranks):
@@ -122,7 +123,7 @@ class LLM(tensorrt_llm.LLM):
     is_engine = True
     def __init__(self, **keywords):
         if os.environ.get("FAKE_ENGINE_FAILS"):
-            raise RuntimeError("no deserializer, says the fake")
+            raise RuntimeError("no deserializer (fake)")
         super().__init__(**keywords)
 """
 _QUANTIZATION = """
@@ -130,23 +131,23 @@ import pathlib
 import tensorrt_llm
 QuantAlgo = {"W8A16": "W8A16"}
 def quantize_and_export(**keywords):
-    given = tensorrt_llm.only(QUANTIZE, keywords)
-    print("calibrating on", given.calib_dataset, "with", given.calib_size)
-    pathlib.Path(given.output_dir).mkdir(parents=True, exist_ok=True)
-    kv = given.kv_cache_dtype.upper() if given.kv_cache_dtype else None
-    ranks = range(given.tp_size * given.pp_size)
-    tensorrt_llm.write_checkpoint(given.output_dir, given.model_dir, given.tp_size, given.pp_size, kv, ranks)
+    options = tensorrt_llm.only(QUANTIZE, keywords)
+    print("calibrating on", options.calib_dataset, "with", options.calib_size)
+    pathlib.Path(options.output_dir).mkdir(parents=True, exist_ok=True)
+    kv = options.kv_cache_dtype.upper() if options.kv_cache_dtype else None
+    ranks = range(options.tp_size * options.pp_size)
+    tensorrt_llm.write_checkpoint(options.output_dir, options.model_dir, options.tp_size, options.pp_size, kv, ranks)
 """
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A driver that has these GPUs."""
+class FakeNvml:
+    """A driver that reports these GPUs."""
 
-    found: tuple[NvmlGpu, ...] = (H100,) * 3
+    devices: tuple[NvmlGpu, ...] = (H100,) * 3
 
     def gpus(self) -> list[NvmlGpu]:
-        return list(self.found)
+        return list(self.devices)
 
     def driver_version(self) -> str:
         return "590.44.01"
@@ -156,7 +157,7 @@ class Machine:
 
 
 def install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on child processes find TensorRT-LLM, and this process thinks that it could import it."""
+    """Installs the stand-ins below `directory`: child processes can run them, and this process can import them."""
     sources = {
         "tensorrt/__init__.py": '__version__ = "10.14.1.48"\n',
         "tensorrt_llm/__init__.py": _with(
@@ -180,8 +181,6 @@ def install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(directory / "upstream"))
     monkeypatch.syspath_prepend(str(directory / "upstream"))
-    for name in ("gpus", "driver_version", "cuda_version"):
-        monkeypatch.setattr(PynvmlNvml, name, lambda self, name=name: getattr(Machine(), name)())
 
 
 def uninstall(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +196,7 @@ def _with(source: str, **constants: list[str]) -> str:
 
 
 def write_model(directory: Path, weights: str = "weights") -> Path:
-    """A Hugging Face directory as far as a build reads one: SmolLM2's configuration, and a byte-level tokenizer."""
+    """The parts of a Hugging Face directory that a build reads: SmolLM2's configuration and a byte-level tokenizer."""
     directory.mkdir(parents=True)
     config = json.loads((CONFIGS / "smollm2-135m" / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"bos_token_id": 1, "eos_token_id": 2}))

@@ -1,15 +1,17 @@
-"""Writes tiny GGUF models with random weights, and runs them in plain numpy: an independent answer to compare with."""
+"""Writes tiny GGUF models with random weights, and runs them in numpy as an independent reference."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 from tokenizers.pre_tokenizers import ByteLevel
 
+Array: TypeAlias = "npt.NDArray[Any]"
 SPECIAL = ["<|endoftext|>", "<|start|>", "<|end|>"]
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r"]
 TOKENS = [*SPECIAL, *sorted(ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES)]
@@ -37,13 +39,13 @@ class TinyModel:
     def head(self) -> int:
         return self.width // self.heads
 
-    def weights(self) -> dict[str, np.ndarray]:
+    def weights(self) -> dict[str, Array]:
         rng = np.random.default_rng(self.seed)
 
-        def matrix(rows: int, columns: int) -> np.ndarray:
+        def matrix(rows: int, columns: int) -> Array:
             return rng.normal(0, 0.3, (rows, columns)).astype(np.float32)
 
-        def norm(size: int) -> np.ndarray:
+        def norm(size: int) -> Array:
             return rng.uniform(0.5, 1.5, size).astype(np.float32)
 
         tensors = {"token_embd.weight": matrix(len(TOKENS), self.width), "output_norm.weight": norm(self.width)}
@@ -64,8 +66,13 @@ class TinyModel:
         return tensors
 
 
-def write_gguf(path: Path, model: TinyModel, quantization: str = "F32") -> dict[str, np.ndarray]:
-    """Write the model with its matrices in that type; returns the weights as they are after dequantising."""
+def write_gguf(
+    path: Path, model: TinyModel, quantization: str = "F32", weights: dict[str, Array] | None = None
+) -> dict[str, Array]:
+    """Writes the model with its matrices in that type and returns the dequantized weights.
+
+    `weights` None: the random ones of the model.
+    """
     kind = gguf.GGMLQuantizationType[quantization]
     writer = gguf.GGUFWriter(path, model.arch)
     writer.add_name("Tiny Test Model")
@@ -81,8 +88,8 @@ def write_gguf(path: Path, model: TinyModel, quantization: str = "F32") -> dict[
     _add_tokenizer(writer, model)
     for key, value in model.extra.items():
         (writer.add_string if isinstance(value, str) else writer.add_uint32)(f"{model.arch}.{key}", value)
-    effective = {}
-    for name, value in model.weights().items():
+    effective: dict[str, Array] = {}
+    for name, value in (model.weights() if weights is None else weights).items():
         if value.ndim == 1:
             writer.add_tensor(name, value)
             effective[name] = value
@@ -108,15 +115,15 @@ def _add_tokenizer(writer: gguf.GGUFWriter, model: TinyModel) -> None:
     writer.add_add_bos_token(False)
 
 
-def numpy_greedy(model: TinyModel, weights: dict[str, np.ndarray], prompt: list[int], count: int) -> list[int]:
-    """The reference: the whole sequence again for each token, no cache, float32."""
+def numpy_greedy(model: TinyModel, weights: dict[str, Array], prompt: list[int], count: int) -> list[int]:
+    """Greedy token ids, computed in float32 without a cache: the whole sequence for each token."""
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(_logits(model, weights, ids).argmax()))
     return ids[len(prompt) :]
 
 
-def _logits(model: TinyModel, weights: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:
+def _logits(model: TinyModel, weights: dict[str, Array], ids: list[int]) -> Array:
     hidden = weights["token_embd.weight"][ids]
     for index in range(model.layers):
         layer = {name.split(".", 2)[2]: w for name, w in weights.items() if name.startswith(f"blk.{index}.")}
@@ -128,10 +135,10 @@ def _logits(model: TinyModel, weights: dict[str, np.ndarray], ids: list[int]) ->
     return (last @ weights.get("output.weight", weights["token_embd.weight"]).T)[0]
 
 
-def _attention(model: TinyModel, layer: dict[str, np.ndarray], hidden: np.ndarray) -> np.ndarray:
+def _attention(model: TinyModel, layer: dict[str, Array], hidden: Array) -> Array:
     length = len(hidden)
 
-    def project(name: str, heads: int) -> np.ndarray:
+    def project(name: str, heads: int) -> Array:
         flat = hidden @ layer[f"{name}.weight"].T + layer.get(f"{name}.bias", 0)
         return flat.reshape(length, heads, model.head).transpose(1, 0, 2)
 
@@ -145,24 +152,24 @@ def _attention(model: TinyModel, layer: dict[str, np.ndarray], hidden: np.ndarra
     key, value = key.repeat(repeat, axis=0), value.repeat(repeat, axis=0)
     scores = query @ key.transpose(0, 2, 1) / np.sqrt(model.head)
     scores = np.where(np.tril(np.ones((length, length), bool)), scores, -np.inf)
-    shares = np.exp(scores - scores.max(-1, keepdims=True))
-    shares /= shares.sum(-1, keepdims=True)
-    return (shares @ value).transpose(1, 0, 2).reshape(length, -1) @ layer["attn_output.weight"].T
+    probabilities = np.exp(scores - scores.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    return (probabilities @ value).transpose(1, 0, 2).reshape(length, -1) @ layer["attn_output.weight"].T
 
 
-def _rope(model: TinyModel, heads: np.ndarray) -> np.ndarray:
-    """GGUF's llama weights are stored for pairs of neighbours, the other architectures' for halves."""
+def _rope(model: TinyModel, heads: Array) -> Array:
+    """GGUF stores llama weights for rotary embeddings of adjacent pairs, other architectures' for halves."""
     half = model.head // 2
     angles = np.outer(np.arange(heads.shape[1]), model.rope_base ** (-np.arange(half) / half))
     cos, sin = np.cos(angles), np.sin(angles)
-    turned = np.empty_like(heads)
+    rotated = np.empty_like(heads)
     first, second = (
         (np.s_[..., ::2], np.s_[..., 1::2]) if model.arch == "llama" else (np.s_[..., :half], np.s_[..., half:])
     )
-    turned[first] = heads[first] * cos - heads[second] * sin
-    turned[second] = heads[second] * cos + heads[first] * sin
-    return turned
+    rotated[first] = heads[first] * cos - heads[second] * sin
+    rotated[second] = heads[second] * cos + heads[first] * sin
+    return rotated
 
 
-def _norm(values: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
+def _norm(values: Array, weight: Array, epsilon: float) -> Array:
     return values / np.sqrt((values**2).mean(-1, keepdims=True) + epsilon) * weight

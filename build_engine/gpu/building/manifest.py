@@ -1,4 +1,4 @@
-"""The manifest of an engine for GPUs: what it was made from, and what it is bound to."""
+"""Writes build.json and the manifest of a GPU engine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from llm_pipeline.engine_files.manifest import (
     sha256_of,
 )
 
-BUILD_NAME = "build.json"  # for people: the plan with its memory estimate, and the commands as they were run
+BUILD_NAME = "build.json"  # for people: the plan with its memory estimate and commands
 _PACKAGE = "triton-completions"
 
 
 @dataclass(frozen=True)
 class BuildMachine:
-    """An engine runs on this SM only, and with these versions only."""
+    """The building machine. The engine runs only on its SM and with its TensorRT-LLM version."""
 
     gpu_name: str
     sm: int
@@ -46,17 +46,17 @@ def make_manifest(
     machine: BuildMachine,
     calibration: Calibration | None,
 ) -> EngineManifest:
-    """Write build.json, then hash every file of the engine."""
+    """Writes build.json, then hashes every file of the engine directory `building`."""
     (building / BUILD_NAME).write_text(json.dumps({"plan": plan_json(plan)}, indent=2) + "\n", encoding="utf-8")
-    chosen = plan.combination
+    spec = plan.spec
     files = [path for path in sorted(building.rglob("*")) if path.is_file()]
     return EngineManifest(
-        target=chosen.gpu.name,
-        precision=chosen.precision.name,
-        model_name=chosen.model.name,
+        target=spec.gpu.name,
+        precision=spec.precision.name,
+        model_name=spec.model.name,
         source=source,
         tools={_PACKAGE: _own_version()},
-        limits=EngineLimits(context_length=chosen.limits.max_seq_len, vocab_size=chosen.model.vocab_size),
+        limits=EngineLimits(context_length=spec.limits.max_seq_len, vocab_size=spec.model.vocab_size),
         tokens=read_token_ids(model_dir),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         files={
@@ -68,7 +68,7 @@ def make_manifest(
 
 
 def _gpu_build(plan: Plan, machine: BuildMachine, calibration: Calibration | None) -> GpuBuild:
-    chosen = plan.combination
+    spec = plan.spec
     return GpuBuild(
         gpu_name=machine.gpu_name,
         sm=machine.sm,
@@ -76,12 +76,12 @@ def _gpu_build(plan: Plan, machine: BuildMachine, calibration: Calibration | Non
         cuda=machine.cuda,
         tensorrt_llm=machine.tensorrt_llm,
         tensorrt=machine.tensorrt,
-        tp=chosen.tp,
-        pp=chosen.pp,
-        kv_cache_precision=chosen.kv.name,
-        max_batch_size=chosen.limits.max_batch_size,
-        max_num_tokens=chosen.limits.max_num_tokens,
-        has_paged_context=chosen.has_paged_context_fmha,
+        tp=spec.tp,
+        pp=spec.pp,
+        kv_cache_precision=spec.kv.name,
+        max_batch_size=spec.limits.max_batch_size,
+        max_num_tokens=spec.limits.max_num_tokens,
+        has_paged_context=spec.has_paged_context_fmha,
         calibration=calibration,
     )
 

@@ -1,11 +1,11 @@
-"""TensorRT's kernel timings, which spare a build what an earlier one has measured: one file for each kind of GPU.
+"""Shares TensorRT's kernel timings between builds: one cache file per TensorRT-LLM version, SM and target.
 
-TensorRT takes a cache from the same device, CUDA and TensorRT only, and drops every other one in silence (upstream sets
-it with ignore_mismatch=False and goes on: tensorrt_llm/builder.py, as it does when there is no file). So the name holds
-the TensorRT-LLM version, which fixes the other two, the SM and the target.
+TensorRT accepts a cache of the same device, CUDA and TensorRT only, and ignores any other without an error (upstream
+sets it with ignore_mismatch=False: tensorrt_llm/builder.py). The file name therefore contains the TensorRT-LLM version,
+which fixes the other two.
 
-A build works on a copy of its own and publishes it whole at the end: any number of builds may run at once over one
-file, and a build that is killed leaves the shared one as it was. Of two that end together, the later one's stay.
+A build works on a private copy and publishes it atomically at the end, so builds can run concurrently and a killed
+build leaves the shared file unchanged. The last of two concurrent builds wins.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from build_engine.errors import BuildEngineError
 
 @contextmanager
 def private_timings(shared: Path, private: Path) -> Iterator[None]:
-    """`private` holds what `shared` does and takes its place when the block ends well; gone afterwards."""
+    """Copies `shared` to `private` for the block, and back after it unless it raises. Removes `private`.
+
+    A BuildEngineError of a block that started with timings names the shared file.
+    """
     shared.parent.mkdir(parents=True, exist_ok=True)
-    private.unlink(missing_ok=True)  # a killed build's
+    private.unlink(missing_ok=True)  # of a killed build
     has_timings = shared.is_file()
     if has_timings:
         shutil.copyfile(shared, private)
@@ -35,7 +38,7 @@ def private_timings(shared: Path, private: Path) -> Iterator[None]:
         if not has_timings:
             raise
         raise BuildEngineError(
-            f"{error}\nIt began with the kernel timings of {shared}; remove it if in doubt."
+            f"{error}\nThe step started with the kernel timings of {shared}. Remove that file if it may be the cause."
         ) from error
     finally:
         private.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""The text that a quantiser takes its scales from: what upstream accepts, and what is written down of it.
+"""Validates calibration data, which quantization scales are computed from, and describes it for the manifest.
 
 Rules of get_calib_dataloader and quantize_and_export in tensorrt_llm/quantization/quantize_by_modelopt.py (read in a
-stored version of the 1.x line): two names are fetched from the network; every other value must be a directory that
-Hugging Face `datasets` loads, with a train split and a text column.
+stored 1.x version): two names are downloaded; any other value must be a directory that Hugging Face `datasets` loads,
+with a train split and a text column.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from build_engine.targets.precisions import Precision
 from llm_pipeline.engine_files.manifest import Calibration, sha256_of
 
 DEFAULT_CALIBRATION = "cnn_dailymail"  # upstream's
-FETCHED = (DEFAULT_CALIBRATION, "pileval")
+DOWNLOADED_DATASETS = (DEFAULT_CALIBRATION, "pileval")
 TEXT_COLUMN = "text"
-TOKENS = 512
+MAX_TOKENS = 512  # per sample
 SEED = 1234
-_SAMPLES, _AWQ_SAMPLES = 512, 32  # upstream cuts what it is asked for to 32 for AWQ
-_NOT_TEXT = ("scienceqa", "science_qa")  # in any spelling: upstream takes such a path for a set of pictures
-_HOW = f"Name a directory with a train.jsonl, each line an object with {TEXT_COLUMN!r}, or {' or '.join(FETCHED)}."
+_SAMPLES, _AWQ_SAMPLES = 512, 32  # upstream uses at most 32 for AWQ
+_IMAGE_DATASETS = ("scienceqa", "science_qa")  # upstream loads a path that contains one, in any case, as images
+_HOW = (
+    f"Use a directory with a train.jsonl, each line an object with {TEXT_COLUMN!r}, "
+    f"or {' or '.join(DOWNLOADED_DATASETS)}."
+)
 
 
 def calibration_samples(precision: Precision) -> int:
@@ -31,14 +34,14 @@ def calibration_samples(precision: Precision) -> int:
 
 
 def require_calibration(source: str) -> None:
-    """EngineRefusedError for what the quantiser would refuse, after minutes of loading the model."""
-    if any(word in source.lower() for word in _NOT_TEXT):
-        raise EngineRefusedError(f"Upstream takes calibration data at {source!r} for pictures. Rename the directory.")
-    if source == FETCHED[1] or DEFAULT_CALIBRATION in source:
+    """Raises EngineRefusedError for data that the quantizer would reject after minutes of loading the model."""
+    if any(name in source.lower() for name in _IMAGE_DATASETS):
+        raise EngineRefusedError(f"TensorRT-LLM loads calibration data at {source!r} as images. Rename the directory.")
+    if source == DOWNLOADED_DATASETS[1] or DEFAULT_CALIBRATION in source:
         return
     directory = Path(source)
     if not directory.is_dir():
-        raise EngineRefusedError(f"There is no calibration data at {source!r}. {_HOW}")
+        raise EngineRefusedError(f"No calibration data at {source!r}. {_HOW}")
     if not any(path.is_file() for path in directory.rglob("*")):
         raise EngineRefusedError(f"The calibration directory {source!r} is empty. {_HOW}")
     for path in sorted(directory.rglob("*.jsonl")):
@@ -46,7 +49,7 @@ def require_calibration(source: str) -> None:
 
 
 def _require_text(path: Path) -> None:
-    """The first line stands for the others."""
+    """Checks the first line only."""
     with path.open("rb") as file:
         first = file.readline()
     try:
@@ -57,16 +60,16 @@ def _require_text(path: Path) -> None:
         raise EngineRefusedError(f"The first line of {path} has no {TEXT_COLUMN!r}. {_HOW}")
 
 
-def describe_calibration(combination: EngineSpec, source: str) -> Calibration | None:
-    """What goes into the manifest; None when nothing is calibrated. Reads the directory where there is one."""
-    if not combination.is_calibrated:
+def describe_calibration(spec: EngineSpec, source: str) -> Calibration | None:
+    """The manifest's entry; None if nothing is calibrated. Hashes a local directory."""
+    if not spec.is_calibrated:
         return None
     directory = Path(source)
     is_local = directory.is_dir()
     return Calibration(
         source=directory.resolve().name if is_local else source,
-        samples=calibration_samples(combination.precision),
-        tokens=TOKENS,
+        samples=calibration_samples(spec.precision),
+        tokens=MAX_TOKENS,
         seed=SEED,
         sha256=_hash_directory(directory) if is_local else None,
     )

@@ -1,8 +1,7 @@
-"""The command lines of a build, exact and in order. A Python of any machine can print them; a machine with
-TensorRT-LLM can run them. Not run here.
+"""The command lines of a GPU build, in order. Any machine can print them; only one with TensorRT-LLM can run them.
 
-Only `trtllm-build` flags that the 1.0 to 1.2 line has are used. Parallelism is no flag of it: the checkpoint has one
-file for each rank, and its config.json the mapping.
+Uses only `trtllm-build` flags of versions 1.0 to 1.2. Parallelism is not a flag: the checkpoint has one file per rank,
+and its config.json has the mapping.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Step:
 
 
 def checkpoint_dir(engine_dir: Path) -> Path:
-    """Beside the engine: it is no part of it."""
+    """A sibling of the engine directory, since it is not part of the engine."""
     return engine_dir.with_name(f"{engine_dir.name}.checkpoint")
 
 
@@ -34,36 +33,36 @@ def timing_cache_path(root: Path, trtllm_version: str, gpu: Gpu) -> Path:
 
 
 def make_steps(
-    combination: EngineSpec, model_dir: Path, engine_dir: Path, calibration: str, timing_cache: Path
+    spec: EngineSpec, model_dir: Path, engine_dir: Path, calibration: str, timing_cache: Path
 ) -> tuple[Step, ...]:
-    """Checkpoint, engine, tokenizer."""
+    """The steps checkpoint, engine and tokenizer."""
     checkpoint = checkpoint_dir(engine_dir)
     tokenizer = ("cp", str(model_dir / TOKENIZER_NAME), str(engine_dir / TOKENIZER_NAME))
     return (
-        _checkpoint_step(combination, model_dir, checkpoint, calibration),
-        Step("engine", ("trtllm-build", *_paths(checkpoint, engine_dir, timing_cache), *build_flags(combination))),
+        _checkpoint_step(spec, model_dir, checkpoint, calibration),
+        Step("engine", ("trtllm-build", *_paths(checkpoint, engine_dir, timing_cache), *build_flags(spec))),
         Step("tokenizer", tokenizer),
     )
 
 
-def _checkpoint_step(combination: EngineSpec, model_dir: Path, checkpoint: Path, calibration: str) -> Step:
+def _checkpoint_step(spec: EngineSpec, model_dir: Path, checkpoint: Path, calibration: str) -> Step:
     arguments = [
         *("--model", str(model_dir)),
         *("--output", str(checkpoint)),
-        *("--precision", combination.precision.name),
-        *("--kv-cache-precision", combination.kv.name),
-        *("--dtype", combination.dtype),
-        *("--tp", str(combination.tp)),
-        *("--pp", str(combination.pp)),
+        *("--precision", spec.precision.name),
+        *("--kv-cache-precision", spec.kv.name),
+        *("--dtype", spec.dtype),
+        *("--tp", str(spec.tp)),
+        *("--pp", str(spec.pp)),
     ]
-    if combination.is_calibrated:
+    if spec.is_calibrated:
         arguments += ["--calibration", calibration]
-    name = "quantise" if combination.is_calibrated else "convert"
+    name = "quantise" if spec.is_calibrated else "convert"
     return Step(name, (PYTHON, "-m", "build_engine.gpu.building.convert", *arguments))
 
 
 def _paths(checkpoint: Path, engine_dir: Path, timing_cache: Path) -> tuple[str, ...]:
-    """The same timing cache in and out; without the file upstream begins with an empty one."""
+    """The timing cache is input and output; if the file is missing, upstream starts with an empty one."""
     return (
         *("--checkpoint_dir", str(checkpoint)),
         *("--output_dir", str(engine_dir)),
@@ -72,9 +71,9 @@ def _paths(checkpoint: Path, engine_dir: Path, timing_cache: Path) -> tuple[str,
     )
 
 
-def build_flags(combination: EngineSpec) -> tuple[str, ...]:
-    """What decides the engine, without paths; defaults that in-flight batching relies on are said all the same."""
-    limits = combination.limits
+def build_flags(spec: EngineSpec) -> tuple[str, ...]:
+    """The flags that decide the engine, without paths. Includes the defaults that in-flight batching depends on."""
+    limits = spec.limits
     flags = {
         "max_batch_size": str(limits.max_batch_size),
         "max_seq_len": str(limits.max_seq_len),
@@ -83,15 +82,15 @@ def build_flags(combination: EngineSpec) -> tuple[str, ...]:
         "kv_cache_type": "paged",
         "remove_input_padding": "enable",
         "gpt_attention_plugin": "auto",
-        "context_fmha": _switch(combination.has_context_fmha),
-        "use_paged_context_fmha": _switch(combination.has_paged_context_fmha),
-        "use_fp8_context_fmha": _switch(combination.has_fp8_context_fmha),
-        "workers": str(combination.world_size),
+        "context_fmha": _switch(spec.has_context_fmha),
+        "use_paged_context_fmha": _switch(spec.has_paged_context_fmha),
+        "use_fp8_context_fmha": _switch(spec.has_fp8_context_fmha),
+        "workers": str(spec.world_size),
     }
-    if combination.precision.qformat == "full_prec":
-        flags["gemm_plugin"] = "auto"  # upstream's advice for weights that are not quantised
-    if not combination.has_context_fmha:
-        flags["max_input_len"] = str(limits.max_seq_len)  # build() asks for it without fused attention
+    if spec.precision.qformat == "full_prec":
+        flags["gemm_plugin"] = "auto"  # upstream's recommendation for unquantized weights
+    if not spec.has_context_fmha:
+        flags["max_input_len"] = str(limits.max_seq_len)  # required by build() without fused attention
     return tuple(part for name, value in flags.items() for part in (f"--{name}", value))
 
 

@@ -1,4 +1,4 @@
-"""Reads a model's config.json: what a plan has to know of a model. The weights are never opened."""
+"""Reads the shape of a model from its config.json. The weights are never opened."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from build_engine.errors import EngineRefusedError
-from build_engine.model_names import slug
+from build_engine.model_names import checked_model_name, slug
 from build_engine.targets.precisions import DTYPE_BYTES, FLOAT32
 
 CONFIG_NAME = "config.json"
-# Decoders with rotary positions and a gated MLP: the ones whose matrices `parameters` knows. All are in TensorRT-LLM's
+# Decoders with rotary positions and a gated MLP, whose matrices `parameters` counts. All are in TensorRT-LLM's
 # MODEL_MAP (tensorrt_llm/models/__init__.py).
 ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -23,17 +23,17 @@ ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 )
-# Rotary scalings whose max_position_embeddings has the factor in it already: _init_max_seq_len in
-# tensorrt_llm/builder.py. For every other one the factor comes on top.
-_SCALED_ALREADY = ("su", "longrope", "llama3")
-_NOT_CONTENT = ("_name_or_path", "transformers_version")  # differ between copies of one model
+# Rotary scalings whose max_position_embeddings includes the factor: _init_max_seq_len in tensorrt_llm/builder.py.
+# All others are multiplied by it.
+_ALREADY_SCALED = ("su", "longrope", "llama3")
+_IGNORED_KEYS = ("_name_or_path", "transformers_version")  # differ between copies of one model
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     name: str  # of the engine's directory
     architecture: str
-    dtype: str  # of the weights on disk, as upstream writes it
+    dtype: str  # of the weights on disk, as TensorRT-LLM spells it
     hidden_size: int
     intermediate_size: int
     layers: int
@@ -48,19 +48,19 @@ class ModelConfig:
     output_bias: bool
     mlp_bias: bool
     qk_norm: bool
-    quantised_with: str | None  # the method, for weights that are quantised on disk
+    quantized_with: str | None  # the method, for weights that are quantized on disk
     sliding_window: int | None
-    sha256: str  # of what config.json says
+    sha256: str  # of config.json without the keys that differ between copies
 
 
 def read_model_config(path: Path, name: str | None = None) -> ModelConfig:
-    """EngineRefusedError when there is no config.json, or it lacks what a plan needs."""
+    """Raises EngineRefusedError if config.json is missing or lacks a key that a plan needs."""
     values = _read_json(path)
-    return parse_model_config(values, _choose_name(name, path))
+    return parse_model_config(values, checked_model_name(name or slug(path.resolve().name)))
 
 
 def parse_model_config(values: dict[str, Any], name: str) -> ModelConfig:
-    """The same from a parsed config.json; needs no file."""
+    """Like `read_model_config`, from a config.json that is parsed already."""
     fields = _Fields(values)
     architecture = fields.architecture()
     heads = fields.positive("num_attention_heads")
@@ -84,14 +84,14 @@ def parse_model_config(values: dict[str, Any], name: str) -> ModelConfig:
         output_bias=biased,
         mlp_bias=bool(values.get("mlp_bias", False)),
         qk_norm=architecture == "Qwen3ForCausalLM",
-        quantised_with=fields.quantised_with(),
+        quantized_with=fields.quantized_with(),
         sliding_window=fields.sliding_window(),
         sha256=_digest(values),
     )
 
 
 class _Fields:
-    """Checked access to config.json. Every message names the field, its value and what to do."""
+    """Checked access to config.json. Every error message names the key and its value."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
@@ -102,7 +102,7 @@ class _Fields:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise EngineRefusedError(
-                f"{CONFIG_NAME} has {key} = {value!r}, a plan needs a whole number above 0. Take the model's own file."
+                f"{CONFIG_NAME} has {key} = {value!r}; it must be an integer above 0. Use the model's original file."
             )
         return value
 
@@ -110,7 +110,7 @@ class _Fields:
         names = self._values.get("architectures")
         if not isinstance(names, list) or not names or not isinstance(names[0], str):
             raise EngineRefusedError(
-                f"{CONFIG_NAME} has architectures = {names!r}, a plan needs one name. Take the model's own file."
+                f"{CONFIG_NAME} has architectures = {names!r}; it must be a list. Use the model's original file."
             )
         return names[0]
 
@@ -119,24 +119,24 @@ class _Fields:
         name = str(value).removeprefix("torch.")
         if name not in DTYPE_BYTES:
             raise EngineRefusedError(
-                f"{CONFIG_NAME} has torch_dtype = {value!r}. A plan takes weights in {', '.join(DTYPE_BYTES)}."
+                f"{CONFIG_NAME} has torch_dtype = {value!r}. Use weights in {', '.join(DTYPE_BYTES)}."
             )
         return name
 
     def max_seq_len(self) -> int:
-        """`max_position_embeddings`, times the rotary factor where upstream's build() multiplies it too.
+        """`max_position_embeddings`, multiplied by the rotary factor where upstream's build() does the same.
 
-        A scaling that names `original_max_position_embeddings` (yarn) may or may not have scaled the former.
+        With a scaling that has `original_max_position_embeddings` (yarn), the former may or may not be scaled already.
         """
         positions = self.positive("max_position_embeddings")
         scaling: dict[str, Any] = self._values.get("rope_scaling") or {}
-        if scaling.get("rope_type", scaling.get("type")) in _SCALED_ALREADY:
+        if scaling.get("rope_type", scaling.get("type")) in _ALREADY_SCALED:
             return positions
         original: int = scaling.get("original_max_position_embeddings", positions)
         factor = float(scaling.get("factor", 1))
         return max(positions, math.ceil(original * factor))
 
-    def quantised_with(self) -> str | None:
+    def quantized_with(self) -> str | None:
         settings = self._values.get("quantization_config")
         return None if settings is None else str(settings.get("quant_method", "an unnamed method"))
 
@@ -147,25 +147,18 @@ class _Fields:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise EngineRefusedError(f"No model directory {path}. Engines for GPUs are made from a Hugging Face directory.")
+        raise EngineRefusedError(f"No model directory {path}. GPU engines are built from a Hugging Face directory.")
     try:
         values = json.loads((path / CONFIG_NAME).read_bytes())
     except FileNotFoundError:
-        raise EngineRefusedError(f"{path} has no {CONFIG_NAME}. Name a Hugging Face model directory.") from None
+        raise EngineRefusedError(f"{path} has no {CONFIG_NAME}. Use a Hugging Face model directory.") from None
     except ValueError as error:
-        raise EngineRefusedError(f"{path / CONFIG_NAME} is no JSON: {error}. Download it again.") from error
+        raise EngineRefusedError(f"{path / CONFIG_NAME} is not valid JSON: {error}. Download it again.") from error
     if not isinstance(values, dict):
-        raise EngineRefusedError(f"{path / CONFIG_NAME} is no JSON object. Download it again.")
+        raise EngineRefusedError(f"{path / CONFIG_NAME} is not a JSON object. Download it again.")
     return values
 
 
-def _choose_name(name: str | None, path: Path) -> str:
-    chosen = name or slug(path.resolve().name)
-    if not chosen or chosen != slug(chosen):
-        raise EngineRefusedError(f"Model name {chosen!r} won't do: use small letters, digits, '.', '_' and '-'.")
-    return chosen
-
-
 def _digest(values: dict[str, Any]) -> str:
-    content = {key: value for key, value in values.items() if key not in _NOT_CONTENT}
+    content = {key: value for key, value in values.items() if key not in _IGNORED_KEYS}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

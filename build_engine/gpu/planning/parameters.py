@@ -1,9 +1,9 @@
-"""The matrices and vectors of a model, whole (`tp=1`) or as one GPU of a tensor-parallel group holds them.
+"""Counts the matrix and vector elements of a model, complete (`tp=1`) or on one GPU of a tensor-parallel group.
 
 Splitting follows tensorrt_llm/layers/attention.py, mlp.py and moe.py: query, key, value, gate and up by outputs, the
-attention's output and down by inputs; key and value heads are copied when there are fewer of them than GPUs; every
-expert is on every GPU, split like an MLP; router and norms are copied; embedding and head are split by vocabulary (the
-plan asks for it with `use_parallel_embedding`). Sizes that don't divide are rounded up: `refusals` turns those away.
+attention output and down by inputs; key and value heads are replicated if there are fewer than GPUs; every expert is on
+every GPU, split like an MLP; router and norms are replicated; embedding and head are split by vocabulary (the plan sets
+`use_parallel_embedding`). Sizes that don't divide are rounded up; `constraints` reports them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Matrix:
     name: str
     outputs: int
     inputs: int
-    copies: int = 1  # one for each expert
-    is_quantised: bool = True
+    copies: int = 1  # one per expert
+    is_quantized: bool = True
 
     @property
     def elements(self) -> int:
@@ -27,7 +27,7 @@ class Matrix:
 
 
 def kv_heads_on_gpu(model: ModelConfig, tp: int) -> int:
-    """Key and value heads of one GPU: at least one, so they are copied when there are fewer heads than GPUs."""
+    """Key and value heads on one GPU: at least one, since they are replicated if there are fewer heads than GPUs."""
     return divide_up(model.kv_heads, tp)
 
 
@@ -44,12 +44,12 @@ def layer_matrices(model: ModelConfig, tp: int = 1) -> list[Matrix]:
         Matrix("down", hidden, inner, model.experts),
     ]
     if model.experts > 1:
-        matrices.append(Matrix("router", model.experts, hidden, is_quantised=False))
+        matrices.append(Matrix("router", model.experts, hidden, is_quantized=False))
     return matrices
 
 
 def layer_vector_elements(model: ModelConfig, tp: int = 1) -> int:
-    """Norms (two, and one for each of query and key in Qwen3) and biases of one layer on one GPU."""
+    """Norms (two, plus the query and key norms of Qwen3) and biases of one layer on one GPU."""
     elements = 2 * model.hidden_size
     if model.qk_norm:
         elements += 2 * model.head_dim
@@ -63,12 +63,12 @@ def layer_vector_elements(model: ModelConfig, tp: int = 1) -> int:
 
 
 def vocabulary_elements(model: ModelConfig, tp: int = 1) -> int:
-    """The embedding on one GPU, and as much again for an output head of its own."""
+    """Elements of the embedding on one GPU; a separate output head has the same number."""
     return divide_up(model.vocab_size, tp) * model.hidden_size
 
 
 def count_parameters(model: ModelConfig) -> int:
-    """All parameters of the model, the way model cards count them: tied embeddings once."""
+    """All parameters of the model as model cards count them: tied embeddings once."""
     layer = sum(matrix.elements for matrix in layer_matrices(model)) + layer_vector_elements(model)
     tables = 1 if model.tied_embeddings else 2
     return model.layers * layer + tables * vocabulary_elements(model) + model.hidden_size

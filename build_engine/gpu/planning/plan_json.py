@@ -9,22 +9,22 @@ from build_engine.gpu.planning.planner import Plan
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    chosen, memory = plan.combination, plan.memory
+    spec, memory = plan.spec, plan.memory
     return {
         "accepted": plan.accepted,
         "refusals": list(plan.refusals),
         "notes": list(plan.notes),
-        "model": {"name": chosen.model.name, "parameters": count_parameters(chosen.model)},
-        "target": {"name": chosen.gpu.name, "sm": chosen.gpu.sm},
-        "precision": chosen.precision.name,
-        "kv_cache_precision": chosen.kv.name,
-        "dtype": chosen.dtype,
-        "tp": chosen.tp,
-        "pp": chosen.pp,
-        "max_batch_size": chosen.limits.max_batch_size,
-        "max_seq_len": chosen.limits.max_seq_len,
-        "max_num_tokens": chosen.limits.max_num_tokens,
-        "tensorrt_llm": chosen.trtllm_version,
+        "model": {"name": spec.model.name, "parameters": count_parameters(spec.model)},
+        "target": {"name": spec.gpu.name, "sm": spec.gpu.sm},
+        "precision": spec.precision.name,
+        "kv_cache_precision": spec.kv.name,
+        "dtype": spec.dtype,
+        "tp": spec.tp,
+        "pp": spec.pp,
+        "max_batch_size": spec.limits.max_batch_size,
+        "max_seq_len": spec.limits.max_seq_len,
+        "max_num_tokens": spec.limits.max_num_tokens,
+        "tensorrt_llm": spec.trtllm_version,
         "engine_dir": str(plan.engine_dir) if plan.engine_dir else None,
         "steps": [{"name": step.name, "argv": list(step.argv)} for step in plan.steps],
         "memory": {
@@ -40,7 +40,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "assumed": {
                 "runtime_bytes": memory.runtime_bytes,
                 "decoder_bytes": memory.decoder_bytes,
-                "kv_cache_fraction": chosen.assumptions.kv_fraction,
+                "kv_cache_fraction": spec.memory_model.kv_fraction,
             },
             "largest_batch_that_fits": memory.largest_batch_that_fits,
         },
@@ -48,5 +48,5 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def refused_json(reason: str) -> dict[str, Any]:
-    """For what can't even be planned, such as a directory without config.json."""
+    """The same keys for a request without a plan, such as a directory without config.json."""
     return {"accepted": False, "refusals": [reason], "notes": [], "engine_dir": None, "steps": [], "memory": None}

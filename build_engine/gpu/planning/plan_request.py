@@ -1,67 +1,45 @@
-"""From the words of a command line or a fleet file to a plan's request."""
+"""Turns the options of a command line or a fleet file into the planner's request."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.planning.memory_model import ASSUMED, Assumptions
 from build_engine.gpu.planning.model_config import read_model_config
+from build_engine.gpu.planning.options import GpuOptions
 from build_engine.gpu.planning.planner import PlanRequest
 from build_engine.targets.gpus import Gpu
-from build_engine.targets.nvml import PynvmlNvml, detect_gpu
-from build_engine.targets.precisions import PRECISIONS, KvPrecisionName
-from build_engine.targets.registry import find_target
-
-AUTO = "auto"
+from build_engine.targets.nvml import Nvml, detect_gpu
+from build_engine.targets.precisions import PRECISIONS
+from build_engine.targets.registry import AUTO, find_target
 
 
 def plan_request(
-    target: str,
-    model: Path,
-    *,
-    precision: str | None,
-    kv: KvPrecisionName,
-    name: str | None,
-    tp: int,
-    pp: int,
-    max_batch_size: int | None,
-    max_seq_len: int | None,
-    max_num_tokens: int | None,
-    calibration: str,
-    trtllm_version: str,
-    root: Path,
-    assumptions: Assumptions = ASSUMED,
+    target: str, model_dir: Path, precision: str | None, name: str | None, options: GpuOptions, nvml: Nvml
 ) -> PlanRequest:
-    """EngineRefusedError when target, precision or model directory can't even be planned for."""
+    """Resolves target and model; `nvml` is queried only for the target `auto`. `precision` None is `auto`.
+
+    Raises EngineRefusedError if target, precision or model directory is invalid.
+    """
     if precision not in (None, AUTO, *PRECISIONS):
-        raise EngineRefusedError(f"There is no precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
-    gpu, count = _gpu_of(target)
+        raise EngineRefusedError(f"Unknown precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
+    gpu, gpu_count = _find_gpu(target, nvml)
     return PlanRequest(
-        model=read_model_config(model, name),
-        model_dir=model,
+        model=read_model_config(model_dir, name),
+        model_dir=model_dir,
         gpu=gpu,
-        gpu_count=count,
+        gpu_count=gpu_count,
         precision=None if precision == AUTO else precision,
-        kv_precision=None if kv is KvPrecisionName.AUTO else kv.value,
-        tp=tp,
-        pp=pp,
-        max_batch_size=max_batch_size,
-        max_seq_len=max_seq_len,
-        max_num_tokens=max_num_tokens,
-        calibration=calibration,
-        trtllm_version=trtllm_version,
-        root=root,
-        assumptions=assumptions,
+        options=options,
     )
 
 
-def _gpu_of(target: str) -> tuple[Gpu, int | None]:
-    """The GPU, and how many there are where this machine was asked."""
+def _find_gpu(target: str, nvml: Nvml) -> tuple[Gpu, int | None]:
+    """The GPU, and the number of them in this machine if it was detected."""
     if target == AUTO:
-        found = detect_gpu(PynvmlNvml())
-        return found.gpu, found.count
+        detected = detect_gpu(nvml)
+        return detected.gpu, detected.count
     gpu = find_target(target).gpu
     if gpu is None:
-        raise EngineRefusedError(f"Target {target} needs no plan: build it with `build --target {target}`.")
+        raise EngineRefusedError(f"Target {target} needs no plan. Build it with `build --target {target}`.")
     return gpu, None

@@ -1,61 +1,57 @@
-"""From a request to a plan: what would be built, by which commands, in how much memory, or why not. Pure."""
+"""Plans a GPU engine: the resolved spec, its memory, its commands and directory, or the reasons why it can't be built.
+
+Pure: the same request gives the same plan on every machine.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from build_engine.artifact.engine_dir import DEFAULT_ROOT
 from build_engine.gpu.planning.calibration import DEFAULT_CALIBRATION, TEXT_COLUMN
 from build_engine.gpu.planning.commands import Step, build_flags, make_steps, timing_cache_path
-from build_engine.gpu.planning.constraints import find_refusals
+from build_engine.gpu.planning.constraints import check_constraints
 from build_engine.gpu.planning.memory import MemoryEstimate, estimate_memory
-from build_engine.gpu.planning.memory_model import ASSUMED, Assumptions
 from build_engine.gpu.planning.model_config import ModelConfig
+from build_engine.gpu.planning.options import GpuOptions
 from build_engine.gpu.planning.spec import EngineSpec, Limits
 from build_engine.targets.gpus import Gpu
-from build_engine.targets.precisions import KV_PRECISIONS, PRECISIONS, auto_kv_precision, auto_precision
+from build_engine.targets.precisions import (
+    KV_PRECISIONS,
+    PRECISIONS,
+    KvPrecisionName,
+    auto_kv_precision,
+    auto_precision,
+)
 
-DEFAULT_TRTLLM = "1.2.1"  # the newest stable with the engine path
 DEFAULT_MAX_SEQ_LEN = 8192
 DEFAULT_MAX_BATCH_SIZE = 64
 DEFAULT_MAX_NUM_TOKENS = 8192  # trtllm-build's
 GPUS_PER_NODE = 8
 _HASH_LENGTH = 12
-_HASH_FORMAT = 1  # part of every hash: raise it when the same input comes to mean another engine
+_HASH_FORMAT = 1  # part of every hash: raise it when the same input starts to mean a different engine
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What the person asked for; None means `auto`."""
-
     model: ModelConfig
     model_dir: Path
     gpu: Gpu
-    gpu_count: int | None = None  # of this machine, where `--target auto` asked it
-    precision: str | None = None
-    kv_precision: str | None = None
-    tp: int = 1
-    pp: int = 1
-    max_batch_size: int | None = None
-    max_seq_len: int | None = None
-    max_num_tokens: int | None = None
-    calibration: str = DEFAULT_CALIBRATION
-    trtllm_version: str = DEFAULT_TRTLLM
-    root: Path = DEFAULT_ROOT
-    assumptions: Assumptions = ASSUMED
+    gpu_count: int | None = None  # GPUs in this machine; None if the target is named and may be elsewhere
+    precision: str | None = None  # None: auto
+    options: GpuOptions = field(default_factory=GpuOptions)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`steps` is empty and `engine_dir` None when there are refusals."""
+    """`steps` is empty and `engine_dir` None if there are refusals."""
 
-    combination: EngineSpec
+    spec: EngineSpec
     memory: MemoryEstimate
-    refusals: tuple[str, ...]
+    refusals: tuple[str, ...]  # one per violated constraint
     notes: tuple[str, ...]
     engine_dir: Path | None
     steps: tuple[Step, ...]
@@ -68,95 +64,95 @@ class Plan:
 
 
 def make_plan(request: PlanRequest) -> Plan:
-    """Never raises for a combination that can't be built: the plan then says why."""
-    combination = resolve(request)
-    memory = estimate_memory(combination)
-    refusals = tuple(find_refusals(combination, memory))
+    """A spec that can't be built is not an error: the plan lists its refusals."""
+    spec, options = resolve(request), request.options
+    memory = estimate_memory(spec)
+    refusals = tuple(check_constraints(spec, memory))
     if refusals:
-        return Plan(combination, memory, refusals, (), engine_dir=None, steps=(), calibration=request.calibration)
-    engine_dir = request.root / engine_name(combination, request.calibration)
-    timing_cache = timing_cache_path(request.root, request.trtllm_version, request.gpu)
-    steps = make_steps(combination, request.model_dir, engine_dir, request.calibration, timing_cache)
-    notes = tuple(_notes(combination, request.calibration))
-    return Plan(combination, memory, refusals, notes, engine_dir, steps, request.calibration, timing_cache)
+        return Plan(spec, memory, refusals, (), engine_dir=None, steps=(), calibration=options.calibration)
+    engine_dir = options.root / engine_name(spec, options.calibration)
+    timing_cache = timing_cache_path(options.root, options.tensorrt_llm, request.gpu)
+    steps = make_steps(spec, request.model_dir, engine_dir, options.calibration, timing_cache)
+    notes = tuple(_notes(spec, options.calibration))
+    return Plan(spec, memory, refusals, notes, engine_dir, steps, options.calibration, timing_cache)
 
 
 def resolve(request: PlanRequest) -> EngineSpec:
-    """Choose everything that was left to us. The batch comes last: it is the largest that fits, up to a default."""
-    precision = (
-        PRECISIONS[request.precision] if request.precision else auto_precision(request.gpu.sm, request.model.dtype)
-    )
-    kv = KV_PRECISIONS[request.kv_precision] if request.kv_precision else auto_kv_precision(precision, request.gpu.sm)
-    combination = EngineSpec(
+    """Replaces every `auto` and None by a value. The batch size comes last: the largest that fits, up to a default."""
+    options, gpu = request.options, request.gpu
+    precision = PRECISIONS[request.precision] if request.precision else auto_precision(gpu.sm, request.model.dtype)
+    is_auto = options.kv_cache_precision is KvPrecisionName.AUTO
+    spec = EngineSpec(
         model=request.model,
-        gpu=request.gpu,
+        gpu=gpu,
         gpu_count=request.gpu_count,
         precision=precision,
-        kv=kv,
-        tp=request.tp,
-        pp=request.pp,
-        limits=_limits(request),
-        trtllm_version=request.trtllm_version,
-        assumptions=request.assumptions,
+        kv=auto_kv_precision(precision, gpu.sm) if is_auto else KV_PRECISIONS[options.kv_cache_precision.value],
+        tp=options.tp,
+        pp=options.pp,
+        limits=_limits(options, request.model),
+        trtllm_version=options.tensorrt_llm,
+        memory_model=options.memory_model,
     )
-    return combination if request.max_batch_size else _with_batch(combination)
+    return spec if options.max_batch_size else _with_largest_batch(spec)
 
 
-def _limits(request: PlanRequest) -> Limits:
+def _limits(options: GpuOptions, model: ModelConfig) -> Limits:
     return Limits(
-        max_batch_size=request.max_batch_size or 1,
-        max_seq_len=request.max_seq_len or min(request.model.max_seq_len, DEFAULT_MAX_SEQ_LEN),
-        max_num_tokens=request.max_num_tokens or DEFAULT_MAX_NUM_TOKENS,
+        max_batch_size=options.max_batch_size or 1,
+        max_seq_len=options.max_seq_len or min(model.max_seq_len, DEFAULT_MAX_SEQ_LEN),
+        max_num_tokens=options.max_num_tokens or DEFAULT_MAX_NUM_TOKENS,
     )
 
 
-def _with_batch(combination: EngineSpec) -> EngineSpec:
-    fits = estimate_memory(combination).largest_batch_that_fits
-    batch = max(1, min(fits, DEFAULT_MAX_BATCH_SIZE, combination.limits.max_num_tokens))
-    return replace(combination, limits=replace(combination.limits, max_batch_size=batch))
+def _with_largest_batch(spec: EngineSpec) -> EngineSpec:
+    fits = estimate_memory(spec).largest_batch_that_fits
+    batch = max(1, min(fits, DEFAULT_MAX_BATCH_SIZE, spec.limits.max_num_tokens))
+    return replace(spec, limits=replace(spec.limits, max_batch_size=batch))
 
 
-def engine_name(combination: EngineSpec, calibration: str) -> Path:
-    """model/target/precision-tp<N>pp<P>/version: TensorRT-LLM's version and a hash of all that decides the files.
+def engine_name(spec: EngineSpec, calibration: str) -> Path:
+    """model/target/precision-tp<N>pp<P>/version, where the version is TensorRT-LLM's and a hash of the inputs.
 
-    Not in it: the weights, which a plan does not read. Two models with one name and config.json get one directory.
+    The weights are not hashed, since a plan does not read them: two models with the same name and config.json share
+    one directory.
     """
-    parallel = f"{combination.precision.name}-tp{combination.tp}pp{combination.pp}"
+    parallel = f"{spec.precision.name}-tp{spec.tp}pp{spec.pp}"
     content = {
         "format": _HASH_FORMAT,
-        "config": combination.model.sha256,
-        "sm": combination.gpu.sm,
-        "precision": combination.precision.name,
-        "kv": combination.kv.name,
-        "dtype": combination.dtype,
-        "mapping": [combination.tp, combination.pp],
-        "calibration": calibration if combination.is_calibrated else None,
-        "flags": build_flags(combination),
+        "config": spec.model.sha256,
+        "sm": spec.gpu.sm,
+        "precision": spec.precision.name,
+        "kv": spec.kv.name,
+        "dtype": spec.dtype,
+        "mapping": [spec.tp, spec.pp],
+        "calibration": calibration if spec.is_calibrated else None,
+        "flags": build_flags(spec),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_HASH_LENGTH]
-    version = f"{combination.trtllm_version}-{digest}"
-    return Path(combination.model.name) / combination.gpu.name / parallel / version
+    version = f"{spec.trtllm_version}-{digest}"
+    return Path(spec.model.name) / spec.gpu.name / parallel / version
 
 
-def _notes(combination: EngineSpec, calibration: str) -> Iterator[str]:
-    """What is worth knowing of a combination that can be built."""
-    limits = combination.limits
-    if not combination.has_paged_context_fmha:
+def _notes(spec: EngineSpec, calibration: str) -> Iterator[str]:
+    """Remarks on an accepted plan: features that are off, better inputs, unconfirmed combinations."""
+    limits = spec.limits
+    if not spec.has_paged_context_fmha:
         yield (
-            f"Paged context attention is off with {combination.precision.name} weights and a {combination.kv.name} KV "
-            f"cache: no prefix reuse, and prompts of at most {min(limits.max_num_tokens, limits.max_seq_len)} tokens."
+            f"Paged context attention is off with {spec.precision.name} weights and a {spec.kv.name} KV "
+            f"cache: no prefix cache, and prompts of at most {min(limits.max_num_tokens, limits.max_seq_len)} tokens."
         )
-    if combination.is_calibrated and calibration == DEFAULT_CALIBRATION:
+    if spec.is_calibrated and calibration == DEFAULT_CALIBRATION:
         yield (
-            f"Calibration takes {DEFAULT_CALIBRATION} from Hugging Face. Text like your own requests is better: "
-            f"--calibration DIR, a directory with a train.jsonl of {TEXT_COLUMN!r} lines."
+            f"Calibration downloads {DEFAULT_CALIBRATION} from Hugging Face. Text similar to your requests gives "
+            f"better scales: --calibration DIR, a directory with a train.jsonl of {TEXT_COLUMN!r} lines."
         )
-    if combination.model.sliding_window and limits.max_seq_len > combination.model.sliding_window:
+    if spec.model.sliding_window and limits.max_seq_len > spec.model.sliding_window:
         yield (
-            f"The model attends to its last {combination.model.sliding_window} tokens only; the KV cache is counted "
+            f"The model attends to the last {spec.model.sliding_window} tokens only; the KV cache is estimated "
             f"for all {limits.max_seq_len}, so more requests may fit."
         )
-    if combination.gpu.sm >= 120:
-        yield f"Engines for SM {combination.gpu.sm} are new in TensorRT-LLM 1.2; nobody has confirmed this combination."
-    if combination.world_size > GPUS_PER_NODE:
-        yield f"{combination.world_size} GPUs are more than the {GPUS_PER_NODE} of a usual node: MPI over several."
+    if spec.gpu.sm >= 120:
+        yield f"Support for SM {spec.gpu.sm} is new in TensorRT-LLM 1.2; this combination has not been confirmed."
+    if spec.world_size > GPUS_PER_NODE:
+        yield f"{spec.world_size} GPUs exceed the {GPUS_PER_NODE} of a typical node: MPI has to span several nodes."

@@ -1,12 +1,12 @@
-"""Whether an engine still says what its source checkpoint says: arithmetic and thresholds, nothing that needs a GPU.
+"""Compares the output of an engine with that of its source checkpoint: arithmetic and thresholds, no GPU needed.
 
-Agreement: of the first tokens that the source generates greedily, how many the engine gives before it first differs.
-After a first difference the two continue different texts, so later tokens are not compared.
-Perplexity: of a text under the engine, as a multiple of the same under the source.
+Agreement: the share of the source's greedy tokens that the engine generates before it first differs. After the first
+difference the two continue different texts, so later tokens are not compared.
+Perplexity: of a text under the engine, as a multiple of its perplexity under the source.
 
-THE THRESHOLDS ARE ASSUMPTIONS. They are set to let rounding pass and to stop an engine that is broken (wrong scales,
-swapped ranks, another tokenizer), whose agreement is near 0 and whose perplexity is many times the source's. No engine
-has been measured against them; set your own with --threshold once you have.
+THE THRESHOLDS ARE ASSUMPTIONS. They accept rounding and reject a broken engine (wrong scales, swapped ranks, another
+tokenizer), whose agreement is near 0 and whose perplexity is many times the source's. No engine has been measured
+against them; set --threshold once you have measurements of your own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from build_engine.artifact.checks import Check
 
 
 class Gate(str, Enum):
-    """What --gate takes."""
+    """The values of --gate."""
 
     AGREEMENT = "agreement"
     PERPLEXITY = "perplexity"
@@ -28,8 +28,8 @@ class Gate(str, Enum):
 
 @dataclass(frozen=True)
 class Threshold:
-    least_agreement: float  # 0 to 1
-    most_perplexity_ratio: float  # engine over source; 1: as good
+    min_agreement: float  # 0 to 1
+    max_perplexity_ratio: float  # engine over source; 1: as good
 
 
 THRESHOLDS = {
@@ -44,60 +44,61 @@ THRESHOLDS = {
     "nvfp4": Threshold(0.40, 1.10),
     "int4-wo": Threshold(0.35, 1.25),
 }
-# Said wherever one of them has judged an engine.
+# Appended to the result of a check that used one of the thresholds above.
 ASSUMED_NOTE = " (assumed, not measured; --threshold sets another)"
 KV_THRESHOLDS = {"fp8": THRESHOLDS["fp8"], "int8": THRESHOLDS["int8-wo"]}
 
 
 def threshold_for(gate: Gate, precision: str, kv_precision: str) -> float:
-    """The laxer of what weights and KV cache ask for."""
+    """The more lenient of the thresholds of the weights and the KV cache."""
     weights = THRESHOLDS[precision]
     kv = KV_THRESHOLDS.get(kv_precision, weights)
     if gate is Gate.AGREEMENT:
-        return min(weights.least_agreement, kv.least_agreement)
-    return max(weights.most_perplexity_ratio, kv.most_perplexity_ratio)
+        return min(weights.min_agreement, kv.min_agreement)
+    return max(weights.max_perplexity_ratio, kv.max_perplexity_ratio)
 
 
 def agreement(expected: Sequence[Sequence[int]], produced: Sequence[Sequence[int]]) -> float:
-    """The mean over prompts of equal tokens before the first difference, as a share of the expected ones: 0 to 1.
+    """Mean share (0 to 1) of the expected tokens that come before the first difference; one sequence per prompt.
 
-    ValueError when there is nothing to compare. Tokens missing from `produced` count as different.
+    Tokens missing from `produced` count as different. Raises ValueError if a sequence is missing or empty.
     """
     if len(expected) != len(produced) or not expected or not all(expected):
         raise ValueError(f"{len(expected)} expected and {len(produced)} produced sequences can't be compared")
     pairs = zip(expected, produced, strict=True)
-    return sum(_equal_at_start(one, other) / len(one) for one, other in pairs) / len(expected)
+    return sum(_common_prefix(one, other) / len(one) for one, other in pairs) / len(expected)
 
 
-def _equal_at_start(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     differing = (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differing, min(len(one), len(other)))
 
 
-def perplexity(log_probs: Sequence[float]) -> float:
-    """exp of the mean negative log probability (natural logarithm); infinite when a token was held impossible.
+def perplexity(logprobs: Sequence[float]) -> float:
+    """exp of the mean negative logprob (natural logarithm); infinite if a token has probability 0.
 
-    ValueError for no tokens, and for what is no log probability.
+    Raises ValueError if `logprobs` is empty, or a value is above 0 or NaN.
     """
-    if not log_probs or any(math.isnan(value) or value > 0 for value in log_probs):
-        raise ValueError("perplexity needs log probabilities: at least one, none above 0")
+    if not logprobs or any(math.isnan(value) or value > 0 for value in logprobs):
+        raise ValueError("perplexity requires logprobs: at least one, none above 0")
     try:
-        return math.exp(-math.fsum(log_probs) / len(log_probs))
+        return math.exp(-math.fsum(logprobs) / len(logprobs))
     except OverflowError:
         return math.inf
 
 
-def agreement_check(
-    expected: Sequence[Sequence[int]], produced: Sequence[Sequence[int]], least: float, note: str = ""
+def check_agreement(
+    expected: Sequence[Sequence[int]], produced: Sequence[Sequence[int]], minimum: float, note: str = ""
 ) -> Check:
     share = agreement(expected, produced)
-    detail = f"{share:.0%} of the source's greedy tokens before the first difference, at least {least:.0%} wanted{note}"
-    return Check.of("accuracy", share >= least, detail)
+    detail = f"{share:.0%} of the source's greedy tokens before the first difference, minimum {minimum:.0%}{note}"
+    return Check.of("accuracy", share >= minimum, detail)
 
 
-def perplexity_check(source: Sequence[float], engine: Sequence[float], most: float, note: str = "") -> Check:
-    ours, theirs = perplexity(engine), perplexity(source)
+def check_perplexity(source: Sequence[float], engine: Sequence[float], max_ratio: float, note: str = "") -> Check:
+    of_engine, of_source = perplexity(engine), perplexity(source)
     detail = (
-        f"perplexity {ours:.3f}, the source's {theirs:.3f}: {ours / theirs:.3f} times, at most {most:g} wanted{note}"
+        f"perplexity {of_engine:.3f}, the source's {of_source:.3f}: {of_engine / of_source:.3f} times, "
+        f"maximum {max_ratio:g}{note}"
     )
-    return Check.of("accuracy", ours <= most * theirs, detail)
+    return Check.of("accuracy", of_engine <= max_ratio * of_source, detail)

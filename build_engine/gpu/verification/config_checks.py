@@ -1,6 +1,6 @@
-"""Whether the engine that upstream wrote is the one its manifest describes: both say tp, pp, limits and KV cache.
+"""Compares upstream's config.json of an engine with its manifest: ranks, parallelism, limits and KV cache.
 
-A key that a version does not write into config.json is reported as not checked, never as wrong.
+A key that a TensorRT-LLM version does not write is reported as not checked, not as a failure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _UNQUANTISED_KV = ("fp16", "fp32")
 
 
 def check_config(engine_dir: Path, manifest: EngineManifest) -> list[Check]:
-    """One check for each fact; a single failed one when the file can't be read."""
+    """One check per compared key; a single failed one if config.json can't be read. Empty for a CPU engine."""
     gpu = manifest.gpu
     if gpu is None:
         return []
@@ -25,19 +25,19 @@ def check_config(engine_dir: Path, manifest: EngineManifest) -> list[Check]:
         config = EngineConfig.load(engine_dir)
     except ManifestError as error:
         return [Check.of(CONFIG_NAME, False, str(error))]
-    return [_rank_check(manifest, gpu), *_fact_checks(config, manifest, gpu)]
+    return [_check_ranks(manifest, gpu), *_check_keys(config, manifest, gpu)]
 
 
-def _rank_check(manifest: EngineManifest, gpu: GpuBuild) -> Check:
+def _check_ranks(manifest: EngineManifest, gpu: GpuBuild) -> Check:
     ranks = [f"rank{rank}.engine" for rank in range(gpu.tp * gpu.pp)]
-    found = sorted(name for name in manifest.files if name.endswith(".engine"))
-    detail = f"{len(found)} files for tp {gpu.tp} x pp {gpu.pp}"
-    return Check.of("one engine for each GPU", found == sorted(ranks), detail)
+    present = sorted(name for name in manifest.files if name.endswith(".engine"))
+    detail = f"{len(present)} files for tp {gpu.tp} x pp {gpu.pp}"
+    return Check.of("one engine for each GPU", present == sorted(ranks), detail)
 
 
-def _fact_checks(config: EngineConfig, manifest: EngineManifest, gpu: GpuBuild) -> Iterator[Check]:
+def _check_keys(config: EngineConfig, manifest: EngineManifest, gpu: GpuBuild) -> Iterator[Check]:
     kv = None if gpu.kv_cache_precision in _UNQUANTISED_KV else gpu.kv_cache_precision.upper()
-    facts: list[tuple[str, Any]] = [
+    expected_values: list[tuple[str, Any]] = [
         ("version", gpu.tensorrt_llm),
         ("pretrained_config.mapping.tp_size", gpu.tp),
         ("pretrained_config.mapping.pp_size", gpu.pp),
@@ -48,10 +48,10 @@ def _fact_checks(config: EngineConfig, manifest: EngineManifest, gpu: GpuBuild) 
         ("build_config.max_num_tokens", gpu.max_num_tokens),
         ("build_config.plugin_config.use_paged_context_fmha", gpu.has_paged_context),
     ]
-    for key, expected in facts:
-        found = config.says(key)
-        if found is Absent.ABSENT:
-            yield Check.not_made(key, f"{CONFIG_NAME} does not say it, the manifest says {expected}")
+    for key, expected in expected_values:
+        actual = config.value_of(key)
+        if actual is Absent.ABSENT:
+            yield Check.not_made(key, f"not in {CONFIG_NAME}; the manifest has {expected}")
         else:
-            differs = "" if found == expected else f", the manifest says {expected}"
-            yield Check.of(key, found == expected, f"{found}{differs}")
+            difference = "" if actual == expected else f", the manifest has {expected}"
+            yield Check.of(key, actual == expected, f"{actual}{difference}")

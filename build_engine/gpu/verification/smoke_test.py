@@ -1,6 +1,6 @@
-"""Whether an engine loads and generates, on the GPUs that it is for. `build` asks before it publishes, `verify` later.
+"""Loads an engine on its GPUs and generates a few tokens. `build` runs it before it publishes, `verify` at any time.
 
-Not run on TensorRT-LLM: the calls are `upstream`'s.
+Tested with a stand-in for TensorRT-LLM only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from build_engine.artifact.checks import Check
 from build_engine.artifact.sample_texts import TEXTS
 from build_engine.artifact.tokenizer_checks import encode_texts
-from build_engine.gpu.verification.generate import Answer, Question, ask
+from build_engine.gpu.verification.generate import GenerateRequest, GenerateResponse, generate
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineLimits
 
 GENERATES = "load and generate"
@@ -19,30 +19,30 @@ NEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The texts as the engine's tokenizer has them, each cut in a prompt and what follows it."""
+class SplitTexts:
+    """The sample texts as token ids, each split into a prompt and a continuation."""
 
     ids: list[list[int]]
-    halves: list[int]
-    new_tokens: int
+    prompt_lengths: list[int]
+    new_tokens: int  # to generate per prompt
 
     @property
     def prompts(self) -> list[list[int]]:
-        return [ids[:half] for ids, half in zip(self.ids, self.halves, strict=True)]
+        return [ids[:length] for ids, length in zip(self.ids, self.prompt_lengths, strict=True)]
 
 
-def cut_texts(engine_dir: Path, context_length: int) -> Texts:
-    """At most half of the context for tokens to come, the rest for the text."""
+def split_texts(engine_dir: Path, context_length: int) -> SplitTexts:
+    """Encodes the sample texts with the engine's tokenizer; at most half of the context is left for new tokens."""
     new_tokens = min(NEW_TOKENS, context_length // 2)
     texts = encode_texts(engine_dir / TOKENIZER_NAME, TEXTS)
     ids = [text[: context_length - new_tokens] for text in texts if len(text) > 1]
-    return Texts(ids, [max(1, len(text) // 2) for text in ids], new_tokens)
+    return SplitTexts(ids, [max(1, len(text) // 2) for text in ids], new_tokens)
 
 
-def load_and_generate(engine_dir: Path, limits: EngineLimits, tp: int, pp: int) -> Check:
-    """BuildEngineError with upstream's last words when it does not load."""
-    texts = cut_texts(engine_dir, limits.context_length)
-    question = Question(
+def smoke_test(engine_dir: Path, limits: EngineLimits, tp: int, pp: int) -> Check:
+    """Raises BuildEngineError with the end of upstream's output if the engine does not load."""
+    texts = split_texts(engine_dir, limits.context_length)
+    request = GenerateRequest(
         path=str(engine_dir),
         is_engine=True,
         tp=tp,
@@ -52,12 +52,13 @@ def load_and_generate(engine_dir: Path, limits: EngineLimits, tp: int, pp: int) 
         texts=[],
         scored_from=[],
     )
-    return generation_check(ask(question), texts, limits.vocab_size)
+    return check_generated(generate(request), texts, limits.vocab_size)
 
 
-def generation_check(answer: Answer, texts: Texts, vocab_size: int) -> Check:
-    produced = [token for tokens in answer.tokens for token in tokens]
-    is_whole = [len(tokens) for tokens in answer.tokens] == [texts.new_tokens] * len(texts.ids)
-    is_in_range = all(0 <= token < vocab_size for token in produced)
-    detail = f"{len(produced)} tokens for {len(texts.ids)} prompts"
-    return Check.of(GENERATES, is_whole and is_in_range, detail if is_in_range else f"{detail}, some out of range")
+def check_generated(response: GenerateResponse, texts: SplitTexts, vocab_size: int) -> Check:
+    """Passes if every prompt has all of its new tokens and each id is below `vocab_size`."""
+    token_ids = [token_id for tokens in response.tokens for token_id in tokens]
+    is_complete = [len(tokens) for tokens in response.tokens] == [texts.new_tokens] * len(texts.ids)
+    is_in_range = all(0 <= token_id < vocab_size for token_id in token_ids)
+    detail = f"{len(token_ids)} tokens for {len(texts.ids)} prompts"
+    return Check.of(GENERATES, is_complete and is_in_range, detail if is_in_range else f"{detail}, some out of range")

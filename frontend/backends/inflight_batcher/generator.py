@@ -1,8 +1,9 @@
 """Completes prompts through a Triton that serves NVIDIA's own models: inflight_batcher_llm's ensemble or its BLS model.
 
-What it has no input for is refused by name; which inputs there are is asked of Triton itself. A client's cancel reaches
-a running request of an ensemble no better than it reaches ours, so a stop goes to the engine model as NVIDIA's own
-message: `stop`, with the request's id. The BLS model gives its requests ids of its own, which no message can name.
+Fields without an input are rejected by name; the inputs are read from Triton's model metadata. As with this project's
+ensemble, cancelling a call does not reach a request that is already running, so a cancellation goes to the engine model
+as NVIDIA's own message: `stop`, with the request's id. The BLS model assigns its requests new ids, which no message can
+address.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import structlog
 from frontend.backends.cancel_messages import CancelSender
 from frontend.backends.grpc_channel import InferRequest, TritonChannel, infer_request, output_names
 from frontend.backends.inflight_batcher.tensors import (
-    NEEDED_INPUTS,
     NUM_INPUT_TOKENS,
     NUM_OUTPUT_TOKENS,
+    REQUIRED_INPUTS,
     TEXT_OUTPUT,
+    cancel_arrays,
     request_arrays,
-    stop_arrays,
 )
 from frontend.backends.inflight_batcher.text import CompletionText
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -29,71 +30,72 @@ from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.deployment import DeployedModel
 
 log = structlog.get_logger(__name__)
-_DEFAULT_MAX_TOKENS = 16  # the API's own; the model insists on a number
+_DEFAULT_MAX_TOKENS = 16  # the default of the API; the model requires a number
 
-# NVIDIA's and TensorRT-LLM's words for what has a code of ours. Their text is for the log: it may hold paths.
+# Texts of NVIDIA's and TensorRT-LLM's errors that have a code here. The texts may contain paths, so clients do not get
+# them.
 _KNOWN_FAILURES = (
     (
         re.compile(r"(prompt|input) length.*exceed|exceeds? max(imum)?[_ ](input|seq)", re.IGNORECASE | re.DOTALL),
         ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-        "The prompt is longer than this model's engine takes. Shorten it.",
+        "The prompt exceeds the maximum input length of this model. Shorten the prompt.",
         "prompt",
     ),
     (
         re.compile(r"maximum queue size|queue is full", re.IGNORECASE),
         ErrorCode.QUEUE_FULL,
-        "The engine's queue is full; try again as Retry-After says.",
+        "The engine's queue is full. Retry after the delay in the Retry-After header.",
         None,
     ),
     (
         re.compile(r"streaming is only supported in decoupled mode", re.IGNORECASE),
         ErrorCode.UNSUPPORTED_PARAMETER,
-        "This model was not set up to stream (decoupled_mode is off). Leave stream out.",
+        "This model is deployed without streaming (decoupled_mode is off). Omit stream.",
         "stream",
     ),
     (
         re.compile(r"lora.*(not found|not cached)", re.IGNORECASE | re.DOTALL),
         ErrorCode.SERVICE_UNAVAILABLE,
-        "The adapter behind this name is not loaded at the moment; try again shortly.",
+        "The LoRA adapter of this model is not loaded. Retry the request.",
         None,
     ),
 )
 
 
 def read_failure(details: str) -> PipelineError | None:
-    """What a failure of NVIDIA's models means; None when their words say nothing that we know."""
-    if ours := PipelineError.from_wire(details):  # our own ensemble speaks their tensor names, too
-        return ours
-    for words, code, message, param in _KNOWN_FAILURES:
-        if words.search(details):
+    """The error for a failure of NVIDIA's models; None if its text is not recognised."""
+    if error := PipelineError.from_wire(details):  # this project's ensemble has the same tensor names
+        return error
+    for pattern, code, message, param in _KNOWN_FAILURES:
+        if pattern.search(details):
             return PipelineError(code, message, param=param)
     return None
 
 
 class InflightBatcherGenerator:
-    """A Generator over NVIDIA's ensemble at one Triton. `channel` reads failures with `read_failure`."""
+    """A Generator that sends each prompt to NVIDIA's ensemble on one Triton. `channel` must use `read_failure`."""
 
     def __init__(self, channel: TritonChannel, model: DeployedModel) -> None:
         self._channel = channel
         self._model = model
-        self._inputs: frozenset[str] | None = None  # None: not asked yet
+        self._inputs: frozenset[str] | None = None  # None: not read yet
         self._live: dict[str, CompletionText] = {}
-        self._ids: dict[str, str] = {}  # of Triton's requests, by key
-        self._stops = CancelSender(channel, self._stop_request)
+        self._ids: dict[str, str] = {}  # Triton's request ids, by request key
+        self._cancellations = CancelSender(channel, self._cancel_request)
 
     async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """See Generator."""
+        """Yields the chunks of one completion. Raises PipelineError, (400) for fields without an input."""
         max_tokens = parameters.max_tokens or self._model.default_max_tokens or _DEFAULT_MAX_TOKENS
         arrays = request_arrays(
             parameters, await self._known_inputs(), max_tokens=max_tokens, lora_task_id=self._model.lora_task_id
         )
         key = parameters.request_key
-        # Two live requests with one id would overwrite each other there, so the key is part of it.
+        # Live requests with the same id would overwrite each other in Triton, so the key is part of the id.
         self._ids[key] = f"{parameters.request_id}.{key}"
         text = self._live[key] = CompletionText(
             parameters,
-            most_tokens=max_tokens,
-            context=self._model.max_model_len,
+            max_tokens=max_tokens,
+            context_length=self._model.max_model_len,
             is_cumulative=self._model.cumulative_text,
         )
         try:
@@ -114,26 +116,26 @@ class InflightBatcherGenerator:
             )
             if chunk is not None:
                 yield chunk
-                if chunk.finish_reason is FinishReason.STOP:  # a stop string, which the engine may not have seen
-                    await self._stop_after_match(key)
+                if chunk.finish_reason is FinishReason.STOP:  # a stop string, which the engine may not have matched
+                    await self._cancel_after_match(key)
         last = text.end()
         if last is not None:
             yield last
 
     async def cancel(self, key: str) -> None:
-        """See Generator."""
-        if key in self._live:  # else it is over, or has not begun: the caller repeats itself
+        """Sends a cancellation to the engine model. Raises PipelineError (503)."""
+        if key in self._live:  # else the request has ended, or not started: the caller repeats the cancellation
             self._live[key].is_cancelled = True
-            await self._stops.send(key)
+            await self._cancellations.send(key)
 
     async def get_model_info(self) -> ModelInfo:
-        """See Generator: NVIDIA's ensemble has nobody to ask."""
-        raise PipelineError(ErrorCode.UNSUPPORTED_PARAMETER, "NVIDIA's ensemble does not describe itself.")
+        """Raises PipelineError (400): NVIDIA's ensemble has no model that returns this."""
+        raise PipelineError(ErrorCode.UNSUPPORTED_PARAMETER, "NVIDIA's ensemble does not report model info.")
 
     async def is_ready(self) -> bool:
-        """See Generator."""
+        """Whether Triton can be reached, has loaded the ensemble, and the ensemble has the required inputs."""
         if not await self._channel.is_model_ready(self._model.ensemble):
-            self._inputs = None  # what comes back may be another version
+            self._inputs = None  # the next one may be another version
             return False
         try:
             await self._known_inputs()
@@ -143,33 +145,33 @@ class InflightBatcherGenerator:
         return True
 
     async def close(self) -> None:
-        """See Generator."""
+        """Closes the connection."""
         await self._channel.close()
 
     async def _known_inputs(self) -> frozenset[str]:
         if self._inputs is None:
             inputs = await self._channel.model_inputs(self._model.ensemble)
-            if missing := NEEDED_INPUTS - inputs:
+            if missing := REQUIRED_INPUTS - inputs:
                 raise PipelineError(
                     ErrorCode.SERVICE_UNAVAILABLE,
-                    f"The Triton model {self._model.ensemble} lacks the inputs {', '.join(sorted(missing))}: "
-                    "it is not NVIDIA's inflight_batcher_llm, or an older one than that of TensorRT-LLM 1.0.",
+                    f"The Triton model {self._model.ensemble} does not have the inputs {', '.join(sorted(missing))}. "
+                    "It must be NVIDIA's inflight_batcher_llm of TensorRT-LLM 1.0 or later.",
                 )
             self._inputs = inputs
         return self._inputs
 
-    async def _stop_after_match(self, key: str) -> None:
+    async def _cancel_after_match(self, key: str) -> None:
         try:
-            await self._stops.send(key)
-        except PipelineError as error:  # the answer is complete all the same
-            log.warning("stop_failed", request_id=self._ids[key], error=error.code.value)
+            await self._cancellations.send(key)
+        except PipelineError as error:  # the completion is finished nevertheless
+            log.warning("cancel_failed", request_id=self._ids[key], error=error.code.value)
 
-    def _stop_request(self, key: str) -> InferRequest:
-        return infer_request(self._model.engine_model, stop_arrays(), self._ids.get(key, key))
+    def _cancel_request(self, key: str) -> InferRequest:
+        return infer_request(self._model.engine_model, cancel_arrays(), self._ids.get(key, key))
 
 
 def _first_string(raw: bytes) -> str:
-    """The first element of a BYTES tensor: a uint32 length and the bytes. There are more with beams only."""
+    """The first element of a BYTES tensor: a uint32 length and the bytes. Only beam search returns more elements."""
     length = int.from_bytes(raw[:4], "little")
     return raw[4 : 4 + length].decode(errors="replace")
 

@@ -1,10 +1,10 @@
-"""NVIDIA's ensemble (inflight_batcher_llm, of TensorRT-LLM 1.x): its tensor names, and what of ours it can't be told.
+"""Tensors of NVIDIA's ensemble (inflight_batcher_llm, of TensorRT-LLM 1.x), and the fields that it has no input for.
 
 Names, types and shapes are those of triton_backend/all_models/inflight_batcher_llm in NVIDIA/TensorRT-LLM; every array
-has a leading batch dimension of 1. Its `ensemble` and its `tensorrt_llm_bls` take and give the same.
+has a leading batch dimension of 1. Its `ensemble` and its `tensorrt_llm_bls` have the same inputs and outputs.
 
-The engine's defaults are traps: without top_k and top_p it is greedy, and its seed is 0 for everybody. So these are
-always sent. stop_words are sent as a hint that ends the engine early: it compares tokens, and keeps them in the text.
+The engine's defaults are traps: without top_k and top_p it is greedy, and its seed is 0 for all requests. So these are
+always sent. stop_words only end the engine's work early: it compares tokens, and keeps them in the text.
 """
 
 from __future__ import annotations
@@ -44,28 +44,29 @@ _SCALARS = {
 }
 _BAD_WORDS = TensorSpec("bad_words", "BYTES", (-1,))
 
-# Without these neither usage nor a finish reason can be told; older repositories of NVIDIA's lack them.
-NEEDED_INPUTS = frozenset({TEXT_INPUT.name, MAX_TOKENS.name, RETURN_NUM_OUTPUT_TOKENS.name})
+# Without these neither usage nor a finish reason is known; older versions of NVIDIA's repository do not have them.
+REQUIRED_INPUTS = frozenset({TEXT_INPUT.name, MAX_TOKENS.name, RETURN_NUM_OUTPUT_TOKENS.name})
 NUM_OUTPUT_TOKENS, NUM_INPUT_TOKENS, TEXT_OUTPUT = "num_output_tokens", "num_input_tokens", "text_output"
 
-# What tells the engine model to end the request with the id of this message. The other three are what it insists on.
-_STOP_ARRAYS = (
+# A message that cancels the engine's request with the same request id. The first three inputs are required but unused.
+_CANCEL_ARRAYS = (
     (TensorSpec("input_ids", "INT32", (-1,)), 0),
     (TensorSpec("input_lengths", "INT32"), 1),
     (TensorSpec("request_output_len", "INT32"), 1),
     (TensorSpec("stop", "BOOL"), True),
 )
 
-# Ours, handled in the front end or here; everything else in CompletionParameters must be neutral.
+# Fields that are handled in the front end or here; all others in CompletionParameters must have a no-op value.
 _HANDLED = {
     *("request_key", "request_id", "prompt_text", "token_ids", "max_tokens", "temperature", "top_p", "top_k", "seed"),
     *("stop", "include_stop_str_in_output", "stream", "bad_words", "bias_words", "guide", "ignore_eos", "end_id"),
     "guide_param",
     *_SCALARS,
 }
-_NEUTRAL: dict[str, tuple[Any, ...]] = {"min_p": (None, 0.0), "priority": (None, 0)}
-# What clients call a field that has another name here. Looked at first: the first brings return_token_ids with it.
-_CLIENTS_NAMES = {
+_NO_OP_VALUES: dict[str, tuple[Any, ...]] = {"min_p": (None, 0.0), "priority": (None, 0)}
+# Names that clients use for fields with another name here. Checked first, as return_tokens_as_token_ids implies
+# return_token_ids.
+_CLIENT_NAMES = {
     "return_tokens_as_token_ids": "return_tokens_as_token_ids",
     "num_logprobs": "logprobs",
     "return_logprob_values": "best_of",
@@ -76,11 +77,11 @@ _GUIDE_TYPES = {"json", "json_schema", "regex", "ebnf_grammar"}
 def request_arrays(
     parameters: CompletionParameters, known_inputs: Collection[str], *, max_tokens: int, lora_task_id: int | None
 ) -> list[tuple[TensorSpec, Array]]:
-    """The inputs for one prompt. PipelineError, by the client's name for it, for what this ensemble can't be told."""
-    _refuse_what_it_lacks(parameters)
+    """The inputs for one prompt. Raises PipelineError (400) for a field that this ensemble has no input for."""
+    _check_supported(parameters)
     is_greedy = parameters.temperature == 0 or parameters.top_p == 0 or parameters.top_k == 1
     top_k = max(parameters.top_k or 0, 0)
-    given = {name: getattr(parameters, name, None) for name in (*_SCALARS, "bad_words", "bias_words", "guide")}
+    optional = {name: getattr(parameters, name, None) for name in (*_SCALARS, "bad_words", "bias_words", "guide")}
     values: list[tuple[TensorSpec, Any, str]] = [
         (TEXT_INPUT, parameters.prompt_text, "prompt"),
         (MAX_TOKENS, max_tokens, "max_tokens"),
@@ -94,29 +95,29 @@ def request_arrays(
         (RETURN_NUM_OUTPUT_TOKENS, True, "model"),
         (STOP_WORDS, parameters.stop or None, "stop"),
         (LORA_TASK_ID, lora_task_id, "model"),
-        (_BAD_WORDS, given["bad_words"] or None, "bad_words"),
+        (_BAD_WORDS, optional["bad_words"] or None, "bad_words"),
         (END_ID, -1 if getattr(parameters, "ignore_eos", False) else getattr(parameters, "end_id", None), "ignore_eos"),
-        *((spec, given[name], name) for name, spec in _SCALARS.items()),
-        *_guide_values(given["guide"], parameters.guide_param),
-        *_bias_values(given["bias_words"]),
+        *((spec, optional[name], name) for name, spec in _SCALARS.items()),
+        *_guide_values(optional["guide"], parameters.guide_param),
+        *_bias_values(optional["bias_words"]),
     ]
     sent = [(spec, value, param) for spec, value, param in values if value is not None]
     for spec, _, param in sent:
         if spec.name not in known_inputs:
-            raise _lacking(param)
+            raise _unsupported(param)
     return [(spec, array(spec, value)) for spec, value, _ in sent]
 
 
-def stop_arrays() -> list[tuple[TensorSpec, Array]]:
-    """A stop message: which request it is for is said by its request id."""
-    return [(spec, array(spec, value)) for spec, value in _STOP_ARRAYS]
+def cancel_arrays() -> list[tuple[TensorSpec, Array]]:
+    """A cancellation for the request that has the request id of this message."""
+    return [(spec, array(spec, value)) for spec, value in _CANCEL_ARRAYS]
 
 
 def _guide_values(guide: Any, param: str) -> list[tuple[TensorSpec, Any, str]]:
     if guide is None:
         return []
     if str(guide.type) not in _GUIDE_TYPES:
-        raise _lacking(param)
+        raise _unsupported(param)
     return [(GUIDE_TYPE, str(guide.type), param), (GUIDE, guide.source, param)]
 
 
@@ -127,22 +128,22 @@ def _bias_values(words: Any) -> list[tuple[TensorSpec, Any, str]]:
     return [(BIAS_WORDS, list(texts), "logit_bias"), (BIAS_WEIGHTS, list(weights), "logit_bias")]
 
 
-def _refuse_what_it_lacks(parameters: CompletionParameters) -> None:
+def _check_supported(parameters: CompletionParameters) -> None:
     if parameters.prompt_text is None:
         raise PipelineError(
             ErrorCode.UNSUPPORTED_PARAMETER,
-            "This model takes prompts as text only, not as token ids. Send strings.",
+            "This model accepts prompts only as text, not as token ids. Send strings.",
             param="prompt",
         )
     defaults = {field.name: field.default for field in fields(parameters) if field.name not in _HANDLED}
-    for name in (*_CLIENTS_NAMES, *defaults):
-        if getattr(parameters, name) not in _NEUTRAL.get(name, (defaults[name],)):
-            raise _lacking(_CLIENTS_NAMES.get(name, name))
+    for name in (*_CLIENT_NAMES, *defaults):
+        if getattr(parameters, name) not in _NO_OP_VALUES.get(name, (defaults[name],)):
+            raise _unsupported(_CLIENT_NAMES.get(name, name))
 
 
-def _lacking(param: str) -> PipelineError:
+def _unsupported(param: str) -> PipelineError:
     return PipelineError(
         ErrorCode.UNSUPPORTED_PARAMETER,
-        f"{param} can't be honoured: the Triton model behind this name has no such input. Leave it out.",
+        f"{param} is not supported by this model: its Triton model has no such input. Omit {param}.",
         param=param,
     )

@@ -1,4 +1,4 @@
-"""One completion of NVIDIA's ensemble as our chunks: text, stop strings, counts, and a finish reason that it lacks."""
+"""Converts the responses of NVIDIA's ensemble to text chunks, and adds stop strings, counts and finish reasons."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, T
 from llm_pipeline.text.assembler import RESERVE_TOKENS
 from llm_pipeline.text.stop_strings import StopMatcher
 
-_CUT = "\ufffd"  # what a tokenizer writes for a part of a character
+_CUT = "\ufffd"  # U+FFFD, for part of a character
 
 
 class CompletionText:
-    """The completion so far. `most_tokens` is its max_tokens, `context` that of the model, None when not known.
+    """One completion. `context_length` is the maximum of prompt and completion tokens, None if unknown.
 
-    The ensemble says how many tokens a response holds, and not why it was the last. Having made max_tokens, or filled
-    the context, the completion ended for its length; a stop string in its text ended it there; and otherwise the
-    engine made an end token, which its counts leave out (its kernels don't advance on it) and ours do not.
+    The ensemble reports the number of tokens of a response, but no finish reason. A completion that has max_tokens
+    tokens, or fills the context, ended for its length; a stop string in its text ended it there; otherwise the engine
+    generated an end-of-sequence token, which its counts omit (its kernels do not advance on it) and the counts here
+    include.
     """
 
     def __init__(
-        self, parameters: CompletionParameters, *, most_tokens: int, context: int | None, is_cumulative: bool
+        self, parameters: CompletionParameters, *, max_tokens: int, context_length: int | None, is_cumulative: bool
     ) -> None:
         self._matcher = (
             StopMatcher(parameters.stop, includes_match=parameters.include_stop_str_in_output)
@@ -26,27 +27,27 @@ class CompletionText:
             else None
         )
         self._streams = parameters.stream
-        self._most_tokens = most_tokens
-        self._context = context
+        self._max_tokens = max_tokens
+        self._context_length = context_length
         self._is_cumulative = is_cumulative
         self._seen = ""  # of cumulative text
         self._unsent = ""
         self._tokens = 0
         self._prompt_tokens: int | None = None
-        self._has_told_prompt = False
+        self._has_sent_prompt_tokens = False
         self.finish_reason: FinishReason | None = None
         self.is_cancelled = False
 
     def push(self, text: str, tokens: int, prompt_tokens: int | None) -> TextChunk | None:
-        """The next response: its text, how many tokens it holds, and the prompt's, if said. None: nothing to tell."""
+        """Adds a response with its number of tokens, and that of the prompt if reported. Returns a chunk to send, if any."""
         if self.finish_reason is not None:
             return None
         self._tokens += tokens
         if prompt_tokens is not None:
             self._prompt_tokens = prompt_tokens
         is_at_limit = self._tokens >= self._limit
-        found, is_match = self._match(self._new_text(text, is_at_limit=is_at_limit))
-        self._unsent += found
+        new_text, is_match = self._match(self._new_text(text, is_at_limit=is_at_limit))
+        self._unsent += new_text
         if is_match:
             return self._finish(FinishReason.STOP)
         if is_at_limit:
@@ -54,24 +55,24 @@ class CompletionText:
         return self._release() if self._streams else None
 
     def end(self) -> TextChunk | None:
-        """The responses are over. None when the end was told already."""
+        """Ends the completion after the last response. None if the finish reason has already been returned."""
         if self.finish_reason is not None:
             return None
         if self.is_cancelled:
             return self._finish(FinishReason.CANCELLED)
-        self._tokens += 1  # the end token
+        self._tokens += 1  # the end-of-sequence token
         return self._end(FinishReason.STOP)
 
     @property
     def _limit(self) -> int:
-        if self._context is None or self._prompt_tokens is None:
-            return self._most_tokens
-        return min(self._most_tokens, self._context - self._prompt_tokens)
+        if self._context_length is None or self._prompt_tokens is None:
+            return self._max_tokens
+        return min(self._max_tokens, self._context_length - self._prompt_tokens)
 
     def _new_text(self, text: str, *, is_at_limit: bool) -> str:
         if not self._is_cumulative:
             return text.rstrip(_CUT) if is_at_limit else text
-        known = text.rstrip(_CUT)  # it may become a character yet
+        known = text.rstrip(_CUT)  # more bytes may complete the character
         new = known[len(self._seen) :]
         self._seen = known if len(known) > len(self._seen) else self._seen
         return new
@@ -93,11 +94,11 @@ class CompletionText:
         return TextChunk(text, self._tokens, None, self._prompt_tokens, reason)
 
     def _release(self) -> TextChunk | None:
-        """What can be sent now. Near the limit a character is kept back, for the last chunk must have text."""
+        """Returns the text that can be sent now. Near the limit it keeps one character: the last chunk must have text."""
         kept = 1 if self._tokens > self._limit - RESERVE_TOKENS else 0
         text, self._unsent = self._unsent[: len(self._unsent) - kept], self._unsent[len(self._unsent) - kept :]
         if not text:
             return None
-        prompt = None if self._has_told_prompt else self._prompt_tokens
-        self._has_told_prompt = True
+        prompt = None if self._has_sent_prompt_tokens else self._prompt_tokens
+        self._has_sent_prompt_tokens = True
         return TextChunk(text, self._tokens, None, prompt)

@@ -196,7 +196,7 @@ class LiveRequests:
         self._pending.on_end(outbox.key)
         if outbox.client_id is not None:
             self._leases.remove(outbox.client_id, outbox.key)
-        if ending.error is None:  # a refusal says nothing about the engine's pace
+        if ending.error is None:  # a refusal does not measure the rate of completions
             self._retry_after.completed()
         self._retry_after.set_busy(bool(self._live))
         self._cancelled_total += ending.finish_reason is FinishReason.CANCELLED

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from build_engine.artifact.resources import Resources
 from build_engine.artifact.result import BuildResult
 from build_engine.cpu.build import BuildRequest, build_engine
 from build_engine.cpu.default_model import find_model
@@ -18,9 +20,11 @@ from tests.support.tiny_models import TinyModel, write_gguf
 Build = Callable[..., BuildResult]
 
 
-def run_build(model: Path | None, output: Path, precision: str = "fp16", **options: object) -> BuildResult:
-    request = BuildRequest(find_model(model), find_target("cpu"), precision, output, **options)  # type: ignore[arg-type]
-    return build_engine(request, SilentProgress())
+def run_build(
+    model: Path | None, output: Path, precision: str = "fp16", resources: Resources | None = None, **options: Any
+) -> BuildResult:
+    request = BuildRequest(find_model(model), find_target("cpu"), precision, output, **options)
+    return build_engine(request, SilentProgress(), resources)
 
 
 @pytest.fixture(scope="session")
@@ -42,5 +46,5 @@ def tiny_engine(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Pa
 
 @pytest.fixture
 def _tensorrt_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with three H100s and a TensorRT-LLM that is a stand-in."""
+    """Installs the stand-in for TensorRT-LLM."""
     install(tmp_path, monkeypatch)

@@ -55,7 +55,7 @@ def test_any_interleaving_yields_the_texts_in_order(data: st.DataObject) -> None
 def test_timing_line_has_usage_and_finish_reason(is_stream: bool) -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 5}
     report = Report()
-    chunks = [{"choices": [choice(0, "a", "length")]}, {"choices": [], "usage": usage}]
+    chunks: list[dict[str, Any]] = [{"choices": [choice(0, "a", "length")]}, {"choices": [], "usage": usage}]
     assert list(report.watch(iter(chunks), is_stream=is_stream)) == chunks
     line = report.line()
     assert ("first token" in line) == is_stream

@@ -45,7 +45,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.api_key == HashedKey.of("123")
     assert deployment_of(settings).models[0].names == ("m", "a", "b")
     assert settings.triton_addresses == ("127.0.0.1:7001",)
-    assert settings.most_choices == settings.max_in_flight
+    assert settings.max_choices_per_request == settings.max_in_flight
 
 
 def test_plain_key_is_not_stored() -> None:

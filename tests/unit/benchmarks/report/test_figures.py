@@ -1,4 +1,4 @@
-"""The statistics: percentiles that were seen, and figures of loads with failures among them."""
+"""Statistics of timelines: percentiles, and figures of loads with failures."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from benchmarks.report.figures import figures_of, gaps_s, median, percentile
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 5), (90, 9), (99, 10), (100, 10), (1, 1)])
-def test_a_percentile_is_the_nearest_rank(percent: float, expected: float) -> None:
+def test_percentile_is_the_nearest_rank(percent: float, expected: float) -> None:
     assert percentile(list(range(10, 0, -1)), percent) == expected
 
 
-def test_nothing_has_no_percentile() -> None:
+def test_no_values_have_no_percentile() -> None:
     assert percentile([], 50) is None
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.integers(1, 100))
-def test_a_percentile_is_a_value_that_was_seen_with_enough_values_below(values: list[float], percent: int) -> None:
+def test_percentile_is_one_of_the_values_with_enough_values_below(values: list[float], percent: int) -> None:
     found = percentile(values, percent)
     assert found in values
     assert sum(value <= found for value in values) * 100 >= percent * len(values)
 
 
-def answer(sent_s: float, arrivals_s: list[float], tokens: int, failure: str | None = None) -> Timeline:
+def response(sent_s: float, arrivals_s: list[float], tokens: int, failure: str | None = None) -> Timeline:
     return Timeline(
         sent_s=sent_s,
         arrivals_s=arrivals_s,
@@ -39,8 +39,8 @@ def answer(sent_s: float, arrivals_s: list[float], tokens: int, failure: str | N
     )
 
 
-def test_figures_span_the_first_request_and_the_last_answer() -> None:
-    figures = figures_of([answer(10.0, [10.1, 10.2, 10.5], 4), answer(10.5, [11.0, 12.0], 6)], streams=2)
+def test_figures_span_first_request_to_last_response() -> None:
+    figures = figures_of([response(10.0, [10.1, 10.2, 10.5], 4), response(10.5, [11.0, 12.0], 6)], streams=2)
     assert figures.wall_s == 2.0
     assert figures.tokens_per_s == 5.0
     assert figures.ttft_p50_ms == 100.0
@@ -50,26 +50,26 @@ def test_figures_span_the_first_request_and_the_last_answer() -> None:
     assert figures.tokens_per_event == 2.0
 
 
-def test_failed_answers_count_as_failures_and_not_as_tokens() -> None:
-    figures = figures_of([answer(0.0, [1.0], 10), answer(0.0, [4.0], 99, "status 500")], streams=2)
+def test_failed_responses_count_as_failures_and_not_as_tokens() -> None:
+    figures = figures_of([response(0.0, [1.0], 10), response(0.0, [4.0], 99, "status 500")], streams=2)
     assert (figures.failures, figures.first_failure, figures.tokens) == (1, "status 500", 10)
-    assert figures.tokens_per_s == 2.5  # the time that the failure took is not given back
+    assert figures.tokens_per_s == 2.5  # the failed response's time still counts
 
 
-def test_a_load_in_which_everything_failed_has_figures() -> None:
-    figures = figures_of([answer(1.0, [], 0, "no answer")], streams=1)
+def test_load_without_successful_response_has_figures() -> None:
+    figures = figures_of([response(1.0, [], 0, "no response")], streams=1)
     assert (figures.tokens_per_s, figures.ttft_p50_ms, figures.gap_p99_ms) == (0.0, None, None)
 
 
-def test_a_load_without_requests_is_refused() -> None:
+def test_load_without_requests_is_rejected() -> None:
     with pytest.raises(ValueError, match="without requests"):
         figures_of([], streams=1)
 
 
-def test_gaps_lie_between_arrivals() -> None:
-    assert gaps_s(answer(0.0, [1.0, 1.5, 3.0], 3)) == [0.5, 1.5]
+def test_gaps_are_the_times_between_arrivals() -> None:
+    assert gaps_s(response(0.0, [1.0, 1.5, 3.0], 3)) == [0.5, 1.5]
 
 
-def test_a_median_leaves_out_what_is_not_there() -> None:
+def test_median_ignores_none() -> None:
     assert median([None, 3.0, 1.0, 2.0]) == 2.0
     assert median([None]) is None

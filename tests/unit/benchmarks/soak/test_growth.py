@@ -1,4 +1,4 @@
-"""Growth is seen through noise, and noise is no growth."""
+"""Growth is detected through noise, and noise is not reported as growth."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def growth_of(value: Callable[[float], float], limit: Limit) -> Growth:
     ],
     ids=["flat", "noise", "spikes", "a warm-up", "a spike at the end", "shrinking"],
 )
-def test_what_is_no_leak(value: Callable[[float], float]) -> None:
+def test_series_without_leak(value: Callable[[float], float]) -> None:
     assert not growth_of(value, Limit(absolute=8.0)).is_leak
 
 
@@ -42,16 +42,16 @@ def test_what_is_no_leak(value: Callable[[float], float]) -> None:
     ],
     ids=["steady", "within noise", "in steps"],
 )
-def test_what_is_a_leak(value: Callable[[float], float]) -> None:
-    found = growth_of(value, Limit(absolute=8.0))
-    assert found.is_leak
-    assert found.slope_per_minute > 1
+def test_series_with_leak(value: Callable[[float], float]) -> None:
+    growth = growth_of(value, Limit(absolute=8.0))
+    assert growth.is_leak
+    assert growth.slope_per_minute > 1
 
 
-def test_a_share_allows_large_things_more() -> None:
+def test_share_raises_the_limit_of_a_large_series() -> None:
     assert not growth_of(lambda second: 1000 + second * 0.05, Limit(absolute=8.0, share=0.05)).is_leak
 
 
-def test_too_few_samples_are_said_to_be_too_few() -> None:
-    with pytest.raises(ValueError, match="run for longer"):
+def test_too_few_samples_are_rejected() -> None:
+    with pytest.raises(ValueError, match="Run for longer"):
         find_growth([0.0, 1.0, 2.0], [1.0, 1.0, 1.0], Limit(1.0))

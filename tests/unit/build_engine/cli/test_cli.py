@@ -11,17 +11,12 @@ from pathlib import Path
 import pytest
 
 from build_engine.cli import app as cli
-from build_engine.targets.nvml import NvmlGpu, PynvmlNvml
+from build_engine.targets.nvml import NvmlGpu
 from build_engine.targets.registry import TARGETS
+from tests.fakes.tensorrt_llm_build import FakeNvml
+from tests.support.build_engine_program import run_program
 
 LLAMA = str(Path(__file__).parents[3] / "data" / "model_configs" / "llama-3.1-8b")
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["build_engine", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
 
 
 @pytest.mark.parametrize(
@@ -30,17 +25,17 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["targets"], 0, ""),
         (["build", "--no-such-option"], 2, "No such option"),
         (["build", "--target", "tpu"], 3, "Known targets: cpu"),
-        (["build", "--precision", "int3"], 3, "It builds: fp16"),
+        (["build", "--precision", "int3"], 3, "Choose one of fp16"),
         (["build", "--model", "/nowhere/model.gguf"], 3, "No model file"),
         (["inspect", "/nowhere"], 1, "manifest.json is missing"),
         (["build", "--output", "/proc/engine"], 1, "No such file or directory"),
         (["build", "--target", "h100"], 3, "needs --model"),
         (["build", "--target", "h100", "--model", LLAMA], 3, "needs a machine with TensorRT-LLM 1.2.1"),
-        (["build", "--target", "h100", "--model", LLAMA, "--precision", "int3"], 3, "no precision 'int3'"),
-        (["build", "--tp", "2"], 3, "none of the options of engines for GPUs"),
+        (["build", "--target", "h100", "--model", LLAMA, "--precision", "int3"], 3, "Unknown precision 'int3'"),
+        (["build", "--tp", "2"], 3, "does not support the options of GPU engines"),
         (["verify", "/nowhere"], 1, ""),
         (["verify", "/nowhere", "--gate", "taste"], 2, "is not one of"),
-        (["fleet", "/nowhere.toml"], 3, "Name a fleet file"),
+        (["fleet", "/nowhere.toml"], 3, "path of a fleet file"),
         (["fleet"], 2, "Missing argument"),
         (["plan", "--model", LLAMA, "--target", "h100"], 0, ""),
         (["plan", "--model", LLAMA, "--target", "RTX PRO 6000 Blackwell"], 0, ""),
@@ -54,25 +49,21 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     ],
 )
 def test_the_exit_status_says_how_it_ended(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str], status: int, message: str
+    capfd: pytest.CaptureFixture[str], arguments: list[str], status: int, message: str
 ) -> None:
-    assert run(monkeypatch, *arguments) == status
+    assert run_program(*arguments) == status
     assert message in capfd.readouterr().err
 
 
-def test_targets_says_whether_this_machine_can_build(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, "targets", "--json") == 0
+def test_targets_says_whether_this_machine_can_build(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_program("targets", "--json") == 0
     listed = json.loads(capfd.readouterr().out)
     assert [target["name"] for target in listed] == list(TARGETS)
     assert listed[0]["works_here"] is True
 
 
-def test_targets_has_what_a_gpu_is_known_for(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, "targets", "--json") == 0
+def test_targets_has_what_a_gpu_is_known_for(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_program("targets", "--json") == 0
     listed = {target["name"]: target for target in json.loads(capfd.readouterr().out)}
     assert (listed["h100"]["sm"], listed["h100"]["memory_bytes"]) == (90, 80_000_000_000)
     assert listed["h100"]["precisions"][0] == "fp8"
@@ -80,10 +71,8 @@ def test_targets_has_what_a_gpu_is_known_for(
     assert "tensorrt_llm" in listed["h100"]["reason"]
 
 
-def test_a_plan_as_json_has_the_promised_keys(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, "plan", "--model", LLAMA, "--target", "h100", "--json") == 0
+def test_a_plan_as_json_has_the_promised_keys(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_program("plan", "--model", LLAMA, "--target", "h100", "--json") == 0
     plan = json.loads(capfd.readouterr().out)
     assert plan["accepted"] is True
     assert plan["refusals"] == []
@@ -105,28 +94,25 @@ def test_a_plan_as_json_has_the_promised_keys(
     [["--model", LLAMA, "--target", "a100", "--precision", "nvfp4"], ["--model", "/nowhere", "--target", "h100"]],
     ids=["combination", "model"],
 )
-def test_a_refusal_is_json_too(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
-    assert run(monkeypatch, "plan", *arguments, "--json") == 3
+def test_a_refusal_is_json_too(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert run_program("plan", *arguments, "--json") == 3
     plan = json.loads(capfd.readouterr().out)
     assert (plan["accepted"], plan["steps"], plan["engine_dir"]) == (False, [], None)
     assert len(plan["refusals"]) == 1
 
 
-def test_commands_are_printed_whole(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_commands_are_printed_whole(capfd: pytest.CaptureFixture[str]) -> None:
     """A line that the terminal's width cuts can't be copied."""
-    assert run(monkeypatch, "plan", "--model", LLAMA, "--target", "h100", "--precision", "bf16", "--root", "a b") == 0
+    assert run_program("plan", "--model", LLAMA, "--target", "h100", "--precision", "bf16", "--root", "a b") == 0
     lines = capfd.readouterr().out.splitlines()
     build = next(shlex.split(line) for line in lines if line.startswith("trtllm-build"))
     assert build[build.index("--output_dir") + 1].startswith("a b/llama-3.1-8b/h100/bf16-tp1pp1/1.2.1-")
     assert build[-2:] == ["--gemm_plugin", "auto"]
 
 
-def test_auto_asks_the_driver(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    found = [NvmlGpu("NVIDIA GeForce RTX 4090", 89, 24_564 << 20)]
-    monkeypatch.setattr(PynvmlNvml, "gpus", lambda self: found)
-    assert run(monkeypatch, "plan", "--model", LLAMA, "--target", "auto", "--tp", "2", "--json") == 3
+def test_auto_asks_the_driver(capfd: pytest.CaptureFixture[str]) -> None:
+    nvml = FakeNvml((NvmlGpu("NVIDIA GeForce RTX 4090", 89, 24_564 << 20),))
+    assert run_program("plan", "--model", LLAMA, "--target", "auto", "--tp", "2", "--json", nvml=nvml) == 3
     plan = json.loads(capfd.readouterr().out)
     assert plan["target"] == {"name": "geforce-rtx-4090", "sm": 89}
     assert plan["memory"]["gpu_bytes"] == 24_564 << 20
@@ -141,8 +127,8 @@ def test_a_plan_imports_no_engine_library() -> None:
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert run(monkeypatch, "build") == 3
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert run_program("build") == 3
     assert "pip install 'triton-completions[build]'" in capfd.readouterr().err
 
 

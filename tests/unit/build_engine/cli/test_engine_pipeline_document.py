@@ -25,7 +25,7 @@ def test_the_thresholds_are_the_ones_in_use(document: str, precision: str) -> No
     rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \|$", document, re.MULTILINE)
     found = {name: (float(least), float(most)) for names, least, most in rows for name in names.split(", ")}
     wanted = THRESHOLDS[precision]
-    assert found[precision] == (wanted.least_agreement, wanted.most_perplexity_ratio)
+    assert found[precision] == (wanted.min_agreement, wanted.max_perplexity_ratio)
 
 
 @pytest.mark.parametrize("model", [EngineManifest, GpuBuild])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from build_engine.cpu.default_model import find_default_model
-from build_engine.cpu.gguf_model import GgufSource
+from build_engine.cpu.gguf_model import GgufModel
 from build_engine.cpu.pre_tokenizers import PRE_TOKENIZERS
 from build_engine.cpu.reference import reference_cases
 from build_engine.cpu.tokenizer import GgufVocabulary, build_tokenizer
@@ -46,7 +46,7 @@ SENTENCE_PIECE = replace(
 
 @pytest.fixture(scope="module")
 def smollm() -> Tokenizer:
-    return build_tokenizer(GgufSource(find_default_model().path).vocabulary())
+    return build_tokenizer(GgufModel(find_default_model().path).vocabulary())
 
 
 def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -112,7 +112,7 @@ def test_every_pre_tokenizer_loses_no_text(pre: str) -> None:
 
 
 def test_an_unknown_pre_tokenizer_is_refused_by_name() -> None:
-    with pytest.raises(EngineRefusedError, match=r"'tekken'.*Known: .*smollm"):
+    with pytest.raises(EngineRefusedError, match=r"'tekken'.*one of .*smollm"):
         build_tokenizer(replace(TINY, pre="tekken"))
 
 

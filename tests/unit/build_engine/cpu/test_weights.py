@@ -7,23 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from build_engine.cpu.gguf_model import GgufSource
-from build_engine.cpu.weights import make_weights, quantized
+from build_engine.cpu.gguf_model import GgufModel
+from build_engine.cpu.weights import convert_weights, quantize_weights
 from build_engine.errors import EngineRefusedError
 from llm_pipeline.executors.cpu.engine.weights import Weights, WeightsError, load_weights, save_weights
 from tests.support.tiny_models import TinyModel, write_gguf
 
 
 def weights_of(path: Path) -> Weights:
-    return make_weights(GgufSource(path), lambda _: None)
+    return convert_weights(GgufModel(path), lambda _: None)
 
 
 @pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "Q5_1", "BF16", "F16", "F32"])
 def test_matrices_become_f16_and_vectors_stay_f32(tmp_path: Path, quantization: str) -> None:
     original = write_gguf(tmp_path / "m.gguf", TinyModel(arch="qwen2", pre="qwen2"), quantization)
     advanced: list[int] = []
-    source = GgufSource(tmp_path / "m.gguf")
-    tensors = make_weights(source, advanced.append).tensors
+    source = GgufModel(tmp_path / "m.gguf")
+    tensors = convert_weights(source, advanced.append).tensors
     for tensor in tensors.values():
         assert tensor.dtype == (np.float16 if tensor.ndim > 1 else np.float32)
     for part in ("weight", "bias"):
@@ -45,28 +45,26 @@ def test_query_and_key_rows_of_llama_are_put_into_halves(tiny_gguf: Path) -> Non
         np.testing.assert_allclose(query[rows][model.head // 2 :], original[rows][1::2], atol=0.02)
 
 
-def test_weights_too_large_for_fp16_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_too_large_for_fp16_are_refused(tmp_path: Path) -> None:
     huge = TinyModel().weights()
     huge["token_embd.weight"][0, 0] = 1e6
-    monkeypatch.setattr(TinyModel, "weights", lambda self: huge)
     with np.errstate(over="ignore"):
-        write_gguf(tmp_path / "m.gguf", TinyModel())
-    with pytest.raises(EngineRefusedError, match=r"embedding\.weight holds values that fp16 can't"):
+        write_gguf(tmp_path / "m.gguf", TinyModel(), weights=huge)
+    with pytest.raises(EngineRefusedError, match=r"embedding\.weight contains values outside the range of fp16"):
         weights_of(tmp_path / "m.gguf")
 
 
-def test_a_model_without_a_tensor_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_tensor_is_refused(tmp_path: Path) -> None:
     short = TinyModel().weights()
     del short["blk.1.attn_k.weight"]
-    monkeypatch.setattr(TinyModel, "weights", lambda self: short)
-    write_gguf(tmp_path / "m.gguf", TinyModel())
+    write_gguf(tmp_path / "m.gguf", TinyModel(), weights=short)
     with pytest.raises(EngineRefusedError, match=r"no tensor blk\.1\.attn_k\.weight"):
         weights_of(tmp_path / "m.gguf")
 
 
 def test_int8_keeps_every_weight_within_half_a_step_of_its_row(tiny_gguf: Path) -> None:
     exact = weights_of(tiny_gguf)
-    small = quantized(exact)
+    small = quantize_weights(exact)
     for name in ("layers.0.qkv", "layers.1.down", "vocabulary"):
         values = exact.tensors.get(f"{name}.weight", exact.tensors["embedding.weight"]).astype(np.float32)
         steps, scale = small.tensors[f"{name}.weight"], small.tensors[f"{name}.scale"]
@@ -78,7 +76,7 @@ def test_int8_keeps_every_weight_within_half_a_step_of_its_row(tiny_gguf: Path) 
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path, tiny_gguf: Path) -> None:
-    saved = quantized(weights_of(tiny_gguf))
+    saved = quantize_weights(weights_of(tiny_gguf))
     save_weights(tmp_path / "model.safetensors", saved)
     loaded = load_weights(tmp_path)
     assert loaded.shape == saved.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,15 +41,19 @@ def test_lists_are_multiplied_and_single_values_are_not(tmp_path: Path) -> None:
         for precision in ("fp8", "bf16")
         for tp in (1, 2)
     ]
-    assert {engine.max_seq_len for engine in engines} == {4096}
+    assert {engine.options.max_seq_len for engine in engines} == {4096}
 
 
 def test_paths_are_relative_to_the_file_and_hub_names_are_left_alone(tmp_path: Path) -> None:
     text = 'root = "out"\n[[engines]]\nmodel = "m"\ntarget = "h100"\ncalibration = '
     local = read(tmp_path, text + '"./texts"')[0]
-    assert (local.root, local.model, local.calibration) == (tmp_path / "out", tmp_path / "m", str(tmp_path / "texts"))
-    assert read(tmp_path, text + '"cnn_dailymail"')[0].calibration == "cnn_dailymail"
-    assert read(tmp_path, text + '"/data/texts"')[0].calibration == "/data/texts"
+    assert (local.options.root, local.model, local.options.calibration) == (
+        tmp_path / "out",
+        tmp_path / "m",
+        str(tmp_path / "texts"),
+    )
+    assert read(tmp_path, text + '"cnn_dailymail"')[0].options.calibration == "cnn_dailymail"
+    assert read(tmp_path, text + '"/data/texts"')[0].options.calibration == "/data/texts"
 
 
 def test_defaults_are_what_an_entry_does_not_say(tmp_path: Path) -> None:
@@ -57,7 +62,11 @@ def test_defaults_are_what_an_entry_does_not_say(tmp_path: Path) -> None:
         '[defaults]\ntp = 2\nmax_num_tokens = 4096\n[[engines]]\nmodel = "a"\ntarget = "h100"\n'
         '[[engines]]\nmodel = "b"\ntarget = "h100"\ntp = 4\n[[engines]]\nmodel = "c.gguf"\ntarget = "cpu"\n',
     )
-    assert [(engine.tp, engine.max_num_tokens) for engine in engines] == [(2, 4096), (4, 4096), (2, 4096)]
+    assert [(engine.options.tp, engine.options.max_num_tokens) for engine in engines] == [
+        (2, 4096),
+        (4, 4096),
+        (2, 4096),
+    ]
     assert engines[2].label == "c cpu"
 
 
@@ -71,8 +80,8 @@ def test_defaults_are_what_an_entry_does_not_say(tmp_path: Path) -> None:
         ('model = "m"\ntarget = "h100"\ntp = "2"', ["tp is '2'", "valid integer"]),
         ('model = "m"\ntarget = "h100"\ntp = []', ["tp is []", "at least 1 item"]),
         ('model = "m"\ntarget = "h100"\npercision = "fp8"', ["unknown key 'percision'", "model, target, precision"]),
-        ('model = "m.gguf"\ntarget = "cpu"\ntp = 2', ["target cpu has no tp: leave that out"]),
-        ('model = ["a", "b"]\ntarget = "h100"\nname = "x"', ["one name, 'x', for 2 models"]),
+        ('model = "m.gguf"\ntarget = "cpu"\ntp = 2', ["target cpu does not support tp. Omit it"]),
+        ('model = ["a", "b"]\ntarget = "h100"\nname = "x"', ["name 'x' is given to 2 models"]),
     ],
     ids=["missing", "target", "precision", "zero", "text", "empty", "unknown", "cpu", "name"],
 )
@@ -94,12 +103,12 @@ def test_all_wrong_entries_are_named_and_defaults_are_blamed_for_theirs(tmp_path
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[[engines]\n", "is no TOML"),
-        ("", "there is no engine: begin each with [[engines]]"),
-        ('engines = "all"', "there is no engine"),
-        ('[[engine]]\nmodel = "m"', "unknown key 'engine': there is root, defaults and engines"),
+        ("[[engines]\n", "is not valid TOML"),
+        ("", "there are no engines. Start each one with [[engines]]"),
+        ('engines = "all"', "there are no engines"),
+        ('[[engine]]\nmodel = "m"', "unknown key 'engine'. The keys are root, defaults and engines"),
         ('root = 3\n[[engines]]\nmodel = "m"\ntarget = "cpu"', "root is 3"),
-        ('defaults = 3\n[[engines]]\nmodel = "m"\ntarget = "cpu"', "defaults is no table"),
+        ('defaults = 3\n[[engines]]\nmodel = "m"\ntarget = "cpu"', "defaults is not a table"),
     ],
     ids=["syntax", "empty", "no-tables", "misspelt", "root", "defaults"],
 )
@@ -113,5 +122,6 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_python_3_10_without_tomli_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for library in ("tomllib", "tomli"):
+        monkeypatch.setitem(sys.modules, library, None)
     assert "pip install tomli" in refusal(tmp_path, "")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from build_engine.cli import app as cli
 from llm_pipeline.engine_files.manifest import EngineManifest
-from tests.fakes.tensorrt_llm_build import uninstall, write_model
+from tests.fakes.tensorrt_llm_build import FakeNvml, uninstall, write_model
+from tests.support.build_engine_program import run_program
 from tests.support.tiny_models import TinyModel, write_gguf
 
 CPU = """
@@ -45,14 +44,11 @@ Fleet = Callable[..., tuple[int, list[dict[str, Any]]]]
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Fleet:
+def fleet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Fleet:
     def run(text: str, *options: str) -> tuple[int, list[dict[str, Any]]]:
         (tmp_path / "fleet.toml").write_text(text)
-        arguments = ["build_engine", "fleet", str(tmp_path / "fleet.toml"), *options]
-        monkeypatch.setattr(sys, "argv", [*arguments, "--json"])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0), json.loads(capfd.readouterr().out)["engines"]
+        status = run_program("fleet", tmp_path / "fleet.toml", *options, "--json", nvml=FakeNvml())
+        return status, json.loads(capfd.readouterr().out)["engines"]
 
     return run
 
@@ -102,7 +98,7 @@ def test_a_good_engine_for_a_gpu_is_kept_on_a_machine_without_one(
     uninstall(models, monkeypatch)
     status, engines = fleet(both)
     assert (status, outcomes(engines)) == (3, ["reused", "other machine"])
-    assert "run the same file on such a machine" in engines[1]["reasons"][0]
+    assert "Run the same file on such a machine" in engines[1]["reasons"][0]
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
@@ -120,7 +116,7 @@ def test_a_failure_stops_the_fleet_unless_told_to_go_on_and_the_next_run_resumes
     monkeypatch.setenv("FAKE_BUILD_FAILS", "fp16")
     status, engines = fleet(text, *options)
     assert (status, outcomes(engines)) == (1, expected)
-    assert "out of memory, says the fake" in engines[1]["reasons"][0]
+    assert "out of memory (fake)" in engines[1]["reasons"][0]
     monkeypatch.delenv("FAKE_BUILD_FAILS")
     status, engines = fleet(text)
     assert status == 0
@@ -137,14 +133,10 @@ def test_a_dry_run_builds_nothing(tmp_path: Path, fleet: Fleet) -> None:
 
 
 @pytest.mark.usefixtures("models")
-def test_refusals_come_before_anything_is_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_refusals_come_before_anything_is_built(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     late = '[[engines]]\nmodel = "two.gguf"\ntarget = "cpu"\nname = "two"\nmax_seq_len = 1000\n'
     (tmp_path / "fleet.toml").write_text('root = "engines"\n[[engines]]\nmodel = "tiny.gguf"\ntarget = "cpu"\n' + late)
-    monkeypatch.setattr(sys, "argv", ["build_engine", "fleet", str(tmp_path / "fleet.toml")])
-    with pytest.raises(SystemExit):
-        cli.main()
+    run_program("fleet", tmp_path / "fleet.toml")
     shown = capfd.readouterr()
     assert shown.err.index("refused: two cpu len1000: Context length 1000") < shown.err.index("1 of 2: tiny cpu")
     assert "1 built, 1 refused" in shown.out
@@ -156,9 +148,9 @@ def test_refusals_come_before_anything_is_built(
     ("entry", "words"),
     [
         ('model = "nowhere.gguf"\ntarget = "cpu"', "No model file"),
-        ('model = "tiny.gguf"\ntarget = "cpu"\nprecision = "int4-wo"', "It builds: fp16"),
+        ('model = "tiny.gguf"\ntarget = "cpu"\nprecision = "int4-wo"', "Choose one of fp16"),
         ('model = "nowhere"\ntarget = "h100"', "No model directory"),
-        ('model = "tiny.gguf"\ntarget = "h100"', "Engines for GPUs are made from a Hugging Face directory"),
+        ('model = "tiny.gguf"\ntarget = "h100"', "GPU engines are built from a Hugging Face directory"),
         ('model = "smollm2"\ntarget = "h100"\ntp = 2', "9 attention heads"),
         ('model = "fleet.toml"\ntarget = "cpu"', "fleet.toml"),
     ],
@@ -175,4 +167,4 @@ def test_two_engines_for_one_place_are_told_apart(fleet: Fleet) -> None:
     entry = '[[engines]]\nmodel = "tiny.gguf"\ntarget = "cpu"\n'
     _, engines = fleet(f'root = "engines"\n{entry}{entry}', "--dry-run")
     assert outcomes(engines) == ["would build", "refused"]
-    assert "in the place of tiny cpu (engines 1)" in engines[1]["reasons"][0]
+    assert "directory is that of tiny cpu (engines 1)" in engines[1]["reasons"][0]

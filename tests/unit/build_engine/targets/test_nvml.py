@@ -9,18 +9,9 @@ import pytest
 
 from build_engine.errors import EngineRefusedError
 from build_engine.targets.nvml import NvmlGpu, PynvmlNvml, detect_gpu, identify
+from tests.fakes.tensorrt_llm_build import FakeNvml
 
 MIB = 1 << 20
-
-
-class Machine:
-    """A driver that has these GPUs."""
-
-    def __init__(self, *gpus: NvmlGpu) -> None:
-        self._gpus = list(gpus)
-
-    def gpus(self) -> list[NvmlGpu]:
-        return self._gpus
 
 
 @pytest.mark.parametrize(
@@ -62,18 +53,18 @@ def test_an_unknown_product_is_planned_for_by_its_sm_and_memory(product: str, sm
 
 
 def test_equal_gpus_are_counted_and_the_smallest_memory_is_taken() -> None:
-    found = detect_gpu(Machine(*(NvmlGpu("NVIDIA L4", 89, mib * MIB) for mib in (23034, 23030))))
+    found = detect_gpu(FakeNvml(tuple(NvmlGpu("NVIDIA L4", 89, mib * MIB) for mib in (23034, 23030))))
     assert (found.gpu.name, found.gpu.memory_bytes, found.count) == ("l4", 23030 * MIB, 2)
 
 
 def test_different_gpus_are_refused_by_name() -> None:
     with pytest.raises(EngineRefusedError, match=r"NVIDIA H100 \(SM 90\), NVIDIA L4 \(SM 89\)"):
-        detect_gpu(Machine(NvmlGpu("NVIDIA L4", 89, 24), NvmlGpu("NVIDIA H100", 90, 80)))
+        detect_gpu(FakeNvml((NvmlGpu("NVIDIA L4", 89, 24), NvmlGpu("NVIDIA H100", 90, 80))))
 
 
 def test_no_gpu_is_refused() -> None:
     with pytest.raises(EngineRefusedError, match="found no GPU"):
-        detect_gpu(Machine())
+        detect_gpu(FakeNvml(()))
 
 
 def test_missing_bindings_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:

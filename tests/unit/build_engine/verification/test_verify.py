@@ -64,7 +64,7 @@ def test_a_manifest_that_points_outside_fails(engine: Path) -> None:
     manifest.model_copy(update={"files": {**manifest.files, **outside}}).save(engine)
     (failure,) = failures(engine)
     assert failure.name == "manifest.json"
-    assert "'../secret' is no plain path below the engine directory" in failure.detail
+    assert "'../secret' is not a plain path below the engine directory" in failure.detail
 
 
 def test_weights_that_do_not_load_fail(engine: Path) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from frontend.backends.fake import PROMPT_TOKENS, FakeGenerator, chunks, forever
+from frontend.backends.fake import PROMPT_TOKENS, FakeGenerator, Step, chunks, forever
 from frontend.request.to_parameters import choice_seed
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason
@@ -80,7 +80,7 @@ async def test_left_out_is_left_out(running: Running) -> None:
 
 
 async def test_prompts_times_n_in_order() -> None:
-    def by_prompt(parameters: CompletionParameters) -> list[object]:
+    def by_prompt(parameters: CompletionParameters) -> list[Step]:
         return list(chunks(str(parameters.prompt_text or parameters.token_ids)))
 
     async with in_process(FakeGenerator(by_prompt)) as app:
@@ -130,7 +130,7 @@ async def test_token_id_prompts(running: Running) -> None:
 
 
 async def test_an_error_of_one_prompt_names_it_and_stops_the_others() -> None:
-    def script(parameters: CompletionParameters) -> list[object]:
+    def script(parameters: CompletionParameters) -> list[Step]:
         if parameters.prompt_text == "long":
             return [PipelineError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "9 of 8 tokens", param="prompt")]
         return [asyncio.Event()]

@@ -1,12 +1,9 @@
-"""One message per process and second while something is in work, and none otherwise."""
+"""The heartbeat: one message per process and second while requests are running, and none otherwise."""
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
-from frontend.backends import heartbeat as lease
 from frontend.backends.heartbeat import Heartbeat
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from tests.support.app import until
@@ -17,39 +14,36 @@ class Decode:
         self.renewed: list[str] = []
         self.is_up = True
 
-    async def renew(self, owner: str) -> None:
-        self.renewed.append(owner)
+    async def renew(self, client_id: str) -> None:
+        self.renewed.append(client_id)
         if not self.is_up:
             raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "no")
 
 
 @pytest.fixture
-def decode(monkeypatch: pytest.MonkeyPatch) -> Decode:
-    monkeypatch.setattr(lease, "RENEW_S", 0.01)
+def decode() -> Decode:
     return Decode()
 
 
-async def test_it_is_renewed_while_it_is_held(decode: Decode) -> None:
-    held = Heartbeat(decode.renew)
-    with held, held:
+async def test_lease_is_renewed_while_a_request_runs(decode: Decode) -> None:
+    heartbeat = Heartbeat(decode.renew, interval_s=0.01)
+    with heartbeat, heartbeat:
         await until(lambda: len(decode.renewed) >= 3)
-    assert set(decode.renewed) == {held.owner}
-    renewing = held._renewing
-    assert renewing is not None
-    await asyncio.wait_for(renewing, 5)
+    assert set(decode.renewed) == {heartbeat.client_id}
+    await until(lambda: not heartbeat.is_beating)
     count = len(decode.renewed)
-    with held:
+    with heartbeat:
         await until(lambda: len(decode.renewed) > count)
-    held.close()
+    heartbeat.close()
 
 
-async def test_a_message_that_fails_is_followed_by_the_next(decode: Decode) -> None:
+async def test_failed_renewal_is_followed_by_the_next(decode: Decode) -> None:
     decode.is_up = False
-    held = Heartbeat(decode.renew)
-    with held:
+    heartbeat = Heartbeat(decode.renew, interval_s=0.01)
+    with heartbeat:
         await until(lambda: len(decode.renewed) >= 3)
-    held.close()
+    heartbeat.close()
 
 
-async def test_every_process_is_an_owner_of_its_own(decode: Decode) -> None:
-    assert Heartbeat(decode.renew).owner != Heartbeat(decode.renew).owner
+async def test_every_heartbeat_has_a_client_id_of_its_own(decode: Decode) -> None:
+    assert Heartbeat(decode.renew).client_id != Heartbeat(decode.renew).client_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import pytest
@@ -37,9 +37,12 @@ class Pool:
             named,
             self.metrics.endpoints_of_model("tiny"),
             PoolOptions(check_interval_s, unresponsive_timeout_s),
-            on_lost=lambda keys: self.on_lost(keys),
+            on_lost=self._report_lost,
         )
         self.running: list[asyncio.Task[list[TextChunk]]] = []
+
+    def _report_lost(self, keys: Collection[str]) -> None:
+        self.on_lost(keys)
 
     async def complete(self, key: str) -> list[TextChunk]:
         return [chunk async for chunk in self.pool.generate(parameters(key))]

@@ -1,4 +1,4 @@
-"""The Triton generator against a real gRPC server that speaks Triton's protocol and plays scripts."""
+"""The Triton generator with a real gRPC server that implements Triton's protocol and returns scripted responses."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PARAMETERS = CompletionParameters(
 )
 
 
-class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers each request with `script`: chunks, error messages inside responses, or a status (code, details).
+class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated, without types
+    """Responds with `script`: chunks, error messages inside responses, or a status (code, details).
 
-    An event in it is waited for.
+    It waits for events in the script.
     """
 
     def __init__(self) -> None:
@@ -36,6 +36,7 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.requests: list[Any] = []
         self.streams = 0
         self.metadata: dict[str, str] = {}
+        self.address = ""
         self.is_ready = True
         self.finished = 0
 
@@ -52,6 +53,7 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             for step in self.script:
                 if isinstance(step, tuple):
                     await context.abort(*step)
+                    return
                 if isinstance(step, asyncio.Event):
                     await step.wait()
                     continue
@@ -63,7 +65,7 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 def _response(chunk: TextChunk | None) -> Any:
-    """Without outputs for None, as the bare end of a call is."""
+    """A response, without outputs for None, as Triton sends it at the end of a call."""
     response = service_pb2.ModelInferResponse(model_name="ensemble")
     for spec, values in [] if chunk is None else text_chunk_to_arrays(chunk):
         response.outputs.add(name=spec.name, datatype=spec.dtype, shape=values.shape)
@@ -80,7 +82,8 @@ async def scripted_triton() -> AsyncIterator[tuple[ScriptedTriton, TritonGenerat
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    generator = TritonGenerator(TritonChannel(f"127.0.0.1:{port}"), "ensemble")
+    servicer.address = f"127.0.0.1:{port}"
+    generator = TritonGenerator(TritonChannel(servicer.address), "ensemble")
     try:
         yield servicer, generator
     finally:
@@ -88,7 +91,7 @@ async def scripted_triton() -> AsyncIterator[tuple[ScriptedTriton, TritonGenerat
         await server.stop(None)
 
 
-async def test_chunks_arrive_as_they_were_sent() -> None:
+async def test_chunks_arrive_unchanged() -> None:
     sent = [
         TextChunk(" é", 1, prompt_tokens=4),
         TextChunk("", 2, token_ids=(5, 6)),
@@ -99,14 +102,14 @@ async def test_chunks_arrive_as_they_were_sent() -> None:
         assert [chunk async for chunk in generator.generate(PARAMETERS)] == sent
 
 
-async def test_chunks_with_nothing_to_tell_are_passed_over() -> None:
-    told = [TextChunk("a", 1, prompt_tokens=4), TextChunk("b", 3, None, 4, FinishReason.STOP)]
+async def test_silent_chunks_are_skipped() -> None:
+    expected = [TextChunk("a", 1, prompt_tokens=4), TextChunk("b", 3, None, 4, FinishReason.STOP)]
     async with scripted_triton() as (triton, generator):
-        triton.script = [told[0], TextChunk("", 2), told[1], TextChunk("", 3), None]
-        assert [chunk async for chunk in generator.generate(PARAMETERS)] == told
+        triton.script = [expected[0], TextChunk("", 2), expected[1], TextChunk("", 3), None]
+        assert [chunk async for chunk in generator.generate(PARAMETERS)] == expected
 
 
-async def test_what_is_sent() -> None:
+async def test_request_tensors() -> None:
     async with scripted_triton() as (triton, generator):
         assert [chunk async for chunk in generator.generate(PARAMETERS)] == []
         (request,) = triton.requests
@@ -141,7 +144,7 @@ WIRE_ERROR = "in ensemble 'ensemble', [error code=context_length_exceeded param=
         ((grpc.StatusCode.INTERNAL, "Traceback /secret/path"), ErrorCode.INTERNAL_ERROR),
     ],
 )
-async def test_errors(failure: str | tuple[grpc.StatusCode, str], expected: ErrorCode) -> None:
+async def test_failures_become_pipeline_errors(failure: str | tuple[grpc.StatusCode, str], expected: ErrorCode) -> None:
     async with scripted_triton() as (triton, generator):
         triton.script = [TextChunk("a", 1), failure]
         with pytest.raises(PipelineError) as caught:
@@ -150,14 +153,14 @@ async def test_errors(failure: str | tuple[grpc.StatusCode, str], expected: Erro
     assert "secret" not in caught.value.message
 
 
-async def test_no_room_is_told_apart_from_a_triton_that_is_gone() -> None:
+async def test_full_shared_memory_is_a_no_room_error() -> None:
     async with scripted_triton() as (triton, generator):
         triton.script = ["in ensemble 'ensemble', Failed to increase the shared memory pool size for key 'x'."]
         with pytest.raises(NoRoomError):
             await anext(generator.generate(PARAMETERS))
 
 
-async def test_a_failed_call_is_read_to_its_end_and_not_cancelled() -> None:
+async def test_failed_call_is_read_to_its_end_and_not_cancelled() -> None:
     async with scripted_triton() as (triton, generator):
         triton.script = [WIRE_ERROR, TextChunk("late", 1)]
         with pytest.raises(PipelineError):
@@ -166,7 +169,7 @@ async def test_a_failed_call_is_read_to_its_end_and_not_cancelled() -> None:
 
 
 @pytest.mark.parametrize("details", ["Request for unknown model: 'ensemble' is not found", "Server is stopping, x"])
-async def test_a_request_that_triton_refuses_may_go_elsewhere(details: str) -> None:
+async def test_request_that_has_not_started_is_unreachable(details: str) -> None:
     async with scripted_triton() as (triton, generator):
         triton.script = [details]
         with pytest.raises(UnreachableError):
@@ -181,7 +184,7 @@ async def test_a_request_that_triton_refuses_may_go_elsewhere(details: str) -> N
         "Request for unknown model: 'decode' is not found",
     ],
 )
-async def test_a_request_that_a_step_of_the_ensemble_refuses_may_have_begun(details: str) -> None:
+async def test_request_rejected_by_a_step_of_the_ensemble_may_have_started(details: str) -> None:
     async with scripted_triton() as (triton, generator):
         triton.script = [details]
         with pytest.raises(PipelineError) as caught:
@@ -190,7 +193,7 @@ async def test_a_request_that_a_step_of_the_ensemble_refuses_may_have_begun(deta
     assert not isinstance(caught.value, UnreachableError)
 
 
-async def test_the_log_has_the_first_line_of_what_triton_says() -> None:
+async def test_first_line_of_tritons_error_is_logged() -> None:
     with capture_logs() as logs:
         async with scripted_triton() as (triton, generator):
             triton.script = ["x" * 1000 + "\nTraceback of many lines"]
@@ -200,12 +203,12 @@ async def test_the_log_has_the_first_line_of_what_triton_says() -> None:
     assert (line["details"], line["model"]) == ("x" * 300, "ensemble")
 
 
-async def test_what_models_of_others_say_is_not_logged() -> None:
-    """NVIDIA's may quote the prompt."""
+async def test_error_details_of_third_party_models_are_not_logged() -> None:
+    """They may quote the prompt."""
     with capture_logs() as logs:
-        async with scripted_triton() as (triton, ours):
+        async with scripted_triton() as (triton, _):
             triton.script = ["a secret prompt"]
-            channel = TritonChannel(ours._channel.address, logs_details=False)
+            channel = TritonChannel(triton.address, logs_details=False)
             with pytest.raises(PipelineError):
                 await anext(channel.infer(infer_request("ensemble", [], "request-1")))
             await channel.close()
@@ -214,7 +217,7 @@ async def test_what_models_of_others_say_is_not_logged() -> None:
 
 
 @pytest.mark.parametrize("sent", [[], [TextChunk("a", 1)]], ids=["no token", "a token"])
-async def test_a_request_whose_connection_breaks_may_have_begun(sent: list[TextChunk]) -> None:
+async def test_request_whose_connection_breaks_may_have_started(sent: list[TextChunk]) -> None:
     servicer, server = ScriptedTriton(), grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -235,10 +238,10 @@ async def test_a_request_whose_connection_breaks_may_have_begun(sent: list[TextC
     await generator.close()
 
 
-async def test_nobody_listens() -> None:
+async def test_no_connection_is_unreachable() -> None:
     generator = TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble")
     assert not await generator.is_ready()
-    with pytest.raises(UnreachableError) as caught:  # by gRPC's words for it: see triton_channel
+    with pytest.raises(UnreachableError) as caught:  # recognised by the text of gRPC's error
         await anext(generator.generate(PARAMETERS))
     assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
     with pytest.raises(PipelineError):
@@ -253,7 +256,7 @@ async def test_readiness() -> None:
         assert not await generator.is_ready()
 
 
-async def test_stops_of_one_moment_share_a_stream() -> None:
+async def test_cancellations_of_the_same_moment_share_a_stream() -> None:
     async with scripted_triton() as (triton, generator):
         await asyncio.gather(*(generator.cancel(f"key-{number}") for number in range(3)))
         assert triton.streams == 1
@@ -264,5 +267,5 @@ async def test_stops_of_one_moment_share_a_stream() -> None:
         assert triton.streams == 2
 
 
-async def test_closing_an_unused_generator() -> None:
+async def test_unused_generator_can_be_closed() -> None:
     await TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble").close()

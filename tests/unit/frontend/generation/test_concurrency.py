@@ -74,9 +74,9 @@ def test_check_and_acquisition_are_one_step(tmp_path: Path) -> None:
 
     class WatchedState(SharedState):
         @contextmanager
-        def lock(self) -> Iterator[None]:
+        def lock(self) -> Iterator[bool]:
             held.append(True)
-            yield
+            yield True
             held.pop()
 
         def counter(self, name: str) -> SharedCounter:

@@ -1,4 +1,4 @@
-"""What /models says that a request may ask for, by the model's kind and engine."""
+"""Capabilities in /models, by the kind of the model and its engine."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from llm_pipeline.runtime.deployment import DeployedModel, ModelKind
 CPU = FakeGenerator().model_info
 
 
-def of(kind: ModelKind, facts: ModelInfo | None) -> dict[str, Any]:
-    found = capabilities(DeployedModel.model_construct(name="m", kind=kind, executor=None), facts)
-    assert found.keys() <= ModelCapabilities.model_fields.keys()
-    return found
+def capabilities_of(kind: ModelKind, info: ModelInfo | None) -> dict[str, Any]:
+    result = capabilities(DeployedModel.model_construct(name="m", kind=kind, executor=None), info)
+    assert result.keys() <= ModelCapabilities.model_fields.keys()
+    return result
 
 
-def test_what_nvidias_ensemble_refuses_is_told_beforehand() -> None:
-    """The playground hides these, and does not ask for log probs and token ids of its own accord."""
-    found = of(ModelKind.INFLIGHT_BATCHER_LLM, None)
-    assert found["logprobs"] is None
-    refused = {
+def test_nvidias_ensemble_lists_its_unsupported_fields() -> None:
+    """The playground hides these fields, and does not request logprobs and token ids by itself."""
+    listed = capabilities_of(ModelKind.INFLIGHT_BATCHER_LLM, None)
+    assert listed["logprobs"] is None
+    unsupported = {
         *("return_token_ids", "return_tokens_as_token_ids", "echo", "suffix", "best_of", "stop_token_ids"),
         *("logit_bias", "truncate_prompt_tokens", "add_special_tokens", "priority", "min_p", "prompt_token_ids"),
     }
-    assert not any(found[name] for name in refused)
-    assert "guides" not in found  # not known: it is the engine's matter
+    assert not any(listed[name] for name in unsupported)
+    assert "guides" not in listed  # unknown: it depends on the engine
 
 
-@pytest.mark.parametrize("facts", [CPU, None], ids=["known", "engine away"])
-def test_our_ensemble_has_what_does_not_depend_on_the_engine(facts: ModelInfo | None) -> None:
-    found = of(ModelKind.ENSEMBLE, facts)
-    assert all(found[name] for name in ("return_token_ids", "echo", "stop_token_ids", "add_special_tokens"))
+@pytest.mark.parametrize("info", [CPU, None], ids=["known", "engine down"])
+def test_own_ensemble_lists_what_does_not_depend_on_the_engine(info: ModelInfo | None) -> None:
+    listed = capabilities_of(ModelKind.ENSEMBLE, info)
+    assert all(listed[name] for name in ("return_token_ids", "echo", "stop_token_ids", "add_special_tokens"))
 
 
-def test_best_of_and_suffix_are_as_the_engine_has_them() -> None:
+def test_best_of_and_suffix_depend_on_the_engine() -> None:
     scripted = replace(CPU, capabilities=CAPABILITIES["scripted"], fills_in_middle=True)
-    found = [of(ModelKind.ENSEMBLE, facts) for facts in (CPU, scripted)]
-    assert [(each["best_of"], each["suffix"]) for each in found] == [(True, False), (False, True)]
-    assert "best_of" not in of(ModelKind.ENSEMBLE, None)
+    listed = [capabilities_of(ModelKind.ENSEMBLE, info) for info in (CPU, scripted)]
+    assert [(model["best_of"], model["suffix"]) for model in listed] == [(True, False), (False, True)]
+    assert "best_of" not in capabilities_of(ModelKind.ENSEMBLE, None)

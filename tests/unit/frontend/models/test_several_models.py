@@ -1,4 +1,4 @@
-"""Several models behind one front end: each request reaches its own, and each has its own limits, state and metrics."""
+"""Several models in one front end: each has its own generator, limits, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -91,7 +92,7 @@ def open_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("open_to_all")
-async def test_each_name_reaches_its_own_model(tmp_path: Path) -> None:
+async def test_names_and_aliases_reach_their_model(tmp_path: Path) -> None:
     async with several(tmp_path) as app:
         for name in ("org/large", "large", ADAPTER):
             answer = await app.complete(name, max_tokens=1)
@@ -122,7 +123,7 @@ async def test_defaults_are_the_models_own(tmp_path: Path) -> None:
         ({"prompt": ["a"] * 4}, "prompt"),
     ],
 )
-async def test_what_is_beyond_a_models_limits_is_a_400(tmp_path: Path, fields: dict[str, object], param: str) -> None:
+async def test_request_beyond_a_models_limits_is_a_400(tmp_path: Path, fields: dict[str, Any], param: str) -> None:
     async with several(tmp_path) as app:
         answer = await app.complete(ADAPTER, **fields)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
@@ -131,7 +132,7 @@ async def test_what_is_beyond_a_models_limits_is_a_400(tmp_path: Path, fields: d
 
 
 @pytest.mark.usefixtures("open_to_all")
-async def test_a_models_places_and_time_are_its_own(tmp_path: Path) -> None:
+async def test_concurrency_limit_and_timeout_are_the_models_own(tmp_path: Path) -> None:
     async with several(tmp_path) as app:
         app.generators[ADAPTER].script = forever()
         running = [asyncio.create_task(app.complete(ADAPTER, n=2)) for _ in range(2)]
@@ -148,7 +149,7 @@ async def test_a_models_places_and_time_are_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("open_to_all")
-async def test_a_request_that_the_server_has_no_room_for_takes_no_place_of_its_model(tmp_path: Path) -> None:
+async def test_request_above_the_servers_limit_holds_no_slot_of_its_model(tmp_path: Path) -> None:
     async with several(tmp_path, max_in_flight=2) as app:
         app.generators[ADAPTER].script = forever()
         running = asyncio.create_task(app.complete(ADAPTER, n=2))
@@ -162,7 +163,7 @@ async def test_a_request_that_the_server_has_no_room_for_takes_no_place_of_its_m
 
 
 @pytest.mark.usefixtures("open_to_all")
-async def test_a_model_that_is_down_is_503_for_itself_alone(tmp_path: Path) -> None:
+async def test_model_that_is_down_does_not_affect_the_others(tmp_path: Path) -> None:
     async with several(tmp_path) as app:
 
         async def health(**query: str) -> int:
@@ -184,7 +185,7 @@ async def test_a_model_that_is_down_is_503_for_itself_alone(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("open_to_all")
-async def test_a_failure_of_one_model_makes_nobody_doubt_the_other(tmp_path: Path) -> None:
+async def test_failure_of_one_model_does_not_affect_the_readiness_of_others(tmp_path: Path) -> None:
     async with several(tmp_path, health_check_interval_s=60) as app:
         app.generators[ADAPTER].script = lambda _: [PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")]
         for generator in app.generators.values():
@@ -194,7 +195,7 @@ async def test_a_failure_of_one_model_makes_nobody_doubt_the_other(tmp_path: Pat
         assert app.services.models.find("large").readiness.is_ready
 
 
-async def test_keys_are_good_for_their_models_only(tmp_path: Path) -> None:
+async def test_keys_have_access_to_their_models_only(tmp_path: Path) -> None:
     """A key's own list and the model's list must both allow it."""
     keys = keys_file(tmp_path, {"name": "alice"}, {"name": "bob"}, {"name": "carol", "models": [ADAPTER]})
     async with several(tmp_path, api_keys_file=keys) as app:
@@ -210,7 +211,7 @@ async def test_keys_are_good_for_their_models_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("open_to_all")
-async def test_the_list_tells_what_a_client_must_know(tmp_path: Path) -> None:
+async def test_model_list_has_limits_and_defaults(tmp_path: Path) -> None:
     async with several(tmp_path) as app:
         large, alias, adapter = (await app.client.get("/openai/v1/models")).json()["data"]
         assert (alias["id"], alias["root"], alias["aliases"]) == ("large", "org/large", ["large"])
@@ -225,7 +226,7 @@ async def test_the_list_tells_what_a_client_must_know(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("open_to_all")
-async def test_metrics_are_told_apart_by_the_models_own_names(tmp_path: Path) -> None:
+async def test_metrics_are_labelled_with_the_models_own_names(tmp_path: Path) -> None:
     async with several(tmp_path) as app:
         await app.complete("large", max_tokens=3)
         await app.complete(ADAPTER)
@@ -236,7 +237,7 @@ async def test_metrics_are_told_apart_by_the_models_own_names(tmp_path: Path) ->
         assert not any('model="large"' in line for line in lines)
 
 
-def test_a_models_kind_says_which_adapter_it_gets(tmp_path: Path) -> None:
+def test_kind_of_a_model_selects_its_generator(tmp_path: Path) -> None:
     path = tmp_path / "deployment.toml"
     path.write_text(
         '[[models]]\nname = "ours"\n[[models]]\nname = "theirs"\nkind = "inflight_batcher_llm"\ntriton = "a:1"\n'

@@ -1,4 +1,4 @@
-"""One page of metrics for several workers, whatever kind of metric they are."""
+"""Merged metrics of several workers, for every type of metric."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def two_workers(folder: Path) -> tuple[Worker, Worker]:
     return Worker(folder, 0), Worker(folder, 1)
 
 
-def test_any_worker_shows_the_sum_of_all(tmp_path: Path) -> None:
+def test_every_worker_reports_the_sum_of_all(tmp_path: Path) -> None:
     one, other = two_workers(tmp_path)
     one.requests.labels("200").inc(2)
     other.requests.labels("200").inc(3)
@@ -64,7 +64,7 @@ def test_any_worker_shows_the_sum_of_all(tmp_path: Path) -> None:
         assert worker["in_flight"] == 11
 
 
-def test_ready_as_a_whole_is_ready_everywhere(tmp_path: Path) -> None:
+def test_front_end_is_ready_if_all_workers_are(tmp_path: Path) -> None:
     one, other = two_workers(tmp_path)
     assert one["completions_ready"] == 1
     other.is_ready = False
@@ -72,7 +72,7 @@ def test_ready_as_a_whole_is_ready_everywhere(tmp_path: Path) -> None:
     assert one["completions_ready"] == 0
 
 
-def test_counts_of_the_dead_stay_and_their_gauges_go(tmp_path: Path) -> None:
+def test_counters_of_a_dead_worker_are_retained_and_its_gauges_are_not(tmp_path: Path) -> None:
     one, other = two_workers(tmp_path)
     other.requests.labels("200").inc(3)
     other.gaps.labels("m").observe(0.1, 4)
@@ -81,9 +81,9 @@ def test_counts_of_the_dead_stay_and_their_gauges_go(tmp_path: Path) -> None:
     retain_dead_worker_counters(SharedState.attach(tmp_path, -1, 2), 1)
     assert (one.status("200"), one.gaps_count) == (3, 4)
     assert (one["in_flight"], one["completions_ready"]) == (0, 1)
-    successor = Worker(tmp_path, 1)
-    successor.requests.labels("200").inc()
-    successor.page.write()
+    replacement = Worker(tmp_path, 1)
+    replacement.requests.labels("200").inc()
+    replacement.page.write()
     assert one.status("200") == 4
     retain_dead_worker_counters(SharedState.attach(tmp_path, -1, 2), 1)
     retain_dead_worker_counters(SharedState.attach(tmp_path, -1, 2), 1)

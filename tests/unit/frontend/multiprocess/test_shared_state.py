@@ -1,4 +1,4 @@
-"""What workers share: counts that add up, a lock that no dead process keeps, limits that don't multiply."""
+"""State shared by workers: counters that add up, a lock that survives dead processes, limits of all together."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 @pytest.fixture
 def pair(tmp_path: Path) -> list[SharedState]:
-    """Two workers, as two processes would see them."""
+    """The views of two workers."""
     SharedState.create(tmp_path, 2)
     return [SharedState.attach(tmp_path, number, 2) for number in range(2)]
 
 
-def test_counters_of_one_name_add_up_whoever_makes_them_first(pair: list[SharedState]) -> None:
+def test_counters_of_one_name_add_up_in_any_order_of_creation(pair: list[SharedState]) -> None:
     first = [pair[0].counter("a"), pair[0].counter("b")]
     second = [pair[1].counter("b"), pair[1].counter("a")]
     first[0].add(3)
@@ -36,7 +36,7 @@ def test_counters_of_one_name_add_up_whoever_makes_them_first(pair: list[SharedS
     assert [counter.total for counter in second] == [-1, 7]
 
 
-def test_what_a_dead_worker_counted_counts_no_more(pair: list[SharedState], tmp_path: Path) -> None:
+def test_counters_of_a_dead_worker_are_cleared(pair: list[SharedState], tmp_path: Path) -> None:
     counters = [workers.counter("a") for workers in pair]
     for counter in counters:
         counter.add(5)
@@ -44,7 +44,7 @@ def test_what_a_dead_worker_counted_counts_no_more(pair: list[SharedState], tmp_
     assert counters[0].total == 5
 
 
-def test_the_whole_has_started_when_all_have_been_ready_and_stays_so(pair: list[SharedState]) -> None:
+def test_front_end_has_started_once_all_workers_were_ready(pair: list[SharedState]) -> None:
     pair[0].heartbeat(is_ready=True)
     pair[1].heartbeat(is_ready=False)
     with pytest.raises(PipelineError):
@@ -56,11 +56,11 @@ def test_the_whole_has_started_when_all_have_been_ready_and_stays_so(pair: list[
     SharedState.single_process().require_started()
 
 
-def test_signs_of_life_are_seen_by_the_others(pair: list[SharedState]) -> None:
-    assert pair[1].last_beat_s(0) == 0
+def test_heartbeats_are_visible_to_other_workers(pair: list[SharedState]) -> None:
+    assert pair[1].last_heartbeat_s(0) == 0
     before_s = time.monotonic()
     pair[0].heartbeat(is_ready=False)
-    assert before_s <= pair[1].last_beat_s(0) <= time.monotonic()
+    assert before_s <= pair[1].last_heartbeat_s(0) <= time.monotonic()
 
 
 HOLD_LOCK = """
@@ -73,22 +73,22 @@ with SharedState.attach(Path(sys.argv[1]), 1, 2).lock():
 """
 
 
-def test_a_stopped_worker_does_not_stop_the_others_and_a_dead_one_frees_the_lock(
+def test_suspended_worker_does_not_block_the_others_and_a_dead_one_releases_the_lock(
     pair: list[SharedState], tmp_path: Path
 ) -> None:
     arguments = [sys.executable, "-c", HOLD_LOCK, str(tmp_path)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        assert not pair[0]._try_lock()
-        with pair[0].lock():
-            pass
+        with pair[0].lock() as is_held:
+            assert not is_held
         holder.kill()
         holder.wait()
-    assert pair[0]._try_lock()
+    with pair[0].lock() as is_held:
+        assert is_held
 
 
-def test_the_limit_of_choices_in_flight_is_that_of_all_workers(pair: list[SharedState]) -> None:
+def test_concurrency_limit_applies_to_all_workers_together(pair: list[SharedState]) -> None:
     one, other = (Admission(3, workers).limit for workers in pair)
     slots = one.acquire(2)
     with pytest.raises(PipelineError) as caught:
@@ -101,21 +101,21 @@ def test_the_limit_of_choices_in_flight_is_that_of_all_workers(pair: list[Shared
     assert (one.in_flight, other.in_flight) == (1, 2)
 
 
-def test_the_rate_of_a_key_is_counted_once_for_all_workers(pair: list[SharedState]) -> None:
+def test_rate_limit_of_a_key_applies_to_all_workers_together(pair: list[SharedState]) -> None:
     limits = [RateLimits(workers) for workers in pair]
     keys = [ApiKey(name=name, sha256="0" * 64, requests_per_minute=4) for name in ("a", "b")]
     for turn in range(4):
         for key in keys:
             limits[turn % 2].count(key)
-    for each in limits:
+    for limit in limits:
         with pytest.raises(PipelineError) as caught:
-            each.count(keys[0])
+            limit.count(keys[0])
         assert caught.value.code is ErrorCode.RATE_LIMIT_EXCEEDED
         assert caught.value.retry_after_s is not None
         assert 50 < caught.value.retry_after_s <= 60
 
 
-def test_a_key_with_a_new_limit_begins_a_new_window() -> None:
+def test_key_with_a_new_limit_starts_a_new_window() -> None:
     limits = RateLimits(SharedState.single_process())
     limits.count(ApiKey(name="a", sha256="0" * 64, requests_per_minute=1))
     limits.count(ApiKey(name="a", sha256="0" * 64, requests_per_minute=2))
@@ -124,9 +124,10 @@ def test_a_key_with_a_new_limit_begins_a_new_window() -> None:
 
 
 @given(st.integers(1, 8), st.lists(st.floats(0, 30), max_size=60))
-def test_a_window_lets_in_as_many_as_any_minute_may_have(limit: int, gaps_s: list[float]) -> None:
+def test_window_allows_at_most_its_limit_in_any_minute(limit: int, gaps_s: list[float]) -> None:
     window = MovingWindow(limit, mmap.mmap(-1, MovingWindow.size(limit)))
-    now_s, accepted = 1.0, []
+    now_s = 1.0
+    accepted: list[float] = []
     for gap_s in gaps_s:
         now_s += gap_s
         recent = [hit_s for hit_s in accepted if now_s - hit_s < 60]

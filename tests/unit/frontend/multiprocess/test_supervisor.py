@@ -1,4 +1,4 @@
-"""Several workers as one program: they start together, are replaced, and end together. Without Triton."""
+"""Several workers as one program: they start together, are restarted, and end together. Without Triton."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FrontEnd:
         return [line for line in self.lines() if line["event"] == name]
 
     def get(self, path: str) -> httpx.Response:
-        """From whichever worker the connection meets."""
+        """Requests a path, from any worker."""
         return httpx.get(self.url + path, timeout=10, trust_env=False)
 
     def requests_of_all(self) -> float:
@@ -84,8 +84,8 @@ def front_end(tmp_path: Path, **values: str) -> Iterator[FrontEnd]:
         process.wait()
 
 
-def test_workers_are_one_program(tmp_path: Path) -> None:
-    """One test for one life, because each start costs seconds: serve, count together, lose a worker, end."""
+def test_workers_serve_count_restart_and_end_as_one_program(tmp_path: Path) -> None:
+    """One test of the whole lifetime, as each start takes seconds: serving, metrics, a killed worker, the end."""
     with front_end(tmp_path) as running:
         assert running.get("/health/live").status_code == 200
         assert running.get("/health/ready").status_code == 503
@@ -96,13 +96,13 @@ def test_workers_are_one_program(tmp_path: Path) -> None:
 
         victim = running.workers()[0]
         victim.kill()
-        for _ in range(10):  # those that meet the dead one's socket wait for its successor
+        for _ in range(10):  # connections to the socket of the dead worker wait for its replacement
             assert running.get("/health/live").status_code == 200
-        until(lambda: len(running.workers()) == WORKERS and victim not in running.workers(), "a successor")
+        until(lambda: len(running.workers()) == WORKERS and victim not in running.workers(), "a replacement")
         assert running.requests_of_all() == 10
 
         workers = running.workers()
-        os.killpg(running.process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to everybody
+        os.killpg(running.process.pid, signal.SIGINT)  # like Ctrl-C in a terminal: to all processes
         assert running.process.wait(LIMIT_S) == 0
         assert not any(worker.is_running() for worker in workers)
         assert len(running.events("draining")) == WORKERS
@@ -122,7 +122,7 @@ def test_workers_of_a_killed_supervisor_end(tmp_path: Path) -> None:
     [({"API_KEYS_FILE": "/nonexistent"}, "API_KEYS_FILE"), ({"FRONTEND_WORKERS": "many"}, "FRONTEND_WORKERS")],
     ids=["found by a worker", "found before"],
 )
-def test_what_stops_a_start_is_said_once(values: dict[str, str], reason: str) -> None:
+def test_error_at_the_start_is_reported_once(values: dict[str, str], reason: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "frontend"],
         env=command_environment(PORT="0", **values),
@@ -136,11 +136,11 @@ def test_what_stops_a_start_is_said_once(values: dict[str, str], reason: str) ->
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_in_use_is_said_though_workers_share_theirs() -> None:
+def test_port_in_use_is_reported_although_workers_share_theirs() -> None:
     held = listening_sockets("127.0.0.1", 0, WORKERS)
     try:
         port = held[0].getsockname()[1]
-        assert {each.getsockname()[1] for each in held} == {port}
+        assert {listener.getsockname()[1] for listener in held} == {port}
         done = subprocess.run(
             [sys.executable, "-m", "frontend"],
             env=command_environment(PORT=str(port)),
@@ -150,7 +150,7 @@ def test_a_port_in_use_is_said_though_workers_share_theirs() -> None:
             check=False,
         )
     finally:
-        for each in held:
-            each.close()
+        for listener in held:
+            listener.close()
     assert done.returncode == 1
     assert done.stderr == f"The front end cannot listen on 127.0.0.1:{port} (HOST, PORT): Address already in use\n"

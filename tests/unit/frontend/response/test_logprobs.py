@@ -24,7 +24,7 @@ def one_piece(parameters: CompletionParameters) -> list[Step]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_log_probs_go_into_the_answer_as_they_are(running: Running, stream: bool) -> None:
+async def test_logprobs_are_returned_unchanged(running: Running, stream: bool) -> None:
     running.generator.script = one_piece
     answer = await running.complete(logprobs=1, stream=stream)
     (choice,) = events(answer.text)[0]["choices"] if stream else answer.json()["choices"]
@@ -33,7 +33,7 @@ async def test_log_probs_go_into_the_answer_as_they_are(running: Running, stream
     assert (choice["text"], choice["finish_reason"]) == (" é", "length")
 
 
-async def test_the_fields_reach_the_engine(running: Running) -> None:
+async def test_sampling_fields_reach_the_engine(running: Running) -> None:
     fields = {
         "suffix": "end",
         "logprobs": 3,
@@ -48,7 +48,7 @@ async def test_the_fields_reach_the_engine(running: Running) -> None:
         "truncate_prompt_tokens": 9,
         "add_special_tokens": False,
         "priority": -1,
-        "user": "somebody",
+        "user": "alice",
     }
     assert (await running.complete(**fields)).status_code == 200
     (sent,) = running.generator.requests
@@ -61,7 +61,7 @@ async def test_the_fields_reach_the_engine(running: Running) -> None:
     assert not sent.return_logprob_values
 
 
-async def test_a_client_that_left_everything_out_asks_for_nothing(running: Running) -> None:
+async def test_no_op_values_equal_omitted_fields(running: Running) -> None:
     await running.complete(echo=False, logprobs=None, suffix="", user="", best_of=1)
     (sent,) = running.generator.requests
     neutral = CompletionParameters(request_key=sent.request_key, request_id=sent.request_id, prompt_text="Hi")
@@ -71,8 +71,8 @@ async def test_a_client_that_left_everything_out_asks_for_nothing(running: Runni
 # --- best_of ---------------------------------------------------------------------------------------------------------
 
 
-async def test_best_of_gives_the_highest_log_prob_per_token_first(running: Running) -> None:
-    """Not the highest sum: a long text has the lower one."""
+async def test_best_of_returns_the_highest_logprob_per_token_first(running: Running) -> None:
+    """Per token, as the sum favours short texts."""
     sums = iter([(-4.0, 2), (-3.0, 1), (-5.0, 5), (-1.0, 1), (-9.0, 9), (-0.5, 1)])
 
     def script(parameters: CompletionParameters) -> list[Step]:
@@ -92,20 +92,20 @@ async def test_best_of_gives_the_highest_log_prob_per_token_first(running: Runni
     assert answer["usage"] == {"prompt_tokens": 10, "completion_tokens": 19, "total_tokens": 29}
 
 
-async def test_best_of_n_ranks_nothing(running: Running) -> None:
+async def test_best_of_equal_to_n_needs_no_logprobs(running: Running) -> None:
     answer = (await running.complete(n=2, best_of=2)).json()
     assert len(answer["choices"]) == 2
     assert not any(sent.return_logprob_values for sent in running.generator.requests)
 
 
-async def test_best_of_without_log_probs_is_refused_by_name(running: Running) -> None:
+async def test_best_of_is_unsupported_without_logprobs(running: Running) -> None:
     running.generator.model_info = replace(running.generator.model_info, capabilities=CAPABILITIES["scripted"])
     answer = await running.complete(best_of=2)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "best_of")
     assert running.generator.requests == []
 
 
-async def test_a_server_that_begins_to_drain_during_that_check_refuses(running: Running) -> None:
+async def test_drain_that_starts_during_that_check_rejects_the_request(running: Running) -> None:
     services = running.dependencies
 
     async def describe() -> ModelInfo:
@@ -118,7 +118,7 @@ async def test_a_server_that_begins_to_drain_during_that_check_refuses(running: 
     assert running.generator.requests == []
 
 
-# --- What is known of the model --------------------------------------------------------------------------------------
+# --- Model info ---------------------------------------------------------------------------------------------------
 
 
 async def test_models_show_limits_and_capabilities(running: Running) -> None:
@@ -129,14 +129,14 @@ async def test_models_show_limits_and_capabilities(running: Running) -> None:
     assert described["capabilities"].items() >= orjson.loads(orjson.dumps(CAPABILITIES["cpu"].as_document())).items()
 
 
-async def test_models_are_listed_while_the_engine_is_away(running: Running) -> None:
+async def test_models_are_listed_while_the_engine_is_down(running: Running) -> None:
     running.generator.is_up = False
     listed = (await running.client.get("/v1/models")).json()["data"]
     assert [model["id"] for model in listed] == [MODEL]
     assert "logprobs" not in listed[0]["capabilities"]
 
 
-async def test_what_was_known_stays_known(running: Running) -> None:
+async def test_model_info_is_kept_while_the_engine_is_down(running: Running) -> None:
     before = (await running.client.get("/v1/models")).json()
     running.generator.is_up = False
     assert (await running.client.get("/v1/models")).json() == before

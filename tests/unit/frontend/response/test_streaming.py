@@ -1,4 +1,4 @@
-"""Answers that are a stream of events."""
+"""Streaming responses: events, errors, keep-alive comments."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 import httpx
 
-from frontend.backends.fake import FakeGenerator, chunks, forever
+from frontend.backends.fake import FakeGenerator, Step, chunks, forever
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 from tests.support.app import MODEL, Running, in_process, real_server
 
 
 def events(body: str) -> list[Any]:
-    """The JSON of each event; checks the framing and the end on the way."""
+    """The JSON of each event. Checks the framing and the end as well."""
     blocks = body.split("\n\n")
     assert blocks[-2:] == ["data: [DONE]", ""]
     assert all(block.startswith("data: ") and "\n" not in block for block in blocks[:-1])
     return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
 
 
-def text_of(found: list[Any], index: int = 0) -> str:
-    return "".join(c["text"] for event in found for c in event["choices"] if c["index"] == index)
+def text_of(events: list[Any], index: int = 0) -> str:
+    return "".join(c["text"] for event in events for c in event["choices"] if c["index"] == index)
 
 
-async def test_the_stream(running: Running) -> None:
+async def test_stream_of_events(running: Running) -> None:
     answer = await running.complete(max_tokens=3, stream=True)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-cache"
@@ -42,7 +42,7 @@ async def test_the_stream(running: Running) -> None:
     ]
 
 
-async def test_streamed_text_is_the_whole_text(running: Running) -> None:
+async def test_streamed_text_equals_the_text_without_streaming(running: Running) -> None:
     pieces = (" \U0001f600", "é\n\n", "data: [DONE]", '"', "\u2028", " \x00x")
     running.generator.script = lambda _: chunks(*pieces)
     whole = (await running.complete()).json()["choices"][0]["text"]
@@ -69,7 +69,7 @@ async def test_tokens_as_ids(running: Running) -> None:
     assert text_of(found) == "token_id:101token_id:102"
 
 
-async def test_token_ids_beside_the_text(running: Running) -> None:
+async def test_token_ids_with_the_text(running: Running) -> None:
     found = events((await running.complete(max_tokens=2, stream=True, return_token_ids=True)).text)
     assert [event["choices"][0]["token_ids"] for event in found] == [[101], [102]]
     assert text_of(found) == " Paris,"
@@ -90,20 +90,20 @@ async def test_chunks_without_text_are_not_sent(running: Running) -> None:
     assert [event["choices"][0]["text"] for event in found] == ["a", "b"]
 
 
-async def test_nothing_follows_the_finish_reason(running: Running) -> None:
+async def test_chunks_after_the_finish_reason_are_not_sent(running: Running) -> None:
     late = TextChunk("late", 9)
     running.generator.script = lambda _: [*chunks("a", reason=FinishReason.STOP), late]
     assert text_of(events((await running.complete(stream=True)).text)) == "a"
 
 
-async def test_an_error_before_the_first_token_has_its_status(running: Running) -> None:
+async def test_error_before_the_first_token_has_its_http_status(running: Running) -> None:
     running.generator.script = lambda _: [PipelineError(ErrorCode.QUEUE_FULL, "full")]
     answer = await running.complete(stream=True)
     assert answer.status_code == 429
     assert answer.json()["error"]["code"] == "queue_full"
 
 
-async def test_an_error_after_the_first_token_is_an_event() -> None:
+async def test_error_after_the_first_token_is_an_event() -> None:
     gate = asyncio.Event()
     failure = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")
     generator = FakeGenerator(lambda _: [chunks("a", "b")[0], gate, failure])
@@ -119,10 +119,10 @@ async def test_an_error_after_the_first_token_is_an_event() -> None:
     assert rest[1:] == ["data: [DONE]"]
 
 
-async def test_a_failing_choice_stops_the_others() -> None:
+async def test_failing_choice_cancels_the_others() -> None:
     gate = asyncio.Event()
 
-    def script(parameters: CompletionParameters) -> list[object]:
+    def script(parameters: CompletionParameters) -> list[Step]:
         if parameters.prompt_text == "bad":
             return [gate, PipelineError(ErrorCode.INTERNAL_ERROR, "no")]
         return list(forever()(parameters))
@@ -138,7 +138,7 @@ async def test_a_failing_choice_stops_the_others() -> None:
     assert rest[-1] == "data: [DONE]"
 
 
-async def test_the_deadline_ends_a_stream_with_an_event() -> None:
+async def test_deadline_ends_a_stream_with_an_event() -> None:
     async with real_server(FakeGenerator(forever())) as app:
         answer = await app.client.post("/v1/completions", json=_streaming(), headers={"x-request-timeout-s": "0.2"})
         await app.generator.until_cancelled()
@@ -147,7 +147,7 @@ async def test_the_deadline_ends_a_stream_with_an_event() -> None:
     assert answer.text.endswith("data: [DONE]\n\n")
 
 
-async def test_silence_is_filled_with_comments() -> None:
+async def test_idle_stream_gets_keep_alive_comments() -> None:
     gate = asyncio.Event()
     generator = FakeGenerator(lambda _: [gate, *chunks("a")])
     async with real_server(generator, keepalive_s=0.05) as app, _stream(app) as answer:
@@ -160,10 +160,10 @@ async def test_silence_is_filled_with_comments() -> None:
     assert len(rest) == 2
 
 
-async def test_tokens_are_sent_as_they_are_made() -> None:
-    """No chunk waits for the next one: each is read before the next is made."""
+async def test_each_token_is_sent_before_the_next_is_generated() -> None:
+    """No chunk waits for the next one."""
     gates = [asyncio.Event() for _ in range(3)]
-    steps: list[object] = []
+    steps: list[Step] = []
     for gate, chunk in zip(gates, chunks("a", "b", "c"), strict=True):
         steps += [gate, chunk]
     async with real_server(FakeGenerator(lambda _: steps)) as app:

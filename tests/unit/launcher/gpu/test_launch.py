@@ -87,7 +87,7 @@ def test_orchestrator_leaves_the_memory_of_every_gpu_to_the_workers() -> None:
 def test_decode_reads_the_variable_that_orchestrator_mode_sets() -> None:
     line = command(make_settings(), "orchestrator", 2)
     name, _, value = line[line.index("-x") + 1].partition("=")
-    settings = PipelineSettings(engine_dir=Path("/engine"), **{name.lower(): value})
+    settings = PipelineSettings.model_validate({"engine_dir": Path("/engine"), name.lower(): value})
     assert getattr(settings, name.lower()) == "orchestrator"
 
 

@@ -123,7 +123,7 @@ class ServerWithStub:
     def kill(self) -> None:
         self.kills += 1
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
 
 def test_server_that_has_lost_a_stub_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

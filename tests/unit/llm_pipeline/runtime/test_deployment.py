@@ -68,7 +68,7 @@ def test_an_absolute_engine_directory_is_left_alone(tmp_path: Path) -> None:
         ('[[models]]\nname = "a"\nnmae = 1\n', "line 3: models[0].nmae: unknown key. Known keys: name, aliases"),
         (
             '[[models]]\nname = "a"\nsettings.port = 1\n',
-            "line 3: models[0].settings.port: unknown key. docs/",
+            "line 3: models[0].settings.port: unknown key. docs/settings.md lists",
         ),
         ('[[models]]\nname = "a"\n[models.settings]\ncpu_threads = "x"\n', "line 4: models[0].settings.cpu_threads: "),
         ('[[models]]\nname = "a b"\n', "line 2: models[0].name: "),

@@ -1,4 +1,4 @@
-"""Guides: what can't be used is refused in words, and what a follower lets through always follows its guide."""
+"""Guided decoding: invalid guides are rejected with the reason, and every allowed text matches its guide."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import llguidance
@@ -25,7 +26,7 @@ from llm_pipeline.protocol.messages import Guide, GuideType
 from llm_pipeline.runtime.guided_decoding import GuideCompiler, GuideError, check_guide
 from tests.support.guide_schemas import SCHEMAS
 
-MOST_TOKENS = 2000
+MAX_TOKENS = 2000
 
 
 def json_guide(schema: object) -> Guide:
@@ -36,12 +37,12 @@ def json_guide(schema: object) -> Guide:
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
-def test_a_schema_that_can_be_followed_is_taken(schema: object) -> None:
+def test_a_supported_schema_is_accepted(schema: object) -> None:
     check_guide(json_guide(schema))
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "said"),
+    ("kind", "text", "reason"),
     [
         ("json_schema", '{"type": "objec"}', "objec"),
         ("json_schema", '{"type"', "not valid JSON"),
@@ -63,17 +64,17 @@ def test_a_schema_that_can_be_followed_is_taken(schema: object) -> None:
         ("regex", "a" * (MAX_GUIDE_CHARACTERS + 1), "limit"),
     ],
 )
-def test_a_guide_that_can_not_be_used_is_refused_with_the_reason(kind: str, text: str, said: str) -> None:
+def test_an_invalid_guide_is_rejected_with_the_reason(kind: str, text: str, reason: str) -> None:
     with pytest.raises(PipelineError) as caught:
         check_guide(Guide(GuideType(kind), text))
     assert caught.value.code is ErrorCode.VALUE_OUT_OF_RANGE
-    assert said in caught.value.message
+    assert reason in caught.value.message
     assert "\n" not in caught.value.message
 
 
 @given(st.sampled_from(GuideType), st.text() | st.recursive(st.none() | st.booleans(), st.lists).map(json.dumps))
 @settings(max_examples=300)
-def test_whatever_is_sent_is_taken_or_refused(kind: GuideType, text: str) -> None:
+def test_any_guide_is_accepted_or_rejected(kind: GuideType, text: str) -> None:
     with suppress(PipelineError):
         check_guide(Guide(kind, text))
 
@@ -97,8 +98,8 @@ def schema_chain(length: int) -> Guide:
     return json_guide({"$ref": "#/$defs/d0", "$defs": definitions})
 
 
-def run_apart(program: str, guide: Guide) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, because it may crash."""
+def run_in_a_process(program: str, guide: Guide) -> subprocess.CompletedProcess[str]:
+    """Runs the program in its own process, because it may crash."""
     lines = f"import sys\nfrom llm_pipeline.protocol.messages import Guide, GuideType\n{program}"
     command = [sys.executable, "-c", lines, guide.type.value]
     return subprocess.run(command, input=guide.source, capture_output=True, text=True, timeout=60, check=False)
@@ -115,29 +116,30 @@ except PipelineError as error:
 VALIDATE = """
 from llguidance import LLMatcher
 from llm_pipeline.runtime.big_stack import call_with_large_stack
-from llm_pipeline.runtime.guided_decoding import _grammar
-print(call_with_large_stack(lambda: LLMatcher.validate_grammar(_grammar(Guide(GuideType(sys.argv[1]), sys.stdin.read())))))
+from llm_pipeline.runtime.guided_decoding import llguidance_grammar
+guide = Guide(GuideType(sys.argv[1]), sys.stdin.read())
+print(call_with_large_stack(lambda: LLMatcher.validate_grammar(llguidance_grammar(guide))))
 """
 
 
 @pytest.mark.parametrize("guide", [lark_chain(3000), gbnf_chain(4000), schema_chain(900)], ids=["lark", "gbnf", "json"])
-def test_a_chain_of_too_many_rules_is_refused(guide: Guide) -> None:
+def test_a_chain_of_too_many_rules_is_rejected(guide: Guide) -> None:
     assert len(guide.source or "") <= MAX_GUIDE_CHARACTERS
-    checked = run_apart(CHECK, guide)
+    checked = run_in_a_process(CHECK, guide)
     assert checked.returncode == 0
     assert f"the limit is {MAX_GUIDE_RULES}" in checked.stdout
 
 
 @pytest.mark.parametrize("guide", [lark_chain(5000), schema_chain(1800)], ids=["lark", "json"])
 def test_a_chain_that_is_not_counted_does_not_end_the_process(guide: Guide) -> None:
-    """The count reads the guide roughly; the stack has room for whatever the limit on characters lets through."""
+    """The count of rules is approximate; the stack is large enough for any guide within the limit of characters."""
     assert len(guide.source or "") <= MAX_GUIDE_CHARACTERS
-    validated = run_apart(VALIDATE, guide)
+    validated = run_in_a_process(VALIDATE, guide)
     assert (validated.returncode, validated.stdout) == (0, "\n")
 
 
 @pytest.mark.parametrize("make", [lark_chain, gbnf_chain, schema_chain])
-def test_the_longest_chain_that_is_taken_can_be_followed(
+def test_the_longest_accepted_chain_can_be_enforced(
     make: Callable[[int], Guide], compiler: GuideCompiler, library: tokenizers.Tokenizer
 ) -> None:
     guide = make(MAX_GUIDE_RULES - 2)
@@ -146,12 +148,12 @@ def test_the_longest_chain_that_is_taken_can_be_followed(
     assert re.fullmatch(r"x|-?\d+", text)
 
 
-# --- Following -------------------------------------------------------------------------------------------------------
+# --- Matching --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def library() -> tokenizers.Tokenizer:
-    """Every byte, a few words, and the pieces of which JSON is made; the last id ends the text."""
+    """Every byte, a few words, and the parts of JSON; the last id ends the text."""
     library = tokenizers.Tokenizer(tokenizers.models.BPE())
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = tokenizers.decoders.ByteLevel()
@@ -172,24 +174,24 @@ def compiler(library: tokenizers.Tokenizer, tmp_path_factory: pytest.TempPathFac
 
 
 def random_text(compiler: GuideCompiler, library: tokenizers.Tokenizer, guide: Guide, seed: int) -> str:
-    """What a model without any sense would write under the guide, with the end taken as soon as a coin says so."""
-    dice, follower, ids = random.Random(seed), compiler.compile(guide), []
+    """Returns a text of random allowed tokens, which ends by a coin flip wherever it may end."""
+    dice, matcher, ids = random.Random(seed), compiler.compile(guide), []
     end = library.token_to_id("<|end|>")
-    while len(ids) < MOST_TOKENS:
-        allowed = np.flatnonzero(follower.allowed()).tolist()
-        assert allowed, "there is no way to go on"
+    while len(ids) < MAX_TOKENS:
+        allowed = np.flatnonzero(matcher.allowed()).tolist()
+        assert allowed, "no token is allowed"
         assert max(allowed) <= end, "a token that the tokenizer does not have"
         chosen = end if end in allowed and dice.random() < 0.5 else dice.choice(allowed)
         if chosen == end:
             return library.decode(ids, skip_special_tokens=False)
         ids.append(chosen)
-        follower.advance([chosen])
+        matcher.advance([chosen])
     raise AssertionError("the text does not end")
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
 def test_every_text_under_a_schema_parses_and_validates(
-    schema: dict, compiler: GuideCompiler, library: tokenizers.Tokenizer
+    schema: dict[str, Any], compiler: GuideCompiler, library: tokenizers.Tokenizer
 ) -> None:
     for seed in range(5):
         value = json.loads(random_text(compiler, library, json_guide(schema), seed))
@@ -212,7 +214,7 @@ def test_grammars_come_in_two_notations(grammar: str, compiler: GuideCompiler, l
         assert re.fullmatch("(dog )*cat", text)
 
 
-def test_two_followers_of_one_guide_do_not_share_their_place(compiler: GuideCompiler) -> None:
+def test_two_matchers_of_one_guide_are_independent(compiler: GuideCompiler) -> None:
     first, second = (compiler.compile(Guide(GuideType.REGEX, "ab")) for _ in range(2))
     before = second.allowed()
     first.advance(np.flatnonzero(first.allowed())[:1].tolist())
@@ -220,25 +222,25 @@ def test_two_followers_of_one_guide_do_not_share_their_place(compiler: GuideComp
 
 
 def test_a_token_that_is_not_allowed_ends_in_an_error(compiler: GuideCompiler) -> None:
-    follower = compiler.compile(Guide(GuideType.REGEX, "a"))
-    follower.advance([int(np.flatnonzero(~follower.allowed())[0])])
+    matcher = compiler.compile(Guide(GuideType.REGEX, "a"))
+    matcher.advance([int(np.flatnonzero(~matcher.allowed())[0])])
     with pytest.raises(GuideError):
-        follower.allowed()
+        matcher.allowed()
 
 
 @pytest.mark.parametrize(
     ("kind", "text"), [(GuideType.REGEX, "[0-9]+"), (GuideType.REGEX, "("), (GuideType.EBNF_GRAMMAR, 'root ::= "a"')]
 )
-def test_what_an_older_llguidance_can_t_check_is_left_to_the_executor(
+def test_a_guide_that_an_older_llguidance_can_not_validate_is_left_to_the_executor(
     monkeypatch: pytest.MonkeyPatch, kind: GuideType, text: str
 ) -> None:
-    """TensorRT-LLM brings its own version, and follows guides itself."""
+    """TensorRT-LLM depends on its own version, and has guided decoding of its own."""
     monkeypatch.delattr(llguidance, "regex_to_lark")
     monkeypatch.setitem(sys.modules, "llguidance.gbnf_to_lark", None)
     check_guide(Guide(kind, text))
 
 
-def test_what_an_older_llguidance_can_check_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guide_that_an_older_llguidance_can_validate_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(llguidance, "regex_to_lark")
     monkeypatch.setitem(sys.modules, "llguidance.gbnf_to_lark", None)
     with pytest.raises(PipelineError, match="JSON schema can't be used"):

@@ -1,4 +1,4 @@
-"""The assembler: what a client gets, chunk by chunk, for every way of splitting the tokens."""
+"""The assembler: text, counts and endings, for every way of splitting the tokens into chunks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def push_all(
     *,
     has_empty_end: bool = False,
 ) -> list[TextChunk]:
-    """What comes out when the tokens go in, in chunks of these sizes; the last one ends the request."""
+    """Pushes the tokens in chunks of these sizes, of which the last ends the request. Returns the text chunks."""
     groups: list[tuple[int, ...]] = []
     position = 0
     for size in itertools.cycle(chunk_sizes):
@@ -45,12 +45,12 @@ def push_all(
     if has_empty_end or not groups:
         groups.append(())
     assembler = TextAssembler(tokenizer.token_table, options)
-    made = [
+    pushed = [
         assembler.push(TokenChunk("key", index, ids, finish_reason=reason if index == len(groups) - 1 else None))
         for index, ids in enumerate(groups)
     ]
     assert assembler.is_finished
-    return [chunk for chunk in made if chunk is not None]
+    return [chunk for chunk in pushed if chunk is not None]
 
 
 def text_of(chunks: list[TextChunk]) -> str:
@@ -67,7 +67,7 @@ def first_match_end(text: str, stops: Sequence[str]) -> int | None:
     return next(ends, None)
 
 
-# --- Whole against streamed ------------------------------------------------------------------------------------------
+# --- Streams and whole texts -----------------------------------------------------------------------------------------
 
 
 @given(
@@ -147,14 +147,14 @@ def test_a_stop_string_ends_text_and_count_where_it_was_completed(
 # --- Chunks ----------------------------------------------------------------------------------------------------------
 
 
-def test_tokens_come_one_by_one(byte_level: Tokenizer) -> None:
+def test_a_stream_has_one_chunk_per_token(byte_level: Tokenizer) -> None:
     token_ids = byte_level.encode("The quick brown fox")
     chunks = push_all(byte_level, STREAM, token_ids)
     assert len(chunks) == len(token_ids)
     assert [chunk.completion_tokens for chunk in chunks] == list(range(1, len(token_ids) + 1))
 
 
-def test_a_chunk_without_text_tells_nothing(byte_level: Tokenizer) -> None:
+def test_tokens_without_text_make_no_chunk(byte_level: Tokenizer) -> None:
     assembler = TextAssembler(byte_level.token_table, STREAM)
     first, *_ = byte_level.encode("𝔘")
     [special] = byte_level.encode("<|im_start|>")
@@ -186,7 +186,7 @@ def test_a_held_prefix_is_flushed_at_the_end(byte_level: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_cancelled_passes_through_with_the_text_so_far(byte_level: Tokenizer, stream: bool) -> None:
+def test_a_cancelled_request_ends_with_the_text_so_far(byte_level: Tokenizer, stream: bool) -> None:
     options = replace(STREAM, stream=stream, stop=("o!",))
     chunks = push_all(
         byte_level, options, byte_level.encode("Hello"), reason=FinishReason.CANCELLED, has_empty_end=True
@@ -202,7 +202,7 @@ def test_cancelled_passes_through_with_the_text_so_far(byte_level: Tokenizer, st
     ("skip", "include", "text"),
     [(True, True, "Hi"), (True, False, "Hi"), (False, False, "Hi"), (False, True, "Hi<|endoftext|>")],
 )
-def test_the_end_token_is_counted_and_shown_only_when_asked_for(
+def test_the_end_token_is_counted_and_shown_only_on_request(
     byte_level: Tokenizer, is_separate: bool, skip: bool, include: bool, text: str
 ) -> None:
     token_ids = byte_level.encode("Hi<|endoftext|>")
@@ -219,7 +219,7 @@ def test_an_unfinished_character_before_the_end_token_is_dropped(byte_level: Tok
     assert text_of(push_all(byte_level, options, token_ids, [3], FinishReason.STOP)) == "Hi<|endoftext|>"
 
 
-def test_an_empty_final_stop_shows_nothing_more(byte_level: Tokenizer) -> None:
+def test_an_empty_final_chunk_with_stop_adds_no_text(byte_level: Tokenizer) -> None:
     options = replace(STREAM, skip_special_tokens=False, include_stop_str_in_output=True)
     token_ids = byte_level.encode("Hi")
     chunks = push_all(byte_level, options, token_ids, [10], FinishReason.STOP, has_empty_end=True)
@@ -227,7 +227,7 @@ def test_an_empty_final_stop_shows_nothing_more(byte_level: Tokenizer) -> None:
     assert chunks[-1].completion_tokens == len(token_ids)
 
 
-def test_the_end_tokens_text_is_no_stop_string(byte_level: Tokenizer) -> None:
+def test_stop_strings_do_not_match_the_text_of_the_end_token(byte_level: Tokenizer) -> None:
     options = replace(STREAM, skip_special_tokens=False, include_stop_str_in_output=True, stop=("<|", "i<"))
     token_ids = byte_level.encode("Hi<|endoftext|>")
     chunks = push_all(byte_level, options, token_ids, [10], FinishReason.STOP)
@@ -249,7 +249,9 @@ def test_a_stop_string_wins_over_the_end_token_of_the_same_chunk(byte_level: Tok
     ["", "<|im_start|>", "<|im_start|>" * 3, "cut𝔘"],
     ids=["text", "special", "specials", "unfinished-character"],
 )
-def test_a_length_stop_ends_with_text(byte_level: Tokenizer, tail: str, has_empty_end: bool) -> None:
+def test_a_request_that_ends_at_max_tokens_has_text_in_its_last_chunk(
+    byte_level: Tokenizer, tail: str, has_empty_end: bool
+) -> None:
     token_ids = byte_level.encode("The quick brown fox" + tail)
     if tail.startswith("cut"):
         token_ids = token_ids[:-1]
@@ -260,19 +262,19 @@ def test_a_length_stop_ends_with_text(byte_level: Tokenizer, tail: str, has_empt
     assert text_of(chunks) == decoded(byte_level, token_ids)
 
 
-def test_one_character_is_kept_in_reserve_near_the_limit(byte_level: Tokenizer) -> None:
+def test_one_character_is_held_in_reserve_near_the_limit(byte_level: Tokenizer) -> None:
     token_ids = byte_level.encode("x" * (RESERVE_TOKENS + 4))
     assert len(token_ids) == RESERVE_TOKENS + 4
     options = replace(STREAM, max_tokens=len(token_ids))
     assembler = TextAssembler(byte_level.token_table, options)
-    made = [assembler.push(TokenChunk("key", index, (id_,))) for index, id_ in enumerate(token_ids)]
-    assert [chunk.text if chunk else None for chunk in made] == ["x"] * 4 + [None] + ["x"] * (RESERVE_TOKENS - 1)
-    last = assembler.push(TokenChunk("key", len(made), (), finish_reason=FinishReason.LENGTH))
+    pushed = [assembler.push(TokenChunk("key", index, (id_,))) for index, id_ in enumerate(token_ids)]
+    assert [chunk.text if chunk else None for chunk in pushed] == ["x"] * 4 + [None] + ["x"] * (RESERVE_TOKENS - 1)
+    last = assembler.push(TokenChunk("key", len(pushed), (), finish_reason=FinishReason.LENGTH))
     assert last == TextChunk("x", len(token_ids), None, 7, FinishReason.LENGTH)
 
 
 def test_ids_at_the_limit_wait_for_the_finish_reason(byte_level: Tokenizer) -> None:
-    """With token ids as the text, the last chunk of a length stop must hold one, even if the engine ends empty."""
+    """The last chunk of a request that ends at max_tokens has an id, even if the engine ends with an empty step."""
     token_ids = byte_level.encode("xxxx")
     options = replace(STREAM, max_tokens=4, return_token_ids=True)
     chunks = push_all(byte_level, options, token_ids, has_empty_end=True)
@@ -302,14 +304,14 @@ def test_ids_end_with_the_token_that_completed_the_match(byte_level: Tokenizer) 
 
 
 @pytest.mark.parametrize(("is_text_start", "text"), [(False, " The"), (True, "The")])
-def test_the_leading_space_goes_only_at_the_start_of_all_text(
+def test_the_leading_space_is_dropped_only_at_the_start_of_all_text(
     sentencepiece: Tokenizer, is_text_start: bool, text: str
 ) -> None:
     options = replace(STREAM, is_text_start=is_text_start)
     assert text_of(push_all(sentencepiece, options, sentencepiece.encode("The"))) == text
 
 
-def test_a_completed_character_of_the_prompt_takes_part_in_stop_matching(byte_level: Tokenizer) -> None:
+def test_stop_strings_match_a_completed_character_of_the_prompt(byte_level: Tokenizer) -> None:
     *context_ids, last = byte_level.encode("𝔘")
     options = replace(STREAM, context_ids=tuple(context_ids), stop=("𝔘",))
     chunks = push_all(byte_level, options, [last, *byte_level.encode("x")], [5])

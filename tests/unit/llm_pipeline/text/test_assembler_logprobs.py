@@ -1,4 +1,4 @@
-"""Log probs and echoed prompts beside the text: consistent with it, and the same however the tokens came."""
+"""Logprobs and echoed prompts: consistent with the text, for every way of splitting the tokens into chunks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm_pipeline.text.assembler import TextAssembler
 from llm_pipeline.text.tokenizer import Tokenizer
 
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True)
-ASKED = TextOptions(stream=True, max_tokens=1000, prompt_tokens=7, num_logprobs=2, return_logprob_values=True)
+LOGPROBS = TextOptions(stream=True, max_tokens=1000, prompt_tokens=7, num_logprobs=2, return_logprob_values=True)
 LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 FRAGMENTS = ["Hello", " world", "\n\n", "<|im_start|>", "你好", "世界", "😀", "END", "E", "."]
@@ -27,7 +27,7 @@ sizes = st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any)
 
 
 def value_of(position: int) -> float:
-    return -0.5 - position / 64  # what FP32 holds
+    return -0.5 - position / 64  # exact in FP32
 
 
 def push_all(
@@ -37,7 +37,7 @@ def push_all(
     chunk_sizes: Sequence[int] = (1,),
     reason: FinishReason = FinishReason.LENGTH,
 ) -> list[TextChunk]:
-    """What comes out when these tokens go in, in chunks of these sizes; token 1 is the likeliest everywhere."""
+    """Pushes the tokens in chunks of these sizes and returns the text chunks. Token 1 is always the most likely."""
     groups: list[list[int]] = []
     positions = iter(range(len(token_ids)))
     for size in itertools.cycle(chunk_sizes):
@@ -50,7 +50,7 @@ def push_all(
         others = range(1, len(options.echo_ids))
         prompt = PromptLogprobs(tuple(map(value_of, others)), tuple(((1, 2), (-0.1, -3.0)) for _ in others))
     assembler = TextAssembler(tokenizer.token_table, options, tokenizer.token_strings)
-    made = [
+    pushed = [
         assembler.push(
             TokenChunk(
                 "key",
@@ -64,11 +64,11 @@ def push_all(
         )
         for index, group in enumerate(groups)
     ]
-    return [chunk for chunk in made if chunk is not None]
+    return [chunk for chunk in pushed if chunk is not None]
 
 
 def listed(chunks: Sequence[TextChunk]) -> dict[str, list[Any]]:
-    """The parts of all chunks, put together."""
+    """Joins the lists of all chunks."""
     parts = [json.loads(chunk.logprobs_json or b"{}") for chunk in chunks]
     found = {name: [item for part in parts for item in part.get(name, [])] for name in LISTS}
     assert len({len(items) for items in found.values()}) == 1
@@ -81,7 +81,7 @@ def text_of(chunks: Sequence[TextChunk]) -> str:
 
 options_of_all_kinds = st.builds(
     replace,
-    st.just(ASKED),
+    st.just(LOGPROBS),
     stop=stop_lists,
     include_stop_str_in_output=st.booleans(),
     skip_special_tokens=st.booleans(),
@@ -89,11 +89,11 @@ options_of_all_kinds = st.builds(
     min_tokens=st.integers(0, 3),
     echo_ids=st.none() | st.lists(st.integers(0, 300), min_size=1, max_size=8).map(tuple),
 )
-ways_to_tell_ids = st.sampled_from([(False, False), (True, False), (True, True)])
+id_options = st.sampled_from([(False, False), (True, False), (True, True)])
 options_of_all_kinds = st.builds(
-    lambda options, ways: replace(options, return_token_ids=ways[0], return_tokens_as_token_ids=ways[1]),
+    lambda options, ids: replace(options, return_token_ids=ids[0], return_tokens_as_token_ids=ids[1]),
     options_of_all_kinds,
-    ways_to_tell_ids,
+    id_options,
 )
 
 
@@ -131,10 +131,10 @@ def test_each_listed_token_begins_where_its_text_does(
 
 @given(st.sampled_from(["Hello END world", "你好END世界", "ENDEND"]), sizes, st.booleans())
 @PROPERTY
-def test_no_token_is_listed_behind_a_stop_string(
+def test_no_token_is_listed_after_a_stop_string(
     byte_level: Tokenizer, text: str, chunk_sizes: list[int], includes: bool
 ) -> None:
-    options = replace(ASKED, stop=("END",), include_stop_str_in_output=includes)
+    options = replace(LOGPROBS, stop=("END",), include_stop_str_in_output=includes)
     chunks = push_all(byte_level, options, byte_level.encode(text), chunk_sizes)
     shown = text[: text.index("END") + (3 if includes else 0)]
     assert text_of(chunks) == shown
@@ -142,10 +142,10 @@ def test_no_token_is_listed_behind_a_stop_string(
     assert "world" not in "".join(listed(chunks)["tokens"])
 
 
-def test_a_part_of_a_character_reads_as_its_bytes(byte_level: Tokenizer) -> None:
+def test_a_part_of_a_character_is_listed_as_its_bytes(byte_level: Tokenizer) -> None:
     ids = byte_level.encode("🐍")
     assert len(ids) > 1
-    found = listed(push_all(byte_level, replace(ASKED, num_logprobs=0), ids))
+    found = listed(push_all(byte_level, replace(LOGPROBS, num_logprobs=0), ids))
     written = b"".join(
         bytes(int(part, 16) for part in token.removeprefix("bytes:").split("\\x")[1:]) for token in found["tokens"]
     )
@@ -155,31 +155,31 @@ def test_a_part_of_a_character_reads_as_its_bytes(byte_level: Tokenizer) -> None
 
 def test_the_end_token_is_listed_although_it_has_no_text(byte_level: Tokenizer) -> None:
     (end,) = byte_level.encode("<|endoftext|>")
-    chunks = push_all(byte_level, ASKED, [*byte_level.encode("Hello"), end], reason=FinishReason.STOP)
+    chunks = push_all(byte_level, LOGPROBS, [*byte_level.encode("Hello"), end], reason=FinishReason.STOP)
     assert text_of(chunks) == "Hello"
     assert (listed(chunks)["tokens"][-1], listed(chunks)["text_offset"][-1]) == ("<|endoftext|>", 5)
 
 
-def test_the_top_has_the_token_itself_too(byte_level: Tokenizer) -> None:
+def test_the_top_logprobs_include_the_token_itself(byte_level: Tokenizer) -> None:
     names = byte_level.token_strings
-    found = listed(push_all(byte_level, ASKED, [1, 30]))["top_logprobs"]
+    found = listed(push_all(byte_level, LOGPROBS, [1, 30]))["top_logprobs"]
     assert found == [{names[1]: -0.1, names[2]: -3.0}, {names[1]: -0.1, names[2]: -3.0, names[30]: value_of(1)}]
 
 
-def test_tokens_by_number_are_listed_by_number(byte_level: Tokenizer) -> None:
-    options = replace(ASKED, return_token_ids=True, return_tokens_as_token_ids=True, echo_ids=(7, 8))
+def test_tokens_as_ids_are_listed_by_id(byte_level: Tokenizer) -> None:
+    options = replace(LOGPROBS, return_token_ids=True, return_tokens_as_token_ids=True, echo_ids=(7, 8))
     found = listed(push_all(byte_level, options, [30, 1], [2]))
     assert found["tokens"] == ["token_id:7", "token_id:8", "token_id:30", "token_id:1"]
-    assert found["text_offset"] == [0, 10, 20, 31]  # of the text as it is shown
+    assert found["text_offset"] == [0, 10, 20, 31]  # in the text of ids
     assert set(found["top_logprobs"][2]) == {"token_id:1", "token_id:2", "token_id:30"}
 
 
 # --- Echo ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_token_of_a_prompt_has_no_log_prob(byte_level: Tokenizer) -> None:
+def test_the_first_token_of_a_prompt_has_no_logprob(byte_level: Tokenizer) -> None:
     prompt = byte_level.encode("Hello world")
-    chunks = push_all(byte_level, replace(ASKED, echo_ids=tuple(prompt)), byte_level.encode("."))
+    chunks = push_all(byte_level, replace(LOGPROBS, echo_ids=tuple(prompt)), byte_level.encode("."))
     found = listed(chunks)
     assert text_of(chunks) == "Hello world."
     assert found["token_logprobs"] == [None, *(value_of(position) for position in range(1, len(prompt))), value_of(0)]
@@ -187,8 +187,8 @@ def test_the_first_token_of_a_prompt_has_no_log_prob(byte_level: Tokenizer) -> N
     assert found["text_offset"][-1] == len("Hello world")
 
 
-def test_a_prompt_is_told_with_the_first_piece_even_without_a_token(byte_level: Tokenizer) -> None:
-    options = replace(ASKED, echo_ids=tuple(byte_level.encode("Hello")), max_tokens=0)
+def test_an_echoed_prompt_is_in_the_first_chunk_even_without_a_token(byte_level: Tokenizer) -> None:
+    options = replace(LOGPROBS, echo_ids=tuple(byte_level.encode("Hello")), max_tokens=0)
     (only,) = push_all(byte_level, options, [])
     assert (only.text, only.completion_tokens, only.finish_reason) == ("Hello", 0, FinishReason.LENGTH)
     assert "".join(listed([only])["tokens"]) == "Hello"
@@ -197,7 +197,7 @@ def test_a_prompt_is_told_with_the_first_piece_even_without_a_token(byte_level: 
 @pytest.mark.parametrize("text", ["Hello world", " Hello", "<|im_start|>Hello", "你好🐍"])
 def test_a_text_prompt_is_echoed_as_it_was_sent(byte_level: Tokenizer, sentencepiece: Tokenizer, text: str) -> None:
     for tokenizer in (byte_level, sentencepiece):
-        options = replace(ASKED, echo_ids=tuple(tokenizer.encode(text)), echo_text=text)
+        options = replace(LOGPROBS, echo_ids=tuple(tokenizer.encode(text)), echo_text=text)
         (only,) = push_all(tokenizer, replace(options, max_tokens=0), [])
         assert only.text == text
         assert max(listed([only])["text_offset"]) <= len(text)
@@ -206,7 +206,7 @@ def test_a_text_prompt_is_echoed_as_it_was_sent(byte_level: Tokenizer, sentencep
 def test_a_bos_is_not_in_the_echoed_text_and_moves_no_offset(sentencepiece: Tokenizer) -> None:
     (bos,) = sentencepiece.encode("<s>", add_special_tokens=False)[-1:]
     ids = (bos, *sentencepiece.encode("Hello dog"))
-    (only,) = push_all(sentencepiece, replace(ASKED, echo_ids=ids, echo_text="Hello dog", max_tokens=0), [])
+    (only,) = push_all(sentencepiece, replace(LOGPROBS, echo_ids=ids, echo_text="Hello dog", max_tokens=0), [])
     assert only.text == "Hello dog"
     assert listed([only])["text_offset"][:2] == [0, 0]
 
@@ -214,14 +214,14 @@ def test_a_bos_is_not_in_the_echoed_text_and_moves_no_offset(sentencepiece: Toke
 def test_a_prompt_that_ends_inside_a_character_is_completed_by_the_completion(byte_level: Tokenizer) -> None:
     ids = byte_level.encode("Hi 🐍!")
     cut = len(byte_level.encode("Hi ")) + 1
-    options = replace(ASKED, echo_ids=tuple(ids[:cut]), context_ids=tuple(ids[:cut][-4:]))
+    options = replace(LOGPROBS, echo_ids=tuple(ids[:cut]), context_ids=tuple(ids[:cut][-4:]))
     assert text_of(push_all(byte_level, options, ids[cut:])) == "Hi 🐍!"
 
 
-def test_stop_strings_match_only_behind_min_tokens(byte_level: Tokenizer) -> None:
+def test_stop_strings_match_only_after_min_tokens(byte_level: Tokenizer) -> None:
     ids = byte_level.encode("END END END")
     for count in range(len(ids) + 1):
-        chunks = push_all(byte_level, replace(ASKED, stop=("END",), min_tokens=count), ids, [3])
+        chunks = push_all(byte_level, replace(LOGPROBS, stop=("END",), min_tokens=count), ids, [3])
         free = byte_level.token_table.start(skip_special_tokens=True).feed(ids[:count])
         rest = "END END END"[len("".join(free)) :]
         assert text_of(chunks) == "".join(free) + rest.split("END")[0]
@@ -230,6 +230,6 @@ def test_stop_strings_match_only_behind_min_tokens(byte_level: Tokenizer) -> Non
 def test_a_stop_token_is_shown_like_a_stop_string(byte_level: Tokenizer) -> None:
     (end,) = byte_level.encode(".")
     for shown, text in (((), "Hello"), ((end,), "Hello.")):
-        options = replace(ASKED, visible_stop_token_ids=shown, include_stop_str_in_output=bool(shown))
+        options = replace(LOGPROBS, visible_stop_token_ids=shown, include_stop_str_in_output=bool(shown))
         chunks = push_all(byte_level, options, [*byte_level.encode("Hello"), end], reason=FinishReason.STOP)
         assert text_of(chunks) == text

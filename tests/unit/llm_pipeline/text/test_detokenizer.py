@@ -1,4 +1,4 @@
-"""Detokenizers against the library's own decode of the whole, for every way of splitting the tokens."""
+"""Detokenizers equal the library's own decode of the whole text, for every way of splitting the tokens."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def stream(
 
 
 def is_unfinished(data: bytes) -> bool:
-    """Whether the bytes end inside a character, found by completing it."""
+    """Whether the bytes end inside a character: some further bytes complete it."""
     tails = [b"\x80", b"\x80\x80"]
     tails += [bytes([first]) + b"\x80" * count for first in (0x90, 0xA0) for count in range(3)] + [b"\x80" * 3]
     starts = range(1, min(3, len(data)) + 1)
@@ -112,7 +112,7 @@ def test_byte_level_equals_the_library_on_random_tokens(
     chunk_sizes: list[int],
     skip: bool,
 ) -> None:
-    """Broken UTF-8, special tokens in odd places, and ids beyond the vocabulary."""
+    """Random tokens include invalid UTF-8, special tokens anywhere, and ids beyond the vocabulary."""
     whole = byte_level_library.decode(token_ids, skip_special_tokens=skip)
     if is_unfinished(bytes_of(byte_level, token_ids, skip=skip)):
         whole = whole[:-1]
@@ -121,10 +121,10 @@ def test_byte_level_equals_the_library_on_random_tokens(
 
 @given(data=st.lists(st.sampled_from([0x41, 0x80, 0x90, 0xA0, 0xBF, 0xC0, 0xC3, 0xE0, 0xE4, 0xED, 0xF0, 0xF4, 0xFF])))
 @PROPERTY
-def test_byte_level_equals_the_library_on_broken_bytes(
+def test_byte_level_equals_the_library_on_invalid_bytes(
     byte_level: Tokenizer, byte_level_library: tokenizers.Tokenizer, data: list[int]
 ) -> None:
-    """Rust's from_utf8_lossy and Python's decoder must agree on how many U+FFFD a broken sequence is."""
+    """Rust's from_utf8_lossy and Python's decoder must agree on the number of U+FFFD for an invalid sequence."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     by_byte = {
         bytes_of(byte_level, [token_id], skip=False): token_id
@@ -152,7 +152,7 @@ def test_an_unfinished_character_is_dropped(byte_level: Tokenizer) -> None:
     assert stream(byte_level.token_table, byte_level.encode("a𝔘")[:-1], [1]) == "a"
 
 
-def test_an_added_token_outside_the_byte_alphabet_stands_for_itself(byte_level: Tokenizer) -> None:
+def test_an_added_token_outside_the_byte_alphabet_is_plain_text(byte_level: Tokenizer) -> None:
     token_ids = byte_level.encode("<tool call>")
     assert len(token_ids) == 1
     assert stream(byte_level.token_table, token_ids, [1]) == "<tool call>"
@@ -164,7 +164,7 @@ def test_ids_beyond_the_vocabulary_have_no_text(byte_level: Tokenizer) -> None:
 
 
 def test_tokens_are_looked_up_not_decoded(byte_level: Tokenizer) -> None:
-    """The work per token must not grow with the text, so the library's decode of a whole is never used."""
+    """The work per token must not grow with the text, so the library's decode of the whole text is never used."""
     table = byte_level.token_table
     assert isinstance(table, PieceTable)
 
@@ -201,7 +201,7 @@ def test_generated_bytes_complete_the_prompts_character(
 def test_a_prompts_character_that_stays_unfinished_shows_nothing(
     byte_level: Tokenizer, sentencepiece: Tokenizer
 ) -> None:
-    """Its U+FFFD would be made by cutting: the client cut it, and never sees a part of the prompt."""
+    """Its U+FFFD would be an artifact: the client cut the character, and the prompt is not part of the text."""
     for tokenizer in (byte_level, sentencepiece):
         context_ids = tokenizer.encode("𝔘")[:-1]
         assert stream(tokenizer.token_table, tokenizer.encode("a")[-1:], [1], context_ids=context_ids) == "a"
@@ -280,10 +280,10 @@ def test_sentencepiece_never_shows_a_cut_character(sentencepiece: Tokenizer, tex
     ],
     ids=["whole", "broken", "never-valid", "valid-then-broken", "broken-then-valid", "ascii-byte", "cut"],
 )
-def test_broken_byte_tokens(
+def test_invalid_byte_tokens(
     sentencepiece: Tokenizer, sentencepiece_library: tokenizers.Tokenizer, tokens: list[str], text: str
 ) -> None:
-    """One U+FFFD for each bad byte; unlike the library, good characters of the same run stay: they were sent."""
+    """One U+FFFD per invalid byte. Unlike in the library, valid characters of the same run stay: they were sent."""
     token_ids = [sentencepiece_library.token_to_id(token) for token in tokens]
     assert stream(sentencepiece.token_table, token_ids, [1]) == text
 
@@ -309,7 +309,7 @@ def test_metaspace_equals_the_library(
     assert stream(table, token_ids, chunk_sizes, is_text_start=True) == metaspace_library.decode(token_ids)
 
 
-# --- Which decoders have a table -------------------------------------------------------------------------------------
+# --- Decoders with and without a table --------------------------------------------------------------------------------
 
 REPLACE = decoders.Replace("▁", " ")
 BYTES, FUSE = decoders.ByteFallback(), decoders.Fuse()

@@ -1,4 +1,4 @@
-"""suffix: which tokens of which family go where."""
+"""suffix: the special tokens of each model family and their order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_pipeline.text.fill_in_middle import FAMILIES, Family
 from llm_pipeline.text.tokenizer import Tokenizer
 from tests.support.sample_requests import make_manifest
 
-ASKED = CompletionParameters(request_key="key", request_id="id", prompt_text="ab", suffix="ba")
+REQUEST = CompletionParameters(request_key="key", request_id="id", prompt_text="ab", suffix="ba")
 A, B, BOS = 0, 1, 2
 
 
@@ -31,33 +31,33 @@ def stage_of(*tokens: str, has_bos: bool = False) -> PreprocessStage:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.prefix)
 def test_each_family_has_its_own_order(family: Family) -> None:
     names = [name for name in (family.prefix, family.suffix, family.middle) if name]
-    request = stage_of(*names, has_bos=True).prepare(ASKED)
+    request = stage_of(*names, has_bos=True).prepare(REQUEST)
     before, after = [3, A, B], [4, B, A]
     parts = [*after, *before] if family.suffix_first else [*before, *after, 5]
     assert list(request.prompt_ids) == [BOS, *parts]
 
 
-def test_without_a_bos_there_is_none_and_ids_are_taken_as_they_are() -> None:
+def test_without_a_bos_the_prompt_starts_with_the_prefix_token_and_ids_are_used_unchanged() -> None:
     stage = stage_of("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
-    assert stage.prepare(replace(ASKED, prompt_text=None, token_ids=(B,))).prompt_ids == (3, B, 4, B, A, 5)
+    assert stage.prepare(replace(REQUEST, prompt_text=None, token_ids=(B,))).prompt_ids == (3, B, 4, B, A, 5)
 
 
-def test_the_familys_own_end_tokens_end_the_middle() -> None:
+def test_the_end_tokens_of_the_family_end_the_middle() -> None:
     stage = stage_of("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|file_sep|>")
-    assert stage.prepare(ASKED).stop_token_ids == (9, 6)
-    assert stage.prepare(replace(ASKED, suffix=None)).stop_token_ids == (9,)
+    assert stage.prepare(REQUEST).stop_token_ids == (9, 6)
+    assert stage.prepare(replace(REQUEST, suffix=None)).stop_token_ids == (9,)
 
 
 @pytest.mark.parametrize("tokens", [(), ("<fim_prefix>", "<fim_suffix>")])
-def test_other_tokenizers_refuse_it(tokens: tuple[str, ...]) -> None:
+def test_suffix_is_rejected_without_the_tokens_of_a_family(tokens: tuple[str, ...]) -> None:
     with pytest.raises(PipelineError) as caught:
-        stage_of(*tokens).prepare(ASKED)
+        stage_of(*tokens).prepare(REQUEST)
     assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "suffix")
 
 
 @pytest.mark.parametrize("other", ["echo", "truncate_prompt_tokens"])
-def test_what_would_tear_the_parts_is_refused(other: str) -> None:
+def test_fields_that_would_break_the_order_are_rejected(other: str) -> None:
     stage = stage_of("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
     with pytest.raises(PipelineError) as caught:
-        stage.prepare(replace(ASKED, **{other: True if other == "echo" else 3}))
+        stage.prepare(replace(REQUEST, **{other: True if other == "echo" else 3}))
     assert caught.value.param == other

@@ -1,4 +1,4 @@
-"""Stop strings in streamed text, against a naive search of the whole text."""
+"""Stop strings in streamed text: the same matches as a naive search of the whole text."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_a_stop_string_is_found_at_every_offset(stop: str, size: int) -> None:
 
 @given(text=st.text(alphabet="abc", max_size=30), stops=stop_lists)
 @PROPERTY
-def test_just_what_may_become_a_match_is_held_back(text: str, stops: list[str]) -> None:
-    """No more, so that tokens arrive as they are made; no less, so that no excluded character is ever sent."""
+def test_exactly_the_text_that_may_become_a_match_is_held_back(text: str, stops: list[str]) -> None:
+    """Not more, so that tokens are sent without delay; not less, so that no excluded character is ever sent."""
     matcher = StopMatcher(stops)
     shown = ""
     for end, character in enumerate(text, start=1):
@@ -84,7 +84,7 @@ def _is_start_of_a_stop(text: str, stops: list[str]) -> bool:
     ],
 )
 def test_overlapping_stop_strings(stops: list[str], text: str, expected: str) -> None:
-    """The earliest end wins, whatever started first; ties go to the one listed first."""
+    """The match that ends first wins, even if another started before; ties go to the one listed first."""
     for pieces in ([text], list(text)):
         shown, _ = feed_all(StopMatcher(stops), pieces)
         assert shown == expected
@@ -99,7 +99,7 @@ def test_a_near_match_is_released_as_soon_as_it_fails() -> None:
     assert [matcher.feed(piece)[0] for piece in ("a E", "ND", "S b")] == ["a ", "", "ENDS b"]
 
 
-def test_the_largest_stop_lists_work() -> None:
+def test_the_longest_list_of_the_longest_stop_strings_works() -> None:
     stops = [chr(ord("a") + n) + "x" * (MAX_STOP_CHARACTERS - 1) for n in range(MAX_STOP_STRINGS)]
     text = "a" + "x" * (MAX_STOP_CHARACTERS - 2) + "y" + stops[5] + "tail"
     assert feed_all(StopMatcher(stops), list(text)) == reference_of_one(text, stops[5])
@@ -110,8 +110,8 @@ def reference_of_one(text: str, stop: str) -> tuple[str, int]:
     return text[:start], start + len(stop)
 
 
-def test_text_without_a_first_character_passes_through_as_it_is() -> None:
-    """The usual case costs no Python work per character: the very same object comes back."""
+def test_text_without_a_first_character_is_returned_unchanged() -> None:
+    """The usual case costs no Python work per character: the same object is returned."""
     text = "nothing to see here" * 100
     safe, end = StopMatcher(["###", "Ω"]).feed(text)
     assert safe is text

@@ -1,7 +1,8 @@
-"""The tokenizer: loading, ids of prompts, and what the checks of a request rely on."""
+"""The tokenizer: loading, token ids of prompts, and the bounds that validation relies on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_special_tokens_in_a_prompt_are_parsed(byte_level: Tokenizer) -> None:
     assert len(byte_level.encode("<|im_start|>")) == 1
 
 
-def test_no_bos_is_added_unless_the_tokenizer_says_so(byte_level: Tokenizer) -> None:
+def test_no_bos_is_added_without_a_post_processor(byte_level: Tokenizer) -> None:
     assert byte_level.special_ids.isdisjoint(byte_level.encode("Hello"))
 
 
@@ -47,8 +48,8 @@ def test_a_post_processor_adds_its_bos(padded_library: tokenizers.Tokenizer) -> 
     assert Tokenizer(padded_library).encode("ab") == [2, 0, 1]
 
 
-def test_prompts_are_neither_cut_nor_padded(padded_library: tokenizers.Tokenizer) -> None:
-    """tokenizer.json may carry the truncation and padding of a training run."""
+def test_prompts_are_neither_truncated_nor_padded(padded_library: tokenizers.Tokenizer) -> None:
+    """tokenizer.json may still have the truncation and padding of the training."""
     assert len(Tokenizer(padded_library).encode("ab" * 50)) == 101
 
 
@@ -78,13 +79,13 @@ def test_min_token_count_is_a_lower_bound_with_byte_tokens(sentencepiece: Tokeni
 
 
 def test_min_token_count_grows_with_the_text(byte_level: Tokenizer, sentencepiece: Tokenizer) -> None:
-    """A bound that is always 0 would be sound too."""
+    """A bound that is always 0 would be correct, too, but useless."""
     assert byte_level.min_token_count("a" * 4_000_000) > 100_000
     assert sentencepiece.min_token_count("a" * 4_000_000) > 100_000
 
 
 def test_bytes_without_a_token_do_not_count() -> None:
-    """Some byte-level vocabularies lack bytes; encode drops those without a trace."""
+    """Some byte-level vocabularies lack bytes, which encode drops silently."""
     library = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(library)
@@ -92,26 +93,28 @@ def test_bytes_without_a_token_do_not_count() -> None:
     assert tokenizer.min_token_count("世" * 100 + "aa") == 2
 
 
-def _normalizing(library: tokenizers.Tokenizer) -> None:
+def _shortening(library: tokenizers.Tokenizer) -> None:
     library.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.NFC()])
 
 
-def _swallowing(library: tokenizers.Tokenizer) -> None:
+def _absorbing_spaces(library: tokenizers.Tokenizer) -> None:
     library.add_special_tokens([AddedToken("<mask>", lstrip=True)])
 
 
-def _splitting(library: tokenizers.Tokenizer) -> None:
+def _removing_spaces(library: tokenizers.Tokenizer) -> None:
     split = pre_tokenizers.Split(" ", "removed")
     library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel()])
 
 
-@pytest.mark.parametrize("change", [_normalizing, _swallowing, _splitting])
-def test_no_bound_where_text_may_get_lost(byte_level_library: tokenizers.Tokenizer, change) -> None:
-    """A normalizer that shortens, a token that swallows spaces, a pre-tokenizer that removes text."""
+@pytest.mark.parametrize("change", [_shortening, _absorbing_spaces, _removing_spaces])
+def test_there_is_no_bound_if_text_may_be_dropped(
+    byte_level_library: tokenizers.Tokenizer, change: Callable[[tokenizers.Tokenizer], None]
+) -> None:
+    """By a normalizer that shortens text, a token that absorbs spaces, or a pre-tokenizer that removes text."""
     library = tokenizers.Tokenizer.from_str(byte_level_library.to_str())
     change(library)
     assert Tokenizer(library).min_token_count(" " * 10_000) == 0
 
 
-def test_no_bound_where_one_unknown_token_covers_a_word(word_piece_library: tokenizers.Tokenizer) -> None:
+def test_there_is_no_bound_if_one_unknown_token_covers_a_word(word_piece_library: tokenizers.Tokenizer) -> None:
     assert Tokenizer(word_piece_library).min_token_count("世" * 1000) == 0

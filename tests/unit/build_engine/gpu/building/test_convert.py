@@ -94,12 +94,12 @@ def test_every_rank_is_converted_and_the_configuration_written_once(calls: Calls
         ({"precision": "nvfp4", "target": "b200"}, "nvfp4", "fp8"),
         ({"precision": "int4-awq"}, "int4_awq", None),
         ({"precision": "w4a8-awq"}, "w4a8_awq", "fp8"),
-        ({"precision": "int8-sq", "kv_precision": "int8"}, "int8_sq", "int8"),
-        ({"precision": "bf16", "kv_precision": "fp8"}, "full_prec", "fp8"),
+        ({"precision": "int8-sq", "kv": "int8"}, "int8_sq", "int8"),
+        ({"precision": "bf16", "kv": "fp8"}, "full_prec", "fp8"),
     ],
     ids=["fp8", "nvfp4", "awq", "w4a8", "sq", "kv-only"],
 )
-def test_the_quantiser_gets_upstreams_names(
+def test_the_quantizer_gets_upstreams_names(
     calls: Calls, tmp_path: Path, options: dict[str, Any], qformat: str, kv: str | None
 ) -> None:
     assert run_first_step(tmp_path, calibration="my-texts", tp=2, **options) == 0
@@ -116,7 +116,7 @@ def test_without_tensorrt_llm_the_step_says_where_it_runs(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_llm", None)
     assert run_first_step(tmp_path, precision="bf16") == 3
-    assert "runs on a machine with TensorRT-LLM" in capsys.readouterr().err
+    assert "Run this step on a machine with TensorRT-LLM" in capsys.readouterr().err
 
 
 def test_calibration_is_asked_for_when_the_plan_was_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,4 +133,4 @@ def test_calibration_is_asked_for_when_the_plan_was_not_followed(capsys: pytest.
         "bfloat16",
     ]
     assert convert.main(arguments) == 3
-    assert "needs --calibration" in capsys.readouterr().err
+    assert "requires --calibration" in capsys.readouterr().err

@@ -18,12 +18,14 @@ from build_engine.gpu.building.run import inspect_machine, run_plan
 from build_engine.gpu.building.timing_cache import private_timings
 from build_engine.gpu.installation import can_build
 from build_engine.gpu.planning.model_config import read_model_config
+from build_engine.gpu.planning.options import GpuOptions
 from build_engine.gpu.planning.planner import Plan, PlanRequest, make_plan
 from build_engine.progress import SilentProgress
 from build_engine.targets.gpus import GPUS
 from build_engine.targets.nvml import NvmlGpu
 from llm_pipeline.engine_files.manifest import Calibration, EngineManifest, GpuBuild
-from tests.fakes.tensorrt_llm_build import H100, Machine, write_model
+from tests.fakes.tensorrt_llm_build import H100, FakeNvml, write_model
+from tests.support.build_engine_program import RecordingProgress
 
 
 @pytest.fixture
@@ -36,15 +38,15 @@ def plan(tmp_path: Path, model_dir: Path) -> Plan:
     return plan_for(model_dir, tmp_path, precision="bf16", tp=3)
 
 
-def plan_for(model_dir: Path, tmp_path: Path, **options: Any) -> Plan:
-    request = PlanRequest(read_model_config(model_dir), model_dir, GPUS["h100"], root=tmp_path / "engines", **options)
-    return make_plan(request)
+def plan_for(model_dir: Path, tmp_path: Path, precision: str, **options: Any) -> Plan:
+    gpu_options = GpuOptions(root=tmp_path / "engines", **options)
+    return make_plan(PlanRequest(read_model_config(model_dir), model_dir, GPUS["h100"], None, precision, gpu_options))
 
 
 def run(plan: Plan, model_dir: Path, force: bool = False, **options: Any) -> tuple[Path, EngineManifest, bool]:
-    """Without the load test, which starts a process, unless it is asked for."""
-    options = {"is_load_tested": False, **options}
-    result = run_plan(plan, model_dir, inspect_machine(plan, Machine()), SilentProgress(), force, **options)
+    """Builds, by default without the smoke test, which starts a process."""
+    options = {"with_smoke_test": False, **options}
+    result = run_plan(plan, model_dir, inspect_machine(plan, FakeNvml()), SilentProgress(), force, **options)
     return result.engine_dir, result.manifest, result.reused
 
 
@@ -54,7 +56,7 @@ def log_of(engine_dir: Path) -> str:
 
 @pytest.mark.usefixtures("_tensorrt_llm")
 def test_an_engine_is_built_step_by_step_and_described(plan: Plan, model_dir: Path) -> None:
-    engine_dir, manifest, reused = run(plan, model_dir, is_load_tested=True)
+    engine_dir, manifest, reused = run(plan, model_dir, with_smoke_test=True)
     assert engine_dir == plan.engine_dir
     assert not reused
     assert set(manifest.files) == {
@@ -99,7 +101,7 @@ def test_after_a_failure_the_build_goes_on_where_it_stopped(
     plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_BUILD_FAILS", "1")
-    with pytest.raises(BuildEngineError, match=r"(?s)Step engine failed \(status 1\).*out of memory, says the fake"):
+    with pytest.raises(BuildEngineError, match=r"(?s)Step engine failed \(status 1\).*out of memory \(fake\)"):
         run(plan, model_dir)
     assert plan.engine_dir
     assert not plan.engine_dir.exists()
@@ -141,11 +143,11 @@ def test_an_engine_of_other_weights_with_the_same_name_is_not_replaced_unasked(p
 
 @pytest.mark.usefixtures("_tensorrt_llm")
 def test_another_gpu_or_another_version_than_planned_is_refused(plan: Plan) -> None:
-    with pytest.raises(EngineRefusedError, match=r"SM 90 GPU, this machine has NVIDIA L4 \(SM 89\)"):
-        inspect_machine(plan, Machine((NvmlGpu("NVIDIA L4", 89, 24 << 30),)))
-    older = replace(plan, combination=replace(plan.combination, trtllm_version="1.0.0"))
-    with pytest.raises(EngineRefusedError, match=r"for TensorRT-LLM 1.0.0, this machine has 1.2.1"):
-        inspect_machine(older, Machine())
+    with pytest.raises(EngineRefusedError, match=r"SM 90 GPU; this machine has NVIDIA L4 \(SM 89\)"):
+        inspect_machine(plan, FakeNvml((NvmlGpu("NVIDIA L4", 89, 24 << 30),)))
+    older = replace(plan, spec=replace(plan.spec, trtllm_version="1.0.0"))
+    with pytest.raises(EngineRefusedError, match=r"for TensorRT-LLM 1.0.0; this machine has 1.2.1"):
+        inspect_machine(older, FakeNvml())
 
 
 def test_a_machine_without_tensorrt_llm_can_not_build() -> None:
@@ -157,7 +159,7 @@ def test_an_engine_with_other_limits_than_asked_for_is_not_kept(
     plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_BATCH", "8")
-    with pytest.raises(BuildEngineError, match=r"max_batch_size 8, the manifest says 64"):
+    with pytest.raises(BuildEngineError, match=r"max_batch_size 8, the manifest has 64"):
         run(plan, model_dir)
     assert plan.engine_dir
     assert not plan.engine_dir.exists()
@@ -185,7 +187,7 @@ def test_calibration_data_is_described_without_its_path_and_a_change_of_it_build
 @pytest.mark.usefixtures("_tensorrt_llm")
 def test_calibration_data_that_is_not_there_is_refused_before_the_work(tmp_path: Path, model_dir: Path) -> None:
     plan = plan_for(model_dir, tmp_path, precision="fp8", calibration="/nowhere/texts")
-    with pytest.raises(EngineRefusedError, match=r"no calibration data at '/nowhere/texts'.*train\.jsonl"):
+    with pytest.raises(EngineRefusedError, match=r"No calibration data at '/nowhere/texts'.*train\.jsonl"):
         run(plan, model_dir)
     assert plan.engine_dir
     assert not list(plan.engine_dir.parent.glob("*.log"))
@@ -196,8 +198,8 @@ def test_an_engine_that_does_not_load_is_not_published(
     plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE_FAILS", "1")
-    with pytest.raises(BuildEngineError, match="no deserializer, says the fake"):
-        run(plan, model_dir, is_load_tested=True)
+    with pytest.raises(BuildEngineError, match=r"no deserializer \(fake\)"):
+        run(plan, model_dir, with_smoke_test=True)
     assert plan.engine_dir
     assert not plan.engine_dir.exists()
     _, manifest, _ = run(plan, model_dir)
@@ -210,14 +212,12 @@ def test_a_machine_with_too_few_gpus_builds_without_loading_and_says_so(
     plan: Plan, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE_FAILS", "1")
-    notes: list[str] = []
-    progress = SilentProgress()
-    monkeypatch.setattr(progress, "note", notes.append)
-    machine = inspect_machine(plan, Machine((H100,)))
+    progress = RecordingProgress()
+    machine = inspect_machine(plan, FakeNvml((H100,)))
     manifest = run_plan(plan, model_dir, machine, progress).manifest
     assert manifest.gpu
     assert not manifest.gpu.load_tested
-    assert "Not loaded: it takes 3 x SM 90, this machine has 1." in notes
+    assert "Smoke test skipped: it needs 3 x SM 90; this machine has 1." in progress.notes
 
 
 @pytest.mark.usefixtures("_tensorrt_llm")
@@ -244,7 +244,7 @@ def test_a_failed_build_leaves_the_shared_timings_as_they_were_and_names_them(
     assert "kernel timings" not in str(without.value)
     assert plan.timing_cache
     plan.timing_cache.write_text("timed by others\n")
-    with pytest.raises(BuildEngineError, match=r"(?s)out of memory.*began with the kernel timings of .*h100\.cache"):
+    with pytest.raises(BuildEngineError, match=r"(?s)out of memory.*started with the kernel timings of .*h100\.cache"):
         run(plan, model_dir)
     assert plan.timing_cache.read_text() == "timed by others\n"
     assert plan.engine_dir

@@ -1,4 +1,4 @@
-"""What is accepted as calibration data, before a quantiser has loaded a model in vain."""
+"""What is accepted as calibration data, before a quantizer has loaded a model in vain."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_what_upstream_knows_by_name_is_accepted(source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("wikitext", "no calibration data at 'wikitext'"),
-        ("/nowhere", "no calibration data at '/nowhere'"),
-        ("/data/ScienceQA-mine", "takes calibration data at '/data/ScienceQA-mine' for pictures"),
+        ("wikitext", "No calibration data at 'wikitext'"),
+        ("/nowhere", "No calibration data at '/nowhere'"),
+        ("/data/ScienceQA-mine", "loads calibration data at '/data/ScienceQA-mine' as images"),
     ],
 )
 def test_what_upstream_would_refuse_is_refused(source: str, words: str) -> None:
@@ -48,8 +48,8 @@ def test_a_directory_of_lines_with_text_is_accepted(tmp_path: Path) -> None:
     require_calibration(str(tmp_path))
 
 
-def test_awq_reads_fewer_samples_and_unquantised_weights_none() -> None:
-    awq = describe_calibration(plan_for(precision="int4-awq").combination, "cnn_dailymail")
+def test_awq_reads_fewer_samples_and_unquantized_weights_none() -> None:
+    awq = describe_calibration(plan_for(precision="int4-awq").spec, "cnn_dailymail")
     assert awq
     assert (awq.samples, awq.sha256) == (32, None)
-    assert describe_calibration(plan_for(precision="bf16").combination, "cnn_dailymail") is None
+    assert describe_calibration(plan_for(precision="bf16").spec, "cnn_dailymail") is None

@@ -26,19 +26,19 @@ LLAMA = MODELS["llama-3.1-8b"]
         ("b300", {"precision": "int4-awq"}, ["int4-awq needs an SM below 100", "b300 is SM 103"]),
         ("rtx-pro-6000", {"precision": "int8-sq"}, ["int8-sq needs an SM below 100", "SM 120"]),
         ("gb200", {"precision": "w4a8-awq"}, ["SM from 89 to below 100", "gb200 is SM 100"]),
-        ("a100", {"kv_precision": "fp8"}, ["An fp8 KV cache needs SM 89", "a100", "fp16 or int8"]),
-        ("b200", {"kv_precision": "int8"}, ["An int8 KV cache needs an SM below 100", "fp16 or fp8"]),
-        ("h100", {"precision": "fp32", "kv_precision": "fp16"}, ["keeps its KV cache in fp32", "auto"]),
+        ("a100", {"kv": "fp8"}, ["An fp8 KV cache needs SM 89", "a100", "fp16 or int8"]),
+        ("b200", {"kv": "int8"}, ["An int8 KV cache needs an SM below 100", "fp16 or fp8"]),
+        ("h100", {"precision": "fp32", "kv": "fp16"}, ["keeps its KV cache in fp32", "auto"]),
         ("h100", {"pp": 5}, ["32 layers", "pp 5", "--pp 1, 2, 4, 8 or 16"]),
         ("h100", {"pp": 64}, ["32 layers", "pp 64"]),
         ("h100", {"max_seq_len": 131_073}, ["131073", "131072", "--max-seq-len 131072"]),
-        ("h100", {"max_seq_len": 1}, ["no room", "at least 2"]),
+        ("h100", {"max_seq_len": 1}, ["no room", "--max-seq-len 2 or more"]),
         ("h100", {"max_batch_size": 100, "max_num_tokens": 64}, ["64", "100", "--max-num-tokens 100"]),
         ("h100", {"max_batch_size": 5000}, ["5000 requests", "h100", "--max-batch-size 115"]),
-        ("h100", {"trtllm_version": "1.3.0"}, ["TensorRT-LLM 1.3.0", "1.0 to 1.2", "1.2.1"]),
-        ("h100", {"trtllm_version": "latest"}, ["latest", "1.2.1"]),
-        ("b300", {"trtllm_version": "1.0.0"}, ["SM 103", "from 1.1 on"]),
-        ("rtx-pro-6000", {"trtllm_version": "1.1.0"}, ["SM 120", "from 1.2 on"]),
+        ("h100", {"tensorrt_llm": "1.3.0"}, ["TensorRT-LLM 1.3.0", "1.0 to 1.2", "1.2.1"]),
+        ("h100", {"tensorrt_llm": "latest"}, ["latest", "1.2.1"]),
+        ("b300", {"tensorrt_llm": "1.0.0"}, ["SM 103", "from 1.1 on"]),
+        ("rtx-pro-6000", {"tensorrt_llm": "1.1.0"}, ["SM 120", "from 1.2 on"]),
     ],
 )
 def test_one_reason_is_one_sentence_with_value_limit_and_way_out(
@@ -54,15 +54,19 @@ def test_one_reason_is_one_sentence_with_value_limit_and_way_out(
     [
         (replace(LLAMA, heads=30), {"tp": 4}, ["30 attention heads", "tp 4", "Choose --tp 1 or 2."]),
         (replace(LLAMA, vocab_size=128_257), {"tp": 2}, ["128257 rows", "tp 2", "Choose --tp 1."]),
-        (replace(LLAMA, intermediate_size=14_335, kv_heads=8), {"tp": 2, "precision": "bf16"}, ["14335 inner", "tp 2"]),
+        (
+            replace(LLAMA, intermediate_size=14_335, kv_heads=8),
+            {"tp": 2, "precision": "bf16"},
+            ["14335 intermediate", "tp 2"],
+        ),
         (replace(LLAMA, kv_heads=6, heads=24), {"tp": 4}, ["6 key/value heads", "tp 4"]),
         (replace(LLAMA, architecture="BloomForCausalLM"), {}, ["BloomForCausalLM", "LlamaForCausalLM"]),
-        (replace(LLAMA, quantised_with="gptq"), {}, ["quantised already, with gptq", "original"]),
-        (MODELS["mixtral-8x7b"], {"precision": "int8-sq"}, ["int8-sq is for dense MLPs", "8 experts", "fp8"]),
+        (replace(LLAMA, quantized_with="gptq"), {}, ["already quantized with gptq", "original"]),
+        (MODELS["mixtral-8x7b"], {"precision": "int8-sq"}, ["int8-sq supports dense MLPs only", "8 experts", "fp8"]),
         (MODELS["smollm2-135m"], {"precision": "int4-awq"}, ["multiple of 128 inputs", "576", "fp8"]),
         (MODELS["llama-3.1-70b"], {"precision": "bf16"}, ["Weights, activations", "h100", "--tp"]),
     ],
-    ids=["heads", "vocabulary", "mlp", "kv-heads", "architecture", "quantised", "experts", "groups", "weights"],
+    ids=["heads", "vocabulary", "mlp", "kv-heads", "architecture", "quantized", "experts", "groups", "weights"],
 )
 def test_a_model_that_does_not_suit_is_refused(model: ModelConfig, options: dict[str, Any], words: list[str]) -> None:
     refusals = plan_for(model, "h100", **options).refusals
@@ -71,7 +75,7 @@ def test_a_model_that_does_not_suit_is_refused(model: ModelConfig, options: dict
 
 
 def test_all_reasons_are_given_not_only_the_first() -> None:
-    refusals = plan_for(LLAMA, "a100", precision="fp8", kv_precision="fp8", tp=3, pp=5, max_seq_len=10**6).refusals
+    refusals = plan_for(LLAMA, "a100", precision="fp8", kv="fp8", tp=3, pp=5, max_seq_len=10**6).refusals
     for word in ("fp8 needs", "fp8 KV cache", "attention heads", "key/value heads", "layers", "1000000"):
         assert any(word in refusal for refusal in refusals), word
 
@@ -85,7 +89,7 @@ def test_a_gpu_older_than_upstream_supports_is_refused() -> None:
 def test_more_gpus_than_this_machine_has_are_refused() -> None:
     plan = plan_for(LLAMA, gpu_count=2, tp=4)
     assert plan.refusals == (
-        "tp 4 x pp 1 needs 4 GPUs, this machine has 2. Choose --tp and --pp with a product of at most 2, "
+        "tp 4 x pp 1 needs 4 GPUs; this machine has 2. Choose --tp and --pp with a product of at most 2, "
         "or name the target to plan for another machine.",
     )
 
@@ -108,9 +112,9 @@ def test_what_auto_chooses_is_never_refused_for_its_precision(target: str) -> No
     ],
 )
 def test_auto_follows_the_gpu(target: str, precision: str, kv: str) -> None:
-    chosen = plan_for(LLAMA, target).combination
+    chosen = plan_for(LLAMA, target).spec
     assert (chosen.precision.name, chosen.kv.name) == (precision, kv)
 
 
 def test_auto_keeps_a_float16_model_in_float16() -> None:
-    assert plan_for(replace(LLAMA, dtype="float16"), "a100").combination.precision.name == "fp16"
+    assert plan_for(replace(LLAMA, dtype="float16"), "a100").spec.precision.name == "fp16"

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_engine.gpu.planning.memory import estimate_memory
-from build_engine.gpu.planning.memory_model import ASSUMED, DECODER_BYTES, GIB, Assumptions
+from build_engine.gpu.planning.memory_model import DECODER_BYTES, GIB, MemoryModel
 from build_engine.gpu.planning.model_config import ModelConfig, parse_model_config
 from build_engine.gpu.planning.parameters import count_parameters, vocabulary_elements
 from build_engine.gpu.planning.planner import PlanRequest, resolve
-from tests.support.plan_requests import MODELS, plan_for, plan_requests, request_for
+from tests.support.plan_requests import MODELS, plan_for, plan_requests, request_for, with_options
 from tests.support.published_figures import (
     ACTIVATION_MAX_NUM_TOKENS,
     BF16_ENGINE_ACTIVATIONS,
@@ -102,9 +102,9 @@ def test_the_kv_pool_is_the_one_in_upstreams_log() -> None:
 
     Its log names no model; a Llama 7B with a 1-byte cache is inferred from the 256 KiB that come to each token.
     """
-    per_token = plan_for(llama_7b(), kv_precision="fp8").memory.kv_cache_bytes_per_token
+    per_token = plan_for(llama_7b(), kv="fp8").memory.kv_cache_bytes_per_token
     assert per_token == 256 * 1024
-    pool = ASSUMED.kv_pool(int(70.48 * GIB))
+    pool = MemoryModel().kv_pool(int(70.48 * GIB))
     assert pool / GIB == pytest.approx(63.44, abs=0.01)
     blocks = pool // (64 * per_token)
     assert (blocks, blocks * 64) == (pytest.approx(4060, abs=1), pytest.approx(259_840, abs=64))
@@ -144,7 +144,7 @@ def test_linear_weights_have_the_bits_of_their_format(precision: str, target: st
     model = MODELS["llama-3.1-8b"]
     plan = plan_for(model, target, precision=precision)
     tables = 2 * vocabulary_elements(model)
-    linear = plan.memory.weights_bytes - tables * plan.combination.dtype_bytes
+    linear = plan.memory.weights_bytes - tables * plan.spec.dtype_bytes
     assert 8 * linear / (count_parameters(model) - tables) == pytest.approx(bits, rel=0.005)
 
 
@@ -165,7 +165,7 @@ def test_two_gpus_hold_half_the_weights_each() -> None:
 @given(plan_requests(), st.integers(1, 64), st.integers(1, 5000))
 @settings(max_examples=150, deadline=None)
 def test_more_requests_or_longer_ones_never_take_less(request: PlanRequest, requests: int, tokens: int) -> None:
-    start = resolve(replace(request, max_batch_size=request.max_batch_size or 1))
+    start = resolve(with_options(request, max_batch_size=request.options.max_batch_size or 1))
     limits = start.limits
     memory = estimate_memory(start)
     for grown in (
@@ -243,17 +243,17 @@ def test_more_for_the_runtime_or_less_for_the_cache_never_fits_more_requests(
     kv_fraction: float, runtime_gib: float, request: PlanRequest
 ) -> None:
     batches = [
-        estimate_memory(resolve(replace(request, assumptions=assumptions))).largest_batch_that_fits
-        for assumptions in (
-            Assumptions(kv_fraction + 0.01, runtime_gib),
-            Assumptions(kv_fraction, runtime_gib),
-            Assumptions(kv_fraction, runtime_gib + 1),
+        estimate_memory(resolve(with_options(request, kv_cache_fraction=kv, runtime_gib=gib))).largest_batch_that_fits
+        for kv, gib in (
+            (kv_fraction + 0.01, runtime_gib),
+            (kv_fraction, runtime_gib),
+            (kv_fraction, runtime_gib + 1),
         )
     ]
     assert batches == sorted(batches, reverse=True)
 
 
 def test_the_careful_figure_of_nvidias_sizing_tool_can_be_asked_for() -> None:
-    hopeful, careful = plan_for(), plan_for(assumptions=Assumptions(runtime_gib=3.5))
+    hopeful, careful = plan_for(), plan_for(runtime_gib=3.5)
     assert careful.memory.runtime_bytes - hopeful.memory.runtime_bytes == int(2.5 * GIB)
     assert careful.memory.largest_batch_that_fits < hopeful.memory.largest_batch_that_fits

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from build_engine.errors import EngineRefusedError
-from build_engine.gpu.building.convert import _parser
+from build_engine.gpu.building.convert import make_parser
 from build_engine.gpu.planning.model_config import parse_model_config, read_model_config
 from build_engine.gpu.planning.plan_json import plan_json
 from build_engine.gpu.planning.planner import PlanRequest, make_plan
@@ -33,7 +33,7 @@ def flags_of(argv: tuple[str, ...]) -> dict[str, str]:
 def test_a_refused_combination_has_no_commands_and_an_accepted_one_breaks_no_rule(request: PlanRequest) -> None:
     """The rules are written down a second time here, from the facts rather than from `refusals`."""
     plan = make_plan(request)
-    chosen, model = plan.combination, request.model
+    chosen, model = plan.spec, request.model
     assert plan.accepted == (not plan.refusals) == bool(plan.steps) == (plan.engine_dir is not None)
     if not plan.accepted:
         return
@@ -54,9 +54,9 @@ def test_commands_hold_only_what_upstream_and_our_own_command_take(request: Plan
     if not plan.accepted:
         return
     checkpoint, engine, tokenizer = plan.steps
-    options = _parser().parse_args(checkpoint.argv[3:])
+    options = make_parser().parse_args(checkpoint.argv[3:])
     assert checkpoint.argv[:3] == ("python3", "-m", "build_engine.gpu.building.convert")
-    assert (options.tp, options.pp) == (request.tp, request.pp)
+    assert (options.tp, options.pp) == (request.options.tp, request.options.pp)
     assert engine.argv[0] == "trtllm-build"
     flags = flags_of(engine.argv)
     assert flags.keys() <= FLAGS
@@ -72,7 +72,7 @@ def test_attention_flags_are_what_build_would_leave_on(request: PlanRequest) -> 
     if not plan.accepted:
         return
     flags = flags_of(plan.steps[1].argv)
-    weights, kv = plan.combination.precision.name, plan.combination.kv.name
+    weights, kv = plan.spec.precision.name, plan.spec.kv.name
     has_fp8_attention = weights in ("fp8", "w4a8-awq", "nvfp4") and kv == "fp8"
     is_paged = weights != "fp32" and kv != "int8" and (kv != "fp8" or has_fp8_attention)
     assert flags["use_fp8_context_fmha"] == ("enable" if has_fp8_attention else "disable")
@@ -101,25 +101,24 @@ def test_the_directory_is_model_target_precision_and_version() -> None:
     "change",
     [
         {"precision": "bf16"},
-        {"kv_precision": "fp16"},
+        {"kv": "fp16"},
         {"tp": 2},
         {"pp": 2},
         {"max_batch_size": 7},
         {"max_seq_len": 1024},
         {"max_num_tokens": 4096},
         {"calibration": "my-texts"},
-        {"trtllm_version": "1.1.0"},
+        {"tensorrt_llm": "1.1.0"},
         {"model": replace(MODELS["llama-3.1-8b"], sha256="0" * 64)},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_whatever_decides_the_engine_changes_its_directory(change: dict[str, Any]) -> None:
-    request = request_for()
-    assert make_plan(replace(request, **change)).engine_dir != make_plan(request).engine_dir
+    assert plan_for(**change).engine_dir != plan_for().engine_dir
 
 
 def test_caches_that_lead_to_the_same_flags_still_get_their_own_directory() -> None:
-    plans = [plan_for(precision="bf16", kv_precision=kv) for kv in ("fp8", "int8")]
+    plans = [plan_for(precision="bf16", kv=kv) for kv in ("fp8", "int8")]
     assert flags_of(plans[0].steps[1].argv).keys() == flags_of(plans[1].steps[1].argv).keys()
     assert plans[0].engine_dir != plans[1].engine_dir
 
@@ -142,7 +141,7 @@ def test_the_calibration_source_only_counts_where_text_is_read() -> None:
         ({"precision": "int8-wo"}, "convert"),
         ({"precision": "fp8"}, "quantise"),
         ({"precision": "int4-awq"}, "quantise"),
-        ({"precision": "bf16", "kv_precision": "fp8"}, "quantise"),
+        ({"precision": "bf16", "kv": "fp8"}, "quantise"),
     ],
     ids=["bf16", "weight-only", "fp8", "awq", "fp8-kv"],
 )
@@ -197,7 +196,7 @@ BASE = {
             32_768,
         ),
         ({"sliding_window": 4096, "use_sliding_window": False}, "sliding_window", None),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised_with", "awq"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized_with", "awq"),
     ],
 )
 def test_what_is_read_from_a_config(change: dict[str, Any], field: str, expected: object) -> None:
@@ -220,7 +219,7 @@ def test_a_config_that_lacks_something_is_refused_by_field(change: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "has no config.json"), ("{", "is no JSON"), ("[]", "no JSON object")]
+    ("content", "words"), [(None, "has no config.json"), ("{", "is not valid JSON"), ("[]", "not a JSON object")]
 )
 def test_a_directory_without_a_readable_config_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
     if content is not None:

@@ -13,9 +13,9 @@ from build_engine.gpu.verification.accuracy import (
     THRESHOLDS,
     Gate,
     agreement,
-    agreement_check,
+    check_agreement,
+    check_perplexity,
     perplexity,
-    perplexity_check,
     threshold_for,
 )
 from build_engine.targets.precisions import KV_PRECISIONS, PRECISIONS
@@ -69,23 +69,23 @@ def test_a_token_held_impossible_makes_perplexity_infinite() -> None:
 
 
 @given(st.lists(st.floats(-50, 0), min_size=1))
-def test_perplexity_is_at_least_one(log_probs: list[float]) -> None:
-    assert perplexity(log_probs) >= 1
+def test_perplexity_is_at_least_one(logprobs: list[float]) -> None:
+    assert perplexity(logprobs) >= 1
 
 
-@pytest.mark.parametrize("log_probs", [[], [0.1], [math.nan]], ids=["none", "above-0", "nan"])
-def test_what_is_no_log_probability_is_refused(log_probs: list[float]) -> None:
-    with pytest.raises(ValueError, match="log probabilities"):
-        perplexity(log_probs)
+@pytest.mark.parametrize("logprobs", [[], [0.1], [math.nan]], ids=["none", "above-0", "nan"])
+def test_what_is_no_log_probability_is_refused(logprobs: list[float]) -> None:
+    with pytest.raises(ValueError, match="logprobs"):
+        perplexity(logprobs)
 
 
 def test_the_gates_pass_at_their_threshold_and_fail_beyond() -> None:
-    assert agreement_check([[1, 2, 3, 4]], [[1, 2, 0, 0]], 0.5).outcome is Outcome.PASSED
-    assert agreement_check([[1, 2, 3, 4]], [[1, 2, 0, 0]], 0.51).outcome is Outcome.FAILED
+    assert check_agreement([[1, 2, 3, 4]], [[1, 2, 0, 0]], 0.5).outcome is Outcome.PASSED
+    assert check_agreement([[1, 2, 3, 4]], [[1, 2, 0, 0]], 0.51).outcome is Outcome.FAILED
     half, quarter = [math.log(0.5)], [math.log(0.25)]
-    assert perplexity_check(half, quarter, 2.001).outcome is Outcome.PASSED
-    assert perplexity_check(half, quarter, 1.999).outcome is Outcome.FAILED
-    assert perplexity_check(half, [-math.inf], 2).outcome is Outcome.FAILED
+    assert check_perplexity(half, quarter, 2.001).outcome is Outcome.PASSED
+    assert check_perplexity(half, quarter, 1.999).outcome is Outcome.FAILED
+    assert check_perplexity(half, [-math.inf], 2).outcome is Outcome.FAILED
 
 
 def test_every_precision_has_thresholds() -> None:
@@ -94,11 +94,11 @@ def test_every_precision_has_thresholds() -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kv", KV_PRECISIONS)
-def test_a_quantised_cache_never_makes_a_threshold_stricter(precision: str, kv: str) -> None:
-    assert threshold_for(Gate.AGREEMENT, precision, kv) <= THRESHOLDS[precision].least_agreement
-    assert threshold_for(Gate.PERPLEXITY, precision, kv) >= THRESHOLDS[precision].most_perplexity_ratio
+def test_a_quantized_cache_never_makes_a_threshold_stricter(precision: str, kv: str) -> None:
+    assert threshold_for(Gate.AGREEMENT, precision, kv) <= THRESHOLDS[precision].min_agreement
+    assert threshold_for(Gate.PERPLEXITY, precision, kv) >= THRESHOLDS[precision].max_perplexity_ratio
 
 
 def test_a_16_bit_engine_with_an_fp8_cache_is_judged_by_its_cache() -> None:
-    assert threshold_for(Gate.AGREEMENT, "bf16", "fp8") == THRESHOLDS["fp8"].least_agreement
-    assert threshold_for(Gate.PERPLEXITY, "bf16", "fp16") == THRESHOLDS["bf16"].most_perplexity_ratio
+    assert threshold_for(Gate.AGREEMENT, "bf16", "fp8") == THRESHOLDS["fp8"].min_agreement
+    assert threshold_for(Gate.PERPLEXITY, "bf16", "fp16") == THRESHOLDS["bf16"].max_perplexity_ratio

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
-from build_engine.cli import app as cli
 from build_engine.gpu.building.run import inspect_machine, run_plan
 from build_engine.gpu.planning.model_config import read_model_config
+from build_engine.gpu.planning.options import GpuOptions
 from build_engine.gpu.planning.planner import PlanRequest, make_plan
 from build_engine.progress import SilentProgress
 from build_engine.targets.gpus import GPUS
-from build_engine.targets.nvml import NvmlGpu, PynvmlNvml
+from build_engine.targets.nvml import Nvml, NvmlGpu
 from llm_pipeline.engine_files.manifest import EngineFile, EngineManifest, sha256_of
-from tests.fakes.tensorrt_llm_build import Machine, uninstall, write_model
+from tests.fakes.tensorrt_llm_build import FakeNvml, uninstall, write_model
+from tests.support.build_engine_program import run_program
 
 GOOD, FAILED, INCOMPLETE = 0, 1, 4
+Checks = dict[str, dict[str, str]]
+
+
+class Verify(Protocol):
+    """Runs `verify`; returns its exit status and the checks by name."""
+
+    def __call__(self, engine_dir: Path, *options: str | Path, nvml: Nvml | None = None) -> tuple[int, Checks]: ...
 
 
 @pytest.fixture
@@ -29,21 +36,17 @@ def model_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(tmp_path: Path, model_dir: Path, _tensorrt_llm: None) -> Path:
-    request = PlanRequest(
-        read_model_config(model_dir), model_dir, GPUS["h100"], precision="bf16", tp=3, root=tmp_path / "engines"
-    )
-    plan = make_plan(request)
-    return run_plan(plan, model_dir, inspect_machine(plan, Machine()), SilentProgress()).engine_dir
+    options = GpuOptions(tp=3, root=tmp_path / "engines")
+    plan = make_plan(PlanRequest(read_model_config(model_dir), model_dir, GPUS["h100"], None, "bf16", options))
+    return run_plan(plan, model_dir, inspect_machine(plan, FakeNvml()), SilentProgress()).engine_dir
 
 
 @pytest.fixture
-def verify(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    def run(engine_dir: Path, *options: str | Path) -> tuple[int, dict[str, dict[str, str]]]:
-        monkeypatch.setattr(sys, "argv", ["build_engine", "verify", str(engine_dir), "--json", *map(str, options)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
+def verify(capfd: pytest.CaptureFixture[str]) -> Verify:
+    def run(engine_dir: Path, *options: str | Path, nvml: Nvml | None = None) -> tuple[int, Checks]:
+        status = run_program("verify", engine_dir, "--json", *options, nvml=nvml or FakeNvml())
         document = json.loads(capfd.readouterr().out)
-        return int(stop.value.code or 0), {check["name"]: check for check in document["checks"]}
+        return status, {check["name"]: check for check in document["checks"]}
 
     return run
 
@@ -59,7 +62,7 @@ def change_config(engine_dir: Path, section: str, **values: Any) -> None:
     manifest.model_copy(update={"files": {**manifest.files, path.name: entry}}).save(engine_dir)
 
 
-def test_a_good_engine_is_loaded_and_compared_with_its_source(engine: Path, model_dir: Path, verify: Any) -> None:
+def test_a_good_engine_is_loaded_and_compared_with_its_source(engine: Path, model_dir: Path, verify: Verify) -> None:
     status, checks = verify(engine, "--model", model_dir)
     assert status == GOOD
     assert checks["load and generate"]["detail"] == "128 tokens for 8 prompts"
@@ -68,7 +71,7 @@ def test_a_good_engine_is_loaded_and_compared_with_its_source(engine: Path, mode
 
 
 def test_without_tensorrt_llm_files_and_limits_are_checked_and_the_rest_is_named(
-    engine: Path, tmp_path: Path, model_dir: Path, verify: Any, monkeypatch: pytest.MonkeyPatch
+    engine: Path, tmp_path: Path, model_dir: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uninstall(tmp_path, monkeypatch)
     status, checks = verify(engine, "--model", model_dir)
@@ -77,17 +80,16 @@ def test_without_tensorrt_llm_files_and_limits_are_checked_and_the_rest_is_named
     assert checks["build_config.max_seq_len"]["outcome"] == "pass"
     for name in ("load and generate", "accuracy"):
         assert checks[name]["outcome"] == "not checked"
-        assert "It needs 3 x SM 90 and TensorRT-LLM 1.2.1" in checks[name]["detail"]
+        assert "This engine needs 3 x SM 90 and TensorRT-LLM 1.2.1" in checks[name]["detail"]
 
 
-def test_another_gpu_leaves_the_same_unchecked(engine: Path, verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PynvmlNvml, "gpus", lambda self: [NvmlGpu("NVIDIA L4", 89, 24 << 30)])
-    status, checks = verify(engine)
+def test_another_gpu_leaves_the_same_unchecked(engine: Path, verify: Verify) -> None:
+    status, checks = verify(engine, nvml=FakeNvml((NvmlGpu("NVIDIA L4", 89, 24 << 30),)))
     assert status == INCOMPLETE
     assert checks["load and generate"]["detail"].endswith("this machine has 0 x SM 90 and 1.2.1.")
 
 
-def test_without_a_source_accuracy_is_not_checked(engine: Path, verify: Any) -> None:
+def test_without_a_source_accuracy_is_not_checked(engine: Path, verify: Verify) -> None:
     status, checks = verify(engine)
     assert status == INCOMPLETE
     assert checks["load and generate"]["outcome"] == "pass"
@@ -95,21 +97,18 @@ def test_without_a_source_accuracy_is_not_checked(engine: Path, verify: Any) -> 
 
 
 def test_a_source_that_is_not_there_is_refused_before_anything_is_loaded(
-    engine: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    engine: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["build_engine", "verify", str(engine), "--model", "/nowhere"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
+    assert run_program("verify", engine, "--model", "/nowhere", nvml=FakeNvml()) == 3
     shown = capfd.readouterr().err
-    assert stop.value.code == 3
     assert "No model directory /nowhere" in shown
     assert "load the engine" not in shown
 
 
-def test_another_source_is_told_apart(engine: Path, tmp_path: Path, verify: Any) -> None:
+def test_another_source_is_told_apart(engine: Path, tmp_path: Path, verify: Verify) -> None:
     status, checks = verify(engine, "--model", write_model(tmp_path / "other", weights="a fine-tune"))
     assert status == FAILED
-    assert "not the checkpoint that the engine was made from" in checks["accuracy"]["detail"]
+    assert "not the checkpoint that the engine was built from" in checks["accuracy"]["detail"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_another_source_is_told_apart(engine: Path, tmp_path: Path, verify: Any)
     ids=["of-the-precision", "at", "above"],
 )
 def test_an_engine_that_says_something_else_fails_unless_the_threshold_is_lowered(
-    engine: Path, model_dir: Path, verify: Any, monkeypatch: pytest.MonkeyPatch, options: list[str], status: int
+    engine: Path, model_dir: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch, options: list[str], status: int
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE_DIFFERS_FROM", "4")  # of 16
     found, checks = verify(engine, "--model", model_dir, *options)
@@ -128,22 +127,22 @@ def test_an_engine_that_says_something_else_fails_unless_the_threshold_is_lowere
 
 
 def test_perplexity_is_the_other_gate(
-    engine: Path, model_dir: Path, verify: Any, monkeypatch: pytest.MonkeyPatch
+    engine: Path, model_dir: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, checks = verify(engine, "--model", model_dir, "--gate", "perplexity")
     assert status == GOOD
-    assert "1.000 times, at most 1.01 wanted" in checks["accuracy"]["detail"]
+    assert "1.000 times, maximum 1.01" in checks["accuracy"]["detail"]
     monkeypatch.setenv("FAKE_ENGINE_DIFFERS_FROM", "0")
     assert verify(engine, "--model", model_dir, "--gate", "perplexity", "--threshold", "1.0001")[0] == FAILED
 
 
 def test_an_engine_that_does_not_load_fails_in_upstreams_words(
-    engine: Path, verify: Any, monkeypatch: pytest.MonkeyPatch
+    engine: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE_FAILS", "1")
     status, checks = verify(engine)
     assert status == FAILED
-    assert "no deserializer, says the fake" in checks["load and generate"]["detail"]
+    assert "no deserializer (fake)" in checks["load and generate"]["detail"]
     assert checks["accuracy"]["outcome"] == "not checked"
 
 
@@ -169,7 +168,7 @@ def test_an_engine_that_does_not_load_fails_in_upstreams_words(
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_limits_that_upstreams_own_file_contradicts_fail_without_loading(
-    engine: Path, verify: Any, section: str, values: dict[str, Any], name: str
+    engine: Path, verify: Verify, section: str, values: dict[str, Any], name: str
 ) -> None:
     change_config(engine, section, **values)
     status, checks = verify(engine)
@@ -179,7 +178,7 @@ def test_limits_that_upstreams_own_file_contradicts_fail_without_loading(
 
 
 def test_what_upstreams_file_does_not_say_is_not_held_against_the_engine(
-    engine: Path, model_dir: Path, verify: Any
+    engine: Path, model_dir: Path, verify: Verify
 ) -> None:
     change_config(engine, "build_config", plugin_config={})
     status, checks = verify(engine, "--model", model_dir)
@@ -187,7 +186,7 @@ def test_what_upstreams_file_does_not_say_is_not_held_against_the_engine(
     assert checks["build_config.plugin_config.use_paged_context_fmha"]["outcome"] == "not checked"
 
 
-def test_a_missing_rank_fails(engine: Path, verify: Any) -> None:
+def test_a_missing_rank_fails(engine: Path, verify: Verify) -> None:
     manifest = EngineManifest.load(engine)
     (engine / "rank2.engine").unlink()
     files = {name: entry for name, entry in manifest.files.items() if name != "rank2.engine"}
@@ -201,21 +200,15 @@ def test_the_table_says_what_was_not_checked(
     engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     uninstall(tmp_path, monkeypatch)
-    monkeypatch.setattr(sys, "argv", ["build_engine", "verify", str(engine)])
-    with pytest.raises(SystemExit):
-        cli.main()
+    run_program("verify", engine, nvml=FakeNvml())
     shown = capfd.readouterr().out
     assert "not checked" in shown
     assert "Nothing failed, but not everything was checked" in shown
-    assert "The engine is good" not in shown
+    assert "The engine is valid" not in shown
 
 
-def test_inspect_shows_what_the_engine_is_bound_to(
-    engine: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["build_engine", "inspect", str(engine)])
-    with pytest.raises(SystemExit):
-        cli.main()
+def test_inspect_shows_what_the_engine_is_bound_to(engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run_program("inspect", engine)
     shown = capfd.readouterr().out
     assert "3 x SM 90" in shown
     assert "TensorRT-LLM 1.2.1" in shown

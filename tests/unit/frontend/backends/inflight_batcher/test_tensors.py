@@ -1,4 +1,4 @@
-"""What NVIDIA's ensemble is sent, and what of a request is refused under the name that its client knows."""
+"""Tensors for NVIDIA's ensemble, and errors for fields that it has no input for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from frontend.backends.inflight_batcher.tensors import GUIDE, GUIDE_TYPE, NEEDED_INPUTS, request_arrays
+from frontend.backends.inflight_batcher.tensors import GUIDE, GUIDE_TYPE, REQUIRED_INPUTS, request_arrays
 from frontend.request.schemas import CompletionRequest
 from frontend.request.to_parameters import parameters_of
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -14,7 +14,7 @@ from llm_pipeline.protocol.messages import CompletionParameters
 
 GUIDE_INPUTS = {GUIDE_TYPE.name, GUIDE.name}
 INPUTS = {
-    *NEEDED_INPUTS,
+    *REQUIRED_INPUTS,
     *("top_k", "top_p", "temperature", "seed", "stream", "stop_words"),
     *("exclude_input_in_output", "return_num_input_tokens", "end_id", "min_tokens"),
 }
@@ -32,10 +32,10 @@ def sent(inputs: set[str], **fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fields", [{"response_format": JSON_SCHEMA}, {"guided_json": {"type": "object"}}])
-def test_a_guide_reaches_the_ensemble(fields: dict[str, Any]) -> None:
-    found = sent(INPUTS | GUIDE_INPUTS, **fields)
-    assert found[GUIDE_TYPE.name] == [b"json_schema"]
-    assert found[GUIDE.name] == [b'{"type":"object"}']
+def test_guide_is_sent_to_the_ensemble(fields: dict[str, Any]) -> None:
+    tensors = sent(INPUTS | GUIDE_INPUTS, **fields)
+    assert tensors[GUIDE_TYPE.name] == [b"json_schema"]
+    assert tensors[GUIDE.name] == [b'{"type":"object"}']
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_guide_reaches_the_ensemble(fields: dict[str, Any]) -> None:
         ({"priority": 1}, "priority"),
     ],
 )
-def test_what_the_ensemble_lacks_is_refused_by_the_clients_name(fields: dict[str, Any], param: str) -> None:
+def test_field_without_an_input_is_unsupported_under_its_api_name(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(PipelineError) as caught:
         sent(INPUTS, **fields)
     assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, param)

@@ -1,4 +1,4 @@
-"""Chunks made of NVIDIA's responses keep our contract, however the text was cut into responses."""
+"""Chunks from responses of NVIDIA's ensemble follow the API's rules, for any split of the text into responses."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ PIECES = st.lists(st.text(alphabet="ab \n", min_size=1, max_size=4), min_size=1,
 
 
 def completion(
-    most_tokens: int, *, stop: tuple[str, ...] = (), stream: bool = True, **options: object
+    max_tokens: int,
+    *,
+    stop: tuple[str, ...] = (),
+    stream: bool = True,
+    include: bool = False,
+    context_length: int | None = None,
+    is_cumulative: bool = False,
 ) -> CompletionText:
-    include = bool(options.pop("include", False))
     parameters = CompletionParameters(
         "key", "id", prompt_text="x", stop=stop, stream=stream, include_stop_str_in_output=include
     )
-    return CompletionText(
-        parameters,
-        most_tokens=most_tokens,
-        context=options.get("context"),  # type: ignore[arg-type]
-        is_cumulative=bool(options.get("is_cumulative", False)),
-    )
+    return CompletionText(parameters, max_tokens=max_tokens, context_length=context_length, is_cumulative=is_cumulative)
 
 
 def play(text: CompletionText, pieces: list[str], prompt_tokens: int | None = 5) -> list[TextChunk]:
@@ -37,7 +37,7 @@ def joined(chunks: list[TextChunk]) -> str:
 
 
 @given(PIECES, st.integers(0, 3), st.booleans())
-def test_text_reason_and_count_are_those_of_the_whole(pieces: list[str], spare: int, stream: bool) -> None:
+def test_chunks_add_up_to_text_finish_reason_and_count(pieces: list[str], spare: int, stream: bool) -> None:
     chunks = play(completion(len(pieces) + spare, stream=stream), pieces)
     reasons = [chunk.finish_reason for chunk in chunks]
     assert joined(chunks) == "".join(pieces)
@@ -51,14 +51,14 @@ def test_text_reason_and_count_are_those_of_the_whole(pieces: list[str], spare: 
 
 
 @given(PIECES, st.sampled_from(["ab", "b a", "\n\n", "aaa"]), st.booleans())
-def test_a_stop_string_cuts_where_it_stands_in_the_whole_text(pieces: list[str], stop: str, include: bool) -> None:
+def test_stop_string_ends_the_text_where_it_first_matches(pieces: list[str], stop: str, include: bool) -> None:
     whole = "".join(pieces)
     chunks = play(completion(100, stop=(stop,), include=include), pieces)
-    place = whole.find(stop)
-    end = len(whole) if place < 0 else place + (len(stop) if include else 0)
+    start = whole.find(stop)
+    end = len(whole) if start < 0 else start + (len(stop) if include else 0)
     assert joined(chunks) == whole[:end]
     assert chunks[-1].finish_reason is FinishReason.STOP
-    if place >= 0:
+    if start >= 0:
         read = ""
         needed = next(count for count, piece in enumerate(pieces, 1) if stop in (read := read + piece))
         assert chunks[-1].completion_tokens == needed
@@ -66,25 +66,25 @@ def test_a_stop_string_cuts_where_it_stands_in_the_whole_text(pieces: list[str],
 
 @given(st.text(min_size=1, max_size=12).filter(lambda text: "\ufffd" not in text and "\ud800" not in text))
 def test_cumulative_text_has_no_broken_characters(whole: str) -> None:
-    """tensorrt_llm_bls with accumulate_tokens decodes all bytes so far, half a character included."""
+    """tensorrt_llm_bls with accumulate_tokens decodes all bytes so far, including part of a character."""
     raw = whole.encode("utf-8", errors="replace")
     responses = [raw[:count].decode(errors="replace") for count in range(1, len(raw) + 1)]
     chunks = play(completion(len(raw) + 1, is_cumulative=True), responses)
     assert joined(chunks) == raw.decode()
 
 
-def test_the_responses_tokens_come_one_by_one_until_the_last_few() -> None:
+def test_text_is_sent_with_each_response_until_the_last_few_tokens() -> None:
     text = completion(20)
     assert [text.push("x", 1, 5) is not None for _ in range(16)] == [True] * 16
 
 
-def test_a_full_context_is_a_length_stop() -> None:
-    chunks = play(completion(50, context=8), ["a", "b", "c", "d"])
+def test_full_context_finishes_with_length() -> None:
+    chunks = play(completion(50, context_length=8), ["a", "b", "c", "d"])
     assert (joined(chunks), chunks[-1].finish_reason) == ("abc", FinishReason.LENGTH)
 
 
 @pytest.mark.parametrize("stop", [(), ("never",)])
-def test_a_request_that_was_stopped_is_cancelled(stop: tuple[str, ...]) -> None:
+def test_cancelled_request_finishes_with_cancelled(stop: tuple[str, ...]) -> None:
     text = completion(50, stop=stop)
     text.push("abc", 3, 5)
     text.is_cancelled = True
@@ -93,12 +93,12 @@ def test_a_request_that_was_stopped_is_cancelled(stop: tuple[str, ...]) -> None:
     assert ending.finish_reason is FinishReason.CANCELLED
 
 
-def test_after_the_end_nothing_is_told() -> None:
+def test_no_chunks_after_the_finish_reason() -> None:
     text = completion(50, stop=("b",))
     assert play(text, ["a", "b", "c"])[-1].finish_reason is FinishReason.STOP
     assert text.push("d", 1, None) is None
     assert text.end() is None
 
 
-def test_half_a_character_at_the_length_limit_is_dropped() -> None:
+def test_part_of_a_character_at_the_length_limit_is_dropped() -> None:
     assert joined(play(completion(2), ["a", "\ufffd"])) == "a"
