@@ -11,8 +11,8 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
 from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.protocol.tensors import (
-    DECODE_MODEL,
     CLIENT_ID_PARAMETER,
+    DECODE_MODEL,
     PREPROCESS_MODEL,
     cancel_arrays,
     describe_arrays,

@@ -1,4 +1,4 @@
-"""The config.pbtxt of each model agrees with llm_pipeline/protocol/tensors.py, and the ensemble connects all tensors."""
+"""The config.pbtxt of each model agrees with protocol/tensors.py, and the ensemble connects all tensors."""
 
 from __future__ import annotations
 
