@@ -106,7 +106,7 @@ def edited_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
-def test_field_reaches_the_executor_by_the_page_s_edits_alone(edited_tree: Path) -> None:
+def test_edits_of_the_page_bring_the_field_to_the_executor(edited_tree: Path) -> None:
     assert json.loads(run(edited_tree, "-c", SEND_A_REQUEST)) == {
         "set": 1.5,
         "omitted": 0.0,
@@ -127,7 +127,7 @@ def test_command_adds_the_tensor_to_both_models(edited_tree: Path) -> None:
     assert 'input_map { key: "top_n_sigma" value: "top_n_sigma" }' in configs["ensemble"]
 
 
-def test_page_counts_every_file_that_names_a_field_like_the_example() -> None:
+def test_existing_field_is_named_only_in_the_page_s_places_and_executors() -> None:
     """An existing field stands in the page's places and in the executors that honour it, and nowhere else."""
     edited = set(re.findall(r"^\+\+\+ (\S+)$", PAGE, re.MULTILINE))
     generated = {"model_repository/preprocess/config.pbtxt", "model_repository/ensemble/config.pbtxt"}

@@ -33,6 +33,7 @@ def test_default_is_that_of_the_message(field: RequestField) -> None:
 def test_neutral_value_is_the_default_of_sampling_params(field: NumberField) -> None:
     assert field.neutral == getattr(SamplingParams(), field.name)
     assert field.range is not None
+    assert field.neutral is not None
     assert field.neutral in field.range
 
 

@@ -99,7 +99,7 @@ def test_parameters_survive(parameters: CompletionParameters) -> None:
         cumulative_logprob=st.none() | st.floats(-50, 0, width=32),
     )
 )
-def test_a_text_chunk_survives_tritons_raw_form(chunk: TextChunk) -> None:
+def test_text_chunk_survives_raw_contents(chunk: TextChunk) -> None:
     assert tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(chunk))) == chunk
 
 
@@ -126,12 +126,12 @@ def test_empty_words_are_padding() -> None:
     assert padded == CompletionParameters(request_key="key", request_id="id", prompt_text="Hi")
 
 
-def test_names_of_earlier_releases_mean_the_same() -> None:
+def test_former_tensor_names_are_accepted() -> None:
     assert from_nvidia(random_seed=[7], min_length=[3]) == from_nvidia(seed=[7], min_tokens=[3])
     assert from_nvidia(random_seed=[7], seed=[8]).seed == 8
 
 
-def test_wishes_that_are_granted_anyway_change_nothing() -> None:
+def test_ignored_inputs_change_nothing() -> None:
     granted = from_nvidia(
         return_num_input_tokens=[True],
         return_num_output_tokens=[True],
@@ -144,12 +144,12 @@ def test_wishes_that_are_granted_anyway_change_nothing() -> None:
     assert granted == from_nvidia()
 
 
-def test_tokens_named_by_id_are_told_by_id() -> None:
+def test_tokens_as_ids_imply_token_ids() -> None:
     parameters = from_nvidia(return_tokens_as_token_ids=[True])
     assert (parameters.return_token_ids, parameters.return_tokens_as_token_ids) == (True, True)
 
 
-def test_the_input_in_the_output_is_an_echo() -> None:
+def test_exclude_input_false_is_echo() -> None:
     assert from_nvidia(exclude_input_in_output=[False]).echo
 
 
@@ -168,20 +168,20 @@ def test_biased_words_come_with_their_weights() -> None:
         ({"guided_decoding_guide_type": [b"xml"]}, ErrorCode.VALUE_OUT_OF_RANGE, "guided_decoding_guide_type"),
     ],
 )
-def test_what_is_not_there_is_refused_by_name(values: dict[str, Any], code: ErrorCode, param: str) -> None:
+def test_unsupported_tensor_values_are_rejected_by_name(values: dict[str, Any], code: ErrorCode, param: str) -> None:
     with pytest.raises(PipelineError) as caught:
         from_nvidia(**values)
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
-def test_text_is_not_touched_on_its_way() -> None:
+def test_text_is_unchanged() -> None:
     for text in (" leading space", "", "\x00\n", "日本語 😀 \ufffd", "x" * 100_000):
         assert (
             tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(TextChunk(text, 1)))).text == text
         )
 
 
-def test_a_stop_message_names_its_request() -> None:
+def test_cancel_message_has_the_request_key() -> None:
     assert tensors.cancelled_key(reader(tensors.cancel_arrays("the key"))) == "the key"
     assert tensors.cancelled_key(reader(wire_json.request_to_arrays(make_request()))) is None
 
@@ -191,7 +191,7 @@ def test_a_stop_message_names_its_request() -> None:
 LEAST = CompletionParameters(request_key="key", request_id="id", prompt_text="hello")
 
 
-def test_neither_what_the_client_left_out_nor_what_it_wants_anyway_is_sent() -> None:
+def test_unset_fields_and_defaults_are_not_sent() -> None:
     names = {spec.name for spec, _ in tensors.parameters_to_arrays(LEAST)}
     assert names == {"text_input", "request_key"}
 
@@ -205,12 +205,12 @@ def test_neither_what_the_client_left_out_nor_what_it_wants_anyway_is_sent() -> 
         (TextChunk("", 3, finish_reason=FinishReason.STOP), False),
     ],
 )
-def test_a_silent_chunk_is_known_from_its_raw_response(chunk: TextChunk, is_silent: bool) -> None:
+def test_silent_chunk_is_recognised_from_its_raw_response(chunk: TextChunk, is_silent: bool) -> None:
     arrived = tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(chunk)))
     assert arrived.is_silent == chunk.is_silent == is_silent
 
 
-def test_only_a_prompt_has_to_be_sent() -> None:
+def test_only_a_prompt_is_required() -> None:
     parameters = parameters_of(
         [(FIELDS_BY_NAME["prompt_text"].tensor, array(FIELDS_BY_NAME["prompt_text"].tensor, "hello"))]
     )
@@ -218,12 +218,12 @@ def test_only_a_prompt_has_to_be_sent() -> None:
 
 
 @pytest.mark.parametrize(("sent", "arrives"), [(-1, 2**64 - 1), (INT64_MIN, 2**63), (INT64_MAX, INT64_MAX), (0, 0)])
-def test_a_seed_travels_with_all_its_bits(sent: int, arrives: int) -> None:
+def test_seed_keeps_all_bits(sent: int, arrives: int) -> None:
     parameters = CompletionParameters("key", "id", prompt_text="x", seed=sent)
     assert parameters_of(tensors.parameters_to_arrays(parameters)).seed == arrives
 
 
-def test_a_top_k_beyond_int32_means_the_same_as_the_largest() -> None:
+def test_top_k_beyond_int32_becomes_the_maximum() -> None:
     parameters = CompletionParameters("key", "id", prompt_text="x", top_k=INT64_MAX)
     assert parameters_of(tensors.parameters_to_arrays(parameters)).top_k == INT32_MAX
 
@@ -233,7 +233,7 @@ def test_one_empty_stop_word_is_the_padding_of_nvidias_clients() -> None:
     assert parameters.stop == ()
 
 
-def test_an_empty_list_of_ids_is_an_empty_prompt_and_not_a_missing_one() -> None:
+def test_empty_list_of_ids_is_an_empty_prompt_not_a_missing_one() -> None:
     assert (
         parameters_of([(FIELDS_BY_NAME["token_ids"].tensor, array(FIELDS_BY_NAME["token_ids"].tensor, []))]).token_ids
         == ()
@@ -285,7 +285,7 @@ def test_every_array_has_the_dtype_and_the_shape_of_its_tensor(spec: TensorSpec,
         *("bad text", "bad stop word", "bad key"),
     ],
 )
-def test_arrays_that_are_no_request_are_refused_by_name(name: str, values: Any, expected_message: str) -> None:
+def test_malformed_arrays_are_rejected_by_name(name: str, values: Any, expected_message: str) -> None:
     with pytest.raises(PipelineError, match=expected_message) as caught:
         tensors.parameters_from_arrays({name: values}.get, request_id="id", new_key="key")
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_TYPE, name)

@@ -72,7 +72,7 @@ def test_a_token_chunks_error_survives(code: ErrorCode, message: str, param: str
     assert (arrived.error.code, arrived.error.message, arrived.error.param) == (code, message, param)
 
 
-def test_an_error_that_can_not_be_read_back_still_ends_the_request() -> None:
+def test_unreadable_error_still_ends_the_request() -> None:
     chunk = TokenChunk("key", 0, (), error=PipelineError(ErrorCode.INVALID_TYPE, "wrong", param="not a name!"))
     arrived = wire_json.token_chunk_from_arrays(reader(wire_json.token_chunk_to_arrays(chunk)))
     assert arrived.error is not None
@@ -93,19 +93,19 @@ def test_an_error_that_can_not_be_read_back_still_ends_the_request() -> None:
         | st.builds(PromptLogprobs, values=st.lists(log_probs, max_size=5).map(tuple), tops=tops),
     )
 )
-def test_a_chunk_with_log_probs_survives(chunk: TokenChunk) -> None:
+def test_token_chunk_with_logprobs_survives(chunk: TokenChunk) -> None:
     assert wire_json.token_chunk_from_arrays(reader(wire_json.token_chunk_to_arrays(chunk))) == chunk
 
 
 @pytest.mark.parametrize("sent", [None, b"", b"{}", b"no json", b"\xff", b'{"key": "k", "prompt_ids": ["a"]}'])
-def test_decode_refuses_a_request_that_preprocess_did_not_make(sent: bytes | None) -> None:
+def test_decode_rejects_requests_not_made_by_preprocess(sent: bytes | None) -> None:
     arrays = [] if sent is None else [(tensors.REQUEST, array(tensors.REQUEST, sent))]
     with pytest.raises(PipelineError, match="preprocess"):
         wire_json.request_from_arrays(reader(arrays))
 
 
 @pytest.mark.parametrize("address", [["x"], 5, {"a": 1}], ids=str)
-def test_an_address_of_a_wrong_type_is_no_address(address: object) -> None:
+def test_ack_address_of_a_wrong_type_is_ignored(address: object) -> None:
     """Direct callers of postprocess may send anything; acks for other clients must continue."""
     wire = orjson.dumps({"key": "key", "index": 0, "token_ids": [], "ack_address": address})
     chunk = np.array([wire], dtype=np.object_)
