@@ -11,8 +11,8 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
 from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.protocol.tensors import (
+    CLIENT_ID_PARAMETER,
     DECODE_MODEL,
-    OWNER_PARAMETER,
     PREPROCESS_MODEL,
     cancel_arrays,
     describe_arrays,
@@ -41,7 +41,7 @@ class TritonGenerator:
             self._model,
             parameters_to_arrays(parameters),
             parameters.request_id,
-            parameters={OWNER_PARAMETER: self._heartbeat.client_id},
+            parameters={CLIENT_ID_PARAMETER: self._heartbeat.client_id},
         )
         with self._heartbeat:
             async for response in self._channel.infer(request):

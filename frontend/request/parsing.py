@@ -113,7 +113,7 @@ def _check_names(document: Mapping[str, Any], is_strict: bool) -> int:
             continue
         if not unsupported_fields.is_known(name):
             unknown.append(name)
-        elif not unsupported_fields.is_neutral(name, value):
+        elif not unsupported_fields.is_no_op(name, value):
             raise _unsupported(name)
     unknown += _check_stream_options(document.get("stream_options"))
     if unknown and is_strict:
@@ -128,8 +128,8 @@ def _check_stream_options(options: Any) -> list[str]:
         return []
     unknown = []
     for name, value in options.items():
-        if name in unsupported_fields.STREAM_OPTIONS_NEUTRAL_VALUES:
-            if not unsupported_fields.is_neutral_stream_option(name, value):
+        if name in unsupported_fields.STREAM_OPTIONS_NO_OP_VALUES:
+            if not unsupported_fields.is_no_op_stream_option(name, value):
                 raise _unsupported(f"stream_options.{name}")
         elif name not in _STREAM_FIELDS:
             unknown.append(f"stream_options.{name}")

@@ -1,7 +1,7 @@
-"""The ways in which clients ask for structured output, and the one Guide that each comes down to.
+"""Converts the request fields of structured output to a Guide.
 
-`response_format` is OpenAI's, `structured_outputs` vLLM's, and `guided_*` what vLLM had before. Whether a schema or a
-grammar can be used is preprocess's word; here only the form is checked.
+`response_format` is OpenAI's field, `structured_outputs` vLLM's, and `guided_*` are vLLM's former ones. Only the form
+is checked here; preprocess checks whether the schema or grammar is supported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _schema_guide(value: Any) -> Guide:
         return Guide(GuideType.JSON_SCHEMA, value)
     if isinstance(value, dict):
         return Guide(GuideType.JSON_SCHEMA, orjson.dumps(value).decode())
-    raise _error("must be a JSON schema: an object, or a string that holds one")
+    raise _error("must be a JSON schema: an object, or a string that contains one")
 
 
 def _regex_guide(value: Any) -> Guide:
@@ -51,13 +51,13 @@ def _choice_guide(value: Any) -> Guide:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise _error("must be a list of strings")
     if not 1 <= len(value) <= MAX_CHOICES_OF_GUIDE or not all(value):
-        message = f"must hold 1 to {MAX_CHOICES_OF_GUIDE} strings, none of them empty"
+        message = f"must contain 1 to {MAX_CHOICES_OF_GUIDE} non-empty strings"
         raise _error(message, ErrorCode.VALUE_OUT_OF_RANGE)
     return Guide(GuideType.REGEX, "|".join(map(_escaped, value)))
 
 
 def _escaped(text: str) -> str:
-    """`text` as a regular expression that matches it alone. Python's re.escape writes what Rust's syntax refuses."""
+    """A regular expression that matches only `text`. The result of Python's re.escape is invalid in Rust's syntax."""
     return "".join(f"\\{character}" if character in _REGEX_SYNTAX else character for character in text)
 
 
@@ -70,16 +70,16 @@ def _response_format(value: Any) -> Guide | None:
     if kind == "json_object":
         return Guide(GuideType.JSON_SCHEMA, _ANY_OBJECT)
     if kind == "json_schema":
-        described = value.get("json_schema")
-        if not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
+        json_schema = value.get("json_schema")
+        if not isinstance(json_schema, dict) or not isinstance(json_schema.get("schema"), dict):
             raise _error("of type json_schema must have an object json_schema with an object schema in it")
-        return _schema_guide(described["schema"])
+        return _schema_guide(json_schema["schema"])
     raise _error("must have the type text, json_object or json_schema", ErrorCode.VALUE_OUT_OF_RANGE)
 
 
 def _json_object(value: Any) -> Guide | None:
     if not isinstance(value, bool):
-        raise _error("must have true or false as json_object")
+        raise _error("must have a boolean json_object")
     return Guide(GuideType.JSON_SCHEMA, _ANY_OBJECT) if value else None
 
 
@@ -95,12 +95,12 @@ _FORMS = {
 def _structured_outputs(value: Any) -> Guide | None:
     if not isinstance(value, dict):
         raise _error("must be an object")
-    given = {name: form for name, form in value.items() if form is not None}
-    unknown = given.keys() - _FORMS.keys()
-    if unknown or len(given) > 1:
-        message = f"must hold one of {', '.join(_FORMS)}, and nothing else"
+    forms = {name: form for name, form in value.items() if form is not None}
+    unknown = forms.keys() - _FORMS.keys()
+    if unknown or len(forms) > 1:
+        message = f"must contain one of {', '.join(_FORMS)}, and nothing else"
         raise _error(message, ErrorCode.VALUE_OUT_OF_RANGE)
-    return next((_FORMS[name](form) for name, form in given.items()), None)
+    return next((_FORMS[name](form) for name, form in forms.items()), None)
 
 
 _OBJECT = {"type": "object"}

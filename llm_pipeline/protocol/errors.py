@@ -1,10 +1,11 @@
-"""Every way a request can fail: one table, one exception, and its form on the wire between Triton and the front end.
+"""The errors of a request: their table, their exception, and its wire format between Triton and the front end.
 
 An error is raised as `PipelineError(ErrorCode.X, message)`. Its HTTP status and type come from `ERRORS`, the only place
 that pairs them with a code. Triton carries errors as one string, so `to_wire` puts the code and the parameter in front
-of the message and `from_wire` reads them back, whatever Triton wrote before them ("in ensemble 'ensemble', ...").
+of the message, and `from_wire` finds them after any prefix of Triton's ("in ensemble 'ensemble', ...").
 
-Messages say what was wrong, the limit and the fix. They never hold the prompt, a path, a traceback or engine internals.
+Messages state the cause, the limit and the action to take. They never contain the prompt, a path, a traceback or
+engine internals.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from functools import partial
 
 
 class ErrorCode(str, Enum):
-    """The `error.code` that clients see. The contract's error table names most of them."""
+    """The `error.code` in responses to clients."""
 
     INVALID_JSON = "invalid_json"
     MISSING_REQUIRED_PARAMETER = "missing_required_parameter"
@@ -46,7 +47,7 @@ class ErrorCode(str, Enum):
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """What HTTP says about a code: status, `error.type`, the problem+json title, and whether a retry can help."""
+    """The HTTP form of a code: status, `error.type`, the problem+json title, and whether a retry can help."""
 
     status: int
     type: str
@@ -91,7 +92,7 @@ _WIRE = re.compile(
 class PipelineError(Exception):
     """A request that ends with an error instead of a finish reason.
 
-    `param` is the request field at fault, as the client wrote it, or None. `retry_after_s` is a hint in seconds.
+    `param` is the invalid request field, under the client's name for it, or None. `retry_after_s` is a hint in seconds.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class PipelineError(Exception):
 
     @classmethod
     def from_wire(cls, text: str) -> PipelineError | None:
-        """The error inside a Triton error message, or None when the message is none of ours."""
+        """The error in a Triton error message, or None if the message is not one of ours."""
         match = _WIRE.search(text)
         if match is None:
             return None
@@ -137,9 +138,9 @@ class PipelineError(Exception):
 
 
 def internal_error() -> PipelineError:
-    """The error for our own faults: the cause goes to the log, never to the client."""
+    """The error for internal failures. The cause goes to the log, never to the client."""
     return PipelineError(
         ErrorCode.INTERNAL_ERROR,
-        "The server failed to handle this request. The fault is on our side; "
-        "quote the x-request-id header when you report it.",
+        "The server failed to handle this request because of an internal error. "
+        "Quote the x-request-id header when you report it.",
     )

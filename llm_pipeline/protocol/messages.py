@@ -1,7 +1,7 @@
-"""The frozen messages that travel between stages, in the order in which a request meets them.
+"""The frozen messages between the stages, in the order of a request's life.
 
 HTTP -> CompletionParameters -> (preprocess) -> GenerationRequest -> (executor) -> StepOutput -> (decode) -> TokenChunk
--> (postprocess) -> TextChunk -> SSE. Nothing here knows Triton, HTTP or an engine.
+-> (postprocess) -> TextChunk -> SSE. This module depends on neither Triton, HTTP nor an engine.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TypeAlias
 from llm_pipeline.protocol.errors import PipelineError
 
 GUIDE_PARAM = "guided_decoding_guide"
-"""What errors about a guide name; the front end puts its client's own name for it in that place."""
+"""The `param` of errors about a guide. The front end replaces it with the field that the client used."""
 
 
 class FinishReason(str, Enum):
-    """Why a request ended. CANCELLED never reaches a client: whoever cancelled is not listening any more."""
+    """Why a request ended. CANCELLED never reaches a client, because its connection is closed."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -29,10 +29,11 @@ class FinishReason(str, Enum):
 
 @dataclass(frozen=True)
 class CompletionParameters:
-    """One prompt and how to complete it, as the client asked for it; None means the client left it out.
+    """One prompt and the parameters of its completion, as the client sent them; None means the client omitted it.
 
-    Exactly one of `text` and `token_ids` is set. `request_key` names the request inside the pipeline: ours, unique,
-    and never the client's request id, which may repeat. `seed` is an int64 as clients write it.
+    Exactly one of `prompt_text` and `token_ids` is set. `request_key` identifies the request inside the pipeline. It is
+    generated and unique; the client's request id may repeat. `seed` is an int64. The wire form of each field is in
+    fields.py.
     """
 
     request_key: str
@@ -49,37 +50,37 @@ class CompletionParameters:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     return_token_ids: bool = False
-    return_tokens_as_token_ids: bool = False  # in lists of log probs; goes with return_token_ids
+    return_tokens_as_token_ids: bool = False  # in logprobs; implies return_token_ids
     stream: bool = False
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what to add to its logit
-    bias_words: tuple[tuple[str, float], ...] = ()  # the same for every token of a text
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, number added to its logit
+    bias_words: tuple[tuple[str, float], ...] = ()  # the same for each token of a text
     bad_words: tuple[str, ...] = ()
     min_tokens: int | None = None
     ignore_eos: bool = False
-    end_id: int | None = None  # instead of the model's own end tokens
+    end_id: int | None = None  # replaces the model's own end tokens
     stop_token_ids: tuple[int, ...] = ()
-    truncate_prompt_tokens: int | None = None  # keep the last ones; -1: as many as the context takes
+    truncate_prompt_tokens: int | None = None  # keep the last tokens; -1: those that fit the context
     add_special_tokens: bool = True
-    priority: int | None = None  # as vLLM has it: any integer, lower goes first, 0 when left out
-    num_logprobs: int | None = None  # of each token and of so many most likely ones, in OpenAI's form
-    return_logprob_values: bool = False  # of each token, as numbers
-    echo: bool = False  # the prompt is in front of the text
-    suffix: str | None = None  # what comes after the completion
+    priority: int | None = None  # of vLLM: any integer, lower goes first, 0 if omitted
+    num_logprobs: int | None = None  # most likely tokens per position, in OpenAI's form
+    return_logprob_values: bool = False  # logprob of each token, as numbers
+    echo: bool = False  # return the prompt before the completion
+    suffix: str | None = None  # text after the completion
     guide: Guide | None = None
-    guide_param: str = GUIDE_PARAM  # the client's name for it; for errors, and not sent on
+    guide_param: str = GUIDE_PARAM  # the client's name of the guide, for errors; not sent to Triton
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to pick each token; every value is set, in range, and normalised.
+    """Sampling params of a request; every value is set, in range and normalised.
 
-    Greedy means temperature 0, top_p 0 or top_k 1 was asked for; temperature, top_k, top_p, min_p and seed then have no
-    effect. `top_k` 0 is off. `seed` is a uint64; requests without one got a random one.
+    `is_greedy`: temperature 0, top_p 0 or top_k 1 was requested; temperature, top_k, top_p, min_p and seed then have no
+    effect. `top_k` 0 is off. `seed` is a uint64, random if the request had none.
 
-    What stands after `seed` has neutral defaults; an executor that can't do one refuses it by name (executors/port.py).
+    The fields after `seed` have neutral defaults. An executor rejects those that it does not support (capabilities.py).
     """
 
     is_greedy: bool = True
@@ -91,13 +92,13 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    min_tokens: int = 0  # no end token before as many
-    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what to add to its logit
+    min_tokens: int = 0  # minimum number of tokens before an end token is allowed
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, number added to its logit
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not appear
 
 
 class GuideType(str, Enum):
-    """What a guide is written in. JSON is any JSON value, without a text."""
+    """The language of a guide. JSON is any JSON value, without a source."""
 
     JSON = "json"
     JSON_SCHEMA = "json_schema"
@@ -111,7 +112,7 @@ class GuideType(str, Enum):
 
 @dataclass(frozen=True)
 class Guide:
-    """What the generated text must follow."""
+    """A constraint on the generated text."""
 
     type: GuideType
     source: str | None = None  # the schema, the expression, the grammar
@@ -119,18 +120,18 @@ class Guide:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What postprocess needs to know about a request; rides along with its first chunk.
+    """Options of a request for postprocess. The first chunk carries them.
 
-    With `min_tokens`, stop strings match only in what comes after so many tokens. `shown_end_ids` are end tokens whose
-    text is shown when a request ends with one.
+    Stop strings match only after the first `min_tokens` tokens. `visible_stop_token_ids` are stop tokens whose text is
+    part of the completion if the request ends with one.
 
-    `log_probs` is how many most likely tokens are told beside each token's own log prob, None for no such list;
-    `returns_values` asks for the bare numbers. `echo_ids` is the prompt when it is to be in front of the text, and
-    `echo_text` how its client wrote it, unless that was in ids.
+    `num_logprobs` is the number of most likely tokens listed for each position, None for no list;
+    `return_logprob_values` requests the logprobs as numbers. `echo_ids`: the prompt, if it is echoed. `echo_text`: the
+    original prompt text; None if the prompt was token ids.
 
-    `context_ids` are the last tokens of a token-id prompt when it may end inside a character (else empty): the
-    generated bytes may complete that character. `is_text_start` says that the prompt holds no text, only special
-    tokens, so that a SentencePiece-style tokenizer drops the first space, as it would when decoding the whole.
+    `context_ids` are the last tokens of a token-id prompt, which may end inside a character that the generated bytes
+    complete (else empty). `is_text_start`: the prompt contains only special tokens, so a SentencePiece-style tokenizer
+    drops the first space, as it does when decoding the whole text.
     """
 
     stop: tuple[str, ...] = ()
@@ -153,24 +154,24 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A validated request: its type says that nothing downstream needs to check it again.
+    """A validated request: nothing downstream checks it again.
 
-    `prompt_ids` fit the vocabulary, and `len(prompt_ids) + max_tokens` fits the engine's context. `max_tokens` 0 makes
-    no token; executors get it only with `prompt_log_probs`.
+    `prompt_ids` are in the vocabulary, and `len(prompt_ids) + max_tokens` fits the engine's context. `max_tokens` 0
+    generates no token; executors receive it only with `return_prompt_logprobs`.
     """
 
     key: str
     prompt_ids: tuple[int, ...]
     max_tokens: int
     sampling: SamplingParams
-    stop_token_ids: tuple[int, ...] = ()  # any of these ends the request with STOP; it is the last token handed back
+    stop_token_ids: tuple[int, ...] = ()  # any of these ends the request with STOP; it is the last token returned
     text_options: TextOptions = field(default_factory=TextOptions)
-    # An executor may end the request with STOP as soon as it makes one of these; whether a stop string is in the text
-    # remains postprocess's word, because text tokenizes in more than one way.
+    # A hint: an executor may end the request with STOP once it generates one of these. Postprocess decides whether a
+    # stop string is in the text, because text tokenizes in more than one way.
     stop_token_sequences: tuple[tuple[int, ...], ...] = ()
-    return_logprobs: bool = False  # of each token handed back
-    num_top_logprobs: int = 0  # with them, those of so many most likely tokens at each place
-    return_prompt_logprobs: bool = False  # with them, those of the prompt's tokens, in the first step
+    return_logprobs: bool = False  # of each token returned
+    num_top_logprobs: int = 0  # with return_logprobs: number of most likely tokens per position
+    return_prompt_logprobs: bool = False  # with return_logprobs: also of the prompt's tokens, in the first step
     guide: Guide | None = None
     urgency: float = 0.5  # 0 to 1; higher goes first
     time_limit_s: float | None = None  # from submit; then the request fails with DEADLINE_EXCEEDED
@@ -178,14 +179,14 @@ class GenerationRequest:
 
 
 TopLogprobs: TypeAlias = "tuple[tuple[int, ...], tuple[float, ...]]"
-"""The most likely tokens at one place, most likely first: their ids, and their log probs."""
+"""The most likely tokens at one position, most likely first: their ids and their logprobs (natural logarithms)."""
 
 
 @dataclass(frozen=True)
 class PromptLogprobs:
-    """Log probs of a prompt's tokens from the second on: nothing comes before the first, so it has none.
+    """Logprobs of a prompt's tokens, starting with the second: the first has no context to be predicted from.
 
-    `tops` goes with `values`, or is empty when nobody asked for the most likely tokens.
+    `tops` has the length of `values`, or is empty if the most likely tokens were not requested.
     """
 
     values: tuple[float | None, ...] = ()
@@ -194,11 +195,11 @@ class PromptLogprobs:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one engine step made for one request: no, one or several new tokens, and at most one ending.
+    """The output of one engine step for one request: zero or more new tokens, and at most one ending.
 
-    `token_ids` includes the end-of-sequence token. After a step with a finish reason or an error, no more come.
-    `log_probs` goes with `token_ids` when the request asked for it; None where the engine has none to give. So does
-    `top_log_probs`, when the request asked for some.
+    `token_ids` includes the end token. A step with a finish reason or an error is the last one. `logprobs` and
+    `top_logprobs` have the length of `token_ids` if they were requested, else they are empty. A logprob is a natural
+    logarithm, None if the engine has none.
     """
 
     key: str
@@ -216,11 +217,11 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class TokenChunk:
-    """Steps of one request that travel together from decode to postprocess. `index` counts them from 0.
+    """Step outputs of one request that decode sends to postprocess together. `index` counts chunks from 0.
 
-    The first carries the request's text options, and the prompt's log probs if those were asked for. The last carries
-    its finish reason or its error. Log probs are as in StepOutput. `ack_address` is where postprocess says that it has
-    handled the chunk (flow_control.py).
+    The first chunk carries the request's text options, and the prompt's logprobs if requested. The last one carries
+    the finish reason or the error. Logprobs are as in StepOutput. `ack_address` is the address to which postprocess
+    sends an ack for the chunk (flow_control.py).
     """
 
     key: str
@@ -241,14 +242,14 @@ class TokenChunk:
 
 @dataclass(frozen=True)
 class TextChunk:
-    """New text of one request, as the front end gets it.
+    """New text of one request, for the front end.
 
-    `completion_tokens` counts all tokens so far, these included. `token_ids` are the new ones when they were asked
-    for. `prompt_tokens` is set on the first chunk and on the last. Exactly one chunk has a finish reason: the last.
+    `completion_tokens` counts all tokens so far, including these. `token_ids` are the new ones, if requested.
+    `prompt_tokens` is set on the first chunk and the last. Only the last chunk has a finish reason.
 
-    `log_probs` is JSON: OpenAI's `logprobs` object of the tokens whose text this chunk holds. `token_log_probs` are the
-    numbers of the new tokens when those were asked for, NaN where there is none; `cum_log_prob`, on the last chunk, is
-    the sum over the whole completion.
+    `logprobs_json` is OpenAI's `logprobs` object of the tokens whose text this chunk contains. `token_logprobs` are
+    those of the new tokens as numbers, if requested; NaN if the engine has none. `cumulative_logprob`, on the last
+    chunk, is their sum over the whole completion.
     """
 
     text: str
@@ -262,5 +263,5 @@ class TextChunk:
 
     @property
     def is_silent(self) -> bool:
-        """Whether there is nothing new in it: text is held back, or the request is over already."""
+        """Whether the chunk has nothing new, because text is held back or the request is already over."""
         return not (self.text or self.token_ids or self.finish_reason)

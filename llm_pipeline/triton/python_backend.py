@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 from llm_pipeline.protocol.arrays import Array, TensorReader, TensorSpec
 from llm_pipeline.protocol.errors import PipelineError, internal_error
 from llm_pipeline.protocol.messages import TokenChunk
-from llm_pipeline.protocol.tensors import OWNER_PARAMETER, cancel_arrays
+from llm_pipeline.protocol.tensors import CLIENT_ID_PARAMETER, cancel_arrays
 from llm_pipeline.protocol.wire_json import token_chunk_to_arrays
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL

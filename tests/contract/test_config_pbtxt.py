@@ -1,4 +1,4 @@
-"""Each model's config.pbtxt says what llm_pipeline/protocol/tensors.py says, and the ensemble connects all of it."""
+"""The config.pbtxt of each model agrees with protocol/tensors.py, and the ensemble connects all tensors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from llm_pipeline.protocol import tensors
 from llm_pipeline.protocol.arrays import TensorSpec
+from llm_pipeline.triton.config_pbtxt import with_tensors
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 MODELS = {
@@ -41,6 +42,12 @@ def test_a_model_has_one_version_and_the_ensemble_an_empty_one(model: str) -> No
     assert {path.name for path in directory.iterdir()} == {"1", "config.pbtxt"}
     files = {path.name for path in (directory / "1").iterdir() if path.name != "__pycache__"}
     assert files == ({".gitkeep"} if model == tensors.ENSEMBLE_MODEL else {"model.py"})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_command_changes_nothing(model: str) -> None:
+    text = (MODEL_REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
+    assert with_tensors(model, text) == text, "run python -m llm_pipeline.triton.config_pbtxt"
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -85,7 +92,7 @@ def test_a_stage_has_one_instance_on_the_cpu_and_does_not_wait_for_batches(model
 
 
 # Messages to one model alone, and what it answers.
-BESIDE_THE_ENSEMBLE = {tensors.STOP.name, tensors.RENEW.name, tensors.DESCRIBE.name, tensors.DESCRIPTION.name}
+OUTSIDE_THE_ENSEMBLE = {tensors.STOP.name, tensors.RENEW.name, tensors.DESCRIBE.name, tensors.DESCRIPTION.name}
 
 
 def steps() -> dict[str, pb.ModelEnsembling.Step]:
@@ -99,8 +106,8 @@ def test_the_ensemble_runs_the_three_stages_in_order() -> None:
 @pytest.mark.parametrize("model", STAGES)
 def test_a_step_maps_every_tensor_of_its_model(model: str) -> None:
     inputs, outputs = MODELS[model]
-    assert set(steps()[model].input_map) == {spec.name for spec in inputs} - BESIDE_THE_ENSEMBLE
-    assert set(steps()[model].output_map) == {spec.name for spec in outputs} - BESIDE_THE_ENSEMBLE
+    assert set(steps()[model].input_map) == {spec.name for spec in inputs} - OUTSIDE_THE_ENSEMBLE
+    assert set(steps()[model].output_map) == {spec.name for spec in outputs} - OUTSIDE_THE_ENSEMBLE
 
 
 def test_the_first_step_takes_the_ensembles_inputs_and_the_last_gives_its_outputs() -> None:

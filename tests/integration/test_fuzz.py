@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from frontend.request.schemas import CompletionRequest
-from frontend.request.unsupported_fields import NEUTRAL_VALUES
+from frontend.request.unsupported_fields import NO_OP_VALUES
 from tests.support.load import stream
 from tests.support.stack import MODEL, RunningStack
 
@@ -27,7 +27,7 @@ BODIES = int(os.environ.get("FUZZ_BODIES", "400"))
 SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
 CONNECTIONS = 8
 ANSWER_LIMIT_S = 20.0
-NAMES = [*CompletionRequest.model_fields, *NEUTRAL_VALUES, "x", ""]
+NAMES = [*CompletionRequest.model_fields, *NO_OP_VALUES, "x", ""]
 STATUSES = {200, 400, 404, 413, 415, 429}
 _TEXTS = ["", " ", "Hello", "\u0000", "\ud83d\ude00", "é" * 50, "<|im_end|>", "\u202e", "a" * 3000, "\n\n", "1" * 400]
 _NUMBERS = [

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from frontend.request.schemas import CompletionRequest
-from frontend.request.unsupported_fields import NEUTRAL_VALUES
+from frontend.request.unsupported_fields import NO_OP_VALUES
 from tests.support.app import MODEL, in_process
 
 INTEGERS = st.integers(-(2**63), 2**64 - 1)  # more is no JSON to orjson
-NAMES = st.sampled_from([*CompletionRequest.model_fields, *NEUTRAL_VALUES, "guided_json", "x"])
+NAMES = st.sampled_from([*CompletionRequest.model_fields, *NO_OP_VALUES, "guided_json", "x"])
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SCALARS = st.none() | st.booleans() | INTEGERS | st.floats(allow_nan=False) | TEXTS
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner), max_leaves=8)

@@ -93,7 +93,7 @@ def refusal(fields: dict[str, Any], *, is_strict: bool = False) -> PipelineError
         ({"truncate_prompt_tokens": -1}, "truncate_prompt_tokens", -1),
         ({"add_special_tokens": False}, "add_special_tokens", False),
         ({"priority": -5}, "priority", -5),
-        ({"user": "somebody"}, "user", "somebody"),
+        ({"user": "some user"}, "user", "some user"),
     ],
 )
 def test_accepted(fields: dict[str, Any], name: str, value: object) -> None:
@@ -206,7 +206,7 @@ def test_missing_fields_are_named(name: str) -> None:
     assert (caught.value.code, caught.value.param) == (ErrorCode.MISSING_REQUIRED_PARAMETER, name)
 
 
-def test_all_broken_rules_are_listed() -> None:
+def test_all_violated_constraints_are_listed() -> None:
     error = refusal({"temperature": 3, "top_p": 2, "prompt": ""})
     locations = [detail.location for detail in error.details]  # type: ignore[attr-defined]
     assert sorted(locations) == ["body.prompt", "body.temperature", "body.top_p"]
@@ -223,7 +223,7 @@ def test_all_broken_rules_are_listed() -> None:
         {"frequency_penalty": 0},
         {"frequency_penalty": 0.0},
         {"logit_bias": {}},
-        {"user": "somebody"},
+        {"user": "some user"},
         {"repetition_penalty": 1.0},
         {"ignore_eos": False},
         {"stop_token_ids": []},
@@ -233,7 +233,7 @@ def test_all_broken_rules_are_listed() -> None:
         {"stream": True, "stream_options": {"include_obfuscation": False}},
     ],
 )
-def test_neutral_values_of_unsupported_fields_are_fine(fields: dict[str, Any]) -> None:
+def test_no_op_values_of_unsupported_fields_are_accepted(fields: dict[str, Any]) -> None:
     read(fields, is_strict=True)
 
 
@@ -250,7 +250,7 @@ def test_neutral_values_of_unsupported_fields_are_fine(fields: dict[str, Any]) -
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ],
 )
-def test_other_values_of_unsupported_fields_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+def test_other_values_of_unsupported_fields_are_rejected_by_name(fields: dict[str, Any], param: str) -> None:
     error = refusal(fields)
     assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, param)
 
@@ -275,15 +275,13 @@ def test_other_values_of_unsupported_fields_are_refused_by_name(fields: dict[str
         ({"guided_json": {}, "guided_regex": "a"}, "guided_regex", ErrorCode.VALUE_OUT_OF_RANGE),
     ],
 )
-def test_structured_output_of_a_wrong_form_is_refused_by_name(
-    fields: dict[str, Any], param: str, code: ErrorCode
-) -> None:
+def test_malformed_structured_output_is_rejected_by_name(fields: dict[str, Any], param: str, code: ErrorCode) -> None:
     error = refusal(fields)
     assert (error.code, error.param) == (code, param)
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=5))
-def test_choices_become_an_expression_that_matches_them_alone(options: list[str]) -> None:
+def test_choices_become_a_regex_that_matches_only_them(options: list[str]) -> None:
     ((_, guide),) = read({"guided_choice": options}).guides.items()
     assert guide.source is not None
     for option in options:
@@ -296,7 +294,7 @@ def test_unknown_fields_are_counted() -> None:
     assert validate(fields, max_choices=8, is_strict=False)[1] == 2
 
 
-def test_strict_servers_refuse_unknown_fields() -> None:
+def test_strict_servers_reject_unknown_fields() -> None:
     error = refusal({"colour": 1}, is_strict=True)
     assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "colour")
 
@@ -349,7 +347,7 @@ def test_depth_is_not_a_matter_of_width() -> None:
     assert len(parse_object(wide)["a"]) == 10_000
 
 
-def test_refusals_hold_no_prompt() -> None:
+def test_errors_do_not_contain_the_prompt() -> None:
     secret = "do-not-repeat-me"
     with pytest.raises(PipelineError) as caught:
         validate({"model": "m", "prompt": [secret, ""]}, max_choices=8, is_strict=False)
@@ -369,7 +367,7 @@ def test_refusals_hold_no_prompt() -> None:
     ],
     ids=["many names", "many prompts", "many ids", "many stops"],
 )
-def test_no_body_takes_long(fields: dict[str, Any]) -> None:
+def test_no_body_takes_long_to_validate(fields: dict[str, Any]) -> None:
     """Nothing grows with the square of the body. The bound is generous: machines are busy."""
     body = {**REQUIRED, **fields}
     started_s = time.process_time()

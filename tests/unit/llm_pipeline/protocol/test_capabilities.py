@@ -1,4 +1,4 @@
-"""What a request may ask for beyond common sampling: every executor does it or refuses it by name."""
+"""Capabilities: every executor supports a field beyond common sampling or rejects it by name."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.support.sample_requests import make_request
 
 COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"}
 COMMON_REQUEST = {"key", "prompt_ids", "max_tokens", "sampling", "stop_token_ids", "text_options"}
-HONOURED_BY_LEAVING_ALONE = {"stop_token_sequences", "cache_salt"}
+IGNORABLE = {"stop_token_sequences", "cache_salt"}
 
-ASKED: dict[str, dict[str, Any]] = {
+EXTENSION_CASES: dict[str, dict[str, Any]] = {
     "repetition_penalty": {"sampling": SamplingParams(repetition_penalty=1.1)},
     "presence_penalty": {"sampling": SamplingParams(presence_penalty=0.5)},
     "frequency_penalty": {"sampling": SamplingParams(frequency_penalty=-0.5)},
@@ -47,12 +47,12 @@ def asking(**fields_of_request: Any) -> GenerationRequest:
     return replace(make_request(), **fields_of_request)
 
 
-def test_every_field_of_the_messages_is_common_an_extension_or_left_alone() -> None:
-    """A field that nobody has thought of would be ignored in silence."""
+def test_every_field_of_the_messages_is_common_or_an_extension_or_ignorable() -> None:
+    """A field without an entry would be ignored silently."""
     assert {field.name for field in fields(SamplingParams)} == COMMON_SAMPLING | set(SAMPLING_EXTENSIONS)
     request_fields = {field.name for field in fields(GenerationRequest)}
-    assert request_fields == COMMON_REQUEST | set(REQUEST_EXTENSIONS) | HONOURED_BY_LEAVING_ALONE
-    assert set(ASKED) == {*SAMPLING_EXTENSIONS, *REQUEST_EXTENSIONS}
+    assert request_fields == COMMON_REQUEST | set(REQUEST_EXTENSIONS) | IGNORABLE
+    assert set(EXTENSION_CASES) == {*SAMPLING_EXTENSIONS, *REQUEST_EXTENSIONS}
 
 
 NOTHING = Capabilities("nothing")
@@ -67,22 +67,22 @@ EVERYTHING = Capabilities(
 )
 
 
-def test_a_plain_request_asks_for_nothing() -> None:
+def test_plain_request_needs_no_extension() -> None:
     check_supported(make_request(), NOTHING)
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_an_extension_is_refused_by_the_clients_name_unless_it_is_supported(name: str) -> None:
+@pytest.mark.parametrize("name", EXTENSION_CASES)
+def test_unsupported_extension_is_rejected_with_the_clients_name(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
-        check_supported(asking(**ASKED[name]), NOTHING)
+        check_supported(asking(**EXTENSION_CASES[name]), NOTHING)
     params = {*SAMPLING_EXTENSIONS, *(extension.param for extension in REQUEST_EXTENSIONS.values())}
     assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
     assert caught.value.param in params
-    check_supported(asking(**ASKED[name]), EVERYTHING)
+    check_supported(asking(**EXTENSION_CASES[name]), EVERYTHING)
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])
-def test_no_more_log_probs_than_the_executor_has(count: int) -> None:
+def test_number_of_logprobs_is_limited_by_the_executor(count: int) -> None:
     request = asking(return_logprobs=True, num_top_logprobs=count)
     check_supported(request, replace(NOTHING, logprobs=count))
     if count:
@@ -91,44 +91,44 @@ def test_no_more_log_probs_than_the_executor_has(count: int) -> None:
         assert caught.value.param == "logprobs"
 
 
-def test_every_executor_that_the_settings_know_has_a_row() -> None:
+def test_every_executor_has_capabilities() -> None:
     assert set(CAPABILITIES) == set(get_args(ExecutorName))
     assert all(row.executor == name for name, row in CAPABILITIES.items())
 
 
 @pytest.mark.parametrize("row", CAPABILITIES.values(), ids=str)
-def test_a_description_survives_its_way_to_the_front_end(row: Capabilities) -> None:
+def test_model_info_survives_json(row: Capabilities) -> None:
     description = ModelInfo(8192, 1000, 16, True, row)
     assert ModelInfo.from_json(description.to_json()) == description
 
 
 @pytest.mark.parametrize(("backend", "has_guides"), [("off", False), ("xgrammar", True)])
-def test_guided_decoding_that_is_off_is_no_capability(backend: str, has_guides: bool) -> None:
+def test_disabled_guided_decoding_is_not_a_capability(backend: str, has_guides: bool) -> None:
     settings = PipelineSettings(engine_dir=Path(), executor="tensorrt_llm", trtllm_guided_decoding=backend)
     assert bool(capabilities_of(settings).guides) == has_guides
 
 
-def test_a_hint_and_a_salt_are_honoured_by_leaving_them_alone() -> None:
+def test_stop_sequence_hint_and_cache_salt_are_ignorable() -> None:
     check_supported(asking(stop_token_sequences=((5, 6),), cache_salt=7), NOTHING)
 
 
 ADMISSION = RequestLimits(vocab_size=100, max_seq_len=64, max_prompt_tokens=32, has_guided_decoding=True)
 
 
-@pytest.mark.parametrize("name", sorted(set(ASKED) - {"num_top_logprobs", "return_prompt_logprobs"}))
-def test_tensorrt_llm_takes_most_of_them(name: str) -> None:
-    ADMISSION.check(asking(**ASKED[name]))
+@pytest.mark.parametrize("name", sorted(set(EXTENSION_CASES) - {"num_top_logprobs", "return_prompt_logprobs"}))
+def test_tensorrt_llm_supports_most_extensions(name: str) -> None:
+    ADMISSION.check(asking(**EXTENSION_CASES[name]))
 
 
 @pytest.mark.parametrize("name", ["num_top_logprobs", "return_prompt_logprobs"])
-def test_tensorrt_llm_has_the_chosen_tokens_log_prob_only(name: str) -> None:
+def test_tensorrt_llm_returns_the_chosen_tokens_logprob_only(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
-        ADMISSION.check(asking(**ASKED[name]))
+        ADMISSION.check(asking(**EXTENSION_CASES[name]))
     assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
 
 
 @pytest.mark.parametrize(
-    ("param", "asked"),
+    ("param", "fields"),
     [
         ("max_tokens", {"max_tokens": 0}),
         ("prompt", {"prompt_ids": ()}),
@@ -150,7 +150,7 @@ def test_tensorrt_llm_has_the_chosen_tokens_log_prob_only(name: str) -> None:
         ("cache_salt", {"cache_salt": -1}),
     ],
 )
-def test_tensorrt_llm_refuses_values_out_of_range_by_name(param: str, asked: dict[str, Any]) -> None:
+def test_tensorrt_llm_rejects_values_out_of_range_by_name(param: str, fields: dict[str, Any]) -> None:
     with pytest.raises(PipelineError) as caught:
-        ADMISSION.check(asking(**asked))
+        ADMISSION.check(asking(**fields))
     assert (caught.value.code, caught.value.param) == (ErrorCode.VALUE_OUT_OF_RANGE, param)

@@ -24,12 +24,12 @@ def test_every_code_has_a_status_and_a_type(code: ErrorCode) -> None:
     assert kind.title
 
 
-def test_the_table_holds_nothing_else() -> None:
+def test_table_has_no_other_codes() -> None:
     assert set(ERRORS) == set(ErrorCode)
 
 
 @pytest.mark.parametrize("code", ErrorCode)
-def test_codes_that_a_retry_may_help_are_429_503_and_504(code: ErrorCode) -> None:
+def test_retryable_codes_are_429_503_and_504(code: ErrorCode) -> None:
     assert ERRORS[code].is_retryable == (ERRORS[code].status in {429, 503, 504})
 
 
@@ -39,14 +39,14 @@ def test_codes_that_a_retry_may_help_are_429_503_and_504(code: ErrorCode) -> Non
     message=st.text(),
     param=st.none() | st.sampled_from(["prompt", "max_tokens", "stream_options.include_usage", "prompt[3]"]),
 )
-def test_an_error_survives_tritons_message(prefix: str, code: ErrorCode, message: str, param: str | None) -> None:
+def test_error_survives_tritons_prefix(prefix: str, code: ErrorCode, message: str, param: str | None) -> None:
     error = PipelineError.from_wire(prefix + PipelineError(code, message, param=param).to_wire())
     assert error is not None
     assert (error.code, error.message, error.param, error.retry_after_s) == (code, message, param, None)
 
 
 @given(st.floats(0.001, 120), st.none() | st.just("prompt"))
-def test_the_time_to_wait_survives_too(retry_after_s: float, param: str | None) -> None:
+def test_retry_after_survives(retry_after_s: float, param: str | None) -> None:
     sent = PipelineError(ErrorCode.QUEUE_FULL, "Retry later.", param=param, retry_after_s=retry_after_s)
     error = PipelineError.from_wire(PREFIXES[2] + sent.to_wire())
     assert error is not None
@@ -65,11 +65,11 @@ def test_the_time_to_wait_survives_too(retry_after_s: float, param: str | None) 
     ],
     ids=["empty", "Triton's own", "unknown code", "no code", "cut"],
 )
-def test_other_messages_are_none_of_ours(text: str) -> None:
+def test_other_messages_are_not_parsed(text: str) -> None:
     assert PipelineError.from_wire(text) is None
 
 
-def test_our_own_faults_tell_the_client_nothing_but_how_to_report_them() -> None:
+def test_internal_error_contains_only_how_to_report_it() -> None:
     error = internal_error()
     assert error.kind.status == 500
     assert "x-request-id" in error.message

@@ -1,98 +1,40 @@
-"""Messages survive their way through arrays, and arrays that are no message are refused by the tensor's name."""
+"""Parameters, text chunks and control messages as arrays, and arrays that are rejected with the tensor's name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
+from tritonclient.utils import triton_to_np_dtype
 
 from llm_pipeline.protocol import tensors, wire_json
-from llm_pipeline.protocol.arrays import NUMPY_TYPES, Array, TensorReader, TensorSpec, array
-from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.protocol.arrays import NUMPY_TYPES, Array, TensorSpec, array
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.fields import FIELDS_BY_NAME, INT32_MAX, INT64_MAX, INT64_MIN
 from llm_pipeline.protocol.messages import (
     CompletionParameters,
     FinishReason,
-    GenerationRequest,
-    Guide,
-    GuideType,
-    PromptLogprobs,
-    SamplingParams,
     TextChunk,
     TextOptions,
     TokenChunk,
 )
+from tests.support.message_strategies import (
+    NamedArrays,
+    biases,
+    counts,
+    flags,
+    guides,
+    keys,
+    reader,
+    reals,
+    stops,
+    through_triton,
+    token_ids,
+)
 from tests.support.sample_requests import make_request
-
-NamedArrays = Sequence[tuple[TensorSpec, Array]]
-
-keys = st.text(min_size=1, max_size=40)
-token_ids = st.lists(st.integers(0, INT32_MAX), max_size=20).map(tuple)
-reals = st.floats(0, 2, width=32)  # what FP32 holds
-flags = st.booleans()
-counts = st.integers(1, INT32_MAX)
-stops = st.lists(st.text(min_size=1), max_size=16).map(tuple)
-log_probs = st.none() | st.floats(-50, 0)
-tops = st.lists(
-    st.lists(st.tuples(st.integers(0, INT32_MAX), st.floats(-50, 0)), max_size=3).map(
-        lambda found: (tuple(one for one, _ in found), tuple(value for _, value in found))
-    ),
-    max_size=3,
-).map(tuple)
-biases = st.lists(st.tuples(st.integers(0, INT32_MAX), st.floats(-100, 100, width=32)), max_size=3).map(tuple)
-guides = st.none() | st.builds(Guide, st.sampled_from(GuideType), st.none() | st.text(min_size=1))
-text_options = st.builds(
-    TextOptions,
-    stop=stops,
-    include_stop_str_in_output=flags,
-    skip_special_tokens=flags,
-    return_token_ids=flags,
-    stream=flags,
-    max_tokens=counts,
-    prompt_tokens=counts,
-    context_ids=token_ids,
-    is_text_start=flags,
-    min_tokens=counts,
-    visible_stop_token_ids=token_ids,
-    num_logprobs=st.none() | st.integers(0, 20),
-    return_logprob_values=flags,
-    echo_ids=st.none() | token_ids,
-    echo_text=st.none() | st.text(),
-)
-samplings = st.builds(
-    SamplingParams,
-    is_greedy=flags,
-    temperature=reals,
-    top_k=st.sampled_from([0, 2, 40, INT32_MAX]),
-    top_p=reals,
-    min_p=reals,
-    seed=st.integers(0, 2**64 - 1),
-    repetition_penalty=reals,
-    presence_penalty=reals,
-    frequency_penalty=reals,
-    min_tokens=counts,
-    logit_bias=biases,
-    bad_words=st.lists(token_ids.filter(len), max_size=2).map(tuple),
-)
-
-
-def reader(arrays: NamedArrays) -> TensorReader:
-    return {spec.name: values for spec, values in arrays}.get
-
-
-def through_triton(arrays: NamedArrays) -> tuple[list[str], list[bytes]]:
-    """Names and raw contents as Triton's gRPC response has them."""
-    names = [spec.name for spec, _ in arrays]
-    raw = [
-        serialize_byte_tensor(values).item() if spec.dtype == "BYTES" else values.tobytes() for spec, values in arrays
-    ]
-    return names, raw
 
 
 def parameters_of(arrays: NamedArrays) -> CompletionParameters:
@@ -146,53 +88,6 @@ def test_parameters_survive(parameters: CompletionParameters) -> None:
 
 @given(
     st.builds(
-        GenerationRequest,
-        key=keys,
-        prompt_ids=token_ids.filter(len),
-        max_tokens=counts,
-        sampling=samplings,
-        stop_token_ids=token_ids,
-        text_options=text_options,
-        stop_token_sequences=st.lists(token_ids.filter(len), max_size=2).map(tuple),
-        return_logprobs=flags,
-        num_top_logprobs=st.integers(0, 20),
-        return_prompt_logprobs=flags,
-        guide=guides,
-        urgency=st.floats(0, 1),
-        time_limit_s=st.none() | st.floats(0, 100),
-        cache_salt=st.none() | st.integers(0, 2**64 - 1),
-    )
-)
-def test_a_request_survives(request: GenerationRequest) -> None:
-    assert wire_json.request_from_arrays(reader(wire_json.request_to_arrays(request))) == request
-
-
-@given(keys, st.integers(0, 10**6), token_ids, st.none() | text_options, st.none() | st.sampled_from(FinishReason))
-def test_a_token_chunk_survives(
-    key: str, index: int, ids: tuple[int, ...], text: TextOptions | None, reason: FinishReason | None
-) -> None:
-    chunk = TokenChunk(key, index, ids, text, reason)
-    assert wire_json.token_chunk_from_arrays(reader(wire_json.token_chunk_to_arrays(chunk))) == chunk
-
-
-@given(st.sampled_from(ErrorCode), st.text(), st.none() | st.sampled_from(["prompt", "max_tokens"]))
-def test_a_token_chunks_error_survives(code: ErrorCode, message: str, param: str | None) -> None:
-    chunk = TokenChunk("key", 0, (), error=PipelineError(code, message, param=param))
-    arrived = wire_json.token_chunk_from_arrays(reader(wire_json.token_chunk_to_arrays(chunk)))
-    assert arrived.is_final
-    assert arrived.error is not None
-    assert (arrived.error.code, arrived.error.message, arrived.error.param) == (code, message, param)
-
-
-def test_an_error_that_can_not_be_read_back_still_ends_the_request() -> None:
-    chunk = TokenChunk("key", 0, (), error=PipelineError(ErrorCode.INVALID_TYPE, "wrong", param="not a name!"))
-    arrived = wire_json.token_chunk_from_arrays(reader(wire_json.token_chunk_to_arrays(chunk)))
-    assert arrived.error is not None
-    assert arrived.error.message == internal_error().message
-
-
-@given(
-    st.builds(
         TextChunk,
         text=st.text(),
         completion_tokens=st.integers(0, INT32_MAX),
@@ -204,26 +99,8 @@ def test_an_error_that_can_not_be_read_back_still_ends_the_request() -> None:
         cumulative_logprob=st.none() | st.floats(-50, 0, width=32),
     )
 )
-def test_a_text_chunk_survives_tritons_raw_form(chunk: TextChunk) -> None:
+def test_text_chunk_survives_raw_contents(chunk: TextChunk) -> None:
     assert tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(chunk))) == chunk
-
-
-@given(
-    st.builds(
-        TokenChunk,
-        key=keys,
-        index=counts,
-        token_ids=token_ids,
-        text_options=st.none() | text_options,
-        finish_reason=st.none() | st.sampled_from(FinishReason),
-        logprobs=st.lists(log_probs, max_size=5).map(tuple),
-        top_logprobs=tops,
-        prompt_logprobs=st.none()
-        | st.builds(PromptLogprobs, values=st.lists(log_probs, max_size=5).map(tuple), tops=tops),
-    )
-)
-def test_a_chunk_with_log_probs_survives(chunk: TokenChunk) -> None:
-    assert wire_json.token_chunk_from_arrays(reader(wire_json.token_chunk_to_arrays(chunk))) == chunk
 
 
 # --- What NVIDIA's clients send --------------------------------------------------------------------------------------
@@ -249,12 +126,12 @@ def test_empty_words_are_padding() -> None:
     assert padded == CompletionParameters(request_key="key", request_id="id", prompt_text="Hi")
 
 
-def test_names_of_earlier_releases_mean_the_same() -> None:
+def test_former_tensor_names_are_accepted() -> None:
     assert from_nvidia(random_seed=[7], min_length=[3]) == from_nvidia(seed=[7], min_tokens=[3])
     assert from_nvidia(random_seed=[7], seed=[8]).seed == 8
 
 
-def test_wishes_that_are_granted_anyway_change_nothing() -> None:
+def test_ignored_inputs_change_nothing() -> None:
     granted = from_nvidia(
         return_num_input_tokens=[True],
         return_num_output_tokens=[True],
@@ -267,12 +144,12 @@ def test_wishes_that_are_granted_anyway_change_nothing() -> None:
     assert granted == from_nvidia()
 
 
-def test_tokens_named_by_id_are_told_by_id() -> None:
-    asked = from_nvidia(return_tokens_as_token_ids=[True])
-    assert (asked.return_token_ids, asked.return_tokens_as_token_ids) == (True, True)
+def test_tokens_as_ids_imply_token_ids() -> None:
+    parameters = from_nvidia(return_tokens_as_token_ids=[True])
+    assert (parameters.return_token_ids, parameters.return_tokens_as_token_ids) == (True, True)
 
 
-def test_the_input_in_the_output_is_an_echo() -> None:
+def test_exclude_input_false_is_echo() -> None:
     assert from_nvidia(exclude_input_in_output=[False]).echo
 
 
@@ -291,29 +168,22 @@ def test_biased_words_come_with_their_weights() -> None:
         ({"guided_decoding_guide_type": [b"xml"]}, ErrorCode.VALUE_OUT_OF_RANGE, "guided_decoding_guide_type"),
     ],
 )
-def test_what_is_not_there_is_refused_by_name(values: dict[str, Any], code: ErrorCode, param: str) -> None:
+def test_unsupported_tensor_values_are_rejected_by_name(values: dict[str, Any], code: ErrorCode, param: str) -> None:
     with pytest.raises(PipelineError) as caught:
         from_nvidia(**values)
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
-def test_text_is_not_touched_on_its_way() -> None:
+def test_text_is_unchanged() -> None:
     for text in (" leading space", "", "\x00\n", "日本語 😀 \ufffd", "x" * 100_000):
         assert (
             tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(TextChunk(text, 1)))).text == text
         )
 
 
-def test_a_stop_message_names_its_request() -> None:
+def test_cancel_message_has_the_request_key() -> None:
     assert tensors.cancelled_key(reader(tensors.cancel_arrays("the key"))) == "the key"
     assert tensors.cancelled_key(reader(wire_json.request_to_arrays(make_request()))) is None
-
-
-@pytest.mark.parametrize("sent", [None, b"", b"{}", b"no json", b"\xff", b'{"key": "k", "prompt_ids": ["a"]}'])
-def test_decode_refuses_a_request_that_preprocess_did_not_make(sent: bytes | None) -> None:
-    arrays = [] if sent is None else [(tensors.REQUEST, array(tensors.REQUEST, sent))]
-    with pytest.raises(PipelineError, match="preprocess"):
-        wire_json.request_from_arrays(reader(arrays))
 
 
 # --- What is sent and what is understood -----------------------------------------------------------------------------
@@ -321,7 +191,7 @@ def test_decode_refuses_a_request_that_preprocess_did_not_make(sent: bytes | Non
 LEAST = CompletionParameters(request_key="key", request_id="id", prompt_text="hello")
 
 
-def test_neither_what_the_client_left_out_nor_what_it_wants_anyway_is_sent() -> None:
+def test_unset_fields_and_defaults_are_not_sent() -> None:
     names = {spec.name for spec, _ in tensors.parameters_to_arrays(LEAST)}
     assert names == {"text_input", "request_key"}
 
@@ -335,12 +205,12 @@ def test_neither_what_the_client_left_out_nor_what_it_wants_anyway_is_sent() -> 
         (TextChunk("", 3, finish_reason=FinishReason.STOP), False),
     ],
 )
-def test_a_silent_chunk_is_known_from_its_raw_response(chunk: TextChunk, is_silent: bool) -> None:
+def test_silent_chunk_is_recognised_from_its_raw_response(chunk: TextChunk, is_silent: bool) -> None:
     arrived = tensors.text_chunk_from_raw(*through_triton(tensors.text_chunk_to_arrays(chunk)))
     assert arrived.is_silent == chunk.is_silent == is_silent
 
 
-def test_only_a_prompt_has_to_be_sent() -> None:
+def test_only_a_prompt_is_required() -> None:
     parameters = parameters_of(
         [(FIELDS_BY_NAME["prompt_text"].tensor, array(FIELDS_BY_NAME["prompt_text"].tensor, "hello"))]
     )
@@ -348,12 +218,12 @@ def test_only_a_prompt_has_to_be_sent() -> None:
 
 
 @pytest.mark.parametrize(("sent", "arrives"), [(-1, 2**64 - 1), (INT64_MIN, 2**63), (INT64_MAX, INT64_MAX), (0, 0)])
-def test_a_seed_travels_with_all_its_bits(sent: int, arrives: int) -> None:
+def test_seed_keeps_all_bits(sent: int, arrives: int) -> None:
     parameters = CompletionParameters("key", "id", prompt_text="x", seed=sent)
     assert parameters_of(tensors.parameters_to_arrays(parameters)).seed == arrives
 
 
-def test_a_top_k_beyond_int32_means_the_same_as_the_largest() -> None:
+def test_top_k_beyond_int32_becomes_the_maximum() -> None:
     parameters = CompletionParameters("key", "id", prompt_text="x", top_k=INT64_MAX)
     assert parameters_of(tensors.parameters_to_arrays(parameters)).top_k == INT32_MAX
 
@@ -363,15 +233,7 @@ def test_one_empty_stop_word_is_the_padding_of_nvidias_clients() -> None:
     assert parameters.stop == ()
 
 
-@pytest.mark.parametrize("address", [["x"], 5, {"a": 1}], ids=str)
-def test_an_address_of_a_wrong_type_is_no_address(address: object) -> None:
-    """Whoever calls postprocess alone may send anything; its reports go on for everybody else."""
-    wire = orjson.dumps({"key": "key", "index": 0, "token_ids": [], "ack_address": address})
-    chunk = np.array([wire], dtype=np.object_)
-    assert wire_json.token_chunk_from_arrays(lambda name: chunk).ack_address is None
-
-
-def test_an_empty_list_of_ids_is_an_empty_prompt_and_not_a_missing_one() -> None:
+def test_empty_list_of_ids_is_an_empty_prompt_not_a_missing_one() -> None:
     assert (
         parameters_of([(FIELDS_BY_NAME["token_ids"].tensor, array(FIELDS_BY_NAME["token_ids"].tensor, []))]).token_ids
         == ()
@@ -406,7 +268,7 @@ def test_every_array_has_the_dtype_and_the_shape_of_its_tensor(spec: TensorSpec,
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "said"),
+    ("name", "values", "expected_message"),
     [
         ("text_input", np.array([["a"], ["b"]], dtype=object), "batch dimension of 2"),
         ("input_ids", np.array([[1, 2], [3, 4]], dtype=np.int32), "batch dimension of 2"),
@@ -423,7 +285,7 @@ def test_every_array_has_the_dtype_and_the_shape_of_its_tensor(spec: TensorSpec,
         *("bad text", "bad stop word", "bad key"),
     ],
 )
-def test_arrays_that_are_no_request_are_refused_by_name(name: str, values: Any, said: str) -> None:
-    with pytest.raises(PipelineError, match=said) as caught:
+def test_malformed_arrays_are_rejected_by_name(name: str, values: Any, expected_message: str) -> None:
+    with pytest.raises(PipelineError, match=expected_message) as caught:
         tensors.parameters_from_arrays({name: values}.get, request_id="id", new_key="key")
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_TYPE, name)

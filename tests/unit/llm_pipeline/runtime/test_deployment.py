@@ -1,4 +1,4 @@
-"""The deployment file: what it may say, and that a mistake is named with its line and key."""
+"""The deployment file: its keys, and errors that name the line and the key."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def problems(folder: Path, text: str) -> list[str]:
     return str(caught.value).replace(f"{folder}/", "").splitlines()
 
 
-def test_what_a_file_says(tmp_path: Path) -> None:
+def test_file_with_all_keys(tmp_path: Path) -> None:
     first, second = load(tmp_path, TWO).models
     assert first.names == ("org/Base", "base")
     assert first.engine_dir == tmp_path / "engines" / "base"
@@ -56,7 +56,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     assert (second.ensemble, second.is_local, second.parent) == ("ensemble", False, "org/Base")
 
 
-def test_an_absolute_engine_directory_is_left_alone(tmp_path: Path) -> None:
+def test_absolute_engine_directory_is_unchanged(tmp_path: Path) -> None:
     assert load(tmp_path, '[[models]]\nname = "a"\nengine_dir = "/e"\n').models[0].engine_dir == Path("/e")
 
 
@@ -88,14 +88,14 @@ def test_an_absolute_engine_directory_is_left_alone(tmp_path: Path) -> None:
         ("", "models: Field required"),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, text: str, expected: str) -> None:
+def test_mistake_is_reported_with_line_and_key(tmp_path: Path, text: str, expected: str) -> None:
     found = problems(tmp_path, text)
     assert len(found) == 1
     assert found[0].startswith("deployment.toml")
     assert expected in found[0]
 
 
-def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     text = '[[models]]\nname = "a"\nkeys = 3\n[[models]]\nname = ""\n[models.defaults]\ntop_p = 2\n'
     assert [line.split(": ")[1] for line in problems(tmp_path, text)] == [
         "models[0].keys",
@@ -104,23 +104,23 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DeploymentError, match="cannot be read: No such file"):
         Deployment.load(tmp_path / "none.toml")
 
 
-def test_defaults_hold_where_a_request_leaves_the_field_out() -> None:
+def test_defaults_apply_to_omitted_fields() -> None:
     model = DeployedModel.model_validate(
         {"name": "a", "default_max_tokens": 5, "defaults": {"temperature": 0.5, "top_k": 3}}
     )
     plain = CompletionParameters("k", "r", prompt_text="x", top_k=0)
     filled = model.with_defaults(plain)
     assert (filled.temperature, filled.top_k, filled.max_tokens, filled.top_p) == (0.5, 0, 5, None)
-    asked = CompletionParameters("k", "r", prompt_text="x", temperature=0.0, top_k=1, max_tokens=1)
-    assert model.with_defaults(asked) is asked
+    parameters = CompletionParameters("k", "r", prompt_text="x", temperature=0.0, top_k=1, max_tokens=1)
+    assert model.with_defaults(parameters) is parameters
 
 
-def test_a_models_own_parameters_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_of_a_model_take_precedence_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENGINE_DIR", "/environment")
     monkeypatch.setenv("SCRIPTED_STEPS_PER_S", "5")
     config = (

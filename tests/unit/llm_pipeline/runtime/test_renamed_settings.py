@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import frontend.__main__
 import pytest
 from pydantic import ValidationError
 
