@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import frontend.__main__
 import pytest
 from pydantic import ValidationError
 
+import frontend.__main__
 import launcher.__main__
 import launcher.gpu.launch
 from benchmarks.soak.settings import SoakSettings
