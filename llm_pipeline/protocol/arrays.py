@@ -38,7 +38,7 @@ class TensorSpec:
 class TensorReader(Protocol):
     """Returns one input of a Triton request as an array with its batch dimension, or None if it was not sent."""
 
-    def __call__(self, name: str) -> Array | None: ...
+    def __call__(self, name: str, /) -> Array | None: ...
 
 
 def array(spec: TensorSpec, values: Any) -> Array:

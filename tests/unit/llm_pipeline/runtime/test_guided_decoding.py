@@ -175,10 +175,12 @@ def compiler(library: tokenizers.Tokenizer, tmp_path_factory: pytest.TempPathFac
 
 def random_text(compiler: GuideCompiler, library: tokenizers.Tokenizer, guide: Guide, seed: int) -> str:
     """Returns a text of random allowed tokens, which ends by a coin flip wherever it may end."""
-    dice, matcher, ids = random.Random(seed), compiler.compile(guide), []
+    dice, matcher = random.Random(seed), compiler.compile(guide)
+    ids: list[int] = []
     end = library.token_to_id("<|end|>")
+    assert end is not None
     while len(ids) < MAX_TOKENS:
-        allowed = np.flatnonzero(matcher.allowed()).tolist()
+        allowed = [int(token_id) for token_id in np.flatnonzero(matcher.allowed())]
         assert allowed, "no token is allowed"
         assert max(allowed) <= end, "a token that the tokenizer does not have"
         chosen = end if end in allowed and dice.random() < 0.5 else dice.choice(allowed)

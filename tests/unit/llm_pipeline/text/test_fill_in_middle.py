@@ -55,9 +55,12 @@ def test_suffix_is_rejected_without_the_tokens_of_a_family(tokens: tuple[str, ..
     assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "suffix")
 
 
-@pytest.mark.parametrize("other", ["echo", "truncate_prompt_tokens"])
-def test_fields_that_would_break_the_order_are_rejected(other: str) -> None:
+@pytest.mark.parametrize(
+    ("other", "request_"),
+    [("echo", replace(REQUEST, echo=True)), ("truncate_prompt_tokens", replace(REQUEST, truncate_prompt_tokens=3))],
+)
+def test_fields_that_would_break_the_order_are_rejected(other: str, request_: CompletionParameters) -> None:
     stage = stage_of("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
     with pytest.raises(PipelineError) as caught:
-        stage.prepare(replace(REQUEST, **{other: True if other == "echo" else 3}))
+        stage.prepare(request_)
     assert caught.value.param == other

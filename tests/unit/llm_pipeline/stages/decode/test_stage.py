@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -278,12 +279,16 @@ def test_stats_come_from_the_executor(decode: DrivenStage) -> None:
 
 
 def test_changes_are_reported_at_the_start_the_first_token_and_the_end(decode: DrivenStage) -> None:
+    def generate_and_send(token_id: int, sent: int) -> None:
+        decode.executor.generate("a", token_id)
+        decode.sender.wait_for(sent)
+
     seen = []
     for action in (
         decode.submit,
-        lambda: (decode.executor.generate("a", 1), decode.sender.wait_for(1)),
-        lambda: (decode.executor.generate("a", 2), decode.sender.wait_for(2)),
-        lambda: decode.executor.generate("a", 3, reason=FinishReason.STOP),
+        partial(generate_and_send, 1, 1),
+        partial(generate_and_send, 2, 2),
+        partial(decode.executor.generate, "a", 3, reason=FinishReason.STOP),
     ):
         before = decode.changes
         action()
