@@ -1,4 +1,4 @@
-"""What is accepted as calibration data, before a quantizer has loaded a model in vain."""
+"""Checks of calibration data before a quantizer loads a model."""
 
 from __future__ import annotations
 
