@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.fields import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
+from llm_pipeline.protocol.limits import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
 from llm_pipeline.protocol.messages import Guide, GuideType
 from llm_pipeline.runtime.guided_decoding import GuideCompiler, GuideError, check_guide
-from tests.support.guide_schemas import SCHEMAS
+from tests.data.guide_schemas import SCHEMAS
 
 MAX_TOKENS = 2000
 
@@ -180,7 +180,7 @@ def random_text(compiler: GuideCompiler, library: tokenizers.Tokenizer, guide: G
     end = library.token_to_id("<|end|>")
     assert end is not None
     while len(ids) < MAX_TOKENS:
-        allowed = [int(token_id) for token_id in np.flatnonzero(matcher.allowed())]
+        allowed = np.flatnonzero(matcher.allowed()).tolist()
         assert allowed, "no token is allowed"
         assert max(allowed) <= end, "a token that the tokenizer does not have"
         chosen = end if end in allowed and dice.random() < 0.5 else dice.choice(allowed)

@@ -28,8 +28,8 @@ def acks() -> Iterator[AckSender]:
     acks.close()
 
 
-def enter_and_set(window: SendWindow, entered: threading.Event, times: int = 1) -> None:
-    for _ in range(times):
+def enter(window: SendWindow, entered: threading.Event, count: int = 1) -> None:
+    for _ in range(count):
         window.enter()
     entered.set()
 
@@ -39,7 +39,7 @@ def test_a_full_window_waits_for_an_ack(window: SendWindow, acks: AckSender) -> 
     window.enter()
     window.enter()
     with ThreadPoolExecutor(1) as pool:
-        third = pool.submit(enter_and_set, window, entered)
+        third = pool.submit(enter, window, entered)
         assert not entered.wait(SHORT_S)
         acks.send([window.address])
         third.result(timeout=LONG_S / 2)
@@ -56,7 +56,7 @@ def test_two_windows_do_not_share_acks(window: SendWindow, acks: AckSender) -> N
     other, entered = SendWindow(size=1, ack_timeout_s=LONG_S), threading.Event()
     other.enter()
     with ThreadPoolExecutor(1) as pool:
-        second = pool.submit(enter_and_set, other, entered)
+        second = pool.submit(enter, other, entered)
         acks.send([window.address])
         assert not entered.wait(SHORT_S)
         acks.send([other.address])
@@ -88,7 +88,7 @@ def test_lost_acks_do_not_hold_chunks_back_forever() -> None:
     window = SendWindow(size=3, ack_timeout_s=SHORT_S)
     done = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(enter_and_set, window, done, times=9)
+        pool.submit(enter, window, done, 9)
         assert done.wait(LONG_S)
     window.close()
 

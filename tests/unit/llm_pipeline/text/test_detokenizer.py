@@ -56,6 +56,12 @@ def stream(
     return "".join([*pieces, detokenizer.finish()])
 
 
+def id_of(library: tokenizers.Tokenizer, token: str) -> int:
+    token_id = library.token_to_id(token)
+    assert token_id is not None, token
+    return token_id
+
+
 def is_unfinished(data: bytes) -> bool:
     """Whether the bytes end inside a character: some further bytes complete it."""
     tails = [b"\x80", b"\x80\x80"]
@@ -126,10 +132,9 @@ def test_byte_level_equals_the_library_on_invalid_bytes(
 ) -> None:
     """Rust's from_utf8_lossy and Python's decoder must agree on the number of U+FFFD for an invalid sequence."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    by_byte: dict[bytes, int] = {
+    by_byte = {
         bytes_of(byte_level, [token_id], skip=False): token_id
-        for token_id in (byte_level_library.token_to_id(character) for character in alphabet)
-        if token_id is not None
+        for token_id in (id_of(byte_level_library, character) for character in alphabet)
     }
     token_ids = [by_byte[bytes([byte])] for byte in data]
     whole = byte_level_library.decode(token_ids)
@@ -285,8 +290,7 @@ def test_invalid_byte_tokens(
     sentencepiece: Tokenizer, sentencepiece_library: tokenizers.Tokenizer, tokens: list[str], text: str
 ) -> None:
     """One U+FFFD per invalid byte. Unlike in the library, valid characters of the same run stay: they were sent."""
-    token_ids = [token_id for token in tokens if (token_id := sentencepiece_library.token_to_id(token)) is not None]
-    assert len(token_ids) == len(tokens)
+    token_ids = [id_of(sentencepiece_library, token) for token in tokens]
     assert stream(sentencepiece.token_table, token_ids, [1]) == text
 
 

@@ -56,11 +56,12 @@ def test_suffix_is_rejected_without_the_tokens_of_a_family(tokens: tuple[str, ..
 
 
 @pytest.mark.parametrize(
-    ("other", "request_"),
-    [("echo", replace(REQUEST, echo=True)), ("truncate_prompt_tokens", replace(REQUEST, truncate_prompt_tokens=3))],
+    ("request_with_both", "other"),
+    [(replace(REQUEST, echo=True), "echo"), (replace(REQUEST, truncate_prompt_tokens=3), "truncate_prompt_tokens")],
+    ids=["echo", "truncate_prompt_tokens"],
 )
-def test_fields_that_would_break_the_order_are_rejected(other: str, request_: CompletionParameters) -> None:
+def test_fields_that_would_break_the_order_are_rejected(request_with_both: CompletionParameters, other: str) -> None:
     stage = stage_of("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
     with pytest.raises(PipelineError) as caught:
-        stage.prepare(request_)
+        stage.prepare(request_with_both)
     assert caught.value.param == other

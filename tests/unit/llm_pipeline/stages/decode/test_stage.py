@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -279,21 +279,22 @@ def test_stats_come_from_the_executor(decode: DrivenStage) -> None:
 
 
 def test_changes_are_reported_at_the_start_the_first_token_and_the_end(decode: DrivenStage) -> None:
-    def generate_and_send(token_id: int, sent: int) -> None:
+    def generate(token_id: int) -> None:
         decode.executor.generate("a", token_id)
-        decode.sender.wait_for(sent)
+        decode.sender.wait_for(token_id)
 
-    seen = []
-    for action in (
+    actions: list[Callable[[], None]] = [
         decode.submit,
-        partial(generate_and_send, 1, 1),
-        partial(generate_and_send, 2, 2),
-        partial(decode.executor.generate, "a", 3, reason=FinishReason.STOP),
-    ):
+        lambda: generate(1),
+        lambda: generate(2),
+        lambda: decode.executor.generate("a", 3, reason=FinishReason.STOP),
+    ]
+    is_reported = []
+    for action in actions:
         before = decode.changes
         action()
-        seen.append(decode.changes > before)
-    assert seen == [True, True, False, True]
+        is_reported.append(decode.changes > before)
+    assert is_reported == [True, True, False, True]
 
 
 def test_close_ends_every_request(decode: DrivenStage) -> None:
