@@ -204,7 +204,7 @@ def write_model(directory: Path, weights: str = "weights") -> Path:
     (directory / "model.safetensors").write_text(weights)
     merged = [merge.replace(" ", "") for merge in MERGES]
     vocabulary = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *merged]
-    pairs = [(left, right) for left, right in (merge.split(" ") for merge in MERGES)]
+    pairs = [tuple(merge.split(" ")) for merge in MERGES]
     tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(vocabulary)}, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

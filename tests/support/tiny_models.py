@@ -132,8 +132,7 @@ def _logits(model: TinyModel, weights: dict[str, Array], ids: list[int]) -> Arra
         gate = inner @ layer["ffn_gate.weight"].T
         hidden = hidden + (gate / (1 + np.exp(-gate)) * (inner @ layer["ffn_up.weight"].T)) @ layer["ffn_down.weight"].T
     last = _norm(hidden[-1:], weights["output_norm.weight"], model.epsilon)
-    logits: Array = last @ weights.get("output.weight", weights["token_embd.weight"]).T
-    return np.asarray(logits[0])
+    return (last @ weights.get("output.weight", weights["token_embd.weight"]).T)[0]
 
 
 def _attention(model: TinyModel, layer: dict[str, Array], hidden: Array) -> Array:
@@ -155,8 +154,7 @@ def _attention(model: TinyModel, layer: dict[str, Array], hidden: Array) -> Arra
     scores = np.where(np.tril(np.ones((length, length), bool)), scores, -np.inf)
     probabilities = np.exp(scores - scores.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)
-    mixed = (probabilities @ value).transpose(1, 0, 2).reshape(length, -1)
-    return np.asarray(mixed @ layer["attn_output.weight"].T)
+    return (probabilities @ value).transpose(1, 0, 2).reshape(length, -1) @ layer["attn_output.weight"].T
 
 
 def _rope(model: TinyModel, heads: Array) -> Array:
@@ -174,4 +172,4 @@ def _rope(model: TinyModel, heads: Array) -> Array:
 
 
 def _norm(values: Array, weight: Array, epsilon: float) -> Array:
-    return np.asarray(values / np.sqrt((values**2).mean(-1, keepdims=True) + epsilon) * weight)
+    return values / np.sqrt((values**2).mean(-1, keepdims=True) + epsilon) * weight

@@ -81,7 +81,7 @@ def test_an_fp16_engine_has_no_drift(tiny_engine: Path) -> None:
     assert EngineManifest.load(tiny_engine).drift is None
 
 
-def test_the_manifest_lists_the_files_of_the_model(tiny_engine: Path) -> None:
+def test_the_manifest_tells_what_the_model_takes(tiny_engine: Path) -> None:
     manifest = EngineManifest.load(tiny_engine)
     assert names(tiny_engine) == FILES
     assert sorted(manifest.files) == [name for name in FILES if name != "manifest.json"]

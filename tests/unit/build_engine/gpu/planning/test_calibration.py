@@ -1,4 +1,4 @@
-"""Checks of calibration data before a quantizer loads a model."""
+"""What is accepted as calibration data, before a quantizer has loaded a model in vain."""
 
 from __future__ import annotations
 

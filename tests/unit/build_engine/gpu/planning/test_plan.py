@@ -157,7 +157,7 @@ def test_an_fp32_engine_has_no_fused_attention_and_says_its_input_length() -> No
     assert flags["max_input_len"] == flags["max_seq_len"]
 
 
-def test_notes_mention_calibration_sliding_windows_new_gpus_and_several_nodes() -> None:
+def test_notes_tell_of_calibration_sliding_windows_new_gpus_and_several_nodes() -> None:
     assert any("--calibration DIR" in note for note in plan_for().notes)
     windowed = replace(MODELS["mistral-7b"], sliding_window=4096)
     assert any("last 4096 tokens" in note for note in plan_for(windowed).notes)
