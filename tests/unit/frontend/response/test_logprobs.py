@@ -1,4 +1,4 @@
-"""Log probs, best_of and what is known of the model, on their way through the front end."""
+"""Logprobs, best_of and model info in completions and in the models list."""
 
 from __future__ import annotations
 
