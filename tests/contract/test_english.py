@@ -59,7 +59,7 @@ PLAIN = {
     r"whichever": "the one that ..., any",
     r"so many": "that many, or the number itself",
     r"as many as": "up to, at most, the same number as",
-    r"is (?-i:none)": "is unset, is missing, is empty (is None, with a capital, is Python)",
+    r"(?:there )?is (?-i:none)": "is unset, is missing, is empty (is None, with a capital, is Python)",
     r"in vain": "without effect, unsuccessfully",
     r"anew": "again, or a verb with re-: rebuilds, restarts",
     r"meanwhile": "while ..., in the meantime, at the same time",
@@ -76,6 +76,8 @@ PLAIN_IN_MESSAGES = {r"as \S+(?: \S+){0,4} says?": 'name the source: "the delay 
 # Names, of tests and of anything else.
 PEOPLE = re.compile(r"(?:^|_)(whoever|nobody|everybody|somebody)(?:_|$)", re.IGNORECASE)
 
+# "Raises KeyError if there is none" is good English.
+IDIOMS = {"there is none"}
 # (file, phrase) -> why the phrase stays. A quotation or the text of a published release.
 EXEMPT: dict[tuple[str, str], str] = {}
 THIS_FILE = Path(__file__)  # it quotes all of them
@@ -99,7 +101,7 @@ def find(text: Text, pattern: str) -> Iterator[str]:
     across_lines = pattern.replace(" ", r"\s+")
     for found in re.finditer(rf"(?i)(?<!\w){across_lines}(?!\w)", text.prose):
         phrase = " ".join(found[0].lower().split())
-        if (text.path.relative_to(ROOT).as_posix(), phrase) not in EXEMPT:
+        if phrase not in IDIOMS and (text.path.relative_to(ROOT).as_posix(), phrase) not in EXEMPT:
             yield f'{text.where(found.start())}: "{phrase}"'
 
 

@@ -83,7 +83,7 @@ BAD_BODIES: list[tuple[str, object, ErrorCode, str | None]] = [
     ("long stop", {**GOOD, "stop": "a" * 1025}, ErrorCode.VALUE_OUT_OF_RANGE, "stop"),
     ("not implemented", {**GOOD, "use_beam_search": True}, ErrorCode.UNSUPPORTED_PARAMETER, "use_beam_search"),
     ("not in the executor", {**GOOD, "logit_bias": {"5": 1}}, ErrorCode.UNSUPPORTED_PARAMETER, "logit_bias"),
-    ("log probs not in the executor", {**GOOD, "logprobs": 0}, ErrorCode.UNSUPPORTED_PARAMETER, "logprobs"),
+    ("logprobs not in the executor", {**GOOD, "logprobs": 0}, ErrorCode.UNSUPPORTED_PARAMETER, "logprobs"),
     ("not in the tokenizer", {**GOOD, "suffix": "x"}, ErrorCode.UNSUPPORTED_PARAMETER, "suffix"),
     ("bias outside the vocabulary", {**GOOD, "logit_bias": {"99999": 1}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
     ("end outside the vocabulary", {**GOOD, "stop_token_ids": [10**6]}, ErrorCode.VALUE_OUT_OF_RANGE, "stop_token_ids"),

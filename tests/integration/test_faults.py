@@ -22,11 +22,11 @@ import psutil
 import pytest
 
 from launcher.local.processes import RESTART_DELAYS_S
+from launcher.ports import free_ports
 from llm_pipeline.executors.scripted.faults import Fault
 from llm_pipeline.runtime.subprocesses import RestartBackoff
 from tests.support.launcher_process import READY_LINE, read_until, start_launcher
 from tests.support.load import Load, completes, endings, find_process, stream
-from tests.support.ports import free_ports
 from tests.support.stack import MODEL, RunningStack, running_stack
 from tests.support.waiting import wait_until
 
@@ -53,8 +53,7 @@ def fault_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         "TRITON_UNRESPONSIVE_TIMEOUT_S": "8",
     }
     with running_stack(folder, engine_dir, **environment) as stack:
-        for process in (stack.stack.triton, stack.stack.frontend):
-            assert process is not None
+        for process in (stack.triton, stack.frontend):
             process.backoff = RestartBackoff(RESTART_DELAYS_S, stable_s=0.0)  # each death counts as a first one
         yield stack
 

@@ -19,9 +19,9 @@ import pytest
 
 from launcher.local import triton_wheel as triton_server
 from launcher.local.processes import ChildProcess
+from launcher.ports import free_ports
 from launcher.settings import StackSettings
 from tests.fakes.inflight_batcher_llm import make_repository
-from tests.support.ports import free_ports
 from tests.support.stack import API_KEY
 from tests.support.waiting import wait_until
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launcher.ports import free_ports
 from tests.support.launcher_process import READY_LINE, read_until, start_launcher
-from tests.support.ports import free_ports
 from tests.support.stack import RunningStack, running_stack
 
 pytestmark = pytest.mark.triton

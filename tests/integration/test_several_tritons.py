@@ -18,8 +18,8 @@ import pytest
 
 from launcher.local import triton_wheel
 from launcher.local.processes import ChildProcess
+from launcher.ports import free_ports
 from launcher.settings import StackSettings
-from tests.support.ports import free_ports
 from tests.support.stack import API_KEY, MODEL
 from tests.support.waiting import wait_until
 

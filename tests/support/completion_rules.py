@@ -17,6 +17,7 @@ import pytest
 from openai._models import validate_type  # what the strict client applies to each chunk
 
 from tests.support.raw_requests import open_request
+from tests.support.sse_events import events
 from tests.support.stack import MODEL, RunningStack
 from tests.support.waiting import wait_until
 
@@ -58,9 +59,7 @@ def stream_events(stack: RunningStack, **body: object) -> list[dict[str, Any]]:
         assert response.headers["cache-control"] == "no-cache"
         assert response.headers["x-accel-buffering"] == "no"
         text = response.read().decode()
-    *events, done, rest = text.split("\n\n")
-    assert (done, rest) == ("data: [DONE]", "")
-    return [json.loads(event.removeprefix("data: ")) for event in events]
+    return events(text)
 
 
 class TextRules:

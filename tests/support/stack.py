@@ -16,8 +16,8 @@ from rich.console import Console
 
 from launcher.local.processes import ChildProcess
 from launcher.local.stack import Stack
+from launcher.ports import free_ports
 from launcher.settings import StackSettings
-from tests.support.ports import free_ports
 
 MODEL = "smollm2-135m-instruct"
 API_KEY = "sk-integration-tests-only"

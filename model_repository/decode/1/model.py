@@ -3,7 +3,10 @@
 Cancel and renew messages are requests of their own, and end without a response.
 """
 
+from __future__ import annotations
+
 from functools import partial
+from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.executors.registry import create_executor
@@ -29,7 +32,7 @@ from llm_pipeline.triton.python_backend import (
 class TritonPythonModel:
     """A decoupled model with one instance. `execute` returns at once."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         start_logging()
         settings = settings_of_model(args)
         manifest = EngineManifest.load(settings.engine_dir)
@@ -47,12 +50,12 @@ class TritonPythonModel:
         self._metrics.start(self._stage.stats)
         freeze_startup_objects()
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> None:
         for request in requests:
             reply = DecoupledReply(request)
             guard(reply, partial(self._handle, request, reply))
 
-    def _handle(self, request, reply):
+    def _handle(self, request: Any, reply: DecoupledReply) -> None:
         read = tensor_reader(request)
         if (key := cancelled_key(read)) is not None:
             self._stage.cancel(key)
@@ -63,6 +66,6 @@ class TritonPythonModel:
         else:
             self._stage.submit(request_from_arrays(read), ChunkReply(reply), client_id_of(request))
 
-    def finalize(self):
+    def finalize(self) -> None:
         self._stage.close()
         self._metrics.close()

@@ -4,10 +4,15 @@ Not decoupled: the responses of a batch travel in one message, where each would 
 (docs/decisions/0005). So every chunk gets a response, with empty text if there is nothing to send.
 """
 
+from __future__ import annotations
+
 import logging
 from functools import partial
+from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
+from llm_pipeline.protocol.arrays import TensorReader
+from llm_pipeline.protocol.field_kinds import NamedArrays
 from llm_pipeline.protocol.tensors import decode_beside, text_chunk_to_arrays
 from llm_pipeline.protocol.wire_json import token_chunk_from_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
@@ -23,17 +28,17 @@ _log = logging.getLogger(__name__)
 class TritonPythonModel:
     """One instance, because chunks of one request must stay in order."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         start_logging()
         tokenizer = Tokenizer.load(settings_of_model(args).engine_dir / TOKENIZER_NAME)
         self._decode = decode_beside(args["model_name"])
-        self._to_cancel = []
-        self._to_acknowledge = []
+        self._to_cancel: list[str] = []
+        self._to_acknowledge: list[str] = []
         self._acks = AckSender()
         self._stage = PostprocessStage(tokenizer, self._to_cancel.append)
         freeze_startup_objects()
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         responses = [respond(partial(self._handle, tensor_reader(request))) for request in requests]
         try:
             self._notify_decode()
@@ -41,17 +46,17 @@ class TritonPythonModel:
             _log.exception("decode could not be notified of a batch")
         return responses
 
-    def _notify_decode(self):
+    def _notify_decode(self) -> None:
         addresses, self._to_acknowledge = self._to_acknowledge, []  # first, so that a failed ack is never repeated
         self._acks.send(addresses)
         while self._to_cancel:
             cancel_in_decode(self._decode, self._to_cancel.pop())
 
-    def _handle(self, read):
+    def _handle(self, read: TensorReader) -> NamedArrays:
         chunk = token_chunk_from_arrays(read)
         if chunk.ack_address is not None:
             self._to_acknowledge.append(chunk.ack_address)
         return text_chunk_to_arrays(self._stage.handle(chunk))
 
-    def finalize(self):
+    def finalize(self) -> None:
         self._acks.close()

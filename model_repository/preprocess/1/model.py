@@ -1,8 +1,13 @@
 """Runs preprocess in Triton: tensors to PreprocessStage, tensors back."""
 
+from __future__ import annotations
+
 import uuid
+from functools import partial
+from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
+from llm_pipeline.protocol.field_kinds import NamedArrays
 from llm_pipeline.protocol.tensors import description_to_arrays, is_describe_message, parameters_from_arrays
 from llm_pipeline.protocol.wire_json import request_to_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
@@ -15,7 +20,7 @@ from llm_pipeline.triton.python_backend import respond, start_logging, tensor_re
 class TritonPythonModel:
     """One instance. A request that fails does not affect the others of its batch."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         start_logging()
         settings = settings_of_model(args)
         self._stage = PreprocessStage(
@@ -26,10 +31,10 @@ class TritonPythonModel:
         )
         freeze_startup_objects()
 
-    def execute(self, requests):
-        return [respond(lambda request=request: self._prepare(request)) for request in requests]
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [respond(partial(self._prepare, request)) for request in requests]
 
-    def _prepare(self, request):
+    def _prepare(self, request: Any) -> NamedArrays:
         read = tensor_reader(request)
         if is_describe_message(read):
             return description_to_arrays(self._stage.describe())

@@ -33,7 +33,7 @@ def test_logprobs_of_the_server_are_shown(cpu_stack: RunningStack, open_page: Op
     playground.run()
     playground.page.locator(".token").nth(2).hover()
     tip = playground.page.text_content("#tip") or ""
-    assert "log prob-" in tip or "log prob0" in tip
+    assert "logprob-" in tip or "logprob0" in tip
     expect(playground.page.locator("#tip .alternatives li")).to_have_count(5)
 
 

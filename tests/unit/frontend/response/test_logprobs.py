@@ -1,4 +1,4 @@
-"""Log probs, best_of and what is known of the model, on their way through the front end."""
+"""Logprobs, best_of and model info in completions and in the models list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.messages import CompletionParameters
 from llm_pipeline.protocol.model_info import ModelInfo
 from tests.support.app import MODEL, Running
-from tests.unit.frontend.response.test_streaming import events
+from tests.support.sse_events import events
 
 PIECE = '{"tokens":[" é"],"token_logprobs":[-0.25],"top_logprobs":[{" é":-0.25}],"text_offset":[0]}'
 

@@ -13,14 +13,7 @@ from frontend.backends.fake import FakeGenerator, Step, chunks, forever
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 from tests.support.app import MODEL, Running, in_process, real_server
-
-
-def events(body: str) -> list[Any]:
-    """The JSON of each event. Checks the framing and the end as well."""
-    blocks = body.split("\n\n")
-    assert blocks[-2:] == ["data: [DONE]", ""]
-    assert all(block.startswith("data: ") and "\n" not in block for block in blocks[:-1])
-    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
+from tests.support.sse_events import events
 
 
 def text_of(events: list[Any], index: int = 0) -> str:

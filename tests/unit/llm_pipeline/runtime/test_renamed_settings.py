@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+import frontend.__main__
 import launcher.__main__
 import launcher.gpu.launch
 from benchmarks.soak.settings import SoakSettings

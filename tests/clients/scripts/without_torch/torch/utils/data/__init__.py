@@ -3,7 +3,7 @@ from torch.utils.data.dataset import IterableDataset
 
 
 def get_worker_info() -> None:
-    """No worker processes: rows are read by whoever iterates."""
+    """None: rows are read in the process that iterates, without workers."""
 
 
 __all__ = ["DataLoader", "IterableDataset", "get_worker_info"]
