@@ -59,7 +59,7 @@ REQUEST = TensorSpec("request", "BYTES")  # JSON of GenerationRequest
 STOP = TensorSpec("stop", "BYTES")  # a request key: cancel that request
 RENEW = TensorSpec("renew", "BYTES")  # a client id: renew its lease
 # A request parameter, which Triton passes to every step of an ensemble: the client id (stages/decode/leases.py).
-OWNER_PARAMETER = "owner"
+CLIENT_ID_PARAMETER = "owner"
 
 PREPROCESS_OUTPUTS = (_required(REQUEST.name, REQUEST.dtype), DESCRIPTION)
 DECODE_INPUTS = (REQUEST, STOP, RENEW)

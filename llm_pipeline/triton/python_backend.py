@@ -60,7 +60,7 @@ def tensor_reader(request: Any) -> TensorReader:
 
 def client_id_of(request: Any) -> str | None:
     """Returns the client id of a Triton request's sender, or None if it gave none and so has no lease."""
-    client_id = orjson.loads(request.parameters() or "{}").get(OWNER_PARAMETER)
+    client_id = orjson.loads(request.parameters() or "{}").get(CLIENT_ID_PARAMETER)
     return client_id if isinstance(client_id, str) and client_id else None
 
 

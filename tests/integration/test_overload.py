@@ -15,7 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from llm_pipeline.protocol.messages import CompletionParameters
-from llm_pipeline.protocol.tensors import OWNER_PARAMETER, parameters_to_arrays
+from llm_pipeline.protocol.tensors import CLIENT_ID_PARAMETER, parameters_to_arrays
 from tests.support.load import stream
 from tests.support.raw_requests import open_request
 from tests.support.stack import MODEL, RunningStack, running_stack
@@ -112,7 +112,7 @@ def test_requests_of_a_client_whose_lease_expires_are_cancelled(small_stack: Run
     with triton.InferenceServerClient(small_stack.triton_grpc_url) as client:
         client.start_stream(lambda result, error: ended.append(time.monotonic()))
         client.async_stream_infer(
-            "ensemble", _inputs(parameters), request_id="r", parameters={OWNER_PARAMETER: "a client that dies"}
+            "ensemble", _inputs(parameters), request_id="r", parameters={CLIENT_ID_PARAMETER: "a client that dies"}
         )
         wait_until(lambda: small_stack.active_requests == 1, limit_s=10, what="it has a slot")
         took_s = wait_until(lambda: small_stack.active_requests == 0, limit_s=10, what="its slot is free")
