@@ -19,8 +19,7 @@ PROPERTY = settings(max_examples=200, deadline=None, derandomize=True)
 
 FRAGMENTS = [
     "Hello", " world", "  ", "\n", "the quick", "<|im_start|>", "<|endoftext|>", "<tool call>", "<s>", "</s>", "▁", " ",
-    "你好", "世界", "こ", "한글", "e\u0301", "a\u0308\u0323", "😀", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪",
-    "\u200d", "\u0000", "ÿ", "𝔘",
+    "你好", "世界", "こ", "한글", "e\u0301", "a\u0308\u0323", "😀", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪", "\u200d", "\u0000", "ÿ", "𝔘",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=12).map("".join)
 sizes = st.lists(st.integers(0, 4), min_size=1, max_size=8).filter(any)
@@ -381,8 +380,7 @@ def test_bytes_of_an_unknown_decoder_wait_for_their_character(
 
 
 def test_an_unknown_decoder_completes_the_prompts_character(unknown_byte_library: tokenizers.Tokenizer) -> None:
-    tokenizer = Tokenizer(unknown_byte_library)
-    token_ids = tokenizer.encode("a𝔘b")
+    token_ids = (tokenizer := Tokenizer(unknown_byte_library)).encode("a𝔘b")
     assert stream(tokenizer.token_table, token_ids[3:], [1], context_ids=token_ids[:3]) == "𝔘b"
 
 
@@ -396,8 +394,7 @@ def test_an_unknown_decoder_gets_a_bounded_window(unknown_byte_library: tokenize
         lengths.append(len(token_ids))
         return unknown_byte_library.decode(token_ids)
 
-    table = tokenizer.token_table
-    assert isinstance(table, LibraryTable)
+    assert isinstance(table := tokenizer.token_table, LibraryTable)
     counting = LibraryTable(decode, table.known_ids, table.special_ids, table.anchor_ids)
     stream(counting, [*tokenizer.encode("Hello world " * 50), *garbage], [1])
     assert max(lengths) <= 40
