@@ -160,11 +160,12 @@ class _Engine:
         elif rule.finish is not None:
             self._respond(item, [], rule.finish)
         else:
-            return rule.stalls
+            return bool(rule.stalls)
         return True
 
     def _generate(self, item: _Running) -> None:
-        request, made, ending = item.request, [], None
+        request, ending = item.request, None
+        made: list[int] = []
         burst = item.rule.burst if item.rule else self.script.burst
         while len(made) < burst and ending is None:
             if item.rule and item.generated >= len(item.rule.token_ids) and (item.rule.finish or item.rule.error):
@@ -193,7 +194,7 @@ class _Engine:
 
     def _next_token(self, item: _Running) -> int:
         if item.rule is not None and item.generated < len(item.rule.token_ids):
-            return item.rule.token_ids[item.generated]
+            return int(item.rule.token_ids[item.generated])
         request = item.request
         sampling = request.sampling_config
         if (
@@ -324,7 +325,8 @@ def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) 
         )
 
     def arguments(method: str, args: Any, kwargs: Any) -> dict[str, Any]:
-        return bind(f"Executor.{method}", overloads_of(method), args, kwargs, namespace)
+        bound: dict[str, Any] = bind(f"Executor.{method}", overloads_of(method), args, kwargs, namespace)
+        return bound
 
     class Executor:
         def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from llm_pipeline.executors.port import EngineStartError
 from llm_pipeline.executors.registry import EXECUTOR_NAMES, create_executor
-from llm_pipeline.protocol.capabilities import ExecutorName
+from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.sample_requests import make_manifest
 
