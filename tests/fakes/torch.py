@@ -31,5 +31,5 @@ class cuda:  # noqa: N801 - torch's name
 
     @staticmethod
     def get_device_capability(index: int) -> tuple[int, int]:
-        sm: int = read_script().sms[index]
-        return divmod(sm, 10)
+        major, minor = divmod(int(read_script().sms[index]), 10)
+        return major, minor

@@ -59,7 +59,8 @@ def make_bindings() -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     for name, facts in BINDINGS.items():
         if facts["kind"] == "enum":
-            namespace[name] = make_enum(name.rsplit(".", 1)[-1], facts["values"])
+            create_enum: Any = enum.Enum  # typed, mypy takes the call for the definition of a class
+            made = create_enum(name.rsplit(".", 1)[-1], {value: index for index, value in enumerate(facts["values"])})
         elif facts["kind"] == "class" and name not in {"Executor", "DecodingMode"}:
             namespace[name] = make_class(name, facts, namespace)
     for name, made in list(namespace.items()):

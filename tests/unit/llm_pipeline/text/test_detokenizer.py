@@ -19,7 +19,8 @@ PROPERTY = settings(max_examples=200, deadline=None, derandomize=True)
 
 FRAGMENTS = [
     "Hello", " world", "  ", "\n", "the quick", "<|im_start|>", "<|endoftext|>", "<tool call>", "<s>", "</s>", "▁", " ",
-    "你好", "世界", "こ", "한글", "e\u0301", "a\u0308\u0323", "😀", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪", "\u200d", "\u0000", "ÿ", "𝔘",
+    "你好", "世界", "こ", "한글", "e\u0301", "a\u0308\u0323", "😀", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪", "\u200d",
+    "\u0000", "ÿ", "𝔘",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=12).map("".join)
 sizes = st.lists(st.integers(0, 4), min_size=1, max_size=8).filter(any)
@@ -299,11 +300,7 @@ def test_invalid_byte_tokens(
 @given(prompt=texts, text=texts, token_ids=random_ids, chunk_sizes=sizes)
 @PROPERTY
 def test_metaspace_equals_the_library(
-    metaspace_library: tokenizers.Tokenizer,
-    prompt: str,
-    text: str,
-    token_ids: list[int],
-    chunk_sizes: list[int],
+    metaspace_library: tokenizers.Tokenizer, prompt: str, text: str, token_ids: list[int], chunk_sizes: list[int]
 ) -> None:
     token_ids = [*metaspace_library.encode(text).ids, *token_ids]
     prompt_ids = metaspace_library.encode("x" + prompt).ids
@@ -394,7 +391,8 @@ def test_an_unknown_decoder_gets_a_bounded_window(unknown_byte_library: tokenize
         lengths.append(len(token_ids))
         return unknown_byte_library.decode(token_ids)
 
-    assert isinstance(table := tokenizer.token_table, LibraryTable)
+    table = tokenizer.token_table
+    assert isinstance(table, LibraryTable)
     counting = LibraryTable(decode, table.known_ids, table.special_ids, table.anchor_ids)
     stream(counting, [*tokenizer.encode("Hello world " * 50), *garbage], [1])
     assert max(lengths) <= 40
