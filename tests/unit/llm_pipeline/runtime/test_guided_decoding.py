@@ -19,12 +19,12 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm_pipeline.protocol.limits import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.fields import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
 from llm_pipeline.protocol.messages import Guide, GuideType
 from llm_pipeline.runtime.guided_decoding import GuideCompiler, GuideError, check_guide
-from tests.data.guide_schemas import SCHEMAS
+from tests.support.guide_schemas import SCHEMAS
 
 MAX_TOKENS = 2000
 
