@@ -50,7 +50,7 @@ _SAMPLING_RANGES: dict[str, Callable[[float], bool]] = {
 
 def make_enum(name: str, values: list[str]) -> Any:
     """Returns an enum with these names, numbered from 0."""
-    functional_api: Any = enum.Enum  # mypy accepts the functional form with literals only
+    functional_api: Any = enum.Enum  # typed as Any: mypy would take the call for the definition of a class
     return functional_api(name, {value: index for index, value in enumerate(values)})
 
 
@@ -59,8 +59,7 @@ def make_bindings() -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     for name, facts in BINDINGS.items():
         if facts["kind"] == "enum":
-            create_enum: Any = enum.Enum  # typed, mypy takes the call for the definition of a class
-            made = create_enum(name.rsplit(".", 1)[-1], {value: index for index, value in enumerate(facts["values"])})
+            namespace[name] = make_enum(name.rsplit(".", 1)[-1], facts["values"])
         elif facts["kind"] == "class" and name not in {"Executor", "DecodingMode"}:
             namespace[name] = make_class(name, facts, namespace)
     for name, made in list(namespace.items()):

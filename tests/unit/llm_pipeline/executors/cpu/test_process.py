@@ -151,7 +151,7 @@ def test_messages_are_received_during_a_step(bench: Bench) -> None:
             GUIDE_PARAM,
             "No rule.",
         ),
-        (RuntimeError("a bug"), ErrorCode.INTERNAL_ERROR, None, "The fault is on our side"),
+        (RuntimeError("a bug"), ErrorCode.INTERNAL_ERROR, None, "because of an internal error"),
     ],
     ids=["beyond the limits", "invalid", "a bug"],
 )
