@@ -19,8 +19,8 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import FinishReason
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.executor_rules import DEADLINE_S, RuleBench
+from tests.support.restartable_engine import MAX_ACTIVE, RestartableEngine
 from tests.support.waiting import wait_until
-from tests.unit.llm_pipeline.executors.cpu.conftest import MAX_ACTIVE, RestartableEngine
 
 
 def submit_after_restart(bench: RuleBench) -> str:

@@ -15,8 +15,8 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, Guide, GuideType, SamplingParams
 from llm_pipeline.runtime.guided_decoding import check_guide
 from tests.support.executor_rules import CLOSING_RULES, RULES, RuleBench
+from tests.support.restartable_engine import CONTEXT, MAX_ACTIVE, RestartableEngine
 from tests.support.sample_requests import make_request
-from tests.unit.llm_pipeline.executors.cpu.conftest import CONTEXT, MAX_ACTIVE, RestartableEngine
 
 TOKENS = 12  # of each reference completion; the first ones already depend on the whole prompt
 
