@@ -181,7 +181,7 @@ def _choices_param(request: CompletionRequest) -> str:
 
 
 def _check_prompt_count(prompt: Any, max_choices: int) -> None:
-    """Refuses a million prompts before any of them is parsed, which would delay other requests."""
+    """Rejects a million prompts before any of them is parsed, which would delay other requests."""
     if isinstance(prompt, list) and len(prompt) > max_choices and isinstance(prompt[0], (str, list)):
         raise _too_many_choices("prompt", len(prompt), max_choices)
 

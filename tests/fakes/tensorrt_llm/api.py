@@ -48,6 +48,12 @@ _SAMPLING_RANGES: dict[str, Callable[[float], bool]] = {
 }
 
 
+def make_enum(name: str, values: list[str]) -> Any:
+    """Returns an enum with these names, numbered from 0."""
+    functional_api: Any = enum.Enum  # mypy accepts the functional form with literals only
+    return functional_api(name, {value: index for index, value in enumerate(values)})
+
+
 def make_bindings() -> dict[str, Any]:
     """Returns enums and classes by name; nested ones are also attributes of their outer class."""
     namespace: dict[str, Any] = {}
@@ -56,10 +62,7 @@ def make_bindings() -> dict[str, Any]:
             create_enum: Any = enum.Enum  # typed, mypy takes the call for the definition of a class
             made = create_enum(name.rsplit(".", 1)[-1], {value: index for index, value in enumerate(facts["values"])})
         elif facts["kind"] == "class" and name not in {"Executor", "DecodingMode"}:
-            made = make_class(name, facts, namespace)
-        else:
-            continue
-        namespace[name] = made
+            namespace[name] = make_class(name, facts, namespace)
     for name, made in list(namespace.items()):
         if "." in name:
             outer, inner = name.rsplit(".", 1)

@@ -19,8 +19,8 @@ PROPERTY = settings(max_examples=200, deadline=None, derandomize=True)
 
 FRAGMENTS = [
     "Hello", " world", "  ", "\n", "the quick", "<|im_start|>", "<|endoftext|>", "<tool call>", "<s>", "</s>", "▁", " ",
-    "你好", "世界", "こ", "한글", "e\u0301", "a\u0308\u0323", "😀", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪",
-    "\u200d", "\u0000", "ÿ", "𝔘",
+    "你好", "世界", "こ", "한글", "e\u0301", "a\u0308\u0323", "😀", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪", "\u200d",
+    "\u0000", "ÿ", "𝔘",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=12).map("".join)
 sizes = st.lists(st.integers(0, 4), min_size=1, max_size=8).filter(any)
@@ -265,11 +265,7 @@ def test_invalid_byte_tokens(
 @given(prompt=texts, text=texts, token_ids=random_ids, chunk_sizes=sizes)
 @PROPERTY
 def test_metaspace_equals_the_library(
-    metaspace_library: tokenizers.Tokenizer,
-    prompt: str,
-    text: str,
-    token_ids: list[int],
-    chunk_sizes: list[int],
+    metaspace_library: tokenizers.Tokenizer, prompt: str, text: str, token_ids: list[int], chunk_sizes: list[int]
 ) -> None:
     token_ids = [*metaspace_library.encode(text).ids, *token_ids]
     prompt_ids = metaspace_library.encode("x" + prompt).ids
@@ -346,8 +342,7 @@ def test_bytes_of_an_unknown_decoder_wait_for_their_character(
 
 
 def test_an_unknown_decoder_completes_the_prompts_character(unknown_byte_library: tokenizers.Tokenizer) -> None:
-    tokenizer = Tokenizer(unknown_byte_library)
-    token_ids = tokenizer.encode("a𝔘b")
+    token_ids = (tokenizer := Tokenizer(unknown_byte_library)).encode("a𝔘b")
     assert stream(tokenizer.token_table, token_ids[3:], [1], context_ids=token_ids[:3]) == "𝔘b"
 
 

@@ -12,10 +12,8 @@ from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.executors.cpu.executor import CpuExecutor
 from llm_pipeline.executors.port import OutputSink
 from llm_pipeline.runtime.settings import PipelineSettings
+from tests.support.cpu_executors import CONTEXT, KV_CACHE_GIB, MAX_ACTIVE, RestartableEngine
 from tests.support.executor_rules import RuleBench
-from tests.support.restartable_engine import CONTEXT, MAX_ACTIVE, RestartableEngine
-
-KV_CACHE_GIB = 0.02  # about 450 tokens
 
 
 @pytest.fixture(scope="session")

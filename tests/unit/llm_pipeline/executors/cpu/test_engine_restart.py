@@ -18,8 +18,8 @@ from llm_pipeline.executors.port import EngineStartError
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import FinishReason
 from llm_pipeline.runtime.settings import PipelineSettings
+from tests.support.cpu_executors import MAX_ACTIVE, RestartableEngine
 from tests.support.executor_rules import DEADLINE_S, RuleBench
-from tests.support.restartable_engine import MAX_ACTIVE, RestartableEngine
 from tests.support.waiting import wait_until
 
 

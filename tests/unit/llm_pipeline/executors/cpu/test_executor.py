@@ -14,8 +14,8 @@ from build_engine.cpu.reference import ReferenceCase
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, Guide, GuideType, SamplingParams
 from llm_pipeline.runtime.guided_decoding import check_guide
+from tests.support.cpu_executors import CONTEXT, MAX_ACTIVE, RestartableEngine
 from tests.support.executor_rules import CLOSING_RULES, RULES, RuleBench
-from tests.support.restartable_engine import CONTEXT, MAX_ACTIVE, RestartableEngine
 from tests.support.sample_requests import make_request
 
 TOKENS = 12  # of each reference completion; the first ones already depend on the whole prompt

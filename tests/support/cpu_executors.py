@@ -1,4 +1,4 @@
-"""A CPU executor for tests that kill its engine process or make its restarts fail."""
+"""CPU executors on the real engine whose engine processes a test can kill."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.executor_rules import RuleBench
 
 CONTEXT = 256
+KV_CACHE_GIB = 0.02  # about 450 tokens
 MAX_ACTIVE = 4
 
 
