@@ -303,6 +303,8 @@ def test_modules_and_functions_are_short() -> None:
         count = len(path.read_text(encoding="utf-8").splitlines())
         if count > LINES_OF_A_MODULE:
             long.append(f"{name_of(path)}: {count} lines")
+        if is_within(".".join(path.relative_to(ROOT).parts), "tests.fakes"):
+            continue  # functions that are tables of another library's API
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 count = (node.end_lineno or node.lineno) - node.lineno + 1

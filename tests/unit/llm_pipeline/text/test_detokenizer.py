@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders
 
-from llm_pipeline.text.detokenizer import LibraryTable, PieceTable, TokenTable
+from llm_pipeline.text.detokenizer import LibraryTable, PieceTable
 from llm_pipeline.text.tokenizer import Tokenizer
+from tests.support.token_streams import id_of, stream
 
 PROPERTY = settings(max_examples=200, deadline=None, derandomize=True)
 
@@ -25,41 +25,6 @@ FRAGMENTS = [
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=12).map("".join)
 sizes = st.lists(st.integers(0, 4), min_size=1, max_size=8).filter(any)
 random_ids = st.lists(st.integers(0, 460), max_size=40)
-
-
-def split(token_ids: Sequence[int], chunk_sizes: list[int]) -> Iterator[Sequence[int]]:
-    position = 0
-    for size in itertools.cycle(chunk_sizes):
-        if position >= len(token_ids):
-            return
-        yield token_ids[position : position + size]
-        position += size
-
-
-def stream(
-    table: TokenTable,
-    token_ids: Sequence[int],
-    chunk_sizes: list[int],
-    *,
-    skip_special_tokens: bool = True,
-    context_ids: Sequence[int] = (),
-    is_text_start: bool = False,
-) -> str:
-    detokenizer = table.start(
-        skip_special_tokens=skip_special_tokens, context_ids=context_ids, is_text_start=is_text_start
-    )
-    pieces: list[str] = []
-    for chunk in split(token_ids, chunk_sizes):
-        new = detokenizer.feed(chunk)
-        assert len(new) == len(chunk)
-        pieces += new
-    return "".join([*pieces, detokenizer.finish()])
-
-
-def id_of(library: tokenizers.Tokenizer, token: str) -> int:
-    token_id = library.token_to_id(token)
-    assert token_id is not None, token
-    return token_id
 
 
 def is_unfinished(data: bytes) -> bool:
