@@ -23,7 +23,7 @@ from benchmarks.report.targets import Status
 from benchmarks.runner import RunContext, run_count, run_group
 from benchmarks.scenarios import Client, Group, groups, select
 from benchmarks.systems.baselines import Baseline, llama_cpp_baselines, pairs, remote_baselines
-from benchmarks.systems.servers import ServerError, build_default_engine, secret, settings_from_environment
+from benchmarks.systems.servers import ServerError, build_benchmark_engine, secret, settings_from_environment
 from build_engine.errors import BuildEngineError
 from launcher.local.errors import PreflightError, StartError
 from launcher.settings import REPOSITORY_ROOT
@@ -75,7 +75,7 @@ def run(
         ]
         selected = groups([baseline.system for baseline in baselines], is_quick=quick)
         selected = select(selected, scenario) if scenario else selected
-        engine_dir = build_default_engine(console)
+        engine_dir = build_benchmark_engine(console)
     except (ValueError, ServerError, BuildEngineError) as error:
         console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
@@ -91,7 +91,7 @@ def run(
 
 
 @app.command("report")
-def write_report(
+def regenerate_report(
     output: Annotated[Path, typer.Option(help="Directory with results.json.")] = _OUTPUT,
 ) -> None:
     """Write results.md and the plots from an existing results.json."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from complete_cli.client import CompletionError, Endpoint, UnreachableError
+from complete_cli.client import CompletionError, ServerAddress, ServerUnreachableError
 from complete_cli.report import Report, TextWriter
 from complete_cli.request import UsageError, parse_fields, read_prompt, request_body
 
@@ -85,12 +85,12 @@ def complete(
         body = request_body(
             read_prompt(prompt, file, sys.stdin.buffer), options, parse_fields(fields or ()), stream=stream
         )
-        endpoint = Endpoint(base_url, api_key or _local_key(base_url))
+        endpoint = ServerAddress(base_url, api_key or _local_key(base_url))
         body["model"] = model or body.get("model") or endpoint.first_model()
         _run(endpoint, body, as_json=as_json, quiet=quiet)
 
 
-def _run(endpoint: Endpoint, body: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+def _run(endpoint: ServerAddress, body: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     """Prints the response. On any exit, `closing` disconnects, which makes the server cancel the request."""
     report = Report()
     writer = TextWriter(_write, separator="\n")
@@ -149,7 +149,7 @@ def _exit_statuses() -> Iterator[None]:
         _exit(2, "The command line is not UTF-8 text.")
     except CompletionError as error:
         _exit(1, str(error))
-    except UnreachableError as error:
+    except ServerUnreachableError as error:
         _exit(3, f"The server is unreachable: {error}. Check --base-url, and whether the server is running.")
 
 

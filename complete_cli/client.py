@@ -19,12 +19,12 @@ class CompletionError(Exception):
     """The server rejected or failed the request. The message is the server's."""
 
 
-class UnreachableError(Exception):
+class ServerUnreachableError(Exception):
     """The server did not respond, or not with HTTP."""
 
 
 @dataclass(frozen=True)
-class Timeouts:
+class ClientTimeouts:
     """Limits in seconds.
 
     A stream may be silent for `silence_s` only, because servers send comments while they wait for a token. A whole
@@ -37,12 +37,12 @@ class Timeouts:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ServerAddress:
     """An API to send requests to. `base_url` ends in /v1; without a key, no Authorization header is sent."""
 
     base_url: str
     key: str | None
-    timeouts: Timeouts = field(default_factory=Timeouts)
+    timeouts: ClientTimeouts = field(default_factory=ClientTimeouts)
 
     def first_model(self) -> str:
         """Returns the first name of /models. Raises CompletionError if the list is empty, or UnreachableError."""
@@ -129,4 +129,4 @@ def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise UnreachableError(str(error) or type(error).__name__) from error
+        raise ServerUnreachableError(str(error) or type(error).__name__) from error

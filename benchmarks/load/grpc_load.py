@@ -19,7 +19,7 @@ import grpc
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from benchmarks.load.job import Job, Timeline, serve_jobs
+from benchmarks.load.job import LoadJob, Timeline, serve_jobs
 from llm_pipeline.protocol.messages import CompletionParameters
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, parameters_to_arrays, text_chunk_from_raw
 
@@ -28,7 +28,7 @@ _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 
 _CONNECT_TIMEOUT_S = 10.0
 
 
-def request_bytes(prompt: str, job: Job) -> bytes:
+def request_bytes(prompt: str, job: LoadJob) -> bytes:
     """Returns the serialised request of one greedy completion by the ensemble."""
     key = uuid.uuid4().hex
     parameters = CompletionParameters(
@@ -113,7 +113,7 @@ class GrpcClient:
         await asyncio.wait_for(channel.channel_ready(), _CONNECT_TIMEOUT_S)
         return channel
 
-    def prepare(self, job: Job) -> Callable[[], Callable[[], list[Timeline]]]:
+    def prepare(self, job: LoadJob) -> Callable[[], Callable[[], list[Timeline]]]:
         """Serialises all requests, and returns the load itself."""
         streams = [[_Recording(request_bytes(prompt, job)) for prompt in prompts] for prompts in job.prompts]
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from benchmarks.load.http_recording import Endpoint, ResponseEndDetector, read_response
-from benchmarks.load.job import Job, Timeline, serve_jobs
+from benchmarks.load.http_recording import CompletionsEndpoint, ResponseEndDetector, read_response
+from benchmarks.load.job import LoadJob, Timeline, serve_jobs
 
 _MAX_PIECE_BYTES = 1 << 16
 _CONNECT_TIMEOUT_S = 10.0
@@ -34,7 +34,7 @@ class _Recording:
 class _Stream:
     """One connection, which sends its requests one after another."""
 
-    def __init__(self, endpoint: Endpoint, prompts: tuple[str, ...], job: Job) -> None:
+    def __init__(self, endpoint: CompletionsEndpoint, prompts: tuple[str, ...], job: LoadJob) -> None:
         self.socket = socket.create_connection(endpoint.address, timeout=_CONNECT_TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._requests = iter(
@@ -66,7 +66,7 @@ class _Stream:
         return not self._end.is_end(data) or self.send_next()
 
 
-def prepare(endpoint: Endpoint, job: Job) -> Callable[[], Callable[[], list[Timeline]]]:
+def prepare(endpoint: CompletionsEndpoint, job: LoadJob) -> Callable[[], Callable[[], list[Timeline]]]:
     """Opens all connections, and returns the load itself."""
     streams = [_Stream(endpoint, prompts, job) for prompts in job.prompts]
 
@@ -104,7 +104,7 @@ def _run(streams: list[_Stream], timeout_s: float) -> None:
 
 def main(arguments: list[str]) -> None:
     """Serves jobs for the endpoint that the first argument contains as JSON."""
-    endpoint = Endpoint(**orjson.loads(arguments[0]))
+    endpoint = CompletionsEndpoint(**orjson.loads(arguments[0]))
     serve_jobs(lambda job: prepare(endpoint, job))
 
 

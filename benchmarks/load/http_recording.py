@@ -26,7 +26,7 @@ Received = Sequence[tuple[float, bytes]]  # arrival time in seconds, and data
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class CompletionsEndpoint:
     """An OpenAI-compatible server. `base_url` is the URL up to /completions, such as http://127.0.0.1:9000/v1."""
 
     base_url: str

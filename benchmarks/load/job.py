@@ -23,7 +23,7 @@ class LoadError(Exception):
 
 
 @dataclass(frozen=True)
-class Job:
+class LoadJob:
     """Prompts to complete, by stream. A stream sends each prompt when the response to the one before is complete."""
 
     prompts: tuple[tuple[str, ...], ...]
@@ -81,7 +81,7 @@ class LoadProcess:
             self._process.wait()
         self._stdout.close()
 
-    def run(self, job: Job, *, on_start: Callable[[], None], on_end: Callable[[], None]) -> list[Timeline]:
+    def run(self, job: LoadJob, *, on_start: Callable[[], None], on_end: Callable[[], None]) -> list[Timeline]:
         """Makes the load and returns its timelines.
 
         `on_start` is called right before the first request, `on_end` right after the last response. Raises LoadError if
@@ -128,7 +128,7 @@ class LoadProcess:
         return LoadError(f"{self.name} exited with status {self._process.wait(10)}:\n" + "\n".join(tail))
 
 
-def serve_jobs(prepare: Callable[[Job], Callable[[], Callable[[], list[Timeline]]]]) -> None:
+def serve_jobs(prepare: Callable[[LoadJob], Callable[[], Callable[[], list[Timeline]]]]) -> None:
     """Serves jobs from stdin until it ends; to be called in the load process.
 
     `prepare` does all work that must not be timed and returns the load, which returns a function that parses what it
@@ -146,8 +146,8 @@ def serve_jobs(prepare: Callable[[Job], Callable[[], Callable[[], list[Timeline]
         _reply(replies, orjson.dumps([asdict(timeline) for timeline in parse()]) + b"\n")
 
 
-def _job(fields: dict[str, Any]) -> Job:
-    return Job(**{**fields, "prompts": tuple(tuple(stream) for stream in fields["prompts"])})
+def _job(fields: dict[str, Any]) -> LoadJob:
+    return LoadJob(**{**fields, "prompts": tuple(tuple(stream) for stream in fields["prompts"])})
 
 
 def _reply(replies: IO[bytes], line: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from benchmarks.load.job import Job
+from benchmarks.load.job import LoadJob
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ _WORDS = (  # noqa: SIM905 - a list of quoted words would fill the screen
 ).split()
 
 
-def make_job(point: LoadPoint, seed: str) -> Job:
+def make_job(point: LoadPoint, seed: str) -> LoadJob:
     """Returns the job of a load, whose prompts are a function of the seed: every system gets the same prompts.
 
     All prompts of a job differ, so that a prefix cache has no effect.
     """
     words = random.Random(seed)
-    return Job(
+    return LoadJob(
         prompts=tuple(
             tuple(_prompt(words, point.prompt_words) for _ in range(point.requests_per_stream))
             for _ in range(point.streams)

@@ -22,7 +22,7 @@ class Status(str, Enum):
 
 
 @dataclass(frozen=True)
-class Target:
+class PerformanceTarget:
     """One target: the measured value and its limit."""
 
     name: str
@@ -57,7 +57,7 @@ class Target:
 class Verdict:
     """A target and its outcome in one run."""
 
-    target: Target
+    target: PerformanceTarget
     measured: float | None
     status: Status
 
@@ -65,7 +65,7 @@ class Verdict:
 def judge(results: Results) -> list[Verdict]:
     """Returns the verdict of every target, in order."""
     verdicts = []
-    for target in TARGETS:
+    for target in PERFORMANCE_TARGETS:
         measured = target.measure(results)
         verdicts.append(Verdict(target, measured, target.status_of(measured)))
     return verdicts
@@ -149,8 +149,8 @@ def _at(streams: int, value: Callable[[Run], float | None]) -> Callable[[Results
     return _figure(scenarios.THROUGHPUT, _HTTP, streams, value)
 
 
-def _engine(streams: int, at_least: float) -> Target:
-    return Target(
+def _engine(streams: int, at_least: float) -> PerformanceTarget:
+    return PerformanceTarget(
         f"engine-{streams}",
         f"CPU engine, {streams} stream{'s' if streams > 1 else ''}: through HTTP, relative to the engine only",
         _speed_ratio(scenarios.ENGINE, _HTTP, _ENGINE_ONLY, streams),
@@ -159,8 +159,8 @@ def _engine(streams: int, at_least: float) -> Target:
     )
 
 
-def _llama(streams: int, at_least: float | None) -> Target:
-    return Target(
+def _llama(streams: int, at_least: float | None) -> PerformanceTarget:
+    return PerformanceTarget(
         f"llama.cpp-{streams}",
         f"CPU engine through HTTP, relative to llama.cpp's server, {streams} stream{'s' if streams > 1 else ''}",
         _speed_ratio(scenarios.ENGINE, _HTTP, _LLAMA, streams),
@@ -169,8 +169,8 @@ def _llama(streams: int, at_least: float | None) -> Target:
     )
 
 
-TARGETS = (
-    Target(
+PERFORMANCE_TARGETS = (
+    PerformanceTarget(
         "throughput-256",
         f"`scripted` at {_PACE}, 256 streams, through HTTP and the ensemble",
         _at(256, tokens_per_s),
@@ -178,7 +178,7 @@ TARGETS = (
         at_least=25_000,
         evidence=(scenarios.THROUGHPUT, _HTTP, 256),
     ),
-    Target(
+    PerformanceTarget(
         "coalescing-256",
         "the same, relative to coalescing off",
         _speed_ratio(scenarios.THROUGHPUT, _HTTP, _OFF, 256),
@@ -186,7 +186,7 @@ TARGETS = (
         at_least=10,
         evidence=(scenarios.THROUGHPUT, _OFF, 256),
     ),
-    Target(
+    PerformanceTarget(
         "throughput-64",
         f"`scripted` at {_PACE}, 64 streams, through HTTP",
         _at(64, tokens_per_s),
@@ -194,7 +194,7 @@ TARGETS = (
         at_least=10_000,
         evidence=(scenarios.THROUGHPUT, _HTTP, 64),
     ),
-    Target(
+    PerformanceTarget(
         "gap-64",
         "the same: gap between arrivals, p99",
         _at(64, lambda run: run.figures.gap_p99_ms),
@@ -202,7 +202,7 @@ TARGETS = (
         at_most=60,
         evidence=(scenarios.THROUGHPUT, _HTTP, 64),
     ),
-    Target(
+    PerformanceTarget(
         "ttft-64",
         "the same: time to first token, p50",
         _at(64, lambda run: run.figures.ttft_p50_ms),
@@ -210,14 +210,14 @@ TARGETS = (
         at_most=40,
         evidence=(scenarios.THROUGHPUT, _HTTP, 64),
     ),
-    Target(
+    PerformanceTarget(
         "events-1",
         "1 stream: events per token",
         _at(1, _events_per_token),
         at_least=1,
         evidence=(scenarios.THROUGHPUT, _HTTP, 1),
     ),
-    Target(
+    PerformanceTarget(
         "added-ttft",
         "1 stream: time to first token added by HTTP to raw gRPC, p50",
         _added_by_http(lambda run: run.figures.ttft_p50_ms),
@@ -225,7 +225,7 @@ TARGETS = (
         at_most=5,
         evidence=(scenarios.LATENCY, _HTTP, 1),
     ),
-    Target(
+    PerformanceTarget(
         "added-gap",
         "1 stream: gap between tokens added by HTTP to raw gRPC, p50",
         _added_by_http(lambda run: run.figures.gap_p50_ms),
@@ -239,7 +239,7 @@ TARGETS = (
     _llama(1, None),
     _llama(16, 2),
     _llama(64, 3),
-    Target(
+    PerformanceTarget(
         "front-end-event",
         "front end, CPU time per event, one token per event (coalescing off, 64 streams)",
         _figure(scenarios.THROUGHPUT, _OFF, 64, _front_end_us_per_event),
@@ -247,7 +247,7 @@ TARGETS = (
         at_most=160,
         evidence=(scenarios.THROUGHPUT, _OFF, 64),
     ),
-    Target(
+    PerformanceTarget(
         "idle-memory",
         f"{scenarios.MAX_STREAMS} slow streams: growth of the servers' memory",
         _figure(scenarios.IDLE, _HTTP, scenarios.MAX_STREAMS, memory_growth_percent),
@@ -255,7 +255,7 @@ TARGETS = (
         at_most=1,
         evidence=(scenarios.IDLE, _HTTP, scenarios.MAX_STREAMS),
     ),
-    Target(
+    PerformanceTarget(
         "idle-late",
         f"{scenarios.MAX_STREAMS} slow streams: gap p99 relative to the median gap",
         _figure(scenarios.IDLE, _HTTP, scenarios.MAX_STREAMS, _late_gap_ratio),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.soak.report import Soak
-from benchmarks.soak.samples import Sampler
+from benchmarks.soak.samples import ResourceSampler
 from benchmarks.soak.settings import SoakSettings
 from benchmarks.soak.traffic import Traffic
 from launcher.local.stack import Stack
@@ -59,7 +59,7 @@ async def _run(settings: SoakSettings, stack: Stack, ports: StackSettings, conso
         seed=settings.seed,
     )
     await traffic.prepare()
-    sampler = Sampler(stack, ports.triton_grpc_port)
+    sampler = ResourceSampler(stack, ports.triton_grpc_port)
     running = asyncio.create_task(traffic.run())
     try:
         await _sample(settings, traffic, sampler, console)
@@ -72,7 +72,7 @@ async def _run(settings: SoakSettings, stack: Stack, ports: StackSettings, conso
     return Soak(settings, traffic.tally, sampler.samples, left_over)
 
 
-async def _sample(settings: SoakSettings, traffic: Traffic, sampler: Sampler, console: Console) -> None:
+async def _sample(settings: SoakSettings, traffic: Traffic, sampler: ResourceSampler, console: Console) -> None:
     duration_s = settings.minutes * 60
     period_s = min(1.0, duration_s / 40)
     columns = (

@@ -38,7 +38,7 @@ class Samples:
         }
 
 
-class Sampler:
+class ResourceSampler:
     """Samples one running stack. Its processes are found once, so that the death of one is a finding."""
 
     def __init__(self, stack: Stack, grpc_port: int) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.load.job import Job, Timeline, serve_jobs
+from benchmarks.load.job import LoadJob, Timeline, serve_jobs
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.ipc import EngineSettings
@@ -32,7 +32,7 @@ class EngineOnly:
         self._engine, _ = load_engine(EngineSettings.of(settings, manifest))
         self._next_key = 0
 
-    def prepare(self, job: Job) -> Callable[[], Callable[[], list[Timeline]]]:
+    def prepare(self, job: LoadJob) -> Callable[[], Callable[[], list[Timeline]]]:
         """Tokenizes all prompts, and returns the load itself."""
         streams = [[self._request(prompt, job.max_tokens) for prompt in prompts] for prompts in job.prompts]
 

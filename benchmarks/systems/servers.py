@@ -15,7 +15,7 @@ import httpx
 from pydantic_settings import BaseSettings
 from rich.console import Console
 
-from benchmarks.load.http_recording import Endpoint
+from benchmarks.load.http_recording import CompletionsEndpoint
 from benchmarks.machine import machine_facts
 from benchmarks.processes import FRONT_END, TRITON
 from build_engine.cli.progress_bar import TerminalProgress
@@ -45,7 +45,7 @@ class ServerError(Exception):
 class Server:
     """A running server: its endpoint, and the processes that do its work."""
 
-    endpoint: Endpoint
+    endpoint: CompletionsEndpoint
     roots: Mapping[str, int]  # process ids by role; empty for a server that is known by URL only
     grpc_address: str | None = None
 
@@ -68,7 +68,7 @@ def our_stack(run_dir: Path, engine_dir: Path, environment: Mapping[str, str]) -
         assert stack.frontend is not None
         assert stack.triton is not None
         yield Server(
-            Endpoint(f"{stack.base_url}/openai/v1", MODEL, API_KEY),
+            CompletionsEndpoint(f"{stack.base_url}/openai/v1", MODEL, API_KEY),
             {FRONT_END: _pid(stack.frontend.pid), TRITON: _pid(stack.triton.pid)},
             f"127.0.0.1:{ports['TRITON_GRPC_PORT']}",
         )
@@ -87,7 +87,7 @@ def llama_cpp_server(program: Path, model: Path, options: Sequence[str], *, log:
         except OSError as error:
             raise ServerError(f"{program} cannot be started: {error}") from error
     try:
-        endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", MODEL)
+        endpoint = CompletionsEndpoint(f"http://127.0.0.1:{port}/v1", MODEL)
         _await_health(f"http://127.0.0.1:{port}/health", process, log)
         yield Server(endpoint, {"llama-server": process.pid})
     finally:
@@ -112,7 +112,7 @@ def llama_cpp_options(slots: int, tokens_per_slot: int) -> list[str]:
 def remote_server(base_url: str, api_key: str | None, model: str | None) -> Server:
     """Returns a server that is already running. Without a model name, the first of /models is used."""
     base_url = base_url.rstrip("/")
-    return Server(Endpoint(base_url, model or _first_model(base_url, api_key), api_key), {})
+    return Server(CompletionsEndpoint(base_url, model or _first_model(base_url, api_key), api_key), {})
 
 
 def _first_model(base_url: str, api_key: str | None) -> str:
@@ -142,7 +142,7 @@ def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None
     )
 
 
-def build_default_engine(console: Console) -> Path:
+def build_benchmark_engine(console: Console) -> Path:
     """Builds the engine of `make serve`, or returns an existing valid one."""
     target, model = find_target("cpu"), find_model(None)
     output = REPOSITORY_ROOT / default_output(MODEL, target, "fp16")

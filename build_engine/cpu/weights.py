@@ -20,7 +20,7 @@ from llm_pipeline.executors.cpu.engine.weights import ModelShape, Weights
 
 FP16, INT8 = "fp16", "int8"
 _INT8_MAX = 127
-Array: TypeAlias = "npt.NDArray[Any]"
+WeightArray: TypeAlias = "npt.NDArray[Any]"
 _NORMS = {
     "attention_norm": "attn_norm",
     "mlp_norm": "ffn_norm",
@@ -41,7 +41,7 @@ def convert_weights(model: GgufModel, advance: Advance) -> Weights:
     Raises EngineRefusedError if a weight overflows float16 or a tensor is missing.
     """
     shape = model_shape(model)
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, WeightArray] = {}
     for name, tensor in _engine_tensors(model, shape, advance):
         if tensor.ndim > 1:
             with np.errstate(over="ignore"):  # checked below
@@ -79,11 +79,11 @@ def model_shape(model: GgufModel) -> ModelShape:
     )
 
 
-def _engine_tensors(model: GgufModel, shape: ModelShape, advance: Advance) -> Iterator[tuple[str, Array]]:
+def _engine_tensors(model: GgufModel, shape: ModelShape, advance: Advance) -> Iterator[tuple[str, WeightArray]]:
     """Names and float32 values of the engine's tensors."""
     names = {tensor.name for tensor in model.tensors}
 
-    def read(name: str) -> Array:
+    def read(name: str) -> WeightArray:
         tensor = model.dequantized(name)
         advance(2 * tensor.size)
         return _rows_in_halves(tensor, name, shape) if model.architecture == "llama" else tensor
@@ -95,7 +95,9 @@ def _engine_tensors(model: GgufModel, shape: ModelShape, advance: Advance) -> It
         yield from _layer(f"layers.{number}", f"blk.{number}", names, read)
 
 
-def _layer(layer: str, block: str, names: set[str], read: Callable[[str], Array]) -> Iterator[tuple[str, Array]]:
+def _layer(
+    layer: str, block: str, names: set[str], read: Callable[[str], WeightArray]
+) -> Iterator[tuple[str, WeightArray]]:
     for name, origin in _NORMS.items():
         if f"{block}.{origin}.weight" in names:
             yield f"{layer}.{name}.weight", read(f"{block}.{origin}.weight")
@@ -108,7 +110,7 @@ def _layer(layer: str, block: str, names: set[str], read: Callable[[str], Array]
             yield f"{layer}.{name}.bias", np.concatenate([read(bias) for bias in biases])
 
 
-def _rows_in_halves(tensor: Array, name: str, shape: ModelShape) -> Array:
+def _rows_in_halves(tensor: WeightArray, name: str, shape: ModelShape) -> WeightArray:
     """Reorders the query and key rows of a llama model, [heads * head_size, ...], for rotary embeddings in halves.
 
     llama.cpp stores them for rotary embeddings of adjacent pairs.

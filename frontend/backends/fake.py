@@ -20,8 +20,8 @@ from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, T
 from llm_pipeline.protocol.model_info import ModelInfo
 
 # A chunk to yield, an error to raise, or an event to wait for. A cancellation ends the script at its next step.
-Step: TypeAlias = TextChunk | Exception | asyncio.Event
-Script: TypeAlias = Callable[[CompletionParameters], Iterable[Step]]
+ScriptStep: TypeAlias = TextChunk | Exception | asyncio.Event
+CompletionScript: TypeAlias = Callable[[CompletionParameters], Iterable[ScriptStep]]
 
 WORDS = (" Paris", ",", " the", " city", " of", " light", " and", " of", " bridges", ".")
 PROMPT_TOKENS = 5
@@ -44,7 +44,7 @@ def fixed_words(parameters: CompletionParameters) -> list[TextChunk]:
     return chunks(*WORDS[:count], with_ids=parameters.return_token_ids)
 
 
-def forever(after: int = 1) -> Script:
+def forever(after: int = 1) -> CompletionScript:
     """The first `after` words, then nothing until the request is cancelled."""
     return lambda _: [*chunks(*WORDS[: after + 1])[:after], asyncio.Event()]
 
@@ -55,7 +55,7 @@ class FakeGenerator:
     Without `records_requests` nothing is kept of requests that have ended.
     """
 
-    def __init__(self, script: Script = fixed_words, *, records_requests: bool = True) -> None:
+    def __init__(self, script: CompletionScript = fixed_words, *, records_requests: bool = True) -> None:
         self.script = script
         self.is_up = True  # False: not ready, and without model info
         self.warm_up_text = " Paris"

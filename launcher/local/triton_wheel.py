@@ -46,7 +46,7 @@ def create_triton(
     prefix = new_shared_memory_prefix(settings)
     return ChildProcess(
         "Triton",
-        command(settings, backends, repository, shared_memory_prefix=prefix),
+        tritonserver_command(settings, backends, repository, shared_memory_prefix=prefix),
         environment(settings, engine_dir),
         log_dir / "triton.log",
         stop_timeout_s=TRITON_STOP_TIMEOUT_S,
@@ -105,7 +105,7 @@ def remove_shared_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:
             path.unlink()
 
 
-def command(
+def tritonserver_command(
     settings: StackSettings,
     backends: Path,
     repository: Path = REPOSITORY_ROOT / "model_repository",

@@ -32,8 +32,10 @@ _MPIRUN_PREFIX = "ompi_"
 # org/model:adapter is one name. Blanks, control characters and characters with a meaning in URLs are not allowed.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/@+-]*[A-Za-z0-9._:@+-])?$", max_length=200)]
 TritonName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
-Endpoint = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
-Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+TritonAddress = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
+TritonAddresses = Annotated[
+    tuple[TritonAddress, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+]
 
 
 class ModelKind(str, Enum):
@@ -91,7 +93,7 @@ class DeployedModel(_Strict):
     keys: tuple[str, ...] | None = None  # names of the API keys that may use it; None: all whose own list allows it
     kind: ModelKind = ModelKind.ENSEMBLE
 
-    triton: Endpoints = ()  # gRPC host:port of its Triton, or of several that share the load; empty: our own
+    triton: TritonAddresses = ()  # gRPC host:port of its Triton, or of several that share the load; empty: our own
     triton_model: TritonName | None = None  # the Triton model that completes prompts; None: derived from the name
     max_model_len: int | None = Field(None, ge=2)  # needed if the front end cannot read the engine's manifest
     default_max_tokens: int | None = Field(None, ge=0, le=INT32_MAX)  # 0 fills the context; None: the setting

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load.http_recording import Endpoint
+from benchmarks.load.http_recording import CompletionsEndpoint
 from benchmarks.load.point import LoadPoint
 from benchmarks.processes import CLIENT, ENGINE, FRONT_END, TRITON
 from benchmarks.report.results import Run
@@ -44,7 +44,7 @@ def server_of(stack: RunningStack) -> Server:
     assert stack.frontend.pid is not None
     assert stack.triton.pid is not None
     pids = {FRONT_END: stack.frontend.pid, TRITON: stack.triton.pid}
-    endpoint = Endpoint(f"{stack.base_url}/openai/v1", MODEL, stack.api_key)
+    endpoint = CompletionsEndpoint(f"{stack.base_url}/openai/v1", MODEL, stack.api_key)
     return Server(endpoint, pids, stack.triton_grpc_url)
 
 
@@ -89,7 +89,7 @@ def test_engine_without_servers_completes_prompts(engine_dir: Path, tmp_path: Pa
 
 
 def test_rejected_requests_count_as_failures(scripted_stack: RunningStack, engine_dir: Path, tmp_path: Path) -> None:
-    endpoint = Endpoint(f"{scripted_stack.base_url}/openai/v1", "no-such-model", scripted_stack.api_key)
+    endpoint = CompletionsEndpoint(f"{scripted_stack.base_url}/openai/v1", "no-such-model", scripted_stack.api_key)
     starters = {BASELINE.server: lambda: nullcontext(Server(endpoint, {}))}
     (run,) = measure((BASELINE,), (LoadPoint(streams=2, max_tokens=4),), RunContext(engine_dir, tmp_path, starters))
     assert run.figures.failures == 2

@@ -43,7 +43,7 @@ def real_servers(
     line = command(
         LaunchSettings(
             engine_dir=make_engine(tmp_path / "engine"),
-            tritonserver=Path(triton_wheel.command(stack, tmp_path)[0]),
+            tritonserver=Path(triton_wheel.tritonserver_command(stack, tmp_path)[0]),
             triton_backends=triton_wheel.prepare_backends(tmp_path / "run"),
             triton_http_port=http,
             triton_grpc_port=grpc,

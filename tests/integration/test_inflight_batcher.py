@@ -81,7 +81,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     repository = make_repository(folder / "repository")
     triton = ChildProcess(
         "Triton",
-        triton_server.command(settings, triton_server.prepare_backends(folder), repository),
+        triton_server.tritonserver_command(settings, triton_server.prepare_backends(folder), repository),
         triton_server.environment(settings, None),
         folder / "triton.log",
         stop_timeout_s=20,

@@ -84,7 +84,7 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         )
         children[f"127.0.0.1:{grpc}"] = ChildProcess(
             f"Triton {number}",
-            triton_wheel.command(settings, backends),
+            triton_wheel.tritonserver_command(settings, backends),
             triton_wheel.environment(settings, engine_dir),
             folder / f"triton-{number}.log",
             stop_timeout_s=20,

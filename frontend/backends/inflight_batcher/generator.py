@@ -20,7 +20,7 @@ from frontend.backends.inflight_batcher.tensors import (
     NUM_OUTPUT_TOKENS,
     REQUIRED_INPUTS,
     TEXT_OUTPUT,
-    cancel_arrays,
+    engine_cancel_arrays,
     request_arrays,
 )
 from frontend.backends.inflight_batcher.text import CompletionText
@@ -167,7 +167,7 @@ class InflightBatcherGenerator:
             log.warning("cancel_failed", request_id=self._ids[key], error=error.code.value)
 
     def _cancel_request(self, key: str) -> InferRequest:
-        return infer_request(self._model.engine_model, cancel_arrays(), self._ids.get(key, key))
+        return infer_request(self._model.engine_model, engine_cancel_arrays(), self._ids.get(key, key))
 
 
 def _first_string(raw: bytes) -> str:

@@ -108,7 +108,7 @@ def request_arrays(
     return [(spec, array(spec, value)) for spec, value, _ in sent]
 
 
-def cancel_arrays() -> list[tuple[TensorSpec, Array]]:
+def engine_cancel_arrays() -> list[tuple[TensorSpec, Array]]:
     """A cancellation for the request that has the request id of this message."""
     return [(spec, array(spec, value)) for spec, value in _CANCEL_ARRAYS]
 

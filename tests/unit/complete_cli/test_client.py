@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from complete_cli.client import CompletionError, Endpoint, Timeouts, UnreachableError
+from complete_cli.client import ClientTimeouts, CompletionError, ServerAddress, ServerUnreachableError
 
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
@@ -23,7 +23,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def server(
     content_type: str, body: bytes, *, after: threading.Event | None = None, silence_s: float = 30.0
-) -> Iterator[Endpoint]:
+) -> Iterator[ServerAddress]:
     """Sends `body` in response to every request, once `after` is set."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,7 +44,9 @@ def server(
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
         try:
-            yield Endpoint(f"http://127.0.0.1:{listening.server_port}/v1", None, Timeouts(silence_s=silence_s))
+            yield ServerAddress(
+                f"http://127.0.0.1:{listening.server_port}/v1", None, ClientTimeouts(silence_s=silence_s)
+            )
         finally:
             if after is not None:
                 after.set()
@@ -61,7 +63,10 @@ def test_whole_response_may_take_longer_than_a_stream_may_be_silent() -> None:
 
 
 def test_silent_stream_is_abandoned() -> None:
-    with server(_EVENTS, b"", after=threading.Event(), silence_s=0.1) as endpoint, pytest.raises(UnreachableError):
+    with (
+        server(_EVENTS, b"", after=threading.Event(), silence_s=0.1) as endpoint,
+        pytest.raises(ServerUnreachableError),
+    ):
         list(endpoint.complete({"prompt": "Hi", "stream": True}))
 
 

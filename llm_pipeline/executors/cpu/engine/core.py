@@ -27,7 +27,7 @@ from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 _log = logging.getLogger("cpu-engine")
 
 
-class Model(Protocol):
+class StepModel(Protocol):
     """The part of PagedModel that the engine uses."""
 
     block_size: int  # tokens
@@ -46,7 +46,9 @@ def guide_error(key: str, reason: str) -> StepOutput:
 class EngineCore:
     """Decodes many requests at once. Not thread-safe: it belongs to one loop."""
 
-    def __init__(self, model: Model, *, max_batched_tokens: int, max_active: int, prefix_cache: bool = True) -> None:
+    def __init__(
+        self, model: StepModel, *, max_batched_tokens: int, max_active: int, prefix_cache: bool = True
+    ) -> None:
         self._model = model
         self._scheduler = Scheduler(
             block_count=model.block_count,

@@ -16,13 +16,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from llm_pipeline.executors.cpu.engine.logits_processor import LogitsProcessor
+from llm_pipeline.executors.cpu.engine.logits_processor import Logits, LogitsProcessor
 from llm_pipeline.protocol.messages import SamplingParams
 from llm_pipeline.runtime.guided_decoding import ConstraintMatcher
 
-Logits = npt.NDArray[np.float32]  # [vocab_size]
-Weights = npt.NDArray[np.float32]  # [vocab_size] or a selection of it
-TokenIds = npt.NDArray[np.int64]
+Probabilities = npt.NDArray[np.float32]  # [vocab_size] or a selection of it
+TokenIdArray = npt.NDArray[np.int64]
 
 _MIN_NOISE = np.float32(1e-30)  # Exp(1) in float32 may be 0, which must not be a divisor
 _FIRST_NUCLEUS, _NUCLEUS_GROWTH = 256, 16
@@ -84,19 +83,19 @@ class Sampler:
         return int(kept[np.argmax(weights[kept] / noise[kept])])
 
 
-def _weights(logits: Logits, best: int, sampling: SamplingParams) -> Weights:
+def _weights(logits: Logits, best: int, sampling: SamplingParams) -> Probabilities:
     """Returns probabilities relative to the most likely token's, which is 1; zero where min_p drops a token."""
     with np.errstate(over="ignore"):  # -inf, whose weight is 0
         scaled = (logits - logits[best]) / np.float32(sampling.temperature)
-    weights: Weights = np.exp(scaled)
+    weights: Probabilities = np.exp(scaled)
     if sampling.min_p > 0:
         weights[weights < np.float32(sampling.min_p)] = 0.0
     return weights
 
 
-def _kept(weights: Weights, sampling: SamplingParams) -> TokenIds | None:
+def _kept(weights: Probabilities, sampling: SamplingParams) -> TokenIdArray | None:
     """Returns the token ids that pass top_k and then top_p; None for all."""
-    ids: TokenIds | None = None
+    ids: TokenIdArray | None = None
     if 0 < sampling.top_k < weights.size:
         ids = np.argpartition(weights, -sampling.top_k)[-sampling.top_k :]
         weights = weights[ids]
@@ -106,7 +105,7 @@ def _kept(weights: Weights, sampling: SamplingParams) -> TokenIds | None:
     return ids
 
 
-def nucleus(weights: Weights, top_p: float) -> TokenIds:
+def nucleus(weights: Probabilities, top_p: float) -> TokenIdArray:
     """Returns the positions of the smallest set of largest weights whose sum is at least `top_p` of the total.
 
     At least one position. Sorts the largest few weights, and more only while their sum is too small: sorting a whole

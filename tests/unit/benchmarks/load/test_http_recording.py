@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.load.http_recording import Endpoint, ResponseEndDetector, read_response
+from benchmarks.load.http_recording import CompletionsEndpoint, ResponseEndDetector, read_response
 
 WORDS = [" one", " two", 'a "quoted" \n\n word', " 0\r\n\r\n", "data: x", "é", "a\u2028b\u0085c"]
 
@@ -120,7 +120,7 @@ def test_failed_response_has_a_failure(pieces: list[bytes], failure: str) -> Non
 
 
 def test_request_is_valid_http() -> None:
-    request = Endpoint("http://example.org:81/v1/", "m", "sk-1").request("Hello", 5, is_streamed=True)
+    request = CompletionsEndpoint("http://example.org:81/v1/", "m", "sk-1").request("Hello", 5, is_streamed=True)
     head, _, body = request.partition(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/completions HTTP/1.1\r\nHost: example.org:81\r\nAuthorization: Bearer sk-1\r\n")
     assert b"Content-Length: %d" % len(body) in head
@@ -129,4 +129,4 @@ def test_request_is_valid_http() -> None:
 
 def test_base_url_with_tls_is_rejected() -> None:
     with pytest.raises(ValueError, match="Invalid base URL"):
-        _ = Endpoint("https://example.org/v1", "m").address
+        _ = CompletionsEndpoint("https://example.org/v1", "m").address

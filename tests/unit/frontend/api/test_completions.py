@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from frontend.backends.fake import PROMPT_TOKENS, FakeGenerator, Step, chunks, forever
+from frontend.backends.fake import PROMPT_TOKENS, FakeGenerator, ScriptStep, chunks, forever
 from frontend.request.to_parameters import choice_seed
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason
@@ -80,7 +80,7 @@ async def test_null_fields_count_as_unset(running: Running) -> None:
 
 
 async def test_choices_are_ordered_by_prompt() -> None:
-    def by_prompt(parameters: CompletionParameters) -> list[Step]:
+    def by_prompt(parameters: CompletionParameters) -> list[ScriptStep]:
         return list(chunks(str(parameters.prompt_text or parameters.token_ids)))
 
     async with in_process(FakeGenerator(by_prompt)) as app:
@@ -130,7 +130,7 @@ async def test_token_id_prompts(running: Running) -> None:
 
 
 async def test_error_of_one_prompt_names_it_and_cancels_the_others() -> None:
-    def script(parameters: CompletionParameters) -> list[Step]:
+    def script(parameters: CompletionParameters) -> list[ScriptStep]:
         if parameters.prompt_text == "long":
             return [PipelineError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "9 of 8 tokens", param="prompt")]
         return [asyncio.Event()]

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from frontend.backends.fake import FakeGenerator, Step, chunks, forever
+from frontend.backends.fake import FakeGenerator, ScriptStep, chunks, forever
 from frontend.backends.generator import NoRoomError, UnreachableError
 from frontend.backends.pool import GeneratorPool, OnLost, PoolOptions, load_balanced
 from frontend.observability.metrics import Metrics
@@ -147,7 +147,7 @@ async def test_request_is_retried_only_once() -> None:
 @pytest.mark.parametrize("error", [ENGINE_GONE, CONNECTION_LOST], ids=["engine", "connection"])
 @pytest.mark.parametrize("before", [[], chunks("a", "b")[:1]], ids=["no token", "a token"])
 async def test_request_that_may_have_started_fails_and_ejects_its_endpoint(
-    error: PipelineError, before: list[Step]
+    error: PipelineError, before: list[ScriptStep]
 ) -> None:
     async with pool_of(2) as pool:
         pool.fakes[0].script = lambda _: [*before, error]

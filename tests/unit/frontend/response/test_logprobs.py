@@ -8,7 +8,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from frontend.backends.fake import FakeGenerator, Step, chunks
+from frontend.backends.fake import FakeGenerator, ScriptStep, chunks
 from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.messages import CompletionParameters
 from llm_pipeline.protocol.model_info import ModelInfo
@@ -18,7 +18,7 @@ from tests.support.sse_events import events
 PIECE = '{"tokens":[" é"],"token_logprobs":[-0.25],"top_logprobs":[{" é":-0.25}],"text_offset":[0]}'
 
 
-def one_piece(parameters: CompletionParameters) -> list[Step]:
+def one_piece(parameters: CompletionParameters) -> list[ScriptStep]:
     (chunk,) = chunks(" é")
     return [replace(chunk, logprobs_json=PIECE.encode())]
 
@@ -75,7 +75,7 @@ async def test_best_of_returns_the_highest_logprob_per_token_first(running: Runn
     """Per token, as the sum favours short texts."""
     sums = iter([(-4.0, 2), (-3.0, 1), (-5.0, 5), (-1.0, 1), (-9.0, 9), (-0.5, 1)])
 
-    def script(parameters: CompletionParameters) -> list[Step]:
+    def script(parameters: CompletionParameters) -> list[ScriptStep]:
         assert parameters.return_logprob_values
         total, count = next(sums)
         (chunk,) = chunks(f"{total}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
-from frontend.backends.fake import FakeGenerator, Step
+from frontend.backends.fake import FakeGenerator, ScriptStep
 from frontend.generation.completion_run import RunLimits, merge_chunks
 from llm_pipeline.protocol.messages import FinishReason, TextChunk
 from tests.support.app import KEY, MODEL, Running, real_server, until
@@ -51,7 +51,9 @@ def endless(size: int) -> Iterator[TextChunk]:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_client_that_does_not_read_is_disconnected(stream: bool) -> None:
     big = TextChunk("x" * 8_000_000, 1)
-    script: list[Step] = [big, asyncio.Event()] if stream else [big, TextChunk("", 1, None, 1, FinishReason.LENGTH)]
+    script: list[ScriptStep] = (
+        [big, asyncio.Event()] if stream else [big, TextChunk("", 1, None, 1, FinishReason.LENGTH)]
+    )
     async with real_server(FakeGenerator(lambda _: script), client_write_timeout_s=0.3) as app:
         client = await open_client_that_does_not_read(app, stream=stream)
         server = app.server

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from frontend.backends.fake import FakeGenerator, Step, chunks, forever
+from frontend.backends.fake import FakeGenerator, ScriptStep, chunks, forever
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 from tests.support.app import MODEL, Running, in_process, real_server
@@ -115,7 +115,7 @@ async def test_error_after_the_first_token_is_an_event() -> None:
 async def test_failing_choice_cancels_the_others() -> None:
     gate = asyncio.Event()
 
-    def script(parameters: CompletionParameters) -> list[Step]:
+    def script(parameters: CompletionParameters) -> list[ScriptStep]:
         if parameters.prompt_text == "bad":
             return [gate, PipelineError(ErrorCode.INTERNAL_ERROR, "no")]
         return list(forever()(parameters))
@@ -156,7 +156,7 @@ async def test_idle_stream_gets_keep_alive_comments() -> None:
 async def test_each_token_is_sent_before_the_next_is_generated() -> None:
     """No chunk waits for the next one."""
     gates = [asyncio.Event() for _ in range(3)]
-    steps: list[Step] = []
+    steps: list[ScriptStep] = []
     for gate, chunk in zip(gates, chunks("a", "b", "c"), strict=True):
         steps += [gate, chunk]
     async with real_server(FakeGenerator(lambda _: steps)) as app:

@@ -96,7 +96,7 @@ def test_installed_wheel_contains_server_library_and_stub() -> None:
 
 def test_server_listens_on_loopback_and_the_configured_ports() -> None:
     settings = StackSettings(triton_http_port=1111, triton_grpc_port=2222, triton_metrics_port=3333)
-    command = triton_wheel.command(settings, Path("/backends"))
+    command = triton_wheel.tritonserver_command(settings, Path("/backends"))
     for service, port in (("http", 1111), ("grpc", 2222), ("metrics", 3333)):
         assert f"--{service}-address=127.0.0.1" in command
         assert f"--{service}-port={port}" in command
@@ -106,7 +106,7 @@ def test_two_servers_use_different_shared_memory_names() -> None:
     prefixes = {triton_wheel.new_shared_memory_prefix(StackSettings()) for _ in range(2)}
     assert len(prefixes) == 2
     for prefix in prefixes:
-        command = triton_wheel.command(StackSettings(), Path("/backends"), shared_memory_prefix=prefix)
+        command = triton_wheel.tritonserver_command(StackSettings(), Path("/backends"), shared_memory_prefix=prefix)
         assert f"--backend-config=python,shm-region-prefix-name={prefix}" in command
 
 
