@@ -3,5 +3,5 @@
 cli.py      options, exit statuses
 request.py  prompt and request body
 client.py   HTTP: responses, streams, errors
-report.py   text of interleaved choices, and the line of timing
+report.py   text of interleaved choices, and the timing line
 """

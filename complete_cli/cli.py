@@ -43,10 +43,10 @@ def complete(
     temperature: Annotated[
         float | None, typer.Option("--temperature", "-t", help="Sampling temperature; 0 is greedy.")
     ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling: total probability.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling: cumulative probability to keep.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample from the K most likely tokens.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Minimum probability relative to the likeliest token.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the random sampling.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Minimum probability relative to the most likely token.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed for sampling.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")] = None,
     choices: Annotated[int | None, typer.Option(help="Number of choices (the API's n).")] = None,
     fields: Annotated[
@@ -54,7 +54,7 @@ def complete(
     ] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print the text as it is generated.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's JSON, one object per line.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Omit the line of timing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Omit the timing line.")] = False,
     base_url: Annotated[
         str, typer.Option(envvar="OPENAI_BASE_URL", help="URL of the API, including /v1.")
     ] = _DEFAULT_URL,
@@ -69,7 +69,7 @@ def complete(
 ) -> None:
     """Complete a prompt: complete "Once upon a time".
 
-    The text goes to standard output, the line of timing to standard error.
+    The text goes to standard output, the timing line to standard error.
     """
     options = {
         "max_tokens": max_tokens,

@@ -51,7 +51,7 @@ class ServerAddress:
         try:
             return str(models["data"][0]["id"])
         except (KeyError, IndexError, TypeError):
-            raise CompletionError("The server lists no model. Name one with --model.") from None
+            raise CompletionError("The server lists no models. Name one with --model.") from None
 
     def complete(self, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Yields the chunks of a stream, or the one whole response. Closing the generator cancels the request.

@@ -51,7 +51,7 @@ class FrontendSettings(ProgramSettings):
     )
     public_url: HttpUrl | None = Field(
         None,
-        description="Base of the URLs in responses ($schema, Link), such as https://api.example.com; "
+        description="Base URL of links in responses ($schema, Link), such as https://api.example.com; "
         "unset: taken from the Host header of each request",
     )
 

@@ -24,7 +24,7 @@ class StackSettings(ProgramSettings):
     triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC service, on loopback")
     triton_metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's metrics, on loopback")
     api_key: str | None = Field(
-        None, description="API key of the clients. Unset: a key is generated and stored in RUN_DIR/api-key"
+        None, description="API key that clients send. Unset: a key is generated and stored in RUN_DIR/api-key"
     )
     api_keys_file: Path | None = Field(None, description="JSON file of hashed API keys, used instead of API_KEY")
     deployment: Path | None = Field(
@@ -41,7 +41,7 @@ class StackSettings(ProgramSettings):
         "model (8 bytes a weight) runs without it",
     )
     engine_dir: Path | None = Field(None, description="Engine directory. Unset: the default engine is built")
-    run_dir: Path = Field(REPOSITORY_ROOT / ".run", description="Directory of engines, logs and the generated API key")
+    run_dir: Path = Field(REPOSITORY_ROOT / ".run", description="Directory for engines, logs and the generated API key")
     triton_hang_timeout_s: float = Field(
         10.0, ge=2, description="Seconds without an answer after which Triton is restarted"
     )

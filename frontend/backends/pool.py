@@ -1,7 +1,7 @@
 """One Generator over several endpoints: load balancing by outstanding requests, ejection and readmission.
 
 Each request goes to the endpoint with the fewest outstanding requests. An endpoint is ejected at once when a request
-finds no connection, loses it, or meets a dead engine; and after two consecutive failed readiness checks. It is
+finds no connection, loses it, or finds the engine dead, and after two consecutive failed readiness checks. It is
 readmitted when it passes a warm-up probe: a Triton with a dead engine reports itself ready, fails fast, and would
 attract every request. The delay between probes grows with each failure.
 
@@ -65,7 +65,7 @@ class PoolOptions:
     max_failed_checks: int = 2  # consecutive ones, before an endpoint is ejected
     first_probe_delay_s: float = 0.25
     max_probe_delay_s: float = 2.0
-    first_check_timeout_s: float = 4.0  # for the first endpoint to be checked after the start
+    first_check_timeout_s: float = 4.0  # how long the first `is_ready` waits for a check
 
 
 class _Endpoint:
@@ -129,7 +129,7 @@ class GeneratorPool:
             yield chunk
 
     def _select(self, other_than: _Endpoint | None = None) -> _Endpoint:
-        """The admitted endpoint with the fewest outstanding requests; of equal ones the least recently selected."""
+        """The admitted endpoint with the fewest outstanding requests; ties go to the least recently selected."""
         candidates = [endpoint for endpoint in self._endpoints if endpoint.is_admitted and endpoint is not other_than]
         if not candidates:
             raise UnreachableError
@@ -146,7 +146,7 @@ class GeneratorPool:
             async for chunk in endpoint.generator.generate(parameters):
                 endpoint.last_response_s = time.monotonic()
                 yield chunk
-            endpoint.probe_delay_s = self._options.first_probe_delay_s  # it works: its next failure is a new one
+            endpoint.probe_delay_s = self._options.first_probe_delay_s  # it works: the next failure starts over
         except PipelineError as error:
             if error.code in _ENDPOINT_FAILURES and not isinstance(error, NoRoomError):
                 self._eject(endpoint, error.code.value)
@@ -198,7 +198,7 @@ class GeneratorPool:
         while True:
             try:
                 await self._check(endpoint)
-            except Exception:  # a watcher that ended would leave its endpoint in its present state for ever
+            except Exception:  # a watcher that ended would leave its endpoint in its present state forever
                 log.exception("endpoint_watch_failed", endpoint=endpoint.name)
             endpoint.checked.set()
             await self._pause(endpoint)

@@ -1,4 +1,4 @@
-"""Runs the choices of one HTTP request: merges their chunks and cancels them early if need be.
+"""Runs the choices of one HTTP request: merges their chunks, and cancels the choices that are no longer wanted.
 
 Each choice has a stream task that drains its generator's iterator to the end, even if the client has gone: an abandoned
 choice is cancelled by a message to decode, and its task continues until the engine has confirmed. So the end of the
@@ -120,12 +120,12 @@ class CompletionRun:
 
     @property
     def untaken_characters(self) -> int:
-        """Length of the text that has arrived and was not taken."""
+        """Length of the text that has arrived and has not been taken."""
         return self._untaken_characters
 
     @property
     def untaken_chunks(self) -> int:
-        """Number of chunks that have arrived and were not taken."""
+        """Number of chunks that have arrived and have not been taken."""
         return len(self._arrived)
 
     async def changed(self) -> None:

@@ -61,7 +61,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise PipelineError(ErrorCode.INVALID_JSON, "The body is not a JSON object.")
     if _may_be_deep(body) and _is_too_deep(document):
-        raise PipelineError(ErrorCode.INVALID_JSON, f"The body nests deeper than {MAX_DEPTH} levels.")
+        raise PipelineError(ErrorCode.INVALID_JSON, f"The body is nested more than {MAX_DEPTH} levels deep.")
     return document
 
 

@@ -76,7 +76,7 @@ class RequestLifetime:
         self._run.abandon()
 
     def _deadline_passed(self) -> None:
-        message = "The request exceeded its timeout. Lower max_tokens or raise x-request-timeout-s."
+        message = "The request exceeded its timeout. Lower max_tokens, or raise x-request-timeout-s if it is set."
         self._run.fail(PipelineError(ErrorCode.DEADLINE_EXCEEDED, message), CancelReason.DEADLINE)
 
     def _abort_write(self, response: asyncio.Task[Any] | None) -> None:

@@ -42,10 +42,12 @@ class LaunchSettings(ProgramSettings):
     )
     engine_dir: Path = Field(description="Engine directory made by build_engine")
     gpu_count: int | None = Field(
-        None, ge=1, description="Number of GPUs of this server. If set, an engine for another number is rejected"
+        None, ge=1, description="Number of GPUs in this server. If set, an engine for another number is rejected"
     )
     model_repository: Path = Field(REPOSITORY_ROOT / "model_repository", description="Triton's model repository")
-    tritonserver: Path = Field(Path("/opt/tritonserver/bin/tritonserver"), description="Path of the server program")
+    tritonserver: Path = Field(
+        Path("/opt/tritonserver/bin/tritonserver"), description="Path of the tritonserver executable"
+    )
     triton_backends: Path | None = Field(None, description="Directory of Triton's backends. Unset: the server's own")
     mpirun: str = Field("mpirun", description="Open MPI's mpirun program, which starts a server for each GPU")
     triton_host: str = Field("127.0.0.1", description="Address that Triton listens on, without authentication")

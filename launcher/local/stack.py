@@ -106,7 +106,7 @@ class Stack:
         )
         self.triton.start()
         self.frontend.start()
-        with self._console.status("Loading the engine and waiting for a first completion ..."):
+        with self._console.status("Loading the engine and waiting for the first completion ..."):
             self._wait_until_ready(self.triton, self.frontend)
         self._supervise(self.triton, self.frontend)
 
@@ -160,7 +160,7 @@ class Stack:
 
 @contextmanager
 def _writing_to(path: Path) -> Iterator[None]:
-    """Raises StartError in place of an OSError; an inner block that has named its own path comes first."""
+    """Raises StartError in place of an OSError; a StartError from an inner block passes through."""
     try:
         yield
     except OSError as error:

@@ -74,5 +74,7 @@ class GuardedSink:
 def duplicate_request() -> PipelineError:
     """Returns the error for a key that a live request already has: their steps could not be distinguished."""
     return PipelineError(
-        ErrorCode.VALUE_OUT_OF_RANGE, "This request_key is in use; every request needs its own.", param="request_key"
+        ErrorCode.VALUE_OUT_OF_RANGE,
+        "This request_key is already in use. Send a unique key with each request.",
+        param="request_key",
     )

@@ -63,7 +63,7 @@ class RequestField(ABC):
 
     @abstractmethod
     def decode(self, sent: Array, read: TensorReader) -> Any:
-        """The value in the field's tensor, or None for padding. A second tensor comes from `read`.
+        """The value in the field's tensor, or None for padding. `read` reads its second tensor, if there is one.
 
         Raises PipelineError (400) with the tensor's name if it is malformed.
         """
@@ -73,7 +73,7 @@ class RequestField(ABC):
 class NumberField(RequestField):
     """An integer or a float.
 
-    `range` is what clients may send; `param` is their name for the field in errors, if it has another one.
+    `range` is what clients may send; `param` is their name for the field in errors, if it differs from `name`.
     `neutral` is the value in SamplingParams of a request without the field; set it for numbers that preprocess checks
     against `range` and copies to SamplingParams under the same name. `to_wire` fits a value into the tensor's dtype.
     `former_name` is the tensor's name in earlier releases of NVIDIA's models.
@@ -199,7 +199,7 @@ class GuideField(RequestField):
             known = ", ".join(known.value for known in GuideType)
             raise PipelineError(
                 ErrorCode.VALUE_OUT_OF_RANGE,
-                f"{self.tensor.name} is unknown. Supported types: {known}.",
+                f"{self.tensor.name} has an unknown value. Supported values: {known}.",
                 param=self.tensor.name,
             ) from None
 

@@ -4,7 +4,7 @@ The ensemble's inputs, the wire codec (tensors.py), the HTTP schema (frontend/re
 preprocess (stages/validation.py), the defaults of deployment files and the capabilities follow from it.
 docs/adding-a-field.md lists the few other edits that a new field needs.
 
-Tensors have the names of NVIDIA's inflight_batcher_llm models wherever they have one, and else the HTTP field's name.
+A tensor has NVIDIA's name if the inflight_batcher_llm models have the field, and the HTTP field's name otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20  # most likely tokens per position
-MAX_BIAS = 100.0  # of one token, both ways
+MAX_BIAS = 100.0  # absolute value for one token
 MAX_BIASED_TOKENS = 1024
 MAX_GUIDE_CHARACTERS = 64 * 1024  # of a JSON schema, a regular expression or a grammar
 MAX_GUIDE_RULES = 512  # of a grammar; definitions that a JSON schema refers to
@@ -38,7 +38,7 @@ MAX_CHOICES_OF_GUIDE = 1024
 
 _PROBABILITY = Range(0, 1)
 _PENALTY = Range(-2.0, 2.0)
-_FACTOR = Range(0.01, 100.0)  # far outside, logits overflow float32
+_FACTOR = Range(0.01, 100.0)  # far outside this range, logits overflow float32
 _TOKEN_COUNT = Range(0, INT32_MAX)
 
 _ENGINES: tuple[ExecutorName, ...] = ("cpu", "tensorrt_llm")
@@ -97,7 +97,7 @@ FIELDS: tuple[RequestField, ...] = (
         TensorSpec("logit_bias_values", "FP32", (-1,)),
         executors=_ENGINES,
     ),
-    # NVIDIA's form of logit_bias: of every token of a text. Preprocess adds both.
+    # NVIDIA's form of logit_bias: a bias for every token of a text. Preprocess adds the two.
     BiasField(
         "bias_words",
         TensorSpec("embedding_bias_words", "BYTES", (-1,)),
@@ -134,7 +134,7 @@ FIELDS_BY_NAME = {field.name: field for field in FIELDS}
 # Numbers that preprocess checks against their range and copies to SamplingParams.
 SAMPLING_NUMBERS = tuple(field for field in FIELDS if isinstance(field, NumberField) and field.neutral is not None)
 
-# Fields of SamplingParams that not every executor honours.
+# Fields of SamplingParams that an executor may not support; each executor declares those that it honours.
 SAMPLING_EXTENSIONS = tuple(field.name for field in FIELDS if field.executors is not None)
 
 

@@ -64,7 +64,7 @@ class CompletionParameters:
     stop_token_ids: tuple[int, ...] = ()
     truncate_prompt_tokens: int | None = None  # keep the last tokens; -1: those that fit the context
     add_special_tokens: bool = True
-    priority: int | None = None  # of vLLM: any integer, lower goes first, 0 if omitted
+    priority: int | None = None  # as in vLLM: any integer, lower goes first, 0 if omitted
     num_logprobs: int | None = None  # most likely tokens per position, in OpenAI's form
     return_logprob_values: bool = False  # logprob of each token, as numbers
     echo: bool = False  # return the prompt before the completion

@@ -147,7 +147,7 @@ def _refuse_more_than_one(read: TensorReader, spec: TensorSpec) -> None:
     if value not in (None, 1):
         raise PipelineError(
             ErrorCode.UNSUPPORTED_PARAMETER,
-            f"{spec.name} is {value}. A request makes one completion; send one request for each.",
+            f"{spec.name} is {value}. A request returns one completion. Send one request per completion.",
             param=spec.name,
         )
 

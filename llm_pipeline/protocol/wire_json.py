@@ -41,7 +41,7 @@ def request_from_arrays(read: TensorReader) -> GenerationRequest:
     try:
         return _GENERATION_REQUEST.validate_json(sent)
     except ValidationError as error:
-        message = "request was not made by preprocess. Send requests to the ensemble."
+        message = "request is not in the form that preprocess writes. Send requests to the ensemble."
         raise PipelineError(ErrorCode.INVALID_TYPE, message, param=REQUEST.name) from error
 
 

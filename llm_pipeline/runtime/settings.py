@@ -76,14 +76,15 @@ class PipelineSettings(ProgramSettings):
     )
     trtllm_block_reuse: bool | None = Field(
         None,
-        description="tensorrt_llm: prefix cache: reuse KV cache blocks; unset: if the engine was built for it",
+        description="tensorrt_llm: prefix cache: reuse KV cache blocks; unset: on if the engine was built for it",
     )
     trtllm_chunked_context: bool | None = Field(
-        None, description="tensorrt_llm: prefill long prompts in chunks; unset: if the engine was built for it"
+        None, description="tensorrt_llm: prefill long prompts in chunks; unset: on if the engine was built for it"
     )
     trtllm_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = Field(
         "guaranteed_no_evict",
-        description="tensorrt_llm: admit only requests that surely fit the KV cache, or fill it and pause requests",
+        description="tensorrt_llm: admit only requests that are certain to fit into the KV cache; `max_utilization`: "
+        "fill it and pause requests if necessary",
     )
     trtllm_max_queue_size: int | None = Field(
         None,
@@ -91,21 +92,22 @@ class PipelineSettings(ProgramSettings):
         description="tensorrt_llm: requests that may wait inside the engine; unset: only MAX_QUEUED_REQUESTS applies",
     )
     trtllm_max_batch_size: int | None = Field(
-        None, ge=1, description="tensorrt_llm: maximum batch size; unset: that of the engine"
+        None, ge=1, description="tensorrt_llm: maximum batch size; unset: the engine's"
     )
     trtllm_max_num_tokens: int | None = Field(
-        None, ge=1, description="tensorrt_llm: maximum tokens per step; unset: that of the engine"
+        None, ge=1, description="tensorrt_llm: maximum tokens per step; unset: the engine's"
     )
     trtllm_guided_decoding: Literal["off", "xgrammar", "llguidance"] = Field(
         "off", description="tensorrt_llm: backend of guided decoding"
     )
     trtllm_parallel_mode: Literal["leader", "orchestrator"] = Field(
         "leader",
-        description="tensorrt_llm: for several GPUs, one process per GPU by mpirun, or workers started by decode",
+        description="tensorrt_llm: for several GPUs, one process per GPU started by mpirun; `orchestrator`: workers "
+        "started by decode",
     )
     trtllm_worker_path: Path = Field(
         Path("/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"),
-        description="tensorrt_llm: worker executable of the orchestrator mode",
+        description="tensorrt_llm: worker executable for orchestrator mode",
     )
     trtllm_check_files: Literal["sha256", "size"] = Field(
         "sha256", description="tensorrt_llm: how engine files are checked against the manifest at load; size is faster"
@@ -116,9 +118,9 @@ class PipelineSettings(ProgramSettings):
     trtllm_hang_timeout_s: float = Field(
         300.0,
         ge=0,
-        description="tensorrt_llm: seconds without progress until an engine with work is dead; 0 is never",
+        description="tensorrt_llm: seconds without progress after which an engine with work counts as dead; 0 is never",
     )
-    ompi_comm_world_size: int = Field(1, ge=1, description="Number of processes of the mpirun; set by mpirun")
+    ompi_comm_world_size: int = Field(1, ge=1, description="Number of processes in the MPI job; set by mpirun")
     ompi_comm_world_rank: int = Field(0, ge=0, description="Rank of this process; set by mpirun")
     ompi_comm_world_local_size: int = Field(1, ge=1, description="Number of processes on this machine; set by mpirun")
 

@@ -1,8 +1,8 @@
 """Keeps decode from running ahead of postprocess: a window of chunks that have been sent but not handled yet.
 
-Between the two stages is a queue of Triton's without a limit. Decode can send faster than postprocess can handle, and
-then every stream would lag further behind for the duration of the load, while the queue grew. With a window, the tokens
-wait in decode's outboxes instead, where they are cheap: the next chunk of their request takes all of them.
+Triton's queue between the two stages has no limit. If decode sent faster than postprocess can handle, the queue would
+grow, and every stream would lag further behind for the duration of the load. With a window, the tokens wait in decode's
+outboxes instead, where they are cheap: the next chunk of their request takes all of them.
 
 Decode owns a datagram socket (AF_UNIX); each chunk carries its address, and postprocess acknowledges there, once per
 batch, how many chunks it has handled. Both are on one machine, because one tritonserver runs both.

@@ -71,11 +71,7 @@ def check_texts(name: str, texts: Sequence[str]) -> None:
     """Raises PipelineError (400) if a list of strings is too long, or one of them empty or too long."""
     limits = limits_of(name)
     if len(texts) > limits.max_count:
-        raise PipelineError(
-            ErrorCode.VALUE_OUT_OF_RANGE,
-            f"{name} has {len(texts)} strings. At most {limits.max_count} are allowed.",
-            param=name,
-        )
+        raise _too_many(name, len(texts), "strings", limits.max_count)
     for text in texts:
         if not text:
             raise PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, f"{name} must not contain empty strings.", param=name)
@@ -90,7 +86,7 @@ def check_texts(name: str, texts: Sequence[str]) -> None:
 def check_logit_bias(biases: Sequence[tuple[int, float]], vocab_size: int) -> None:
     """Raises PipelineError (400) for too many tokens, unknown ids and values out of range."""
     if len(biases) > MAX_BIASED_TOKENS:
-        raise out_of_range("logit_bias", len(biases), f"a map of at most {MAX_BIASED_TOKENS} tokens")
+        raise _too_many("logit_bias", len(biases), "tokens", MAX_BIASED_TOKENS)
     check_ids("logit_bias", [token_id for token_id, _ in biases], vocab_size)
     for _, bias in biases:
         if math.isnan(bias) or not -MAX_BIAS <= bias <= MAX_BIAS:
@@ -100,7 +96,7 @@ def check_logit_bias(biases: Sequence[tuple[int, float]], vocab_size: int) -> No
 def check_stop_token_ids(ids: Sequence[int], vocab_size: int) -> None:
     """Raises PipelineError (400) for too many or unknown ids."""
     if len(ids) > MAX_STOP_TOKEN_IDS:
-        raise out_of_range("stop_token_ids", len(ids), f"a list of at most {MAX_STOP_TOKEN_IDS} ids")
+        raise _too_many("stop_token_ids", len(ids), "ids", MAX_STOP_TOKEN_IDS)
     check_ids("stop_token_ids", ids, vocab_size)
 
 
@@ -122,7 +118,7 @@ def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
         wrong = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
         raise PipelineError(
             ErrorCode.VALUE_OUT_OF_RANGE,
-            f"Token id {wrong} is outside the vocabulary. Ids of this model are from 0 to {vocab_size - 1}.",
+            f"Token id {wrong} is outside the vocabulary. This model's ids range from 0 to {vocab_size - 1}.",
             param=name,
         )
 
@@ -154,6 +150,11 @@ def check_guided(parameters: CompletionParameters, eos_token_ids: Sequence[int])
 def urgency_of(priority: int | None) -> float:
     """The urgency for vLLM's priority (any integer, lower first, default 0): 0 to 1, higher first, 0.5 for 0."""
     return 0.5 if priority is None else 0.5 - priority / (2 * (1 + abs(priority)))
+
+
+def _too_many(name: str, count: int, unit: str, limit: int) -> PipelineError:
+    message = f"{name} has {count} {unit}. At most {limit} are allowed."
+    return PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, message, param=name)
 
 
 def out_of_range(name: str, value: float, allowed: str) -> PipelineError:

@@ -91,7 +91,7 @@ def test_error_messages_are_the_servers(scripted_stack: RunningStack) -> None:
     [
         (["Hi"], {"OPENAI_API_KEY": "wrong"}, 1, "API key"),
         (["Hi"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, 3, "The server is unreachable"),
-        (["Hi", "--model", "none"], {}, 1, "No model of this name"),
+        (["Hi", "--model", "none"], {}, 1, "This model does not exist"),
         (["Hi", "--set", "logprobs"], {}, 2, "name=value"),
         (["Hi", "--no-such-option"], {}, 2, "No such option"),
         (["Hi", "--max-tokens", "many"], {}, 2, "--max-tokens"),

@@ -27,7 +27,7 @@ class WorkerRankExecutor:
 
     def submit(self, request: GenerationRequest) -> None:
         raise PipelineError(
-            ErrorCode.ENGINE_UNAVAILABLE, "This process is a worker of another one. Send requests to the leader."
+            ErrorCode.ENGINE_UNAVAILABLE, "This is a worker rank and accepts no requests. Send requests to rank 0."
         )
 
     def cancel(self, key: str) -> None:

@@ -1,7 +1,7 @@
 """Tracks client leases; requests of a client whose lease expires are cancelled.
 
-A client of the pipeline may name itself with its requests (a client id). It then has to renew one lease for all of
-them. Without leases, decode would go on generating for a front end that died by SIGKILL (docs/decisions/0011).
+A client of the pipeline may send a client id with its requests. It then has to renew one lease for all of them.
+Without leases, decode would go on generating for a front end that died by SIGKILL (docs/decisions/0011).
 """
 
 from __future__ import annotations

@@ -38,17 +38,17 @@ class StepEffects:
 
 @dataclass(frozen=True)
 class ExpiredRequests:
-    """The requests that a housekeeping tick found."""
+    """Requests that the housekeeper has to end, as found by one tick."""
 
     abandoned: Sequence[str]  # keys of requests whose client has let its lease expire
-    newly_abandoned: int  # of these, found for the first time
-    overdue: Sequence[str]  # keys of requests that the executor does not end although they were cancelled
+    newly_abandoned: int  # number of these that were not cancelled before
+    overdue: Sequence[str]  # keys of cancelled requests that the executor has not ended in time
 
 
 class LiveRequests:
     """Requests from registration until their final chunk has been taken. Thread-safe.
 
-    Token ids outside of 0 to `vocab_size - 1` fail their request.
+    A token id outside 0 to `vocab_size - 1` fails its request.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LiveRequests:
             return self._cancelled_total
 
     def register(self, outbox: Outbox) -> None:
-        """Makes a request live. Sets `is_cancelled` if its cancellation has come first.
+        """Makes a request live. Sets `is_cancelled` if its cancellation arrived first.
 
         Raises PipelineError (503) after `close`, and PipelineError (400) if another live request has the same key.
         """
@@ -130,7 +130,7 @@ class LiveRequests:
                         continue
                     outbox.gather(step, vocab_size)
                 except Exception:  # noqa: BLE001 - an executor's bug must end neither its thread nor other requests
-                    _log.exception("the executor made an invalid step")
+                    _log.exception("the executor returned an invalid step")
                     outbox = live.get(str(getattr(step, "key", "")))
                     if outbox is None:
                         continue
@@ -157,7 +157,7 @@ class LiveRequests:
         with self._lock:
             try:
                 chunk = outbox.take_chunk(max_tokens, ack_address)
-            except Exception:  # noqa: BLE001 - it fails this request; the sender goes on with the others
+            except Exception:  # noqa: BLE001 - only this request fails; the sender goes on with the others
                 _log.exception("a chunk could not be made")
                 if self._live.get(outbox.key) is outbox:
                     self._end(outbox, StepOutput(outbox.key, error=internal_error()))
@@ -196,7 +196,7 @@ class LiveRequests:
         self._pending.on_end(outbox.key)
         if outbox.client_id is not None:
             self._leases.remove(outbox.client_id, outbox.key)
-        if ending.error is None:  # a refusal does not measure the rate of completions
+        if ending.error is None:  # a refusal must not count in the completion rate
             self._retry_after.completed()
         self._retry_after.set_busy(bool(self._live))
         self._cancelled_total += ending.finish_reason is FinishReason.CANCELLED

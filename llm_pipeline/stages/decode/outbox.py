@@ -1,4 +1,4 @@
-"""Collects the new tokens of one request between two of its chunks.
+"""Collects the new tokens of one request until its next chunk is taken.
 
 No threads and no locks here: an outbox is guarded by the registry of live requests (live_requests.py), except for
 `is_scheduled`, which belongs to the sender pool.
@@ -66,7 +66,7 @@ class Outbox:
         self.logprobs: list[float | None] = []  # this and the next two stay empty unless the request asks for them
         self.top_logprobs: list[TopLogprobs] = []
         self.prompt_logprobs: PromptLogprobs | None = None
-        self.ending: StepOutput | None = None  # until the final chunk has been taken
+        self.ending: StepOutput | None = None  # set at the end, None again once the final chunk is taken
         self.index = 0  # of the next chunk
         self.is_scheduled = False  # queued for a sender thread, or being sent by one
         self.is_cancelled = False
@@ -80,14 +80,14 @@ class Outbox:
         return bool(self.token_ids) and (self.text_options is None or self.text_options.stream)
 
     def gather(self, step: StepOutput, vocab_size: int) -> None:
-        """Adds the output of one engine step. A request that reaches max_tokens ends here if the engine goes on.
+        """Adds the output of one engine step. A request that reaches max_tokens ends here even if the engine goes on.
 
         Raises ValueError if a token id is not an integer from 0 to vocab_size - 1: such ids would silently become wrong
         or missing text.
         """
         for token_id in step.token_ids:
             if type(token_id) is not int or not 0 <= token_id < vocab_size:
-                raise ValueError(f"a token id outside of 0 to {vocab_size - 1}")
+                raise ValueError(f"a token id outside 0 to {vocab_size - 1}")
         allowed = step.token_ids[: self.tokens_left]
         self.token_ids.extend(allowed)
         self.tokens_left -= len(allowed)

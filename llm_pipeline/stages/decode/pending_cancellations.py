@@ -43,7 +43,7 @@ class PendingCancellations:
         return cancelled_at is not None and self._clock() - cancelled_at < self._max_age_s
 
     def on_end(self, key: str) -> None:
-        """Records that a request has ended, so that a late cancellation does not meet the next request of this key."""
+        """Records that a request has ended, so that a late cancellation does not hit the next request with this key."""
         self._ended[key] = None
         if len(self._ended) > self._max_keys:
             self._ended.popitem(last=False)

@@ -1,11 +1,11 @@
 """Sends chunks to postprocess from a few threads, in as few messages as the load allows.
 
 Self-clocking coalescing: `schedule` queues an outbox with new output; a sender thread takes the next outbox from the
-queue, sends everything that has gathered in it, and goes on. When idle, that is one token per message without delay.
+queue, sends everything that has accumulated in it, and goes on. When idle, that is one token per message without delay.
 Under load outboxes grow while the senders are busy or the send window is full (flow_control.py), so messages carry more
-tokens. No timer takes part. A request's first chunk goes ahead of the queue.
+tokens. No timer is involved. A request's first chunk jumps the queue.
 
-The chunks of one request are sent in order: an outbox is with at most one sender thread at a time (`is_scheduled`).
+The chunks of one request are sent in order: at most one sender thread has an outbox at a time (`is_scheduled`).
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class SenderPool:
         self._take_chunk = take_chunk
         self._cancel = cancel
         self._window = window
-        self._turn = threading.Lock()  # of the thread that chooses the next outbox; guards the window
+        self._turn = threading.Lock()  # held by the thread that chooses the next outbox; guards the window
         self._lock = threading.Lock()  # guards the queues and every `is_scheduled`
         self._queued = threading.Condition(self._lock)
-        self._first: deque[Outbox] = deque()  # outboxes of which nothing has been sent yet
+        self._first: deque[Outbox] = deque()  # outboxes that have not sent anything yet
         self._ready: deque[Outbox] = deque()
         self._is_closed = False
         self._threads = [
@@ -62,9 +62,9 @@ class SenderPool:
             thread.start()
 
     def schedule(self, outboxes: Iterable[Outbox]) -> None:
-        """Queues outboxes that have something to send, unless they are queued or with a sender thread already.
+        """Queues outboxes that have something to send, unless a sender thread has them or they are queued already.
 
-        To be called after the output has been added: a sender thread that finishes with an outbox checks it again for
+        Call it after adding the output: a sender thread that finishes with an outbox checks it again for
         new output, so nothing stays behind.
         """
         with self._lock:
@@ -112,7 +112,7 @@ class SenderPool:
         try:
             if self._window is not None:
                 self._window.enter()
-        except OSError:  # flow control is an optimization; chunks are sent without it, too
+        except OSError:  # flow control is an optimization; chunks are sent even without it
             _log.exception("flow control failed; a chunk is sent without it")
 
     def _next_outbox(self) -> Outbox:
@@ -122,13 +122,13 @@ class SenderPool:
     def _send(self, sender: ChunkSender, chunk: TokenChunk) -> None:
         if _try_send(sender, chunk):
             return
-        if chunk.is_final:  # Triton waits for an ending, and a bare error may pass where the chunk did not
+        if chunk.is_final:  # Triton waits for an ending, and a bare error may get through where the chunk did not
             _try_send(sender, _bare_error(chunk))
         else:  # postprocess detects the gap and ends the request with an error
             self._cancel(chunk.key)
 
     def _release(self, outbox: Outbox) -> None:
-        """Makes an outbox available for its next chunk, only now: chunks must arrive in order, and sends overlap."""
+        """Makes an outbox available again. Called after the send, so that chunks stay in order."""
         with self._lock:
             if outbox.is_ready:
                 self._enqueue(outbox)

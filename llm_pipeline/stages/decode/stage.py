@@ -4,13 +4,13 @@ Every request ends exactly once: with a finish reason or with an error, in a chu
 
 The parts: `LiveRequests` registers requests and gathers their output, one `Outbox` each; `SenderPool` sends it;
 `Housekeeper` ends requests that nothing else ends; `StopStringScanner` ends requests that don't stream at their stop
-strings. A second way to send (besides `SenderPool`) needs a `schedule(outboxes)` and `LiveRequests.take_chunk`; neither
-the registry nor the executors are affected.
+strings. A replacement for `SenderPool` needs a method `schedule(outboxes)` and calls `LiveRequests.take_chunk`; the
+registry and the executors stay as they are.
 
-Locks: `LiveRequests` has one, and `SenderPool` has two (a thread's turn, then the queues'). No lock of one part is held
-during a call to another part, to the executor or to a sender, so there is no order between them to keep. The executor
-calls `on_steps` from its own threads, with or without locks of its own: `on_steps` calls the executor back (`cancel`)
-only for requests that have ended here.
+Locks: `LiveRequests` has one, and `SenderPool` has two (the turn, then the queues). No part holds a lock while it calls
+another part, the executor or a sender, so there is no lock order between parts. The executor calls `on_steps` from its
+own threads, possibly holding its own locks. `on_steps` calls back into the executor only to `cancel` a request that has
+already ended here.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class DecodeStage:
         self._housekeeping.start()
 
     def submit(self, request: GenerationRequest, sender: ChunkSender, client_id: str | None = None) -> None:
-        """Accepts a request; its chunks and its one ending go to `sender`. Raises nothing: a refusal is an ending.
+        """Accepts a request; its chunks and its one ending go to `sender`. Never raises: a refusal is an ending too.
 
         A client that gives its `client_id` has to `renew` its lease.
         """
