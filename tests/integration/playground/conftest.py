@@ -12,8 +12,9 @@ from tests.support.browser import OpenPage, Playground, running_browser
 from tests.support.stack import RunningStack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """One Chromium, closed before the next folder: while it is open, Playwright's event loop runs in this thread."""
     with running_browser() as browser:
         yield browser
 
