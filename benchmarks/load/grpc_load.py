@@ -1,6 +1,6 @@
 """Load client for Triton's gRPC: `python -m benchmarks.load.grpc_load ADDRESS`.
 
-Uses grpc.aio without (de)serialisation: it keeps the bytes of each response and parses them after the clock has
+Uses grpc.aio without (de)serialization: it keeps the bytes of each response and parses them after the clock has
 stopped. Like the front end, it makes one call for each request on one connection. gRPC itself costs this client about
 0.1 ms per message.
 """
@@ -29,7 +29,7 @@ _CONNECT_TIMEOUT_S = 10.0
 
 
 def request_bytes(prompt: str, job: LoadJob) -> bytes:
-    """Returns the serialised request of one greedy completion by the ensemble."""
+    """Returns the serialized request of one greedy completion by the ensemble."""
     key = uuid.uuid4().hex
     parameters = CompletionParameters(
         request_key=key,
@@ -44,8 +44,8 @@ def request_bytes(prompt: str, job: LoadJob) -> bytes:
         request.inputs.add(name=spec.name, datatype=spec.dtype, shape=values.shape)
         raw = serialize_byte_tensor(values).item() if spec.dtype == "BYTES" else values.tobytes()
         request.raw_input_contents.append(raw)
-    serialised: bytes = request.SerializeToString()
-    return serialised
+    serialized: bytes = request.SerializeToString()
+    return serialized
 
 
 class _Recording:
@@ -114,7 +114,7 @@ class GrpcClient:
         return channel
 
     def prepare(self, job: LoadJob) -> Callable[[], Callable[[], list[Timeline]]]:
-        """Serialises all requests, and returns the load itself."""
+        """Serializes all requests, and returns the load itself."""
         streams = [[_Recording(request_bytes(prompt, job)) for prompt in prompts] for prompts in job.prompts]
 
         def load() -> Callable[[], list[Timeline]]:

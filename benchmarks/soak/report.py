@@ -99,7 +99,7 @@ def _plot(soak: Soak, folder: Path) -> list[Path]:
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
     for panel in axes[1]:
-        panel.set_xlabel("minutes (grey: warm-up)")
+        panel.set_xlabel("minutes (gray: warm-up)")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, fontsize=8, loc="outside lower center", ncols=len(names))
     done = sum(soak.tally.done.values()) - soak.tally.done["wrong"]

@@ -57,7 +57,7 @@ _NO_CONNECTION_TEXTS = ("failed to connect to all addresses", "DNS resolution fa
 # Protobuf's generated classes have no types of their own.
 InferRequest: TypeAlias = Any
 InferResponse: TypeAlias = Any
-ReadFailure: TypeAlias = Callable[[str], PipelineError | None]  # details of a failure -> error, if recognised
+ReadFailure: TypeAlias = Callable[[str], PipelineError | None]  # details of a failure -> error, if recognized
 
 
 class TritonChannel:

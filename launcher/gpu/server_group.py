@@ -104,7 +104,7 @@ class ServerGroup:
             self._end_now(process)
 
     def _server_pids(self, process_pid: int) -> list[int]:
-        """Returns the tritonservers, recognised by their arguments: an executor's workers are mpirun's children too."""
+        """Returns the tritonservers, recognized by their arguments: an executor's workers are mpirun's children too."""
         if not self._is_mpirun:
             return [process_pid]
         return [pid for pid in child_pids(process_pid) if _rank_of(pid)]

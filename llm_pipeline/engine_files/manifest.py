@@ -54,7 +54,7 @@ class EngineFile(_Strict):
 
 
 class Calibration(_Strict):
-    """The text from which the scales of a quantised engine were computed."""
+    """The text from which the scales of a quantized engine were computed."""
 
     source: str  # a dataset's name, or the name (never the path) of a local directory
     samples: int = Field(ge=1)  # upper limit given to the quantiser
@@ -83,7 +83,7 @@ class GpuBuild(_Strict):
 
 
 class Drift(_Strict):
-    """The error of a quantised CPU engine relative to the fp16 engine of the same model, over a few texts."""
+    """The error of a quantized CPU engine relative to the fp16 engine of the same model, over a few texts."""
 
     positions: int = Field(ge=1)  # tokens of the texts that were compared
     top_token_agreement: float  # share of positions with the same most likely token
@@ -118,7 +118,7 @@ class EngineManifest(_Strict):
         EngineFileName, EngineFile
     ]  # paths relative to the engine directory, with "/"; without the manifest itself
     gpu: GpuBuild | None = None  # None: a CPU engine
-    drift: Drift | None = None  # None: not quantised, or a GPU engine
+    drift: Drift | None = None  # None: not quantized, or a GPU engine
 
     @classmethod
     def load(cls, engine_dir: Path) -> EngineManifest:

@@ -19,7 +19,7 @@ from llm_pipeline.protocol.messages import GUIDE_PARAM, GenerationRequest, Guide
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The extensions that one executor honours.
+    """The extensions that one executor honors.
 
     `sampling` are names of SAMPLING_EXTENSIONS. `logprobs` is the largest number of most likely tokens per position; 0
     means the chosen token's logprob only, None no logprobs at all.
@@ -41,13 +41,13 @@ class Capabilities:
         return {"executor": executor, **{name: name in sampling for name in SAMPLING_EXTENSIONS}, **fields}
 
 
-def _honoured_by(executor: ExecutorName) -> tuple[str, ...]:
+def _honored_by(executor: ExecutorName) -> tuple[str, ...]:
     return tuple(field.name for field in FIELDS if field.executors is not None and executor in field.executors)
 
 
 _CPU = Capabilities(
     "cpu",
-    sampling=_honoured_by("cpu"),
+    sampling=_honored_by("cpu"),
     priority=True,
     logprobs=MAX_LOGPROBS,
     prompt_logprobs=True,
@@ -57,13 +57,13 @@ _CPU = Capabilities(
 # vocabulary, and those of a prompt need an engine that was built to keep them.
 _TENSORRT_LLM = Capabilities(
     "tensorrt_llm",
-    sampling=_honoured_by("tensorrt_llm"),
+    sampling=_honored_by("tensorrt_llm"),
     priority=True,
     time_limit=True,
     logprobs=0,
     guides=tuple(GuideType),
 )
-_SCRIPTED = Capabilities("scripted", sampling=_honoured_by("scripted"), priority=True)
+_SCRIPTED = Capabilities("scripted", sampling=_honored_by("scripted"), priority=True)
 
 CAPABILITIES: dict[ExecutorName, Capabilities] = {
     "cpu": _CPU,
@@ -79,7 +79,7 @@ def without_guides(capabilities: Capabilities) -> Capabilities:
 
 @dataclass(frozen=True)
 class Extension:
-    """A field that not every executor honours: clients' name for it, and whether a request needs more than there is."""
+    """A field that not every executor honors: clients' name for it, and whether a request needs more than there is."""
 
     param: str
     exceeds: Callable[[GenerationRequest, Capabilities], bool]
@@ -104,7 +104,7 @@ _NEUTRAL = SamplingParams()
 
 
 def check_supported(request: GenerationRequest, capabilities: Capabilities) -> None:
-    """Raises PipelineError (400), with the client's name of the field, if the executor does not honour one."""
+    """Raises PipelineError (400), with the client's name of the field, if the executor does not honor one."""
     for name in SAMPLING_EXTENSIONS:
         if name not in capabilities.sampling and getattr(request.sampling, name) != getattr(_NEUTRAL, name):
             raise _unsupported(name, name, capabilities)

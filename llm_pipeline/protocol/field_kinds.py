@@ -43,7 +43,7 @@ class Range:
 class RequestField(ABC):
     """One field of CompletionParameters and its tensor. A value equal to `default` is not sent: each tensor costs time.
 
-    `executors` are those that honour the field; None if all do, or if it never reaches one.
+    `executors` are those that honor the field; None if all do, or if it never reaches one.
     """
 
     name: str

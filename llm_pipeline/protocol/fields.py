@@ -134,7 +134,7 @@ FIELDS_BY_NAME = {field.name: field for field in FIELDS}
 # Numbers that preprocess checks against their range and copies to SamplingParams.
 SAMPLING_NUMBERS = tuple(field for field in FIELDS if isinstance(field, NumberField) and field.neutral is not None)
 
-# Fields of SamplingParams that an executor may not support; each executor declares those that it honours.
+# Fields of SamplingParams that an executor may not support; each executor declares those that it honors.
 SAMPLING_EXTENSIONS = tuple(field.name for field in FIELDS if field.executors is not None)
 
 

@@ -75,7 +75,7 @@ class CompletionParameters:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Sampling params of a request; every value is set, in range and normalised.
+    """Sampling params of a request; every value is set, in range and normalized.
 
     `is_greedy`: temperature 0, top_p 0 or top_k 1 was requested; temperature, top_k, top_p, min_p and seed then have no
     effect. `top_k` 0 is off. `seed` is a uint64, random if the request had none.

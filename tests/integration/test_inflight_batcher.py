@@ -1,6 +1,6 @@
 """The front end with a real Triton that serves a stand-in for NVIDIA's inflight_batcher_llm ensemble.
 
-The stand-in (tests/fakes/inflight_batcher_llm) has its tensors and behaviour. NVIDIA's own models were not run here.
+The stand-in (tests/fakes/inflight_batcher_llm) has its tensors and behavior. NVIDIA's own models were not run here.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ _KNOWN_FAILURES = (
 
 
 def read_failure(details: str) -> PipelineError | None:
-    """The error for a failure of NVIDIA's models; None if its text is not recognised."""
+    """The error for a failure of NVIDIA's models; None if its text is not recognized."""
     if error := PipelineError.from_wire(details):  # this project's ensemble has the same tensor names
         return error
     for pattern, code, message, param in _KNOWN_FAILURES:

@@ -38,7 +38,7 @@ GUIDE = TensorSpec("guided_decoding_guide", "BYTES")
 BIAS_WORDS = TensorSpec("embedding_bias_words", "BYTES", (-1,))
 BIAS_WEIGHTS = TensorSpec("embedding_bias_weights", "FP32", (-1,))
 
-# Numbers that not every executor honours: sent if this ensemble has an input of their name, and refused if it has none.
+# Numbers that not every executor honors: sent if this ensemble has an input of their name, and refused if it has none.
 _SCALARS = {
     name: field.tensor for name in SAMPLING_EXTENSIONS if isinstance(field := FIELDS_BY_NAME[name], NumberField)
 }

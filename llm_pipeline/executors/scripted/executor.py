@@ -1,4 +1,4 @@
-"""An executor without a model: replays or synthesises tokens at a set pace. For tests, load tests and demonstrations.
+"""An executor without a model: replays or synthesizes tokens at a set pace. For tests, load tests and demonstrations.
 
 It behaves like an engine with in-flight batching: one thread makes one token for every active request in each step,
 requests beyond `max_active` wait in order of their priority, and a cancelled one ends at the next step. A stop token
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink, duplicate_request
 from llm_pipeline.executors.scripted.faults import Fault, faulty_steps
-from llm_pipeline.executors.scripted.scripts import Script, find_script, replay, synthesise, until_stop_token
+from llm_pipeline.executors.scripted.scripts import Script, find_script, replay, synthesize, until_stop_token
 from llm_pipeline.executors.waiting_queue import insert_by_urgency
 from llm_pipeline.protocol.capabilities import CAPABILITIES, check_supported
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
@@ -96,7 +96,7 @@ class ScriptedExecutor:
             return faulty_steps(script.fault, request, script.token_ids, self._words[0], self._output.emit)
         if script is not None:
             return until_stop_token(request, replay(request, script))
-        steps = synthesise(request, self._words)
+        steps = synthesize(request, self._words)
         may_stop = not self._word_set.isdisjoint(request.stop_token_ids)
         return until_stop_token(request, steps) if may_stop else steps
 

@@ -1,7 +1,7 @@
 """Scripts, and the steps that a scripted or synthetic answer consists of.
 
 A script file is a JSON list of objects, see `Script`. The first script whose `prompt_ids` equal the prompt's, or that
-has none, is replayed. Without a matching script, tokens are synthesised until `max_tokens`.
+has none, is replayed. Without a matching script, tokens are synthesized until `max_tokens`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def replay(request: GenerationRequest, script: Script) -> Iterator[StepOutput]:
         yield StepOutput(request.key, finish_reason=reason)
 
 
-def synthesise(request: GenerationRequest, words: Sequence[int]) -> Iterator[StepOutput]:
+def synthesize(request: GenerationRequest, words: Sequence[int]) -> Iterator[StepOutput]:
     """Yields `max_tokens` steps of one word each; the prompt decides the first word."""
     start = sum(request.prompt_ids) % _SYNTHETIC_WORDS
     key, count = request.key, len(words)

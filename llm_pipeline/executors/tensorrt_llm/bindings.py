@@ -52,7 +52,7 @@ _GUIDE_TYPES = {
 
 
 def read_machine() -> Machine:
-    """Returns the installed version and the GPUs. torch comes with TensorRT-LLM and honours CUDA_VISIBLE_DEVICES."""
+    """Returns the installed version and the GPUs. torch comes with TensorRT-LLM and honors CUDA_VISIBLE_DEVICES."""
     import torch  # type: ignore[import-not-found, unused-ignore]
 
     capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]

@@ -4,7 +4,7 @@ One awaiter thread takes all responses, reads the iteration stats and checks two
 it: one that can't be handled fails its own request alone. An error that does end it is fatal to the engine: upstream's
 `await_responses` raises, the GPU is unusable, or there is no progress. Then all requests fail at once with
 ENGINE_UNAVAILABLE, new ones are rejected, the log gets the reason, and the process exits soon after, because a failed
-CUDA context can't be repaired inside its process and MPI can't be initialised twice. Whatever started Triton restarts
+CUDA context can't be repaired inside its process and MPI can't be initialized twice. Whatever started Triton restarts
 it (the launcher, or the orchestrator's restart policy).
 
 Request ids are upstream's own and independent of clients' names. `enqueue` and the entry into `_live` happen under one

@@ -1,4 +1,4 @@
-"""A stand-in for NVIDIA's model repository (inflight_batcher_llm): its models, tensors and behaviour, without a GPU.
+"""A stand-in for NVIDIA's model repository (inflight_batcher_llm): its models, tensors and behavior, without a GPU.
 
 The real Triton serves it. Its engine is scripted: a token is a byte of UTF-8, and the prompt controls the output.
 `say:TEXT` generates TEXT and ends, `loop:TEXT` repeats it for ever (`slow:TEXT` slowly), `fail:TEXT` fails with TEXT

@@ -36,7 +36,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Script:
-    """Behaviour of the fake. `stats` is "normal", "none" (no iteration is reported) or "unreadable"."""
+    """Behavior of the fake. `stats` is "normal", "none" (no iteration is reported) or "unreadable"."""
 
     version: str = "1.2.1"
     sms: list[int] = field(default_factory=lambda: [90])

@@ -241,7 +241,7 @@ async def test_request_whose_connection_breaks_may_have_started(sent: list[TextC
 async def test_no_connection_is_unreachable() -> None:
     generator = TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble")
     assert not await generator.is_ready()
-    with pytest.raises(UnreachableError) as caught:  # recognised by the text of gRPC's error
+    with pytest.raises(UnreachableError) as caught:  # recognized by the text of gRPC's error
         await anext(generator.generate(PARAMETERS))
     assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
     with pytest.raises(PipelineError):

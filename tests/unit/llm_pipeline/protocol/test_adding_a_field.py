@@ -63,7 +63,7 @@ print(json.dumps({
     "set": submit("cpu", top_n_sigma=1.5),
     "omitted": submit("cpu"),
     "out of range": submit("cpu", top_n_sigma=11),
-    "not honoured": submit("scripted", top_n_sigma=1.5),
+    "not honored": submit("scripted", top_n_sigma=1.5),
     "capabilities": [row.as_document()["top_n_sigma"] for row in CAPABILITIES.values()],
     "is a tensor": "top_n_sigma" in {spec.name for spec in ENSEMBLE_INPUTS},
 }))
@@ -111,7 +111,7 @@ def test_edits_of_the_page_bring_the_field_to_the_executor(edited_tree: Path) ->
         "set": 1.5,
         "omitted": 0.0,
         "out of range": "value_out_of_range top_n_sigma",
-        "not honoured": "unsupported_parameter top_n_sigma",
+        "not honored": "unsupported_parameter top_n_sigma",
         "capabilities": [True, False, False],
         "is a tensor": True,
     }
@@ -128,7 +128,7 @@ def test_command_adds_the_tensor_to_both_models(edited_tree: Path) -> None:
 
 
 def test_existing_field_is_named_only_in_the_page_s_places_and_executors() -> None:
-    """An existing field stands in the page's places and in the executors that honour it, and nowhere else."""
+    """An existing field stands in the page's places and in the executors that honor it, and nowhere else."""
     edited = set(re.findall(r"^\+\+\+ (\S+)$", PAGE, re.MULTILINE))
     generated = {"model_repository/preprocess/config.pbtxt", "model_repository/ensemble/config.pbtxt"}
     executors = {

@@ -1,6 +1,6 @@
 """Traps of upstream's Response and Result, one per test.
 
-Each docstring describes upstream's behaviour, which the fake copies (tests/fakes) as far as the API facts go.
+Each docstring describes upstream's behavior, which the fake copies (tests/fakes) as far as the API facts go.
 """
 
 from __future__ import annotations
