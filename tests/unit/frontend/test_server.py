@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,19 +14,14 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from launcher.ports import free_ports
+
 KEY = "secret-key"
 BODY = {"model": "smollm2-135m-instruct", "prompt": "The capital of France is", "max_tokens": 3}
 
 
 def environment(**values: str) -> dict[str, str]:
     return {**{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}, **values}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class FrontendProcess:
@@ -38,7 +32,7 @@ class FrontendProcess:
         self._process = process
 
     async def wait_for_status(self, path: str, status: int) -> None:
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 30
         while await self._status(path) != status:
             assert self._process.returncode is None, "the process has ended"
             assert time.monotonic() < deadline_s, f"{path} has not returned {status} in time"
@@ -53,14 +47,14 @@ class FrontendProcess:
     async def terminate(self) -> bytes:
         """Sends SIGTERM, checks the exit status, and returns the log."""
         self._process.send_signal(signal.SIGTERM)
-        _, log = await asyncio.wait_for(self._process.communicate(), 15)
+        _, log = await asyncio.wait_for(self._process.communicate(), 30)
         assert self._process.returncode == 0
         return log
 
 
 @asynccontextmanager
 async def start_frontend(**values: str) -> AsyncIterator[FrontendProcess]:
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "frontend"),
         env=environment(PORT=port, API_KEY=KEY, LOG_FORMAT="json", **values),
@@ -68,7 +62,7 @@ async def start_frontend(**values: str) -> AsyncIterator[FrontendProcess]:
     )
     headers = {"Authorization": f"Bearer {KEY}"}
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as client:
             frontend = FrontendProcess(process, client)
             await frontend.wait_for_status("/health/live", 200)
             yield frontend
