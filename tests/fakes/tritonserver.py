@@ -14,7 +14,8 @@ rank = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
 here = Path(os.environ["RECORDS"])
 
 def start_stub(model):
-    return subprocess.Popen([str(here / "triton_python_backend_stub"), f"/models/{{model}}/1/model.py", "x"])
+    command = [str(here / "triton_python_backend_stub"), f"/models/{{model}}/1/model.py", "x"]
+    return subprocess.Popen(command, env={{**os.environ, "SERVER": str(os.getpid())}})
 
 models = ["decode"] if int(rank) else ["preprocess", "decode", "postprocess"]
 stubs = {{model: start_stub(model) for model in models}}
@@ -43,11 +44,10 @@ while not (here / "rank0.json").exists():
 sys.exit(3)
 """
 
-# Ends with its server.
+# Ends with its server, which may have ended before this starts.
 _STUB = f"""#!{sys.executable}
 import os, time
-server = os.getppid()
-while os.getppid() == server:
+while os.getppid() == int(os.environ["SERVER"]):
     time.sleep(0.1)
 """
 
