@@ -16,7 +16,7 @@ from llm_pipeline.protocol.tensors import (
     PREPROCESS_MODEL,
     cancel_arrays,
     describe_arrays,
-    description_from_raw,
+    model_info_from_raw,
     parameters_to_arrays,
     renewal_arrays,
     stage_model,
@@ -61,7 +61,7 @@ class TritonGenerator:
         info: ModelInfo | None = None
         async for response in self._channel.infer(request):
             if names := output_names(response):
-                info = description_from_raw(names, response.raw_output_contents)
+                info = model_info_from_raw(names, response.raw_output_contents)
         if info is None:
             raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "Triton did not return a model description.")
         return info

@@ -103,7 +103,7 @@ def stage_model(ensemble: str, stage: str) -> str:
     return stage if ensemble == ENSEMBLE_MODEL else f"{ensemble}-{stage}"
 
 
-def decode_beside(postprocess: str) -> str:
+def decode_model_of(postprocess: str) -> str:
     """The decode model of the ensemble that this postprocess model belongs to."""
     return postprocess.removesuffix(POSTPROCESS_MODEL) + DECODE_MODEL
 
@@ -165,12 +165,12 @@ def cancelled_key(read: TensorReader) -> str | None:
     return read_text(read, STOP)
 
 
-def renewal_arrays(owner: str) -> NamedArrays:
+def renewal_arrays(client_id: str) -> NamedArrays:
     """The message to decode that renews the lease of a client."""
-    return [(RENEW, array(RENEW, owner))]
+    return [(RENEW, array(RENEW, client_id))]
 
 
-def renewed_owner(read: TensorReader) -> str | None:
+def renewed_client(read: TensorReader) -> str | None:
     """The client whose lease a message to decode renews; None for other messages."""
     return read_text(read, RENEW)
 
@@ -184,11 +184,11 @@ def is_describe_message(read: TensorReader) -> bool:
     return read_flag(read, DESCRIBE, False)
 
 
-def description_to_arrays(description: ModelInfo) -> NamedArrays:
-    return [(DESCRIPTION, array(DESCRIPTION, description.to_json()))]
+def model_info_to_arrays(info: ModelInfo) -> NamedArrays:
+    return [(DESCRIPTION, array(DESCRIPTION, info.to_json()))]
 
 
-def description_from_raw(names: Sequence[str], contents: Sequence[bytes]) -> ModelInfo | None:
+def model_info_from_raw(names: Sequence[str], contents: Sequence[bytes]) -> ModelInfo | None:
     """The model info in a gRPC response; None if there is none, or if it is from another release."""
     try:
         return ModelInfo.from_json(dict(zip(names, contents, strict=True))[DESCRIPTION.name][4:])

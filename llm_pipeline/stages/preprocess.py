@@ -69,7 +69,7 @@ class PreprocessStage:
             check_guide(parameters.guide)
         return request
 
-    def describe(self) -> ModelInfo:
+    def get_model_info(self) -> ModelInfo:
         """Limits and capabilities of the engine, for the front end."""
         return ModelInfo(
             context_length=self._context_length,

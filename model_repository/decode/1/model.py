@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.executors.registry import create_executor
-from llm_pipeline.protocol.tensors import cancelled_key, renewed_owner
+from llm_pipeline.protocol.tensors import cancelled_key, renewed_client
 from llm_pipeline.protocol.wire_json import request_from_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
@@ -60,7 +60,7 @@ class TritonPythonModel:
         if (key := cancelled_key(read)) is not None:
             self._stage.cancel(key)
             reply.finish()
-        elif (client_id := renewed_owner(read)) is not None:
+        elif (client_id := renewed_client(read)) is not None:
             self._stage.renew(client_id)
             reply.finish()
         else:

@@ -13,7 +13,7 @@ from typing import Any
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from llm_pipeline.protocol.arrays import TensorReader
 from llm_pipeline.protocol.field_kinds import NamedArrays
-from llm_pipeline.protocol.tensors import decode_beside, text_chunk_to_arrays
+from llm_pipeline.protocol.tensors import decode_model_of, text_chunk_to_arrays
 from llm_pipeline.protocol.wire_json import token_chunk_from_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
@@ -31,7 +31,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_logging()
         tokenizer = Tokenizer.load(settings_of_model(args).engine_dir / TOKENIZER_NAME)
-        self._decode = decode_beside(args["model_name"])
+        self._decode = decode_model_of(args["model_name"])
         self._to_cancel: list[str] = []
         self._to_acknowledge: list[str] = []
         self._acks = AckSender()

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.protocol.field_kinds import NamedArrays
-from llm_pipeline.protocol.tensors import description_to_arrays, is_describe_message, parameters_from_arrays
+from llm_pipeline.protocol.tensors import is_describe_message, model_info_to_arrays, parameters_from_arrays
 from llm_pipeline.protocol.wire_json import request_to_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import capabilities_of, settings_of_model
@@ -37,6 +37,6 @@ class TritonPythonModel:
     def _prepare(self, request: Any) -> NamedArrays:
         read = tensor_reader(request)
         if is_describe_message(read):
-            return description_to_arrays(self._stage.describe())
+            return model_info_to_arrays(self._stage.get_model_info())
         parameters = parameters_from_arrays(read, request_id=request.request_id(), new_key=uuid.uuid4().hex)
         return request_to_arrays(self._stage.prepare(parameters))
