@@ -42,6 +42,15 @@ async def cancel_until_done(
     abandon(stream_task, parameters.request_id)
 
 
+def abandon_later(
+    stream_task: asyncio.Task[Any] | None, request_id: str, timeouts: CancelTimeouts
+) -> asyncio.TimerHandle | None:
+    """Schedules `abandon` for a stream with a finish reason, in case the engine never ends it. None without a task."""
+    if stream_task is None:
+        return None
+    return asyncio.get_running_loop().call_later(timeouts.confirm_s, abandon, stream_task, request_id)
+
+
 def abandon(stream_task: asyncio.Task[Any], request_id: str) -> None:
     """Ends a stream that the engine has not ended in time. This cancels its call to Triton: a last resort."""
     if not stream_task.done():

@@ -24,6 +24,7 @@ import structlog
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
+from frontend.backends.background_tasks import BackgroundTasks
 from frontend.backends.generator import NoRoomError, UnreachableError
 from llm_pipeline.protocol.arrays import Array, TensorSpec
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
@@ -70,7 +71,7 @@ class TritonChannel:
         self.address = address
         self._read_failure = read_failure
         self._logs_details = logs_details
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._finishing = BackgroundTasks()
 
     @functools.cached_property
     def _channel(self) -> grpc.aio.Channel:
@@ -186,9 +187,7 @@ class TritonChannel:
 
     def _read_in_background(self, call: Any) -> None:
         """Reads a failed call to its end: dropping it would cancel it."""
-        task = asyncio.create_task(_read_to_end(call))
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
+        self._finishing.start(_read_to_end(call))
 
 
 def infer_request(

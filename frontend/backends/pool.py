@@ -24,6 +24,7 @@ from typing import Protocol
 
 import structlog
 
+from frontend.backends.background_tasks import BackgroundTasks
 from frontend.backends.generator import Generator, NoRoomError, UnreachableError
 from frontend.backends.warm_up import WarmUpProbe
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -105,7 +106,7 @@ class GeneratorPool:
         self._on_lost = on_lost
         self._selections = 0
         self._running: dict[str, _Endpoint] = {}  # by request key
-        self._cancellations: set[asyncio.Task[None]] = set()
+        self._cancellations = BackgroundTasks()
         self._watchers: list[asyncio.Task[None]] = []
         for endpoint in self._endpoints:
             observer.on_known(endpoint.name)
@@ -121,7 +122,7 @@ class GeneratorPool:
             if has_begun:
                 raise
             # In case it runs there after all: it must not run twice.
-            self._cancel_in_background(first, parameters.request_key)
+            self._cancellations.start(_try_to_cancel(first.generator, parameters.request_key))
             second = self._select(other_than=first)
         else:
             return
@@ -161,11 +162,6 @@ class GeneratorPool:
         endpoint = self._running.get(key)
         if endpoint is not None:
             await endpoint.generator.cancel(key)
-
-    def _cancel_in_background(self, endpoint: _Endpoint, key: str) -> None:
-        task = asyncio.create_task(_try_to_cancel(endpoint.generator, key))
-        self._cancellations.add(task)
-        task.add_done_callback(self._cancellations.discard)
 
     async def get_model_info(self) -> ModelInfo:
         """The model info of any endpoint: all of them serve the same model."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import structlog
 
-from frontend.backends.cancellation import CancelTimeouts, abandon, cancel_until_done
+from frontend.backends.background_tasks import BackgroundTasks
+from frontend.backends.cancellation import CancelTimeouts, abandon_later, cancel_until_done
 from frontend.backends.generator import Generator
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason
@@ -83,12 +83,12 @@ class WarmUpProbe:
     def __init__(self, generator: Generator, timeouts: WarmUpTimeouts | None = None) -> None:
         self._generator = generator
         self._timeouts = timeouts or WarmUpTimeouts()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
 
     async def run(self, is_alive: Callable[[], Awaitable[bool]]) -> WarmUpResult:
         """Completes one prompt. Polls `is_alive` during that time and gives up when it returns False."""
         completion = _Completion(_parameters())
-        stream_task = self._start(self._drain(completion))
+        stream_task = self._tasks.start(self._drain(completion))
         deadline_s = time.monotonic() + self._timeouts.timeout_s
         is_reachable = True
         while not stream_task.done() and is_reachable and time.monotonic() < deadline_s:
@@ -96,16 +96,10 @@ class WarmUpProbe:
             is_reachable = stream_task.done() or await is_alive()
         if stream_task.done():
             return completion.result
-        self._start(cancel_until_done(self._generator, completion.parameters, stream_task, self._timeouts.cancel))
+        self._tasks.start(cancel_until_done(self._generator, completion.parameters, stream_task, self._timeouts.cancel))
         if is_reachable:
             return WarmUpResult(WarmUpOutcome.TIMED_OUT, "no completion in time")
         return WarmUpResult(WarmUpOutcome.ENDPOINT_LOST, "Triton became unreachable")
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _drain(self, completion: _Completion) -> None:
         try:
@@ -125,17 +119,14 @@ class WarmUpProbe:
                 completion.text += chunk.text
                 if chunk.finish_reason not in (None, FinishReason.CANCELLED):
                     completion.is_finished = True
-                    abandon_timer = self._abandon_later(asyncio.current_task(), completion.parameters.request_id)
+                    abandon_timer = abandon_later(
+                        asyncio.current_task(), completion.parameters.request_id, self._timeouts.cancel
+                    )
         finally:
             if abandon_timer is not None:
                 abandon_timer.cancel()
         if not completion.is_finished:
             completion.error = ErrorCode.SERVICE_UNAVAILABLE
-
-    def _abandon_later(self, stream_task: asyncio.Task[Any] | None, request_id: str) -> asyncio.TimerHandle | None:
-        if stream_task is None:
-            return None
-        return asyncio.get_running_loop().call_later(self._timeouts.cancel.confirm_s, abandon, stream_task, request_id)
 
 
 def _parameters() -> CompletionParameters:

@@ -9,14 +9,15 @@ checks `failure`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, Protocol
 
 import structlog
 
-from frontend.backends.cancellation import CancelTimeouts, abandon, cancel_until_done
+from frontend.backends.background_tasks import BackgroundTasks
+from frontend.backends.cancellation import CancelTimeouts, abandon_later, cancel_until_done
 from frontend.backends.generator import Generator
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import GUIDE_PARAM, CompletionParameters, FinishReason, TextChunk
@@ -106,7 +107,7 @@ class CompletionRun:
         self._merge_at = self.limits.merge_chunks
         self._waiter: asyncio.Future[None] | None = None
         self._is_cancelling = False
-        self._cancellations: set[asyncio.Task[None]] = set()
+        self._cancellations = BackgroundTasks()
 
     def start(self) -> None:
         """Sends all choices to the engine."""
@@ -171,14 +172,9 @@ class CompletionRun:
         self._observer.on_cancel(reason)
         for choice in running:
             if choice.stream_task is not None:
-                self._start_in_background(
+                self._cancellations.start(
                     cancel_until_done(self.generator, choice.parameters, choice.stream_task, self.limits.cancel)
                 )
-
-    def _start_in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._cancellations.add(task)
-        task.add_done_callback(self._cancellations.discard)
 
     async def _drain(self, choice: Choice) -> None:
         try:
@@ -218,10 +214,7 @@ class CompletionRun:
     def _finish(self, choice: Choice, reason: FinishReason) -> None:
         choice.finish_reason = reason
         self._unfinished -= 1
-        if choice.stream_task is not None:
-            choice.abandon_timer = asyncio.get_running_loop().call_later(
-                self.limits.cancel.confirm_s, abandon, choice.stream_task, choice.parameters.request_id
-            )
+        choice.abandon_timer = abandon_later(choice.stream_task, choice.parameters.request_id, self.limits.cancel)
 
     def _merge_arrived(self) -> None:
         """The client is reading slowly: merges the untaken chunks, and fails the run beyond the limit."""
