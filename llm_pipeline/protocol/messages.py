@@ -1,14 +1,19 @@
 """The frozen messages between the stages, in the order of a request's life.
 
-HTTP -> CompletionParameters -> (preprocess) -> GenerationRequest -> (executor) -> StepOutput -> (decode) -> TokenChunk
--> (postprocess) -> TextChunk -> SSE. This module depends on neither Triton, HTTP nor an engine.
+HTTP -> CompletionParameters -> (preprocess) -> GenerationRequest -> (executor) -> EngineStep -> (decode) -> TokenChunk
+-> (postprocess) -> TextChunk -> SSE. This module depends on neither Triton, HTTP nor an engine. How chunks of many
+requests travel together is in channel.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from llm_pipeline.protocol.errors import PipelineError
 
@@ -215,6 +220,59 @@ class StepOutput:
         return self.finish_reason is not None or self.error is not None
 
 
+IntArray: TypeAlias = "npt.NDArray[np.integer[Any]]"
+
+
+@dataclass(frozen=True)
+class RequestEnd:
+    """The end of a request in the engine: a finish reason or an error."""
+
+    number: int
+    finish_reason: FinishReason | None = None
+    error: PipelineError | None = None
+
+
+@dataclass(frozen=True)
+class RequestLogprobs:
+    """The logprobs of one request's tokens in one engine step.
+
+    `logprobs` and `top_logprobs` have one entry for each of the request's tokens in this step if they were requested,
+    else they are empty. A logprob is a natural logarithm, None if the engine has none. `prompt_logprobs` comes with the
+    first step, if it was requested.
+    """
+
+    logprobs: tuple[float | None, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+@dataclass(frozen=True)
+class EngineStep:
+    """The output of one engine step for all requests that it advanced: arrays, because there is one for each token.
+
+    A request is named by the number that `Executor.submit` got. `numbers`, int64 [n], are the requests with new tokens,
+    each at most once. `token_ids`, integers [sum of counts], are the new tokens in the order of `numbers`; they include
+    an end token. `counts`, integers [n], is the number of new tokens of each request; None if that is 1 for all.
+    `ends` are the requests that ended with this step, after their tokens. `logprobs` is keyed by request number and has
+    entries only for requests that asked for logprobs.
+    """
+
+    numbers: IntArray
+    token_ids: IntArray
+    counts: IntArray | None = None
+    ends: Sequence[RequestEnd] = ()
+    logprobs: Mapping[int, RequestLogprobs] = field(default_factory=dict)
+
+
+NO_INTEGERS: IntArray = np.empty(0, np.int64)
+"""For steps without tokens, which only end requests."""
+
+
+def ends_only(ends: Sequence[RequestEnd]) -> EngineStep:
+    """Returns a step that ends requests and has no tokens."""
+    return EngineStep(NO_INTEGERS, NO_INTEGERS, ends=ends)
+
+
 @dataclass(frozen=True)
 class TokenChunk:
     """Step outputs of one request that decode sends to postprocess together. `index` counts chunks from 0.
@@ -265,3 +323,15 @@ class TextChunk:
     def is_silent(self) -> bool:
         """Whether the chunk has nothing new, because text is held back or the request is already over."""
         return not (self.text or self.token_ids or self.finish_reason)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the chunk is only text and a count, as most chunks are."""
+        return (
+            self.prompt_tokens is None
+            and self.finish_reason is None
+            and self.token_ids is None
+            and self.logprobs_json is None
+            and self.token_logprobs is None
+            and self.cumulative_logprob is None
+        )

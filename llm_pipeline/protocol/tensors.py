@@ -42,11 +42,17 @@ _FORMER_FIELDS = tuple(
     former for field in FIELDS if isinstance(field, NumberField) and (former := field.under_former_name()) is not None
 )
 
+# Messages of a client that uses a channel (channel.py). They replace all other inputs.
+BUNDLE = TensorSpec("bundle", "BYTES")  # JSON: requests whose tokens go to the client's channel
+OPEN_CHANNEL = TensorSpec("open_channel", "BOOL")  # true: the responses of this request are the client's channel
+
 ENSEMBLE_INPUTS = (
     *(spec for field in FIELDS for spec in field.tensors),
     *_IGNORED_INPUTS,
     *_SINGLE_COMPLETION_INPUTS,
     *(field.tensor for field in _FORMER_FIELDS),
+    BUNDLE,
+    OPEN_CHANNEL,
 )
 
 DESCRIBE = TensorSpec("describe", "BOOL")  # true: return the model info. Sent to preprocess alone, past the ensemble
@@ -58,11 +64,12 @@ REQUEST = TensorSpec("request", "BYTES")  # JSON of GenerationRequest
 # Sent to decode alone, past the ensemble.
 STOP = TensorSpec("stop", "BYTES")  # a request key: cancel that request
 RENEW = TensorSpec("renew", "BYTES")  # a client id: renew its lease
+RECEIVED = TensorSpec("received", "UINT64")  # with `renew`: number of bursts that the client has read from its channel
 # A request parameter, which Triton passes to every step of an ensemble: the client id (stages/decode/leases.py).
 CLIENT_ID_PARAMETER = "owner"
 
 PREPROCESS_OUTPUTS = (_required(REQUEST.name, REQUEST.dtype), DESCRIPTION)
-DECODE_INPUTS = (REQUEST, STOP, RENEW)
+DECODE_INPUTS = (REQUEST, STOP, RENEW, RECEIVED)
 
 # decode -> postprocess
 CHUNK = _required("chunk", "BYTES")  # JSON of TokenChunk, without unset fields
@@ -78,6 +85,7 @@ FINISH_REASON = _required("finish_reason", "BYTES")  # on the last response only
 LOG_PROBS = _required("logprobs_json", "BYTES")  # OpenAI's logprobs object, with logprobs
 OUTPUT_LOG_PROBS = _required("output_log_probs", "FP32", (-1, -1))  # [1, new tokens], with return_log_probs
 CUM_LOG_PROBS = _required("cum_log_probs", "FP32", (-1,))  # [1], with the former, on the last response only
+BURST = _required("burst", "BYTES")  # JSON of TextBurst; in the responses of a channel, which have no other output
 POSTPROCESS_OUTPUTS = (
     TEXT_OUTPUT,
     NUM_OUTPUT_TOKENS,
@@ -87,6 +95,7 @@ POSTPROCESS_OUTPUTS = (
     LOG_PROBS,
     OUTPUT_LOG_PROBS,
     CUM_LOG_PROBS,
+    BURST,
 )
 
 ENSEMBLE_OUTPUTS = POSTPROCESS_OUTPUTS

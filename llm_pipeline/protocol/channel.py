@@ -1,0 +1,306 @@
+"""The messages of a channel, and their JSON.
+
+A channel carries the tokens of all requests of one client of the ensemble, such as a worker of the front end, in one
+response for each step of the engine (docs/decisions/0016). The client numbers its requests: a `slot` is unique among
+all requests that it ever sends with one client id.
+
+Bundle (client -> preprocess) -> PreparedBundle (-> decode) -> TokenBurst (-> postprocess) -> TextBurst (-> client).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from operator import attrgetter
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.protocol.messages import (
+    CompletionParameters,
+    FinishReason,
+    GenerationRequest,
+    PromptLogprobs,
+    TextChunk,
+    TextOptions,
+    TopLogprobs,
+)
+
+MAX_BUNDLE_REQUESTS = 64
+"""Most requests of one bundle. preprocess tokenizes them one after the other, and the first waits for the last."""
+
+
+@dataclass(frozen=True)
+class BundleItem:
+    """One request of a bundle, as its client sent it."""
+
+    slot: int
+    parameters: CompletionParameters
+
+
+@dataclass(frozen=True)
+class PreparedItem:
+    """One request of a bundle after preprocess: `request`, or the error that refuses it."""
+
+    slot: int
+    request: GenerationRequest | None = None
+    error: PipelineError | None = None
+
+
+@dataclass(frozen=True)
+class StreamStart:
+    """The facts that postprocess needs about a request before its first tokens."""
+
+    slot: int
+    key: str
+    text_options: TextOptions
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """The end of a request: a finish reason or an error."""
+
+    slot: int
+    finish_reason: FinishReason | None = None
+    error: PipelineError | None = None
+
+
+@dataclass(frozen=True)
+class StreamLogprobs:
+    """The logprobs of a request's tokens in one burst, as in TokenChunk."""
+
+    slot: int
+    logprobs: tuple[float | None, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+@dataclass(frozen=True)
+class TokenBurst:
+    """The new tokens of all requests of one client, from decode.
+
+    `slots` are the requests with new tokens, each once; `counts` is the number of tokens of each, and `token_ids` are
+    all tokens in the order of `slots`. `serial` counts the bursts of a client from 0. `ack_address` as in TokenChunk.
+    """
+
+    client_id: str
+    serial: int
+    slots: Sequence[int] = ()
+    counts: Sequence[int] = ()
+    token_ids: Sequence[int] = ()
+    starts: Sequence[StreamStart] = ()
+    ends: Sequence[StreamEnd] = ()
+    logprobs: Sequence[StreamLogprobs] = ()
+    ack_address: str | None = None
+
+
+@dataclass(frozen=True)
+class TextBurst:
+    """The new text of all requests of one client, from postprocess.
+
+    `chunks` are the new chunks in order, with the slots of their requests; a request may have more than one. `ends` are
+    the requests that have ended in the engine, with the error if they failed: nothing more comes for them. A request's
+    last chunk, the one with the finish reason, may come in an earlier burst than its end.
+    """
+
+    serial: int
+    chunks: Sequence[tuple[int, TextChunk]] = ()
+    ends: Sequence[tuple[int, PipelineError | None]] = ()
+
+
+# --- Bundles ---------------------------------------------------------------------------------------------------------
+
+_SENT_FIELDS = tuple(field for field in fields(CompletionParameters) if field.name != "guide_param")
+_values_of = attrgetter(*(field.name for field in _SENT_FIELDS))
+_DEFAULTS = tuple((field.name, None if field.default is MISSING else field.default) for field in _SENT_FIELDS)
+_BUNDLE = TypeAdapter(list[BundleItem])
+_GENERATION_REQUEST = TypeAdapter(GenerationRequest)
+_TEXT_OPTIONS = TypeAdapter(TextOptions)
+
+OPEN_PREFIX = b'{"open":'
+BUNDLE_PREFIX = b'{"bundle":'
+BURST_PREFIX = b'{"burst":'
+
+
+def bundle_to_json(items: Sequence[BundleItem]) -> bytes:
+    """A bundle for preprocess; parameters with their default value are left out."""
+    return orjson.dumps([{"slot": item.slot, "parameters": _sent(item.parameters)} for item in items])
+
+
+def _sent(parameters: CompletionParameters) -> dict[str, Any]:
+    return {
+        name: value
+        for (name, default), value in zip(_DEFAULTS, _values_of(parameters), strict=True)
+        if value is not default and value != default
+    }
+
+
+def bundle_from_json(text: bytes) -> list[BundleItem]:
+    """Raises PipelineError (400) for anything that `bundle_to_json` does not write."""
+    try:
+        return _BUNDLE.validate_json(text)
+    except ValidationError as error:
+        message = "bundle is not in the form that the front end writes. Send single requests to the ensemble."
+        raise PipelineError(ErrorCode.INVALID_TYPE, message, param="bundle") from error
+
+
+def prepared_bundle_to_json(items: Sequence[PreparedItem]) -> bytes:
+    """preprocess's output for a bundle."""
+    entries: list[dict[str, Any]] = [
+        {"slot": item.slot, "request": item.request}
+        if item.error is None
+        else {"slot": item.slot, "error": item.error.to_wire()}
+        for item in items
+    ]
+    return orjson.dumps({"bundle": entries})
+
+
+def prepared_bundle_from_json(text: bytes) -> list[PreparedItem]:
+    """decode's input for a bundle, which starts with BUNDLE_PREFIX. Raises PipelineError (400) if it is malformed."""
+    try:
+        return [_prepared_item(entry) for entry in orjson.loads(text)["bundle"]]
+    except (ValueError, KeyError, TypeError) as error:  # includes pydantic's and orjson's
+        message = "request is not in the form that preprocess writes. Send requests to the ensemble."
+        raise PipelineError(ErrorCode.INVALID_TYPE, message, param="request") from error
+
+
+def _prepared_item(entry: dict[str, Any]) -> PreparedItem:
+    slot: int = entry["slot"]
+    if "error" in entry:
+        return PreparedItem(slot, error=_error_of(entry["error"]))
+    return PreparedItem(slot, _GENERATION_REQUEST.validate_python(entry["request"]))
+
+
+def _error_of(wire: str) -> PipelineError:
+    return PipelineError.from_wire(wire) or internal_error()
+
+
+# --- Token bursts ----------------------------------------------------------------------------------------------------
+
+
+def token_burst_to_json(burst: TokenBurst) -> bytes:
+    """decode's output for a channel."""
+    entries: dict[str, Any] = {
+        "burst": burst.serial,
+        "client": burst.client_id,
+        "slots": burst.slots,
+        "counts": burst.counts,
+        "token_ids": burst.token_ids,
+    }
+    if burst.starts:
+        entries["starts"] = [(start.slot, start.key, start.text_options) for start in burst.starts]
+    if burst.ends:
+        entries["ends"] = [
+            (end.slot, end.finish_reason, None if end.error is None else end.error.to_wire()) for end in burst.ends
+        ]
+    if burst.logprobs:
+        entries["logprobs"] = burst.logprobs
+    if burst.ack_address is not None:
+        entries["ack_address"] = burst.ack_address
+    return orjson.dumps(entries, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def token_burst_from_json(text: bytes) -> TokenBurst:
+    """postprocess's input for a channel, which starts with BURST_PREFIX."""
+    entries = orjson.loads(text)
+    return TokenBurst(
+        client_id=entries["client"],
+        serial=entries["burst"],
+        slots=entries["slots"],
+        counts=entries["counts"],
+        token_ids=entries["token_ids"],
+        starts=[
+            StreamStart(slot, key, _TEXT_OPTIONS.validate_python(options))
+            for slot, key, options in entries.get("starts", ())
+        ],
+        ends=[
+            StreamEnd(
+                slot,
+                None if reason is None else FinishReason(reason),
+                None if error is None else _error_of(error),
+            )
+            for slot, reason, error in entries.get("ends", ())
+        ],
+        logprobs=[_stream_logprobs(entry) for entry in entries.get("logprobs", ())],
+        ack_address=entries.get("ack_address"),
+    )
+
+
+def _stream_logprobs(entry: dict[str, Any]) -> StreamLogprobs:
+    prompt = entry["prompt_logprobs"]
+    return StreamLogprobs(
+        slot=entry["slot"],
+        logprobs=tuple(entry["logprobs"]),
+        top_logprobs=_tuples(entry["top_logprobs"]),
+        prompt_logprobs=None if prompt is None else PromptLogprobs(tuple(prompt["values"]), _tuples(prompt["tops"])),
+    )
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of JSON as the tuples they were."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+# --- Text bursts -----------------------------------------------------------------------------------------------------
+
+
+def text_burst_to_json(burst: TextBurst) -> bytes:
+    """postprocess's output for a channel. Columns instead of objects: this is written and read for every token."""
+    entries: dict[str, Any] = {
+        "serial": burst.serial,
+        "slots": [slot for slot, _ in burst.chunks],
+        "texts": [chunk.text for _, chunk in burst.chunks],
+        "totals": [chunk.completion_tokens for _, chunk in burst.chunks],
+    }
+    more = [
+        (position, _further_fields(chunk)) for position, (_, chunk) in enumerate(burst.chunks) if not chunk.is_plain
+    ]
+    if more:
+        entries["more"] = more
+    if burst.ends:
+        entries["ends"] = [(slot, None if error is None else error.to_wire()) for slot, error in burst.ends]
+    return orjson.dumps(entries)
+
+
+def _further_fields(chunk: TextChunk) -> dict[str, Any]:
+    further = {
+        "token_ids": chunk.token_ids,
+        "prompt_tokens": chunk.prompt_tokens,
+        "finish_reason": chunk.finish_reason,
+        "logprobs_json": None if chunk.logprobs_json is None else chunk.logprobs_json.decode(),
+        "token_logprobs": chunk.token_logprobs,  # NaN is written as null
+        "cumulative_logprob": chunk.cumulative_logprob,
+    }
+    return {name: value for name, value in further.items() if value is not None}
+
+
+def text_burst_from_json(text: bytes) -> TextBurst:
+    """A burst from the ensemble's response. Raises ValueError, KeyError or TypeError if it is from another release."""
+    entries = orjson.loads(text)
+    chunks = [
+        (slot, TextChunk(text, total))
+        for slot, text, total in zip(entries["slots"], entries["texts"], entries["totals"], strict=True)
+    ]
+    for position, further in entries.get("more", ()):
+        slot, plain = chunks[position]
+        chunks[position] = slot, _with_further_fields(plain, further)
+    ends = [(slot, None if error is None else _error_of(error)) for slot, error in entries.get("ends", ())]
+    return TextBurst(entries["serial"], chunks, ends)
+
+
+def _with_further_fields(plain: TextChunk, further: dict[str, Any]) -> TextChunk:
+    token_ids, values = further.get("token_ids"), further.get("token_logprobs")
+    reason, log_probs = further.get("finish_reason"), further.get("logprobs_json")
+    return TextChunk(
+        text=plain.text,
+        completion_tokens=plain.completion_tokens,
+        token_ids=None if token_ids is None else tuple(token_ids),
+        prompt_tokens=further.get("prompt_tokens"),
+        finish_reason=None if reason is None else FinishReason(reason),
+        logprobs_json=None if log_probs is None else log_probs.encode(),
+        token_logprobs=None if values is None else tuple(math.nan if value is None else value for value in values),
+        cumulative_logprob=further.get("cumulative_logprob"),
+    )
