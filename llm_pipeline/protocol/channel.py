@@ -120,7 +120,9 @@ _BUNDLE = TypeAdapter(list[BundleItem])
 _GENERATION_REQUEST = TypeAdapter(GenerationRequest)
 _TEXT_OPTIONS = TypeAdapter(TextOptions)
 
-OPEN_PREFIX = b'{"open":'
+OPEN_CHANNEL_JSON = b'{"open_channel":true}'
+"""preprocess's output for the request that opens a channel."""
+
 BUNDLE_PREFIX = b'{"bundle":'
 BURST_PREFIX = b'{"burst":'
 
@@ -200,7 +202,7 @@ def token_burst_to_json(burst: TokenBurst) -> bytes:
         entries["logprobs"] = burst.logprobs
     if burst.ack_address is not None:
         entries["ack_address"] = burst.ack_address
-    return orjson.dumps(entries, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(entries)
 
 
 def token_burst_from_json(text: bytes) -> TokenBurst:

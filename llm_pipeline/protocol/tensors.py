@@ -184,6 +184,23 @@ def renewed_client(read: TensorReader) -> str | None:
     return read_text(read, RENEW)
 
 
+def received_count(read: TensorReader) -> int | None:
+    """The number of bursts that the client has read, in a message that renews its lease; None if it has no channel."""
+    value = read_value(read, RECEIVED)
+    return None if value is None else int(value)
+
+
+def opens_channel(read: TensorReader) -> bool:
+    """Whether a request opens the channel of its client."""
+    return read_flag(read, OPEN_CHANNEL, False)
+
+
+def sent_bundle(read: TensorReader) -> bytes | None:
+    """The JSON of a bundle of requests; None for a single request."""
+    bundle: bytes | None = read_value(read, BUNDLE)
+    return bundle
+
+
 def describe_arrays() -> NamedArrays:
     """The message to preprocess that requests the model info."""
     return [(DESCRIBE, array(DESCRIBE, True))]

@@ -31,13 +31,18 @@ def request_to_arrays(request: GenerationRequest) -> NamedArrays:
     return [(REQUEST, array(REQUEST, orjson.dumps(request)))]
 
 
-def request_from_arrays(read: TensorReader) -> GenerationRequest:
-    """The request that preprocess has validated. Raises PipelineError (400) for anything else."""
-    sent = read_value(read, REQUEST)
+def read_prepared(read: TensorReader) -> bytes:
+    """The JSON that preprocess wrote. Raises PipelineError (400) if there is none."""
+    sent: bytes | None = read_value(read, REQUEST)
     if sent is None:
         raise PipelineError(
             ErrorCode.MISSING_REQUIRED_PARAMETER, "decode accepts only requests from preprocess. Use the ensemble."
         )
+    return sent
+
+
+def request_from_json(sent: bytes) -> GenerationRequest:
+    """The request that preprocess has validated. Raises PipelineError (400) for anything else."""
     try:
         return _GENERATION_REQUEST.validate_json(sent)
     except ValidationError as error:

@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 import triton_python_backend_utils as pb_utils
 
-from llm_pipeline.protocol.arrays import Array, TensorReader, TensorSpec
+from llm_pipeline.protocol.arrays import Array, TensorReader, TensorSpec, array
 from llm_pipeline.protocol.errors import PipelineError, internal_error
 from llm_pipeline.protocol.messages import TokenChunk
-from llm_pipeline.protocol.tensors import CLIENT_ID_PARAMETER, cancel_arrays
+from llm_pipeline.protocol.tensors import CHUNK, CLIENT_ID_PARAMETER, cancel_arrays
 from llm_pipeline.protocol.wire_json import token_chunk_to_arrays
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -134,6 +134,22 @@ class ChunkReply:
 
     def send(self, chunk: TokenChunk) -> None:
         self._reply.send(token_chunk_to_arrays(chunk), is_final=chunk.is_final)
+
+
+class BurstReply:
+    """Sends the bursts of one channel in decode: a ChannelReply over a DecoupledReply."""
+
+    def __init__(self, reply: DecoupledReply) -> None:
+        self._reply = reply
+
+    def send(self, burst: bytes) -> None:
+        self._reply.send([(CHUNK, array(CHUNK, burst))], is_final=False)
+
+    def finish(self) -> None:
+        self._reply.finish()
+
+    def fail(self, error: PipelineError) -> None:
+        self._reply.fail(error)
 
 
 def cancel_in_decode(decode: str, key: str) -> None:

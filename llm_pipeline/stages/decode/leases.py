@@ -22,37 +22,37 @@ class Leases:
     def __init__(self, lease_s: float = 10.0, tick_s: float = TICK_S) -> None:
         self._lease_ticks = math.ceil(lease_s / tick_s)
         self._ticks_left: dict[str, int] = {}
-        self._keys: defaultdict[str, set[str]] = defaultdict(set)
+        self._numbers: defaultdict[str, set[int]] = defaultdict(set)
 
     @property
     def client_ids(self) -> frozenset[str]:
         """The clients with live requests."""
         return frozenset(self._ticks_left)
 
-    def add(self, client_id: str, key: str) -> None:
+    def add(self, client_id: str, number: int) -> None:
         """Registers a request of this client, and renews the client's lease."""
-        self._keys[client_id].add(key)
+        self._numbers[client_id].add(number)
         self.renew(client_id)
 
-    def remove(self, client_id: str, key: str) -> None:
-        """Removes a request that has ended. Unknown clients and keys are ignored."""
-        keys = self._keys.get(client_id)
-        if keys is None:
+    def remove(self, client_id: str, number: int) -> None:
+        """Removes a request that has ended. Unknown clients and requests are ignored."""
+        numbers = self._numbers.get(client_id)
+        if numbers is None:
             return
-        keys.discard(key)
-        if not keys:
-            del self._keys[client_id], self._ticks_left[client_id]
+        numbers.discard(number)
+        if not numbers:
+            del self._numbers[client_id], self._ticks_left[client_id]
 
     def renew(self, client_id: str) -> None:
         """Restarts the client's lease. Ignored for a client without live requests."""
-        if client_id in self._keys:
+        if client_id in self._numbers:
             self._ticks_left[client_id] = self._lease_ticks
 
-    def tick(self) -> list[str]:
-        """Returns the keys of clients with an expired lease, at every tick until those requests have ended."""
-        expired: list[str] = []
+    def tick(self) -> list[int]:
+        """Returns the requests of clients with an expired lease, at every tick until those requests have ended."""
+        expired: list[int] = []
         for client_id, left in self._ticks_left.items():
             self._ticks_left[client_id] = left - 1
             if left <= 0:
-                expired += self._keys[client_id]
+                expired += self._numbers[client_id]
         return expired

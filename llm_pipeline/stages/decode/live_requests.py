@@ -1,8 +1,8 @@
 """The registry of live requests: which requests exist, what they have generated, and who has cancelled them.
 
-`LiveRequests` owns one lock, which guards everything in it: the outboxes, the pending cancellations, the leases, the
-estimate for Retry-After and the counters. It calls neither the executor nor a sender, so no other lock is taken while
-that lock is held.
+`LiveRequests` owns one lock, which guards everything in it: the rows, the outboxes of requests and of channels, the
+pending cancellations, the leases, the estimate for Retry-After and the counters. It calls neither the executor nor a
+sender, so no other lock is taken while that lock is held.
 """
 
 from __future__ import annotations
@@ -10,15 +10,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from llm_pipeline.executors.port import duplicate_request
+from llm_pipeline.protocol.channel import StreamEnd, StreamLogprobs, StreamStart, TokenBurst
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import FinishReason, StepOutput, TokenChunk
+from llm_pipeline.protocol.messages import (
+    EngineStep,
+    FinishReason,
+    GenerationRequest,
+    RequestEnd,
+    TokenChunk,
+)
 from llm_pipeline.runtime.retry_after import RetryAfterEstimator
+from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.decode.leases import TICK_S, Leases
 from llm_pipeline.stages.decode.outbox import Outbox
 from llm_pipeline.stages.decode.pending_cancellations import PendingCancellations
+from llm_pipeline.stages.decode.request_rows import OWN_STREAM, Advance, NoRowError, RequestRows
 
 _log = logging.getLogger(__name__)
 
@@ -27,26 +35,48 @@ CANCEL_TIMEOUT_S = 20.0
 30 s, and the TensorRT-LLM executor ends such a request itself after 15 s by default (TRTLLM_CANCEL_TIMEOUT_S)."""
 
 
-@dataclass(frozen=True)
-class StepEffects:
-    """The consequences of engine steps, for the caller of `LiveRequests.on_steps` to act on without the lock."""
+class ChannelRetiredError(Exception):
+    """The channel's outbox takes no more requests: the caller gets the client's next one."""
 
-    updated: Sequence[Outbox]  # have new output or have ended
-    unwanted: Sequence[str]  # keys of requests that have ended here, but not in the executor
-    is_changed: bool  # whether a request has become active or has ended
+
+class LiveRequest:
+    """One request from its registration until the executor or decode has ended it."""
+
+    __slots__ = ("cancel_ticks", "client_id", "is_cancelled", "key", "number", "outlet", "slot")
+
+    def __init__(
+        self, number: int, key: str, client_id: str | None, outlet: Outbox | ChannelOutbox, slot: int = 0
+    ) -> None:
+        self.number = number
+        self.key = key
+        self.client_id = client_id
+        self.outlet = outlet
+        self.slot = slot  # its number in the channel
+        self.is_cancelled = False
+        self.cancel_ticks = 0  # housekeeping ticks since the cancellation
+
+
+@dataclass
+class StepEffects:
+    """The consequences of an engine step, for the caller of `LiveRequests.on_step` to act on without the lock."""
+
+    outboxes: list[Outbox] = field(default_factory=list)  # have new output or have ended
+    channels: list[ChannelOutbox] = field(default_factory=list)  # have new output
+    unwanted: list[int] = field(default_factory=list)  # numbers of requests that have ended here, not in the executor
+    is_changed: bool = False  # whether a request has become active or has ended
 
 
 @dataclass(frozen=True)
 class ExpiredRequests:
-    """Requests that the housekeeper has to end, as found by one tick."""
+    """Numbers of requests that the housekeeper has to end, as found by one tick."""
 
-    abandoned: Sequence[str]  # keys of requests whose client has let its lease expire
-    newly_abandoned: int  # number of these that were not cancelled before
-    overdue: Sequence[str]  # keys of cancelled requests that the executor has not ended in time
+    abandoned: Sequence[int]  # the requests of clients that have let their lease expire
+    newly_abandoned: int  # how many of these were not cancelled before
+    overdue: Sequence[int]  # cancelled requests that the executor has not ended in time
 
 
 class LiveRequests:
-    """Requests from registration until their final chunk has been taken. Thread-safe.
+    """Requests from registration until their end has been taken. Thread-safe.
 
     A token id outside 0 to `vocab_size - 1` fails its request.
     """
@@ -58,15 +88,20 @@ class LiveRequests:
         leases: Leases | None = None,
         pending: PendingCancellations | None = None,
         retry_after: RetryAfterEstimator | None = None,
+        rows: RequestRows | None = None,
         cancel_timeout_s: float = CANCEL_TIMEOUT_S,
         tick_s: float = TICK_S,
     ) -> None:
-        self._vocab_size = vocab_size
         self._cancel_timeout_ticks = cancel_timeout_s / tick_s
         self._lock = threading.Lock()  # guards everything below
         self._changed = threading.Condition(self._lock)
-        self._live: dict[str, Outbox] = {}
-        self._unsent_count = 0  # requests whose final chunk has not been taken: the live ones and those that just ended
+        self._rows = rows or RequestRows(vocab_size)
+        self._live: dict[int, LiveRequest] = {}
+        self._numbers: dict[str, int] = {}  # by key
+        self._channels: dict[int, ChannelOutbox] = {}  # by outlet
+        self._next_outlet = OWN_STREAM + 1
+        self._own_count = 0  # live requests that have a response stream of their own
+        self._untaken_ends = 0  # ends to be taken: of the live requests, and of those that just ended or were refused
         self._pending = pending or PendingCancellations()
         self._leases = leases or Leases(tick_s=tick_s)
         self._retry_after = retry_after or RetryAfterEstimator()
@@ -79,29 +114,86 @@ class LiveRequests:
         with self._lock:
             return self._cancelled_total
 
-    def register(self, outbox: Outbox) -> None:
-        """Makes a request live. Sets `is_cancelled` if its cancellation arrived first.
+    def register(self, request: GenerationRequest, outbox: Outbox, client_id: str | None = None) -> LiveRequest:
+        """Makes a request with a response stream of its own live. `is_cancelled` if its cancellation arrived first.
 
-        Raises PipelineError (503) after `close`, and PipelineError (400) if another live request has the same key.
+        Raises PipelineError: 503 after `close`, 429 without a free row, 400 if another live request has the same key.
         """
         with self._lock:
-            if self._is_closed:
-                raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
-            if self._live.setdefault(outbox.key, outbox) is not outbox:
-                raise duplicate_request()
-            self._unsent_count += 1
-            outbox.is_cancelled = self._pending.on_register(outbox.key)
-            if outbox.client_id is not None:
-                self._leases.add(outbox.client_id, outbox.key)
-            self._retry_after.set_busy(True)
+            live = self._register(request, outbox, client_id)
+            outbox.number = live.number
+            self._own_count += 1
+            return live
 
-    def cancel(self, key: str) -> None:
-        """Marks a request as cancelled, or remembers the cancellation until the request arrives."""
+    def register_on_channel(self, request: GenerationRequest, channel: ChannelOutbox, slot: int) -> LiveRequest:
+        """Makes a request of a channel live. Raises ChannelRetiredError, and PipelineError as `register` does."""
         with self._lock:
-            if outbox := self._live.get(key):
-                outbox.is_cancelled = True
-            else:
+            if channel.is_retired:
+                raise ChannelRetiredError
+            live = self._register(request, channel, channel.client_id, slot)
+            channel.start(StreamStart(slot, request.key, request.text_options))
+            channel.live_count += 1
+            return live
+
+    def refuse_on_channel(self, channel: ChannelOutbox, slot: int, error: PipelineError) -> None:
+        """Ends a request of a channel that never became live. Raises ChannelRetiredError."""
+        with self._lock:
+            if channel.is_retired:
+                raise ChannelRetiredError
+            channel.end(StreamEnd(slot, error=error))
+            self._untaken_ends += 1
+
+    def _register(
+        self, request: GenerationRequest, outlet: Outbox | ChannelOutbox, client_id: str | None, slot: int = 0
+    ) -> LiveRequest:
+        if self._is_closed:
+            raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
+        if request.key in self._numbers:
+            raise _duplicate_request()
+        index = outlet.index if isinstance(outlet, ChannelOutbox) else OWN_STREAM
+        try:
+            number = self._rows.add(request.max_tokens, outlet=index, slot=slot)
+        except NoRowError:
+            message = "The server has reached its limit of live requests. Retry later."
+            raise PipelineError(ErrorCode.QUEUE_FULL, message) from None
+        live = LiveRequest(number, request.key, client_id, outlet, slot)
+        self._live[number] = live
+        self._numbers[request.key] = number
+        self._untaken_ends += 1
+        live.is_cancelled = self._pending.on_register(request.key)
+        if client_id is not None:
+            self._leases.add(client_id, number)
+        self._retry_after.set_busy(True)
+        return live
+
+    def add_channel(self, client_id: str) -> ChannelOutbox:
+        """Returns the outbox of a new channel."""
+        with self._lock:
+            channel = ChannelOutbox(client_id, self._next_outlet)
+            self._channels[channel.index] = channel
+            self._next_outlet += 1
+            return channel
+
+    def retire_channel(self, channel: ChannelOutbox, *, may_discard: bool) -> bool:
+        """Removes a channel unless it has live requests, or output that must not be discarded. Returns whether."""
+        with self._lock:
+            if channel.live_count or (channel.has_output and not may_discard):
+                return False
+            self._untaken_ends -= channel.discard()
+            self._notify_if_all_taken()
+            channel.is_retired = True
+            del self._channels[channel.index]
+            return True
+
+    def cancel(self, key: str) -> int | None:
+        """Marks a request as cancelled and returns its number; remembers the cancellation if it has not arrived."""
+        with self._lock:
+            number = self._numbers.get(key)
+            if number is None:
                 self._pending.add(key)
+            else:
+                self._live[number].is_cancelled = True
+            return number
 
     def renew(self, client_id: str) -> None:
         """Restarts a client's lease."""
@@ -113,39 +205,33 @@ class LiveRequests:
         with self._lock:
             return self._retry_after.estimate_s(excess)
 
-    def on_steps(self, steps: Sequence[StepOutput]) -> StepEffects:
-        """Adds the output of engine steps to the outboxes. Steps of unknown or ended requests are ignored.
+    def on_step(self, step: EngineStep) -> StepEffects:
+        """Adds the output of an engine step to the outboxes. Unknown and ended requests are ignored.
 
-        An invalid step fails its own request with an internal error; it affects neither the others nor the caller.
+        A token id outside the vocabulary fails its own request with an internal error. A step whose arrays do not fit
+        together fails all requests that it names: an executor's bug must end neither its thread nor other requests.
         """
-        updated: list[Outbox] = []
-        unwanted: list[str] = []
-        is_changed = False
+        effects = StepEffects()
         with self._lock:
-            live, vocab_size = self._live, self._vocab_size
-            for step in steps:
-                try:
-                    outbox = live.get(step.key)
-                    if outbox is None:
-                        continue
-                    outbox.gather(step, vocab_size)
-                except Exception:  # noqa: BLE001 - an executor's bug must end neither its thread nor other requests
-                    _log.exception("the executor returned an invalid step")
-                    outbox = live.get(str(getattr(step, "key", "")))
-                    if outbox is None:
-                        continue
-                    outbox.ending = StepOutput(outbox.key, error=internal_error())
-                if outbox.index == 0:  # from queued to active
-                    is_changed = True
-                if outbox.ending is not None:
-                    is_changed = True
-                    if outbox.ending is not step:
-                        unwanted.append(outbox.key)
-                    self._end(outbox, outbox.ending)
-                elif outbox.stop_string_scan is not None:
-                    outbox.stop_string_scan.scan(step.token_ids)
-                updated.append(outbox)
-        return StepEffects(updated, unwanted, is_changed)
+            try:
+                advance = self._rows.advance(step)
+                self._add_tokens(step, advance, effects)
+            except Exception:  # noqa: BLE001 - see above
+                _log.exception("the executor returned an invalid step")
+                self._fail(_numbers_of(step), effects)
+                return effects
+            if advance.has_first_tokens:
+                effects.is_changed = True
+            if advance.invalid:
+                _log.error("the executor returned token ids outside the vocabulary")
+                self._fail(advance.invalid, effects)
+            for end in step.ends:
+                self._end(end, effects)
+            for number in advance.complete:  # those that the executor goes on with
+                if number in self._live:
+                    effects.unwanted.append(number)
+                    self._end(RequestEnd(number, FinishReason.LENGTH), effects)
+        return effects
 
     def take_chunk(
         self, outbox: Outbox, *, max_tokens: int | None = None, ack_address: str | None = None
@@ -159,44 +245,140 @@ class LiveRequests:
                 chunk = outbox.take_chunk(max_tokens, ack_address)
             except Exception:  # noqa: BLE001 - only this request fails; the sender goes on with the others
                 _log.exception("a chunk could not be made")
-                if self._live.get(outbox.key) is outbox:
-                    self._end(outbox, StepOutput(outbox.key, error=internal_error()))
+                self._end(RequestEnd(outbox.number, error=internal_error()), StepEffects())
                 chunk = outbox.take_error()
             if chunk.is_final:
-                self._unsent_count -= 1
-                if not self._unsent_count:
-                    self._changed.notify_all()
+                self._untaken_ends -= 1
+                self._notify_if_all_taken()
             return chunk
+
+    def take_burst(
+        self, channel: ChannelOutbox, *, max_tokens: int | None = None, ack_address: str | None = None
+    ) -> TokenBurst | None:
+        """Removes and returns the next burst of a channel; None if there is nothing to send.
+
+        Only one thread may take and send the bursts of one channel.
+        """
+        with self._lock:
+            if not channel.has_output:
+                return None
+            burst = channel.take_burst(max_tokens, ack_address)
+            if burst.ends:
+                self._untaken_ends -= len(burst.ends)
+                self._notify_if_all_taken()
+            return burst
 
     def tick(self) -> ExpiredRequests:
         """Advances leases and cancellation timeouts by one tick, and cancels the requests of clients that are gone."""
         with self._lock:
-            overdue: list[str] = []
-            for outbox in self._live.values():
-                if outbox.is_cancelled:
-                    outbox.cancel_ticks += 1
-                    if outbox.cancel_ticks > self._cancel_timeout_ticks:
-                        overdue.append(outbox.key)
-            abandoned = [self._live[key] for key in self._leases.tick() if key in self._live]
+            overdue: list[int] = []
+            for live in self._live.values():
+                if live.is_cancelled:
+                    live.cancel_ticks += 1
+                    if live.cancel_ticks > self._cancel_timeout_ticks:
+                        overdue.append(live.number)
+            abandoned = [self._live[number] for number in self._leases.tick() if number in self._live]
             newly_abandoned = 0
-            for outbox in abandoned:
-                newly_abandoned += not outbox.is_cancelled
-                outbox.is_cancelled = True
-            return ExpiredRequests([outbox.key for outbox in abandoned], newly_abandoned, overdue)
+            for live in abandoned:
+                newly_abandoned += not live.is_cancelled
+                live.is_cancelled = True
+            return ExpiredRequests([live.number for live in abandoned], newly_abandoned, overdue)
 
     def close(self, timeout_s: float) -> None:
-        """Refuses new requests, and waits up to `timeout_s` seconds until every final chunk has been taken."""
+        """Refuses new requests, and waits up to `timeout_s` seconds until every end has been taken."""
         with self._lock:
             self._is_closed = True
-            self._changed.wait_for(lambda: not self._unsent_count, timeout_s)
+            self._changed.wait_for(lambda: not self._untaken_ends, timeout_s)
 
-    def _end(self, outbox: Outbox, ending: StepOutput) -> None:
-        """Removes a request whose final chunk is still to be sent."""
-        del self._live[outbox.key]
-        self._pending.on_end(outbox.key)
-        if outbox.client_id is not None:
-            self._leases.remove(outbox.client_id, outbox.key)
-        if ending.error is None:  # a refusal must not count in the completion rate
+    def _add_tokens(self, step: EngineStep, advance: Advance, effects: StepEffects) -> None:
+        outlets = self._rows.outlet[advance.rows]
+        if self._own_count:
+            self._add_to_outboxes(step, advance, effects)
+        logprobs = self._logprobs_by_channel(step, advance) if step.logprobs else {}
+        for index, channel in self._channels.items():
+            is_on_channel = outlets == index
+            if is_on_channel.any() or index in logprobs:
+                rows, counts, token_ids = advance.select(is_on_channel)
+                channel.add(self._rows.slot[rows], counts, token_ids, logprobs.get(index, ()))
+                effects.channels.append(channel)
+
+    def _add_to_outboxes(self, step: EngineStep, advance: Advance, effects: StepEffects) -> None:
+        start = 0
+        token_ids = advance.token_ids.tolist()
+        counts = dict(zip(advance.numbers.tolist(), advance.counts.tolist(), strict=True))
+        for number, count in counts.items():
+            outbox = self._live[number].outlet
+            if isinstance(outbox, Outbox):
+                outbox.add(token_ids[start : start + count])
+                effects.outboxes.append(outbox)
+            start += count
+        for number, logprobs in step.logprobs.items():
+            live = self._live.get(number)
+            if live is not None and isinstance(live.outlet, Outbox):
+                live.outlet.add_logprobs(logprobs, counts.get(number, 0))
+
+    def _logprobs_by_channel(self, step: EngineStep, advance: Advance) -> dict[int, list[StreamLogprobs]]:
+        counts = dict(zip(advance.numbers.tolist(), advance.counts.tolist(), strict=True))
+        entries: dict[int, list[StreamLogprobs]] = {}
+        for number, logprobs in step.logprobs.items():
+            live = self._live.get(number)
+            if live is None or not isinstance(live.outlet, ChannelOutbox):
+                continue
+            count = counts.get(number, 0)
+            entry = StreamLogprobs(
+                live.slot, logprobs.logprobs[:count], logprobs.top_logprobs[:count], logprobs.prompt_logprobs
+            )
+            entries.setdefault(live.outlet.index, []).append(entry)
+        return entries
+
+    def _fail(self, numbers: Sequence[int], effects: StepEffects) -> None:
+        for number in numbers:
+            if number in self._live:
+                effects.unwanted.append(number)
+                self._end(RequestEnd(number, error=internal_error()), effects)
+
+    def _end(self, end: RequestEnd, effects: StepEffects) -> None:
+        """Removes a live request. Its end is still to be taken."""
+        live = self._live.pop(end.number, None)
+        if live is None:
+            return
+        del self._numbers[live.key]
+        self._rows.remove(live.number)
+        if isinstance(live.outlet, ChannelOutbox):
+            live.outlet.live_count -= 1
+            live.outlet.end(StreamEnd(live.slot, end.finish_reason, end.error))
+            if live.outlet not in effects.channels:
+                effects.channels.append(live.outlet)
+        else:
+            self._own_count -= 1
+            live.outlet.end = end
+            effects.outboxes.append(live.outlet)
+        effects.is_changed = True
+        self._pending.on_end(live.key)
+        if live.client_id is not None:
+            self._leases.remove(live.client_id, live.number)
+        if end.error is None:  # a refusal must not count in the completion rate
             self._retry_after.completed()
         self._retry_after.set_busy(bool(self._live))
-        self._cancelled_total += ending.finish_reason is FinishReason.CANCELLED
+        self._cancelled_total += end.finish_reason is FinishReason.CANCELLED
+
+    def _notify_if_all_taken(self) -> None:
+        if not self._untaken_ends:
+            self._changed.notify_all()
+
+
+def _numbers_of(step: EngineStep) -> list[int]:
+    """The requests that an invalid step names, as far as they can be read."""
+    try:
+        named = [int(number) for number in step.numbers]
+    except (TypeError, ValueError):
+        named = []
+    return [*named, *(end.number for end in step.ends)]
+
+
+def _duplicate_request() -> PipelineError:
+    return PipelineError(
+        ErrorCode.VALUE_OUT_OF_RANGE,
+        "This request_key is already in use. Send a unique key with each request.",
+        param="request_key",
+    )

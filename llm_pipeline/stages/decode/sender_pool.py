@@ -31,14 +31,14 @@ three threads sent a sixth more messages per second than one, each for a tenth l
 class SenderPool:
     """Threads that take chunks from outboxes and send them.
 
-    `take_chunk` removes and returns the next chunk of an outbox. `cancel` is called with the key of a request that has
-    lost a chunk because sending it failed. `window` holds chunks back while postprocess lags.
+    `take_chunk` removes and returns the next chunk of an outbox. `cancel` is called with the number of a request
+    that has lost a chunk because sending it failed. `window` holds chunks back while postprocess lags.
     """
 
     def __init__(
         self,
         take_chunk: Callable[[Outbox], TokenChunk],
-        cancel: Callable[[str], None],
+        cancel: Callable[[int], None],
         *,
         senders: int = SENDERS,
         window: SendWindow | None = None,
@@ -96,7 +96,7 @@ class SenderPool:
                 self._enter_window()
                 outbox = self._next_outbox()
             chunk = self._take_chunk(outbox)
-            self._send(outbox.sender, chunk)
+            self._send(outbox, chunk)
             self._release(outbox)
 
     def _wait_for_outbox(self) -> bool:
@@ -119,13 +119,13 @@ class SenderPool:
         with self._lock:
             return (self._first or self._ready).popleft()
 
-    def _send(self, sender: ChunkSender, chunk: TokenChunk) -> None:
-        if _try_send(sender, chunk):
+    def _send(self, outbox: Outbox, chunk: TokenChunk) -> None:
+        if _try_send(outbox.sender, chunk):
             return
         if chunk.is_final:  # Triton waits for an ending, and a bare error may get through where the chunk did not
-            _try_send(sender, _bare_error(chunk))
+            _try_send(outbox.sender, _bare_error(chunk))
         else:  # postprocess detects the gap and ends the request with an error
-            self._cancel(chunk.key)
+            self._cancel(outbox.number)
 
     def _release(self, outbox: Outbox) -> None:
         """Makes an outbox available again. Called after the send, so that chunks stay in order."""

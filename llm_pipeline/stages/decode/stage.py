@@ -1,36 +1,53 @@
 """decode: hands requests to the executor and sends what it generates to postprocess.
 
-Every request ends exactly once: with a finish reason or with an error, in a chunk that is marked as final.
+Every request ends exactly once: with a finish reason or with an error.
 
-The parts: `LiveRequests` registers requests and gathers their output, one `Outbox` each; `SenderPool` sends it;
-`Housekeeper` ends requests that nothing else ends; `StopStringScanner` ends requests that don't stream at their stop
-strings. A replacement for `SenderPool` needs a method `schedule(outboxes)` and calls `LiveRequests.take_chunk`; the
-registry and the executors stay as they are.
+There are two ways out. A request of a client with a channel ends up in the bursts of that channel, each of which has
+the new tokens of all requests of the client (`Channels`). Any other request has a response stream of its own, whose
+chunks `SenderPool` sends. The other parts serve both: `LiveRequests` registers requests and gathers their output,
+`Housekeeper` ends requests that nothing else ends, and `StopStringScanner` ends requests with a response of their own
+that don't stream at their stop strings.
 
-Locks: `LiveRequests` has one, and `SenderPool` has two (the turn, then the queues). No part holds a lock while it calls
-another part, the executor or a sender, so there is no lock order between parts. The executor calls `on_steps` from its
-own threads, possibly holding its own locks. `on_steps` calls back into the executor only to `cancel` a request that has
-already ended here.
+Locks: `LiveRequests` has one, `SenderPool` has two (the turn, then the queues), and `Channels` has one and one for each
+sender. No part holds a lock while it calls the executor or sends. `Channels` is the only one that holds its lock while
+it calls another part, which is `LiveRequests`. The executor calls `on_step` from its own threads, possibly holding its
+own locks. `on_step` calls back into the executor only to `cancel` a request that has already ended here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 from llm_pipeline.executors.port import Executor, OutputSink
+from llm_pipeline.protocol.channel import PreparedItem
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput, TokenChunk
+from llm_pipeline.protocol.messages import (
+    EngineStep,
+    FinishReason,
+    GenerationRequest,
+    RequestEnd,
+    TokenChunk,
+    ends_only,
+)
 from llm_pipeline.runtime.subprocesses import PeriodicThread
+from llm_pipeline.stages.decode.channel_sender import DEFAULT_LIMITS, WINDOW_BURSTS, ChannelLimits, ChannelReply
+from llm_pipeline.stages.decode.channels import Channels
 from llm_pipeline.stages.decode.housekeeper import Housekeeper
 from llm_pipeline.stages.decode.leases import TICK_S, Leases
-from llm_pipeline.stages.decode.live_requests import CANCEL_TIMEOUT_S, LiveRequests
+from llm_pipeline.stages.decode.live_requests import (
+    CANCEL_TIMEOUT_S,
+    ChannelRetiredError,
+    LiveRequest,
+    LiveRequests,
+)
 from llm_pipeline.stages.decode.outbox import ChunkSender, Outbox
 from llm_pipeline.stages.decode.sender_pool import SENDERS, SenderPool
 from llm_pipeline.stages.decode.stop_string_scanner import StopStringScanner
-from llm_pipeline.stages.flow_control import SendWindow
+from llm_pipeline.stages.flow_control import WINDOW_CHUNKS, SendWindow
 
 _log = logging.getLogger(__name__)
 
@@ -59,9 +76,10 @@ class DecodeStage:
     """Runs requests on an executor. Thread-safe.
 
     `create_executor` receives the sink for the executor's steps. `coalesce=False` sends one token per message, for
-    measurements. `window` holds chunks back while postprocess lags. `stop_string_scanner` ends requests that don't
-    stream at their stop strings; postprocess ends those that do. Token ids outside of 0 to `vocab_size - 1` fail their
-    request. `on_change` is called whenever `stats` may have changed.
+    measurements. `create_window` makes send windows, which hold messages back while postprocess lags: one for each
+    channel, one for all other requests. `stop_string_scanner` ends requests that don't stream at their stop strings;
+    postprocess ends the others. Token ids outside of 0 to `vocab_size - 1` fail their request. `on_change` is called
+    whenever `stats` may have changed.
     """
 
     def __init__(
@@ -71,32 +89,43 @@ class DecodeStage:
         max_queued_requests: int,
         vocab_size: int,
         coalesce: bool = True,
-        window: SendWindow | None = None,
+        create_window: Callable[[int], SendWindow] | None = None,
         senders: int = SENDERS,
         stop_string_scanner: StopStringScanner | None = None,
         timeouts: DecodeTimeouts = DecodeTimeouts(),
+        channel_limits: ChannelLimits = DEFAULT_LIMITS,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._max_queued_requests = max_queued_requests
         self._timeouts = timeouts
         self._on_change = on_change
-        self._live_requests = LiveRequests(
+        self._live_requests = live_requests = LiveRequests(
             vocab_size=vocab_size,
             leases=Leases(timeouts.lease_s, timeouts.tick_s),
             cancel_timeout_s=timeouts.cancel_s,
             tick_s=timeouts.tick_s,
         )
-        take_chunk = partial(
-            self._live_requests.take_chunk,
-            max_tokens=None if coalesce else 1,
-            ack_address=window.address if window else None,
+        max_tokens = None if coalesce else 1
+        window = None if create_window is None else create_window(WINDOW_CHUNKS)
+        self._sender_pool = SenderPool(
+            lambda outbox: live_requests.take_chunk(
+                outbox, max_tokens=max_tokens, ack_address=window.address if window else None
+            ),
+            self._cancel_in_executor,
+            senders=senders,
+            window=window,
         )
-        self._sender_pool = SenderPool(take_chunk, self._cancel_in_executor, senders=senders, window=window)
-        self._executor = create_executor(self.on_steps)
+        self._channels = Channels(
+            live_requests,
+            lambda outbox, address: live_requests.take_burst(outbox, max_tokens=max_tokens, ack_address=address),
+            create_window=None if create_window is None else partial(create_window, WINDOW_BURSTS),
+            limits=channel_limits,
+        )
+        self._executor = create_executor(self.on_step)
         self._scanner = stop_string_scanner
         if stop_string_scanner is not None:
             stop_string_scanner.start(self._end_at_stop_string)
-        housekeeper = Housekeeper(self._live_requests, cancel=self._cancel_in_executor, on_steps=self.on_steps)
+        housekeeper = Housekeeper(live_requests, cancel=self._cancel_in_executor, on_step=self.on_step)
         self._housekeeping = PeriodicThread(housekeeper.tick, period_s=timeouts.tick_s, name="decode-housekeeper")
         self._sender_pool.start()
         self._housekeeping.start()
@@ -106,43 +135,58 @@ class DecodeStage:
 
         A client that gives its `client_id` has to `renew` its lease.
         """
-        scan = None if self._scanner is None else self._scanner.create_scan(request.key, request.text_options)
-        outbox = Outbox(request, sender, client_id, scan)
+        outbox = Outbox(request, sender)
         try:
-            self._live_requests.register(outbox)
+            live = self._live_requests.register(request, outbox, client_id)
         except PipelineError as error:
             sender.send(TokenChunk(request.key, 0, (), text_options=request.text_options, error=error))
             return
-        try:
-            self._check_queue()
-            if request.max_tokens == 0 and not request.return_prompt_logprobs:  # nothing for the engine to do
-                self.on_steps([StepOutput(request.key, finish_reason=FinishReason.LENGTH)])
-                return
-            self._executor.submit(request)
-        except PipelineError as error:
-            self.on_steps([StepOutput(request.key, error=error)])
-        except Exception:  # noqa: BLE001 - an executor's bug must not leave the client without an ending
-            _log.exception("the executor failed to accept a request")
-            self.on_steps([StepOutput(request.key, error=internal_error())])
-        if outbox.is_cancelled:  # before the request arrived, or during the executor's `submit`
-            self._cancel_in_executor(request.key)
+        if self._scanner is not None:
+            outbox.stop_string_scan = self._scanner.create_scan(live.number, request.text_options)
+        self._run(live, request)
         self._on_change()
+
+    def submit_bundle(self, client_id: str, items: Iterable[PreparedItem]) -> None:
+        """Accepts the requests of a client with a channel. Never raises: an error is the end of its own request.
+
+        The client has to `renew` its lease.
+        """
+        for item in items:
+            if item.request is None:
+                self._refuse(client_id, item.slot, item.error or internal_error())
+                continue
+            try:
+                live = self._register_on_channel(client_id, item.slot, item.request)
+            except PipelineError as error:
+                self._refuse(client_id, item.slot, error)
+            else:
+                self._run(live, item.request)
+        self._on_change()
+
+    def open_channel(self, client_id: str, reply: ChannelReply) -> None:
+        """Sends the bursts of a client to `reply` from now on. Its former channel, if any, ends normally."""
+        self._channels.open(client_id, reply)
 
     def cancel(self, key: str) -> None:
         """Ends a request soon. May be called before the request arrives."""
-        self._live_requests.cancel(key)
-        self._cancel_in_executor(key)
+        number = self._live_requests.cancel(key)
+        if number is not None:
+            self._cancel_in_executor(number)
 
-    def renew(self, client_id: str) -> None:
-        """Renews a client's lease: the client still wants its requests."""
+    def renew(self, client_id: str, received: int | None = None) -> None:
+        """Renews a client's lease. `received` is the number of bursts that it has read from its channel, if any."""
         self._live_requests.renew(client_id)
+        if received is not None:
+            self._channels.on_received(client_id, received)
 
-    def on_steps(self, steps: Sequence[StepOutput]) -> None:
-        """Takes the output of engine steps: the executor's sink."""
-        effects = self._live_requests.on_steps(steps)
-        self._sender_pool.schedule(effects.updated)
-        for key in effects.unwanted:
-            self._cancel_in_executor(key)
+    def on_step(self, step: EngineStep) -> None:
+        """Takes the output of an engine step: the executor's sink."""
+        effects = self._live_requests.on_step(step)
+        if effects.outboxes:
+            self._sender_pool.schedule(effects.outboxes)
+        self._channels.schedule(effects.channels)
+        for number in effects.unwanted:
+            self._cancel_in_executor(number)
         if effects.is_changed:
             self._on_change()
 
@@ -158,8 +202,38 @@ class DecodeStage:
         self._live_requests.close(self._timeouts.close_s)
         self._housekeeping.close()
         self._sender_pool.close(self._timeouts.close_s)
+        self._channels.close(self._timeouts.close_s)
         if self._scanner is not None:
             self._scanner.close()
+
+    def _run(self, live: LiveRequest, request: GenerationRequest) -> None:
+        """Submits a live request to the executor, or ends it."""
+        try:
+            self._check_queue()
+            if request.max_tokens == 0 and not request.return_prompt_logprobs:  # nothing for the engine to do
+                self._end(RequestEnd(live.number, FinishReason.LENGTH))
+                return
+            self._executor.submit(live.number, request)
+        except PipelineError as error:
+            self._end(RequestEnd(live.number, error=error))
+        except Exception:  # noqa: BLE001 - an executor's bug must not leave the client without an ending
+            _log.exception("the executor failed to accept a request")
+            self._end(RequestEnd(live.number, error=internal_error()))
+        if live.is_cancelled:  # before the request arrived, or during the executor's `submit`
+            self._cancel_in_executor(live.number)
+
+    def _register_on_channel(self, client_id: str, slot: int, request: GenerationRequest) -> LiveRequest:
+        while True:  # a channel that has just been retired is followed by a new one
+            with suppress(ChannelRetiredError):
+                return self._live_requests.register_on_channel(request, self._channels.outbox_of(client_id), slot)
+
+    def _refuse(self, client_id: str, slot: int, error: PipelineError) -> None:
+        while True:
+            outbox = self._channels.outbox_of(client_id)
+            with suppress(ChannelRetiredError):
+                self._live_requests.refuse_on_channel(outbox, slot, error)
+                self._channels.schedule([outbox])
+                return
 
     def _check_queue(self) -> None:
         """Raises PipelineError (429) if too many requests are waiting for the engine."""
@@ -172,14 +246,17 @@ class DecodeStage:
                 retry_after_s=self._live_requests.retry_after_s(queued - self._max_queued_requests),
             )
 
-    def _end_at_stop_string(self, key: str) -> None:
-        self._cancel_in_executor(key)
+    def _end_at_stop_string(self, number: int) -> None:
+        self._cancel_in_executor(number)
         # The client gets STOP, from postprocess, which finds the same stop string.
-        self.on_steps([StepOutput(key, finish_reason=FinishReason.CANCELLED)])
+        self._end(RequestEnd(number, FinishReason.CANCELLED))
 
-    def _cancel_in_executor(self, key: str) -> None:
+    def _end(self, end: RequestEnd) -> None:
+        self.on_step(ends_only([end]))
+
+    def _cancel_in_executor(self, number: int) -> None:
         """Cancels without raising: an executor's bug must end neither its own thread nor a sender's."""
         try:
-            self._executor.cancel(key)
+            self._executor.cancel(number)
         except Exception:  # noqa: BLE001 - see above
             _log.exception("the executor failed to cancel a request")

@@ -1,6 +1,7 @@
 """Runs decode in Triton: `execute` hands requests to DecodeStage, which responds from its own threads.
 
-Cancel and renew messages are requests of their own, and end without a response.
+Cancel and renew messages are requests of their own, and end without a response. So do bundles, once their requests are
+registered: the tokens go to the channel of their client.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.executors.registry import create_executor
-from llm_pipeline.protocol.tensors import cancelled_key, renewed_client
-from llm_pipeline.protocol.wire_json import request_from_arrays
+from llm_pipeline.protocol.channel import BUNDLE_PREFIX, OPEN_CHANNEL_JSON, prepared_bundle_from_json
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.tensors import CLIENT_ID_PARAMETER, cancelled_key, received_count, renewed_client
+from llm_pipeline.protocol.wire_json import read_prepared, request_from_json
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
 from llm_pipeline.stages.decode.stage import DecodeStage, DecodeTimeouts
@@ -20,6 +23,7 @@ from llm_pipeline.stages.flow_control import SendWindow
 from llm_pipeline.text.tokenizer import Tokenizer
 from llm_pipeline.triton.decode_metrics import DecodeMetrics
 from llm_pipeline.triton.python_backend import (
+    BurstReply,
     ChunkReply,
     DecoupledReply,
     client_id_of,
@@ -42,7 +46,7 @@ class TritonPythonModel:
             max_queued_requests=settings.max_queued_requests,
             vocab_size=manifest.limits.vocab_size,
             coalesce=settings.coalesce,
-            window=SendWindow(),
+            create_window=SendWindow,
             stop_string_scanner=StopStringScanner(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
             timeouts=DecodeTimeouts(lease_s=settings.client_lease_timeout_s),
             on_change=self._metrics.on_change,
@@ -61,11 +65,27 @@ class TritonPythonModel:
             self._stage.cancel(key)
             reply.finish()
         elif (client_id := renewed_client(read)) is not None:
-            self._stage.renew(client_id)
+            self._stage.renew(client_id, received_count(read))
             reply.finish()
         else:
-            self._stage.submit(request_from_arrays(read), ChunkReply(reply), client_id_of(request))
+            self._accept(read_prepared(read), client_id_of(request), reply)
+
+    def _accept(self, prepared: bytes, client_id: str | None, reply: DecoupledReply) -> None:
+        if prepared == OPEN_CHANNEL_JSON:
+            self._stage.open_channel(_required(client_id), BurstReply(reply))
+        elif prepared.startswith(BUNDLE_PREFIX):
+            self._stage.submit_bundle(_required(client_id), prepared_bundle_from_json(prepared))
+            reply.finish()
+        else:
+            self._stage.submit(request_from_json(prepared), ChunkReply(reply), client_id)
 
     def finalize(self) -> None:
         self._stage.close()
         self._metrics.close()
+
+
+def _required(client_id: str | None) -> str:
+    if client_id is None:
+        message = f"A channel needs the id of its client, in the request parameter {CLIENT_ID_PARAMETER}."
+        raise PipelineError(ErrorCode.MISSING_REQUIRED_PARAMETER, message)
+    return client_id

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from functools import partial
 from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
+from llm_pipeline.protocol.arrays import array
+from llm_pipeline.protocol.channel import (
+    OPEN_CHANNEL_JSON,
+    BundleItem,
+    PreparedItem,
+    bundle_from_json,
+    prepared_bundle_to_json,
+)
+from llm_pipeline.protocol.errors import PipelineError, internal_error
 from llm_pipeline.protocol.field_kinds import NamedArrays
-from llm_pipeline.protocol.tensors import is_describe_message, model_info_to_arrays, parameters_from_arrays
+from llm_pipeline.protocol.tensors import (
+    REQUEST,
+    is_describe_message,
+    model_info_to_arrays,
+    opens_channel,
+    parameters_from_arrays,
+    sent_bundle,
+)
 from llm_pipeline.protocol.wire_json import request_to_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import capabilities_of, settings_of_model
 from llm_pipeline.stages.preprocess import PreprocessStage
 from llm_pipeline.text.tokenizer import Tokenizer
 from llm_pipeline.triton.python_backend import respond, start_logging, tensor_reader
+
+_log = logging.getLogger(__name__)
 
 
 class TritonPythonModel:
@@ -38,5 +57,20 @@ class TritonPythonModel:
         read = tensor_reader(request)
         if is_describe_message(read):
             return model_info_to_arrays(self._stage.get_model_info())
+        if opens_channel(read):
+            return [(REQUEST, array(REQUEST, OPEN_CHANNEL_JSON))]
+        if (bundle := sent_bundle(read)) is not None:
+            prepared = [self._prepare_item(item) for item in bundle_from_json(bundle)]
+            return [(REQUEST, array(REQUEST, prepared_bundle_to_json(prepared)))]
         parameters = parameters_from_arrays(read, request_id=request.request_id(), new_key=uuid.uuid4().hex)
         return request_to_arrays(self._stage.prepare(parameters))
+
+    def _prepare_item(self, item: BundleItem) -> PreparedItem:
+        """An error refuses one request, not the others of its bundle."""
+        try:
+            return PreparedItem(item.slot, self._stage.prepare(item.parameters))
+        except PipelineError as error:
+            return PreparedItem(item.slot, error=error)
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("a request failed")
+            return PreparedItem(item.slot, error=internal_error())

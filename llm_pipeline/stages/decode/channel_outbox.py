@@ -1,0 +1,181 @@
+"""Collects the new tokens of all requests of one channel, as arrays, until its next burst is taken.
+
+No threads and no locks here: a channel's outbox is guarded by the registry of live requests (live_requests.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llm_pipeline.protocol.channel import StreamEnd, StreamLogprobs, StreamStart, TokenBurst
+from llm_pipeline.protocol.messages import NO_INTEGERS, IntArray
+
+MAX_BURST_TOKENS = 16_384
+"""Most tokens of a burst: some 0.4 MB as text. A single step of an engine with more requests is still one burst."""
+
+TOKENS_PER_LOGPROB = 32
+"""A token with logprobs counts as this many, because its JSON is that much longer."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The tokens of one engine step: slots int64 [n], counts int64 [n], token_ids [sum of counts]."""
+
+    slots: IntArray
+    counts: IntArray
+    token_ids: IntArray
+    logprobs: Sequence[StreamLogprobs] = ()
+
+    @property
+    def weight(self) -> int:
+        return len(self.token_ids) + TOKENS_PER_LOGPROB * sum(
+            len(entry.logprobs) + (0 if entry.prompt_logprobs is None else len(entry.prompt_logprobs.values))
+            for entry in self.logprobs
+        )
+
+    def split(self, max_tokens: int) -> tuple[_Step, _Step | None]:
+        """Returns a step with at most `max_tokens` tokens, of one request only, and the rest if there is any."""
+        if not len(self.slots):  # only logprobs of a prompt
+            return self, None
+        count, slot = int(self.counts[0]), self.slots[:1]
+        taken = min(count, max_tokens)
+        first = _Step(slot, np.array([taken]), self.token_ids[:taken], [])
+        if taken < count:
+            rest = _Step(self.slots, self.counts.copy(), self.token_ids[taken:], [])
+            rest.counts[0] -= taken
+        else:
+            rest = _Step(self.slots[1:], self.counts[1:], self.token_ids[taken:], [])
+        now, later = _split_logprobs(self.logprobs, int(slot[0]), taken)
+        return replace(first, logprobs=now), replace(rest, logprobs=later) if len(rest.token_ids) else None
+
+
+class ChannelOutbox:
+    """The unsent output of one client's requests. `index` is the outlet of their rows (request_rows.py)."""
+
+    def __init__(self, client_id: str, index: int) -> None:
+        self.client_id = client_id
+        self.index = index
+        self.live_count = 0  # requests
+        self.is_retired = False  # takes no more requests: the client's next one gets a new outbox
+        self._serial = 0  # of the next burst
+        self._starts: list[StreamStart] = []
+        self._steps: deque[_Step] = deque()
+        self._ends: list[StreamEnd] = []
+
+    @property
+    def has_output(self) -> bool:
+        """Whether a burst has something to send. Starts wait for the first tokens or the end of their request."""
+        return bool(self._steps or self._ends)
+
+    def start(self, start: StreamStart) -> None:
+        """Announces a request."""
+        self._starts.append(start)
+
+    def add(
+        self, slots: IntArray, counts: IntArray, token_ids: IntArray, logprobs: Sequence[StreamLogprobs] = ()
+    ) -> None:
+        """Adds the tokens of one engine step: int64 [n], int64 [n], integers [sum of counts]; each slot once."""
+        self._steps.append(_Step(slots, counts, token_ids, logprobs))
+
+    def end(self, end: StreamEnd) -> None:
+        """Ends a request, after its tokens."""
+        self._ends.append(end)
+
+    def take_burst(self, max_tokens: int | None = None, ack_address: str | None = None) -> TokenBurst:
+        """Removes and returns the next burst: all that is unsent within MAX_BURST_TOKENS, or `max_tokens` tokens."""
+        steps = self._take_steps() if max_tokens is None else self._take_tokens(max_tokens)
+        slots, counts, token_ids = _grouped(steps)
+        ends: list[StreamEnd] = []
+        if not self._steps:
+            ends, self._ends = self._ends, []
+        starts, self._starts = self._starts, []
+        serial = self._serial
+        self._serial += 1
+        return TokenBurst(
+            self.client_id,
+            serial,
+            slots.tolist(),
+            counts.tolist(),
+            token_ids.tolist(),
+            starts=starts,
+            ends=ends,
+            logprobs=_merged_logprobs(entry for step in steps for entry in step.logprobs),
+            ack_address=ack_address,
+        )
+
+    def discard(self) -> int:
+        """Drops all unsent output, which has no reader. Returns the number of ends among it."""
+        count = len(self._ends)
+        self._starts, self._ends = [], []
+        self._steps.clear()
+        return count
+
+    def _take_steps(self) -> list[_Step]:
+        steps: list[_Step] = []
+        weight = 0
+        while self._steps and (not steps or weight + self._steps[0].weight <= MAX_BURST_TOKENS):
+            step = self._steps.popleft()
+            weight += step.weight
+            steps.append(step)
+        return steps
+
+    def _take_tokens(self, max_tokens: int) -> list[_Step]:
+        if not self._steps:
+            return []
+        first, rest = self._steps.popleft().split(max_tokens)
+        if rest is not None:
+            self._steps.appendleft(rest)
+        return [first]
+
+
+def _grouped(steps: Sequence[_Step]) -> tuple[IntArray, IntArray, IntArray]:
+    """Returns the slots, each once, their counts and their token ids, of several steps."""
+    if not steps:
+        return NO_INTEGERS, NO_INTEGERS, NO_INTEGERS
+    if len(steps) == 1:
+        return steps[0].slots, steps[0].counts, steps[0].token_ids
+    owners = np.concatenate([np.repeat(step.slots, step.counts) for step in steps])
+    token_ids = np.concatenate([step.token_ids for step in steps])
+    order = np.argsort(owners, kind="stable")  # tokens of one request stay in order
+    owners = owners[order]
+    starts = np.flatnonzero(np.concatenate(([True], owners[1:] != owners[:-1])))
+    counts = np.diff(np.append(starts, len(owners)))
+    return owners[starts], counts, token_ids[order]
+
+
+def _merged_logprobs(entries: Iterable[StreamLogprobs]) -> list[StreamLogprobs]:
+    """One entry for each slot, in order."""
+    merged: dict[int, StreamLogprobs] = {}
+    for entry in entries:
+        former = merged.get(entry.slot)
+        merged[entry.slot] = (
+            entry
+            if former is None
+            else StreamLogprobs(
+                entry.slot,
+                former.logprobs + entry.logprobs,
+                former.top_logprobs + entry.top_logprobs,
+                former.prompt_logprobs or entry.prompt_logprobs,
+            )
+        )
+    return list(merged.values())
+
+
+def _split_logprobs(
+    entries: Sequence[StreamLogprobs], slot: int, count: int
+) -> tuple[list[StreamLogprobs], list[StreamLogprobs]]:
+    """Splits off the logprobs of the first `count` tokens of a slot."""
+    now: list[StreamLogprobs] = []
+    later: list[StreamLogprobs] = []
+    for entry in entries:
+        if entry.slot != slot:
+            later.append(entry)
+            continue
+        now.append(replace(entry, logprobs=entry.logprobs[:count], top_logprobs=entry.top_logprobs[:count]))
+        if len(entry.logprobs) > count:
+            later.append(StreamLogprobs(slot, entry.logprobs[count:], entry.top_logprobs[count:]))
+    return now, later

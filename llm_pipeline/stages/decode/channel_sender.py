@@ -1,0 +1,211 @@
+"""Sends the bursts of one channel to postprocess, from a thread of its own.
+
+Self-clocking, as in the sender pool: a burst carries all that the engine has made while the last one was under way. So
+one message per engine step when idle, and larger ones under load.
+
+Two limits hold bursts back: the window of bursts that postprocess has not handled yet (flow_control.py), and the bytes
+that the client has not read yet, as far as its heartbeats report (`on_received`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from llm_pipeline.protocol.channel import TokenBurst, token_burst_to_json
+from llm_pipeline.protocol.errors import PipelineError, internal_error
+from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
+from llm_pipeline.stages.flow_control import SendWindow
+
+_log = logging.getLogger(__name__)
+
+WINDOW_BURSTS = 2
+"""Bursts on their way to postprocess: one that it works on, and one that waits for it."""
+
+
+class ChannelReply(Protocol):
+    """The response stream of a channel. `send` may block for the duration of a handshake with Triton."""
+
+    def send(self, burst: bytes) -> None: ...
+
+    def finish(self) -> None:
+        """Ends the stream normally."""
+
+    def fail(self, error: PipelineError) -> None:
+        """Ends the stream with an error."""
+
+
+@dataclass(frozen=True)
+class ChannelLimits:
+    """Limits of one channel."""
+
+    linger_s: float = 1.0  # after the last request until the channel ends; Triton cannot stop before that
+    open_timeout_s: float = 10.0  # until unsent output is dropped if the client opens no channel
+    max_unread_bytes: int = 32 * 2**20  # sent bursts that the client has not reported as read
+
+
+DEFAULT_LIMITS = ChannelLimits()
+
+
+class ChannelSender:
+    """Sends what gathers in `outbox`.
+
+    `take_burst` removes and returns the next burst, given an address for postprocess's ack, or None. `retire` is called
+    when the channel has been idle for a while: it returns False if there is a request after all; after True the thread
+    ends.
+    """
+
+    def __init__(
+        self,
+        outbox: ChannelOutbox,
+        *,
+        take_burst: Callable[[ChannelOutbox, str | None], TokenBurst | None],
+        retire: Callable[[ChannelOutbox, bool], bool],
+        window: SendWindow | None = None,
+        limits: ChannelLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self.outbox = outbox
+        self._take_burst = take_burst
+        self._retire = retire
+        self._window = window
+        self._limits = limits
+        self._changed = threading.Condition()  # guards everything below
+        self._has_output = False
+        self._new_replies: list[ChannelReply] = []
+        self._is_closing = False
+        self._unread: deque[tuple[int, int]] = deque()  # serials and sizes of sent bursts, oldest first
+        self._unread_bytes = 0
+        # Of the thread alone:
+        self._reply: ChannelReply | None = None
+        self._last_use_s = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="decode-channel", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        with self._changed:
+            self._has_output = True
+            self._changed.notify()
+
+    def open(self, reply: ChannelReply) -> None:
+        """Sends everything from now on to `reply`, and ends the former response stream, if any, normally."""
+        with self._changed:
+            self._new_replies.append(reply)
+            self._has_output = True
+            self._changed.notify()
+
+    def on_received(self, count: int) -> None:
+        """The client has read its first `count` bursts."""
+        with self._changed:
+            while self._unread and self._unread[0][0] < count:
+                self._unread_bytes -= self._unread.popleft()[1]
+            self._changed.notify()
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the thread and the response stream after all output, if it can be sent within `timeout_s` seconds."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._send_next()
+        except Exception:  # noqa: BLE001 - the thread must not die silently
+            _log.exception("the sender of a channel failed; its client has to open a new channel")
+            self._fail_reply()
+        finally:
+            for reply in (self._reply, *self._new_replies):
+                if reply is not None:
+                    _try(reply.finish)
+            if self._window is not None:
+                self._window.close()
+
+    def _wait(self) -> bool:
+        """Waits until there may be something to send, and changes the reply if there is a new one.
+
+        Returns False when the thread is to end: the channel has been idle, or `close` was called and all is sent.
+        """
+        while True:
+            with self._changed:
+                former = self._switch_reply()
+                if not former:
+                    if self._reply is not None and self._has_output and self._has_room():
+                        self._has_output = False
+                        return True
+                    if self._is_closing:
+                        return False
+                    self._changed.wait(self._limits.linger_s)
+            for reply in former:
+                _try(reply.finish)
+            if not former and self._is_idle() and self._retire(self.outbox, self._may_discard()):
+                return False
+
+    def _switch_reply(self) -> list[ChannelReply]:
+        """Switches to the newest reply, if there is one. Returns the former ones, which have to be finished."""
+        if not self._new_replies:
+            return []
+        *former, self._reply = [reply for reply in (self._reply, *self._new_replies) if reply is not None]
+        self._new_replies = []
+        self._last_use_s = time.monotonic()
+        return former
+
+    def _has_room(self) -> bool:
+        return self._is_closing or self._unread_bytes < self._limits.max_unread_bytes
+
+    def _is_idle(self) -> bool:
+        return time.monotonic() - self._last_use_s >= self._limits.linger_s
+
+    def _may_discard(self) -> bool:
+        return self._reply is None and time.monotonic() - self._last_use_s > self._limits.open_timeout_s
+
+    def _send_next(self) -> None:
+        if not self.outbox.has_output:
+            return
+        if self._window is not None:
+            self._enter(self._window)
+        burst = self._take_burst(self.outbox, self._window.address if self._window is not None else None)
+        if burst is None:
+            return
+        self._last_use_s = time.monotonic()
+        data = token_burst_to_json(burst)
+        with self._changed:
+            self._has_output = self._has_output or self.outbox.has_output  # a burst has a limit
+            self._unread.append((burst.serial, len(data)))
+            self._unread_bytes += len(data)
+        reply = self._reply
+        if reply is not None and not _try(lambda: reply.send(data)):
+            self._fail_reply()
+
+    def _enter(self, window: SendWindow) -> None:
+        try:
+            window.enter()
+        except OSError:  # flow control is an optimization; bursts are sent even without it
+            _log.exception("flow control failed; a burst is sent without it")
+
+    def _fail_reply(self) -> None:
+        """A burst is lost: its client has to know, and may not wait for what was in it."""
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            _try(lambda: reply.fail(internal_error()))
+
+
+def _try(call: Callable[[], None]) -> bool:
+    """Returns whether the call succeeded. A broken response stream must not end the thread."""
+    try:
+        call()
+    except Exception:  # noqa: BLE001 - see above
+        _log.exception("a response of a channel could not be sent")
+        return False
+    return True

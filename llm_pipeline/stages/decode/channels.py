@@ -1,0 +1,87 @@
+"""The channels of all clients: one sender, with a thread, for each client that has requests or had some just now."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+from llm_pipeline.protocol.channel import TokenBurst
+from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
+from llm_pipeline.stages.decode.channel_sender import DEFAULT_LIMITS, ChannelLimits, ChannelReply, ChannelSender
+from llm_pipeline.stages.decode.live_requests import LiveRequests
+from llm_pipeline.stages.flow_control import SendWindow
+
+
+class Channels:
+    """Thread-safe. `create_window` makes the send window of a new channel."""
+
+    def __init__(
+        self,
+        live_requests: LiveRequests,
+        take_burst: Callable[[ChannelOutbox, str | None], TokenBurst | None],
+        *,
+        create_window: Callable[[], SendWindow] | None = None,
+        limits: ChannelLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._live_requests = live_requests
+        self._take_burst = take_burst
+        self._create_window = create_window
+        self._limits = limits
+        self._lock = threading.Lock()  # guards the senders; taken before the lock of the live requests
+        self._senders: dict[str, ChannelSender] = {}  # by client id
+
+    def outbox_of(self, client_id: str) -> ChannelOutbox:
+        """Returns where the output of a client's requests gathers. It may have been retired by the time it is used."""
+        return self._sender_of(client_id).outbox
+
+    def open(self, client_id: str, reply: ChannelReply) -> None:
+        """Sends a client's bursts to `reply` from now on."""
+        with self._lock:
+            self._get_or_start(client_id).open(reply)
+
+    def on_received(self, client_id: str, count: int) -> None:
+        """A client has read its first `count` bursts."""
+        with self._lock:
+            sender = self._senders.get(client_id)
+        if sender is not None:
+            sender.on_received(count)
+
+    def schedule(self, outboxes: Iterable[ChannelOutbox]) -> None:
+        """These have new output."""
+        for outbox in outboxes:
+            sender = self._senders.get(outbox.client_id)
+            if sender is not None:
+                sender.wake()
+
+    def close(self, timeout_s: float) -> None:
+        """Ends all channels. Waits up to `timeout_s` seconds for each."""
+        with self._lock:
+            senders = list(self._senders.values())
+        for sender in senders:
+            sender.close(timeout_s)
+
+    def _sender_of(self, client_id: str) -> ChannelSender:
+        with self._lock:
+            return self._get_or_start(client_id)
+
+    def _get_or_start(self, client_id: str) -> ChannelSender:
+        sender = self._senders.get(client_id)
+        if sender is None or sender.outbox.is_retired:
+            sender = ChannelSender(
+                self._live_requests.add_channel(client_id),
+                take_burst=self._take_burst,
+                retire=self._retire,
+                window=self._create_window() if self._create_window is not None else None,
+                limits=self._limits,
+            )
+            self._senders[client_id] = sender
+            sender.start()
+        return sender
+
+    def _retire(self, outbox: ChannelOutbox, may_discard: bool) -> bool:
+        # Under the lock, so that no reply is given to a sender that is about to end.
+        with self._lock:
+            if not self._live_requests.retire_channel(outbox, may_discard=may_discard):
+                return False
+            del self._senders[outbox.client_id]
+            return True

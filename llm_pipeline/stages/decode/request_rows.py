@@ -1,0 +1,164 @@
+"""Facts about live requests as arrays, one row for each, so that a step of many requests is a few array operations.
+
+Requests are numbered from 0 upwards. A number is never used again, so a late step of a request that has ended here
+cannot be mistaken for a step of another one. The row of a request is its number modulo the capacity; a number whose
+row is taken is skipped.
+
+No locks here: the rows are guarded by the registry of live requests (live_requests.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_pipeline.protocol.messages import EngineStep, IntArray
+
+CAPACITY = 1 << 16
+"""Most live requests. 3 MB for all arrays."""
+
+OWN_STREAM = 0
+"""The outlet of requests whose chunks go to a response stream of their own. Channels count from 1."""
+
+_FREE = -1
+
+
+class NoRowError(Exception):
+    """All rows are taken."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """The part of an engine step that counts: the tokens of live requests, up to max_tokens of each.
+
+    `rows` and `numbers` are int64 [n], each request at most once, `counts` int64 [n] the number of tokens of each,
+    and `token_ids` integers [sum of counts]. `invalid` are numbers of requests with a token id that is not in the
+    vocabulary; they are not in the arrays. `complete` are those that have reached max_tokens.
+    """
+
+    rows: IntArray
+    numbers: IntArray
+    counts: IntArray
+    token_ids: IntArray
+    invalid: tuple[int, ...]
+    complete: tuple[int, ...]
+    has_first_tokens: bool  # whether the first tokens of a request are among them
+
+    def select(self, is_selected: npt.NDArray[np.bool_]) -> tuple[IntArray, IntArray, IntArray]:
+        """Returns the rows, counts and token ids of the selected requests, bool [n]."""
+        if is_selected.all():
+            return self.rows, self.counts, self.token_ids
+        return (
+            self.rows[is_selected],
+            self.counts[is_selected],
+            self.token_ids[np.repeat(is_selected, self.counts)],
+        )
+
+
+class RequestRows:
+    """The rows of live requests. Not thread-safe."""
+
+    def __init__(self, vocab_size: int, capacity: int = CAPACITY) -> None:
+        """`capacity` is a power of two."""
+        self._vocab_size = vocab_size
+        self._mask = capacity - 1
+        self._next_number = 0
+        self._number = np.full(capacity, _FREE, np.int64)
+        self._tokens_left = np.zeros(capacity, np.int64)
+        self._is_active = np.zeros(capacity, np.bool_)  # has made tokens
+        self._position = np.zeros(capacity, np.int64)  # in the step being checked
+        self.outlet = np.zeros(capacity, np.int64)
+        self.slot = np.zeros(capacity, np.int64)  # the number that the client gave a request of a channel
+
+    def add(self, max_tokens: int, *, outlet: int = OWN_STREAM, slot: int = 0) -> int:
+        """Returns the number of a new request. Raises NoRowError if all rows are taken."""
+        row = self._free_row()
+        number = self._next_number
+        self._next_number += 1
+        self._number[row] = number
+        self._tokens_left[row] = max_tokens
+        self._is_active[row] = False
+        self.outlet[row] = outlet
+        self.slot[row] = slot
+        return number
+
+    def remove(self, number: int) -> None:
+        """Frees the row of a request that has ended."""
+        self._number[number & self._mask] = _FREE
+
+    def advance(self, step: EngineStep) -> Advance:
+        """Counts the tokens of a step. Unknown and ended requests are ignored, and so are tokens beyond max_tokens.
+
+        Raises ValueError if the arrays do not fit together; the rows are unchanged then.
+        """
+        numbers = np.asarray(step.numbers)
+        token_ids = np.asarray(step.token_ids)
+        counts = np.ones(len(numbers), np.int64) if step.counts is None else np.asarray(step.counts)
+        rows = self._checked_rows(numbers, counts, token_ids)
+        is_live = self._number[rows] == numbers
+        if not is_live.all():
+            rows, numbers, counts, token_ids = _kept(is_live, rows, numbers, counts, token_ids)
+        invalid: tuple[int, ...] = ()
+        if len(token_ids) and not (token_ids.min() >= 0 and token_ids.max() < self._vocab_size):
+            is_bad_token = (token_ids < 0) | (token_ids >= self._vocab_size)
+            owner = np.repeat(np.arange(len(rows)), counts)
+            is_valid = np.ones(len(rows), np.bool_)
+            is_valid[owner[is_bad_token]] = False
+            invalid = tuple(numbers[~is_valid].tolist())
+            rows, numbers, counts, token_ids = _kept(is_valid, rows, numbers, counts, token_ids)
+        left = self._tokens_left[rows] - counts
+        if len(left) and left.min() < 0:
+            token_ids = token_ids[_within(counts, counts + np.minimum(left, 0))]
+            counts = counts + np.minimum(left, 0)
+            left = np.maximum(left, 0)
+        self._tokens_left[rows] = left
+        is_active = self._is_active[rows]
+        self._is_active[rows] = True
+        return Advance(
+            rows,
+            numbers,
+            counts,
+            token_ids,
+            invalid=invalid,
+            complete=tuple(numbers[left == 0].tolist()),
+            has_first_tokens=not is_active.all(),
+        )
+
+    def _free_row(self) -> int:
+        for _ in range(len(self._number)):
+            row = self._next_number & self._mask
+            if self._number[row] == _FREE:
+                return row
+            self._next_number += 1
+        raise NoRowError
+
+    def _checked_rows(self, numbers: IntArray, counts: IntArray, token_ids: IntArray) -> IntArray:
+        if not all(array.ndim == 1 and array.dtype.kind in "iu" for array in (numbers, counts, token_ids)):
+            raise ValueError("numbers, counts and token ids must be one-dimensional arrays of integers")
+        if len(counts) != len(numbers) or counts.sum() != len(token_ids) or (len(counts) and counts.min() < 1):
+            raise ValueError("the counts do not match the numbers and the token ids")
+        rows: IntArray = numbers & self._mask
+        positions = np.arange(len(rows))
+        self._position[rows] = positions
+        if not (self._position[rows] == positions).all():
+            # Two live requests never share a row, so this is one request twice, or an ended one beside a live one.
+            is_live = self._number[rows] == numbers
+            if len(np.unique(rows[is_live])) != is_live.sum():
+                raise ValueError("a request occurs twice in one step")
+        return rows
+
+
+def _kept(
+    is_kept: npt.NDArray[np.bool_], rows: IntArray, numbers: IntArray, counts: IntArray, token_ids: IntArray
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    return rows[is_kept], numbers[is_kept], counts[is_kept], token_ids[np.repeat(is_kept, counts)]
+
+
+def _within(counts: IntArray, allowed: IntArray) -> npt.NDArray[np.bool_]:
+    """Selects the first `allowed` of each request's `counts` tokens: bool [sum of counts]."""
+    starts = np.cumsum(counts) - counts
+    place = np.arange(counts.sum()) - np.repeat(starts, counts)
+    selected: npt.NDArray[np.bool_] = place < np.repeat(allowed, counts)
+    return selected
