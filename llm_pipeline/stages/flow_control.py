@@ -66,6 +66,11 @@ class SendWindow:
         """Seconds that postprocess has not acknowledged anything, although chunks were sent."""
         return 0.0 if self._silent_since is None else self._clock() - self._silent_since
 
+    def forget_sent(self) -> None:
+        """Counts all chunks as handled: they are lost."""
+        self._sent_at.clear()
+        self._silent_since = None
+
     def close(self) -> None:
         self._socket.close()
 

@@ -207,6 +207,8 @@ class ChannelSender:
     def _fail_reply(self) -> None:
         """A burst is lost: its client has to know, and may not wait for what was in it."""
         reply, self._reply = self._reply, None
+        if self._window is not None:
+            self._window.forget_sent()
         if reply is not None:
             _try(lambda: reply.fail(_CHANNEL_LOST))
 
