@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,6 +106,14 @@ class ScriptedExecutor:
     # The engine thread
 
     def _run(self) -> None:
+        try:
+            self._make_steps()
+        except Exception:  # noqa: BLE001 - without this thread no request would ever end
+            _log.exception("the scripted engine failed; it accepts no more requests")
+            self._closing.set()
+            self._output.emit(ends_only([RequestEnd(number, error=internal_error()) for number in self._take_all()]))
+
+    def _make_steps(self) -> None:
         next_step = time.monotonic()
         while self._wait_for_work():
             now = time.monotonic()
@@ -125,13 +133,18 @@ class ScriptedExecutor:
                 self._has_work.wait()
             if not self._closing.is_set():
                 return True
-            ended = _cancelled(self._live)
+        self._output.emit(ends_only(_cancelled(self._take_all())))
+        return False
+
+    def _take_all(self) -> list[int]:
+        """Removes all requests and returns their numbers."""
+        with self._lock:
+            numbers = sorted(self._live)
             self._live.clear()
             self._waiting.clear()
             self._synthetic.clear()
             self._replayed.clear()
-        self._output.emit(ends_only(ended))
-        return False
+        return numbers
 
     def _step(self) -> list[EngineStep]:
         """Makes one token for every active request. Returns the step, after the steps of scripted faults."""
@@ -142,19 +155,20 @@ class ScriptedExecutor:
             faults: list[EngineStep] = []
             if self._replayed:
                 step = _joined(step, self._step_of_scripts(faults))
+            if ended:
+                step = replace(step, ends=[*ended, *step.ends])
             self._live.difference_update(end.number for end in step.ends)
-        return [*faults, replace(step, ends=[*ended, *step.ends]) if ended else step]
+        return [*faults, step]
 
     def _remove_cancelled(self) -> list[RequestEnd]:
-        """Removes the cancelled requests, active or waiting, and returns their ends."""
+        """Removes the streams of cancelled requests, active or waiting, and returns their ends."""
         if not self._cancelled:
             return []
         cancelled, self._cancelled = self._cancelled, set()
-        self._live -= cancelled
         self._synthetic.remove(cancelled)
         self._replayed = [stream for stream in self._replayed if stream.number not in cancelled]
         self._waiting = deque(stream for stream in self._waiting if stream.number not in cancelled)
-        return _cancelled(cancelled)
+        return _cancelled(sorted(cancelled))
 
     def _activate_waiting(self) -> None:
         texts: list[tuple[int, SyntheticText]] = []
@@ -191,8 +205,8 @@ def _advance(stream: _Stream) -> RequestOutput | EngineStep | None:
         return RequestOutput(error=internal_error())
 
 
-def _cancelled(numbers: set[int]) -> list[RequestEnd]:
-    return [RequestEnd(number, FinishReason.CANCELLED) for number in sorted(numbers)]
+def _cancelled(numbers: Iterable[int]) -> list[RequestEnd]:
+    return [RequestEnd(number, FinishReason.CANCELLED) for number in numbers]
 
 
 def _joined(first: EngineStep, second: EngineStep) -> EngineStep:

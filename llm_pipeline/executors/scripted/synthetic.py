@@ -21,6 +21,7 @@ from llm_pipeline.protocol.messages import (
 )
 
 _CYCLE = 997  # prime, so that streams of different prompts do not run in step
+_NEVER = 2**62  # tokens; fits into an int64, whatever a client of decode sends
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SyntheticText:
     """The text of one request: `length` words of the list, starting at `first` and wrapping around at its end."""
 
     first: int  # index of a word
-    length: int  # tokens
+    length: int  # tokens, below 2**63
     finish_reason: FinishReason
 
 
@@ -44,14 +45,14 @@ class SyntheticWords:
 
         It ends at the first stop token after the first `min_tokens` tokens, or else at `max_tokens`.
         """
-        count = len(self.token_ids)
+        count, max_tokens = len(self.token_ids), min(request.max_tokens, _NEVER)
         first = sum(request.prompt_ids) % _CYCLE % count
         min_tokens = request.sampling.min_tokens
         stops = [self._indices[token_id] for token_id in request.stop_token_ids if token_id in self._indices]
         to_stop = min((min_tokens + (index - first - min_tokens) % count + 1 for index in stops), default=None)
-        if to_stop is not None and to_stop <= request.max_tokens:
+        if to_stop is not None and to_stop <= max_tokens:
             return SyntheticText(first, to_stop, FinishReason.STOP)
-        return SyntheticText(first, request.max_tokens, FinishReason.LENGTH)
+        return SyntheticText(first, max_tokens, FinishReason.LENGTH)
 
 
 class SyntheticStreams:

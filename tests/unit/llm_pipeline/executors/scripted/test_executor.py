@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from llm_pipeline.executors.scripted.executor import ScriptedExecutor
 from llm_pipeline.executors.scripted.load import load_executor
-from llm_pipeline.protocol.errors import ErrorCode
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import EngineStep, FinishReason, SamplingParams
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.executor_rules import CLOSING_RULES, DEADLINE_S, RULES, RuleBench, StepRecorder
@@ -182,6 +182,23 @@ def test_waiting_requests_are_served_by_priority(scripted: Callable[..., RuleBen
     bench.executor.cancel(stalled)
     bench.end_of(late)
     assert bench.recorder.ended == [stalled, first, second, third, late]
+
+
+def test_failure_of_the_engine_ends_all_requests_and_rejects_new_ones(scripted: Callable[..., RuleBench]) -> None:
+    bench = scripted([{"prompt_ids": [1], "token_ids": [2**64]}])  # does not fit into a step's array
+    others = [bench.submit(prompt_ids=(2,)) for _ in range(MAX_ACTIVE - 1)]
+    for number in others:
+        bench.recorder.wait_for_token(number)
+    for number in [*others, bench.submit(prompt_ids=(1,))]:
+        error = bench.end_of(number).error
+        assert error is not None
+        assert error.code is ErrorCode.INTERNAL_ERROR
+    with pytest.raises(PipelineError) as caught:
+        bench.submit()
+    assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
+    bench.executor.close()
+    assert bench.executor.stats().active_requests == 0
+    assert bench.recorder.violations == []
 
 
 def test_exception_in_the_sink_does_not_stop_the_engine_thread() -> None:

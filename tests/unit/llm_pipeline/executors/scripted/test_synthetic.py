@@ -72,6 +72,13 @@ def test_streams_that_begin_and_are_removed_at_any_step_get_their_own_tokens(
             assert (token_ids[number], reasons[number]) == (expected, reason)
 
 
+def test_length_and_prompt_may_have_any_size() -> None:
+    request = make_request(prompt_ids=(2**70,), max_tokens=2**70, sampling=SamplingParams(min_tokens=2**70))
+    streams, words = SyntheticStreams(SyntheticWords(WORDS)), SyntheticWords(WORDS)
+    streams.begin([(1, words.text_for(request))])
+    assert not streams.step().ends
+
+
 def test_arrays_of_a_step_do_not_change_afterwards() -> None:
     streams = SyntheticStreams(SyntheticWords(WORDS))
     streams.begin([(1, SyntheticText(0, 2, FinishReason.LENGTH)), (2, SyntheticText(3, 9, FinishReason.LENGTH))])
