@@ -38,7 +38,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine_files",),
         ("text",),
         ("runtime",),
-        ("executors/port", "executors/waiting_queue"),
+        ("executors/port", "executors/step_builder", "executors/waiting_queue"),
         ("executors/cpu/engine",),
         ("executors/cpu", "executors/tensorrt_llm", "executors/scripted"),
         ("executors/registry",),
