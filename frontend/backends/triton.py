@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 from frontend.backends.cancel_messages import CancelSender
+from frontend.backends.generator import OnChunk
 from frontend.backends.grpc_channel import TritonChannel, infer_request, output_names
 from frontend.backends.heartbeat import Heartbeat
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
+from llm_pipeline.protocol.messages import CompletionParameters
 from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.protocol.tensors import (
     CLIENT_ID_PARAMETER,
@@ -35,8 +34,8 @@ class TritonGenerator:
         self._heartbeat = Heartbeat(self._renew_lease)
         self._cancellations = CancelSender(channel, lambda key: infer_request(decode, cancel_arrays(key), key))
 
-    async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """Yields the chunks of one completion. Raises PipelineError."""
+    async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
+        """Runs one completion to its end. Raises PipelineError."""
         request = infer_request(
             self._model,
             parameters_to_arrays(parameters),
@@ -49,7 +48,7 @@ class TritonGenerator:
                 if names:
                     chunk = text_chunk_from_raw(names, response.raw_output_contents)
                     if not chunk.is_silent:
-                        yield chunk
+                        on_chunk(chunk)
 
     async def cancel(self, key: str) -> None:
         """Sends a cancellation to decode. Raises PipelineError (503)."""
