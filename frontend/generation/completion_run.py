@@ -1,8 +1,8 @@
 """Runs the choices of one HTTP request: merges their chunks, and cancels the choices that are no longer wanted.
 
-Each choice has a stream task that drains its generator's iterator to the end, even if the client has gone: an abandoned
-choice is cancelled by a message to decode, and its task continues until the engine has confirmed. So the end of the
-stream task is the end of the engine's work. The response waits for `changed`, takes the chunks that have arrived, and
+Each choice has a stream task that awaits the generator to the end, even if the client has gone: an abandoned choice is
+cancelled by a message to decode, and its task continues until the engine has confirmed. So the end of the stream task
+is the end of the engine's work. The response waits for `changed`, takes the chunks that have arrived, and
 checks `failure`.
 """
 
@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -178,8 +179,7 @@ class CompletionRun:
 
     async def _drain(self, choice: Choice) -> None:
         try:
-            async for chunk in self.generator.generate(choice.parameters):
-                self._receive(choice, chunk)
+            await self.generator.generate(choice.parameters, partial(self._receive, choice))
             if choice.finish_reason is None and not self._is_cancelling:
                 raise PipelineError(
                     ErrorCode.SERVICE_UNAVAILABLE, "The engine ended this completion early. Retry the request."
