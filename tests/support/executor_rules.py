@@ -99,10 +99,15 @@ def violations_of(step: EngineStep) -> list[str]:
 
 
 class StepRecorder:
-    """A sink that records the output of every request, and violations of the port's rules."""
+    """A sink that records the output of every request, and violations of the port's rules.
+
+    `on_step` is called with each step before it is recorded.
+    """
 
     def __init__(self) -> None:
         self.violations: list[str] = []
+        self.on_step: Callable[[EngineStep], None] = lambda step: None
+        self._newest: tuple[EngineStep, dict[int, Output]] | None = None
         self._changed = threading.Condition()
         self._outputs: dict[int, list[Output]] = defaultdict(list)
         self.ended: list[int] = []  # numbers, in the order of their endings
@@ -113,9 +118,13 @@ class StepRecorder:
         if violations := violations_of(step):
             self.violations += violations
             return
+        self.on_step(step)
         outputs = outputs_of(step)
         numbers = set(outputs)
         with self._changed:
+            if self._newest is not None and outputs_of(self._newest[0]) != self._newest[1]:
+                self.violations.append("a step changed after the call")
+            self._newest = step, outputs
             if threading.get_ident() in self._submitting:
                 self.violations.append("the sink was called from within submit")
             if numbers & self._entered:
@@ -265,6 +274,18 @@ def cancel_ignores_numbers_that_are_unknown_or_have_ended(bench: RuleBench) -> N
     assert bench.recorder.ended.count(number) == 1
 
 
+def cancel_may_be_called_from_the_sink(bench: RuleBench) -> None:
+    def cancel_all(step: EngineStep) -> None:
+        for number in step.numbers.tolist():
+            bench.executor.cancel(number)
+
+    bench.recorder.on_step = cancel_all
+    number = bench.submit()
+    assert bench.end_of(number).finish_reason is FinishReason.CANCELLED
+    bench.recorder.on_step = lambda step: None
+    bench.end(number)
+
+
 def cancelling_twice_ends_a_request_once(bench: RuleBench) -> None:
     number = bench.submit()
     bench.executor.cancel(number)
@@ -327,6 +348,7 @@ RULES = [
     a_waiting_request_can_be_cancelled,
     a_freed_slot_goes_to_a_waiting_request,
     cancel_ignores_numbers_that_are_unknown_or_have_ended,
+    cancel_may_be_called_from_the_sink,
     cancelling_twice_ends_a_request_once,
     stats_count_active_and_queued_requests,
     submit_and_cancel_may_come_from_any_thread,
