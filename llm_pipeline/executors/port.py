@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import EngineStep, GenerationRequest
 
 _log = logging.getLogger(__name__)
@@ -79,12 +78,3 @@ class GuardedSink:
                 len(step.token_ids),
                 len(step.ends),
             )
-
-
-def duplicate_request() -> PipelineError:
-    """Returns the error for a key that a live request already has: their steps could not be distinguished."""
-    return PipelineError(
-        ErrorCode.VALUE_OUT_OF_RANGE,
-        "This request_key is already in use. Send a unique key with each request.",
-        param="request_key",
-    )
