@@ -63,11 +63,14 @@ class ChannelClient:
         return True
 
     async def close(self) -> None:
-        """Ends all requests with an error (503), and the channel."""
+        """Ends all requests with an error (503). Waits for decode to end the channel, unless requests are live."""
         for request in self._waiting:
             request.end(unavailable())
+        has_requests = self._session is not None and self._session.has_requests()
+        if self._background and not has_requests:
+            await asyncio.wait(self._background, timeout=_CLOSE_TIMEOUT_S)
         if self._session is not None:
-            await self._session.close(_CLOSE_TIMEOUT_S)
+            self._session.close()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
