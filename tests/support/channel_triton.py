@@ -130,7 +130,8 @@ class ChannelTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
                 async for response in self._handle(request):
                     if isinstance(response, tuple):
                         await context.abort(*response)
-                    yield _message(response)
+                    else:
+                        yield _message(response)
         except asyncio.CancelledError:
             self.cancelled_calls += 1
             raise

@@ -120,7 +120,7 @@ async def test_large_requests_travel_in_bundles_of_their_own() -> None:
         for completion in completions:
             await completion.over()
         keys = ["".join(item.parameters.request_key for item in bundle) for bundle in triton.bundles]
-        assert keys == ["ab", "c", "d", "e"]
+        assert sorted(keys) == ["ab", "c", "d", "e"]  # two calls at a time may overtake each other
         assert all(size <= MAX_BUNDLE_BYTES for size, key in zip(triton.bundle_bytes, keys, strict=True) if key != "d")
 
 
@@ -237,7 +237,11 @@ async def test_no_connection_is_unreachable() -> None:
     await generator.close()
 
 
-@pytest.mark.parametrize("json", [b"no JSON", b'{"serial": 0}', b'{"serial": 1, "slots": [], "texts": [], "totals": []}'])
+@pytest.mark.parametrize(
+    "json",
+    [b"no JSON", b'{"serial": 0}', b'{"serial": 1, "slots": [], "texts": [], "totals": []}'],
+    ids=["no JSON", "another release", "a missing burst"],
+)
 async def test_burst_that_is_unreadable_or_out_of_order_fails_the_requests(json: bytes) -> None:
     async with connected() as (triton, generator):
         completion = Completion(generator, parameters("a"))

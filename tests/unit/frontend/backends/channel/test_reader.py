@@ -24,10 +24,13 @@ async def send_nothing(*message: Any) -> None:
 
 
 @asynccontextmanager
-async def connected(max_age_s: float = 60.0) -> AsyncIterator[tuple[ChannelTriton, ChannelClient]]:
+async def connected(
+    max_age_s: float = 60.0, answer_timeout_s: float = 5.0
+) -> AsyncIterator[tuple[ChannelTriton, ChannelClient]]:
     async with channel_triton() as triton:
         connection = TritonChannel(triton.address)
-        client = ChannelClient(Endpoint(connection, "ensemble", send_nothing, send_nothing), max_age_s=max_age_s)
+        endpoint = Endpoint(connection, "ensemble", send_nothing, send_nothing)
+        client = ChannelClient(endpoint, max_age_s=max_age_s, answer_timeout_s=answer_timeout_s)
         try:
             yield triton, client
         finally:
@@ -172,3 +175,32 @@ async def test_missing_burst_fails_the_requests_and_reads_all_calls_to_their_end
         decode.end_channel()
         await until(lambda: triton.finished == finished + 1)
         assert triton.cancelled_calls == 0
+
+
+async def test_100_000_chunks_of_64_requests_arrive_once_and_in_order_over_many_channels() -> None:
+    bursts = 100_000 // 64
+    async with connected(max_age_s=0.002) as (triton, client):
+        completions = [Completion(client, parameters(f"key-{number}")) for number in range(64)]
+        keys = [completion.key for completion in completions]
+        decode = await registered(triton, keys[-1])
+        for number in range(bursts):
+            decode.burst(*((key, f"{number} ") for key in keys), ends=keys if number == bursts - 1 else ())
+            await asyncio.sleep(0)
+        for completion in completions:
+            await completion.over(30)
+            assert completion.texts == [f"{number} " for number in range(bursts)]
+        assert decode.opened > 5
+
+
+async def test_bundles_that_are_never_answered_hold_back_the_next_ones_for_a_limited_time() -> None:
+    async with connected(answer_timeout_s=0.2) as (triton, client):
+        triton.bundles_may_end.clear()
+        completions = []
+        for number in range(3):
+            completions.append(Completion(client, parameters(f"key-{number}")))
+            await asyncio.sleep(0.01)
+        assert len(triton.bundles) == 2
+        await until(lambda: len(triton.bundles) == 3)
+        triton.client.burst(ends=[completion.key for completion in completions])
+        for completion in completions:
+            await completion.over()
