@@ -21,21 +21,27 @@ MAX_BUNDLE_BYTES = 1024 * 1024
 MAX_BUNDLES_UNDER_WAY = 2
 """Bundles without an answer. While there are this many, requests gather for the next: one is prepared, one waits."""
 
+ANSWER_TIMEOUT_S = 5.0
+"""Time after which a bundle without an answer holds back no other: its answer may be late, or lost."""
+
 _CLOSE_TIMEOUT_S = 2.5  # decode ends a channel about 1 s after its last request
 
 
 class ChannelClient:
     """The requests of this process to one ensemble. All methods belong to one event loop."""
 
-    def __init__(self, endpoint: Endpoint, *, max_age_s: float = MAX_AGE_S) -> None:
+    def __init__(
+        self, endpoint: Endpoint, *, max_age_s: float = MAX_AGE_S, answer_timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
         """`max_age_s` is the age at which a channel is replaced."""
+        self._answer_timeout_s = answer_timeout_s
         self._endpoint = endpoint
         self._max_age_s = max_age_s
         self._slots = itertools.count()
         self._waiting: deque[ChannelRequest] = deque()  # some may be over
         self._waiting_by_key: dict[str, ChannelRequest] = {}
         self._is_flush_scheduled = False
-        self._bundles_under_way = 0
+        self._under_way: set[int] = set()  # bundles, by their first slot
         self._session: ChannelSession | None = None
         self._background = BackgroundTasks()
 
@@ -63,27 +69,30 @@ class ChannelClient:
         return True
 
     async def close(self) -> None:
-        """Ends all requests with an error (503), and the channel."""
+        """Ends all requests with an error (503). Waits for decode to end the channel, unless requests are live."""
         for request in self._waiting:
             request.end(unavailable())
+        has_requests = self._session is not None and self._session.has_requests()
+        if self._background and not has_requests:
+            await asyncio.wait(self._background, timeout=_CLOSE_TIMEOUT_S)
         if self._session is not None:
-            await self._session.close(_CLOSE_TIMEOUT_S)
+            self._session.close()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
 
     def _schedule_flush(self) -> None:
         """Sends the waiting requests after this iteration of the event loop, in which more may arrive."""
-        if not self._is_flush_scheduled and self._bundles_under_way < MAX_BUNDLES_UNDER_WAY:
+        if not self._is_flush_scheduled and len(self._under_way) < MAX_BUNDLES_UNDER_WAY:
             self._is_flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         self._is_flush_scheduled = False
-        while self._bundles_under_way < MAX_BUNDLES_UNDER_WAY and (requests := self._next_bundle()):
+        while len(self._under_way) < MAX_BUNDLES_UNDER_WAY and (requests := self._next_bundle()):
             session = self._live_session()
             session.add(requests)
-            self._bundles_under_way += 1
+            self._under_way.add(requests[0].slot)
             self._background.start(self._send(session, requests))
 
     def _next_bundle(self) -> list[ChannelRequest]:
@@ -94,7 +103,7 @@ class ChannelClient:
             if request.is_over:  # cancelled while it waited
                 self._waiting.popleft()
                 continue
-            size += len(request.item_json)
+            size += len(request.item_json) + 1
             if bundle and size > MAX_BUNDLE_BYTES:
                 break
             self._waiting.popleft()
@@ -103,10 +112,17 @@ class ChannelClient:
         return bundle
 
     async def _send(self, session: ChannelSession, requests: Sequence[ChannelRequest]) -> None:
+        bundle = requests[0].slot
+        timer = asyncio.get_running_loop().call_later(self._answer_timeout_s, self._on_answer, bundle)
         try:
             await session.send(requests)
         finally:
-            self._bundles_under_way -= 1
+            timer.cancel()
+            self._on_answer(bundle)
+
+    def _on_answer(self, bundle: int) -> None:
+        self._under_way.discard(bundle)
+        if self._waiting:
             self._schedule_flush()
 
     def _live_session(self) -> ChannelSession:

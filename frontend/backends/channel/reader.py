@@ -112,11 +112,6 @@ class ChannelReader:
             self._call = self._new_call()
             self._reading = self._background.start(self._read_calls(self._call))
 
-    async def wait_closed(self, timeout_s: float) -> None:
-        """Waits for the end of the channel, which decode ends soon after the last request."""
-        if self._reading is not None:
-            await asyncio.wait({self._reading}, timeout=timeout_s)
-
     def close(self) -> None:
         """Stops reading. This cancels an open call."""
         for call in (self._call, self._successor):

@@ -82,10 +82,8 @@ class ChannelSession:
         if self._live.pop(request.slot, None) is not None:
             self._heartbeat.request_ends()
 
-    async def close(self, timeout_s: float) -> None:
-        """Waits for the end of the channel, up to `timeout_s` and unless it has requests, and ends what is left."""
-        if not self._live:
-            await self._reader.wait_closed(timeout_s)
+    def close(self) -> None:
+        """Ends all requests with an error (503). This cancels an open channel."""
         for request in tuple(self._live.values()):
             self._end(request, unavailable())
         self._heartbeat.close()

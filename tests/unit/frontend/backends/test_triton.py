@@ -1,4 +1,4 @@
-"""The Triton generator with a real gRPC server that implements Triton's protocol and returns scripted responses."""
+"""The Triton generator without channels, with a real gRPC server that returns scripted responses."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def scripted_triton() -> AsyncIterator[tuple[ScriptedTriton, TritonGenerat
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     servicer.address = f"127.0.0.1:{port}"
-    generator = TritonGenerator(TritonChannel(servicer.address), "ensemble")
+    generator = TritonGenerator(TritonChannel(servicer.address), "ensemble", use_channels=False)
     try:
         yield servicer, generator
     finally:
@@ -222,7 +222,7 @@ async def test_request_whose_connection_breaks_may_have_started(sent: list[TextC
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    generator = TritonGenerator(TritonChannel(f"127.0.0.1:{port}"), "ensemble")
+    generator = TritonGenerator(TritonChannel(f"127.0.0.1:{port}"), "ensemble", use_channels=False)
     servicer.script = [*sent, asyncio.Event()]
     chunks: list[TextChunk] = []
     request = asyncio.ensure_future(generator.generate(PARAMETERS, chunks.append))
@@ -238,7 +238,7 @@ async def test_request_whose_connection_breaks_may_have_started(sent: list[TextC
 
 
 async def test_no_connection_is_unreachable() -> None:
-    generator = TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble")
+    generator = TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble", use_channels=False)
     assert not await generator.is_ready()
     with pytest.raises(UnreachableError) as caught:  # recognized by the text of gRPC's error
         await completed(generator, PARAMETERS)
