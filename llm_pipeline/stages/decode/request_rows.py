@@ -110,9 +110,12 @@ class RequestRows:
             invalid = tuple(numbers[~is_valid].tolist())
             rows, numbers, counts, token_ids = _kept(is_valid, rows, numbers, counts, token_ids)
         left = self._tokens_left[rows] - counts
+        complete = tuple(numbers[left <= 0].tolist())
         if len(left) and left.min() < 0:
-            token_ids = token_ids[_within(counts, counts + np.minimum(left, 0))]
-            counts = counts + np.minimum(left, 0)
+            allowed = counts + np.minimum(left, 0)
+            token_ids = token_ids[_within(counts, allowed)]
+            has_tokens = allowed > 0  # false for all tokens of a request for none
+            rows, numbers, counts, left = rows[has_tokens], numbers[has_tokens], allowed[has_tokens], left[has_tokens]
             left = np.maximum(left, 0)
         self._tokens_left[rows] = left
         is_active = self._is_active[rows]
@@ -123,7 +126,7 @@ class RequestRows:
             counts,
             token_ids,
             invalid=invalid,
-            complete=tuple(numbers[left == 0].tolist()),
+            complete=complete,
             has_first_tokens=not is_active.all(),
         )
 
