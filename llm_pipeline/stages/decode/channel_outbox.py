@@ -50,7 +50,7 @@ class _Step:
         else:
             rest = _Step(self.slots[1:], self.counts[1:], self.token_ids[taken:], [])
         now, later = _split_logprobs(self.logprobs, int(slot[0]), taken)
-        return replace(first, logprobs=now), replace(rest, logprobs=later) if len(rest.token_ids) else None
+        return replace(first, logprobs=now), replace(rest, logprobs=later) if len(rest.token_ids) or later else None
 
 
 class ChannelOutbox:
@@ -138,8 +138,13 @@ def _grouped(steps: Sequence[_Step]) -> tuple[IntArray, IntArray, IntArray]:
         return NO_INTEGERS, NO_INTEGERS, NO_INTEGERS
     if len(steps) == 1:
         return steps[0].slots, steps[0].counts, steps[0].token_ids
-    owners = np.concatenate([np.repeat(step.slots, step.counts) for step in steps])
-    token_ids = np.concatenate([step.token_ids for step in steps])
+    all_slots, all_counts, token_ids = (
+        np.concatenate(arrays)
+        for arrays in zip(*((step.slots, step.counts, step.token_ids) for step in steps), strict=True)
+    )
+    if not len(all_slots):  # only logprobs of prompts
+        return NO_INTEGERS, NO_INTEGERS, NO_INTEGERS
+    owners = np.repeat(all_slots, all_counts)
     order = np.argsort(owners, kind="stable")  # tokens of one request stay in order
     owners = owners[order]
     starts = np.flatnonzero(np.concatenate(([True], owners[1:] != owners[:-1])))

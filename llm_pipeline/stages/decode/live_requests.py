@@ -11,6 +11,9 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from llm_pipeline.protocol.channel import StreamEnd, StreamLogprobs, StreamStart, TokenBurst
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
@@ -214,23 +217,10 @@ class LiveRequests:
         effects = StepEffects()
         with self._lock:
             try:
-                advance = self._rows.advance(step)
-                self._add_tokens(step, advance, effects)
+                self._apply(step, effects)
             except Exception:  # noqa: BLE001 - see above
                 _log.exception("the executor returned an invalid step")
-                self._fail(_numbers_of(step), effects)
-                return effects
-            if advance.has_first_tokens:
-                effects.is_changed = True
-            if advance.invalid:
-                _log.error("the executor returned token ids outside the vocabulary")
-                self._fail(advance.invalid, effects)
-            for end in step.ends:
-                self._end(end, effects)
-            for number in advance.complete:  # those that the executor goes on with
-                if number in self._live:
-                    effects.unwanted.append(number)
-                    self._end(RequestEnd(number, FinishReason.LENGTH), effects)
+                self._fail(self._live_numbers_in(step), effects)
         return effects
 
     def take_chunk(
@@ -290,6 +280,21 @@ class LiveRequests:
             self._is_closed = True
             self._changed.wait_for(lambda: not self._untaken_ends, timeout_s)
 
+    def _apply(self, step: EngineStep, effects: StepEffects) -> None:
+        advance = self._rows.advance(step)
+        self._add_tokens(step, advance, effects)
+        if advance.has_first_tokens:
+            effects.is_changed = True
+        if advance.invalid:
+            _log.error("the executor returned token ids outside the vocabulary")
+            self._fail(advance.invalid, effects)
+        for end in step.ends:
+            self._end(end, effects)
+        for number in advance.complete:  # those that the executor goes on with
+            if number in self._live:
+                effects.unwanted.append(number)
+                self._end(RequestEnd(number, FinishReason.LENGTH), effects)
+
     def _add_tokens(self, step: EngineStep, advance: Advance, effects: StepEffects) -> None:
         outlets = self._rows.outlet[advance.rows]
         if self._own_count:
@@ -331,6 +336,11 @@ class LiveRequests:
             entries.setdefault(live.outlet.index, []).append(entry)
         return entries
 
+    def _live_numbers_in(self, step: object) -> list[int]:
+        """The live requests that an invalid step names, as far as they can be read."""
+        named = [*_items(step, "numbers"), *(getattr(end, "number", None) for end in _items(step, "ends"))]
+        return [int(number) for number in named if isinstance(number, (int, float, np.number)) and number in self._live]
+
     def _fail(self, numbers: Sequence[int], effects: StepEffects) -> None:
         for number in numbers:
             if number in self._live:
@@ -367,13 +377,12 @@ class LiveRequests:
             self._changed.notify_all()
 
 
-def _numbers_of(step: EngineStep) -> list[int]:
-    """The requests that an invalid step names, as far as they can be read."""
+def _items(owner: object, name: str) -> list[Any]:
+    """The items of an attribute that may be anything."""
     try:
-        named = [int(number) for number in step.numbers]
-    except (TypeError, ValueError):
-        named = []
-    return [*named, *(end.number for end in step.ends)]
+        return list(getattr(owner, name, ()))
+    except TypeError:
+        return []
 
 
 def _duplicate_request() -> PipelineError:

@@ -22,8 +22,6 @@ CAPACITY = 1 << 16
 OWN_STREAM = 0
 """The outlet of requests whose chunks go to a response stream of their own. Channels count from 1."""
 
-_FREE = -1
-
 
 class NoRowError(Exception):
     """All rows are taken."""
@@ -61,11 +59,12 @@ class RequestRows:
     """The rows of live requests. Not thread-safe."""
 
     def __init__(self, vocab_size: int, capacity: int = CAPACITY) -> None:
-        """`capacity` is a power of two."""
+        """`capacity` is a power of two from 2."""
         self._vocab_size = vocab_size
         self._mask = capacity - 1
         self._next_number = 0
-        self._number = np.full(capacity, _FREE, np.int64)
+        # A free row contains a number that belongs to another row, so it equals no number that is looked up in it.
+        self._number = np.arange(capacity) ^ 1
         self._tokens_left = np.zeros(capacity, np.int64)
         self._is_active = np.zeros(capacity, np.bool_)  # has made tokens
         self._position = np.zeros(capacity, np.int64)  # in the step being checked
@@ -86,7 +85,8 @@ class RequestRows:
 
     def remove(self, number: int) -> None:
         """Frees the row of a request that has ended."""
-        self._number[number & self._mask] = _FREE
+        row = number & self._mask
+        self._number[row] = row ^ 1
 
     def advance(self, step: EngineStep) -> Advance:
         """Counts the tokens of a step. Unknown and ended requests are ignored, and so are tokens beyond max_tokens.
@@ -97,6 +97,7 @@ class RequestRows:
         token_ids = np.asarray(step.token_ids)
         counts = np.ones(len(numbers), np.int64) if step.counts is None else np.asarray(step.counts)
         rows = self._checked_rows(numbers, counts, token_ids)
+        counts = counts.astype(np.int64, copy=False)  # uint64 and int64 would become float64
         is_live = self._number[rows] == numbers
         if not is_live.all():
             rows, numbers, counts, token_ids = _kept(is_live, rows, numbers, counts, token_ids)
@@ -109,9 +110,12 @@ class RequestRows:
             invalid = tuple(numbers[~is_valid].tolist())
             rows, numbers, counts, token_ids = _kept(is_valid, rows, numbers, counts, token_ids)
         left = self._tokens_left[rows] - counts
+        complete = tuple(numbers[left <= 0].tolist())
         if len(left) and left.min() < 0:
-            token_ids = token_ids[_within(counts, counts + np.minimum(left, 0))]
-            counts = counts + np.minimum(left, 0)
+            allowed = counts + np.minimum(left, 0)
+            token_ids = token_ids[_within(counts, allowed)]
+            has_tokens = allowed > 0  # false for all tokens of a request for none
+            rows, numbers, counts, left = rows[has_tokens], numbers[has_tokens], allowed[has_tokens], left[has_tokens]
             left = np.maximum(left, 0)
         self._tokens_left[rows] = left
         is_active = self._is_active[rows]
@@ -122,14 +126,14 @@ class RequestRows:
             counts,
             token_ids,
             invalid=invalid,
-            complete=tuple(numbers[left == 0].tolist()),
+            complete=complete,
             has_first_tokens=not is_active.all(),
         )
 
     def _free_row(self) -> int:
         for _ in range(len(self._number)):
             row = self._next_number & self._mask
-            if self._number[row] == _FREE:
+            if self._number[row] & self._mask != row:
                 return row
             self._next_number += 1
         raise NoRowError

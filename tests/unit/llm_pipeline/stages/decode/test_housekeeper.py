@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_pipeline.protocol.messages import FinishReason, StepOutput
+from llm_pipeline.protocol.messages import EngineStep, FinishReason, RequestEnd
 from llm_pipeline.stages.decode.housekeeper import Housekeeper
 from llm_pipeline.stages.decode.leases import Leases
 from llm_pipeline.stages.decode.live_requests import LiveRequests
@@ -19,31 +19,42 @@ from tests.support.sample_requests import make_request
 TICK_S = 0.01
 
 
-def make_housekeeper(live_requests: LiveRequests) -> tuple[Housekeeper, list[str], list[StepOutput]]:
-    cancelled: list[str] = []
-    endings: list[StepOutput] = []
-    return Housekeeper(live_requests, cancel=cancelled.append, on_steps=endings.extend), cancelled, endings
+def make_housekeeper(live_requests: LiveRequests) -> tuple[Housekeeper, list[int], list[RequestEnd]]:
+    cancelled: list[int] = []
+    ends: list[RequestEnd] = []
+
+    def on_step(step: EngineStep) -> None:
+        assert (len(step.numbers), len(step.token_ids)) == (0, 0)
+        ends.extend(step.ends)
+
+    return Housekeeper(live_requests, cancel=cancelled.append, on_step=on_step), cancelled, ends
+
+
+def register(live_requests: LiveRequests, client_id: str | None = None) -> int:
+    """Registers the request "a" and returns its number."""
+    request = make_request("a")
+    return live_requests.register(request, Outbox(request, RecordingSender()), client_id).number
 
 
 def test_requests_of_a_client_that_is_gone_are_cancelled_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     live_requests = LiveRequests(vocab_size=VOCAB_SIZE, leases=Leases(lease_s=1.0, tick_s=1.0), tick_s=1.0)
-    live_requests.register(Outbox(make_request("a"), RecordingSender(), client_id="dead"))
-    housekeeper, cancelled, endings = make_housekeeper(live_requests)
+    number = register(live_requests, client_id="dead")
+    housekeeper, cancelled, ends = make_housekeeper(live_requests)
     for _ in range(3):
         housekeeper.tick()
-    assert (cancelled, endings) == (["a", "a"], [])  # at every tick: an executor may have missed the first
+    assert (cancelled, ends) == ([number, number], [])  # at every tick: an executor may have missed the first
     assert len(caplog.records) == 1
 
 
 def test_cancelled_requests_that_the_executor_does_not_end_are_ended() -> None:
     live_requests = LiveRequests(vocab_size=VOCAB_SIZE, cancel_timeout_s=1.0, tick_s=1.0)
-    live_requests.register(Outbox(make_request("a"), RecordingSender()))
+    number = register(live_requests)
     live_requests.cancel("a")
-    housekeeper, _, endings = make_housekeeper(live_requests)
+    housekeeper, _, ends = make_housekeeper(live_requests)
     housekeeper.tick()
-    assert endings == []
+    assert ends == []
     housekeeper.tick()
-    assert endings == [StepOutput("a", finish_reason=FinishReason.CANCELLED)]
+    assert ends == [RequestEnd(number, FinishReason.CANCELLED)]
 
 
 @pytest.fixture

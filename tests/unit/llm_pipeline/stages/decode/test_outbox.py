@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import FinishReason, PromptLogprobs, StepOutput
+from llm_pipeline.protocol.messages import FinishReason, PromptLogprobs, RequestEnd, RequestLogprobs
 from llm_pipeline.stages.decode.outbox import Outbox
-from tests.support.driven_stage import VOCAB_SIZE, RecordingSender
+from tests.support.driven_stage import RecordingSender
 from tests.support.sample_requests import make_request
 
 
-def make_outbox(*, max_tokens: int = 100, stream: bool = True, **text_options: Any) -> Outbox:
-    return Outbox(make_request("a", max_tokens=max_tokens, stream=stream, **text_options), RecordingSender())
+def make_outbox(*, stream: bool = True, **text_options: Any) -> Outbox:
+    return Outbox(make_request("a", stream=stream, **text_options), RecordingSender())
 
 
 def gather(outbox: Outbox, *token_ids: int, reason: FinishReason | None = None) -> None:
-    outbox.gather(StepOutput("a", token_ids, reason), VOCAB_SIZE)
+    outbox.add(token_ids)
+    if reason is not None:
+        outbox.end = RequestEnd(0, reason)
 
 
 def test_a_chunk_takes_all_tokens_that_have_gathered() -> None:
@@ -84,26 +84,14 @@ def test_a_step_without_output_makes_no_chunk() -> None:
     assert not outbox.is_ready
 
 
-def test_tokens_beyond_max_tokens_are_dropped_and_the_request_ends() -> None:
-    outbox = make_outbox(max_tokens=3)
-    gather(outbox, 1, 2)
-    gather(outbox, 3, 4, 5)
-    chunk = outbox.take_chunk()
-    assert (chunk.token_ids, chunk.finish_reason) == ((1, 2, 3), FinishReason.LENGTH)
-
-
-@pytest.mark.parametrize("token_id", [VOCAB_SIZE, -1, 1.5, "1", None, True])
-def test_token_ids_outside_of_the_vocabulary_are_rejected(token_id: Any) -> None:
-    with pytest.raises(ValueError, match="0 to 999"):
-        gather(make_outbox(), 1, token_id)
-
-
 def test_logprobs_travel_with_their_tokens_and_prompt_logprobs_with_the_first_chunk() -> None:
     outbox = make_outbox()
     prompt = PromptLogprobs((-1.0, -2.0), ())
     tops = tuple(((token_id,), (-0.5,)) for token_id in (1, 2, 3))
-    outbox.gather(StepOutput("a", (1, 2), logprobs=(-0.1, -0.2), top_logprobs=tops[:2], prompt_logprobs=prompt), 10)
-    outbox.gather(StepOutput("a", (3,), logprobs=(None,), top_logprobs=tops[2:]), 10)
+    gather(outbox, 1, 2)
+    outbox.add_logprobs(RequestLogprobs((-0.1, -0.2), tops[:2], prompt), 2)
+    gather(outbox, 3)
+    outbox.add_logprobs(RequestLogprobs((None,), tops[2:]), 1)
     chunks = [outbox.take_chunk(max_tokens=2), outbox.take_chunk(max_tokens=2)]
     assert [chunk.logprobs for chunk in chunks] == [(-0.1, -0.2), (None,)]
     assert [chunk.top_logprobs for chunk in chunks] == [tops[:2], tops[2:]]
@@ -111,9 +99,11 @@ def test_logprobs_travel_with_their_tokens_and_prompt_logprobs_with_the_first_ch
 
 
 def test_logprobs_of_dropped_tokens_are_dropped() -> None:
-    outbox = make_outbox(max_tokens=1)
-    outbox.gather(StepOutput("a", (1, 2), logprobs=(-0.1, -0.2)), VOCAB_SIZE)
-    assert outbox.take_chunk().logprobs == (-0.1,)
+    outbox = make_outbox()
+    gather(outbox, 1)
+    outbox.add_logprobs(RequestLogprobs((-0.1, -0.2), (((1,), (-0.5,)), ((2,), (-0.5,)))), 1)
+    chunk = outbox.take_chunk()
+    assert (chunk.logprobs, chunk.top_logprobs) == ((-0.1,), (((1,), (-0.5,)),))
 
 
 def test_an_error_replaces_all_that_is_unsent() -> None:
@@ -130,6 +120,6 @@ def test_the_error_of_a_step_ends_the_request_after_its_tokens() -> None:
     outbox = make_outbox()
     gather(outbox, 1)
     error = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine has stopped.")
-    outbox.gather(StepOutput("a", error=error), VOCAB_SIZE)
+    outbox.end = RequestEnd(0, error=error)
     chunk = outbox.take_chunk()
     assert (chunk.token_ids, chunk.error) == ((1,), error)

@@ -8,11 +8,11 @@ from contextlib import closing
 import pytest
 
 from llm_pipeline.protocol.errors import ErrorCode
-from llm_pipeline.protocol.messages import FinishReason, PromptLogprobs, StepOutput, TokenChunk
+from llm_pipeline.protocol.messages import FinishReason, PromptLogprobs, RequestEnd, RequestLogprobs, TokenChunk
 from llm_pipeline.stages.decode.outbox import ChunkSender, Outbox
 from llm_pipeline.stages.decode.sender_pool import SenderPool
 from llm_pipeline.stages.flow_control import AckSender, SendWindow
-from tests.support.driven_stage import DEADLINE_S, VOCAB_SIZE, BrokenSender, RecordingSender
+from tests.support.driven_stage import DEADLINE_S, BrokenSender, RecordingSender
 from tests.support.sample_requests import make_request
 
 
@@ -28,14 +28,20 @@ class DrivenPool:
     ) -> None:
         self.sender = RecordingSender()
         self.cancelled: list[str] = []
-        self.pool = SenderPool(take_chunk, self.cancelled.append, senders=senders, window=window)
+        self._keys: list[str] = []  # by number
+        self.pool = SenderPool(take_chunk, lambda number: self.cancelled.append(self._keys[number]), senders=senders, window=window)
         self.pool.start()
 
     def open(self, key: str, sender: ChunkSender | None = None) -> Outbox:
-        return Outbox(make_request(key, max_tokens=100, stream=True), sender or self.sender)
+        outbox = Outbox(make_request(key, max_tokens=100, stream=True), sender or self.sender)
+        outbox.number = len(self._keys)
+        self._keys.append(key)
+        return outbox
 
     def generate(self, outbox: Outbox, *token_ids: int, reason: FinishReason | None = None) -> None:
-        outbox.gather(StepOutput(outbox.key, token_ids, reason), VOCAB_SIZE)
+        outbox.add(token_ids)
+        if reason is not None:
+            outbox.end = RequestEnd(outbox.number, reason)
         self.pool.schedule([outbox])
 
     def block_sender(self) -> None:
@@ -179,16 +185,8 @@ def test_the_bare_error_carries_no_logprobs(pool: DrivenPool) -> None:
     """They may be the reason that the chunk could not be sent."""
     picky = BrokenSender(lambda chunk: chunk.error is None)
     outbox = pool.open("picky", picky)
-    step = StepOutput(
-        "picky",
-        (1,),
-        FinishReason.STOP,
-        logprobs=(-0.5,),
-        top_logprobs=(((1,), (-0.5,)),),
-        prompt_logprobs=PromptLogprobs((-1.0, -2.0), ()),
-    )
-    outbox.gather(step, VOCAB_SIZE)
-    pool.pool.schedule([outbox])
+    outbox.add_logprobs(RequestLogprobs((-0.5,), (((1,), (-0.5,)),), PromptLogprobs((-1.0, -2.0), ())), 1)
+    pool.generate(outbox, 1, reason=FinishReason.STOP)
     pool.close()
     (chunk,) = picky.sent
     assert (chunk.logprobs, chunk.top_logprobs, chunk.prompt_logprobs) == ((), (), None)

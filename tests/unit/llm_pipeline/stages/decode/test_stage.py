@@ -6,12 +6,28 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llm_pipeline.protocol.errors import ErrorCode
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput
+from llm_pipeline.protocol.messages import (
+    NO_INTEGERS,
+    EngineStep,
+    FinishReason,
+    GenerationRequest,
+    RequestEnd,
+)
 from llm_pipeline.stages.decode.stage import DecodeTimeouts
-from tests.support.driven_stage import DEADLINE_S, REFUSAL, VOCAB_SIZE, BrokenSender, DrivenStage, raising
+from tests.support.driven_stage import (
+    DEADLINE_S,
+    REFUSAL,
+    UNKNOWN_NUMBER,
+    VOCAB_SIZE,
+    BrokenSender,
+    DrivenStage,
+    make_step,
+    raising,
+)
 from tests.support.sample_requests import make_request
 
 # --- Output ----------------------------------------------------------------------------------------------------------
@@ -130,15 +146,13 @@ def test_an_executor_that_fails_to_cancel_affects_no_request(decode: DrivenStage
     assert decode.sender.wait_for_endings()[0].token_ids == (1,)
 
 
-@pytest.mark.parametrize(
-    "token_ids",
-    [(1, VOCAB_SIZE), (-1,), (1.5,), ("1",), (None,), (True,), None, 7],
-    ids=["too large", "negative", "a fraction", "text", "None", "a boolean", "no tuple", "a number"],
-)
-def test_invalid_token_ids_fail_their_request_and_no_other(decode: DrivenStage, token_ids: Any) -> None:
+@pytest.mark.parametrize("token_ids", [(1, VOCAB_SIZE), (-1,)], ids=["too large", "negative"])
+def test_token_ids_outside_the_vocabulary_fail_their_request_and_no_other(
+    decode: DrivenStage, token_ids: tuple[int, ...]
+) -> None:
     decode.submit("a")
     decode.submit("b")
-    decode.executor.emit([StepOutput("a", token_ids), StepOutput("b", (1,), FinishReason.LENGTH)])
+    decode.executor.generate_for({"a": token_ids, "b": (1,)}, ends=["b"])
     endings = {chunk.key: chunk for chunk in decode.sender.wait_for_endings(2)}
     assert endings["a"].error is not None
     assert endings["a"].error.code is ErrorCode.INTERNAL_ERROR
@@ -147,10 +161,52 @@ def test_invalid_token_ids_fail_their_request_and_no_other(decode: DrivenStage, 
     assert decode.executor.cancelled == ["a"]
 
 
-@pytest.mark.parametrize("step", [None, "step", StepOutput("unknown", (1,)), StepOutput(["a"], (1,))])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "token_ids",
+    [np.array([1.5]), np.array(["1"]), np.array([None]), np.array([True]), np.array([[1]]), None, 7, np.array([1, 2])],
+    ids=["a fraction", "text", "None", "a boolean", "two dimensions", "no array", "a number", "too many"],
+)
+def test_a_step_with_invalid_token_ids_fails_the_requests_that_it_names(decode: DrivenStage, token_ids: Any) -> None:
+    decode.submit("a")
+    decode.submit("b")
+    decode.executor.emit(EngineStep(np.array([decode.executor.number_of("a")]), token_ids))
+    (failed,) = decode.sender.wait_for_endings()
+    assert failed.error is not None
+    assert (failed.key, failed.error.code, failed.token_ids) == ("a", ErrorCode.INTERNAL_ERROR, ())
+    assert decode.executor.cancelled == ["a"]
+    decode.executor.generate("b", 1, reason=FinishReason.LENGTH)
+    assert decode.sender.wait_for_endings(2)[-1].token_ids == (1,)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        None,
+        "step",
+        make_step({UNKNOWN_NUMBER: (1,)}),
+        EngineStep(np.array(["a"]), np.array([1])),
+        EngineStep(np.array([float("nan")]), np.array([1])),
+        EngineStep(None, None),  # type: ignore[arg-type]
+        EngineStep(NO_INTEGERS, NO_INTEGERS, ends=None),  # type: ignore[arg-type]
+        EngineStep(NO_INTEGERS, NO_INTEGERS, ends=[None]),  # type: ignore[list-item]
+        EngineStep(NO_INTEGERS, NO_INTEGERS, ends=[RequestEnd([0])]),  # type: ignore[arg-type]
+    ],
+    ids=[
+        "None",
+        "text",
+        "an unknown request",
+        "a key",
+        "NaN",
+        "no arrays",
+        "no ends",
+        "None as an end",
+        "the end of a list",
+    ],
+)
 def test_a_step_that_names_no_request_affects_none(decode: DrivenStage, step: Any) -> None:
     decode.submit()
-    decode.executor.emit([step, StepOutput("a", (1,), FinishReason.LENGTH)])
+    decode.executor.emit(step)
+    decode.executor.generate("a", 1, reason=FinishReason.LENGTH)
     assert decode.sender.wait_for_endings()[0].token_ids == (1,)
 
 
