@@ -175,9 +175,13 @@ def _write_report(results: Results, output: Path, console: Console) -> None:
     (output / "results.md").write_text(report(results), encoding="utf-8")
     plots = draw(results, output)
     table = Table("target", "limit", "measured", "", box=None, pad_edge=False)
-    for description, limit, measured, status in verdict_lines(results):
-        table.add_row(description, limit, measured, f"[{_COLOURS[status]}]{status.value}[/]")
+    verdicts = verdict_lines(results)
+    for description, limit, measured, status in verdicts:
+        if status is not Status.NOT_MEASURED:
+            table.add_row(description, limit, measured, f"[{_COLOURS[status]}]{status.value}[/]")
     console.print(table)
+    if left_out := sum(status is Status.NOT_MEASURED for *_, status in verdicts):
+        console.print(f"[dim]{left_out} targets were not measured.[/]")
     other_share = median([run.noise.other_share + run.noise.steal_share for run in results.runs]) or 0.0
     if other_share > _BUSY_SHARE:
         console.print(f"[yellow]Other work used {other_share:.0%} of the CPU: compare ratios, not single values.[/]")

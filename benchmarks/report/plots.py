@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from benchmarks import scenarios
 from benchmarks.processes import CLIENT
 from benchmarks.report.results import Results, Run, median_of
-from benchmarks.report.style import DPI, FAINT, LOOK, ROLE_COLOURS, STYLES, dash_of, style_of
+from benchmarks.report.style import DPI, FAINT, LOOK, ROLE_COLOURS, STYLES, line_of, style_of
 from benchmarks.report.tables import PLOTS
 from benchmarks.report.targets import events_per_s, format_number, tokens_per_s
 
@@ -102,7 +102,7 @@ def _gaps(axes: Any, results: Results, scenario: str) -> None:
         colour, mark = style_of(system)
         middle = _series(results, scenario, system, attrgetter("figures.gap_p50_ms"))
         late = _series(results, scenario, system, attrgetter("figures.gap_p99_ms"))
-        axes.plot(*middle, color=colour, marker=mark, linestyle=dash_of(system))
+        axes.plot(*middle, **line_of(system))
         axes.plot(*late, color=colour, marker=mark, linestyle=":", linewidth=1.4, fillstyle="none")
 
 
@@ -239,9 +239,7 @@ def _series(results: Results, scenario: str, system: str, value: Value) -> tuple
 
 def _lines(axes: Any, results: Results, scenario: str, value: Value) -> None:
     for system in _systems(results, scenario):
-        colour, mark = style_of(system)
-        points = _series(results, scenario, system, value)
-        axes.plot(*points, color=colour, marker=mark, linestyle=dash_of(system), label=system)
+        axes.plot(*_series(results, scenario, system, value), **line_of(system), label=system)
 
 
 def _bars(

@@ -66,11 +66,14 @@ DPI = 160
 
 
 def style_of(system: str) -> tuple[str, str]:
-    """Returns colour and marker of a system. The other source tree has those of this one, in lines that are dashed."""
+    """Returns colour and marker of a system; the other source tree's systems have those of this one."""
     system = system.removesuffix(scenarios.BEFORE)
     return STYLES.get(system) or OTHER_STYLES[sum(system.encode()) % len(OTHER_STYLES)]
 
 
-def dash_of(system: str) -> str:
-    """Returns the line style of a system."""
-    return "--" if system.endswith(scenarios.BEFORE) else "-"
+def line_of(system: str) -> dict[str, str]:
+    """Returns the line of a system as options of matplotlib. The other source tree has this one's colour, dashed."""
+    colour, mark = style_of(system)
+    if system.endswith(scenarios.BEFORE):
+        return {"color": colour, "marker": mark, "linestyle": "--", "markerfacecolor": BACKGROUND}
+    return {"color": colour, "marker": mark}

@@ -110,11 +110,16 @@ def _misses(results: Results, verdicts: Iterable[Verdict]) -> str:
     missed = [verdict for verdict in verdicts if verdict.status is Status.MISS]
     if not missed:
         return ""
-    lines = ["## CPU use at the loads of missed targets\n"]
+    by_load: dict[tuple[str, str, int] | None, list[Verdict]] = {}
     for verdict in missed:
-        target = verdict.target
-        outcome = f"{_measured(verdict)}, limit {target.limit}"
-        lines.append(f"- **{target.description}**: {outcome}. {_cpu_profile(results, verdict)}")
+        by_load.setdefault(verdict.target.evidence, []).append(verdict)
+    lines = ["## CPU use at the loads of missed targets\n"]
+    for verdicts_of_load in by_load.values():
+        outcomes = [
+            f"**{verdict.target.description}** {_measured(verdict)}, limit {verdict.target.limit}"
+            for verdict in verdicts_of_load
+        ]
+        lines.append(f"- {'; '.join(outcomes)}. {_cpu_profile(results, verdicts_of_load[0])}")
     return "\n".join(lines) + "\n"
 
 
