@@ -276,9 +276,9 @@ class TokenChunk:
         return self.finish_reason is not None or self.error is not None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # one is created for each event of each stream, and a frozen one takes 1 µs longer
 class TextChunk:
-    """New text of one request, for the front end.
+    """New text of one request, for the front end. Never changed after it is created.
 
     `completion_tokens` counts all tokens so far, including these. `token_ids` are the new ones, if requested.
     `prompt_tokens` is set on the first chunk and the last. Only the last chunk has a finish reason.
