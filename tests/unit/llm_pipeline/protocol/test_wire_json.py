@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from llm_pipeline.protocol import tensors, wire_json
 from llm_pipeline.protocol.arrays import array
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.protocol.field_kinds import NamedArrays
 from llm_pipeline.protocol.messages import (
     FinishReason,
     GenerationRequest,
@@ -30,6 +31,10 @@ from tests.support.message_strategies import (
     token_ids,
     tops,
 )
+
+
+def read_request(arrays: NamedArrays) -> GenerationRequest:
+    return wire_json.request_from_json(wire_json.read_prepared(reader(arrays)))
 
 
 @given(
@@ -52,7 +57,7 @@ from tests.support.message_strategies import (
     )
 )
 def test_a_request_survives(request: GenerationRequest) -> None:
-    assert wire_json.request_from_arrays(reader(wire_json.request_to_arrays(request))) == request
+    assert read_request(wire_json.request_to_arrays(request)) == request
 
 
 @given(keys, st.integers(0, 10**6), token_ids, st.none() | text_options, st.none() | st.sampled_from(FinishReason))
@@ -101,7 +106,7 @@ def test_token_chunk_with_logprobs_survives(chunk: TokenChunk) -> None:
 def test_decode_rejects_requests_not_made_by_preprocess(sent: bytes | None) -> None:
     arrays = [] if sent is None else [(tensors.REQUEST, array(tensors.REQUEST, sent))]
     with pytest.raises(PipelineError, match="preprocess"):
-        wire_json.request_from_arrays(reader(arrays))
+        read_request(arrays)
 
 
 @pytest.mark.parametrize("address", [["x"], 5, {"a": 1}], ids=str)
