@@ -67,6 +67,7 @@ def run(
     console = Console()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
+        other_tree = None if against is None else check_tree(against)
         remote = RemoteOptions.parse(base_url or (), peer_url or (), baseline_model or (), baseline_key or ())
         baselines = [*llama_cpp_baselines(llama_server, llama_model or (), _RUN_DIR / "logs"), *remote.baselines()]
         engine_dir = build_benchmark_engine(console)
@@ -82,7 +83,7 @@ def run(
         )
         selected = select(groups(plan), scenario) if scenario else groups(plan)
         selected = with_repeats(selected, repeats) if repeats else selected
-        measurement = _Measurement(engine_dir, [*baselines, *peers], against and check_tree(against), machine_note)
+        measurement = _Measurement(engine_dir, [*baselines, *peers], other_tree, machine_note)
     except (ValueError, ServerError, BuildEngineError) as error:
         console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
@@ -179,7 +180,8 @@ def _write_report(results: Results, output: Path, console: Console) -> None:
     for description, limit, measured, status in verdicts:
         if status is not Status.NOT_MEASURED:
             table.add_row(description, limit, measured, f"[{_COLOURS[status]}]{status.value}[/]")
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     if left_out := sum(status is Status.NOT_MEASURED for *_, status in verdicts):
         console.print(f"[dim]{left_out} targets were not measured.[/]")
     other_share = median([run.noise.other_share + run.noise.steal_share for run in results.runs]) or 0.0

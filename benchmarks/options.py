@@ -10,7 +10,7 @@ import typer
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer loads and repeats: about two minutes.")]
 Large = Annotated[
     bool,
-    typer.Option("--large", help="Also up to 2,048 streams, and long streams: about 30 minutes more."),
+    typer.Option("--large", help="Also up to 2,048 streams, and long streams: about 10 minutes more."),
 ]
 Workers = Annotated[
     list[int] | None, typer.Option(min=1, max=64, help="Front-end workers in --large; repeatable. Default: 1, 4 and 8.")

@@ -46,7 +46,7 @@ class BarProgress:
 def _line(run: Run) -> str:
     figures = run.figures
     parts = [
-        f"[dim]{run.scenario:13}[/] {escape(run.system):20} {figures.streams:5,} streams",
+        f"[dim]{run.scenario:13}[/] {escape(run.system):28} {figures.streams:5,} streams",
         f"{figures.tokens_per_s:8,.0f} tok/s",
         f"{figures.events_per_s:7,.0f} events/s",
         f"ttft {_ms(figures.ttft_p50_ms)} ms",

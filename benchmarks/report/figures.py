@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from benchmarks.load.job import Timeline
 
@@ -31,6 +33,9 @@ class Figures:
     gap_max_ms: float | None
     latency_p50_ms: float | None  # of whole responses
     latency_p99_ms: float | None
+    # The gap that a random moment of a stream falls into, p50. Where chunks arrive in bursts, most gaps are short,
+    # and most of the time is spent in the few long ones.
+    gap_in_time_p50_ms: float | None = None
 
     @property
     def tokens_per_event(self) -> float:
@@ -53,6 +58,12 @@ def percentile_of_sorted(ordered: Sequence[float], percent: float) -> float | No
     if not ordered:
         return None
     return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]
+
+
+def median_in_time(ordered: Sequence[float]) -> float | None:
+    """Returns the median weighted by the values themselves, which are durations in ascending order."""
+    sums = list(accumulate(ordered))
+    return ordered[bisect_left(sums, sums[-1] / 2)] if sums else None
 
 
 def gaps_s(timeline: Timeline) -> list[float]:
@@ -89,6 +100,7 @@ def figures_of(timelines: Sequence[Timeline], streams: int) -> Figures:
         gap_max_ms=_ms(gaps[-1] if gaps else None),
         latency_p50_ms=_ms(percentile(latencies, 50)),
         latency_p99_ms=_ms(percentile(latencies, 99)),
+        gap_in_time_p50_ms=_ms(median_in_time(gaps)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from operator import attrgetter, methodcaller
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -58,18 +59,13 @@ def _latency(results: Results) -> Any:
     levels = _levels(results, scenarios.THROUGHPUT)
     for axes, what, title in (
         (panels[0], "ttft", "Time to first token"),
-        (panels[1], "gap", "Gap between arrivals of one stream"),
+        (panels[1], "gap", "Gap between arrivals"),
     ):
-        for system in _systems(results, scenarios.THROUGHPUT):
-            colour, mark = style_of(system)
-            middle = _series(results, scenarios.THROUGHPUT, system, attrgetter(f"figures.{what}_p50_ms"))
-            late = _series(results, scenarios.THROUGHPUT, system, attrgetter(f"figures.{what}_p99_ms"))
-            axes.plot(*middle, color=colour, marker=mark, label=f"{system}, p50")
-            axes.plot(*late, color=colour, marker=mark, label="p99", linestyle=":", linewidth=1.4, fillstyle="none")
+        _p50_and_p99(axes, results, scenarios.THROUGHPUT, what)
         _log_streams(axes, levels)
         _log_values(axes)
-        axes.set(ylabel="ms", title=title)
-    panels[0].legend(loc="upper left", fontsize=8)
+        axes.set(ylabel="ms", title=f"{title}: p50, and p99 dotted")
+    _legend_below(figure, panels[0])
     return figure
 
 
@@ -82,28 +78,32 @@ def _events(scenario: str, title: str) -> Callable[[Results], Any]:
         every_token = [scenarios.STEPS_PER_S * streams for streams in levels]
         left.plot(levels, every_token, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, label="every token an event")
         _lines(left, results, scenario, events_per_s)
-        _gaps(right, results, scenario)
+        _p50_and_p99(right, results, scenario, "gap")
         left.set(ylabel="events per second", title=title)
-        right.set(ylabel="ms", title="Gap between arrivals of one stream")
+        right.set(ylabel="ms", title="Gap between arrivals: p50, and p99 dotted")
         for axes in (left, right):
             _log_streams(axes, levels)
             _log_values(axes)
-        # Below the panels, since with several numbers of workers there are more lines than a panel has room for.
-        handles, names = left.get_legend_handles_labels()
-        figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=min(len(names), 4))
-        right.text(0.02, 0.97, "solid: p50, dotted: p99", transform=right.transAxes, va="top", color=FAINT)
+        _legend_below(figure, left)
         return figure
 
     return draw_scenario
 
 
-def _gaps(axes: Any, results: Results, scenario: str) -> None:
+def _p50_and_p99(axes: Any, results: Results, scenario: str, what: str) -> None:
+    """Draws a line for the p50 of each system, and a dotted one for its p99. `what`: "ttft" or "gap"."""
     for system in _systems(results, scenario):
         colour, mark = style_of(system)
-        middle = _series(results, scenario, system, attrgetter("figures.gap_p50_ms"))
-        late = _series(results, scenario, system, attrgetter("figures.gap_p99_ms"))
-        axes.plot(*middle, **line_of(system))
+        middle = _series(results, scenario, system, attrgetter(f"figures.{what}_p50_ms"))
+        late = _series(results, scenario, system, attrgetter(f"figures.{what}_p99_ms"))
+        axes.plot(*middle, **line_of(system), label=system)
         axes.plot(*late, color=colour, marker=mark, linestyle=":", linewidth=1.4, fillstyle="none")
+
+
+def _legend_below(figure: Any, axes: Any) -> None:
+    """Draws the legend below the panels: with several numbers of workers there is no room for it within one."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=min(len(names), 4))
 
 
 def _cpu(results: Results) -> Any:
@@ -115,13 +115,18 @@ def _cpu(results: Results) -> Any:
     _stacks(panels[0], http)
     panels[0].set(xlabel="streams", ylabel="CPU seconds per 1,000 tokens", title="Through HTTP")
     names = _systems(results, scenarios.THROUGHPUT)
-    _stacks(panels[1], {name.replace(", ", ",\n"): _runs(results, scenarios.THROUGHPUT, name, level) for name in names})
+    _stacks(panels[1], {_in_lines(name): _runs(results, scenarios.THROUGHPUT, name, level) for name in names})
     panels[1].set(ylabel="CPU seconds per 1,000 tokens", title=f"At {level} streams")
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     panels[0].legend(handles.values(), handles.keys(), loc="upper right", fontsize=8)
     return figure
+
+
+def _in_lines(system: str) -> str:
+    """Returns the name of a system in short lines, for the label of a column."""
+    return "\n".join(wrap(system, 14))
 
 
 def _coalescing(results: Results) -> Any:

@@ -115,12 +115,12 @@ def _misses(results: Results, verdicts: Iterable[Verdict]) -> str:
         by_load.setdefault(verdict.target.evidence, []).append(verdict)
     lines = ["## CPU use at the loads of missed targets\n"]
     for verdicts_of_load in by_load.values():
-        outcomes = [
-            f"**{verdict.target.description}** {_measured(verdict)}, limit {verdict.target.limit}"
+        lines += [
+            f"- **{verdict.target.description}**: {_measured(verdict)}, limit {verdict.target.limit}"
             for verdict in verdicts_of_load
         ]
-        lines.append(f"- {'; '.join(outcomes)}. {_cpu_profile(results, verdicts_of_load[0])}")
-    return "\n".join(lines) + "\n"
+        lines.append(f"\n{_cpu_profile(results, verdicts_of_load[0])}\n")
+    return "\n".join(lines)
 
 
 def _cpu_profile(results: Results, verdict: Verdict) -> str:
@@ -149,6 +149,10 @@ def _scenario(results: Results, name: str, title: str, base: str | None) -> str:
         ("events/s", lambda group: number(median_of(group, events_per_s))),
         ("TTFT p50 / p99, ms", lambda group: _pair(group, "ttft_p50_ms", "ttft_p99_ms")),
         ("gap p50 / p99, ms", lambda group: _pair(group, "gap_p50_ms", "gap_p99_ms")),
+        (
+            "gap at a random moment, ms",
+            lambda group: number(median_of(group, attrgetter("figures.gap_in_time_p50_ms"))),
+        ),
         ("response p50 / p99, ms", lambda group: _pair(group, "latency_p50_ms", "latency_p99_ms")),
         ("tokens per event", lambda group: number(median_of(group, lambda run: run.figures.tokens_per_event))),
         ("CPU s per 1,000 tokens", lambda group: number(median_of(group, _servers_cpu))),

@@ -266,7 +266,7 @@ PERFORMANCE_TARGETS = (
     _256.time("ttft_p50_ms", "time to first token, p50", 150),
     PerformanceTarget(
         "coalescing-256",
-        "the same, throughput relative to coalescing off",
+        "256 streams through HTTP: throughput relative to coalescing off",
         _speed_ratio(scenarios.THROUGHPUT, _HTTP, _OFF, 256),
         "times",
         at_least=10,

@@ -89,7 +89,8 @@ def _find_processes(stack: Stack) -> dict[str, psutil.Process]:
         raise RuntimeError("The stack is not running.")
     triton = psutil.Process(stack.triton.pid)
     processes = {"Triton": triton}
-    for process in (psutil.Process(stack.frontend.pid), *triton.children(recursive=True)):
+    front_end = psutil.Process(stack.frontend.pid)  # with several workers, their supervisor
+    for process in (front_end, *front_end.children(), *triton.children(recursive=True)):
         processes[_name(process, processes)] = process
     return processes
 
@@ -97,7 +98,7 @@ def _find_processes(stack: Stack) -> dict[str, psutil.Process]:
 def _name(process: psutil.Process, taken: dict[str, psutil.Process]) -> str:
     arguments = process.cmdline()
     name = process.name()
-    if "frontend" in arguments:
+    if "frontend" in arguments or "frontend.worker_main" in arguments:
         name = "front end"
     elif any("cpu.engine.process" in argument for argument in arguments):
         name = "CPU engine"

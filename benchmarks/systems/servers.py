@@ -171,7 +171,9 @@ def _first_model(base_url: str, api_key: str | None) -> str:
         models: Any = response.json()
         return str(models["data"][0]["id"])
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-        raise ServerError(f"{base_url}/models lists no model ({error}). Name one with --baseline-model.") from error
+        raise ServerError(
+            f"{base_url}/models lists no model ({error}). Name one with --baseline-model or --peer-model."
+        ) from error
 
 
 def _responds(url: str) -> bool:

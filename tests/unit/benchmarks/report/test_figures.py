@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.load.job import Timeline
-from benchmarks.report.figures import figures_of, gaps_s, median, percentile
+from benchmarks.report.figures import figures_of, gaps_s, median, median_in_time, percentile
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 5), (90, 9), (99, 10), (100, 10), (1, 1)])
@@ -68,6 +68,19 @@ def test_load_without_requests_is_rejected() -> None:
 
 def test_gaps_are_the_times_between_arrivals() -> None:
     assert gaps_s(response(0.0, [1.0, 1.5, 3.0], 3)) == [0.5, 1.5]
+
+
+def test_gap_at_a_random_moment_is_the_one_that_most_of_the_time_is_spent_in() -> None:
+    assert median_in_time([0.001] * 9 + [1.0]) == 1.0
+    assert median_in_time([0.5] * 10) == 0.5
+    assert median_in_time([]) is None
+
+
+@given(st.lists(st.floats(min_value=0.001, max_value=100), min_size=1))
+def test_median_in_time_is_never_below_the_median(values: list[float]) -> None:
+    ordered = sorted(values)
+    assert median_in_time(ordered) in values
+    assert (median_in_time(ordered) or 0) >= (percentile(ordered, 50) or 0)
 
 
 def test_median_ignores_none() -> None:

@@ -20,6 +20,12 @@ def test_page_has_every_target_and_the_cpu_profile_of_a_miss() -> None:
     assert "Cores in use at that load, out of 2: Triton 0.10" in page
 
 
+def test_missed_targets_of_one_load_share_its_cpu_profile() -> None:
+    page = report(make_results(make_run(scenarios.THROUGHPUT, "HTTP", 64, tokens_per_s=10.0)))
+    assert page.count("| **MISS** |") > 1
+    assert page.count("Cores in use at that load") == 1
+
+
 def test_page_names_the_machine_with_its_gpu_and_the_note() -> None:
     page = report(full_results())
     assert "GPU: 1 x a GPU" in page
