@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 MAX_AGE_S = 60.0
 """Age at which a call gets a successor."""
 
+REPORT_BYTES = 8 * 1024 * 1024
+"""Bytes after which the consumer is to report what was read: decode holds bursts back if it hears nothing."""
+
 _FINISH_TIMEOUT_S = 30.0
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.01, 1.0  # between calls without a burst that end at once
 
@@ -37,6 +40,9 @@ class BurstConsumer(Protocol):
 
     def deliver(self, burst: TextBurst) -> None:
         """Receives a burst. Must not raise."""
+
+    def on_much_read(self) -> None:
+        """REPORT_BYTES have been read since the last call."""
 
     def on_channel_failure(self, error: PipelineError) -> None:
         """The channel has failed. No burst follows."""
@@ -96,6 +102,7 @@ class ChannelReader:
         self._max_age_s = max_age_s
         self._replace_at_s = 0.0
         self._expected = 0  # serial of the next burst
+        self._unreported_bytes = 0
         self._empty_calls = 0  # calls without a burst since the last burst
         self._call: _Call | None = None
         self._successor: _Call | None = None
@@ -141,14 +148,21 @@ class ChannelReader:
 
     async def _read(self, call: _Call) -> None:
         async for response in call.responses():
-            names = output_names(response)
-            if names:  # the last response has no outputs
-                self._receive(names, response.raw_output_contents, call)
+            if BURST.name in (names := output_names(response)):  # the last response has no outputs
+                json = response.raw_output_contents[names.index(BURST.name)]
+                self._receive(json, call)
+                self._count_bytes(len(json))
                 self._replace_old_call()
 
-    def _receive(self, names: list[str], contents: list[bytes], call: _Call) -> None:
+    def _count_bytes(self, count: int) -> None:
+        self._unreported_bytes += count
+        if self._unreported_bytes >= REPORT_BYTES:
+            self._unreported_bytes = 0
+            self._consumer.on_much_read()
+
+    def _receive(self, element: bytes, call: _Call) -> None:
         try:
-            burst = text_burst_from_json(contents[names.index(BURST.name)][4:])
+            burst = text_burst_from_json(element[4:])  # a BYTES element starts with its length
         except (ValueError, KeyError, TypeError) as error:
             log.error("burst_not_readable", reason=type(error).__name__)  # without details, which may quote text
             raise internal_error() from error

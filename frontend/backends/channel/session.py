@@ -112,12 +112,18 @@ class ChannelSession:
             if slot in live:
                 self._end(live[slot], error)
 
+    def on_much_read(self) -> None:
+        """Reports the number of bursts, which the next heartbeat would do too late."""
+        self._background.start(self._report())
+
     def on_channel_failure(self, error: PipelineError) -> None:
         """Fails the registered requests. The others end with the call of their bundle, which may not have started."""
         # A channel that has not started may have had registered requests before.
         self.failure = unavailable() if isinstance(error, UnreachableError) else error
         self._heartbeat.close()
-        self._fail_requests([request for request in self._live.values() if request.is_registered], self.failure)
+        registered = [request for request in self._live.values() if request.is_registered]
+        log.warning("channel_failed", error=error.code.value, requests=len(registered))
+        self._fail_requests(registered, self.failure)
 
     # --- Parts ---
 
@@ -152,6 +158,12 @@ class ChannelSession:
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures:  # decode cancels them when the lease of this client id expires, or has ended with its Triton
             log.warning("cancel_failed", count=len(failures), reason=type(failures[0]).__name__)
+
+    async def _report(self) -> None:
+        try:
+            await self._renew_lease(self._heartbeat.client_id)
+        except PipelineError as error:  # the next heartbeat repeats it
+            log.warning("received_bursts_not_reported", error=error.code.value)
 
     async def _renew_lease(self, client_id: str) -> None:
         await self._endpoint.renew(client_id, self._reader.received)

@@ -333,6 +333,18 @@ async def test_heartbeat_reports_the_bursts_that_were_read() -> None:
         await completion.over()
 
 
+async def test_large_bursts_are_reported_before_the_next_heartbeat() -> None:
+    """decode holds bursts back that were not reported as read."""
+    async with connected() as (triton, generator):
+        completion = Completion(generator, parameters("a"))
+        await registered(triton, "a")
+        for number in range(1, 4):
+            triton.client.burst(("a", "x" * 10_000_000))
+            await until(lambda number=number: (triton.client.client_id, number) in triton.renewals)  # type: ignore[misc]
+        triton.client.burst(("a", last_chunk()), ends=["a"])
+        assert len(await completion.over()) == 30_000_000
+
+
 async def test_slow_process_gets_everything_in_order() -> None:
     """More than the windows of gRPC and of the connection hold waits for it."""
     texts = [f"{number} " + "x" * 100_000 for number in range(200)]
