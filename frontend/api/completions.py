@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import uuid
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,12 +12,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.requests import Request
-from starlette.routing import request_response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from frontend.api import route_paths as paths
 from frontend.api.openapi import LINK_HEADER, error_responses, schema_ref
-from frontend.dependencies import Dependencies, get_dependencies
+from frontend.dependencies import Dependencies
 from frontend.generation.completion_run import Choice, CompletionRun
 from frontend.models.registry import ServedModel
 from frontend.models.run_metrics import RunMetrics
@@ -29,6 +28,7 @@ from frontend.response.json_response import JsonCompletionResponse
 from frontend.response.lifetime import ResponseOptions
 from frontend.response.stream import StreamingCompletionResponse
 from frontend.settings import FrontendSettings
+from frontend.unfinished import Unfinished
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 # A body of megabytes takes tens of milliseconds to validate: done off the event loop, which other streams need.
@@ -51,7 +51,7 @@ _RESPONSE = {
 
 
 class CompletionRoute(APIRoute):
-    """A route that calls its endpoint with the plain request, as Starlette's routes do.
+    """A route that documents its endpoint. RequestContextMiddleware calls `serve_completion` without the router.
 
     FastAPI's own handler would parse the body, and report errors in another form than this API. It also costs 10 % of
     the CPU time of a short request.
@@ -59,7 +59,7 @@ class CompletionRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **documentation: Any) -> None:
         super().__init__(path, endpoint, **documentation)
-        self.app = request_response(endpoint)
+        self.app = serve_completion
 
 
 def add_routes(app: FastAPI) -> None:
@@ -79,9 +79,15 @@ def add_routes(app: FastAPI) -> None:
         )
 
 
+async def serve_completion(scope: Scope, receive: Receive, send: Send) -> None:
+    """ASGI app for POST on the paths of completions. Raises PipelineError before the response has started."""
+    response = await create_completion(Request(scope, receive, send))
+    await response(scope, receive, send)
+
+
 async def create_completion(request: Request) -> ASGIApp:
     """Completes one or more prompts: as one JSON object, or with `stream: true` as server-sent events."""
-    return await _create(await get_dependencies(request), request)
+    return await _create(request.app.state.dependencies, request)
 
 
 async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
@@ -131,11 +137,7 @@ def _timeout_s(request: Request, max_s: float) -> float:
 
 async def _read(dependencies: Dependencies, request: Request, timeout_s: float) -> CompletionRequest:
     settings = dependencies.settings
-    try:
-        body = await asyncio.wait_for(read_body(request, settings.max_body_bytes), timeout_s)
-    except asyncio.TimeoutError:
-        message = "The request exceeded its timeout before its body was complete."
-        raise PipelineError(ErrorCode.DEADLINE_EXCEEDED, message) from None
+    body = await _read_body(request, settings.max_body_bytes, timeout_s)
     if len(body) > _LARGE_BODY_BYTES:
         completion, unknown = await asyncio.to_thread(_parse, settings, body)
     else:
@@ -143,6 +145,20 @@ async def _read(dependencies: Dependencies, request: Request, timeout_s: float) 
     if unknown:
         dependencies.metrics.unknown_fields.inc(unknown)
     return completion
+
+
+async def _read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    reading = read_body(request, max_bytes)
+    try:
+        waits_for = reading.send(None)
+    except StopIteration as end:  # a short body arrives together with the head
+        body: bytes = end.value
+        return body
+    try:
+        return await asyncio.wait_for(Unfinished(reading, waits_for), timeout_s)
+    except asyncio.TimeoutError:
+        message = "The request exceeded its timeout before its body was complete."
+        raise PipelineError(ErrorCode.DEADLINE_EXCEEDED, message) from None
 
 
 def _parse(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, int]:
@@ -165,7 +181,7 @@ def _start(
     run = CompletionRun(choices, model.generator, observer, dependencies.run_limits)
     dependencies.admission.add(run)
     options = ResponseOptions(
-        completion_id=f"cmpl-{uuid.uuid4().hex}",
+        completion_id=f"cmpl-{os.urandom(16).hex()}",
         timeout_s=max(timeout_s - record.duration_s, 0.0),
         keepalive_s=dependencies.settings.keepalive_s,
     )

@@ -123,6 +123,7 @@ class Metrics:
         self._requests = Counter(
             "completions_requests", "Completion requests by status", ["model", "status"], registry=self.registry
         )
+        self._by_status: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # looking up labels is slow
         self._duration = self._histogram(
             "completions_request_duration_seconds",
             "From the arrival of a completion request to the end of its response",
@@ -192,6 +193,11 @@ class Metrics:
 
     def count_request(self, record: RequestRecord) -> None:
         """Counts a completion request that has ended."""
-        model = record.served_model or _NO_MODEL
-        self._requests.labels(model, str(record.final_status)).inc()
-        self._duration.labels(model).observe(record.duration_s)
+        model, status = record.served_model or _NO_MODEL, record.final_status
+        metrics = self._by_status.get((model, status))
+        if metrics is None:
+            metrics = self._requests.labels(model, str(status)), self._duration.labels(model)
+            self._by_status[model, status] = metrics
+        requests, duration = metrics
+        requests.inc()
+        duration.observe(record.duration_s)

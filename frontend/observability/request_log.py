@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -52,7 +54,8 @@ def _milliseconds(seconds: float) -> float:
 def configure_logging(settings: FrontendSettings, *, worker: int | None = None) -> None:
     """Sets one format for the lines of this package and of libraries (uvicorn, gRPC). Called once per process.
 
-    Each line is a single write, so lines of several workers do not mix. `worker` adds the worker's number to each.
+    Each line is a single write, so lines of several workers do not mix. `worker` adds the worker's number to each. Our
+    own lines do not pass through `logging`, which takes longer than the line's content: there is one for each request.
     """
     shared: list[structlog.typing.Processor] = [
         *([] if worker is None else [partial(_add_worker, worker)]),
@@ -62,16 +65,35 @@ def configure_logging(settings: FrontendSettings, *, worker: int | None = None) 
         structlog.processors.StackInfoRenderer(),
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, *_rendering(settings)],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        logger_factory=_LineLogger,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler()
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_rendering(settings)))
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove_meta, *_rendering(settings)])
+    )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
+
+
+class _LineLogger:
+    """Writes rendered lines to stderr, under the name of a module."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._stream = sys.stderr
+
+    def msg(self, line: str) -> None:
+        """Writes one line. A broken stderr must not fail requests: the line is lost, as with `logging`."""
+        with suppress(OSError, ValueError):  # ValueError if the stream is closed
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = msg
 
 
 def _add_worker(number: int, _log: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -79,9 +101,8 @@ def _add_worker(number: int, _log: Any, _method: str, fields: structlog.typing.E
 
 
 def _rendering(settings: FrontendSettings) -> list[structlog.typing.Processor]:
-    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if settings.log_format == "json":
-        return [remove_meta, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     # The default traceback formatter shows local variables, which may contain prompts.
     console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
-    return [remove_meta, console]
+    return [console]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -79,7 +79,7 @@ def record_of(scope: Scope) -> RequestRecord:
 
 
 def _request_id(sent: bytes) -> str:
-    return sent.decode() if _VALID_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    return sent.decode() if _VALID_REQUEST_ID.fullmatch(sent) else os.urandom(16).hex()
 
 
 def _own_url(scope: Scope, host: bytes) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
-import uuid
 from dataclasses import fields
 from typing import Any
 
@@ -23,7 +23,9 @@ def parameters_of(request: CompletionRequest, request_id: str) -> list[Completio
     prompts = [prompt for prompt in request.prompt for _ in range(request.candidates)]
     return [
         CompletionParameters(
-            request_key=uuid.uuid4().hex, request_id=request_id, **{**common, **_own_parameters(request, prompt, index)}
+            request_key=os.urandom(16).hex(),
+            request_id=request_id,
+            **{**common, **_own_parameters(request, prompt, index)},
         )
         for index, prompt in enumerate(prompts)
     ]

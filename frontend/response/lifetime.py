@@ -43,6 +43,7 @@ class RequestLifetime:
         self._timeout_s = timeout_s
         self._on_close = on_close
         self._is_write_aborted = False
+        self._timer: asyncio.TimerHandle | None = None
 
     @contextmanager
     def begin(self, receive: Receive) -> Iterator[None]:
@@ -54,9 +55,7 @@ class RequestLifetime:
         """
         loop = asyncio.get_running_loop()
         watcher = asyncio.create_task(self._watch_for_disconnect(receive))
-        deadline = loop.call_later(self._timeout_s, self._deadline_passed)
-        abort_s = self._timeout_s + self._run.limits.write_grace_s
-        abort = loop.call_later(abort_s, self._abort_write, asyncio.current_task())
+        self._timer = loop.call_later(self._timeout_s, self._deadline_passed, asyncio.current_task())
         self._run.start()
         try:
             yield
@@ -66,8 +65,8 @@ class RequestLifetime:
             self._record.outcome = ERRORS[ErrorCode.DEADLINE_EXCEEDED].status
         finally:
             watcher.cancel()
-            deadline.cancel()
-            abort.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             self._close()
 
     async def _watch_for_disconnect(self, receive: Receive) -> None:
@@ -75,7 +74,9 @@ class RequestLifetime:
             pass
         self._run.abandon()
 
-    def _deadline_passed(self) -> None:
+    def _deadline_passed(self, response: asyncio.Task[Any] | None) -> None:
+        grace_s = self._run.limits.write_grace_s
+        self._timer = asyncio.get_running_loop().call_later(grace_s, self._abort_write, response)
         message = "The request exceeded its timeout. Lower max_tokens, or raise x-request-timeout-s if it is set."
         self._run.fail(PipelineError(ErrorCode.DEADLINE_EXCEEDED, message), CancelReason.DEADLINE)
 

@@ -46,7 +46,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("triton",),
     ),
     "frontend": (
-        ("settings", "api_key"),
+        ("settings", "api_key", "unfinished"),
         ("observability",),
         ("request",),
         ("backends",),
@@ -86,7 +86,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("scenarios",),
         ("report", "systems"),
         ("progress", "runner", "options"),
-        ("soak", "cli"),
+        ("soak", "cli", "write_path"),
         ("__main__",),
     ),
     "complete_cli": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -53,12 +54,12 @@ class FrontendProcess:
 
 
 @asynccontextmanager
-async def start_frontend(**values: str) -> AsyncIterator[FrontendProcess]:
+async def start_frontend(*, stderr: int = asyncio.subprocess.PIPE, **values: str) -> AsyncIterator[FrontendProcess]:
     port = str(free_ports(1)[0])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "frontend"),
         env=environment(PORT=port, API_KEY=KEY, LOG_FORMAT="json", **values),
-        stderr=asyncio.subprocess.PIPE,
+        stderr=stderr,
     )
     headers = {"Authorization": f"Bearer {KEY}"}
     try:
@@ -101,6 +102,26 @@ async def test_without_triton_it_is_live_but_not_ready_and_drains_on_sigterm() -
         assert (await frontend.client.get("/health/ready")).status_code == 503
         assert time.monotonic() - started_s < 1
         assert b'"event": "draining"' in await frontend.terminate()
+
+
+async def test_log_lines_of_all_sources_are_json_with_the_same_fields() -> None:
+    async with start_frontend(BACKEND="fake") as frontend:
+        await frontend.wait_for_status("/health/ready", 200)
+        assert (await frontend.client.post("/v1/completions", json=BODY)).status_code == 200
+        lines = [json.loads(line) for line in (await frontend.terminate()).splitlines()]
+    assert all({"event", "level", "logger", "timestamp"} <= set(line) for line in lines)
+    assert {"uvicorn.error", "frontend.server", "frontend.observability.request_log"} <= {
+        line["logger"] for line in lines
+    }
+
+
+async def test_closed_log_does_not_fail_requests() -> None:
+    reading_end, writing_end = os.pipe()
+    os.close(reading_end)
+    async with start_frontend(BACKEND="fake", stderr=writing_end) as frontend:
+        os.close(writing_end)
+        await frontend.wait_for_status("/health/ready", 200)
+        assert (await frontend.client.post("/v1/completions", json=BODY)).status_code == 200
 
 
 async def test_fake_backend_serves_completions_without_triton() -> None:
