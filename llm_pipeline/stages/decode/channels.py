@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from llm_pipeline.protocol.channel import TokenBurst
@@ -54,11 +55,17 @@ class Channels:
                 sender.wake()
 
     def close(self, timeout_s: float) -> None:
-        """Ends all channels. Waits up to `timeout_s` seconds for each."""
+        """Ends all channels after their output, within `timeout_s` seconds.
+
+        A client that comes later gets a new channel, with the refusals of its requests.
+        """
         with self._lock:
-            senders = list(self._senders.values())
+            senders, self._senders = list(self._senders.values()), {}
         for sender in senders:
-            sender.close(timeout_s)
+            sender.begin_close()
+        limit_s = time.monotonic() + timeout_s
+        for sender in senders:
+            sender.join(max(limit_s - time.monotonic(), 0))
 
     def _sender_of(self, client_id: str) -> ChannelSender:
         with self._lock:
@@ -78,10 +85,13 @@ class Channels:
             sender.start()
         return sender
 
-    def _retire(self, outbox: ChannelOutbox, may_discard: bool) -> bool:
+    def _retire(self, sender: ChannelSender) -> bool:
         # Under the lock, so that no reply is given to a sender that is about to end.
         with self._lock:
-            if not self._live_requests.retire_channel(outbox, may_discard=may_discard):
+            if not sender.is_idle or not self._live_requests.retire_channel(
+                sender.outbox, may_discard=sender.may_discard
+            ):
                 return False
-            del self._senders[outbox.client_id]
+            if self._senders.get(sender.outbox.client_id) is sender:  # else `close` has removed it
+                del self._senders[sender.outbox.client_id]
             return True
