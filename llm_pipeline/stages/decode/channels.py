@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +12,8 @@ from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.decode.channel_sender import DEFAULT_LIMITS, ChannelLimits, ChannelReply, ChannelSender
 from llm_pipeline.stages.decode.live_requests import LiveRequests
 from llm_pipeline.stages.flow_control import SendWindow
+
+_log = logging.getLogger(__name__)
 
 
 class Channels:
@@ -73,17 +76,25 @@ class Channels:
 
     def _get_or_start(self, client_id: str) -> ChannelSender:
         sender = self._senders.get(client_id)
-        if sender is None or sender.outbox.is_retired:
+        if sender is None:
+            window = self._new_window()
             sender = ChannelSender(
                 self._live_requests.add_channel(client_id),
                 take_burst=self._take_burst,
                 retire=self._retire,
-                window=self._create_window() if self._create_window is not None else None,
+                window=window,
                 limits=self._limits,
             )
             self._senders[client_id] = sender
             sender.start()
         return sender
+
+    def _new_window(self) -> SendWindow | None:
+        try:
+            return self._create_window() if self._create_window is not None else None
+        except OSError:  # flow control is an optimization; the channel works without it
+            _log.exception("flow control failed; a channel goes on without it")
+            return None
 
     def _retire(self, sender: ChannelSender) -> bool:
         # Under the lock, so that no reply is given to a sender that is about to end.
