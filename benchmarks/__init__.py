@@ -10,5 +10,6 @@ scenarios.py  systems, loads and repeats, as data
 systems/      starts the measured systems: our stack, baselines, the engine alone
 report/       figures, targets, tables and plots from results.json
 runner.py     runs the scenarios
+options.py    options of the command line
 soak/         `make soak`: long mixed traffic that fails on growth or a wrong response
 """

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import platform
+import resource
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
+_MAX_LOAD_PROCESSES = 8
 _PACKAGES = (
     "triton-completions",
     "nvidia-pytriton",
@@ -34,6 +38,8 @@ class MachineFacts:
     memory_gib: float
     system: str
     python: str
+    gpu: str | None = None  # as nvidia-smi names it
+    note: str | None = None  # by the person who ran it
 
 
 @dataclass(frozen=True)
@@ -60,15 +66,35 @@ class Noise:
     other_share: float  # used by processes that do not take part
 
 
-def machine_facts() -> MachineFacts:
-    """Returns the facts about this machine."""
+def machine_facts(note: str | None = None) -> MachineFacts:
+    """Returns the facts about this machine, and the note of the person who runs the benchmark."""
     return MachineFacts(
         cpu=_cpu_name(),
         cores=psutil.cpu_count() or 1,
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         python=platform.python_version(),
+        gpu=gpu_names(),
+        note=note,
     )
+
+
+def gpu_names(command: Sequence[str] = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")) -> str | None:
+    """Returns the names of the GPUs, such as "2 x NVIDIA H200"; None if the command is missing or lists none."""
+    counts = Counter((_output(command) or "").splitlines())
+    return ", ".join(f"{count} x {name.strip()}" for name, count in counts.items() if name.strip()) or None
+
+
+def load_processes(cores: int) -> int:
+    """Returns the number of load processes for a machine: the client must not be what limits a load."""
+    return min(max(cores // 2, 1), _MAX_LOAD_PROCESSES)
+
+
+def allow_open_files() -> None:
+    """Raises this process's limit of open files as far as it may: thousands of streams have a connection each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def versions() -> dict[str, str]:
@@ -123,10 +149,13 @@ def _cpu_name() -> str:
 
 
 def _git(repository: Path, *arguments: str) -> str | None:
+    return _output(("git", *arguments), repository)
+
+
+def _output(command: Sequence[str], folder: Path | None = None) -> str | None:
+    """Returns what a program writes; None if it is missing, fails, or takes too long."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=repository, capture_output=True, text=True, timeout=20, check=False
-        )
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -11,14 +11,18 @@ from psutil import Process
 
 FRONT_END = "front end"
 TRITON = "Triton"
+FRONT_END_AND_TRITON = "front end with Triton"  # in one process
 ENGINE = "engine"
 CLIENT = "load client"
 __all__ = [
     "CLIENT",
     "ENGINE",
     "FRONT_END",
+    "FRONT_END_AND_TRITON",
+    "STUBS",
     "TRITON",
     "Process",
+    "child_named",
     "cpu_by_role",
     "memory_by_role",
     "processes_by_role",
@@ -26,6 +30,7 @@ __all__ = [
 ]
 _STUB = "triton_python_backend_stub"
 _STAGES = ("preprocess", "decode", "postprocess")
+STUBS = tuple(f"{stage} stub" for stage in _STAGES)
 
 
 def role_of(command_line: list[str], parent_role: str) -> str:
@@ -40,10 +45,18 @@ def role_of(command_line: list[str], parent_role: str) -> str:
     return parent_role
 
 
-def processes_by_role(roots: Mapping[str, int]) -> dict[str, list[Process]]:
-    """Returns the processes below `roots` (process ids by role) by their own roles."""
+def child_named(parent: int, name: str) -> int | None:
+    """Returns the process id of the first child that has this file or module on its command line; None without one."""
+    for child in Process(parent).children():
+        if any(PurePath(argument).name == name for argument in child.cmdline()):
+            return child.pid
+    return None
+
+
+def processes_by_role(roots: Iterable[tuple[str, int]]) -> dict[str, list[Process]]:
+    """Returns the processes below `roots` (role and process id) by their own roles."""
     by_role: dict[str, list[Process]] = defaultdict(list)
-    for role, pid in roots.items():
+    for role, pid in roots:
         _collect(Process(pid), role, by_role)
     return dict(by_role)
 

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.processes import CLIENT
 from benchmarks.report.results import Run
 from benchmarks.report.targets import format_number
 
@@ -20,6 +19,7 @@ class BarProgress:
         self._progress = Progress(*columns, console=console, auto_refresh=False, transient=True, disable=is_off)
         self._task = self._progress.add_task("", total=total)
         self._console = console
+        self.has_failures = False
 
     def __enter__(self) -> BarProgress:
         self._progress.start()
@@ -37,20 +37,22 @@ class BarProgress:
         self._progress.advance(self._task)
         self._console.print(_line(run), highlight=False, soft_wrap=True)
 
-    def group_failed(self, text: str) -> None:
-        """Prints why a measurement was abandoned."""
+    def failed(self, text: str) -> None:
+        """Prints why a system or group is not measured."""
+        self.has_failures = True
         self._console.print(f"[bold red]{escape(text)}[/]", highlight=False, soft_wrap=True)
 
 
 def _line(run: Run) -> str:
     figures = run.figures
-    servers = [role for role in run.cpu_s if role != CLIENT]
     parts = [
-        f"[dim]{run.scenario:13}[/] {escape(run.system):20} {figures.streams:4} streams",
+        f"[dim]{run.scenario:13}[/] {escape(run.system):20} {figures.streams:5,} streams",
         f"{figures.tokens_per_s:8,.0f} tok/s",
+        f"{figures.events_per_s:7,.0f} events/s",
         f"ttft {_ms(figures.ttft_p50_ms)} ms",
         f"gap {_ms(figures.gap_p50_ms)} / {_ms(figures.gap_p99_ms)} ms",
-        f"CPU {run.cpu_per_1000_tokens(*servers) or 0:.3f} s/1000" if servers else "",
+        f"CPU {run.cpu_per_1000_events(*run.server_roles) or 0:.3f} s/1000 events" if run.server_roles else "",
+        "[yellow]the load client was busy[/]" if run.is_client_limited else "",
         f"[yellow]other work {run.noise.other_share:.0%}[/]" if run.noise.other_share > 0.05 else "",
         f"[red]{figures.failures} failed: {escape(str(figures.first_failure))}[/]" if figures.failures else "",
     ]

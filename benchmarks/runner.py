@@ -6,20 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import orjson
 
-from benchmarks.load.job import LoadProcess
+from benchmarks.load.job import LoadClients
 from benchmarks.load.point import LoadPoint, make_job
 from benchmarks.machine import CpuTotals, cpu_totals, load_average, noise_between
 from benchmarks.processes import CLIENT, ENGINE, FRONT_END, Process, cpu_by_role, memory_by_role, processes_by_role
 from benchmarks.report.figures import figures_of
 from benchmarks.report.results import Run
 from benchmarks.scenarios import Client, Group, Scenario, System
-from benchmarks.systems.servers import Server, ServerError, our_stack
+from benchmarks.systems.programs import ServerError
+from benchmarks.systems.servers import Server, other_stack, our_stack
 
 _PAUSE_S = 0.3  # lets a server clean up after the last load
 _WARM_UP = LoadPoint(streams=4, max_tokens=8)
@@ -34,6 +35,9 @@ class Progress(Protocol):
     def run_finished(self, run: Run) -> None:
         """Counts one finished load."""
 
+    def failed(self, text: str) -> None:
+        """Reports a system or group that is not measured."""
+
 
 @dataclass(frozen=True)
 class RunContext:
@@ -42,6 +46,8 @@ class RunContext:
     engine_dir: Path
     run_dir: Path
     starters: Mapping[str, Callable[[], AbstractContextManager[Server]]]  # by server name
+    other_tree: Path | None = None  # the second source tree
+    load_processes: int = 1  # at most, for each system
 
 
 def run_count(groups: Sequence[Group]) -> int:
@@ -55,23 +61,35 @@ def run_count(groups: Sequence[Group]) -> int:
 
 
 def run_group(group: Group, context: RunContext, progress: Progress) -> Iterator[Run]:
-    """Starts the servers of the group, yields one run after another, and stops the servers at the end."""
+    """Starts the servers of the group, yields one run after another, and stops the servers at the end.
+
+    A server by others that does not start is reported and left out. Raises ServerError, StartError, PreflightError or
+    LoadError if one of ours does not start, or a load fails.
+    """
     systems = {system for scenario in group.scenarios for system in scenario.systems}
     with ExitStack() as running:
         servers: dict[str, Server] = {}
         for name in sorted({system.server for system in systems}):
             progress.show_step(f"starting {name}")
-            if server := _start(name, group, context, running):
-                servers[name] = server
+            try:
+                server = _start(name, group, context, running)
+            except ServerError as error:
+                if name not in context.starters:
+                    raise
+                progress.failed(f"{name} is not measured. {error}")
+                systems = {system for system in systems if system.server != name}
+            else:
+                servers |= {name: server} if server else {}
         measured = {
             system: running.enter_context(_measured_system(system, servers.get(system.server), context))
             for system in sorted(systems, key=lambda system: system.name)
         }
-        for system, started in measured.items():
+        for system, to_warm_up in measured.items():
             progress.show_step(f"warming up {system.name}")
-            started.run("warm-up", _WARM_UP, 0)
+            to_warm_up.run("warm-up", _WARM_UP, 0)
         for scenario in group.scenarios:
-            yield from _run_scenario(scenario, measured, progress)
+            started = tuple(system for system in scenario.systems if system in measured)
+            yield from _run_scenario(replace(scenario, systems=started), measured, progress)
 
 
 def _run_scenario(scenario: Scenario, measured: Mapping[System, _MeasuredSystem], progress: Progress) -> Iterator[Run]:
@@ -89,8 +107,13 @@ def _run_scenario(scenario: Scenario, measured: Mapping[System, _MeasuredSystem]
 
 
 def _start(name: str, group: Group, context: RunContext, running: ExitStack) -> Server | None:
+    run_dir = context.run_dir / "servers" / "".join(letter if letter.isalnum() else "-" for letter in name)
+    if name in group.other_tree:
+        assert context.other_tree is not None
+        return running.enter_context(
+            other_stack(context.other_tree, run_dir, context.engine_dir, group.environments[name])
+        )
     if name in group.environments:
-        run_dir = context.run_dir / "servers" / name.replace(", ", "-").replace(" ", "-")
         return running.enter_context(our_stack(run_dir, context.engine_dir, group.environments[name]))
     if name in context.starters:
         return running.enter_context(context.starters[name]())
@@ -101,36 +124,41 @@ def _start(name: str, group: Group, context: RunContext, running: ExitStack) -> 
 def _measured_system(system: System, server: Server | None, context: RunContext) -> Iterator[_MeasuredSystem]:
     log = context.run_dir / "logs" / f"{system.client.value}-{system.server.replace(' ', '-')}.log"
     if system.client is Client.NONE:
-        process = LoadProcess("benchmarks.systems.engine_only", str(context.engine_dir), log_path=log)
-        roles = {ENGINE: process.pid}
+        clients = LoadClients(1, "benchmarks.systems.engine_only", str(context.engine_dir), log_path=log)
+        roots = dict.fromkeys(clients.pids, ENGINE)
     elif server is None:
         raise ServerError(f"No server is configured for {system.server}.")
-    elif system.client is Client.GRPC:
-        process = LoadProcess("benchmarks.load.grpc_load", str(server.grpc_address), log_path=log)
-        roles = {**server.roots, CLIENT: process.pid}
-        del roles[FRONT_END]  # the load bypasses it
     else:
-        endpoint = orjson.dumps(asdict(server.endpoint)).decode()
-        process = LoadProcess("benchmarks.load.http_load", endpoint, log_path=log)
-        roles = {**server.roots, CLIENT: process.pid}
-    with process:
-        yield _MeasuredSystem(system, process, roles)
+        clients = _clients_of(system, server, context.load_processes, log)
+        # The load of a gRPC client bypasses the front end.
+        is_used = {role: not (role == FRONT_END and system.client is Client.GRPC) for role in server.roots}
+        roots = {pid: role for role, pid in server.roots.items() if is_used[role]} | dict.fromkeys(clients.pids, CLIENT)
+    with clients:
+        yield _MeasuredSystem(system, clients, roots)
+
+
+def _clients_of(system: System, server: Server, count: int, log: Path) -> LoadClients:
+    if system.client is Client.GRPC:
+        return LoadClients(count, "benchmarks.load.grpc_load", str(server.grpc_address), log_path=log)
+    endpoint = orjson.dumps(asdict(server.endpoint)).decode()
+    return LoadClients(count, "benchmarks.load.http_load", endpoint, log_path=log)
 
 
 class _MeasuredSystem:
-    """A started system: its load client and the processes that do its work."""
+    """A started system: its load clients, and the processes that do its work with their roles."""
 
-    def __init__(self, system: System, process: LoadProcess, roots: Mapping[str, int]) -> None:
+    def __init__(self, system: System, clients: LoadClients, roots: Mapping[int, str]) -> None:
         self._system = system
-        self._process = process
+        self._clients = clients
         self._roots = roots
 
     def run(self, scenario: str, point: LoadPoint, repeat: int) -> Run:
         """Makes one load and returns its figures and cost."""
-        processes = processes_by_role(self._roots)
+        processes = processes_by_role((role, pid) for pid, role in self._roots.items())
         meter = _Meter(processes, point.memory_every_s)
         seed = f"{scenario} {point.streams} {point.prompt_words} {repeat}"
-        timelines = self._process.run(make_job(point, seed), on_start=meter.start, on_end=meter.stop)
+        job = make_job(point, seed)
+        timelines = self._clients.run(job, on_start=meter.start, on_end=meter.stop)
         return Run(
             scenario=scenario,
             system=self._system.name,
@@ -141,6 +169,7 @@ class _MeasuredSystem:
             memory_mib=memory_by_role(processes),
             noise=meter.noise,
             memory_over_time=meter.memory_over_time,
+            load_processes=self._clients.count_for(job),
         )
 
 

@@ -117,6 +117,11 @@ class FrontendSettings(ProgramSettings):
         60.0, gt=0, description="Seconds without a token after which an idle engine gets a warm-up probe"
     )
 
+    use_channels: bool = Field(
+        True,
+        description="Receive the tokens of all requests over one channel for each Triton; off: one response stream "
+        "per request",
+    )
     grpc_experiments: str = Field(
         "-event_engine_client",
         description="Value of GRPC_EXPERIMENTS; the default reads connections with one thread instead of two, which "

@@ -9,11 +9,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
+
+MIN_STREAMS_PER_PROCESS = 64
+"""Fewer streams are not spread over processes: their clients would compete with the servers for the cores."""
 
 READY, GO, DONE = b"ready\n", b"go\n", b"done\n"
 
@@ -81,18 +85,24 @@ class LoadProcess:
             self._process.wait()
         self._stdout.close()
 
-    def run(self, job: LoadJob, *, on_start: Callable[[], None], on_end: Callable[[], None]) -> list[Timeline]:
-        """Makes the load and returns its timelines.
-
-        `on_start` is called right before the first request, `on_end` right after the last response. Raises LoadError if
-        the process fails.
-        """
+    def prepare(self, job: LoadJob) -> None:
+        """Sends the job. The other methods follow in order; each raises LoadError if the process fails."""
         self._send(orjson.dumps(asdict(job)) + b"\n")
+
+    def wait_until_ready(self) -> None:
+        """Waits until the connections are open."""
         self._expect(READY)
-        on_start()
+
+    def start(self) -> None:
+        """Starts the load."""
         self._send(GO)
+
+    def wait_until_done(self) -> None:
+        """Waits for the last response."""
         self._expect(DONE)
-        on_end()
+
+    def timelines(self) -> list[Timeline]:
+        """Returns what the process has recorded."""
         return [Timeline(**fields) for fields in orjson.loads(self._read())]
 
     @property
@@ -126,6 +136,52 @@ class LoadProcess:
     def _died(self) -> LoadError:
         tail = self._log_path.read_text(errors="replace").strip().splitlines()[-5:]
         return LoadError(f"{self.name} exited with status {self._process.wait(10)}:\n" + "\n".join(tail))
+
+
+class LoadClients:
+    """Load processes of one kind that share each job's streams. Use it as a context manager."""
+
+    def __init__(self, count: int, module: str, *arguments: str, log_path: Path) -> None:
+        self._running = ExitStack()
+        self._processes = [
+            LoadProcess(module, *arguments, log_path=log_path.with_suffix(f".{number}.log")) for number in range(count)
+        ]
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids."""
+        return [process.pid for process in self._processes]
+
+    def __enter__(self) -> LoadClients:
+        for process in self._processes:
+            self._running.enter_context(process)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def count_for(self, job: LoadJob) -> int:
+        """Returns the number of processes that take part in a job."""
+        return max(1, min(len(self._processes), job.streams // MIN_STREAMS_PER_PROCESS))
+
+    def run(self, job: LoadJob, *, on_start: Callable[[], None], on_end: Callable[[], None]) -> list[Timeline]:
+        """Makes the load and returns its timelines.
+
+        `on_start` is called right before the first request, `on_end` right after the last response. Raises LoadError if
+        a process fails.
+        """
+        processes = self._processes[: self.count_for(job)]
+        for number, process in enumerate(processes):
+            process.prepare(replace(job, prompts=job.prompts[number :: len(processes)]))
+        for process in processes:
+            process.wait_until_ready()
+        on_start()
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.wait_until_done()
+        on_end()
+        return [timeline for process in processes for timeline in process.timelines()]
 
 
 def serve_jobs(prepare: Callable[[LoadJob], Callable[[], Callable[[], list[Timeline]]]]) -> None:

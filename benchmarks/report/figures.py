@@ -37,12 +37,21 @@ class Figures:
         """Mean number of tokens per event."""
         return self.tokens / self.events if self.events else 0.0
 
+    @property
+    def events_per_s(self) -> float:
+        """Events of all streams per second."""
+        return self.events / self.wall_s if self.wall_s else 0.0
+
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
     """Returns the nearest-rank percentile, which is always one of the values; None without values."""
-    if not values:
+    return percentile_of_sorted(sorted(values), percent)
+
+
+def percentile_of_sorted(ordered: Sequence[float], percent: float) -> float | None:
+    """Returns the same for values in ascending order, of which a load may have millions."""
+    if not ordered:
         return None
-    ordered = sorted(values)
     return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]
 
 
@@ -60,7 +69,7 @@ def figures_of(timelines: Sequence[Timeline], streams: int) -> Figures:
     wall_s = max(timeline.end_s for timeline in timelines) - min(timeline.sent_s for timeline in timelines)
     tokens = sum(timeline.completion_tokens for timeline in successful)
     firsts = [timeline.arrivals_s[0] - timeline.sent_s for timeline in successful if timeline.arrivals_s]
-    gaps = [gap for timeline in successful for gap in gaps_s(timeline)]
+    gaps = sorted(gap for timeline in successful for gap in gaps_s(timeline))
     latencies = [timeline.end_s - timeline.sent_s for timeline in successful]
     return Figures(
         streams=streams,
@@ -75,9 +84,9 @@ def figures_of(timelines: Sequence[Timeline], streams: int) -> Figures:
         tokens_per_s=round(tokens / wall_s, 2) if wall_s > 0 else 0.0,
         ttft_p50_ms=_ms(percentile(firsts, 50)),
         ttft_p99_ms=_ms(percentile(firsts, 99)),
-        gap_p50_ms=_ms(percentile(gaps, 50)),
-        gap_p99_ms=_ms(percentile(gaps, 99)),
-        gap_max_ms=_ms(max(gaps, default=None)),
+        gap_p50_ms=_ms(percentile_of_sorted(gaps, 50)),
+        gap_p99_ms=_ms(percentile_of_sorted(gaps, 99)),
+        gap_max_ms=_ms(gaps[-1] if gaps else None),
         latency_p50_ms=_ms(percentile(latencies, 50)),
         latency_p99_ms=_ms(percentile(latencies, 99)),
     )

@@ -1,8 +1,4 @@
-"""Plots of results.json, each as PNG and SVG.
-
-The background is opaque and light, so that they look the same on a dark page. The colours are those of Okabe and Ito,
-which colour-blind readers can distinguish; a system has the same colour and marker in every plot.
-"""
+"""Plots of results.json, each as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -19,58 +15,11 @@ from matplotlib import pyplot
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks import scenarios
-from benchmarks.processes import CLIENT, ENGINE, FRONT_END, TRITON
+from benchmarks.processes import CLIENT
 from benchmarks.report.results import Results, Run, median_of
+from benchmarks.report.style import DPI, FAINT, LOOK, ROLE_COLOURS, STYLES, line_of, style_of
 from benchmarks.report.tables import PLOTS
-from benchmarks.report.targets import format_number, tokens_per_s
-
-_BACKGROUND, _INK, _FAINT, _GRID = "#ffffff", "#24292f", "#656d76", "#e4e7eb"
-_STYLES = {
-    scenarios.HTTP.name: ("#0072b2", "o"),
-    scenarios.GRPC.name: ("#009e73", "s"),
-    scenarios.HTTP_OFF.name: ("#e69f00", "^"),
-    scenarios.ENGINE_ONLY.name: ("#4d4d4d", "D"),
-    scenarios.LLAMA_CPP.name: ("#d55e00", "v"),
-}
-_OTHER_STYLES = (("#cc79a7", "P"), ("#56b4e9", "X"), ("#8c6bb1", "*"))
-_ROLE_COLOURS = {
-    CLIENT: "#b9c0c8",
-    FRONT_END: "#0072b2",
-    TRITON: "#76b900",
-    "preprocess stub": "#f0e442",
-    "decode stub": "#e69f00",
-    "postprocess stub": "#cc79a7",
-    ENGINE: "#4d4d4d",
-}
-_LOOK = {
-    "figure.facecolor": _BACKGROUND,
-    "savefig.facecolor": _BACKGROUND,
-    "axes.facecolor": _BACKGROUND,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "text.color": _INK,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "legend.frameon": False,
-    "lines.linewidth": 2,
-    "lines.markersize": 6,
-    "svg.hashsalt": "triton-completions",  # equal results give equal files
-}
-_DPI = 160
+from benchmarks.report.targets import events_per_s, format_number, tokens_per_s
 
 Value = Callable[[Run], float | None]
 
@@ -79,13 +28,13 @@ def draw(results: Results, folder: Path) -> list[Path]:
     """Draws every plot that the results have data for, and returns the paths of the PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with pyplot.rc_context(_LOOK):
+    with pyplot.rc_context(LOOK):
         for name in (name for scenario, names in PLOTS.items() if results.select(scenario) for name in names):
             figure = _DRAWINGS[name](results)
             _sign(figure, results)
             for ending in ("png", "svg"):
                 metadata = {"Date": None} if ending == "svg" else None
-                figure.savefig(folder / f"{name}.{ending}", dpi=_DPI, bbox_inches="tight", metadata=metadata)
+                figure.savefig(folder / f"{name}.{ending}", dpi=DPI, bbox_inches="tight", metadata=metadata)
             pyplot.close(figure)
             paths.append(folder / f"{name}.png")
     return paths
@@ -95,7 +44,7 @@ def _throughput(results: Results) -> Any:
     figure, axes = pyplot.subplots(figsize=(7.2, 4.4))
     levels = _levels(results, scenarios.THROUGHPUT)
     ceiling = [scenarios.STEPS_PER_S * streams for streams in levels]
-    axes.plot(levels, ceiling, color=_FAINT, linestyle=(0, (4, 3)), linewidth=1.2, label="rate of the engine")
+    axes.plot(levels, ceiling, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, label="rate of the engine")
     _lines(axes, results, scenarios.THROUGHPUT, tokens_per_s)
     _log_streams(axes, levels)
     _log_values(axes)
@@ -112,7 +61,7 @@ def _latency(results: Results) -> Any:
         (panels[1], "gap", "Gap between arrivals of one stream"),
     ):
         for system in _systems(results, scenarios.THROUGHPUT):
-            colour, mark = _style(system)
+            colour, mark = style_of(system)
             middle = _series(results, scenarios.THROUGHPUT, system, attrgetter(f"figures.{what}_p50_ms"))
             late = _series(results, scenarios.THROUGHPUT, system, attrgetter(f"figures.{what}_p99_ms"))
             axes.plot(*middle, color=colour, marker=mark, label=f"{system}, p50")
@@ -122,6 +71,39 @@ def _latency(results: Results) -> Any:
         axes.set(ylabel="ms", title=title)
     panels[0].legend(loc="upper left", fontsize=8)
     return figure
+
+
+def _events(scenario: str, title: str) -> Callable[[Results], Any]:
+    """Returns a drawing of a scenario's events per second and gaps by number of streams."""
+
+    def draw_scenario(results: Results) -> Any:
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6))
+        levels = _levels(results, scenario)
+        every_token = [scenarios.STEPS_PER_S * streams for streams in levels]
+        left.plot(levels, every_token, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, label="every token an event")
+        _lines(left, results, scenario, events_per_s)
+        _gaps(right, results, scenario)
+        left.set(ylabel="events per second", title=title)
+        right.set(ylabel="ms", title="Gap between arrivals of one stream")
+        for axes in (left, right):
+            _log_streams(axes, levels)
+            _log_values(axes)
+        # Below the panels, since with several numbers of workers there are more lines than a panel has room for.
+        handles, names = left.get_legend_handles_labels()
+        figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=min(len(names), 4))
+        right.text(0.02, 0.97, "solid: p50, dotted: p99", transform=right.transAxes, va="top", color=FAINT)
+        return figure
+
+    return draw_scenario
+
+
+def _gaps(axes: Any, results: Results, scenario: str) -> None:
+    for system in _systems(results, scenario):
+        colour, mark = style_of(system)
+        middle = _series(results, scenario, system, attrgetter("figures.gap_p50_ms"))
+        late = _series(results, scenario, system, attrgetter("figures.gap_p99_ms"))
+        axes.plot(*middle, **line_of(system))
+        axes.plot(*late, color=colour, marker=mark, linestyle=":", linewidth=1.4, fillstyle="none")
 
 
 def _cpu(results: Results) -> Any:
@@ -163,7 +145,7 @@ def _engine(results: Results) -> Any:
     figure, panels = pyplot.subplots(1, len(levels), figsize=(2.6 * len(levels) + 2, 4.2), squeeze=False)
     for axes, streams in zip(panels[0], levels, strict=True):
         values = [median_of(_runs(results, scenarios.ENGINE, name, streams), tokens_per_s) or 0.0 for name in names]
-        colours = [_style(name)[0] for name in names]
+        colours = [style_of(name)[0] for name in names]
         axes.bar(range(len(names)), values, color=colours, width=0.7)
         for position, value in enumerate(values):
             axes.annotate(format_number(value), (position, value), ha="center", va="bottom")
@@ -179,7 +161,7 @@ def _engine(results: Results) -> Any:
 def _prefill(results: Results) -> Any:
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
     for system in _systems(results, scenarios.PREFILL):
-        colour, mark = _style(system)
+        colour, mark = style_of(system)
         by_words: dict[int, list[Run]] = {}
         for run in results.select(scenarios.PREFILL, system):
             by_words.setdefault(run.point.prompt_words, []).append(run)
@@ -217,6 +199,9 @@ def _servers_memory(run: Run) -> float:
 
 
 _DRAWINGS: dict[str, Callable[[Results], Any]] = {
+    "events": _events(scenarios.THROUGHPUT, f"Events at {scenarios.STEPS_PER_S} tokens/s for each stream"),
+    "many-streams": _events(scenarios.MANY, f"Events at {scenarios.STEPS_PER_S} tokens/s for each stream"),
+    "long-streams": _events(scenarios.LONG, "Events of long streams"),
     "throughput": _throughput,
     "latency": _latency,
     "cpu": _cpu,
@@ -238,11 +223,7 @@ def _levels(results: Results, scenario: str) -> list[int]:
 def _systems(results: Results, scenario: str) -> list[str]:
     """Returns the systems of a scenario in the order of the styles."""
     names = {run.system for run in results.select(scenario)}
-    return [name for name in _STYLES if name in names] + sorted(names - _STYLES.keys())
-
-
-def _style(system: str) -> tuple[str, str]:
-    return _STYLES.get(system) or _OTHER_STYLES[sum(system.encode()) % len(_OTHER_STYLES)]
+    return [name for name in STYLES if name in names] + sorted(names - STYLES.keys())
 
 
 def _series(results: Results, scenario: str, system: str, value: Value) -> tuple[list[int], list[float]]:
@@ -258,8 +239,7 @@ def _series(results: Results, scenario: str, system: str, value: Value) -> tuple
 
 def _lines(axes: Any, results: Results, scenario: str, value: Value) -> None:
     for system in _systems(results, scenario):
-        colour, mark = _style(system)
-        axes.plot(*_series(results, scenario, system, value), color=colour, marker=mark, label=system)
+        axes.plot(*_series(results, scenario, system, value), **line_of(system), label=system)
 
 
 def _bars(
@@ -271,7 +251,7 @@ def _bars(
         heights[name] = [median_of(_runs(results, scenario, name, streams), value) for streams in levels]
         positions = [level - 0.4 + width * (index + 0.5) for level in range(len(levels))]
         axes.bar(
-            positions, [height or 0.0 for height in heights[name]], width * 0.92, color=_style(name)[0], label=name
+            positions, [height or 0.0 for height in heights[name]], width * 0.92, color=style_of(name)[0], label=name
         )
     axes.set_xticks(range(len(levels)), [f"{streams:,}" for streams in levels])
     axes.grid(axis="x", visible=False)
@@ -281,7 +261,7 @@ def _bars(
 def _stacks(axes: Any, columns: dict[str, list[Run]]) -> None:
     """Draws one column for each group of runs, with a layer for each role."""
     bottoms = [0.0] * len(columns)
-    for role, colour in _ROLE_COLOURS.items():
+    for role, colour in ROLE_COLOURS.items():
         cost = methodcaller("cpu_per_1000_tokens", role)
         heights = [median_of(runs, cost) or 0.0 for runs in columns.values()]
         if any(heights):
@@ -314,4 +294,4 @@ def _sign(figure: Any, results: Results) -> None:
     machine = f"{results.machine.cpu}, {results.machine.cores} cores, load clients included"
     text = f"{machine} · {results.started_at[:10]} · {kind}"
     figure.tight_layout()
-    figure.text(0.01, 0.0, text, color=_FAINT, fontsize=7.5, ha="left", va="top")
+    figure.text(0.01, 0.0, text, color=FAINT, fontsize=7.5, ha="left", va="top")

@@ -11,9 +11,11 @@ import orjson
 
 from benchmarks.load.point import LoadPoint
 from benchmarks.machine import MachineFacts, Noise
+from benchmarks.processes import CLIENT
 from benchmarks.report.figures import Figures, median
 
 SCHEMA_VERSION = 1
+_BUSY_CLIENT_SHARE = 0.75
 # Files of earlier releases are still read.
 _FORMER_SYSTEM_KEY = "contender"
 _FORMER_SYSTEM_NAMES = {"bare engine": "engine only"}
@@ -36,12 +38,29 @@ class Run:
     memory_mib: dict[str, float]  # by role, right after it
     noise: Noise
     memory_over_time: list[dict[str, float]] = field(default_factory=list)  # `s` since the start, MiB by role
+    load_processes: int = 1
 
     def cpu_per_1000_tokens(self, *roles: str) -> float | None:
         """Returns the CPU seconds of these roles, or of all, per 1,000 tokens."""
         if not self.figures.tokens or not self.cpu_s:
             return None
         return sum(self.cpu_s.get(role, 0.0) for role in roles or self.cpu_s) / self.figures.tokens * 1000
+
+    def cpu_per_1000_events(self, *roles: str) -> float | None:
+        """Returns the CPU seconds of these roles per 1,000 events; None if none of them took part."""
+        if not self.figures.events or not self.cpu_s.keys() & {*roles}:
+            return None
+        return sum(self.cpu_s.get(role, 0.0) for role in roles) / self.figures.events * 1000
+
+    @property
+    def server_roles(self) -> list[str]:
+        """The roles of all processes but the load client's; empty for a server that is known by URL only."""
+        return [role for role in self.cpu_s if role != CLIENT]
+
+    @property
+    def is_client_limited(self) -> bool:
+        """Whether the load client was busy for most of the time, so that the load measures the client too."""
+        return self.cpu_s.get(CLIENT, 0.0) > _BUSY_CLIENT_SHARE * self.figures.wall_s * self.load_processes
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from operator import attrgetter, methodcaller
 
 from benchmarks import scenarios
-from benchmarks.load.point import LoadPoint
 from benchmarks.processes import CLIENT
+from benchmarks.report.comparison import before_and_after, cost_of_events, grouped, markdown_table, number
 from benchmarks.report.figures import median
 from benchmarks.report.results import Results, Run, median_of, ratio
-from benchmarks.report.targets import Status, Verdict, format_number, judge, tokens_per_s
+from benchmarks.report.targets import Status, Verdict, events_per_s, format_number, judge, tokens_per_s
 
 # The plots of plots.py by the scenario whose table they follow.
 PLOTS = {
-    scenarios.THROUGHPUT: ("throughput", "latency", "cpu", "coalescing"),
+    scenarios.THROUGHPUT: ("events", "throughput", "latency", "cpu", "coalescing"),
+    scenarios.MANY: ("many-streams",),
+    scenarios.LONG: ("long-streams",),
     scenarios.ENGINE: ("engine",),
     scenarios.PREFILL: ("prefill",),
     scenarios.GROWTH: ("growth",),
@@ -33,7 +35,7 @@ def report(results: Results) -> str:
         _HEAD,
         _circumstances(results),
         "## Targets\n",
-        _table(("target", "limit", "measured", ""), [_verdict_row(verdict) for verdict in verdicts]),
+        markdown_table(("target", "limit", "measured", ""), [_verdict_row(verdict) for verdict in verdicts]),
         _misses(results, verdicts),
         _scenario(
             results,
@@ -41,6 +43,21 @@ def report(results: Results) -> str:
             f"Streaming, `scripted` at {scenarios.STEPS_PER_S} tokens/s for each stream",
             scenarios.HTTP.name,
         ),
+        _scenario(
+            results,
+            scenarios.READING,
+            f"{scenarios.READING_STREAMS:,} streams, `scripted` at {scenarios.READING_STEPS_PER_S} tokens/s for each",
+            scenarios.HTTP_NO_CHANNELS.name,
+        ),
+        _scenario(
+            results,
+            scenarios.MANY,
+            "Thousands of streams, by number of front-end workers",
+            scenarios.HTTP_NO_CHANNELS.name,
+        ),
+        _scenario(results, scenarios.LONG, "Long streams", scenarios.HTTP_NO_CHANNELS.name),
+        cost_of_events(results, (scenarios.THROUGHPUT, scenarios.READING, scenarios.MANY, scenarios.LONG)),
+        before_and_after(results),
         _scenario(results, scenarios.LATENCY, "One client, one request after another", scenarios.GRPC.name),
         _scenario(results, scenarios.WHOLE, "Without streaming", scenarios.GRPC.name),
         _scenario(results, scenarios.ENGINE, "The CPU engine and baselines", scenarios.ENGINE_ONLY.name),
@@ -70,7 +87,9 @@ def _circumstances(results: Results) -> str:
     lines = [
         f"{results.started_at}, {results.duration_s / 60:.0f} minutes ({mode}), commit `{results.git_commit}`.",
         f"{machine.cores} cores ({machine.cpu}), {machine.memory_gib} GiB, {machine.system}, Python {machine.python}. "
-        "Everything ran on this machine, including the load clients.",
+        "Everything ran on this machine, including the load clients."
+        + (f" GPU: {machine.gpu}; none of the scenarios uses one." if machine.gpu else "")
+        + (f" {machine.note.rstrip('.')}." if machine.note else ""),
         f"Share of all CPU time during the loads: other programs {_percent(median(others))} at the median and "
         f"{_percent(max(others, default=0))} at most, hypervisor {_percent(median(steal))} and "
         f"{_percent(max(steal, default=0))}; 1 minute load average up to {format_number(max(loads, default=0))}.",
@@ -91,11 +110,16 @@ def _misses(results: Results, verdicts: Iterable[Verdict]) -> str:
     missed = [verdict for verdict in verdicts if verdict.status is Status.MISS]
     if not missed:
         return ""
-    lines = ["## CPU use at the loads of missed targets\n"]
+    by_load: dict[tuple[str, str, int] | None, list[Verdict]] = {}
     for verdict in missed:
-        target = verdict.target
-        outcome = f"{_measured(verdict)}, limit {target.limit}"
-        lines.append(f"- **{target.description}**: {outcome}. {_cpu_profile(results, verdict)}")
+        by_load.setdefault(verdict.target.evidence, []).append(verdict)
+    lines = ["## CPU use at the loads of missed targets\n"]
+    for verdicts_of_load in by_load.values():
+        outcomes = [
+            f"**{verdict.target.description}** {_measured(verdict)}, limit {verdict.target.limit}"
+            for verdict in verdicts_of_load
+        ]
+        lines.append(f"- {'; '.join(outcomes)}. {_cpu_profile(results, verdicts_of_load[0])}")
     return "\n".join(lines) + "\n"
 
 
@@ -121,28 +145,29 @@ def _scenario(results: Results, name: str, title: str, base: str | None) -> str:
     if not runs:
         return ""
     columns: list[tuple[str, Callable[[list[Run]], str]]] = [
-        ("tok/s", lambda group: _number(median_of(group, tokens_per_s))),
+        ("tok/s", lambda group: number(median_of(group, tokens_per_s))),
+        ("events/s", lambda group: number(median_of(group, events_per_s))),
         ("TTFT p50 / p99, ms", lambda group: _pair(group, "ttft_p50_ms", "ttft_p99_ms")),
         ("gap p50 / p99, ms", lambda group: _pair(group, "gap_p50_ms", "gap_p99_ms")),
         ("response p50 / p99, ms", lambda group: _pair(group, "latency_p50_ms", "latency_p99_ms")),
-        ("tokens per event", lambda group: _number(median_of(group, lambda run: run.figures.tokens_per_event))),
-        ("CPU s per 1,000 tokens", lambda group: _number(median_of(group, _servers_cpu))),
-        ("client's CPU s", lambda group: _number(median_of(group, lambda run: run.cpu_per_1000_tokens(CLIENT)))),
-        ("memory, MiB", lambda group: _number(median_of(group, _servers_memory))),
+        ("tokens per event", lambda group: number(median_of(group, lambda run: run.figures.tokens_per_event))),
+        ("CPU s per 1,000 tokens", lambda group: number(median_of(group, _servers_cpu))),
+        ("client's CPU s", lambda group: number(median_of(group, lambda run: run.cpu_per_1000_tokens(CLIENT)))),
+        ("memory, MiB", lambda group: number(median_of(group, _servers_memory))),
         ("failed", lambda group: str(sum(run.figures.failures for run in group))),
     ]
     head = ["streams", "prompt tokens", "tokens each", "system", *(title for title, _ in columns)]
     if base:
         head.append(f"relative to {base}")
     rows = []
-    for point, system, group in _grouped(runs):
+    for point, system, group in grouped(runs):
         prompt = median_of(group, lambda run: run.figures.prompt_tokens / max(run.figures.requests, 1))
-        row = [str(point.streams), _number(prompt), str(point.max_tokens), system]
+        row = [str(point.streams), number(prompt), str(point.max_tokens), system]
         row += [cell(group) for _, cell in columns]
         if base:
-            row.append(_number(ratio(group, results.select(name, base, point.__eq__), tokens_per_s)))
+            row.append(number(ratio(group, results.select(name, base, point.__eq__), tokens_per_s)))
         rows.append(tuple(row))
-    return f"## {title}\n\n{_table(tuple(head), rows)}{_images(name)}"
+    return f"## {title}\n\n{markdown_table(tuple(head), rows)}{_images(name)}"
 
 
 def _images(scenario: str) -> str:
@@ -156,10 +181,10 @@ def _roles(results: Results) -> str:
         return ""
     roles = _all_roles(runs)
     rows = [
-        (system, *(_number(median_of(group, methodcaller("cpu_per_1000_tokens", role))) for role in roles))
-        for _, system, group in _grouped(runs)
+        (system, *(number(median_of(group, methodcaller("cpu_per_1000_tokens", role))) for role in roles))
+        for _, system, group in grouped(runs)
     ]
-    return f"## CPU seconds per 1,000 tokens by process, 64 streams\n\n{_table(('system', *roles), rows)}"
+    return f"## CPU seconds per 1,000 tokens by process, 64 streams\n\n{markdown_table(('system', *roles), rows)}"
 
 
 def _sources(results: Results) -> str:
@@ -168,15 +193,6 @@ def _sources(results: Results) -> str:
     lines += [f"- server, {name}: {what}" for name, what in results.servers.items()]
     lines.append("- versions: " + ", ".join(f"{name} {version}" for name, version in results.versions.items()))
     return "\n".join(lines) + "\n"
-
-
-def _grouped(runs: Iterable[Run]) -> list[tuple[LoadPoint, str, list[Run]]]:
-    """Returns the repeats of each load and system, in the order of the first repeat."""
-    groups: dict[tuple[LoadPoint, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.point, run.system), []).append(run)
-    order = {point: index for index, point in enumerate(dict.fromkeys(point for point, _ in groups))}
-    return sorted(((*key, group) for key, group in groups.items()), key=lambda item: order[item[0]])
 
 
 def _all_roles(runs: Iterable[Run]) -> list[str]:
@@ -189,8 +205,7 @@ def _cores_of(role: str) -> Callable[[Run], float | None]:
 
 def _servers_cpu(run: Run) -> float | None:
     """Returns None for a server that is known by URL only, because its processes are unknown."""
-    roles = [role for role in run.cpu_s if role != CLIENT]
-    return run.cpu_per_1000_tokens(*roles) if roles else None
+    return run.cpu_per_1000_tokens(*run.server_roles) if run.server_roles else None
 
 
 def _servers_memory(run: Run) -> float | None:
@@ -200,17 +215,8 @@ def _servers_memory(run: Run) -> float | None:
 
 def _pair(runs: list[Run], first: str, second: str) -> str:
     values = [median_of(runs, attrgetter(f"figures.{name}")) for name in (first, second)]
-    return " / ".join(_number(value) for value in values) if values[0] is not None else "-"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else format_number(value)
+    return " / ".join(number(value) for value in values) if values[0] is not None else "-"
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -1,15 +1,27 @@
-"""Baselines: OpenAI-compatible servers by URL, and llama.cpp's server, which is started here."""
+"""Systems to compare with: OpenAI-compatible servers by URL, and llama.cpp's server and NVIDIA's front end.
+
+Baselines run the model of the CPU engine, peers the scripted one.
+"""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.scenarios import LLAMA_CPP, Client, System
-from benchmarks.systems.servers import Server, ServerError, llama_cpp_options, llama_cpp_server, remote_server
+from benchmarks.scenarios import LLAMA_CPP, NVIDIA, STEPS_PER_S, Client, System, scripted_settings
+from benchmarks.systems.programs import ServerError
+from benchmarks.systems.servers import (
+    Server,
+    llama_cpp_options,
+    llama_cpp_server,
+    nvidia_command,
+    nvidia_front_end,
+    remote_server,
+    secret,
+)
 
 _LLAMA_SLOTS = 64
 _LLAMA_TOKENS_PER_SLOT = 2048  # llama.cpp divides its context among its slots; the longest prompt must fit into one
@@ -35,19 +47,65 @@ def pairs(options: Iterable[str], form: str) -> dict[str, str]:
     return values
 
 
-def remote_baselines(urls: dict[str, str], models: dict[str, str], keys: dict[str, str]) -> list[Baseline]:
-    """Peers by URL. `keys` are API keys, `models` names of models; both may leave baselines out."""
-    if unknown := (models.keys() | keys.keys()) - urls.keys():
-        raise ValueError(f"No --base-url for {', '.join(sorted(unknown))}.")
-    return [_remote_baseline(name, url, keys.get(name), models.get(name)) for name, url in urls.items()]
+@dataclass(frozen=True)
+class RemoteOptions:
+    """Servers by URL, in all of these by name; both API keys and names of models may be missing."""
+
+    base_urls: Mapping[str, str]
+    peer_urls: Mapping[str, str]
+    models: Mapping[str, str]
+    keys: Mapping[str, str]
+
+    @classmethod
+    def parse(
+        cls, base_urls: Iterable[str], peer_urls: Iterable[str], models: Iterable[str], keys: Iterable[str]
+    ) -> RemoteOptions:
+        """Parses the options' NAME=VALUE pairs.
+
+        Raises ValueError for a malformed pair, a model or key of a server without URL, and a variable that is unset.
+        """
+        base, peer = pairs(base_urls, "NAME=URL"), pairs(peer_urls, "NAME=URL")
+        model_names, variables = pairs(models, "NAME=MODEL"), pairs(keys, "NAME=VARIABLE")
+        if unknown := (model_names.keys() | variables.keys()) - (base.keys() | peer.keys()):
+            raise ValueError(f"No --base-url or --peer-url for {', '.join(sorted(unknown))}.")
+        return cls(base, peer, model_names, {name: secret(variable) for name, variable in variables.items()})
+
+    def baselines(self) -> list[Baseline]:
+        """Returns the servers that run the model of the CPU engine."""
+        return [self._baseline(name, url, is_scripted=False) for name, url in self.base_urls.items()]
+
+    def peers(self) -> list[Baseline]:
+        """Returns the servers that run the scripted model."""
+        return [self._baseline(name, url, is_scripted=True) for name, url in self.peer_urls.items()]
+
+    def _baseline(self, name: str, url: str, *, is_scripted: bool) -> Baseline:
+        key, model = self.keys.get(name), self.models.get(name)
+        kind = f", with a model of {STEPS_PER_S} tokens/s for each stream" if is_scripted else ""
+        return Baseline(
+            System(name, name, Client.HTTP),
+            lambda: nullcontext(remote_server(url, key, model, generates_max_tokens=is_scripted)),
+            f"an OpenAI-compatible server that was already running{kind}",
+        )
 
 
-def _remote_baseline(name: str, url: str, key: str | None, model: str | None) -> Baseline:
-    return Baseline(
-        System(name, name, Client.HTTP),
-        lambda: nullcontext(remote_server(url, key, model)),
-        "an OpenAI-compatible server that was already running",
-    )
+def nvidia_peers(folder: Path | None, python: str, engine_dir: Path, log_dir: Path) -> list[Baseline]:
+    """Returns NVIDIA's OpenAI front end on the scripted model. Raises ValueError if `folder` does not contain it."""
+    if folder is None:
+        return []
+    if not (folder / "openai_frontend" / "main.py").is_file():
+        raise ValueError(
+            f"{folder} has no openai_frontend/main.py. Use the folder python/openai of a checkout of "
+            "triton-inference-server/server, or /opt/tritonserver/python/openai in NVIDIA's image."
+        )
+    settings = scripted_settings()
+    command = " ".join(nvidia_command(folder, python, 0))
+    return [
+        Baseline(
+            NVIDIA,
+            lambda: nvidia_front_end(folder, python, engine_dir, settings, log=log_dir / "nvidia-front-end.log"),
+            " ".join((command, *(f"{name}={value}" for name, value in settings.items()))),
+        )
+    ]
 
 
 def llama_cpp_baselines(program: Path | None, models: Sequence[Path], log_dir: Path) -> list[Baseline]:

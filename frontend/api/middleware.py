@@ -12,6 +12,7 @@ from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import log_request
 from frontend.observability.request_record import CLIENT_CLOSED_REQUEST, RequestRecord, begin_record
 from frontend.response.errors import as_pipeline_error, error_response
+from frontend.response.event_writer import store_send
 from frontend.settings import FrontendSettings
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,7 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send)
             return
         record = begin_record(scope, self._public_url)
+        store_send(scope, send)
         try:
             await self._respond(scope, receive, _with_request_id(send, record), record)
         finally:

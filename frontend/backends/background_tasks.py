@@ -16,6 +16,9 @@ class BackgroundTasks:
     def __iter__(self) -> Iterator[asyncio.Task[None]]:
         return iter(tuple(self._running))
 
+    def __len__(self) -> int:
+        return len(self._running)
+
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Starts a task and keeps it until it is done."""
         task = asyncio.create_task(work)

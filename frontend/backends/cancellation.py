@@ -29,7 +29,7 @@ class CancelTimeouts:
 async def cancel_until_done(
     generator: Generator, parameters: CompletionParameters, stream_task: asyncio.Task[Any], timeouts: CancelTimeouts
 ) -> None:
-    """Repeats the cancellation until `stream_task`, which drains the generator's iterator, is done."""
+    """Repeats the cancellation until `stream_task`, which awaits the generator, is done."""
     repeat_s, waited_s = timeouts.first_repeat_s, 0.0
     while waited_s < timeouts.confirm_s and not stream_task.done():
         try:

@@ -26,13 +26,13 @@ def create_generator(
     if settings.backend == "fake":
         return FakeGenerator(records_requests=False)
     addresses = model.triton or settings.triton_addresses
-    generators = {address: _create_one(model, address) for address in addresses}
+    generators = {address: _create_one(model, address, settings) for address in addresses}
     options = PoolOptions(settings.health_check_interval_s, settings.triton_unresponsive_timeout_s)
     return load_balanced(generators, observer, options, on_lost=on_lost)
 
 
-def _create_one(model: DeployedModel, address: str) -> Generator:
+def _create_one(model: DeployedModel, address: str, settings: FrontendSettings) -> Generator:
     if model.kind is ModelKind.INFLIGHT_BATCHER_LLM:
         channel = TritonChannel(address, read_failure=read_failure, logs_details=False)
         return InflightBatcherGenerator(channel, model)
-    return TritonGenerator(TritonChannel(address), model.ensemble)
+    return TritonGenerator(TritonChannel(address), model.ensemble, use_channels=settings.use_channels)

@@ -1,4 +1,4 @@
-"""A Generator that returns scripted chunks instead of calling Triton, under the same rules as the real ones.
+"""A Generator that pushes scripted chunks instead of calling Triton, under the same rules as the real ones.
 
 For tests, and with BACKEND=fake for work on clients without a model:
 
@@ -10,16 +10,17 @@ For tests, and with BACKEND=fake for work on clients without a model:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeAlias
 
+from frontend.backends.generator import OnChunk
 from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 from llm_pipeline.protocol.model_info import ModelInfo
 
-# A chunk to yield, an error to raise, or an event to wait for. A cancellation ends the script at its next step.
+# A chunk to push, an error to raise, or an event to wait for. A cancellation ends the script at its next step.
 ScriptStep: TypeAlias = TextChunk | Exception | asyncio.Event
 CompletionScript: TypeAlias = Callable[[CompletionParameters], Iterable[ScriptStep]]
 
@@ -69,24 +70,23 @@ class FakeGenerator:
         self._cancel_events: dict[str, asyncio.Event] = {}
         self._has_cancelled = asyncio.Event()
 
-    async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """Yields the chunks of the script: one by one when streaming, otherwise as one. Raises its exceptions."""
+    async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
+        """Pushes the chunks of the script: one by one when streaming, otherwise as one. Raises its exceptions."""
         if parameters.request_id.startswith("warm-up"):
-            yield TextChunk(self.warm_up_text, 1, None, PROMPT_TOKENS, FinishReason.LENGTH)
+            on_chunk(TextChunk(self.warm_up_text, 1, None, PROMPT_TOKENS, FinishReason.LENGTH))
             return
         key = parameters.request_key
         if self._records_requests:
             self.requests.append(parameters)
         self.running.add(key)
         try:
-            async for chunk in self._run_script(parameters):
-                yield chunk
+            await self._run_script(parameters, on_chunk)
         finally:
             self.running.discard(key)
             if not self._records_requests:
                 self._cancel_events.pop(key, None)
 
-    async def _run_script(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+    async def _run_script(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         cancelled = self._cancel_events.setdefault(parameters.request_key, asyncio.Event())
         unsent: list[TextChunk] = []
         for step in self.script(parameters):
@@ -95,18 +95,20 @@ class FakeGenerator:
             if isinstance(step, asyncio.Event):
                 await _wait_for_first(step, cancelled)
             if cancelled.is_set():
-                yield TextChunk("", 0, finish_reason=FinishReason.CANCELLED)
+                on_chunk(TextChunk("", 0, finish_reason=FinishReason.CANCELLED))
                 return
             if isinstance(step, TextChunk):
                 await asyncio.sleep(0)
                 unsent.append(step)
                 if parameters.stream:
-                    yield unsent.pop()
+                    on_chunk(unsent.pop())
         if unsent:
-            yield replace(
-                unsent[-1],
-                text="".join(chunk.text for chunk in unsent),
-                token_ids=tuple(token_id for chunk in unsent for token_id in chunk.token_ids or ()) or None,
+            on_chunk(
+                replace(
+                    unsent[-1],
+                    text="".join(chunk.text for chunk in unsent),
+                    token_ids=tuple(token_id for chunk in unsent for token_id in chunk.token_ids or ()) or None,
+                )
             )
 
     async def cancel(self, key: str) -> None:

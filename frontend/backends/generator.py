@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
 from llm_pipeline.protocol.model_info import ModelInfo
+
+OnChunk: TypeAlias = Callable[[TextChunk], None]
 
 
 class UnreachableError(PipelineError):
@@ -27,16 +29,19 @@ class NoRoomError(PipelineError):
 class Generator(Protocol):
     """Completes many prompts concurrently. An implementation belongs to one event loop.
 
-    Callers must exhaust the iterator returned by `generate`: past the finish reason, and past a `cancel`. Its end means
-    that the engine has finished its work for the request. Closing the iterator early, or cancelling a task that waits
-    for it, is a last resort: it cancels the call to Triton, which this Triton version does not always survive (server
-    PR 8078).
+    Chunks are pushed instead of awaited: the chunks of all requests arrive together, and a wake-up of one task for each
+    would cost more than the chunk itself.
+
+    Callers must await `generate` to its end: past the finish reason, and past a `cancel`. Its end means that the engine
+    has finished its work for the request. Cancelling a task that waits for it is a last resort: it may cancel the call
+    to Triton, which this Triton version does not always survive (server PR 8078).
     """
 
-    def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """Yields the chunks of one completion as they are generated.
+    async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
+        """Runs one completion to its end. Calls `on_chunk`, which must not raise, for each chunk as it arrives.
 
-        Raises PipelineError if the completion fails; UnreachableError only before the first chunk.
+        Raises PipelineError if the completion fails; UnreachableError only before the first chunk. No chunk arrives
+        after it has returned or raised.
         """
 
     async def cancel(self, key: str) -> None:

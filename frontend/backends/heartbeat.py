@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 class Heartbeat:
-    """A context manager to enter for each request: while at least one is running, the lease is renewed.
+    """Renews the lease while at least one request is running. Also a context manager for the time of one request.
 
     `renew` sends one message and raises PipelineError if it cannot be delivered. A message without a response is
     neither repeated nor cancelled: it goes to the same Triton as the next one would.
@@ -33,15 +33,23 @@ class Heartbeat:
         """Whether the lease is being renewed. Ends up to one interval after the last request."""
         return self._task is not None and not self._task.done()
 
-    def __enter__(self) -> None:
+    def request_begins(self) -> None:
+        """Starts the heartbeat unless it is beating."""
         self._running += 1
         if not self.is_beating:
             self._task = asyncio.create_task(self._beat())
 
+    def request_ends(self) -> None:
+        """Ends the heartbeat, within one interval, if no other request is running."""
+        self._running -= 1
+
+    def __enter__(self) -> None:
+        self.request_begins()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._running -= 1
+        self.request_ends()
 
     def close(self) -> None:
         """Ends the heartbeat."""

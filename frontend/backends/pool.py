@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,7 +25,7 @@ from typing import Protocol
 import structlog
 
 from frontend.backends.background_tasks import BackgroundTasks
-from frontend.backends.generator import Generator, NoRoomError, UnreachableError
+from frontend.backends.generator import Generator, NoRoomError, OnChunk, UnreachableError
 from frontend.backends.warm_up import WarmUpProbe
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
@@ -111,23 +111,25 @@ class GeneratorPool:
         for endpoint in self._endpoints:
             observer.on_known(endpoint.name)
 
-    async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """Yields the chunks of one completion. Raises UnreachableError if no endpoint is admitted."""
-        first, has_begun = self._select(), False
+    async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
+        """Runs one completion to its end. Raises UnreachableError if no endpoint is admitted."""
+        endpoint, has_begun = self._select(), False
+
+        def receive(chunk: TextChunk) -> None:
+            nonlocal has_begun
+            has_begun = True
+            endpoint.last_response_s = time.monotonic()
+            on_chunk(chunk)
+
         try:
-            async for chunk in self._generate(first, parameters):
-                has_begun = True
-                yield chunk
+            await self._run(endpoint, parameters, receive)
         except UnreachableError:
             if has_begun:
                 raise
             # In case it runs there after all: it must not run twice.
-            self._cancellations.start(_try_to_cancel(first.generator, parameters.request_key))
-            second = self._select(other_than=first)
-        else:
-            return
-        async for chunk in self._generate(second, parameters):
-            yield chunk
+            self._cancellations.start(_try_to_cancel(endpoint.generator, parameters.request_key))
+            endpoint = self._select(other_than=endpoint)
+            await self._run(endpoint, parameters, receive)
 
     def _select(self, other_than: _Endpoint | None = None) -> _Endpoint:
         """The admitted endpoint with the fewest outstanding requests; ties go to the least recently selected."""
@@ -139,14 +141,12 @@ class GeneratorPool:
         selected.last_selected = self._selections
         return selected
 
-    async def _generate(self, endpoint: _Endpoint, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+    async def _run(self, endpoint: _Endpoint, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         self._running[parameters.request_key] = endpoint
         endpoint.outstanding += 1
         self._observer.on_request(endpoint.name)
         try:
-            async for chunk in endpoint.generator.generate(parameters):
-                endpoint.last_response_s = time.monotonic()
-                yield chunk
+            await endpoint.generator.generate(parameters, on_chunk)
             endpoint.probe_delay_s = self._options.first_probe_delay_s  # it works: the next failure starts over
         except PipelineError as error:
             if error.code in _ENDPOINT_FAILURES and not isinstance(error, NoRoomError):

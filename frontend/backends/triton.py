@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 from frontend.backends.cancel_messages import CancelSender
+from frontend.backends.channel.client import ChannelClient
+from frontend.backends.channel.session import Endpoint
+from frontend.backends.generator import OnChunk
 from frontend.backends.grpc_channel import TritonChannel, infer_request, output_names
 from frontend.backends.heartbeat import Heartbeat
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
+from llm_pipeline.protocol.messages import CompletionParameters
 from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.protocol.tensors import (
     CLIENT_ID_PARAMETER,
@@ -27,16 +28,25 @@ from llm_pipeline.protocol.tensors import (
 class TritonGenerator:
     """A Generator that sends each prompt to the ensemble of one Triton."""
 
-    def __init__(self, channel: TritonChannel, model: str) -> None:
+    def __init__(self, channel: TritonChannel, model: str, *, use_channels: bool = True) -> None:
+        """`use_channels`: all requests share one channel; otherwise each has a response stream of its own."""
         self._channel = channel
         self._model = model
         self._preprocess = stage_model(model, PREPROCESS_MODEL)
         self._decode = decode = stage_model(model, DECODE_MODEL)
         self._heartbeat = Heartbeat(self._renew_lease)
         self._cancellations = CancelSender(channel, lambda key: infer_request(decode, cancel_arrays(key), key))
+        endpoint = Endpoint(channel, model, self._cancellations.send, self._renew_lease)
+        self._channels = ChannelClient(endpoint) if use_channels else None
 
-    async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """Yields the chunks of one completion. Raises PipelineError."""
+    async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
+        """Runs one completion to its end. Raises PipelineError."""
+        if self._channels is not None:
+            await self._channels.generate(parameters, on_chunk)
+        else:
+            await self._generate_alone(parameters, on_chunk)
+
+    async def _generate_alone(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         request = infer_request(
             self._model,
             parameters_to_arrays(parameters),
@@ -49,10 +59,12 @@ class TritonGenerator:
                 if names:
                     chunk = text_chunk_from_raw(names, response.raw_output_contents)
                     if not chunk.is_silent:
-                        yield chunk
+                        on_chunk(chunk)
 
     async def cancel(self, key: str) -> None:
         """Sends a cancellation to decode. Raises PipelineError (503)."""
+        if self._channels is not None and self._channels.cancel_waiting(key):
+            return
         await self._cancellations.send(key)
 
     async def get_model_info(self) -> ModelInfo:
@@ -66,14 +78,16 @@ class TritonGenerator:
             raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "Triton did not return a model description.")
         return info
 
-    async def _renew_lease(self, client_id: str) -> None:
-        await self._channel.infer_all([infer_request(self._decode, renewal_arrays(client_id), "lease")])
+    async def _renew_lease(self, client_id: str, received: int | None = None) -> None:
+        await self._channel.infer_all([infer_request(self._decode, renewal_arrays(client_id, received), "lease")])
 
     async def is_ready(self) -> bool:
         """Whether Triton can be reached and has loaded the ensemble. Never raises."""
         return await self._channel.is_model_ready(self._model)
 
     async def close(self) -> None:
-        """Ends the heartbeat and closes the connection."""
+        """Ends all requests and closes the connection."""
+        if self._channels is not None:
+            await self._channels.close()
         self._heartbeat.close()
         await self._channel.close()

@@ -18,7 +18,7 @@ from frontend.backends.background_tasks import BackgroundTasks
 from frontend.backends.cancellation import CancelTimeouts, abandon_later, cancel_until_done
 from frontend.backends.generator import Generator
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import CompletionParameters, FinishReason
+from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 
 log = structlog.get_logger(__name__)
 
@@ -112,16 +112,19 @@ class WarmUpProbe:
 
     async def _read(self, completion: _Completion) -> None:
         abandon_timer: asyncio.TimerHandle | None = None
+        stream_task = asyncio.current_task()
+
+        def receive(chunk: TextChunk) -> None:
+            nonlocal abandon_timer
+            if completion.is_finished:
+                return
+            completion.text += chunk.text
+            if chunk.finish_reason not in (None, FinishReason.CANCELLED):
+                completion.is_finished = True
+                abandon_timer = abandon_later(stream_task, completion.parameters.request_id, self._timeouts.cancel)
+
         try:
-            async for chunk in self._generator.generate(completion.parameters):
-                if completion.is_finished:
-                    continue
-                completion.text += chunk.text
-                if chunk.finish_reason not in (None, FinishReason.CANCELLED):
-                    completion.is_finished = True
-                    abandon_timer = abandon_later(
-                        asyncio.current_task(), completion.parameters.request_id, self._timeouts.cancel
-                    )
+            await self._generator.generate(completion.parameters, receive)
         finally:
             if abandon_timer is not None:
                 abandon_timer.cancel()

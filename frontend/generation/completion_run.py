@@ -1,18 +1,19 @@
 """Runs the choices of one HTTP request: merges their chunks, and cancels the choices that are no longer wanted.
 
-Each choice has a stream task that drains its generator's iterator to the end, even if the client has gone: an abandoned
-choice is cancelled by a message to decode, and its task continues until the engine has confirmed. So the end of the
-stream task is the end of the engine's work. The response waits for `changed`, takes the chunks that have arrived, and
-checks `failure`.
+Each choice has a stream task that awaits the generator to the end, even if the client has gone: an abandoned choice is
+cancelled by a message to decode, and its task continues until the engine has confirmed. So the end of the stream task
+is the end of the engine's work. The response waits for `changed`, takes the chunks that have arrived, and checks
+`failure`. While it waits, it may also take chunks in the moment in which they arrive (TakeChunk).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import structlog
 
@@ -69,6 +70,10 @@ class Choice:
         return self.stream_task is None or self.stream_task.done()
 
 
+# Takes a chunk in the moment in which it arrives, before the response wakes. Returns False to leave it for `take`.
+TakeChunk: TypeAlias = Callable[[Choice, TextChunk], bool]
+
+
 class RunObserver(Protocol):
     """Receives the events of a run's choices, for metrics, limits and readiness."""
 
@@ -106,6 +111,7 @@ class CompletionRun:
         self._untaken_characters = 0
         self._merge_at = self.limits.merge_chunks
         self._waiter: asyncio.Future[None] | None = None
+        self._take_chunk: TakeChunk | None = None  # only while the waiter waits: chunks must not overtake each other
         self._is_cancelling = False
         self._cancellations = BackgroundTasks()
 
@@ -129,15 +135,19 @@ class CompletionRun:
         """Number of chunks that have arrived and have not been taken."""
         return len(self._arrived)
 
-    async def changed(self) -> None:
-        """Returns when there are chunks to take or a failure, and after `abandon` or `wake`. One waiter at a time."""
+    async def changed(self, take_chunk: TakeChunk | None = None) -> None:
+        """Returns when there are chunks to take or a failure, and after `abandon` or `wake`. One waiter at a time.
+
+        A chunk that `take_chunk` takes does not make it return.
+        """
         if self._arrived or self.failure or self.is_abandoned:
             return
         self._waiter = asyncio.get_running_loop().create_future()
+        self._take_chunk = take_chunk
         try:
             await self._waiter
         finally:
-            self._waiter = None
+            self._waiter = self._take_chunk = None
 
     def take(self) -> list[tuple[Choice, TextChunk]]:
         """Returns all chunks that have arrived since the last call, in order."""
@@ -149,6 +159,7 @@ class CompletionRun:
         """Makes `changed` return."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+            self._take_chunk = None
 
     def fail(self, error: PipelineError, reason: CancelReason) -> None:
         """Ends the run with an error for the client, and cancels its running choices. The first error is reported."""
@@ -178,8 +189,7 @@ class CompletionRun:
 
     async def _drain(self, choice: Choice) -> None:
         try:
-            async for chunk in self.generator.generate(choice.parameters):
-                self._receive(choice, chunk)
+            await self.generator.generate(choice.parameters, partial(self._receive, choice))
             if choice.finish_reason is None and not self._is_cancelling:
                 raise PipelineError(
                     ErrorCode.SERVICE_UNAVAILABLE, "The engine ended this completion early. Retry the request."
@@ -195,6 +205,14 @@ class CompletionRun:
             self._observer.on_end(choice)
 
     def _receive(self, choice: Choice, chunk: TextChunk) -> None:
+        """The generator's callback. Never raises: the generator may have chunks of other requests to deliver."""
+        try:
+            self._accept(choice, chunk)
+        except Exception:
+            log.exception("chunk_not_accepted", request_id=choice.parameters.request_id)
+            self.fail(internal_error(), CancelReason.OTHER_CHOICE_FAILED)
+
+    def _accept(self, choice: Choice, chunk: TextChunk) -> None:
         if choice.finish_reason is not None:
             return
         self._observer.on_chunk(choice, chunk)
@@ -205,6 +223,8 @@ class CompletionRun:
             return  # not for the client; a cancellation that this run did not request fails at the end of the stream
         if chunk.finish_reason is not None:
             self._finish(choice, chunk.finish_reason)
+        if self._take_chunk is not None and self._take_chunk(choice, chunk):
+            return
         self._arrived.append((choice, chunk))
         self._untaken_characters += len(chunk.text)
         if len(self._arrived) >= self._merge_at:

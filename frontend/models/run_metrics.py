@@ -18,6 +18,7 @@ class RunMetrics:
     def __init__(self, record: RequestRecord, model: ServedModel, slots: Slots) -> None:
         self._record = record
         self._metrics = model.metrics
+        self._observe_gap = model.metrics.token_gaps.observe
         self._slots = slots
         self._readiness = model.readiness
         self._counted_prompts: set[int] = set()
@@ -29,11 +30,11 @@ class RunMetrics:
         tokens = chunk.completion_tokens - choice.completion_tokens
         if tokens <= 0:
             return
-        if choice.last_chunk_s:
-            self._metrics.token_gaps.observe((now_s - choice.last_chunk_s) / tokens, tokens)
+        last_s, choice.last_chunk_s = choice.last_chunk_s, now_s
+        if last_s:
+            self._observe_gap((now_s - last_s) / tokens, tokens)
         else:
             self._first_token(now_s)
-        choice.last_chunk_s = now_s
 
     def _first_token(self, now_s: float) -> None:
         self._slots.first_token()

@@ -54,10 +54,14 @@ class ChunkFrames:
         self._continuous_usage = continuous_usage
         self._as_token_ids = as_token_ids
         self._with_token_ids = with_token_ids
+        self._plain_end = _PLAIN_UNFINISHED + self._null_usage_end
+        self._has_plain_events = not (continuous_usage or as_token_ids or with_token_ids)
         self._prefixes: dict[int, bytes] = {}
 
     def chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
         """The event of one chunk; empty for a chunk without text, as for part of a character or of a stop string."""
+        if self._has_plain_events and chunk.finish_reason is None and chunk.logprobs_json is None:  # nearly all
+            return self._prefix(choice) + orjson.dumps(chunk.text) + self._plain_end if chunk.text else b""
         if self._as_token_ids:
             return self._token_id_chunk(choice, chunk)
         if self._with_token_ids:
@@ -75,9 +79,6 @@ class ChunkFrames:
         return self._event(choice, chunk, fields)
 
     def _event(self, choice: Choice, chunk: TextChunk, text_fields: bytes) -> bytes:
-        prefix = self._prefixes.get(choice.index)
-        if prefix is None:
-            prefix = self._prefixes[choice.index] = self._opening + b'{"index":%d,"text":' % choice.index
         reason = chunk.finish_reason
         if chunk.logprobs_json is None:
             middle = _PLAIN_UNFINISHED if reason is None else _PLAIN_FINISHED[reason.value]
@@ -85,7 +86,13 @@ class ChunkFrames:
             ending = _UNFINISHED if reason is None else _FINISHED[reason.value]
             middle = b',"logprobs":' + chunk.logprobs_json + ending
         end = self._usage_end(choice, chunk) if self._continuous_usage else self._null_usage_end
-        return prefix + text_fields + middle + end
+        return self._prefix(choice) + text_fields + middle + end
+
+    def _prefix(self, choice: Choice) -> bytes:
+        prefix = self._prefixes.get(choice.index)
+        if prefix is None:
+            prefix = self._prefixes[choice.index] = self._opening + b'{"index":%d,"text":' % choice.index
+        return prefix
 
     def _usage_end(self, choice: Choice, chunk: TextChunk) -> bytes:
         usage = usage_object(choice.prompt_tokens, chunk.completion_tokens)

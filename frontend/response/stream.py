@@ -7,14 +7,16 @@ from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
-from frontend.generation.completion_run import CompletionRun
+from frontend.generation.completion_run import Choice, CompletionRun
 from frontend.observability.request_record import RequestRecord
 from frontend.request.schemas import CompletionRequest
 from frontend.response import sse
 from frontend.response.errors import error_response
+from frontend.response.event_writer import EventWriter
 from frontend.response.lifetime import RequestLifetime, ResponseOptions
 from frontend.response.usage import token_counts
 from llm_pipeline.protocol.errors import PipelineError
+from llm_pipeline.protocol.messages import TextChunk
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -58,7 +60,7 @@ class StreamingCompletionResponse:
         self._last_sent_s = loop.time()
         self._keepalive_timer = loop.call_later(self._options.keepalive_s, self._send_keepalive_if_idle)
         try:
-            failure = await self._send_chunks(send)
+            failure = await self._send_chunks(send, EventWriter(scope, send))
             if failure is None:
                 return
             if self._has_begun:
@@ -68,11 +70,26 @@ class StreamingCompletionResponse:
         finally:
             self._keepalive_timer.cancel()
 
-    async def _send_chunks(self, send: Send) -> PipelineError | None:
-        """Sends chunks until the end, a failure (which it returns), or the client's disconnect."""
+    async def _send_chunks(self, send: Send, writer: EventWriter) -> PipelineError | None:
+        """Sends chunks until the end, a failure (which it returns), or the client's disconnect.
+
+        From the second chunk on, a chunk is written when it arrives if the client keeps up; the last one is sent here.
+        """
         run, frames, loop = self._run, self._frames(), asyncio.get_running_loop()
+
+        def write_at_once(choice: Choice, chunk: TextChunk) -> bool:
+            if chunk.finish_reason is not None:
+                return False
+            event = frames.chunk(choice, chunk)
+            if event:
+                self._last_sent_s = loop.time()
+                if not writer.write(event):
+                    run.wake()
+            return True
+
         while not run.is_abandoned:
-            await run.changed()
+            await run.changed(write_at_once if self._has_begun else None)
+            await writer.finish()
             events = self._events(frames)
             if run.failure is not None and not (self._has_begun and events):
                 return run.failure

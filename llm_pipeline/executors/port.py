@@ -1,29 +1,34 @@
 """The Executor port: the interface between decode and anything that generates tokens.
 
+A request is named by its number, which the caller chooses and never uses again while the process lives.
+
 Rules, checked for every executor by tests/support/executor_rules.py:
 
-* After `submit` returns, the request ends exactly once: the sink gets exactly one final step for it.
+* After `submit` returns, the request ends exactly once: the sink gets exactly one `RequestEnd` for it, in the step with
+  its last tokens or in a later one. Nothing follows it.
 * `submit` raises PipelineError instead of accepting a request that can't be served: the queue is full, the engine is
-  down, a parameter is not supported (protocol/capabilities.py), or another live request has the same key
-  (`duplicate_request`).
-* `cancel` returns at once and ignores unknown keys. The final step still comes: CANCELLED, or the result of whatever
-  ended the request first.
-* The sink is called from the executor's own threads, never from within `submit`, and never concurrently for one key.
+  down, or a parameter is not supported (protocol/capabilities.py).
+* `cancel` returns at once and ignores numbers that are unknown or have ended. The end still comes: CANCELLED, or the
+  result of whatever ended the request first.
+* The sink is called from the executor's own threads, never from within `submit`, and never while the executor holds a
+  lock that `submit` or `cancel` takes. Calls about one request come one after the other and in the order of its tokens.
+* A step has each request at most once. So an executor may combine several steps of its engine only if it merges the
+  tokens of each request (StepBuilder).
+* The arrays of a step do not change after the call: the sink may keep them, and neither side writes to them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import GenerationRequest, StepOutput
+from llm_pipeline.protocol.messages import EngineStep, GenerationRequest
 
 _log = logging.getLogger(__name__)
 
-OutputSink = Callable[[Sequence[StepOutput]], None]
+OutputSink = Callable[[EngineStep], None]
 
 
 class EngineStartError(Exception):
@@ -42,11 +47,11 @@ class ExecutorStats:
 class Executor(Protocol):
     """Generates tokens for many requests at once."""
 
-    def submit(self, request: GenerationRequest) -> None:
-        """Accepts a request; its steps go to the sink. Raises PipelineError if it can't be accepted now."""
+    def submit(self, number: int, request: GenerationRequest) -> None:
+        """Accepts a request; its output goes to the sink. Raises PipelineError if it can't be accepted now."""
 
-    def cancel(self, key: str) -> None:
-        """Ends the request soon. Unknown keys are ignored."""
+    def cancel(self, number: int) -> None:
+        """Ends the request soon. Unknown numbers are ignored."""
 
     def stats(self) -> ExecutorStats:
         """Returns recent request counts and gauges."""
@@ -61,20 +66,15 @@ class GuardedSink:
     def __init__(self, sink: OutputSink) -> None:
         self._sink = sink
 
-    def emit(self, steps: Sequence[StepOutput]) -> None:
-        """Calls the sink once, unless `steps` is empty."""
-        if not steps:
+    def emit(self, step: EngineStep) -> None:
+        """Calls the sink, unless the step is empty."""
+        if not (len(step.numbers) or step.ends):
             return
         try:
-            self._sink(steps)
+            self._sink(step)
         except Exception:  # noqa: BLE001 - a bug in the sink must not end the requests of the whole engine
-            _log.exception("the output sink failed; %d steps are lost", len(steps))
-
-
-def duplicate_request() -> PipelineError:
-    """Returns the error for a key that a live request already has: their steps could not be distinguished."""
-    return PipelineError(
-        ErrorCode.VALUE_OUT_OF_RANGE,
-        "This request_key is already in use. Send a unique key with each request.",
-        param="request_key",
-    )
+            _log.exception(
+                "the output sink failed; a step with %d tokens and %d endings is lost",
+                len(step.token_ids),
+                len(step.ends),
+            )

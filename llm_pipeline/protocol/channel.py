@@ -255,22 +255,65 @@ def _tuples(value: Any) -> Any:
 # --- Text bursts -----------------------------------------------------------------------------------------------------
 
 
+class TextColumns:
+    """A text burst, or a part of one, while it is written.
+
+    Columns instead of objects, because a burst has a chunk for almost every token.
+    """
+
+    __slots__ = ("_ends", "_further", "_slots", "_texts", "_totals")
+
+    def __init__(self) -> None:
+        self._slots: list[int] = []
+        self._texts: list[str] = []
+        self._totals: list[int] = []
+        self._further: list[tuple[int, dict[str, Any]]] = []  # position in the columns, fields that have no column
+        self._ends: list[tuple[int, str | None]] = []
+
+    def add_text(self, slot: int, text: str, completion_tokens: int) -> None:
+        """Adds a chunk that is only text and a count."""
+        self._slots.append(slot)
+        self._texts.append(text)
+        self._totals.append(completion_tokens)
+
+    def add(self, slot: int, chunk: TextChunk) -> None:
+        """Adds a chunk of any kind."""
+        if not chunk.is_plain:
+            self._further.append((len(self._slots), _further_fields(chunk)))
+        self.add_text(slot, chunk.text, chunk.completion_tokens)
+
+    def end(self, slot: int, error: PipelineError | None) -> None:
+        """Adds the end of a request."""
+        self._ends.append((slot, None if error is None else error.to_wire()))
+
+    def to_json(self) -> bytes:
+        """One part of a burst."""
+        entries: dict[str, Any] = {"slots": self._slots, "texts": self._texts, "totals": self._totals}
+        if self._further:
+            entries["more"] = self._further
+        if self._ends:
+            entries["ends"] = self._ends
+        return orjson.dumps(entries)
+
+
+def join_text_parts(serial: int, parts: Sequence[bytes]) -> bytes:
+    """postprocess's output for a channel. Each part has the chunks and the ends of other requests."""
+    return b'{"serial":%d,"parts":[%b]}' % (serial, b",".join(parts))
+
+
+LOST_BURST = join_text_parts(-1, ())
+"""postprocess's output for a burst that it could not handle. The serial is never the one that the client expects, so
+the client fails its requests, as for a burst that did not arrive."""
+
+
 def text_burst_to_json(burst: TextBurst) -> bytes:
-    """postprocess's output for a channel. Columns instead of objects: this is written and read for every token."""
-    entries: dict[str, Any] = {
-        "serial": burst.serial,
-        "slots": [slot for slot, _ in burst.chunks],
-        "texts": [chunk.text for _, chunk in burst.chunks],
-        "totals": [chunk.completion_tokens for _, chunk in burst.chunks],
-    }
-    more = [
-        (position, _further_fields(chunk)) for position, (_, chunk) in enumerate(burst.chunks) if not chunk.is_plain
-    ]
-    if more:
-        entries["more"] = more
-    if burst.ends:
-        entries["ends"] = [(slot, None if error is None else error.to_wire()) for slot, error in burst.ends]
-    return orjson.dumps(entries)
+    """A burst as postprocess writes it."""
+    columns = TextColumns()
+    for slot, chunk in burst.chunks:
+        columns.add(slot, chunk)
+    for slot, error in burst.ends:
+        columns.end(slot, error)
+    return join_text_parts(burst.serial, [columns.to_json()])
 
 
 def _further_fields(chunk: TextChunk) -> dict[str, Any]:
@@ -288,14 +331,18 @@ def _further_fields(chunk: TextChunk) -> dict[str, Any]:
 def text_burst_from_json(text: bytes) -> TextBurst:
     """A burst from the ensemble's response. Raises ValueError, KeyError or TypeError if it is from another release."""
     entries = orjson.loads(text)
-    chunks = [
-        (slot, TextChunk(text, total))
-        for slot, text, total in zip(entries["slots"], entries["texts"], entries["totals"], strict=True)
-    ]
-    for position, further in entries.get("more", ()):
-        slot, plain = chunks[position]
-        chunks[position] = slot, _with_further_fields(plain, further)
-    ends = [(slot, None if error is None else _error_of(error)) for slot, error in entries.get("ends", ())]
+    chunks: list[tuple[int, TextChunk]] = []
+    ends: list[tuple[int, PipelineError | None]] = []
+    for part in entries["parts"]:
+        first = len(chunks)
+        chunks += [
+            (slot, TextChunk(text, total))
+            for slot, text, total in zip(part["slots"], part["texts"], part["totals"], strict=True)
+        ]
+        for position, further in part.get("more", ()):
+            slot, plain = chunks[first + position]
+            chunks[first + position] = slot, _with_further_fields(plain, further)
+        ends += [(slot, None if error is None else _error_of(error)) for slot, error in part.get("ends", ())]
     return TextBurst(entries["serial"], chunks, ends)
 
 

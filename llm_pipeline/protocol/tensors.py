@@ -174,9 +174,15 @@ def cancelled_key(read: TensorReader) -> str | None:
     return read_text(read, STOP)
 
 
-def renewal_arrays(client_id: str) -> NamedArrays:
-    """The message to decode that renews the lease of a client."""
-    return [(RENEW, array(RENEW, client_id))]
+def renewal_arrays(client_id: str, received: int | None = None) -> NamedArrays:
+    """The message to decode that renews the lease of a client.
+
+    `received` is the number of bursts that the client has read; None if it has no channel.
+    """
+    arrays = [(RENEW, array(RENEW, client_id))]
+    if received is not None:
+        arrays.append((RECEIVED, array(RECEIVED, received)))
+    return arrays
 
 
 def renewed_client(read: TensorReader) -> str | None:

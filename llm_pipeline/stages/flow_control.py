@@ -42,6 +42,7 @@ class SendWindow:
         self._ack_timeout_s = ack_timeout_s
         self._clock = clock
         self._sent_at: deque[float] = deque()  # of the chunks that are not handled yet, oldest first
+        self._silent_since: float | None = None  # when the first chunk after the last ack was sent
         self._socket = _socket()
         self._socket.bind(_abstract(self.address))
 
@@ -55,7 +56,20 @@ class SendWindow:
             self._socket.settimeout(max(self._sent_at[0] + self._ack_timeout_s - self._clock(), 1e-3))
             self._read_ack()
             self._remove_timed_out()
-        self._sent_at.append(self._clock())
+        now = self._clock()
+        self._sent_at.append(now)
+        if self._silent_since is None:
+            self._silent_since = now
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds that postprocess has not acknowledged anything, although chunks were sent."""
+        return 0.0 if self._silent_since is None else self._clock() - self._silent_since
+
+    def forget_sent(self) -> None:
+        """Counts all chunks as handled: they are lost."""
+        self._sent_at.clear()
+        self._silent_since = None
 
     def close(self) -> None:
         self._socket.close()
@@ -70,6 +84,7 @@ class SendWindow:
             ack = self._socket.recv(_COUNT_BYTES)
         except (TimeoutError, BlockingIOError):
             return False
+        self._silent_since = None
         for _ in range(min(int.from_bytes(ack, "little"), len(self._sent_at))):
             self._sent_at.popleft()
         return True

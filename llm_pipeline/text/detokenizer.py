@@ -27,6 +27,14 @@ LibraryDecode = Callable[[Sequence[int]], str]
 class Detokenizer(Protocol):
     """The decoding state of one request."""
 
+    @property
+    def plain_texts(self) -> Mapping[int, str | None] | None:
+        """Token id -> text, while decoding is this lookup and nothing else: valid until the next `feed`.
+
+        None while bytes wait for more, and with decoders that don't work token by token. A token whose text is None has
+        to be fed.
+        """
+
     def feed(self, token_ids: Sequence[int]) -> list[str]:
         """Returns the new text, one item per id. A character belongs to the token that completed it."""
 
@@ -111,18 +119,20 @@ class PieceTable:
 class PieceDetokenizer:
     """Looks up the text of each token, in constant time."""
 
+    plain_texts: _Texts | None  # None if any of the private state below matters
+
     def __init__(self, table: PieceTable, texts: _Texts, *, is_first: bool) -> None:
         self._table = table
         self._texts = texts
         self._is_first = is_first  # the next token is decoded as the first of a text
         self._pending = b""  # the bytes so far of an unfinished character
         self._context_marks = 0  # U+FFFD to drop from the next text, because they represent bytes of the prompt
-        self._is_plain = not is_first  # none of the above applies
+        self.plain_texts = None if is_first else texts
 
     def feed(self, token_ids: Sequence[int]) -> list[str]:
         texts = self._texts
         pieces = [texts[token_id] for token_id in token_ids]
-        if self._is_plain and None not in pieces:
+        if self.plain_texts is not None and None not in pieces:
             return pieces  # type: ignore[return-value]  # the line above checked it
         return [self._step(token_id, text) for token_id, text in zip(token_ids, pieces, strict=True)]
 
@@ -134,12 +144,12 @@ class PieceDetokenizer:
         self._context_marks = len(self._decode_pending())
         self._pending = pending
         self._is_first = is_first
-        self._is_plain = not (self._pending or is_first)
+        self.plain_texts = None if self._pending or is_first else self._texts
 
     def finish(self) -> str:
         self._pending = b""
         self._context_marks = 0
-        self._is_plain = not self._is_first
+        self.plain_texts = None if self._is_first else self._texts
         return ""
 
     def _step(self, token_id: int, text: str | None) -> str:
@@ -155,7 +165,7 @@ class PieceDetokenizer:
         if text and self._context_marks:
             text = _without_marks(text, self._context_marks)
             self._context_marks = 0
-        self._is_plain = not self._pending
+        self.plain_texts = None if self._pending else self._texts
         return text
 
     def _decode_bytes(self, data: bytes) -> str:
@@ -318,6 +328,8 @@ class WindowDetokenizer:
 
     Text that ends in U+FFFD waits for more tokens, at most `_MAX_HELD_TOKENS`.
     """
+
+    plain_texts: None = None
 
     def __init__(
         self,

@@ -10,15 +10,31 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import orjson
 
-from llm_pipeline.protocol.messages import TextChunk, TextOptions, TokenChunk, TopLogprobs
+from llm_pipeline.protocol.messages import PromptLogprobs, RequestLogprobs, TextChunk, TextOptions, TopLogprobs
 from llm_pipeline.text.prompt_echo import PromptEcho
 from llm_pipeline.text.token_strings import TokenIdStrings
 
 _NO_TOP: TopLogprobs = ((), ())
+
+
+class TokenLogprobs(Protocol):
+    """The logprobs of some tokens, as in RequestLogprobs. Chunks and bursts have them, too."""
+
+    @property
+    def logprobs(self) -> tuple[float | None, ...]: ...
+
+    @property
+    def top_logprobs(self) -> tuple[TopLogprobs, ...]: ...
+
+    @property
+    def prompt_logprobs(self) -> PromptLogprobs | None: ...
+
+
+NO_LOGPROBS = RequestLogprobs()
 
 
 class LogprobsBuilder:
@@ -39,24 +55,28 @@ class LogprobsBuilder:
         self._sent_characters = 0
         self._is_cut = False
 
-    def add_tokens(self, chunk: TokenChunk, count: int, pieces: Sequence[str], *, is_cut: bool) -> None:
-        """Adds the first `count` tokens of a chunk. `pieces` are the texts of the chunk's tokens.
+    def add_tokens(
+        self, token_ids: Sequence[int], logprobs: TokenLogprobs, pieces: Sequence[str], *, is_cut: bool
+    ) -> None:
+        """Adds tokens, of which `pieces` are the texts.
 
-        `is_cut` means that a stop string ends the text somewhere in these tokens.
+        `is_cut` means that a stop string ends the text somewhere in these tokens. `logprobs` and `pieces` may then have
+        more entries, for the tokens after it.
         """
         self._is_cut = is_cut
-        values = chunk.logprobs[:count]
+        count = len(token_ids)
+        values = logprobs.logprobs[:count]
         self._sum += math.fsum(value for value in values if value is not None)
         if self._values is not None:
             self._values.extend(math.nan if value is None else value for value in values)
         if self._lists is None:
             return
         if self._echo is not None:
-            self._list_prompt(self._lists, self._echo, chunk)
+            self._list_prompt(self._lists, self._echo, logprobs.prompt_logprobs)
             self._echo = None
         widths = [len(piece) for piece in pieces[:count]]
         widths += [0] * (count - len(widths))
-        self._list_tokens(self._lists, chunk.token_ids[:count], widths, values, chunk.top_logprobs[:count])
+        self._list_tokens(self._lists, token_ids, widths, values, logprobs.top_logprobs[:count])
 
     def attach(self, piece: TextChunk) -> TextChunk:
         """Returns the text chunk with the logprobs that belong to it."""
@@ -69,8 +89,7 @@ class LogprobsBuilder:
             cumulative_logprob=self._sum if values is not None and is_last else None,
         )
 
-    def _list_prompt(self, lists: OpenAiLogprobs, echo: PromptEcho, chunk: TokenChunk) -> None:
-        prompt = chunk.prompt_logprobs
+    def _list_prompt(self, lists: OpenAiLogprobs, echo: PromptEcho, prompt: PromptLogprobs | None) -> None:
         if prompt is not None:
             tops = (_NO_TOP, *prompt.tops) if prompt.tops else ()
             self._list_tokens(lists, self._echo_ids, echo.widths, (None, *prompt.values), tops)

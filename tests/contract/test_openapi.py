@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
 
 from frontend.api.openapi import DocumentedApi
 from frontend.app import build_app
+from frontend.backends.generator import OnChunk
 from frontend.dependencies import build_dependencies
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ERRORS, ErrorCode, PipelineError
@@ -35,9 +36,9 @@ MODEL = "tiny"
 class OneWordGenerator:
     """Completes every prompt with one word."""
 
-    async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+    async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         ids = (7,) if parameters.return_token_ids else None
-        yield TextChunk(" word", 1, ids, 3, FinishReason.LENGTH)
+        on_chunk(TextChunk(" word", 1, ids, 3, FinishReason.LENGTH))
 
     async def cancel(self, key: str) -> None:
         return

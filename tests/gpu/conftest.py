@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.executors.port import Executor, OutputSink
 from llm_pipeline.executors.registry import create_executor
-from llm_pipeline.protocol.messages import StepOutput
+from llm_pipeline.protocol.messages import EngineStep
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.executor_rules import RuleBench
 
@@ -57,15 +57,15 @@ class GpuEngine:
             trtllm_kv_cache_free_fraction=0.5,
         )
         self.manifest = EngineManifest.load(self.settings.engine_dir)
-        self._sink: OutputSink = lambda steps: None
+        self._sink: OutputSink = lambda step: None
         self.executor: Executor = create_executor(self.settings, self.manifest, self._forward)
 
     def listen(self, sink: OutputSink) -> Executor:
         self._sink = sink
         return self.executor
 
-    def _forward(self, steps: Sequence[StepOutput]) -> None:
-        self._sink(steps)
+    def _forward(self, step: EngineStep) -> None:
+        self._sink(step)
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +77,6 @@ def gpu_engine(_gpu_is_here: None) -> Iterator[GpuEngine]:
 
 @pytest.fixture
 def bench(gpu_engine: GpuEngine) -> RuleBench:
-    """A RuleBench over the shared engine. Its keys differ from those of all other tests."""
+    """A RuleBench over the shared engine. Its numbers differ from those of all other tests."""
     long = gpu_engine.manifest.limits.context_length - 64
     return RuleBench(gpu_engine.listen, long=long, max_active=MAX_ACTIVE, numbers=_NUMBERS)

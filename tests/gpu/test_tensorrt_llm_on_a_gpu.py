@@ -16,8 +16,8 @@ import pytest
 
 from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, SamplingParams, StepOutput, TextOptions
-from tests.support.executor_rules import RULES, RuleBench
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, SamplingParams, TextOptions
+from tests.support.executor_rules import RULES, Output, RuleBench
 
 pytestmark = pytest.mark.gpu
 FACTS = json.loads((Path(__file__).parents[1] / "data" / "tensorrt_llm_api.json").read_text(encoding="utf-8"))[
@@ -74,20 +74,19 @@ def test_executor_rules(bench: RuleBench, rule: Callable[[RuleBench], None]) -> 
 
 
 @pytest.fixture
-def generate(bench: RuleBench) -> Callable[..., tuple[list[int], StepOutput]]:
-    """Runs a request to its end and returns its tokens and its final step."""
+def generate(bench: RuleBench) -> Callable[..., tuple[list[int], Output]]:
+    """Runs a request to its end and returns its tokens and its last output."""
 
     def run(
         prompt_ids: tuple[int, ...] = (1, 2, 3, 4), max_tokens: int = 24, **fields: Any
-    ) -> tuple[list[int], StepOutput]:
-        key = bench.new_key()
+    ) -> tuple[list[int], Output]:
         options = TextOptions(max_tokens=max_tokens, prompt_tokens=len(prompt_ids))
         request = GenerationRequest(
-            key, prompt_ids, max_tokens, fields.pop("sampling", SamplingParams()), text_options=options
+            "request", prompt_ids, max_tokens, fields.pop("sampling", SamplingParams()), text_options=options
         )
-        bench.executor.submit(replace(request, **fields))
-        last = bench.recorder.wait_for_end(key)
-        return bench.recorder.token_ids(key), last
+        number = bench.submit_request(replace(request, **fields))
+        last = bench.recorder.wait_for_end(number)
+        return bench.recorder.token_ids(number), last
 
     return run
 
@@ -148,14 +147,13 @@ def test_min_tokens_suppresses_the_stop_token(generate: Callable[..., Any]) -> N
 
 def test_each_token_has_a_logprob(generate: Callable[..., Any], bench: RuleBench) -> None:
     free, _ = generate()
-    key = bench.new_key()
     request = GenerationRequest(
-        key, (1, 2, 3, 4), 24, SamplingParams(), stop_token_ids=(free[9],), return_logprobs=True
+        "request", (1, 2, 3, 4), 24, SamplingParams(), stop_token_ids=(free[9],), return_logprobs=True
     )
-    bench.executor.submit(request)
-    bench.recorder.wait_for_end(key)
-    values = [value for step in bench.recorder.steps(key) for value in step.logprobs]
-    assert len(values) == len(bench.recorder.token_ids(key))
+    number = bench.submit_request(request)
+    bench.recorder.wait_for_end(number)
+    values = [value for output in bench.recorder.outputs(number) for value in output.logprobs]
+    assert len(values) == len(bench.recorder.token_ids(number))
     assert all(value is not None and value <= 0 for value in values[:-1])
 
 

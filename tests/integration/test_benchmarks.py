@@ -15,8 +15,20 @@ from benchmarks.load.point import LoadPoint
 from benchmarks.processes import CLIENT, ENGINE, FRONT_END, TRITON
 from benchmarks.report.results import Run
 from benchmarks.runner import RunContext, run_count, run_group
-from benchmarks.scenarios import ENGINE_ONLY, GRPC, HTTP, SCRIPTED, Client, Group, Scenario, System
+from benchmarks.scenarios import (
+    BEFORE,
+    ENGINE_ONLY,
+    GRPC,
+    HTTP,
+    SCRIPTED,
+    Client,
+    Group,
+    Scenario,
+    System,
+    scripted_settings,
+)
 from benchmarks.systems.servers import Server, remote_server
+from launcher.settings import REPOSITORY_ROOT
 from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
@@ -31,6 +43,9 @@ class NoProgress:
     def show_step(self, text: str) -> None: ...
 
     def run_finished(self, run: Run) -> None: ...
+
+    def failed(self, text: str) -> None:
+        pytest.fail(text)
 
 
 def measure(systems: tuple[System, ...], points: tuple[LoadPoint, ...], context: RunContext) -> list[Run]:
@@ -79,6 +94,22 @@ def test_every_load_client_gets_the_same_tokens(scripted_stack: RunningStack, en
     assert any(run.memory_over_time for run in runs)
     http = next(run for run in runs if run.system == HTTP.name)
     assert all(http.memory_mib[role] > 1 for role in roles[HTTP.name])
+
+
+def test_stack_of_another_source_tree_is_started_and_metered(engine_dir: Path, tmp_path: Path) -> None:
+    if not (REPOSITORY_ROOT / ".venv" / "bin" / "python").exists():
+        pytest.skip("needs the virtual environment of `make install`")
+    before = System(HTTP.name + BEFORE, SCRIPTED + BEFORE, Client.HTTP)
+    group = Group(
+        "test",
+        (Scenario("test", "Does it work?", (before,), (LoadPoint(streams=3, max_tokens=20),)),),
+        {before.server: scripted_settings()},
+        frozenset({before.server}),
+    )
+    context = RunContext(engine_dir, tmp_path, {}, other_tree=REPOSITORY_ROOT)
+    (run,) = run_group(group, context, NoProgress())
+    assert (run.figures.failures, run.figures.tokens) == (0, 60), run.figures.first_failure
+    assert set(run.cpu_s) == {CLIENT, FRONT_END, TRITON, *STAGES}
 
 
 def test_engine_without_servers_completes_prompts(engine_dir: Path, tmp_path: Path) -> None:

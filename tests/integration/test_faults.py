@@ -176,7 +176,7 @@ def test_invalid_engine_output_fails_one_request(fault_stack: RunningStack, faul
         outcome = stream(fault_stack, prompt=[FAULT_PROMPTS[fault]], max_tokens=6, limit_s=10)
         assert all(other.finish_reason == "length" for other in load.outcomes(within_s=20))
     print(f"| an engine that {fault.value} | {outcome.ending} | {outcome.seconds:.1f} s | at once |")
-    ends_well = {Fault.FOREIGN_KEY: "length", Fault.AFTER_END: "stop", Fault.TOO_MANY: "length"}
+    ends_well = {Fault.FOREIGN_NUMBER: "length", Fault.AFTER_END: "stop", Fault.TOO_MANY: "length"}
     if fault in ends_well:
         assert outcome.finish_reason == ends_well[fault]
     else:

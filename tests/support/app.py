@@ -14,10 +14,12 @@ from fastapi import FastAPI
 
 from frontend.app import build_app
 from frontend.backends.fake import FakeGenerator
+from frontend.backends.generator import Generator
 from frontend.dependencies import Dependencies, build_dependencies
 from frontend.generation.completion_run import RunLimits
 from frontend.server import DrainingServer, build_server
 from frontend.settings import FrontendSettings
+from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
 
 MODEL = "tiny"
 KEY = "secret-key"
@@ -60,6 +62,13 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: floa
             return
         assert time.monotonic() < deadline_s, "the condition was not met in time"
         await asyncio.sleep(0.01)
+
+
+async def completed(generator: Generator, parameters: CompletionParameters) -> list[TextChunk]:
+    """Runs one completion and returns its chunks."""
+    chunks: list[TextChunk] = []
+    await generator.generate(parameters, chunks.append)
+    return chunks
 
 
 @asynccontextmanager

@@ -46,13 +46,13 @@ def make_run(scenario: str, system: str, streams: int = 1, repeat: int = 0, **fi
     )
 
 
-def make_results(*runs: Run) -> Results:
+def make_results(*runs: Run, cores: int = 2) -> Results:
     return Results(
         started_at="2026-01-02T03:04:05+00:00",
         duration_s=60.0,
         is_quick=True,
         git_commit="abc",
-        machine=MachineFacts("a CPU", 2, 8.0, "Linux", "3.11"),
+        machine=MachineFacts("a CPU", cores, 8.0, "Linux", "3.11", "1 x a GPU", "a rented host"),
         versions={"grpcio": "1"},
         clients={"http": "ours"},
         servers={"scripted": "EXECUTOR=scripted"},
@@ -63,11 +63,19 @@ def make_results(*runs: Run) -> Results:
 def full_results() -> Results:
     """Results of every scenario that has a plot, with missed targets."""
     levels = (1, 64, 256)
+    many = (64, 1024, 2048)
     runs = [
         make_run(scenarios.THROUGHPUT, system, streams, tokens_per_s=streams * 10.0)
         for streams in levels
-        for system in ("HTTP", "raw gRPC", "HTTP, coalescing off")
+        for system in ("HTTP", "HTTP, before", "HTTP, no channels", "raw gRPC", "HTTP, coalescing off")
     ]
+    runs += [
+        make_run(scenario, system, streams)
+        for scenario in (scenarios.MANY, scenarios.LONG)
+        for streams in many
+        for system in ("HTTP", "HTTP, 8 workers", "HTTP, 8 workers, no channels", "raw gRPC", "NVIDIA's front end")
+    ]
+    runs.append(make_run(scenarios.READING, "HTTP", 1024))
     runs += [make_run(scenarios.GROWTH, "HTTP", streams) for streams in levels]
     runs += [make_run(scenarios.ENGINE, name, 1) for name in ("HTTP", "engine only", "llama.cpp", "another server")]
     runs += [make_run(scenarios.PREFILL, name, 1) for name in ("HTTP", "engine only")]

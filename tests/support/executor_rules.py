@@ -9,47 +9,134 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
 from llm_pipeline.executors.port import Executor, OutputSink
-from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import FinishReason, SamplingParams, StepOutput
+from llm_pipeline.protocol.errors import PipelineError
+from llm_pipeline.protocol.messages import (
+    EngineStep,
+    FinishReason,
+    GenerationRequest,
+    PromptLogprobs,
+    RequestEnd,
+    RequestLogprobs,
+    SamplingParams,
+    TopLogprobs,
+)
 from tests.support.sample_requests import GREEDY, make_request
 
 DEADLINE_S = 30.0
 
 
+@dataclass(frozen=True)
+class Output:
+    """The part of an engine step that concerns one request."""
+
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: PipelineError | None = None
+    logprobs: tuple[float | None, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
+
+    @property
+    def is_final(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+def outputs_of(step: EngineStep) -> dict[int, Output]:
+    """Returns the step's output by request number."""
+    numbers = step.numbers.tolist()
+    counts = [1] * len(numbers) if step.counts is None else step.counts.tolist()
+    ids = iter(step.token_ids.tolist())
+    tokens = {number: tuple(itertools.islice(ids, count)) for number, count in zip(numbers, counts, strict=True)}
+    ends = {end.number: end for end in step.ends}
+    outputs: dict[int, Output] = {}
+    for number in [*tokens, *(number for number in ends if number not in tokens)]:
+        end, values = ends.get(number, RequestEnd(number)), step.logprobs.get(number, RequestLogprobs())
+        outputs[number] = Output(
+            tokens.get(number, ()),
+            end.finish_reason,
+            end.error,
+            values.logprobs,
+            values.top_logprobs,
+            values.prompt_logprobs,
+        )
+    return outputs
+
+
+def violations_of(step: EngineStep) -> list[str]:
+    """Returns the rules about the form of a step that it breaks."""
+    arrays = [step.numbers, step.token_ids, *([] if step.counts is None else [step.counts])]
+    if not all(array.ndim == 1 and np.issubdtype(array.dtype, np.integer) for array in arrays):
+        return [f"arrays that are not lists of integers: {[(array.dtype, array.shape) for array in arrays]}"]
+    found: list[str] = []
+    if step.numbers.dtype != np.int64:
+        found.append(f"numbers of type {step.numbers.dtype}")
+    if step.counts is not None and (len(step.counts) != len(step.numbers) or not (step.counts > 0).all()):
+        found.append("counts that are not one positive integer for each number")
+    if len(step.token_ids) != (len(step.numbers) if step.counts is None else step.counts.sum()):
+        found.append("a number of token ids that is not the sum of the counts")
+    if len(set(step.numbers.tolist())) != len(step.numbers):
+        found.append("a request twice in one step")
+    if len({end.number for end in step.ends}) != len(step.ends):
+        found.append("two ends of one request in one step")
+    if any((end.finish_reason is None) == (end.error is None) for end in step.ends):
+        found.append("an end without a finish reason or an error, or with both")
+    if found:
+        return found
+    return [
+        f"{len(values)} logprobs for {len(output.token_ids)} tokens of request {number}"
+        for number, output in outputs_of(step).items()
+        for values in (output.logprobs, output.top_logprobs)
+        if values and len(values) != len(output.token_ids)
+    ]
+
+
 class StepRecorder:
-    """A sink that records all steps, and violations of the port's rules."""
+    """A sink that records the output of every request, and violations of the port's rules.
+
+    `on_step` is called with each step before it is recorded.
+    """
 
     def __init__(self) -> None:
         self.violations: list[str] = []
+        self.on_step: Callable[[EngineStep], None] = lambda step: None
+        self._newest: tuple[EngineStep, dict[int, Output]] | None = None
         self._changed = threading.Condition()
-        self._steps: dict[str, list[StepOutput]] = defaultdict(list)
-        self.ended: list[str] = []  # keys, in the order of their endings
+        self._outputs: dict[int, list[Output]] = defaultdict(list)
+        self.ended: list[int] = []  # numbers, in the order of their endings
         self._submitting: set[int] = set()
-        self._entered: set[str] = set()
+        self._entered: set[int] = set()
 
-    def __call__(self, steps: Sequence[StepOutput]) -> None:
-        keys = {step.key for step in steps}
+    def __call__(self, step: EngineStep) -> None:
+        if violations := violations_of(step):
+            self.violations += violations
+            return
+        self.on_step(step)
+        outputs = outputs_of(step)
+        numbers = set(outputs)
         with self._changed:
+            if self._newest is not None and outputs_of(self._newest[0]) != self._newest[1]:
+                self.violations.append("a step changed after the call")
+            self._newest = step, outputs
             if threading.get_ident() in self._submitting:
                 self.violations.append("the sink was called from within submit")
-            if keys & self._entered:
-                self.violations.append(f"two steps at a time for {sorted(keys & self._entered)}")
-            self._entered |= keys
+            if numbers & self._entered:
+                self.violations.append(f"two calls at a time for {sorted(numbers & self._entered)}")
+            self._entered |= numbers
         with self._changed:
-            for step in steps:
-                if any(earlier.is_final for earlier in self._steps[step.key]):
-                    self.violations.append(f"a step after the end of {step.key}")
-                self._steps[step.key].append(step)
-                if step.is_final:
-                    self.ended.append(step.key)
-            self._entered -= keys
+            for number, output in outputs.items():
+                if any(earlier.is_final for earlier in self._outputs[number][-1:]):
+                    self.violations.append(f"output after the end of {number}")
+                self._outputs[number].append(output)
+            self.ended += [end.number for end in step.ends]
+            self._entered -= numbers
             self._changed.notify_all()
 
     @contextmanager
@@ -58,30 +145,32 @@ class StepRecorder:
         yield
         self._submitting.discard(threading.get_ident())
 
-    def steps(self, key: str) -> list[StepOutput]:
+    def outputs(self, number: int) -> list[Output]:
         with self._changed:
-            return list(self._steps[key])
+            return list(self._outputs[number])
 
-    def token_ids(self, key: str) -> list[int]:
-        return [token_id for step in self.steps(key) for token_id in step.token_ids]
+    def token_ids(self, number: int) -> list[int]:
+        return [token_id for output in self.outputs(number) for token_id in output.token_ids]
 
     def wait_for(self, is_true: Callable[[], bool]) -> None:
         with self._changed:
-            assert self._changed.wait_for(is_true, DEADLINE_S), "the executor did not get there before the deadline"
+            message = f"the executor did not get there before the deadline; violations: {self.violations}"
+            assert self._changed.wait_for(is_true, DEADLINE_S), message
 
-    def wait_for_token(self, key: str) -> None:
-        self.wait_for(lambda: any(step.token_ids for step in self._steps[key]))
+    def wait_for_token(self, number: int) -> None:
+        self.wait_for(lambda: any(output.token_ids for output in self._outputs[number]))
 
-    def wait_for_end(self, key: str) -> StepOutput:
-        self.wait_for(lambda: any(step.is_final for step in self._steps[key]))
-        return self._steps[key][-1]
+    def wait_for_end(self, number: int) -> Output:
+        """Waits until a request has ended, and returns its last output."""
+        self.wait_for(lambda: any(output.is_final for output in self._outputs[number]))
+        return self._outputs[number][-1]
 
 
 class RuleBench:
     """An executor with its recorder.
 
     `long` is a max_tokens that it does not reach within DEADLINE_S, or is far from reaching when it is cancelled;
-    `max_active` requests are served at once. `numbers` make the keys of requests, for benches that share an executor.
+    `max_active` requests are served at once. `numbers` are those of requests, for benches that share an executor.
     """
 
     def __init__(
@@ -106,58 +195,58 @@ class RuleBench:
         sampling: SamplingParams = GREEDY,
         stop_token_ids: tuple[int, ...] = (),
         priority: float = 0.5,
-    ) -> str:
-        """Submits a request under a new key, which is returned."""
-        key = self.new_key()
-        request = make_request(key, prompt_ids, max_tokens or self.long, sampling, stop_token_ids)
+    ) -> int:
+        """Submits a request under a new number, which is returned."""
+        request = make_request("rule", prompt_ids, max_tokens or self.long, sampling, stop_token_ids)
+        return self.submit_request(replace(request, urgency=priority))
+
+    def submit_request(self, request: GenerationRequest) -> int:
+        """Submits this request under a new number, which is returned."""
+        number = next(self._numbers)
         with self.recorder.submitting():
-            self.executor.submit(replace(request, urgency=priority))
-        return key
+            self.executor.submit(number, request)
+        return number
 
-    def new_key(self) -> str:
-        """Returns a key that no other request has."""
-        return f"rule request {next(self._numbers)}"
+    def end_of(self, number: int) -> Output:
+        return self.recorder.wait_for_end(number)
 
-    def end_of(self, key: str) -> StepOutput:
-        return self.recorder.wait_for_end(key)
-
-    def end(self, *keys: str) -> None:
+    def end(self, *numbers: int) -> None:
         """Ends the requests, so that the next rule starts with an idle executor."""
-        for key in keys:
-            self.executor.cancel(key)
-        for key in keys:
-            self.recorder.wait_for_end(key)
+        for number in numbers:
+            self.executor.cancel(number)
+        for number in numbers:
+            self.recorder.wait_for_end(number)
         assert self.recorder.violations == []
 
 
 def a_request_gets_its_tokens_and_one_ending(bench: RuleBench) -> None:
-    key = bench.submit(max_tokens=5)
-    assert bench.end_of(key).finish_reason is FinishReason.LENGTH
-    assert len(bench.recorder.token_ids(key)) == 5
-    bench.end(key)
+    number = bench.submit(max_tokens=5)
+    assert bench.end_of(number).finish_reason is FinishReason.LENGTH
+    assert len(bench.recorder.token_ids(number)) == 5
+    bench.end(number)
 
 
 def many_requests_all_end(bench: RuleBench) -> None:
-    keys = [bench.submit(max_tokens=1 + number % 4) for number in range(3 * bench.max_active)]
-    for number, key in enumerate(keys):
-        bench.end_of(key)
-        assert len(bench.recorder.token_ids(key)) == 1 + number % 4
-    bench.end(*keys)
+    numbers = [bench.submit(max_tokens=1 + index % 4) for index in range(3 * bench.max_active)]
+    for index, number in enumerate(numbers):
+        bench.end_of(number)
+        assert len(bench.recorder.token_ids(number)) == 1 + index % 4
+    bench.end(*numbers)
 
 
 def an_active_request_can_be_cancelled(bench: RuleBench) -> None:
-    key = bench.submit()
-    bench.recorder.wait_for_token(key)
-    bench.executor.cancel(key)
-    assert bench.end_of(key).finish_reason is FinishReason.CANCELLED
-    assert len(bench.recorder.token_ids(key)) < bench.long
-    bench.end(key)
+    number = bench.submit()
+    bench.recorder.wait_for_token(number)
+    bench.executor.cancel(number)
+    assert bench.end_of(number).finish_reason is FinishReason.CANCELLED
+    assert len(bench.recorder.token_ids(number)) < bench.long
+    bench.end(number)
 
 
 def a_waiting_request_can_be_cancelled(bench: RuleBench) -> None:
     active = [bench.submit() for _ in range(bench.max_active)]
-    for key in active:
-        bench.recorder.wait_for_token(key)
+    for number in active:
+        bench.recorder.wait_for_token(number)
     waiting = bench.submit()
     bench.executor.cancel(waiting)
     assert bench.end_of(waiting).finish_reason is FinishReason.CANCELLED
@@ -168,48 +257,47 @@ def a_waiting_request_can_be_cancelled(bench: RuleBench) -> None:
 def a_freed_slot_goes_to_a_waiting_request(bench: RuleBench) -> None:
     active = [bench.submit() for _ in range(bench.max_active)]
     waiting = bench.submit(max_tokens=2)
-    for key in active:
-        bench.recorder.wait_for_token(key)
+    for number in active:
+        bench.recorder.wait_for_token(number)
     assert bench.recorder.token_ids(waiting) == []
     bench.end(active[0])
     assert bench.end_of(waiting).finish_reason is FinishReason.LENGTH
     bench.end(*active[1:])
 
 
-def cancel_ignores_keys_that_are_unknown_or_ended(bench: RuleBench) -> None:
-    bench.executor.cancel("unknown")
-    key = bench.submit(max_tokens=1)
-    bench.end_of(key)
-    bench.executor.cancel(key)
+def cancel_ignores_numbers_that_are_unknown_or_have_ended(bench: RuleBench) -> None:
+    bench.executor.cancel(2**40)
+    number = bench.submit(max_tokens=1)
+    bench.end_of(number)
+    bench.executor.cancel(number)
     bench.end(bench.submit(max_tokens=1))
-    assert len([step for step in bench.recorder.steps(key) if step.is_final]) == 1
+    assert bench.recorder.ended.count(number) == 1
 
 
-def a_duplicate_key_is_rejected_and_the_live_request_continues(bench: RuleBench) -> None:
-    key = bench.submit()
-    bench.recorder.wait_for_token(key)
-    for _ in range(2):
-        with pytest.raises(PipelineError, match="request_key") as caught:
-            bench.executor.submit(make_request(key, max_tokens=2))
-        assert caught.value.code is ErrorCode.VALUE_OUT_OF_RANGE
-    bench.executor.cancel(key)
-    assert bench.end_of(key).finish_reason is FinishReason.CANCELLED
-    bench.end(key)
-    bench.end_of(bench.submit(max_tokens=1))  # the engine still works
+def cancel_may_be_called_from_the_sink(bench: RuleBench) -> None:
+    def cancel_all(step: EngineStep) -> None:
+        for number in step.numbers.tolist():
+            bench.executor.cancel(number)
+
+    bench.recorder.on_step = cancel_all
+    number = bench.submit()
+    assert bench.end_of(number).finish_reason is FinishReason.CANCELLED
+    bench.recorder.on_step = lambda step: None
+    bench.end(number)
 
 
 def cancelling_twice_ends_a_request_once(bench: RuleBench) -> None:
-    key = bench.submit()
-    bench.executor.cancel(key)
-    bench.executor.cancel(key)
-    bench.end(key)
+    number = bench.submit()
+    bench.executor.cancel(number)
+    bench.executor.cancel(number)
+    bench.end(number)
 
 
 def stats_count_active_and_queued_requests(bench: RuleBench) -> None:
     active = [bench.submit() for _ in range(bench.max_active)]
     waiting = [bench.submit() for _ in range(2)]
-    for key in active:
-        bench.recorder.wait_for_token(key)
+    for number in active:
+        bench.recorder.wait_for_token(number)
     bench.recorder.wait_for(lambda: bench.executor.stats().active_requests == bench.max_active)
     assert bench.executor.stats().queued_requests == 2
     bench.end(*active, *waiting)
@@ -218,35 +306,35 @@ def stats_count_active_and_queued_requests(bench: RuleBench) -> None:
 
 
 def submit_and_cancel_may_come_from_any_thread(bench: RuleBench) -> None:
-    keys: list[str] = []
+    numbers: list[int] = []
 
     def client() -> None:
-        for number in range(10):
-            key = bench.submit(max_tokens=1 + number % 3)
-            keys.append(key)
-            if number % 3 == 0:
-                bench.executor.cancel(key)
+        for index in range(10):
+            number = bench.submit(max_tokens=1 + index % 3)
+            numbers.append(number)
+            if index % 3 == 0:
+                bench.executor.cancel(number)
 
     threads = [threading.Thread(target=client) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(DEADLINE_S)
-    assert len(keys) == 40
-    for key in keys:
-        bench.end_of(key)
-    bench.end(*keys)
+    assert len(numbers) == 40
+    for number in numbers:
+        bench.end_of(number)
+    bench.end(*numbers)
 
 
 def close_ends_all_requests_and_rejects_new_ones(bench: RuleBench) -> None:
-    keys = [bench.submit() for _ in range(bench.max_active + 2)]
-    bench.recorder.wait_for_token(keys[0])
+    numbers = [bench.submit() for _ in range(bench.max_active + 2)]
+    bench.recorder.wait_for_token(numbers[0])
     bench.executor.close()
-    for key in keys:
-        assert bench.end_of(key).finish_reason is FinishReason.CANCELLED
+    for number in numbers:
+        assert bench.end_of(number).finish_reason is FinishReason.CANCELLED
     with pytest.raises(PipelineError):
         bench.submit()
-    bench.executor.cancel(keys[0])
+    bench.executor.cancel(numbers[0])
     bench.executor.close()
     stats = bench.executor.stats()
     assert (stats.active_requests, stats.queued_requests) == (0, 0)
@@ -259,8 +347,8 @@ RULES = [
     an_active_request_can_be_cancelled,
     a_waiting_request_can_be_cancelled,
     a_freed_slot_goes_to_a_waiting_request,
-    cancel_ignores_keys_that_are_unknown_or_ended,
-    a_duplicate_key_is_rejected_and_the_live_request_continues,
+    cancel_ignores_numbers_that_are_unknown_or_have_ended,
+    cancel_may_be_called_from_the_sink,
     cancelling_twice_ends_a_request_once,
     stats_count_active_and_queued_requests,
     submit_and_cancel_may_come_from_any_thread,

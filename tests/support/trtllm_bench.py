@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,11 +14,11 @@ from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.executors.port import Executor, OutputSink
 from llm_pipeline.executors.tensorrt_llm.load import default_timeouts, load_executor
 from llm_pipeline.protocol.errors import PipelineError
-from llm_pipeline.protocol.messages import GenerationRequest, StepOutput
+from llm_pipeline.protocol.messages import GenerationRequest
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.fakes.gpu_engine import make_gpu_engine
 from tests.fakes.installed import fake_tensorrt_llm, write_script
-from tests.support.executor_rules import RuleBench, StepRecorder
+from tests.support.executor_rules import Output, RuleBench, StepRecorder
 from tests.support.sample_requests import make_request
 
 LONG = 10**6
@@ -40,6 +41,8 @@ class TrtllmBench:
         self.exits: list[int] = []
         self.exited = threading.Event()
         self.recorder = StepRecorder()
+        self._numbers = itertools.count(1)
+        self._number_of: dict[str, int] = {}  # the newest request with this key
         with ExitStack() as opening:
             script = {"steps_per_s": 2000, **script}
             self.trtllm = opening.enter_context(fake_tensorrt_llm(write_script(folder / "script.json", **script)))
@@ -61,14 +64,24 @@ class TrtllmBench:
 
         return LIVE[-1]
 
-    def submit(self, request: GenerationRequest) -> str:
+    def submit(self, request: GenerationRequest) -> int:
+        """Submits a request under a new number, which is returned."""
+        number = self._number_of[request.key] = next(self._numbers)
         with self.recorder.submitting():
-            self.executor.submit(request)
-        return request.key
+            self.executor.submit(number, request)
+        return number
 
-    def end_of(self, request: GenerationRequest) -> StepOutput:
-        """Submits a request and waits for its final step."""
+    def end_of(self, request: GenerationRequest) -> Output:
+        """Submits a request, waits until it has ended, and returns its last output."""
         return self.recorder.wait_for_end(self.submit(request))
+
+    def outputs(self, key: str) -> list[Output]:
+        """Returns the outputs of the newest request with this key."""
+        return self.recorder.outputs(self._number_of[key])
+
+    def token_ids(self, key: str) -> list[int]:
+        """Returns the tokens of the newest request with this key."""
+        return self.recorder.token_ids(self._number_of[key])
 
     def sent(self, request: GenerationRequest) -> Any:
         """Runs a request and returns it as upstream received it."""

@@ -9,11 +9,11 @@ address.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 
 import structlog
 
 from frontend.backends.cancel_messages import CancelSender
+from frontend.backends.generator import OnChunk
 from frontend.backends.grpc_channel import InferRequest, TritonChannel, infer_request, output_names
 from frontend.backends.inflight_batcher.tensors import (
     NUM_INPUT_TOKENS,
@@ -25,7 +25,7 @@ from frontend.backends.inflight_batcher.tensors import (
 )
 from frontend.backends.inflight_batcher.text import CompletionText
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
+from llm_pipeline.protocol.messages import CompletionParameters, FinishReason
 from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.deployment import DeployedModel
 
@@ -83,8 +83,8 @@ class InflightBatcherGenerator:
         self._ids: dict[str, str] = {}  # Triton's request ids, by request key
         self._cancellations = CancelSender(channel, self._cancel_request)
 
-    async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
-        """Yields the chunks of one completion. Raises PipelineError, (400) for fields without an input."""
+    async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
+        """Runs one completion to its end. Raises PipelineError, (400) for fields without an input."""
         max_tokens = parameters.max_tokens or self._model.default_max_tokens or _DEFAULT_MAX_TOKENS
         arrays = request_arrays(
             parameters, await self._known_inputs(), max_tokens=max_tokens, lora_task_id=self._model.lora_task_id
@@ -99,12 +99,11 @@ class InflightBatcherGenerator:
             is_cumulative=self._model.cumulative_text,
         )
         try:
-            async for chunk in self._chunks(infer_request(self._model.ensemble, arrays, self._ids[key]), text, key):
-                yield chunk
+            await self._run(infer_request(self._model.ensemble, arrays, self._ids[key]), text, key, on_chunk)
         finally:
             del self._live[key], self._ids[key]
 
-    async def _chunks(self, request: InferRequest, text: CompletionText, key: str) -> AsyncIterator[TextChunk]:
+    async def _run(self, request: InferRequest, text: CompletionText, key: str, on_chunk: OnChunk) -> None:
         async for response in self._channel.infer(request):
             outputs = dict(zip(output_names(response), response.raw_output_contents, strict=True))
             if TEXT_OUTPUT not in outputs:
@@ -115,12 +114,12 @@ class InflightBatcherGenerator:
                 _first_int32(outputs.get(NUM_INPUT_TOKENS)),
             )
             if chunk is not None:
-                yield chunk
+                on_chunk(chunk)
                 if chunk.finish_reason is FinishReason.STOP:  # a stop string, which the engine may not have matched
                     await self._cancel_after_match(key)
         last = text.end()
         if last is not None:
-            yield last
+            on_chunk(last)
 
     async def cancel(self, key: str) -> None:
         """Sends a cancellation to the engine model. Raises PipelineError (503)."""

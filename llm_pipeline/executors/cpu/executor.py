@@ -11,13 +11,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.executors.cpu.engine.ipc import AddRequest, CacheCounts, Cancel, EngineSettings, StepReport
+from llm_pipeline.executors.cpu.engine.ipc import (
+    AddRequest,
+    CacheCounts,
+    Cancel,
+    EngineSettings,
+    StepOutput,
+    StepReport,
+)
 from llm_pipeline.executors.cpu.engine_process import EngineProcess
 from llm_pipeline.executors.cpu.watchdog import Watchdog
-from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink, duplicate_request
+from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink
+from llm_pipeline.executors.step_builder import StepBuilder
 from llm_pipeline.protocol.capabilities import CAPABILITIES, check_supported
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput, TextOptions
+from llm_pipeline.protocol.messages import (
+    EngineStep,
+    FinishReason,
+    GenerationRequest,
+    RequestEnd,
+    RequestLogprobs,
+    TextOptions,
+    ends_only,
+)
 from llm_pipeline.runtime.settings import PipelineSettings
 from llm_pipeline.runtime.subprocesses import RestartBackoff
 
@@ -48,7 +64,7 @@ class CpuExecutor:
         self._start_process = start_process
         self._backoff = RestartBackoff(restart_delays_s)
         self._lock = threading.Lock()  # guards the next four; never held during a send
-        self._live: set[str] = set()
+        self._live: set[int] = set()  # numbers of requests
         self._active_count = 0
         self._cache = CacheCounts()
         self._ready: EngineProcess | None = None  # the process, while it takes requests
@@ -60,28 +76,27 @@ class CpuExecutor:
         self._thread = threading.Thread(target=self._supervise, args=(self._ready,), name="cpu-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, number: int, request: GenerationRequest) -> None:
         check_supported(request, CAPABILITIES["cpu"])
         self._check(request)
-        message = AddRequest(replace(request, text_options=TextOptions()))  # the engine has no use for stop strings
+        # The engine process names requests by a key, and has no use for stop strings.
+        message = AddRequest(replace(request, key=str(number), text_options=TextOptions()))
         with self._send_lock:
             with self._lock:
                 process = self._ready
                 if process is None:
                     raise _engine_unavailable()
-                if request.key in self._live:  # decode may have ended a request that the engine has not
-                    raise duplicate_request()
                 if not self._live:
                     self._watchdog.record_progress()
-                self._live.add(request.key)
+                self._live.add(number)
             self._send(process, message)
 
-    def cancel(self, key: str) -> None:
+    def cancel(self, number: int) -> None:
         with self._send_lock:
             with self._lock:
-                process = self._ready if key in self._live else None
+                process = self._ready if number in self._live else None
             if process is not None:
-                self._send(process, Cancel(key))
+                self._send(process, Cancel(str(number)))
 
     def stats(self) -> ExecutorStats:
         with self._lock:
@@ -165,11 +180,12 @@ class CpuExecutor:
             if isinstance(message, StepReport):
                 has_worked = True
                 self._watchdog.record_progress()
+                step = _engine_step(message.steps)
                 with self._lock:
                     self._active_count = message.active_count
                     self._cache = message.cache
-                    self._live.difference_update(step.key for step in message.steps if step.is_final)
-                self._output.emit(message.steps)
+                    self._live.difference_update(end.number for end in step.ends)
+                self._output.emit(step)
 
     def _fail_live(self, process: EngineProcess) -> None:
         with self._lock:
@@ -179,14 +195,14 @@ class CpuExecutor:
         with self._send_lock:  # a send to a dead process fails at once, so this does not wait
             process.close_connection()
         if self._closing.is_set():
-            self._output.emit([StepOutput(key, finish_reason=FinishReason.CANCELLED) for key in live])
+            self._output.emit(ends_only([RequestEnd(number, FinishReason.CANCELLED) for number in live]))
             return
         error = PipelineError(
             ErrorCode.ENGINE_UNAVAILABLE,
             "The engine stopped while processing this request and is restarting. Retry the request.",
             retry_after_s=_RETRY_AFTER_S,
         )
-        self._output.emit([StepOutput(key, error=error) for key in live])
+        self._output.emit(ends_only([RequestEnd(number, error=error) for number in live]))
 
     def _restart(self) -> EngineProcess | None:
         try:
@@ -198,6 +214,16 @@ class CpuExecutor:
         with self._lock:
             self._ready = process
         return process
+
+
+def _engine_step(outputs: Sequence[StepOutput]) -> EngineStep:
+    builder = StepBuilder()
+    for output in outputs:
+        logprobs = None
+        if output.logprobs or output.prompt_logprobs is not None:
+            logprobs = RequestLogprobs(output.logprobs, output.top_logprobs, output.prompt_logprobs)
+        builder.add(int(output.key), output.token_ids, output.finish_reason, output.error, logprobs)
+    return builder.build()
 
 
 def _gauges(cache: CacheCounts) -> dict[str, float]:

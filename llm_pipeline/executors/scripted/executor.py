@@ -11,33 +11,36 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink, duplicate_request
-from llm_pipeline.executors.scripted.faults import Fault, faulty_steps
-from llm_pipeline.executors.scripted.scripts import Script, find_script, replay, synthesize, until_stop_token
+import numpy as np
+
+from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink
+from llm_pipeline.executors.scripted.faults import Fault
+from llm_pipeline.executors.scripted.scripts import Script, find_script, outputs_of
+from llm_pipeline.executors.scripted.synthetic import SyntheticStreams, SyntheticText, SyntheticWords
+from llm_pipeline.executors.step_builder import RequestOutput, StepBuilder
 from llm_pipeline.executors.waiting_queue import insert_by_urgency
 from llm_pipeline.protocol.capabilities import CAPABILITIES, check_supported
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput
+from llm_pipeline.protocol.messages import EngineStep, FinishReason, GenerationRequest, IntArray, RequestEnd, ends_only
 
 _log = logging.getLogger(__name__)
 _JOIN_TIMEOUT_S = 5.0
 
 
+@dataclass(frozen=True)
 class _Stream:
-    """One request and its remaining steps."""
+    """One request, and its text or its remaining outputs."""
 
-    __slots__ = ("is_cancelled", "request", "steps")
-
-    def __init__(self, request: GenerationRequest, steps: Iterator[StepOutput]) -> None:
-        self.request = request
-        self.steps = steps
-        self.is_cancelled = False
+    number: int
+    request: GenerationRequest
+    content: SyntheticText | Iterator[RequestOutput | EngineStep]
 
 
 class ScriptedExecutor:
-    """An Executor that takes its tokens from `scripts`, or else from `words`, which are token ids.
+    """An Executor that takes its tokens from `scripts`, or else from `words`, which are distinct token ids.
 
     `steps_per_s` is the pace of each stream in tokens per second; 0 is as fast as possible.
     """
@@ -49,41 +52,36 @@ class ScriptedExecutor:
         self._period_s = 1 / steps_per_s if steps_per_s else 0.0
         self._max_active = max_active
         self._scripts = scripts
-        self._words = words
-        self._word_set = frozenset(words)
-        self._lock = threading.Lock()
+        self._words = SyntheticWords(words)
+        self._lock = threading.Lock()  # guards the five after the condition
         self._has_work = threading.Condition(self._lock)
-        self._streams: dict[str, _Stream] = {}
-        self._active: list[_Stream] = []
+        self._live: set[int] = set()  # numbers of active and waiting requests
+        self._cancelled: set[int] = set()  # those of them that end at the next step
         self._waiting: deque[_Stream] = deque()
+        self._synthetic = SyntheticStreams(self._words)  # the active requests: these and the next
+        self._replayed: list[_Stream] = []
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scripted-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, number: int, request: GenerationRequest) -> None:
         check_supported(request, CAPABILITIES["scripted"])
+        stream = _Stream(number, request, self._content_of(number, request))  # not under the lock: long prompts
         with self._lock:
             if self._closing.is_set():
                 raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
-            if request.key in self._streams:
-                raise duplicate_request()
-            script = find_script(self._scripts, request)
-            if script is not None and script.fault is Fault.REFUSES:
-                raise RuntimeError("the script refuses a request with an unexpected error")
-            stream = _Stream(request, self._steps_of(request, script))
-            self._streams[request.key] = stream
+            self._live.add(number)
             insert_by_urgency(self._waiting, stream)
             self._has_work.notify()
 
-    def cancel(self, key: str) -> None:
+    def cancel(self, number: int) -> None:
         with self._lock:
-            if stream := self._streams.get(key):
-                stream.is_cancelled = True
-                self._has_work.notify()
+            if number in self._live:
+                self._cancelled.add(number)
 
     def stats(self) -> ExecutorStats:
         with self._lock:
-            return ExecutorStats(len(self._active), len(self._waiting))
+            return ExecutorStats(self._active_count, len(self._waiting))
 
     def close(self) -> None:
         with self._lock:
@@ -91,18 +89,31 @@ class ScriptedExecutor:
             self._has_work.notify()
         self._thread.join(timeout=_JOIN_TIMEOUT_S)
 
-    def _steps_of(self, request: GenerationRequest, script: Script | None) -> Iterator[StepOutput]:
-        if script is not None and script.fault is not None:
-            return faulty_steps(script.fault, request, script.token_ids, self._words[0], self._output.emit)
-        if script is not None:
-            return until_stop_token(request, replay(request, script))
-        steps = synthesize(request, self._words)
-        may_stop = not self._word_set.isdisjoint(request.stop_token_ids)
-        return until_stop_token(request, steps) if may_stop else steps
+    @property
+    def _active_count(self) -> int:
+        return len(self._synthetic) + len(self._replayed)
+
+    def _content_of(
+        self, number: int, request: GenerationRequest
+    ) -> SyntheticText | Iterator[RequestOutput | EngineStep]:
+        script = find_script(self._scripts, request)
+        if script is None:
+            return self._words.text_for(request)
+        if script.fault is Fault.REFUSES:
+            raise RuntimeError("the script refuses a request with an unexpected error")
+        return outputs_of(script, number, request, self._words.token_ids[0])
 
     # The engine thread
 
     def _run(self) -> None:
+        try:
+            self._make_steps()
+        except Exception:  # noqa: BLE001 - without this thread no request would ever end
+            _log.exception("the scripted engine failed; it accepts no more requests")
+            self._closing.set()
+            self._output.emit(ends_only([RequestEnd(number, error=internal_error()) for number in self._take_all()]))
+
+    def _make_steps(self) -> None:
         next_step = time.monotonic()
         while self._wait_for_work():
             now = time.monotonic()
@@ -110,47 +121,106 @@ class ScriptedExecutor:
                 continue
             # A late step is not made up for: an engine that falls behind its pace does not burst afterwards.
             next_step = max(next_step + self._period_s, time.monotonic())
-            self._output.emit(self._step())
+            for step in self._step():
+                self._output.emit(step)
             if not self._period_s:
                 time.sleep(0)  # lets submit and cancel take the lock
 
     def _wait_for_work(self) -> bool:
         """Waits for a request. Returns False after ending all requests when the executor is being closed."""
         with self._has_work:
-            while not (self._active or self._waiting or self._closing.is_set()):
+            while not (self._live or self._closing.is_set()):
                 self._has_work.wait()
             if not self._closing.is_set():
                 return True
-            ended = [StepOutput(key, finish_reason=FinishReason.CANCELLED) for key in self._streams]
-            self._streams.clear()
-            self._active.clear()
-            self._waiting.clear()
-        self._output.emit(ended)
+        self._output.emit(ends_only(_cancelled(self._take_all())))
         return False
 
-    def _step(self) -> list[StepOutput]:
+    def _take_all(self) -> list[int]:
+        """Removes all requests and returns their numbers."""
         with self._lock:
-            while self._waiting and len(self._active) < self._max_active:
-                self._active.append(self._waiting.popleft())
-            # A waiting request that is cancelled ends now, not when it would have become active.
-            cancelled = [stream for stream in self._waiting if stream.is_cancelled]
-            if cancelled:
-                self._waiting = deque(stream for stream in self._waiting if not stream.is_cancelled)
-            steps = [self._advance(stream) for stream in self._active]
-            steps += [StepOutput(stream.request.key, finish_reason=FinishReason.CANCELLED) for stream in cancelled]
-            for step in steps:
-                if step is not None and step.is_final:
-                    del self._streams[step.key]
-            self._active = [
-                stream for stream, step in zip(self._active, steps, strict=False) if step is None or not step.is_final
-            ]
-        return [step for step in steps if step is not None]
+            numbers = sorted(self._live)
+            self._live.clear()
+            self._waiting.clear()
+            self._synthetic.clear()
+            self._replayed.clear()
+        return numbers
 
-    def _advance(self, stream: _Stream) -> StepOutput | None:
-        if stream.is_cancelled:
-            return StepOutput(stream.request.key, finish_reason=FinishReason.CANCELLED)
-        try:
-            return next(stream.steps, None)
-        except Exception:  # noqa: BLE001 - one request fails; the engine's thread serves the others
-            _log.exception("a step failed")
-            return StepOutput(stream.request.key, error=internal_error())
+    def _step(self) -> list[EngineStep]:
+        """Makes one token for every active request. Returns the step, after the steps of scripted faults."""
+        with self._lock:
+            ended = self._remove_cancelled()
+            self._activate_waiting()
+            step = self._synthetic.step()
+            faults: list[EngineStep] = []
+            if self._replayed:
+                step = _joined(step, self._step_of_scripts(faults))
+            if ended:
+                step = replace(step, ends=[*ended, *step.ends])
+            self._live.difference_update(end.number for end in step.ends)
+        return [*faults, step]
+
+    def _remove_cancelled(self) -> list[RequestEnd]:
+        """Removes the streams of cancelled requests, active or waiting, and returns their ends."""
+        if not self._cancelled:
+            return []
+        cancelled, self._cancelled = self._cancelled, set()
+        self._synthetic.remove(cancelled)
+        self._replayed = [stream for stream in self._replayed if stream.number not in cancelled]
+        self._waiting = deque(stream for stream in self._waiting if stream.number not in cancelled)
+        return _cancelled(sorted(cancelled))
+
+    def _activate_waiting(self) -> None:
+        texts: list[tuple[int, SyntheticText]] = []
+        for _ in range(min(self._max_active - self._active_count, len(self._waiting))):
+            stream = self._waiting.popleft()
+            if isinstance(stream.content, SyntheticText):
+                texts.append((stream.number, stream.content))
+            else:
+                self._replayed.append(stream)
+        self._synthetic.begin(texts)
+
+    def _step_of_scripts(self, faults: list[EngineStep]) -> EngineStep:
+        """Advances the scripted requests. Adds steps that break the port's rules to `faults`."""
+        builder = StepBuilder()
+        remaining: list[_Stream] = []
+        for stream in self._replayed:
+            output = _advance(stream)
+            if isinstance(output, EngineStep):
+                faults.append(output)
+            elif output is not None:
+                builder.add(stream.number, *output)
+            if not (isinstance(output, RequestOutput) and output.is_final):
+                remaining.append(stream)
+        self._replayed = remaining
+        return builder.build()
+
+
+def _advance(stream: _Stream) -> RequestOutput | EngineStep | None:
+    assert not isinstance(stream.content, SyntheticText)
+    try:
+        return next(stream.content, None)
+    except Exception:  # noqa: BLE001 - one request fails; the engine's thread serves the others
+        _log.exception("a step failed")
+        return RequestOutput(error=internal_error())
+
+
+def _cancelled(numbers: Iterable[int]) -> list[RequestEnd]:
+    return [RequestEnd(number, FinishReason.CANCELLED) for number in numbers]
+
+
+def _joined(first: EngineStep, second: EngineStep) -> EngineStep:
+    """Returns the output of two steps, which have no request in common, as one."""
+    counts: IntArray | None = None
+    if first.counts is not None or second.counts is not None:
+        counts = np.concatenate((_counts(first), _counts(second)))
+    return EngineStep(
+        np.concatenate((first.numbers, second.numbers)),
+        np.concatenate((first.token_ids, second.token_ids)),
+        counts,
+        [*first.ends, *second.ends],
+    )
+
+
+def _counts(step: EngineStep) -> IntArray:
+    return np.ones(len(step.numbers), np.int64) if step.counts is None else step.counts

@@ -1,7 +1,7 @@
-"""Scripts, and the steps that a scripted or synthetic answer consists of.
+"""Scripts, and the outputs that a scripted answer consists of.
 
 A script file is a JSON list of objects, see `Script`. The first script whose `prompt_ids` equal the prompt's, or that
-has none, is replayed. Without a matching script, tokens are synthesized until `max_tokens`.
+has none, is replayed. Without a matching script, the text is synthetic (synthetic.py).
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
-from llm_pipeline.executors.scripted.faults import Fault
+from llm_pipeline.executors.scripted.faults import Fault, faulty_outputs
+from llm_pipeline.executors.step_builder import RequestOutput
 from llm_pipeline.protocol.errors import internal_error
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput
+from llm_pipeline.protocol.messages import EngineStep, FinishReason, GenerationRequest
 
 _log = logging.getLogger(__name__)
-_SYNTHETIC_WORDS = 997  # prime, so that streams of different prompts do not run in step
+_SYNTHETIC_WORDS = 997
 
 
 class Script(BaseModel):
@@ -63,41 +64,41 @@ def synthetic_words(engine_dir: Path) -> list[int]:
     return sorted(ids)[:_SYNTHETIC_WORDS] or [0]
 
 
-def replay(request: GenerationRequest, script: Script) -> Iterator[StepOutput]:
-    """Yields the script's steps, one token each, cut at `max_tokens`."""
+def outputs_of(
+    script: Script, number: int, request: GenerationRequest, word: int
+) -> Iterator[RequestOutput | EngineStep]:
+    """Yields the outputs of the request in its steps; an EngineStep is a fault (faults.py). `word` is any token."""
+    if script.fault is not None:
+        return faulty_outputs(script.fault, number, script.token_ids, word)
+    return _until_stop_token(request, _replay(request, script))
+
+
+def _replay(request: GenerationRequest, script: Script) -> Iterator[RequestOutput]:
+    """Yields the script's outputs, one token each, cut at `max_tokens`."""
     ids = script.token_ids[: request.max_tokens]
     reason = FinishReason.LENGTH if len(script.token_ids) >= request.max_tokens else FinishReason.STOP
     if len(ids) == len(script.token_ids):  # nothing was cut off, so the script's own finish reason applies
         reason = script.finish or reason
     if script.error is None and not script.stall and ids:
         for token_id in ids[:-1]:
-            yield StepOutput(request.key, (token_id,))
-        yield StepOutput(request.key, ids[-1:], reason)
+            yield RequestOutput((token_id,))
+        yield RequestOutput(ids[-1:], reason)
         return
     for token_id in ids:
-        yield StepOutput(request.key, (token_id,))
+        yield RequestOutput((token_id,))
     if script.error is not None:
         _log.error("the script fails a request: %s", script.error)
-        yield StepOutput(request.key, error=internal_error())  # an engine's error texts are not for clients
+        yield RequestOutput(error=internal_error())  # an engine's error texts are not for clients
     elif not script.stall:
-        yield StepOutput(request.key, finish_reason=reason)
+        yield RequestOutput(finish_reason=reason)
 
 
-def synthesize(request: GenerationRequest, words: Sequence[int]) -> Iterator[StepOutput]:
-    """Yields `max_tokens` steps of one word each; the prompt decides the first word."""
-    start = sum(request.prompt_ids) % _SYNTHETIC_WORDS
-    key, count = request.key, len(words)
-    for position in range(start, start + request.max_tokens - 1):
-        yield StepOutput(key, (words[position % count],))
-    yield StepOutput(key, (words[(start + request.max_tokens - 1) % count],), FinishReason.LENGTH)
-
-
-def until_stop_token(request: GenerationRequest, steps: Iterator[StepOutput]) -> Iterator[StepOutput]:
-    """Yields the steps up to the first stop token after the first `min_tokens` tokens."""
+def _until_stop_token(request: GenerationRequest, outputs: Iterator[RequestOutput]) -> Iterator[RequestOutput]:
+    """Yields the outputs up to the first stop token after the first `min_tokens` tokens."""
     count = 0
-    for step in steps:
-        count += len(step.token_ids)
-        if count > request.sampling.min_tokens and step.token_ids and step.token_ids[-1] in request.stop_token_ids:
-            yield StepOutput(request.key, step.token_ids, FinishReason.STOP)
+    for output in outputs:
+        count += len(output.token_ids)
+        if count > request.sampling.min_tokens and output.token_ids and output.token_ids[-1] in request.stop_token_ids:
+            yield RequestOutput(output.token_ids, FinishReason.STOP)
             return
-        yield step
+        yield output

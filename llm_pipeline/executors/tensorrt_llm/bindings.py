@@ -9,6 +9,7 @@ passed only if they are set, because releases have different ones.
 from __future__ import annotations
 
 import logging
+import operator
 from datetime import timedelta
 from typing import Any
 
@@ -268,7 +269,7 @@ def _read_result(request_id: int, result: Any) -> EngineResponse:
         ending = _ENDINGS.get(reasons[0], Ending.UNKNOWN) if reasons else Ending.UNKNOWN
     return EngineResponse(
         request_id,
-        token_ids=tuple(beams[0]) if beams else (),
+        token_ids=tuple(map(operator.index, beams[0])) if beams else (),
         logprobs=tuple(logprobs[0]) if logprobs else (),
         ending=ending,
     )

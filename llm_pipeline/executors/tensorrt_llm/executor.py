@@ -7,8 +7,8 @@ ENGINE_UNAVAILABLE, new ones are rejected, the log gets the reason, and the proc
 CUDA context can't be repaired inside its process and MPI can't be initialized twice. Whatever started Triton restarts
 it (the launcher, or the orchestrator's restart policy).
 
-Request ids are upstream's own and independent of clients' names. `enqueue` and the entry into `_live` happen under one
-lock, which the awaiter takes before it looks an id up, so that no response can arrive too early.
+Request ids are upstream's own, not the numbers of the executor port. `enqueue` and the entry into `_live` happen under
+one lock, which the awaiter takes before it looks an id up, so that no response can arrive too early.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink, duplicate_request
+from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink
+from llm_pipeline.executors.step_builder import RequestOutput, StepBuilder
 from llm_pipeline.executors.tensorrt_llm.engine import (
     Engine,
     EngineDownError,
@@ -31,9 +32,14 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
 )
 from llm_pipeline.executors.tensorrt_llm.error_classification import first_line
 from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
-from llm_pipeline.executors.tensorrt_llm.responses import LiveRequest, queue_full, to_step, unavailable
+from llm_pipeline.executors.tensorrt_llm.responses import (
+    LiveRequest,
+    queue_full,
+    to_output,
+    unavailable,
+)
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, RequestEnd, ends_only
 
 _log = logging.getLogger(__name__)
 _AWAIT_S = 0.05  # upstream returns at once when a response comes; this only bounds the period of the timeout checks
@@ -83,8 +89,8 @@ class TensorRtLlmExecutor:
         self._timeouts = timeouts
         self._exit_process = exit_process
         self._lock = threading.Lock()  # guards the next four
-        self._live: dict[int, LiveRequest] = {}
-        self._ids: dict[str, int] = {}
+        self._live: dict[int, LiveRequest] = {}  # by upstream's request id
+        self._ids: dict[int, int] = {}  # upstream's request ids by number
         self._started_count = 0  # live requests that have a token
         self._reject_message: str | None = None  # set: no more requests are accepted
         self._closing = threading.Event()
@@ -99,23 +105,21 @@ class TensorRtLlmExecutor:
         self._thread = threading.Thread(target=self._run, name="tensorrt-llm-awaiter", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, number: int, request: GenerationRequest) -> None:
         self._limits.check(request)
         prepared = self._prepare(request)  # not under the lock: long prompts take milliseconds
         with self._lock:
             if self._reject_message is not None:
                 raise unavailable(self._reject_message)
-            if request.key in self._ids:  # decode may have ended a request that upstream has not
-                raise duplicate_request()
             request_id = self._enqueue(prepared)
             if not self._live:
                 self._progress_at = time.monotonic()  # an idle engine makes no progress
-            self._live[request_id] = LiveRequest(request)
-            self._ids[request.key] = request_id
+            self._live[request_id] = LiveRequest(number, request)
+            self._ids[number] = request_id
 
-    def cancel(self, key: str) -> None:
+    def cancel(self, number: int) -> None:
         with self._lock:
-            request_id = self._ids.get(key)
+            request_id = self._ids.get(number)
             if request_id is None or self._live[request_id].is_cancelled:
                 return
             self._live[request_id].cancel()
@@ -216,8 +220,8 @@ class TensorRtLlmExecutor:
             self._check_timeouts()
 
     def _relay(self, responses: list[EngineResponse]) -> None:
-        """Passes the steps of all responses to the sink in one call."""
-        steps: list[StepOutput] = []
+        """Passes the output of all responses to the sink as one step."""
+        builder = StepBuilder()
         must_cancel: list[int] = []
         fatal: str | None = None
         with self._lock:
@@ -228,15 +232,15 @@ class TensorRtLlmExecutor:
                 if response.failure is FailureKind.ENGINE:
                     fatal = response.error
                     continue  # fails with all the others
-                step = self._make_step(live, response)
+                output = self._output_of(live, response)
                 if response.must_cancel:
                     must_cancel.append(response.request_id)
-                if step is None:
+                if output is None:
                     continue
-                steps.append(step)
-                if step.is_final:
+                builder.add(live.number, *output)
+                if output.is_final:
                     self._forget(response.request_id)
-        self._output.emit(steps)
+        self._output.emit(builder.build())
         for request_id in must_cancel:
             self._cancel_upstream(request_id)
         if fatal is not None:
@@ -253,20 +257,19 @@ class TensorRtLlmExecutor:
         if self._failed_rounds >= MAX_FAILED_ROUNDS:
             raise EngineFatalError(f"all responses of the last {self._failed_rounds} rounds were errors, see above")
 
-    def _make_step(self, live: LiveRequest, response: EngineResponse) -> StepOutput | None:
+    def _output_of(self, live: LiveRequest, response: EngineResponse) -> RequestOutput | None:
         had_no_token = live.token_count == 0
         try:
-            step = to_step(live, response)
+            output = to_output(live, response)
         except Exception:  # noqa: BLE001 - it fails its own request
             _log.exception("a response could not be handled")
-            step = StepOutput(live.key, error=internal_error())
+            output = RequestOutput(error=internal_error())
         self._started_count += had_no_token and live.token_count > 0
-        return step
+        return output
 
     def _forget(self, request_id: int) -> None:
         live = self._live.pop(request_id)
-        if self._ids.get(live.key) == request_id:
-            del self._ids[live.key]
+        del self._ids[live.number]
         self._started_count -= live.token_count > 0
 
     def _read_stats(self) -> None:
@@ -296,15 +299,13 @@ class TensorRtLlmExecutor:
                 for request_id, live in self._live.items()
                 if live.is_cancelled and now - live.cancelled_at > timeouts.cancel_s
             ]
-            steps = [
-                StepOutput(self._live[request_id].key, finish_reason=FinishReason.CANCELLED) for request_id in overdue
-            ]
+            ends = [RequestEnd(self._live[request_id].number, FinishReason.CANCELLED) for request_id in overdue]
             for request_id in overdue:
                 self._forget(request_id)
             is_busy = bool(self._live)
         if overdue:
             _log.warning("%d cancelled requests did not end within %.0f s", len(overdue), timeouts.cancel_s)
-            self._output.emit(steps)
+            self._output.emit(ends_only(ends))
         if is_busy and timeouts.hang_s and now - self._progress_at > timeouts.hang_s:
             raise EngineFatalError(
                 f"no response and no iteration for {timeouts.hang_s:.0f} s while requests are running"
@@ -313,15 +314,15 @@ class TensorRtLlmExecutor:
     def _cancel_all(self) -> None:
         with self._lock:
             self._reject_message = self._reject_message or _SHUTTING_DOWN
-            keys = self._forget_all()
-        self._output.emit([StepOutput(key, finish_reason=FinishReason.CANCELLED) for key in keys])
+            numbers = self._forget_all()
+        self._output.emit(ends_only([RequestEnd(number, FinishReason.CANCELLED) for number in numbers]))
 
-    def _forget_all(self) -> list[str]:
-        keys = list(self._ids)
+    def _forget_all(self) -> list[int]:
+        numbers = list(self._ids)
         self._live.clear()
         self._ids.clear()
         self._started_count = 0
-        return keys
+        return numbers
 
     def _fail_all_and_exit(self, reason: str) -> None:
         """Fails all requests at once and ends the process soon. While closing, a fatal error only ends the requests."""
@@ -333,9 +334,9 @@ class TensorRtLlmExecutor:
         with self._lock:
             self._is_dead = True
             self._reject_message = _STOPPED
-            keys = self._forget_all()
+            numbers = self._forget_all()
         message = "the engine is dead: %s; %d requests fail, and this process ends in %.0f s"
-        _log.error(message, reason, len(keys), self._timeouts.exit_s)
-        self._output.emit([StepOutput(key, error=unavailable(_STOPPED)) for key in keys])
+        _log.error(message, reason, len(numbers), self._timeouts.exit_s)
+        self._output.emit(ends_only([RequestEnd(number, error=unavailable(_STOPPED)) for number in numbers]))
         if not self._closing.wait(self._timeouts.exit_s):
             self._exit_process(_EXIT_STATUS)

@@ -1,13 +1,14 @@
-"""Converts responses of the engine to steps: tokens, finish reasons and errors in our terms."""
+"""Converts responses of the engine to output: tokens, finish reasons and errors in our terms."""
 
 from __future__ import annotations
 
 import logging
 import time
 
+from llm_pipeline.executors.step_builder import RequestOutput
 from llm_pipeline.executors.tensorrt_llm.engine import Ending, EngineResponse, FailureKind
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, StepOutput
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, RequestLogprobs
 
 _log = logging.getLogger(__name__)
 _RETRY_QUEUE_AFTER_S = 2.0
@@ -22,10 +23,10 @@ _REASONS = {
 class LiveRequest:
     """A request that the engine is working on."""
 
-    __slots__ = ("cancelled_at", "end_id", "is_cancelled", "key", "last_id", "returns_logprobs", "token_count")
+    __slots__ = ("cancelled_at", "end_id", "is_cancelled", "last_id", "number", "returns_logprobs", "token_count")
 
-    def __init__(self, request: GenerationRequest) -> None:
-        self.key = request.key
+    def __init__(self, number: int, request: GenerationRequest) -> None:
+        self.number = number
         self.end_id = request.stop_token_ids[0] if request.stop_token_ids else None
         self.returns_logprobs = request.return_logprobs
         self.last_id: int | None = None
@@ -38,23 +39,23 @@ class LiveRequest:
         self.is_cancelled, self.cancelled_at = True, time.monotonic()
 
 
-def to_step(live: LiveRequest, response: EngineResponse) -> StepOutput | None:
-    """Returns the step for a response; None if it contains nothing new."""
+def to_output(live: LiveRequest, response: EngineResponse) -> RequestOutput | None:
+    """Returns the output of a response; None if it contains nothing new."""
     if response.error is not None:
         return _failed(live, response.error, response.failure)
     ids = response.token_ids
     if ids:
         live.last_id = ids[-1]
     if response.ending is Ending.END_ID and live.end_id is not None and live.last_id != live.end_id:
-        # Upstream omits the end token (its sampling kernels do not advance the length on it), but our steps include it
-        # as the last one. If a release begins to include it, it is not added twice.
+        # Upstream omits the end token (its sampling kernels do not advance the length on it), but our output ends with
+        # it. If a release begins to include it, it is not added twice.
         ids = (*ids, live.end_id)
-    logprobs = _logprobs(live, response, len(ids)) if live.returns_logprobs else ()
+    logprobs = RequestLogprobs(_logprobs(live, response, len(ids))) if live.returns_logprobs else None
     live.token_count += len(ids)
     if response.ending is None:
-        return StepOutput(live.key, ids, logprobs=logprobs) if ids else None
+        return RequestOutput(ids, logprobs=logprobs) if ids else None
     if reason := _REASONS.get(response.ending):
-        return StepOutput(live.key, ids, reason, logprobs=logprobs)
+        return RequestOutput(ids, reason, logprobs=logprobs)
     return _unusual_end(live, response.ending)
 
 
@@ -70,13 +71,13 @@ def queue_full() -> PipelineError:
     )
 
 
-def _failed(live: LiveRequest, message: str, failure: FailureKind) -> StepOutput:
+def _failed(live: LiveRequest, message: str, failure: FailureKind) -> RequestOutput:
     if live.is_cancelled:
-        return StepOutput(live.key, finish_reason=FinishReason.CANCELLED)
+        return RequestOutput(finish_reason=FinishReason.CANCELLED)
     if failure is FailureKind.QUEUE_FULL:  # with an orchestrator, a response instead of an exception
-        return StepOutput(live.key, error=queue_full())
+        return RequestOutput(error=queue_full())
     _log.error("the engine failed a request: %s", message)  # upstream's messages are not for clients
-    return StepOutput(live.key, error=_error_of(failure))
+    return RequestOutput(error=_error_of(failure))
 
 
 def _error_of(failure: FailureKind) -> PipelineError:
@@ -94,18 +95,18 @@ def _error_of(failure: FailureKind) -> PipelineError:
     return internal_error()
 
 
-def _unusual_end(live: LiveRequest, ending: Ending) -> StepOutput:
+def _unusual_end(live: LiveRequest, ending: Ending) -> RequestOutput:
     if live.is_cancelled:
-        return StepOutput(live.key, finish_reason=FinishReason.CANCELLED)
+        return RequestOutput(finish_reason=FinishReason.CANCELLED)
     if ending is Ending.TIMED_OUT:
         error = PipelineError(
             ErrorCode.DEADLINE_EXCEEDED, "The request exceeded its time limit. Lower max_tokens or raise the limit."
         )
-        return StepOutput(live.key, error=error)
+        return RequestOutput(error=error)
     if ending is Ending.CANCELLED:  # not by us: the engine is shutting down
-        return StepOutput(live.key, error=unavailable("The engine dropped this request. Retry it."))
+        return RequestOutput(error=unavailable("The engine dropped this request. Retry it."))
     _log.error("the engine ended a request for an unknown reason")
-    return StepOutput(live.key, error=internal_error())
+    return RequestOutput(error=internal_error())
 
 
 def _logprobs(live: LiveRequest, response: EngineResponse, count: int) -> tuple[float | None, ...]:

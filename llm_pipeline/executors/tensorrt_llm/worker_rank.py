@@ -25,12 +25,12 @@ class WorkerRankExecutor:
         self._thread = threading.Thread(target=self._wait_for_leader, name="tensorrt-llm-worker-rank", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, number: int, request: GenerationRequest) -> None:
         raise PipelineError(
             ErrorCode.ENGINE_UNAVAILABLE, "This is a worker rank and accepts no requests. Send requests to rank 0."
         )
 
-    def cancel(self, key: str) -> None:
+    def cancel(self, number: int) -> None:
         """Does nothing: no request is ever accepted."""
 
     def stats(self) -> ExecutorStats:

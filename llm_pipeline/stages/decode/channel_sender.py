@@ -3,6 +3,10 @@
 Self-clocking, as in the sender pool: a burst carries all that the engine has made while the last one was under way. So
 one message per engine step when idle, and larger ones under load.
 
+The bursts of a channel do not arrive if Triton has cancelled its request, or refuses the step to postprocess because it
+is stopping (measured: it refuses that also for requests that it has accepted). Neither is reported to decode, but both
+show as bursts without an ack: the channel then fails, so that its client knows and Triton can exit.
+
 Two limits hold bursts back: the window of bursts that postprocess has not handled yet (flow_control.py), and the bytes
 that the client has not read yet, as far as its heartbeats report (`on_received`).
 """
@@ -18,7 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llm_pipeline.protocol.channel import TokenBurst, token_burst_to_json
-from llm_pipeline.protocol.errors import PipelineError, internal_error
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.flow_control import SendWindow
 
@@ -47,8 +51,10 @@ class ChannelLimits:
     linger_s: float = 1.0  # after the last request until the channel ends; Triton cannot stop before that
     open_timeout_s: float = 10.0  # until unsent output is dropped if the client opens no channel
     max_unread_bytes: int = 32 * 2**20  # sent bursts that the client has not reported as read
+    silence_s: float = 3.0  # without an ack from postprocess until the channel fails
 
 
+_CHANNEL_LOST = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine's output was interrupted. Retry the request.")
 DEFAULT_LIMITS = ChannelLimits()
 
 
@@ -182,6 +188,10 @@ class ChannelSender:
             return
         if self._window is not None:
             self._enter(self._window)
+            if self._reply is not None and self._window.silence_s > self._limits.silence_s:
+                _log.warning("postprocess does not get the bursts of a channel; the channel ends")
+                self._fail_reply()
+                return
         burst = self._take_burst(self.outbox, self._window.address if self._window is not None else None)
         if burst is None:
             return
@@ -204,8 +214,10 @@ class ChannelSender:
     def _fail_reply(self) -> None:
         """A burst is lost: its client has to know, and may not wait for what was in it."""
         reply, self._reply = self._reply, None
+        if self._window is not None:
+            self._window.forget_sent()
         if reply is not None:
-            _try(lambda: reply.fail(internal_error()))
+            _try(lambda: reply.fail(_CHANNEL_LOST))
 
 
 def _try(call: Callable[[], None]) -> bool:

@@ -1,4 +1,4 @@
-"""Runs postprocess in Triton: token chunks to PostprocessStage, text chunks back.
+"""Runs postprocess in Triton: token chunks and bursts to PostprocessStage, text chunks and bursts back.
 
 Not decoupled: the responses of a batch travel in one message, where each would need a handshake of its own
 (docs/decisions/0005). So every chunk gets a response, with empty text if there is nothing to send.
@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
-from llm_pipeline.protocol.arrays import TensorReader
+from llm_pipeline.protocol.arrays import TensorReader, array, read_value
+from llm_pipeline.protocol.channel import BURST_PREFIX, LOST_BURST, join_text_parts, token_burst_from_json
 from llm_pipeline.protocol.field_kinds import NamedArrays
-from llm_pipeline.protocol.tensors import decode_model_of, text_chunk_to_arrays
+from llm_pipeline.protocol.tensors import BURST, CHUNK, decode_model_of, text_chunk_to_arrays
 from llm_pipeline.protocol.wire_json import token_chunk_from_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
@@ -53,10 +54,23 @@ class TritonPythonModel:
             cancel_in_decode(self._decode, self._to_cancel.pop())
 
     def _handle(self, read: TensorReader) -> NamedArrays:
+        sent = read_value(read, CHUNK)
+        if isinstance(sent, bytes) and sent.startswith(BURST_PREFIX):
+            return [(BURST, array(BURST, self._handle_burst(sent)))]
         chunk = token_chunk_from_arrays(read)
         if chunk.ack_address is not None:
             self._to_acknowledge.append(chunk.ack_address)
         return text_chunk_to_arrays(self._stage.handle(chunk))
+
+    def _handle_burst(self, sent: bytes) -> bytes:
+        try:
+            burst = token_burst_from_json(sent)
+            if isinstance(burst.ack_address, str):
+                self._to_acknowledge.append(burst.ack_address)
+            return join_text_parts(burst.serial, [self._stage.handle_burst(burst).to_json()])
+        except Exception:  # noqa: BLE001 - an error response would end the channel while decode still sends
+            _log.exception("a burst could not be handled")
+            return LOST_BURST
 
     def finalize(self) -> None:
         self._acks.close()

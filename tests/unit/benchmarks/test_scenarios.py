@@ -10,8 +10,8 @@ from benchmarks import scenarios
 from benchmarks.load.point import LoadPoint, make_job
 from benchmarks.processes import role_of
 from benchmarks.runner import run_count
-from benchmarks.scenarios import LLAMA_CPP, Client, System, groups, select
-from benchmarks.systems.baselines import llama_cpp_baselines, pairs, remote_baselines
+from benchmarks.scenarios import FULL_SCENARIOS, LLAMA_CPP, NVIDIA, Client, Plan, System, groups, select, with_repeats
+from benchmarks.systems.baselines import RemoteOptions, llama_cpp_baselines, nvidia_peers, pairs
 
 
 def test_prompts_are_a_function_of_the_seed_and_all_differ() -> None:
@@ -24,36 +24,81 @@ def test_prompts_are_a_function_of_the_seed_and_all_differ() -> None:
 
 @pytest.mark.parametrize("is_quick", [True, False])
 def test_every_system_has_a_server(is_quick: bool) -> None:
-    for group in groups([LLAMA_CPP], is_quick=is_quick):
+    plan = Plan(is_quick, is_large=True, baselines=(LLAMA_CPP,), peers=(NVIDIA,), has_other_tree=True)
+    for group in groups(plan):
         for scenario in group.scenarios:
             for system in scenario.systems:
-                known = system.server in group.environments or system is LLAMA_CPP
+                known = system.server in group.environments or system in (LLAMA_CPP, NVIDIA)
                 assert known or system.client is Client.NONE
 
 
 def test_quick_run_has_fewer_loads_of_the_same_scenarios() -> None:
-    quick, full = groups((), is_quick=True), groups((), is_quick=False)
+    quick, full = groups(Plan(is_quick=True)), groups(Plan())
     assert run_count(quick) < run_count(full)
     names = [[scenario.name for group in each for scenario in group.scenarios] for each in (quick, full)]
-    assert names[0] == names[1]
+    assert names[0] == [name for name in names[1] if name not in FULL_SCENARIOS]
     assert len(set(names[0])) == len(names[0])
 
 
+def test_large_run_has_thousands_of_streams_with_and_without_channels_by_workers() -> None:
+    (group,) = select(groups(Plan(is_large=True, workers=(1, 8))), [scenarios.MANY])
+    (scenario,) = group.scenarios
+    assert {point.streams for point in scenario.points} >= {1024, 2048}
+    names = [system.name for system in scenario.systems]
+    assert names == ["HTTP", "HTTP, no channels", "HTTP, 8 workers", "HTTP, 8 workers, no channels", "raw gRPC"]
+    for system in scenario.systems:
+        settings = group.environments[system.server]
+        assert settings.get("USE_CHANNELS") == ("false" if "no channels" in system.name else None)
+        assert settings["FRONTEND_WORKERS"] == ("8" if "8 workers" in system.name else "1")
+        assert int(settings["SCRIPTED_MAX_ACTIVE"]) >= 2048
+        assert int(settings["MAX_IN_FLIGHT"]) >= 2048
+
+
+def test_other_source_tree_runs_beside_our_http_systems_with_their_settings() -> None:
+    (group,) = select(groups(Plan(has_other_tree=True)), [scenarios.THROUGHPUT])
+    names = [system.name for system in group.scenarios[0].systems]
+    assert names == ["HTTP", "HTTP, before", "HTTP, no channels", "raw gRPC", "HTTP, coalescing off"]
+    assert group.other_tree == {"scripted, before"}
+    assert group.environments["scripted, before"] == group.environments["scripted"]
+
+
+def test_peers_are_measured_with_the_scripted_model_and_baselines_with_the_engine() -> None:
+    all_groups = groups(Plan(is_large=True, baselines=(LLAMA_CPP,), peers=(NVIDIA,)))
+    found = {
+        system: {scenario.name for group in all_groups for scenario in group.scenarios if system in scenario.systems}
+        for system in (NVIDIA, LLAMA_CPP)
+    }
+    assert found[NVIDIA] == {scenarios.THROUGHPUT, scenarios.MANY, scenarios.LONG}
+    assert found[LLAMA_CPP] == {scenarios.ENGINE, scenarios.PREFILL}
+
+
+def test_repeats_of_the_command_line_replace_those_of_every_scenario() -> None:
+    repeated = with_repeats(groups(Plan()), 7)
+    assert {point.repeats for group in repeated for scenario in group.scenarios for point in scenario.points} == {7}
+
+
 def test_selected_scenarios_keep_their_groups() -> None:
-    (group,) = select(groups((), is_quick=True), [scenarios.LATENCY])
+    (group,) = select(groups(Plan(is_quick=True)), [scenarios.LATENCY])
     assert [scenario.name for scenario in group.scenarios] == [scenarios.LATENCY]
 
 
 def test_unknown_scenario_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"Unknown scenario speed.*throughput"):
-        select(groups((), is_quick=True), ["speed"])
+        select(groups(Plan(is_quick=True)), ["speed"])
 
 
-def test_model_of_a_baseline_requires_its_url() -> None:
-    (baseline,) = remote_baselines({"vllm": "http://127.0.0.1:1/v1"}, {"vllm": "m"}, {})
-    assert baseline.system == System("vllm", "vllm", Client.HTTP)
-    with pytest.raises(ValueError, match="No --base-url for other"):
-        remote_baselines({"vllm": "http://127.0.0.1:1/v1"}, {"other": "m"}, {})
+def test_model_of_a_server_requires_its_url() -> None:
+    options = RemoteOptions.parse(["vllm=http://127.0.0.1:1/v1"], ["peer=http://127.0.0.1:2/v1"], ["vllm=m"], [])
+    assert [baseline.system for baseline in options.baselines()] == [System("vllm", "vllm", Client.HTTP)]
+    assert [peer.system for peer in options.peers()] == [System("peer", "peer", Client.HTTP)]
+    with pytest.raises(ValueError, match="No --base-url or --peer-url for other"):
+        RemoteOptions.parse(["vllm=http://127.0.0.1:1/v1"], [], ["other=m"], [])
+
+
+def test_front_end_of_nvidia_requires_its_program(tmp_path: Path) -> None:
+    assert nvidia_peers(None, "python3", tmp_path, tmp_path) == []
+    with pytest.raises(ValueError, match=r"no openai_frontend/main\.py"):
+        nvidia_peers(tmp_path, "python3", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("option", ["name", "=value", "name="])

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llm_pipeline.executors.cpu.engine.ipc import CacheCounts
+from llm_pipeline.executors.cpu.engine.ipc import CacheCounts, StepOutput
 from llm_pipeline.executors.cpu.engine.logprobs import compute_logprobs
 from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler
 from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk, Scheduler, Sequence
@@ -19,7 +19,6 @@ from llm_pipeline.protocol.messages import (
     FinishReason,
     GenerationRequest,
     PromptLogprobs,
-    StepOutput,
     TopLogprobs,
 )
 from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError

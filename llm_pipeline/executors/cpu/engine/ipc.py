@@ -12,7 +12,8 @@ from typing import NamedTuple
 import orjson
 
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.protocol.messages import GenerationRequest, StepOutput
+from llm_pipeline.protocol.errors import PipelineError
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, PromptLogprobs, TopLogprobs
 from llm_pipeline.runtime.settings import PipelineSettings
 
 
@@ -81,6 +82,28 @@ class CacheCounts(NamedTuple):
     looked_up_tokens: int = 0  # of all requests that started
     reused_tokens: int = 0  # of those, found in the prefix cache
     used_share: float = 0.0  # of the blocks, by active requests; 0 to 1
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The output of one engine step for one request: zero or more new tokens, and at most one ending.
+
+    `token_ids` includes the end token. A step with a finish reason or an error is the last one. `logprobs` and
+    `top_logprobs` have the length of `token_ids` if they were requested, else they are empty. A logprob is a natural
+    logarithm, None if the engine has none.
+    """
+
+    key: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: PipelineError | None = None
+    logprobs: tuple[float | None, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
+
+    @property
+    def is_final(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
 
 
 class StepReport(NamedTuple):

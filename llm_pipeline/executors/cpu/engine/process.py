@@ -25,10 +25,18 @@ import orjson
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from llm_pipeline.executors.cpu.engine.core import EngineCore, guide_error
-from llm_pipeline.executors.cpu.engine.ipc import AddRequest, Cancel, EngineSettings, LoadFailed, Ready, StepReport
+from llm_pipeline.executors.cpu.engine.ipc import (
+    AddRequest,
+    Cancel,
+    EngineSettings,
+    LoadFailed,
+    Ready,
+    StepOutput,
+    StepReport,
+)
 from llm_pipeline.executors.cpu.engine.weights import load_weights
 from llm_pipeline.protocol.errors import PipelineError, internal_error
-from llm_pipeline.protocol.messages import GenerationRequest, Guide, StepOutput
+from llm_pipeline.protocol.messages import GenerationRequest, Guide
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideCompiler, GuideError
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.load.http_recording import CompletionsEndpoint, ResponseEndDetector, read_response
+from benchmarks.load.http_recording import CompletionsEndpoint, ResponseEndDetector, read_response, with_known_tokens
 
 WORDS = [" one", " two", 'a "quoted" \n\n word', " 0\r\n\r\n", "data: x", "é", "a\u2028b\u0085c"]
 
@@ -76,6 +76,14 @@ def test_stream_is_parsed_byte_by_byte() -> None:
     assert read_response(0.0, received(pieces), is_streamed=True).events == len(WORDS)
 
 
+@given(st.lists(st.integers(min_value=1, max_value=10_000), max_size=30), places)
+def test_stream_is_parsed_the_same_however_the_server_chunks_it(edges: list[int], places: list[int]) -> None:
+    events = b"".join(event(word) + b"\n\n" for word in WORDS) + event("", "length") + b"\n\ndata: [DONE]\n\n"
+    data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(cut(events, edges))
+    timeline = read_response(0.5, received(cut(data, places)), is_streamed=True)
+    assert (timeline.events, timeline.finish_reason, timeline.failure) == (len(WORDS), "length", None)
+
+
 def test_event_has_the_time_of_the_piece_that_completed_it() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     first, second = event(" a") + b"\n\n", event(" b", "length") + b"\n\n"
@@ -89,6 +97,13 @@ def test_event_has_the_time_of_the_piece_that_completed_it() -> None:
 def test_events_are_counted_as_tokens_without_usage() -> None:
     timeline = read_response(0.0, received([streamed(has_usage=False)]), is_streamed=True)
     assert (timeline.completion_tokens, timeline.is_count_exact) == (len(WORDS), False)
+
+
+def test_tokens_of_an_engine_that_generates_a_fixed_number_replace_the_usage() -> None:
+    timeline = with_known_tokens(read_response(0.0, received([streamed()]), is_streamed=True), 99)
+    assert (timeline.completion_tokens, timeline.is_count_exact) == (99, True)
+    failed = read_response(0.0, received([streamed()[:300]]), is_streamed=True)
+    assert with_known_tokens(failed, 99) == failed
 
 
 def test_malformed_chunk_is_a_failure() -> None:

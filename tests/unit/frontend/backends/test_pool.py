@@ -15,7 +15,7 @@ from frontend.backends.pool import GeneratorPool, OnLost, PoolOptions, load_bala
 from frontend.observability.metrics import Metrics
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
-from tests.support.app import in_process, until
+from tests.support.app import completed, in_process, until
 
 ENGINE_GONE = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")
 CONNECTION_LOST = PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "lost")
@@ -45,7 +45,7 @@ class Pool:
         self.on_lost(keys)
 
     async def complete(self, key: str) -> list[TextChunk]:
-        return [chunk async for chunk in self.pool.generate(parameters(key))]
+        return await completed(self.pool, parameters(key))
 
     async def begin(self, key: str) -> None:
         """Starts a request and waits until an endpoint has it."""
@@ -217,7 +217,7 @@ async def test_models_that_share_an_endpoint_have_their_own_metrics() -> None:
     }
     for model, count in (("large", 2), ("small", 1)):
         for number in range(count):
-            [_ async for _ in pools[model].generate(parameters(str(number)))]
+            await completed(pools[model], parameters(str(number)))
     totals = [
         metrics.registry.get_sample_value("completions_endpoint_requests_total", {"model": model, "endpoint": "triton"})
         for model in pools

@@ -1,4 +1,4 @@
-"""The Triton generator with a real gRPC server that implements Triton's protocol and returns scripted responses."""
+"""The Triton generator without channels, with a real gRPC server that returns scripted responses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from frontend.backends.triton import TritonGenerator
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 from llm_pipeline.protocol.tensors import text_chunk_to_arrays
-from tests.support.app import until
+from tests.support.app import completed, until
 
 PARAMETERS = CompletionParameters(
     "key-1", "request-1", prompt_text="Hi", max_tokens=3, seed=-1, stop=("x", "y"), stream=True
@@ -83,7 +83,7 @@ async def scripted_triton() -> AsyncIterator[tuple[ScriptedTriton, TritonGenerat
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     servicer.address = f"127.0.0.1:{port}"
-    generator = TritonGenerator(TritonChannel(servicer.address), "ensemble")
+    generator = TritonGenerator(TritonChannel(servicer.address), "ensemble", use_channels=False)
     try:
         yield servicer, generator
     finally:
@@ -99,19 +99,19 @@ async def test_chunks_arrive_unchanged() -> None:
     ]
     async with scripted_triton() as (triton, generator):
         triton.script = list(sent)
-        assert [chunk async for chunk in generator.generate(PARAMETERS)] == sent
+        assert await completed(generator, PARAMETERS) == sent
 
 
 async def test_silent_chunks_are_skipped() -> None:
     expected = [TextChunk("a", 1, prompt_tokens=4), TextChunk("b", 3, None, 4, FinishReason.STOP)]
     async with scripted_triton() as (triton, generator):
         triton.script = [expected[0], TextChunk("", 2), expected[1], TextChunk("", 3), None]
-        assert [chunk async for chunk in generator.generate(PARAMETERS)] == expected
+        assert await completed(generator, PARAMETERS) == expected
 
 
 async def test_request_tensors() -> None:
     async with scripted_triton() as (triton, generator):
-        assert [chunk async for chunk in generator.generate(PARAMETERS)] == []
+        assert await completed(generator, PARAMETERS) == []
         (request,) = triton.requests
         assert (request.model_name, request.id) == ("ensemble", "request-1")
         inputs = dict(zip((tensor.name for tensor in request.inputs), request.raw_input_contents, strict=True))
@@ -148,7 +148,7 @@ async def test_failures_become_pipeline_errors(failure: str | tuple[grpc.StatusC
     async with scripted_triton() as (triton, generator):
         triton.script = [TextChunk("a", 1), failure]
         with pytest.raises(PipelineError) as caught:
-            [chunk async for chunk in generator.generate(PARAMETERS)]
+            await completed(generator, PARAMETERS)
     assert caught.value.code is expected
     assert "secret" not in caught.value.message
 
@@ -157,14 +157,14 @@ async def test_full_shared_memory_is_a_no_room_error() -> None:
     async with scripted_triton() as (triton, generator):
         triton.script = ["in ensemble 'ensemble', Failed to increase the shared memory pool size for key 'x'."]
         with pytest.raises(NoRoomError):
-            await anext(generator.generate(PARAMETERS))
+            await completed(generator, PARAMETERS)
 
 
 async def test_failed_call_is_read_to_its_end_and_not_cancelled() -> None:
     async with scripted_triton() as (triton, generator):
         triton.script = [WIRE_ERROR, TextChunk("late", 1)]
         with pytest.raises(PipelineError):
-            await anext(generator.generate(PARAMETERS))
+            await completed(generator, PARAMETERS)
         await until(lambda: triton.finished == 1)
 
 
@@ -173,7 +173,7 @@ async def test_request_that_has_not_started_is_unreachable(details: str) -> None
     async with scripted_triton() as (triton, generator):
         triton.script = [details]
         with pytest.raises(UnreachableError):
-            await anext(generator.generate(PARAMETERS))
+            await completed(generator, PARAMETERS)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ async def test_request_rejected_by_a_step_of_the_ensemble_may_have_started(detai
     async with scripted_triton() as (triton, generator):
         triton.script = [details]
         with pytest.raises(PipelineError) as caught:
-            await anext(generator.generate(PARAMETERS))
+            await completed(generator, PARAMETERS)
     assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
     assert not isinstance(caught.value, UnreachableError)
 
@@ -198,7 +198,7 @@ async def test_first_line_of_tritons_error_is_logged() -> None:
         async with scripted_triton() as (triton, generator):
             triton.script = ["x" * 1000 + "\nTraceback of many lines"]
             with pytest.raises(PipelineError):
-                await anext(generator.generate(PARAMETERS))
+                await completed(generator, PARAMETERS)
     (line,) = [line for line in logs if line["event"] == "triton_call_failed"]
     assert (line["details"], line["model"]) == ("x" * 300, "ensemble")
 
@@ -222,27 +222,26 @@ async def test_request_whose_connection_breaks_may_have_started(sent: list[TextC
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    generator = TritonGenerator(TritonChannel(f"127.0.0.1:{port}"), "ensemble")
+    generator = TritonGenerator(TritonChannel(f"127.0.0.1:{port}"), "ensemble", use_channels=False)
     servicer.script = [*sent, asyncio.Event()]
-    chunks = generator.generate(PARAMETERS)
-    assert [await anext(chunks) for _ in sent] == sent
-    rest = asyncio.ensure_future(anext(chunks))
-    await until(lambda: bool(servicer.requests))
+    chunks: list[TextChunk] = []
+    request = asyncio.ensure_future(generator.generate(PARAMETERS, chunks.append))
+    await until(lambda: bool(servicer.requests) and chunks == sent)
     await server.stop(None)
     with pytest.raises(PipelineError) as caught:
-        await rest
+        await request
     assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
     assert not isinstance(caught.value, UnreachableError)
     with pytest.raises(UnreachableError):
-        await anext(generator.generate(PARAMETERS))
+        await completed(generator, PARAMETERS)
     await generator.close()
 
 
 async def test_no_connection_is_unreachable() -> None:
-    generator = TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble")
+    generator = TritonGenerator(TritonChannel("127.0.0.1:1"), "ensemble", use_channels=False)
     assert not await generator.is_ready()
     with pytest.raises(UnreachableError) as caught:  # recognized by the text of gRPC's error
-        await anext(generator.generate(PARAMETERS))
+        await completed(generator, PARAMETERS)
     assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
     with pytest.raises(PipelineError):
         await generator.cancel("key")

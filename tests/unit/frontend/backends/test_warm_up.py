@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from frontend.backends.cancellation import CancelTimeouts
 from frontend.backends.fake import FakeGenerator
+from frontend.backends.generator import OnChunk
 from frontend.backends.warm_up import WarmUpOutcome, WarmUpProbe, WarmUpTimeouts
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
@@ -25,9 +26,9 @@ class Scripted(FakeGenerator):
         self.chunks = chunks
         self.error = error
 
-    async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+    async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         for chunk in self.chunks:
-            yield chunk
+            on_chunk(chunk)
         if self.error is not None:
             raise self.error
 
@@ -41,10 +42,10 @@ class Hanging(FakeGenerator):
         self.ended = asyncio.Event()
         self.release = asyncio.Event()
 
-    async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+    async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         try:
             for chunk in self.chunks:
-                yield chunk
+                on_chunk(chunk)
             await self.release.wait()
         finally:
             self.ended.set()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 from structlog.testing import capture_logs
 
 from frontend.backends.fake import FakeGenerator, forever
+from frontend.backends.generator import OnChunk
 from frontend.backends.warm_up import WarmUpTimeouts
 from frontend.models.readiness import Readiness
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -124,9 +124,8 @@ async def test_requests_of_an_unresponsive_triton_fail() -> None:
 
 async def test_losing_triton_during_a_warm_up_probe_ends_readiness() -> None:
     class Hanging(FakeGenerator):
-        async def generate(self, parameters: CompletionParameters) -> AsyncIterator[TextChunk]:
+        async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
             await asyncio.Event().wait()
-            yield TextChunk("", 0)
 
     generator = Hanging()
     readiness = Readiness(

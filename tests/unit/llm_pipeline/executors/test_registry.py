@@ -22,13 +22,13 @@ def test_every_executor_of_the_settings_is_registered() -> None:
 def test_unknown_name_is_rejected_with_the_known_ones(tmp_path: Path) -> None:
     settings = PipelineSettings(engine_dir=tmp_path).model_copy(update={"executor": "gpu"})
     with pytest.raises(EngineStartError, match=r"'gpu'.*cpu, tensorrt_llm, scripted"):
-        create_executor(settings, make_manifest(), lambda steps: None)
+        create_executor(settings, make_manifest(), lambda step: None)
 
 
 def test_missing_library_is_reported_with_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineStartError, match=r"No module named 'openvino'.*triton-completions\[cpu\]"):
-        create_executor(PipelineSettings(engine_dir=tmp_path), make_manifest(), lambda steps: None)
+        create_executor(PipelineSettings(engine_dir=tmp_path), make_manifest(), lambda step: None)
 
 
 def test_heavy_libraries_are_imported_by_no_other_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,4 +43,4 @@ def test_heavy_libraries_are_imported_by_no_other_executor(tmp_path: Path, monke
 
     monkeypatch.setattr(builtins, "__import__", import_without_heavy_libraries)
     settings = PipelineSettings(engine_dir=tmp_path, executor="scripted")
-    create_executor(settings, make_manifest(), lambda steps: None).close()
+    create_executor(settings, make_manifest(), lambda step: None).close()

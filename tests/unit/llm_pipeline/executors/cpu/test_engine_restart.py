@@ -23,32 +23,32 @@ from tests.support.executor_rules import DEADLINE_S, RuleBench
 from tests.support.waiting import wait_until
 
 
-def submit_after_restart(bench: RuleBench) -> str:
-    """Submits until the engine accepts, as a client that retries would, and returns the key."""
-    keys: list[str] = []
+def submit_after_restart(bench: RuleBench) -> int:
+    """Submits until the engine accepts, as a client that retries would, and returns the request's number."""
+    numbers: list[int] = []
     rejections: list[PipelineError] = []
 
     def is_accepted() -> bool:
         try:
-            keys.append(bench.submit(max_tokens=2))
+            numbers.append(bench.submit(max_tokens=2))
         except PipelineError as error:
             rejections.append(error)
-        return bool(keys)
+        return bool(numbers)
 
     wait_until(is_accepted, limit_s=DEADLINE_S, what="a restart of the engine")
     assert {error.code for error in rejections} <= {ErrorCode.ENGINE_UNAVAILABLE}
     assert all(error.retry_after_s for error in rejections)
-    return keys[0]
+    return numbers[0]
 
 
 def test_killed_engine_fails_its_requests_at_once_and_restarts(restartable: RestartableEngine) -> None:
     bench = restartable.bench
-    keys = [bench.submit() for _ in range(MAX_ACTIVE + 2)]
-    bench.recorder.wait_for_token(keys[0])
+    numbers = [bench.submit() for _ in range(MAX_ACTIVE + 2)]
+    bench.recorder.wait_for_token(numbers[0])
     restartable.kill()
     killed = time.monotonic()
-    for key in keys:
-        error = bench.end_of(key).error
+    for number in numbers:
+        error = bench.end_of(number).error
         assert error is not None
         assert error.code is ErrorCode.ENGINE_UNAVAILABLE
     assert time.monotonic() - killed < 1
@@ -95,7 +95,7 @@ def test_kv_cache_below_one_context_stops_the_start_with_the_required_size(
 ) -> None:
     manifest = EngineManifest.load(engine_dir)
     with pytest.raises(EngineStartError, match=r"fewer than the context of 8192\. .* CPU_KV_CACHE_GIB .* 0\.36"):
-        load_executor(settings, manifest, lambda steps: None)
+        load_executor(settings, manifest, lambda step: None)
 
 
 def test_changed_file_of_the_engine_stops_the_start(
@@ -109,4 +109,4 @@ def test_changed_file_of_the_engine_stops_the_start(
     tokenizer.write_bytes(content.replace(b"a", b"b", 1))
     tampered = settings.model_copy(update={"engine_dir": copy})
     with pytest.raises(ManifestError, match=r"tokenizer\.json .* has changed since the build"):
-        load_executor(tampered, EngineManifest.load(copy), lambda steps: None)
+        load_executor(tampered, EngineManifest.load(copy), lambda step: None)

@@ -35,43 +35,67 @@ def test_executor_closing_rules(restartable: RestartableEngine, rule: Callable[[
 
 
 def test_greedy_tokens_are_those_of_the_reference(bench: RuleBench, cases: list[ReferenceCase]) -> None:
-    key = bench.submit(max_tokens=TOKENS, prompt_ids=tuple(cases[0].prompt_ids))
-    bench.end_of(key)
-    assert bench.recorder.token_ids(key) == cases[0].greedy_ids[:TOKENS]
+    number = bench.submit(max_tokens=TOKENS, prompt_ids=tuple(cases[0].prompt_ids))
+    bench.end_of(number)
+    assert bench.recorder.token_ids(number) == cases[0].greedy_ids[:TOKENS]
 
 
 def test_greedy_tokens_are_the_same_in_a_batch_beyond_the_kv_cache(
     bench: RuleBench, cases: list[ReferenceCase]
 ) -> None:
     submitted = [(case, bench.submit(max_tokens=TOKENS, prompt_ids=tuple(case.prompt_ids))) for case in cases * 3]
-    for case, key in submitted:
-        bench.end_of(key)
-        assert bench.recorder.token_ids(key) == case.greedy_ids[:TOKENS]
+    for case, number in submitted:
+        bench.end_of(number)
+        assert bench.recorder.token_ids(number) == case.greedy_ids[:TOKENS]
 
 
 def test_requests_far_beyond_the_kv_cache_all_finish(bench: RuleBench) -> None:
     """Four active requests outgrow it while they decode, so the youngest are preempted and computed again."""
-    keys = [bench.submit(max_tokens=40, prompt_ids=tuple(range(10, 105))) for _ in range(MAX_ACTIVE + 1)]
+    numbers = [bench.submit(max_tokens=40, prompt_ids=tuple(range(10, 105))) for _ in range(MAX_ACTIVE + 1)]
     completions = []
-    for key in keys:
-        assert bench.end_of(key).finish_reason is FinishReason.LENGTH
-        completions.append(bench.recorder.token_ids(key))
+    for number in numbers:
+        assert bench.end_of(number).finish_reason is FinishReason.LENGTH
+        completions.append(bench.recorder.token_ids(number))
     assert len(completions[0]) == 40
-    assert completions == [completions[0]] * len(keys)
+    assert completions == [completions[0]] * len(numbers)
 
 
 def test_seed_gives_the_same_tokens_alone_and_in_a_batch(bench: RuleBench) -> None:
-    def submit(name: str, seed: int) -> str:
+    def submit(seed: int) -> int:
         sampling = SamplingParams(is_greedy=False, temperature=1.5, seed=seed)
-        bench.executor.submit(make_request(name, (504, 3575, 314), 8, sampling))
-        return name
+        return bench.submit(prompt_ids=(504, 3575, 314), max_tokens=8, sampling=sampling)
 
-    bench.end_of(submit("alone", 7))
-    batch = [submit("in a batch", 7)] + [submit(f"other {seed}", seed) for seed in range(6)]
-    for key in batch:
-        bench.end_of(key)
-    assert bench.recorder.token_ids("in a batch") == bench.recorder.token_ids("alone")
-    assert bench.recorder.token_ids("other 1") != bench.recorder.token_ids("alone")
+    alone = submit(7)
+    bench.end_of(alone)
+    batch = [submit(7), *(submit(seed) for seed in range(6))]
+    for number in batch:
+        bench.end_of(number)
+    assert bench.recorder.token_ids(batch[0]) == bench.recorder.token_ids(alone)
+    assert bench.recorder.token_ids(batch[1]) != bench.recorder.token_ids(alone)
+
+
+def test_prompt_logprobs_come_with_the_first_token(bench: RuleBench) -> None:
+    request = make_request(prompt_ids=(504, 3575, 314), max_tokens=3)
+    number = bench.submit_request(
+        replace(request, return_logprobs=True, num_top_logprobs=2, return_prompt_logprobs=True)
+    )
+    bench.end_of(number)
+    first, *others = bench.recorder.outputs(number)
+    assert first.prompt_logprobs is not None
+    assert len(first.prompt_logprobs.values) == 2
+    assert [output.prompt_logprobs for output in others] == [None] * 2
+    assert all(len(output.logprobs) == len(output.top_logprobs) == 1 for output in (first, *others))
+    bench.end(number)
+
+
+def test_prompt_logprobs_without_a_token_come_with_the_end(bench: RuleBench) -> None:
+    request = make_request(prompt_ids=(504, 3575, 314), max_tokens=0)
+    number = bench.submit_request(replace(request, return_logprobs=True, return_prompt_logprobs=True))
+    last = bench.end_of(number)
+    assert (last.token_ids, last.finish_reason) == ((), FinishReason.LENGTH)
+    assert last.prompt_logprobs is not None
+    assert len(last.prompt_logprobs.values) == 2
+    bench.end(number)
 
 
 # --- Requests that the engine can't compute -------------------------------------------------------------------------
@@ -87,9 +111,8 @@ def test_seed_gives_the_same_tokens_alone_and_in_a_batch(bench: RuleBench) -> No
 )
 def test_valid_guide_beyond_the_engines_limits_fails_its_request_with_400(bench: RuleBench, guide: Guide) -> None:
     check_guide(guide)
-    key = f"guided by {guide.type}"
-    bench.executor.submit(replace(make_request(key, (5, 6), max_tokens=8, stop_token_ids=(2,)), guide=guide))
-    error = bench.end_of(key).error
+    request = make_request(prompt_ids=(5, 6), max_tokens=8, stop_token_ids=(2,))
+    error = bench.end_of(bench.submit_request(replace(request, guide=guide))).error
     assert error is not None
     assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, GUIDE_PARAM)
     assert error.message.startswith("The output could not be constrained to the requested format: ")
@@ -106,5 +129,5 @@ def test_invalid_request_is_rejected_before_it_reaches_the_engine(
 ) -> None:
     """Clients of Triton can send to decode without preprocess."""
     with pytest.raises(PipelineError) as caught:
-        bench.executor.submit(make_request(key="unchecked", prompt_ids=prompt_ids, max_tokens=max_tokens))
+        bench.submit_request(make_request(prompt_ids=prompt_ids, max_tokens=max_tokens))
     assert caught.value.code is ErrorCode.VALUE_OUT_OF_RANGE

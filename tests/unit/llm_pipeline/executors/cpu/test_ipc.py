@@ -5,9 +5,9 @@ from __future__ import annotations
 import pickle
 from typing import TypeVar
 
-from llm_pipeline.executors.cpu.engine.ipc import CacheCounts, StepReport
+from llm_pipeline.executors.cpu.engine.ipc import CacheCounts, StepOutput, StepReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import FinishReason, PromptLogprobs, StepOutput
+from llm_pipeline.protocol.messages import FinishReason, PromptLogprobs
 
 T = TypeVar("T")
 

@@ -142,14 +142,14 @@ def test_missing_or_changed_file_is_rejected(
 def test_engine_for_cpus_is_rejected(tmp_path: Path) -> None:
     settings = changed_engine(tmp_path, "unrelated", b"")
     with pytest.raises(ManifestError, match="EXECUTOR=cpu"):
-        create_executor(settings, make_manifest(), lambda steps: None)
+        create_executor(settings, make_manifest(), lambda step: None)
 
 
 @pytest.mark.parametrize("content", [None, b"{}", b"not json"], ids=["missing", "empty", "not json"])
 def test_invalid_config_is_rejected(tmp_path: Path, content: bytes | None) -> None:
     settings = changed_engine(tmp_path, "config.json", content)
     with pytest.raises(ManifestError, match=r"config\.json"):
-        create_executor(settings, EngineManifest.load(settings.engine_dir), lambda steps: None)
+        create_executor(settings, EngineManifest.load(settings.engine_dir), lambda step: None)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_missing_tensorrt_llm_is_reported_with_the_extra_to_install(
     monkeypatch.setattr(builtins, "__import__", import_without_tensorrt_llm)
     settings = changed_engine(tmp_path, "unrelated", b"")
     with pytest.raises(EngineStartError, match=r"libmpi\.so\.40.*triton-completions\[tensorrt-llm\]"):
-        create_executor(settings, EngineManifest.load(settings.engine_dir), lambda steps: None)
+        create_executor(settings, EngineManifest.load(settings.engine_dir), lambda step: None)
 
 
 def test_config_json_has_upstreams_keys(tmp_path: Path) -> None:

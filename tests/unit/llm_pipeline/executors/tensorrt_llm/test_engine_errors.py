@@ -173,11 +173,11 @@ def test_fatal_error_fails_all_requests_logs_the_reason_and_ends_the_process(
     create_bench: CreateBench, rule: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     bench = create_bench(script={**script(**rule), "steps_per_s": 200}, engine={"max_batch_size": 10})
-    keys = [bench.submit(make_request(f"bystander {n}", prompt_ids=(n,), max_tokens=LONG)) for n in range(5)]
-    bench.recorder.wait_for_token(keys[0])
+    numbers = [bench.submit(make_request(f"bystander {n}", prompt_ids=(n,), max_tokens=LONG)) for n in range(5)]
+    bench.recorder.wait_for_token(numbers[0])
     started = time.monotonic()
-    for key in (*keys, bench.submit(make_request("victim"))):
-        error = bench.recorder.wait_for_end(key).error
+    for number in (*numbers, bench.submit(make_request("victim"))):
+        error = bench.recorder.wait_for_end(number).error
         assert error is not None
         assert error.code is ErrorCode.ENGINE_UNAVAILABLE
         assert error.retry_after_s

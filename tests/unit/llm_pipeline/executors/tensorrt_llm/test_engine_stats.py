@@ -12,13 +12,13 @@ from tests.support.trtllm_bench import LONG, CreateBench, TrtllmBench
 
 
 def test_iteration_stats_become_gauges(bench: TrtllmBench) -> None:
-    key = bench.submit(make_request(max_tokens=LONG))
+    number = bench.submit(make_request(max_tokens=LONG))
     bench.recorder.wait_for(lambda: bench.executor.stats().gauges.get("kv_cache_used_blocks", 0) > 0)
     gauges = bench.executor.stats().gauges
     assert gauges["kv_cache_max_blocks"] == 1024
     assert gauges["active_requests"] == gauges["generation_requests"] == 1
     assert gauges["max_active_requests"] == 3
-    bench.executor.cancel(key)
+    bench.executor.cancel(number)
 
 
 def test_unreadable_stats_fail_no_request(create_bench: CreateBench, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,7 +50,7 @@ def test_finish_reasons(
     bench = create_bench(script={**script(**rule, burst=burst), "has_empty_final": has_empty_final})
     step = bench.end_of(make_request("one", stop_token_ids=(2,)))
     assert step.finish_reason is reason
-    assert bench.recorder.token_ids("one") == token_ids
+    assert bench.token_ids("one") == token_ids
 
 
 def test_time_limit_of_a_request_fails_it_with_504(create_bench: CreateBench) -> None:
@@ -87,12 +87,12 @@ def test_exception_in_the_sink_does_not_stop_the_awaiter_thread(bench: TrtllmBen
 
 
 def test_cancelled_request_is_cancelled_upstream_once_by_its_id(bench: TrtllmBench) -> None:
-    key = bench.submit(make_request(max_tokens=LONG))
-    bench.recorder.wait_for_token(key)
+    number = bench.submit(make_request(max_tokens=LONG))
+    bench.recorder.wait_for_token(number)
     for _ in range(3):
-        bench.executor.cancel(key)
-    assert bench.recorder.wait_for_end(key).finish_reason is FinishReason.CANCELLED
-    bench.executor.cancel(key)
+        bench.executor.cancel(number)
+    assert bench.recorder.wait_for_end(number).finish_reason is FinishReason.CANCELLED
+    bench.executor.cancel(number)
     assert bench.fake.cancels == [1]
 
 
@@ -100,9 +100,9 @@ def test_cancelled_request_without_a_response_ends_after_the_cancel_timeout(
     create_bench: CreateBench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench = create_bench(script=script(stalls=True, ignores_cancel=True), trtllm_cancel_timeout_s=0.2)
-    key = bench.submit(make_request())
-    bench.executor.cancel(key)
-    assert bench.recorder.wait_for_end(key).finish_reason is FinishReason.CANCELLED
+    number = bench.submit(make_request())
+    bench.executor.cancel(number)
+    assert bench.recorder.wait_for_end(number).finish_reason is FinishReason.CANCELLED
     assert "did not end within" in caplog.text
     assert bench.end_of(make_request("next", prompt_ids=(1,))).finish_reason is FinishReason.LENGTH
 
@@ -116,17 +116,17 @@ def test_high_priority_request_is_decoded_first(create_bench: CreateBench) -> No
     high = bench.submit(GenerationRequest(base.key, base.prompt_ids, 1, base.sampling, urgency=0.9))
     bench.executor.cancel(running)
     bench.recorder.wait_for_end(low)
-    assert bench.recorder.steps(high)[-1].is_final
+    assert bench.recorder.outputs(high)[-1].is_final
 
 
 def test_live_requests_with_equal_prompts_are_independent(bench: TrtllmBench) -> None:
     """Request ids are upstream's. NVIDIA's Python model uses the client's id, so requests can overwrite others."""
-    keys = [bench.submit(make_request(f"request {n}", max_tokens=LONG)) for n in range(2)]
-    for key in keys:
-        bench.recorder.wait_for_token(key)
-    bench.executor.cancel(keys[0])
-    assert bench.recorder.wait_for_end(keys[0]).finish_reason is FinishReason.CANCELLED
-    assert not any(step.is_final for step in bench.recorder.steps(keys[1]))
+    numbers = [bench.submit(make_request(f"request {n}", max_tokens=LONG)) for n in range(2)]
+    for number in numbers:
+        bench.recorder.wait_for_token(number)
+    bench.executor.cancel(numbers[0])
+    assert bench.recorder.wait_for_end(numbers[0]).finish_reason is FinishReason.CANCELLED
+    assert not any(output.is_final for output in bench.recorder.outputs(numbers[1]))
 
 
 def test_seed_gives_the_same_tokens_alone_and_in_a_batch(bench: TrtllmBench) -> None:
@@ -135,6 +135,6 @@ def test_seed_gives_the_same_tokens_alone_and_in_a_batch(bench: TrtllmBench) -> 
     bench.end_of(first)
     others = [bench.submit(make_request(f"other {n}", prompt_ids=(n,), max_tokens=30)) for n in range(4)]
     bench.end_of(second)
-    for key in others:
-        bench.recorder.wait_for_end(key)
-    assert bench.recorder.token_ids("first") == bench.recorder.token_ids("second")
+    for number in others:
+        bench.recorder.wait_for_end(number)
+    assert bench.token_ids("first") == bench.token_ids("second")

@@ -25,11 +25,11 @@ def test_engine_without_progress_is_dead(create_bench: CreateBench) -> None:
 def test_idle_engine_is_not_hung(create_bench: CreateBench) -> None:
     bench = create_bench(script={**script(stalls=True), "stats": "none"}, trtllm_hang_timeout_s=1.0)
     time.sleep(1.2)  # idle for longer than the timeout
-    key = bench.submit(make_request())
+    number = bench.submit(make_request())
     time.sleep(0.2)  # several checks
-    assert bench.recorder.steps(key) == []
-    bench.executor.cancel(key)
-    assert bench.recorder.wait_for_end(key).finish_reason is FinishReason.CANCELLED
+    assert bench.recorder.outputs(number) == []
+    bench.executor.cancel(number)
+    assert bench.recorder.wait_for_end(number).finish_reason is FinishReason.CANCELLED
     assert bench.exits == []
 
 
@@ -43,10 +43,10 @@ def test_close_ends_the_requests_of_a_hung_engine(create_bench: CreateBench, mon
         return []
 
     monkeypatch.setattr(type(bench.fake), "await_responses", hang)
-    key = bench.submit(make_request())
+    number = bench.submit(make_request())
     assert hangs.wait(DEADLINE_S)
     bench.executor.close()
-    assert bench.recorder.wait_for_end(key).finish_reason is FinishReason.CANCELLED
+    assert bench.recorder.wait_for_end(number).finish_reason is FinishReason.CANCELLED
     monkeypatch.undo()
     released.set()
 
@@ -56,10 +56,10 @@ def test_close_does_not_wait_for_an_engine_that_does_not_shut_down(create_bench:
         script={**script(stalls=True, ignores_cancel=True), "shutdown_s": 20.0},
         timeouts={"close_s": 0.2, "shutdown_s": 0.2},
     )
-    key = bench.submit(make_request())
+    number = bench.submit(make_request())
     started = time.monotonic()
     bench.executor.close()
-    assert bench.recorder.wait_for_end(key).finish_reason is FinishReason.CANCELLED
+    assert bench.recorder.wait_for_end(number).finish_reason is FinishReason.CANCELLED
     assert time.monotonic() - started < 5
 
 

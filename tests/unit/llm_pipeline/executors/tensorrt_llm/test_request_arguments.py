@@ -29,7 +29,7 @@ def test_further_stop_token_is_the_last_token_of_the_output(create_bench: Create
     """Upstream's output includes stop words, but not the end id."""
     bench = create_bench(script={"rules": [{"prompt_ids": [5, 6, 7], "token_ids": [8, 32]}]})
     assert bench.end_of(request_with(stop_token_ids=(2, 32))).finish_reason is FinishReason.STOP
-    assert bench.recorder.token_ids("request") == [8, 32]
+    assert bench.token_ids("request") == [8, 32]
 
 
 def test_only_stop_token_sequences_go_upstream_not_stop_strings(bench: TrtllmBench) -> None:
@@ -42,10 +42,10 @@ def test_only_stop_token_sequences_go_upstream_not_stop_strings(bench: TrtllmBen
 def test_stop_token_sequence_that_overlaps_the_prompt_is_left_out(bench: TrtllmBench) -> None:
     """Upstream matches the prompt's tokens, too: the request would stop without having generated the sequence."""
     bench.end_of(make_request("free", max_tokens=4))
-    generated = bench.recorder.token_ids("free")
+    generated = bench.token_ids("free")
     sequence = (make_request().prompt_ids[-1], generated[0])
     assert bench.end_of(request_with(stop_token_sequences=(sequence,))).finish_reason is FinishReason.LENGTH
-    assert bench.recorder.token_ids("request") == generated
+    assert bench.token_ids("request") == generated
 
 
 def test_stop_words_and_bad_words_are_unset_if_empty(bench: TrtllmBench) -> None:
@@ -56,10 +56,10 @@ def test_stop_words_and_bad_words_are_unset_if_empty(bench: TrtllmBench) -> None
 
 def test_bad_words_do_not_appear(bench: TrtllmBench) -> None:
     bench.end_of(make_request("free", max_tokens=1))
-    token = bench.recorder.token_ids("free")[0]
+    token = bench.token_ids("free")[0]
     sampling = SamplingParams(bad_words=((token,),))
     assert bench.sent(make_request("kept", max_tokens=1, sampling=sampling)).bad_words == [[token]]
-    assert bench.recorder.token_ids("kept") != [token]
+    assert bench.token_ids("kept") != [token]
 
 
 def test_logit_bias_is_a_float32_tensor_of_the_engines_vocabulary(create_bench: CreateBench) -> None:
@@ -68,7 +68,7 @@ def test_logit_bias_is_a_float32_tensor_of_the_engines_vocabulary(create_bench: 
     bias = bench.sent(request_with(sampling=SamplingParams(logit_bias=((700, 100.0), (3, -1.5))))).embedding_bias
     assert bias.shape == (1024,)
     assert (bias[700], bias[3], bias[0]) == (100.0, -1.5, 0.0)
-    assert bench.recorder.token_ids("request") == [700] * 4
+    assert bench.token_ids("request") == [700] * 4
 
 
 def test_time_limit_is_a_timedelta(bench: TrtllmBench) -> None:
@@ -99,7 +99,7 @@ def test_responses_contain_only_new_tokens(bench: TrtllmBench) -> None:
     sent = bench.sent(make_request(max_tokens=5))
     assert (sent.streaming, sent.return_all_generated_tokens) == (True, False)
     assert sent.output_config.exclude_input_from_output is True
-    assert len(bench.recorder.token_ids("request")) == 5
+    assert len(bench.token_ids("request")) == 5
 
 
 def test_unset_arguments_are_not_passed_because_releases_differ(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llm_pipeline.executors.tensorrt_llm.engine import Ending, EngineResponse
-from llm_pipeline.executors.tensorrt_llm.responses import LiveRequest, to_step
+from llm_pipeline.executors.tensorrt_llm.responses import LiveRequest, to_output
 from tests.support.sample_requests import make_request
 from tests.support.trtllm_bench import CreateBench, TrtllmBench, request_with
 
@@ -43,10 +43,10 @@ def test_response_without_a_readable_id_is_dropped(bench: TrtllmBench) -> None:
 @pytest.mark.parametrize("is_included", [False, True], ids=["omitted", "included"])
 def test_stop_token_is_in_the_output_once(is_included: bool) -> None:
     """Upstream's sampling kernels do not advance the length on the end token: no release read so far returns it."""
-    live = LiveRequest(request_with(stop_token_ids=(2,)))
-    step = to_step(live, EngineResponse(1, (8, 2) if is_included else (8,), ending=Ending.END_ID))
-    assert step is not None
-    assert step.token_ids == (8, 2)
+    live = LiveRequest(1, request_with(stop_token_ids=(2,)))
+    output = to_output(live, EngineResponse(1, (8, 2) if is_included else (8,), ending=Ending.END_ID))
+    assert output is not None
+    assert output.token_ids == (8, 2)
 
 
 @pytest.mark.parametrize("repeats", [False, True], ids=["of new tokens", "of all so far"])
@@ -58,11 +58,11 @@ def test_each_token_has_a_logprob_except_the_stop_token(create_bench: CreateBenc
         }
     )
     bench.end_of(request_with(stop_token_ids=(2,), max_tokens=8, return_logprobs=True))
-    steps = bench.recorder.steps("request")
-    assert [value for step in steps for value in step.logprobs] == [-0.5, -0.5, -0.5, None]
-    assert all(len(step.logprobs) == len(step.token_ids) for step in steps)
+    outputs = bench.outputs("request")
+    assert [value for output in outputs for value in output.logprobs] == [-0.5, -0.5, -0.5, None]
+    assert all(len(output.logprobs) == len(output.token_ids) for output in outputs)
 
 
 def test_logprobs_are_returned_only_on_request(bench: TrtllmBench) -> None:
     bench.end_of(make_request())
-    assert all(step.logprobs == () for step in bench.recorder.steps("request"))
+    assert all(output.logprobs == () for output in bench.outputs("request"))

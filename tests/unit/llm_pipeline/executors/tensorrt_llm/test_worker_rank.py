@@ -13,9 +13,9 @@ from tests.support.trtllm_bench import CreateBench
 def test_worker_rank_waits_in_shutdown_and_rejects_requests(create_bench: CreateBench) -> None:
     bench = create_bench(script={"is_leader": False})
     with pytest.raises(PipelineError) as caught:
-        bench.executor.submit(make_request())
+        bench.executor.submit(1, make_request())
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
-    bench.executor.cancel("request")
+    bench.executor.cancel(1)
     assert bench.executor.stats().active_requests == 0
     assert bench.fake.is_in_shutdown.wait(DEADLINE_S)
     assert not bench.fake.is_down
