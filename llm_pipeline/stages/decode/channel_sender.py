@@ -168,7 +168,7 @@ class ChannelSender:
                     self._changed.wait(self._limits.linger_s)
             for reply in former:
                 _try(reply.finish)
-            if not former and self.is_idle and self._retire(self):
+            if not former and self.is_idle and self._has_arrived() and self._retire(self):
                 return False
 
     def _switch_reply(self) -> list[ChannelReply]:
@@ -188,9 +188,8 @@ class ChannelSender:
             return
         if self._window is not None:
             self._enter(self._window)
-            if self._reply is not None and self._window.silence_s > self._limits.silence_s:
-                _log.warning("postprocess does not get the bursts of a channel; the channel ends")
-                self._fail_reply()
+            if self._reply is not None and self._window.has_lost(self._limits.silence_s):
+                self._fail_silent_reply()
                 return
         burst = self._take_burst(self.outbox, self._window.address if self._window is not None else None)
         if burst is None:
@@ -204,6 +203,22 @@ class ChannelSender:
         reply = self._reply
         if reply is not None and not _try(lambda: reply.send(data)):
             self._fail_reply()
+
+    def _has_arrived(self) -> bool:
+        """Whether postprocess has handled all bursts. If it does not within `silence_s`, the reply fails.
+
+        The loss of a last burst would otherwise stay unnoticed: no burst follows that shows the gap.
+        """
+        if self._window is None or self._reply is None:
+            return True
+        unhandled_s = self._window.unhandled_s()
+        if unhandled_s > self._limits.silence_s:
+            self._fail_silent_reply()
+        return unhandled_s == 0.0
+
+    def _fail_silent_reply(self) -> None:
+        _log.warning("postprocess does not get the bursts of a channel; the channel ends")
+        self._fail_reply()
 
     def _enter(self, window: SendWindow) -> None:
         try:

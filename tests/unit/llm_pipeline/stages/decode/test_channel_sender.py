@@ -222,7 +222,7 @@ def test_a_burst_that_can_not_be_sent_fails_its_reply_and_a_new_reply_gets_what_
     channel.generate(1)
     broken.wait_until_over()
     assert broken.error is not None
-    assert broken.error.code is ErrorCode.INTERNAL_ERROR
+    assert broken.error.code is ErrorCode.ENGINE_UNAVAILABLE
     channel.generate(2)
     (burst,) = channel.open().wait_for(1)
     assert (burst.serial, burst.token_ids) == (2, [2])  # the gap shows the client that burst 1 is lost
@@ -252,6 +252,53 @@ def test_a_burst_that_can_not_be_made_fails_its_reply_and_the_next_one_is_sent(c
     failed.wait_until_over()
     assert failed.error is not None
     assert tokens_of(channel.open().wait_for(1)) == [[0]]
+
+
+SILENCE = ChannelLimits(linger_s=SHORT_S, open_timeout_s=DEADLINE_S, silence_s=5 * SHORT_S)
+
+
+def test_a_channel_whose_bursts_are_not_acknowledged_fails() -> None:
+    """Triton has cancelled its request, or refuses to hand its responses to postprocess."""
+    channel = DrivenChannel(limits=SILENCE, window=SendWindow(size=2, ack_timeout_s=SHORT_S))
+    reply = channel.open()
+    token_id = 0
+    while not reply.is_over:
+        channel.generate(token_id)
+        token_id += 1
+        channel.sender.join(SHORT_S / 4)
+    assert reply.error is not None
+    assert reply.error.code is ErrorCode.ENGINE_UNAVAILABLE
+    channel.generate(token_id)
+    assert channel.open().wait_for(1)[0].serial == len(reply.bursts)
+    channel.close()
+
+
+def test_a_channel_whose_last_burst_is_not_acknowledged_fails_instead_of_ending() -> None:
+    """No burst follows that would show the client the gap."""
+    channel = DrivenChannel(limits=SILENCE, window=SendWindow(size=2, ack_timeout_s=SHORT_S))
+    reply = channel.open()
+    channel.generate(0)
+    channel.end()
+    reply.wait_until_over()
+    assert reply.error is not None
+    assert channel.is_retired.wait(DEADLINE_S)
+
+
+def test_a_channel_whose_bursts_are_acknowledged_ends_normally() -> None:
+    window = SendWindow(size=2, ack_timeout_s=SHORT_S)
+    channel = DrivenChannel(limits=SILENCE, window=window)
+    reply = channel.open()
+    with closing(AckSender()) as acks:
+        for count in range(1, 4):
+            channel.generate(count)
+            reply.wait_for(count)
+            acks.send([window.address])
+        channel.end()
+        reply.wait_for_ends()
+        assert not channel.is_retired.wait(2 * SHORT_S)  # the last ack is late
+        acks.send([window.address])
+        reply.wait_until_over()
+    assert reply.is_finished
 
 
 # --- The end ---------------------------------------------------------------------------------------------------------
