@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Any
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
@@ -31,6 +31,9 @@ from llm_pipeline.protocol.messages import (
 
 MAX_BUNDLE_REQUESTS = 64
 """Most requests of one bundle. preprocess tokenizes them one after the other, and the first waits for the last."""
+
+MAX_SLOT = 2**53 - 1
+"""Largest slot: an integer that every JSON library reads exactly, and that fits the int64 arrays of decode."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,11 @@ def _sent(parameters: CompletionParameters) -> dict[str, Any]:
 def bundle_from_json(text: bytes) -> list[BundleItem]:
     """Raises PipelineError (400) for anything that `bundle_to_json` does not write."""
     try:
-        return _BUNDLE.validate_json(text)
-    except ValidationError as error:
+        items = _BUNDLE.validate_json(text)
+        if not all(0 <= item.slot <= MAX_SLOT for item in items):
+            raise ValueError("a slot is out of range")
+        return items
+    except ValueError as error:  # includes pydantic's
         message = "bundle is not in the form that the front end writes. Send single requests to the ensemble."
         raise PipelineError(ErrorCode.INVALID_TYPE, message, param="bundle") from error
 

@@ -48,9 +48,7 @@ class SendWindow:
 
     def enter(self) -> None:
         """Counts one more chunk. Blocks while the window is full: until an ack, or until its oldest chunk times out."""
-        self._socket.settimeout(0)
-        while self._sent_at and self._read_ack():
-            pass
+        self._read_acks()
         self._remove_timed_out()
         while len(self._sent_at) >= self._size:
             self._socket.settimeout(max(self._sent_at[0] + self._ack_timeout_s - self._clock(), 1e-3))
@@ -66,6 +64,18 @@ class SendWindow:
         """Seconds that postprocess has not acknowledged anything, although chunks were sent."""
         return 0.0 if self._silent_since is None else self._clock() - self._silent_since
 
+    def has_lost(self, limit_s: float) -> bool:
+        """Whether postprocess has acknowledged nothing for `limit_s` seconds, although chunks were sent.
+
+        Waits for an ack once more before it returns True, because after a pause of the machine all chunks look old.
+        """
+        return self.silence_s > limit_s and not self._wait_for_ack()
+
+    def unhandled_s(self) -> float:
+        """Seconds since the oldest chunk that is not handled was sent; 0 if all are handled."""
+        self._read_acks()
+        return self._clock() - self._sent_at[0] if self._sent_at else 0.0
+
     def forget_sent(self) -> None:
         """Counts all chunks as handled: they are lost."""
         self._sent_at.clear()
@@ -78,6 +88,15 @@ class SendWindow:
         limit = self._clock() - self._ack_timeout_s
         while self._sent_at and self._sent_at[0] <= limit:
             self._sent_at.popleft()
+
+    def _read_acks(self) -> None:
+        self._socket.settimeout(0)
+        while self._sent_at and self._read_ack():
+            pass
+
+    def _wait_for_ack(self) -> bool:
+        self._socket.settimeout(self._ack_timeout_s)
+        return self._read_ack()
 
     def _read_ack(self) -> bool:
         try:

@@ -62,8 +62,8 @@ class ChannelSender:
     """Sends what gathers in `outbox`.
 
     `take_burst` removes and returns the next burst, given an address for postprocess's ack, or None. `retire` is called
-    when the channel has been idle for a while: it returns False if there is a request after all; after True the thread
-    ends.
+    when the channel has been idle for a while: after True the thread ends. It returns False if there is a request after
+    all, or a new reply (`is_idle`).
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ChannelSender:
         outbox: ChannelOutbox,
         *,
         take_burst: Callable[[ChannelOutbox, str | None], TokenBurst | None],
-        retire: Callable[[ChannelOutbox, bool], bool],
+        retire: Callable[[ChannelSender], bool],
         window: SendWindow | None = None,
         limits: ChannelLimits = DEFAULT_LIMITS,
     ) -> None:
@@ -115,28 +115,41 @@ class ChannelSender:
                 self._unread_bytes -= self._unread.popleft()[1]
             self._changed.notify()
 
-    def close(self, timeout_s: float) -> None:
-        """Ends the thread and the response stream after all output, if it can be sent within `timeout_s` seconds."""
+    def begin_close(self) -> None:
+        """Ends the thread and the response stream after all output, or without it if there is no response stream."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
+
+    def join(self, timeout_s: float) -> None:
+        """Waits until the thread has ended, up to `timeout_s` seconds."""
         self._thread.join(timeout_s)
 
-    # The thread
+    # The thread, also where it calls `retire`
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing has been sent for a while, and there is no new reply."""
+        with self._changed:
+            return not self._new_replies and time.monotonic() - self._last_use_s >= self._limits.linger_s
+
+    @property
+    def may_discard(self) -> bool:
+        """Whether the client has opened no channel in time, so that unsent output has no reader."""
+        return self._reply is None and time.monotonic() - self._last_use_s > self._limits.open_timeout_s
 
     def _run(self) -> None:
-        try:
-            while self._wait():
+        while self._wait():
+            try:
                 self._send_next()
-        except Exception:  # noqa: BLE001 - the thread must not die silently
-            _log.exception("the sender of a channel failed; its client has to open a new channel")
-            self._fail_reply()
-        finally:
-            for reply in (self._reply, *self._new_replies):
-                if reply is not None:
-                    _try(reply.finish)
-            if self._window is not None:
-                self._window.close()
+            except Exception:  # noqa: BLE001 - the thread must not die: later replies are its too
+                _log.exception("a burst could not be made; its channel fails")
+                self._fail_reply()
+        for reply in (self._reply, *self._new_replies):
+            if reply is not None:
+                _try(reply.finish)
+        if self._window is not None:
+            self._window.close()
 
     def _wait(self) -> bool:
         """Waits until there may be something to send, and changes the reply if there is a new one.
@@ -155,7 +168,7 @@ class ChannelSender:
                     self._changed.wait(self._limits.linger_s)
             for reply in former:
                 _try(reply.finish)
-            if not former and self._is_idle() and self._retire(self.outbox, self._may_discard()):
+            if not former and self.is_idle and self._has_arrived() and self._retire(self):
                 return False
 
     def _switch_reply(self) -> list[ChannelReply]:
@@ -170,20 +183,13 @@ class ChannelSender:
     def _has_room(self) -> bool:
         return self._is_closing or self._unread_bytes < self._limits.max_unread_bytes
 
-    def _is_idle(self) -> bool:
-        return time.monotonic() - self._last_use_s >= self._limits.linger_s
-
-    def _may_discard(self) -> bool:
-        return self._reply is None and time.monotonic() - self._last_use_s > self._limits.open_timeout_s
-
     def _send_next(self) -> None:
         if not self.outbox.has_output:
             return
         if self._window is not None:
             self._enter(self._window)
-            if self._reply is not None and self._window.silence_s > self._limits.silence_s:
-                _log.warning("postprocess does not get the bursts of a channel; the channel ends")
-                self._fail_reply()
+            if self._reply is not None and self._window.has_lost(self._limits.silence_s):
+                self._fail_silent_reply()
                 return
         burst = self._take_burst(self.outbox, self._window.address if self._window is not None else None)
         if burst is None:
@@ -197,6 +203,22 @@ class ChannelSender:
         reply = self._reply
         if reply is not None and not _try(lambda: reply.send(data)):
             self._fail_reply()
+
+    def _has_arrived(self) -> bool:
+        """Whether postprocess has handled all bursts. If it does not within `silence_s`, the reply fails.
+
+        The loss of a last burst would otherwise stay unnoticed: no burst follows that shows the gap.
+        """
+        if self._window is None or self._reply is None:
+            return True
+        unhandled_s = self._window.unhandled_s()
+        if unhandled_s > self._limits.silence_s:
+            self._fail_silent_reply()
+        return unhandled_s == 0.0
+
+    def _fail_silent_reply(self) -> None:
+        _log.warning("postprocess does not get the bursts of a channel; the channel ends")
+        self._fail_reply()
 
     def _enter(self, window: SendWindow) -> None:
         try:

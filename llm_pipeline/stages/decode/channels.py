@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from llm_pipeline.protocol.channel import TokenBurst
@@ -10,6 +12,8 @@ from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.decode.channel_sender import DEFAULT_LIMITS, ChannelLimits, ChannelReply, ChannelSender
 from llm_pipeline.stages.decode.live_requests import LiveRequests
 from llm_pipeline.stages.flow_control import SendWindow
+
+_log = logging.getLogger(__name__)
 
 
 class Channels:
@@ -54,11 +58,17 @@ class Channels:
                 sender.wake()
 
     def close(self, timeout_s: float) -> None:
-        """Ends all channels. Waits up to `timeout_s` seconds for each."""
+        """Ends all channels after their output, within `timeout_s` seconds.
+
+        A client that comes later gets a new channel, with the refusals of its requests.
+        """
         with self._lock:
-            senders = list(self._senders.values())
+            senders, self._senders = list(self._senders.values()), {}
         for sender in senders:
-            sender.close(timeout_s)
+            sender.begin_close()
+        limit_s = time.monotonic() + timeout_s
+        for sender in senders:
+            sender.join(max(limit_s - time.monotonic(), 0))
 
     def _sender_of(self, client_id: str) -> ChannelSender:
         with self._lock:
@@ -66,22 +76,33 @@ class Channels:
 
     def _get_or_start(self, client_id: str) -> ChannelSender:
         sender = self._senders.get(client_id)
-        if sender is None or sender.outbox.is_retired:
+        if sender is None:
+            window = self._new_window()
             sender = ChannelSender(
                 self._live_requests.add_channel(client_id),
                 take_burst=self._take_burst,
                 retire=self._retire,
-                window=self._create_window() if self._create_window is not None else None,
+                window=window,
                 limits=self._limits,
             )
             self._senders[client_id] = sender
             sender.start()
         return sender
 
-    def _retire(self, outbox: ChannelOutbox, may_discard: bool) -> bool:
+    def _new_window(self) -> SendWindow | None:
+        try:
+            return self._create_window() if self._create_window is not None else None
+        except OSError:  # flow control is an optimization; the channel works without it
+            _log.exception("flow control failed; a channel goes on without it")
+            return None
+
+    def _retire(self, sender: ChannelSender) -> bool:
         # Under the lock, so that no reply is given to a sender that is about to end.
         with self._lock:
-            if not self._live_requests.retire_channel(outbox, may_discard=may_discard):
+            if not sender.is_idle or not self._live_requests.retire_channel(
+                sender.outbox, may_discard=sender.may_discard
+            ):
                 return False
-            del self._senders[outbox.client_id]
+            if self._senders.get(sender.outbox.client_id) is sender:  # else `close` has removed it
+                del self._senders[sender.outbox.client_id]
             return True

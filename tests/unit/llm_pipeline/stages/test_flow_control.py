@@ -102,3 +102,63 @@ def test_an_ack_to_a_closed_window_is_dropped_without_an_error(acks: AckSender) 
 def test_unread_acks_do_not_block(window: SendWindow, acks: AckSender) -> None:
     for _ in range(10_000):
         acks.send([window.address])
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def timed(clock: Clock) -> Iterator[SendWindow]:
+    window = SendWindow(size=2, ack_timeout_s=SHORT_S, clock=clock)
+    yield window
+    window.close()
+
+
+def test_silence_lasts_from_the_first_chunk_without_an_ack(timed: SendWindow, clock: Clock, acks: AckSender) -> None:
+    assert timed.silence_s == 0.0
+    timed.enter()
+    for _ in range(3):
+        clock.now_s += 1.0
+        timed.enter()
+    assert (timed.silence_s, timed.has_lost(3.0), timed.has_lost(2.0)) == (3.0, False, True)
+    acks.send([timed.address])
+    timed.enter()
+    assert timed.silence_s == 0.0
+
+
+def test_an_ack_that_comes_after_a_pause_of_the_machine_ends_the_silence(
+    timed: SendWindow, clock: Clock, acks: AckSender
+) -> None:
+    timed.enter()
+    clock.now_s += 100.0
+    timed.enter()
+    acks.send([timed.address])
+    assert not timed.has_lost(3.0)
+
+
+def test_chunks_without_an_ack_are_unhandled(timed: SendWindow, clock: Clock, acks: AckSender) -> None:
+    assert timed.unhandled_s() == 0.0
+    timed.enter()
+    clock.now_s += SHORT_S / 2
+    timed.enter()
+    acks.send([timed.address])
+    clock.now_s += 1.0
+    assert timed.unhandled_s() == pytest.approx(1.0)
+    acks.send([timed.address])
+    assert timed.unhandled_s() == 0.0
+
+
+def test_lost_chunks_may_be_forgotten(timed: SendWindow, clock: Clock) -> None:
+    timed.enter()
+    clock.now_s += 100.0
+    timed.forget_sent()
+    assert (timed.silence_s, timed.unhandled_s(), timed.has_lost(1.0)) == (0.0, 0.0, False)
