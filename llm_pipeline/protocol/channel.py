@@ -35,6 +35,13 @@ MAX_BUNDLE_REQUESTS = 64
 MAX_SLOT = 2**53 - 1
 """Largest slot: an integer that every JSON library reads exactly, and that fits the int64 arrays of decode."""
 
+MAX_UNREAD_CHUNKS = 4096
+"""decode sends no further burst while the client has not reported this many chunks as read: the tokens wait in decode,
+where they become fewer and larger chunks. A front end writes a chunk in some 15 us, so it lags at most 60 ms behind."""
+
+REPORT_CHUNKS = 1024
+"""A client reports after this many chunks what it has read, and with each heartbeat."""
+
 
 @dataclass(frozen=True)
 class BundleItem:

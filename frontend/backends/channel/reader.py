@@ -16,13 +16,13 @@ import structlog
 
 from frontend.backends.background_tasks import BackgroundTasks
 from frontend.backends.grpc_channel import InferResponse, output_names
-from llm_pipeline.protocol.channel import TextBurst, text_burst_from_json
+from llm_pipeline.protocol.channel import REPORT_CHUNKS, TextBurst, text_burst_from_json
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.tensors import BURST
 
 log = structlog.get_logger(__name__)
 
-MAX_AGE_S = 60.0
+MAX_AGE_S = 20.0
 """Age at which a call gets a successor."""
 
 REPORT_BYTES = 8 * 1024 * 1024
@@ -42,7 +42,7 @@ class BurstConsumer(Protocol):
         """Receives a burst. Must not raise."""
 
     def on_much_read(self) -> None:
-        """REPORT_BYTES have been read since the last call."""
+        """REPORT_CHUNKS or REPORT_BYTES have been read since the last call."""
 
     def on_channel_failure(self, error: PipelineError) -> None:
         """The channel has failed. No burst follows."""
@@ -102,7 +102,7 @@ class ChannelReader:
         self._max_age_s = max_age_s
         self._replace_at_s = 0.0
         self._expected = 0  # serial of the next burst
-        self._unreported_bytes = 0
+        self._unreported_chunks = self._unreported_bytes = 0
         self._empty_calls = 0  # calls without a burst since the last burst
         self._call: _Call | None = None
         self._successor: _Call | None = None
@@ -149,15 +149,14 @@ class ChannelReader:
     async def _read(self, call: _Call) -> None:
         async for response in call.responses():
             if BURST.name in (names := output_names(response)):  # the last response has no outputs
-                json = response.raw_output_contents[names.index(BURST.name)]
-                self._receive(json, call)
-                self._count_bytes(len(json))
+                self._receive(response.raw_output_contents[names.index(BURST.name)], call)
                 self._replace_old_call()
 
-    def _count_bytes(self, count: int) -> None:
-        self._unreported_bytes += count
-        if self._unreported_bytes >= REPORT_BYTES:
-            self._unreported_bytes = 0
+    def _count(self, chunks: int, size: int) -> None:
+        self._unreported_chunks += chunks
+        self._unreported_bytes += size
+        if self._unreported_chunks >= REPORT_CHUNKS or self._unreported_bytes >= REPORT_BYTES:
+            self._unreported_chunks = self._unreported_bytes = 0
             self._consumer.on_much_read()
 
     def _receive(self, element: bytes, call: _Call) -> None:
@@ -176,6 +175,7 @@ class ChannelReader:
         self._empty_calls = 0
         self._expected = burst.serial + 1
         self._consumer.deliver(burst)
+        self._count(len(burst.chunks), len(element))
 
     def _replace_old_call(self) -> None:
         now_s = asyncio.get_running_loop().time()

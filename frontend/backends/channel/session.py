@@ -47,6 +47,7 @@ class ChannelSession:
         self._background = background
         self._live: dict[int, ChannelRequest] = {}
         self._heartbeat = Heartbeat(self._renew_lease)
+        self._is_report_due = self._is_reporting = False
         self._reader = ChannelReader(self._open_call, self, background, max_age_s=max_age_s)
 
     def add(self, requests: Sequence[ChannelRequest]) -> None:
@@ -114,7 +115,10 @@ class ChannelSession:
 
     def on_much_read(self) -> None:
         """Reports the number of bursts, which the next heartbeat would do too late."""
-        self._background.start(self._report())
+        self._is_report_due = True
+        if not self._is_reporting:
+            self._is_reporting = True
+            self._background.start(self._report())
 
     def on_channel_failure(self, error: PipelineError) -> None:
         """Fails the registered requests. The others end with the call of their bundle, which may not have started."""
@@ -160,10 +164,15 @@ class ChannelSession:
             log.warning("cancel_failed", count=len(failures), reason=type(failures[0]).__name__)
 
     async def _report(self) -> None:
+        """Reports until nothing is due; one message at a time, so that a slow Triton gets fewer."""
         try:
-            await self._renew_lease(self._heartbeat.client_id)
+            while self._is_report_due:
+                self._is_report_due = False
+                await self._renew_lease(self._heartbeat.client_id)
         except PipelineError as error:  # the next heartbeat repeats it
             log.warning("received_bursts_not_reported", error=error.code.value)
+        finally:
+            self._is_reporting = False
 
     async def _renew_lease(self, client_id: str) -> None:
         await self._endpoint.renew(client_id, self._reader.received)

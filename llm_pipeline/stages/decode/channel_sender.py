@@ -7,8 +7,8 @@ The bursts of a channel do not arrive if Triton has cancelled its request, or re
 is stopping (measured: it refuses that also for requests that it has accepted). Neither is reported to decode, but both
 show as bursts without an ack: the channel then fails, so that its client knows and Triton can exit.
 
-Two limits hold bursts back: the window of bursts that postprocess has not handled yet (flow_control.py), and the bytes
-that the client has not read yet, as far as its heartbeats report (`on_received`).
+Two limits hold bursts back: the window of bursts that postprocess has not handled yet (flow_control.py), and what the
+client has not read yet, as far as it reports (`on_received`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from llm_pipeline.protocol.channel import TokenBurst, token_burst_to_json
+from llm_pipeline.protocol.channel import MAX_UNREAD_CHUNKS, TokenBurst, token_burst_to_json
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.flow_control import SendWindow
@@ -50,7 +50,8 @@ class ChannelLimits:
 
     linger_s: float = 1.0  # after the last request until the channel ends; Triton cannot stop before that
     open_timeout_s: float = 10.0  # until unsent output is dropped if the client opens no channel
-    max_unread_bytes: int = 32 * 2**20  # sent bursts that the client has not reported as read
+    max_unread_chunks: int = MAX_UNREAD_CHUNKS  # sent, and not reported as read by the client
+    max_unread_bytes: int = 32 * 2**20  # the same
     silence_s: float = 3.0  # without an ack from postprocess until the channel fails
 
 
@@ -84,7 +85,8 @@ class ChannelSender:
         self._has_output = False
         self._new_replies: list[ChannelReply] = []
         self._is_closing = False
-        self._unread: deque[tuple[int, int]] = deque()  # serials and sizes of sent bursts, oldest first
+        self._unread: deque[tuple[int, int, int]] = deque()  # serial, chunks, bytes of each sent burst, oldest first
+        self._unread_chunks = 0
         self._unread_bytes = 0
         # Of the thread alone:
         self._reply: ChannelReply | None = None
@@ -112,7 +114,9 @@ class ChannelSender:
         """The client has read its first `count` bursts."""
         with self._changed:
             while self._unread and self._unread[0][0] < count:
-                self._unread_bytes -= self._unread.popleft()[1]
+                _, chunks, size = self._unread.popleft()
+                self._unread_chunks -= chunks
+                self._unread_bytes -= size
             self._changed.notify()
 
     def begin_close(self) -> None:
@@ -181,7 +185,10 @@ class ChannelSender:
         return former
 
     def _has_room(self) -> bool:
-        return self._is_closing or self._unread_bytes < self._limits.max_unread_bytes
+        limits = self._limits
+        return self._is_closing or (
+            self._unread_chunks < limits.max_unread_chunks and self._unread_bytes < limits.max_unread_bytes
+        )
 
     def _send_next(self) -> None:
         if not self.outbox.has_output:
@@ -198,7 +205,8 @@ class ChannelSender:
         data = token_burst_to_json(burst)
         with self._changed:
             self._has_output = self._has_output or self.outbox.has_output  # a burst has a limit
-            self._unread.append((burst.serial, len(data)))
+            self._unread.append((burst.serial, len(burst.slots), len(data)))
+            self._unread_chunks += len(burst.slots)
             self._unread_bytes += len(data)
         reply = self._reply
         if reply is not None and not _try(lambda: reply.send(data)):
