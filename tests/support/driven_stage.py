@@ -218,8 +218,10 @@ class DrivenStage:
         """The items of a bundle, with the next slots."""
         items = []
         for request in requests:
-            is_error = isinstance(request, PipelineError)
-            items.append(PreparedItem(self._next_slot, error=request) if is_error else PreparedItem(self._next_slot, request))
+            if isinstance(request, PipelineError):
+                items.append(PreparedItem(self._next_slot, error=request))
+            else:
+                items.append(PreparedItem(self._next_slot, request))
             self._next_slot += 1
         return items
 

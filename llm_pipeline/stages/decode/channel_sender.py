@@ -146,7 +146,7 @@ class ChannelSender:
         while self._wait():
             try:
                 self._send_next()
-            except Exception:  # noqa: BLE001 - the thread must not die: later replies are its too
+            except Exception:  # noqa: BLE001, PERF203 - the thread must not die: later replies are its too
                 _log.exception("a burst could not be made; its channel fails")
                 self._fail_reply()
         for reply in (self._reply, *self._new_replies):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from llm_pipeline.protocol.channel import StreamEnd, StreamLogprobs, StreamStart, TokenBurst
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
@@ -298,7 +299,7 @@ class LiveRequests:
     def _add_tokens(self, step: EngineStep, advance: Advance, effects: StepEffects) -> None:
         outlets = self._rows.outlet[advance.rows]
         if self._own_count:
-            self._add_to_outboxes(step, advance, effects)
+            self._add_to_outboxes(step, advance, outlets == OWN_STREAM, effects)
         logprobs = self._logprobs_by_channel(step, advance) if step.logprobs else {}
         for index, channel in self._channels.items():
             is_on_channel = outlets == index
@@ -307,15 +308,18 @@ class LiveRequests:
                 channel.add(self._rows.slot[rows], counts, token_ids, logprobs.get(index, ()))
                 effects.channels.append(channel)
 
-    def _add_to_outboxes(self, step: EngineStep, advance: Advance, effects: StepEffects) -> None:
+    def _add_to_outboxes(
+        self, step: EngineStep, advance: Advance, is_own: npt.NDArray[np.bool_], effects: StepEffects
+    ) -> None:
         start = 0
-        token_ids = advance.token_ids.tolist()
-        counts = dict(zip(advance.numbers.tolist(), advance.counts.tolist(), strict=True))
+        _, own_counts, own_ids = advance.select(is_own)
+        token_ids = own_ids.tolist()
+        counts = dict(zip(advance.numbers[is_own].tolist(), own_counts.tolist(), strict=True))
         for number, count in counts.items():
             outbox = self._live[number].outlet
-            if isinstance(outbox, Outbox):
-                outbox.add(token_ids[start : start + count])
-                effects.outboxes.append(outbox)
+            assert isinstance(outbox, Outbox)
+            outbox.add(token_ids[start : start + count])
+            effects.outboxes.append(outbox)
             start += count
         for number, logprobs in step.logprobs.items():
             live = self._live.get(number)

@@ -44,6 +44,11 @@ class Advance:
     complete: tuple[int, ...]
     has_first_tokens: bool  # whether the first tokens of a request are among them
 
+    @property
+    def has_one_each(self) -> bool:
+        """Whether each request has one token."""
+        return len(self.token_ids) == len(self.rows)
+
     def select(self, is_selected: npt.NDArray[np.bool_]) -> tuple[IntArray, IntArray, IntArray]:
         """Returns the rows, counts and token ids of the selected requests, bool [n]."""
         if is_selected.all():
@@ -51,7 +56,7 @@ class Advance:
         return (
             self.rows[is_selected],
             self.counts[is_selected],
-            self.token_ids[np.repeat(is_selected, self.counts)],
+            self.token_ids[is_selected if self.has_one_each else np.repeat(is_selected, self.counts)],
         )
 
 
@@ -110,8 +115,11 @@ class RequestRows:
             invalid = tuple(numbers[~is_valid].tolist())
             rows, numbers, counts, token_ids = _kept(is_valid, rows, numbers, counts, token_ids)
         left = self._tokens_left[rows] - counts
-        complete = tuple(numbers[left <= 0].tolist())
-        if len(left) and left.min() < 0:
+        complete: tuple[int, ...] = ()
+        least_left = left.min() if len(left) else 1
+        if least_left <= 0:
+            complete = tuple(numbers[left <= 0].tolist())
+        if least_left < 0:
             allowed = counts + np.minimum(left, 0)
             token_ids = token_ids[_within(counts, allowed)]
             has_tokens = allowed > 0  # false for all tokens of a request for none

@@ -163,10 +163,11 @@ def test_cancelled_requests_are_counted_when_they_end(requests: LiveRequests) ->
 
 def test_a_cancellation_may_come_before_its_request(requests: LiveRequests) -> None:
     assert requests.cancel("a") is None
-    is_cancelled = []
-    for request in (make_request("a"), make_request("b")):
-        is_cancelled.append(requests.register(request, Outbox(request, RecordingSender())).is_cancelled)
-    assert is_cancelled == [True, False]
+    early, other = (
+        requests.register(request, Outbox(request, RecordingSender()))
+        for request in (make_request("a"), make_request("b"))
+    )
+    assert (early.is_cancelled, other.is_cancelled) == (True, False)
 
 
 def test_a_cancelled_request_is_overdue_after_its_timeout() -> None:
@@ -276,6 +277,6 @@ def test_ended_and_unknown_requests_may_occur_twice(requests: LiveRequests) -> N
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64", "uint64"])
 def test_arrays_may_have_any_type_of_integers(requests: LiveRequests, dtype: str) -> None:
     a, b = register_one(requests, "a", max_tokens=2), register_one(requests, "b")
-    arrays = [np.array(values, dtype) for values in ([a.number, b.number], [1, 2, 3, 4], [3, 1])]
-    requests.on_step(EngineStep(*arrays))
+    numbers, token_ids, counts = (np.array(values, dtype) for values in ([a.number, b.number], [1, 2, 3, 4], [3, 1]))
+    requests.on_step(EngineStep(numbers, token_ids, counts))
     assert [requests.take_chunk(outbox).token_ids for outbox in (a, b)] == [(1, 2), (4,)]

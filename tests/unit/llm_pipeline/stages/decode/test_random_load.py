@@ -211,7 +211,7 @@ def test_every_request_ends_exactly_once_under_random_load(seed: int, coalesce: 
         coalesce=coalesce,
         channel_limits=ChannelLimits(linger_s=0.005, open_timeout_s=DEADLINE_S),
     )
-    clients = [
+    clients: list[StreamClient | ChannelClient] = [
         *(StreamClient(f"stream {number}", stage, seed) for number in range(4)),
         *(ChannelClient(f"channel {number}", stage, seed) for number in range(3)),
     ]

@@ -186,7 +186,7 @@ def test_a_step_that_does_not_fit_together_changes_nothing() -> None:
 def test_the_arrays_of_a_step_stay_as_they_are() -> None:
     rows = RequestRows(VOCAB_SIZE, CAPACITY)
     a, b = rows.add(1), rows.add(5)
-    arrays = [np.array([a, 99, b]), np.array([1, 2, 3, 4, 5, 6]), np.array([2, 1, 3])]
+    arrays = (np.array([a, 99, b]), np.array([1, 2, 3, 4, 5, 6]), np.array([2, 1, 3]))
     copies = [array.copy() for array in arrays]
     rows.advance(EngineStep(*arrays))
     assert all((array == copy).all() for array, copy in zip(arrays, copies, strict=True))

@@ -29,7 +29,9 @@ class DrivenPool:
         self.sender = RecordingSender()
         self.cancelled: list[str] = []
         self._keys: list[str] = []  # by number
-        self.pool = SenderPool(take_chunk, lambda number: self.cancelled.append(self._keys[number]), senders=senders, window=window)
+        self.pool = SenderPool(
+            take_chunk, lambda number: self.cancelled.append(self._keys[number]), senders=senders, window=window
+        )
         self.pool.start()
 
     def open(self, key: str, sender: ChunkSender | None = None) -> Outbox:
