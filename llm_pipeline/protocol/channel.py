@@ -108,6 +108,20 @@ class TokenBurst:
 
 
 @dataclass(frozen=True)
+class Share:
+    """The requests that one of several processes of postprocess handles: those with slot % count == index."""
+
+    index: int = 0
+    count: int = 1
+
+    def includes(self, slot: int) -> bool:
+        return slot % self.count == self.index
+
+
+ALL_REQUESTS = Share()
+
+
+@dataclass(frozen=True)
 class TextBurst:
     """The new text of all requests of one client, from postprocess.
 
@@ -218,18 +232,22 @@ def token_burst_to_json(burst: TokenBurst) -> bytes:
     return orjson.dumps(entries)
 
 
-def token_burst_from_json(text: bytes) -> TokenBurst:
-    """postprocess's input for a channel, which starts with BURST_PREFIX."""
+def token_burst_from_json(text: bytes, share: Share = ALL_REQUESTS) -> TokenBurst:
+    """postprocess's input for a channel, which starts with BURST_PREFIX; without the requests outside the share."""
     entries = orjson.loads(text)
+    slots, counts, token_ids = entries["slots"], entries["counts"], entries["token_ids"]
+    if share is not ALL_REQUESTS:
+        slots, counts, token_ids = _tokens_of(share, slots, counts, token_ids)
     return TokenBurst(
         client_id=entries["client"],
         serial=entries["burst"],
-        slots=entries["slots"],
-        counts=entries["counts"],
-        token_ids=entries["token_ids"],
+        slots=slots,
+        counts=counts,
+        token_ids=token_ids,
         starts=[
             StreamStart(slot, key, _TEXT_OPTIONS.validate_python(options))
             for slot, key, options in entries.get("starts", ())
+            if share.includes(slot)
         ],
         ends=[
             StreamEnd(
@@ -238,10 +256,29 @@ def token_burst_from_json(text: bytes) -> TokenBurst:
                 None if error is None else _error_of(error),
             )
             for slot, reason, error in entries.get("ends", ())
+            if share.includes(slot)
         ],
-        logprobs=[_stream_logprobs(entry) for entry in entries.get("logprobs", ())],
+        logprobs=[_stream_logprobs(entry) for entry in entries.get("logprobs", ()) if share.includes(entry["slot"])],
         ack_address=entries.get("ack_address"),
     )
+
+
+def _tokens_of(
+    share: Share, slots: Sequence[int], counts: Sequence[int], token_ids: Sequence[int]
+) -> tuple[list[int], list[int], list[int]]:
+    """Returns the slots of a share, their counts and their tokens."""
+    own_slots: list[int] = []
+    own_counts: list[int] = []
+    own_ids: list[int] = []
+    index, divisor = share.index, share.count
+    end = 0
+    for slot, count in zip(slots, counts, strict=True):
+        end += count
+        if slot % divisor == index:
+            own_slots.append(slot)
+            own_counts.append(count)
+            own_ids += token_ids[end - count : end]
+    return own_slots, own_counts, own_ids
 
 
 def _stream_logprobs(entry: dict[str, Any]) -> StreamLogprobs:

@@ -32,6 +32,12 @@ class PipelineSettings(ProgramSettings):
     coalesce: bool = Field(
         True, description="Send all buffered tokens of a request in one response; off: one response per token"
     )
+    postprocess_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that assemble the text of channels; more than 1 helps only many streams with logprobs",
+    )
 
     scripted_steps_per_s: float = Field(
         200.0, ge=0, description="scripted: tokens per second and stream; 0 is unlimited"

@@ -173,7 +173,7 @@ class PostprocessStage:
     def _refuse(self, slots: Sequence[int], streams: _Streams, columns: TextColumns) -> None:
         """Ends requests whose start was never seen."""
         if slots:
-            _log.error("tokens of %d requests arrived without the start of their request", len(slots))
+            _log.error("tokens arrived without the start of their request (%d requests)", len(slots))
         for slot in slots:
             streams[slot] = None
             columns.end(slot, internal_error())

@@ -22,6 +22,13 @@ FRAGMENTS = ["Hello", " world", "\n", "<|im_start|>", "<s>", "你好", "😀", "
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=12).map("".join)
 random_ids = st.lists(st.integers(0, 460), max_size=40)
 sizes = st.lists(st.integers(0, 4), min_size=1, max_size=8).filter(any)
+plain_options = st.builds(
+    TextOptions,
+    stream=st.booleans(),
+    max_tokens=st.integers(1, 20) | st.just(1000),
+    prompt_tokens=st.just(3),
+    is_text_start=st.booleans(),
+)
 all_options = st.builds(
     TextOptions,
     stop=st.lists(st.sampled_from(["END", "好", "l"]), max_size=1).map(tuple),
@@ -55,7 +62,7 @@ def pieces_of(
 
 @given(
     text_or_ids=texts | random_ids,
-    options=all_options,
+    options=plain_options | all_options,
     chunk_sizes=sizes,
     kind=st.sampled_from(["byte_level", "sentencepiece", "metaspace", "word_piece", "unknown_byte"]),
 )
