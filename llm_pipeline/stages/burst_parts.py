@@ -9,7 +9,8 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llm_pipeline.protocol.channel import LOST_BURST, Share, join_text_parts, token_burst_from_json
+from llm_pipeline.protocol.channel import Share
+from llm_pipeline.protocol.channel_json import LOST_BURST, join_text_parts, token_burst_from_json
 from llm_pipeline.stages.postprocess import PostprocessStage
 
 _log = logging.getLogger(__name__)

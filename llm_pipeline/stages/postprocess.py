@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from llm_pipeline.protocol.channel import StreamEnd, StreamStart, TextColumns, TokenBurst
+from llm_pipeline.protocol.channel import StreamEnd, StreamStart, TokenBurst
+from llm_pipeline.protocol.channel_json import TextColumns
 from llm_pipeline.protocol.errors import PipelineError, internal_error
 from llm_pipeline.protocol.messages import FinishReason, TextChunk, TextOptions, TokenChunk
 from llm_pipeline.text.assembler import TextAssembler

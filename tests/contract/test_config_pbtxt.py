@@ -92,7 +92,13 @@ def test_a_stage_has_one_instance_on_the_cpu_and_does_not_wait_for_batches(model
 
 
 # Messages to one model alone, and what it answers.
-OUTSIDE_THE_ENSEMBLE = {tensors.STOP.name, tensors.RENEW.name, tensors.DESCRIBE.name, tensors.DESCRIPTION.name}
+OUTSIDE_THE_ENSEMBLE = {
+    tensors.STOP.name,
+    tensors.RENEW.name,
+    tensors.RECEIVED.name,
+    tensors.DESCRIBE.name,
+    tensors.DESCRIPTION.name,
+}
 
 
 def steps() -> dict[str, pb.ModelEnsembling.Step]:

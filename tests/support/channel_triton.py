@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from llm_pipeline.protocol.channel import BundleItem, TextBurst, bundle_from_json, text_burst_to_json
+from llm_pipeline.protocol.channel import BundleItem, TextBurst
+from llm_pipeline.protocol.channel_json import bundle_from_json, text_burst_to_json
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from llm_pipeline.protocol.channel import StreamEnd, StreamStart, TokenBurst, token_burst_from_json
+from llm_pipeline.protocol.channel import StreamEnd, StreamStart, TokenBurst
+from llm_pipeline.protocol.channel_json import token_burst_from_json
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import PromptLogprobs, TopLogprobs
 from tests.support.waiting import DEADLINE_S

@@ -16,7 +16,8 @@ import structlog
 
 from frontend.backends.background_tasks import BackgroundTasks
 from frontend.backends.grpc_channel import InferResponse, output_names
-from llm_pipeline.protocol.channel import REPORT_CHUNKS, TextBurst, text_burst_from_json
+from llm_pipeline.protocol.channel import REPORT_CHUNKS, TextBurst
+from llm_pipeline.protocol.channel_json import text_burst_from_json
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.tensors import BURST
 

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from frontend.backends.generator import NoRoomError, OnChunk, UnreachableError
-from llm_pipeline.protocol.channel import BundleItem, bundle_to_json
+from llm_pipeline.protocol.channel import BundleItem
+from llm_pipeline.protocol.channel_json import bundle_to_json
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters
 

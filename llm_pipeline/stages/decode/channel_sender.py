@@ -21,7 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from llm_pipeline.protocol.channel import MAX_UNREAD_CHUNKS, TokenBurst, token_burst_to_json
+from llm_pipeline.protocol.channel import MAX_UNREAD_CHUNKS, TokenBurst
+from llm_pipeline.protocol.channel_json import token_burst_to_json
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.flow_control import SendWindow

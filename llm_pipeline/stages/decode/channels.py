@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Iterable
 
 from llm_pipeline.protocol.channel import TokenBurst
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.decode.channel_sender import DEFAULT_LIMITS, ChannelLimits, ChannelReply, ChannelSender
 from llm_pipeline.stages.decode.live_requests import LiveRequests
 from llm_pipeline.stages.flow_control import SendWindow
 
 _log = logging.getLogger(__name__)
+
+MAX_CHANNELS = 1024
+"""Most channels. Each has a thread and a socket, and one that is not used ends within seconds."""
 
 
 class Channels:
@@ -35,11 +39,14 @@ class Channels:
         self._senders: dict[str, ChannelSender] = {}  # by client id
 
     def outbox_of(self, client_id: str) -> ChannelOutbox:
-        """Returns where the output of a client's requests gathers. It may have been retired by the time it is used."""
+        """Returns where the output of a client's requests gathers. It may have been retired by the time it is used.
+
+        Raises PipelineError (429) if there are too many channels.
+        """
         return self._sender_of(client_id).outbox
 
     def open(self, client_id: str, reply: ChannelReply) -> None:
-        """Sends a client's bursts to `reply` from now on."""
+        """Sends a client's bursts to `reply` from now on. Raises PipelineError (429) if there are too many channels."""
         with self._lock:
             self._get_or_start(client_id).open(reply)
 
@@ -77,6 +84,9 @@ class Channels:
     def _get_or_start(self, client_id: str) -> ChannelSender:
         sender = self._senders.get(client_id)
         if sender is None:
+            if len(self._senders) >= MAX_CHANNELS:
+                message = f"The engine serves {MAX_CHANNELS} clients with a channel, which is its limit. Retry later."
+                raise PipelineError(ErrorCode.QUEUE_FULL, message)
             window = self._new_window()
             sender = ChannelSender(
                 self._live_requests.add_channel(client_id),

@@ -147,10 +147,11 @@ class DecodeStage:
         self._on_change()
 
     def submit_bundle(self, client_id: str, items: Iterable[PreparedItem]) -> None:
-        """Accepts the requests of a client with a channel. Never raises: an error is the end of its own request.
+        """Accepts the requests of a client with a channel: an error of one is the end of its own request.
 
-        The client has to `renew` its lease.
+        The client has to `renew` its lease. Raises PipelineError (429) if there are too many channels.
         """
+        self._channels.outbox_of(client_id)  # before anything is registered
         for item in items:
             if item.request is None:
                 self._refuse(client_id, item.slot, item.error or internal_error())
@@ -164,7 +165,10 @@ class DecodeStage:
         self._on_change()
 
     def open_channel(self, client_id: str, reply: ChannelReply) -> None:
-        """Sends the bursts of a client to `reply` from now on. Its former channel, if any, ends normally."""
+        """Sends the bursts of a client to `reply` from now on. Its former channel, if any, ends normally.
+
+        Raises PipelineError (429) if there are too many channels.
+        """
         self._channels.open(client_id, reply)
 
     def cancel(self, key: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.executors.registry import create_executor
-from llm_pipeline.protocol.channel import BUNDLE_PREFIX, OPEN_CHANNEL_JSON, prepared_bundle_from_json
+from llm_pipeline.protocol.channel_json import BUNDLE_PREFIX, OPEN_CHANNEL_JSON, prepared_bundle_from_json
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.tensors import CLIENT_ID_PARAMETER, cancelled_key, received_count, renewed_client
 from llm_pipeline.protocol.wire_json import read_prepared, request_from_json

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from llm_pipeline.protocol.arrays import TensorReader, array
-from llm_pipeline.protocol.channel import BURST_PREFIX
+from llm_pipeline.protocol.channel_json import BURST_PREFIX
 from llm_pipeline.protocol.field_kinds import NamedArrays
 from llm_pipeline.protocol.tensors import BURST, CHUNK, decode_model_of, text_chunk_to_arrays
 from llm_pipeline.protocol.wire_json import token_chunk_from_arrays

@@ -9,13 +9,8 @@ from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.protocol.arrays import array
-from llm_pipeline.protocol.channel import (
-    OPEN_CHANNEL_JSON,
-    BundleItem,
-    PreparedItem,
-    bundle_from_json,
-    prepared_bundle_to_json,
-)
+from llm_pipeline.protocol.channel import BundleItem, PreparedItem
+from llm_pipeline.protocol.channel_json import OPEN_CHANNEL_JSON, bundle_from_json, prepared_bundle_to_json
 from llm_pipeline.protocol.errors import PipelineError, internal_error
 from llm_pipeline.protocol.field_kinds import NamedArrays
 from llm_pipeline.protocol.tensors import (

@@ -28,9 +28,16 @@ from tokenizers import models
 from frontend.request.parsing import validate
 from frontend.request.to_parameters import parameters_of
 from llm_pipeline.protocol.capabilities import CAPABILITIES
+from llm_pipeline.protocol.channel import BundleItem, PreparedItem
+from llm_pipeline.protocol.channel_json import (
+    bundle_from_json,
+    bundle_to_json,
+    prepared_bundle_from_json,
+    prepared_bundle_to_json,
+)
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.tensors import ENSEMBLE_INPUTS, parameters_from_arrays, parameters_to_arrays
-from llm_pipeline.protocol.wire_json import request_from_arrays, request_to_arrays
+from llm_pipeline.protocol.wire_json import read_prepared, request_from_json, request_to_arrays
 from llm_pipeline.stages.preprocess import PreprocessStage
 from llm_pipeline.text.tokenizer import Tokenizer
 from tests.support.sample_requests import make_manifest
@@ -49,12 +56,17 @@ def submit(executor_name, **fields):
     try:
         request, _ = validate({"model": "m", "prompt": [1, 2], **fields}, max_choices=8, is_strict=True)
         (parameters,) = parameters_of(request, "id")
-        received = parameters_from_arrays(sent(parameters_to_arrays(parameters)), request_id="id", new_key="key")
         tokenizer = Tokenizer(tokenizers.Tokenizer(models.BPE()))
         stage = PreprocessStage(tokenizer, make_manifest(), CAPABILITIES[executor_name], default_max_tokens=16)
-        executor = RecordingExecutor()
-        executor.submit(request_from_arrays(sent(request_to_arrays(stage.prepare(received)))))
-        return executor.request.sampling.top_n_sigma
+        alone, bundled = RecordingExecutor(), RecordingExecutor()
+        received = parameters_from_arrays(sent(parameters_to_arrays(parameters)), request_id="id", new_key="key")
+        prepared = read_prepared(sent(request_to_arrays(stage.prepare(received))))
+        alone.submit(request_from_json(prepared))
+        (item,) = bundle_from_json(bundle_to_json([BundleItem(0, parameters)]))
+        prepared = prepared_bundle_to_json([PreparedItem(0, stage.prepare(item.parameters))])
+        bundled.submit(prepared_bundle_from_json(prepared)[0].request)
+        assert alone.request.sampling.top_n_sigma == bundled.request.sampling.top_n_sigma
+        return alone.request.sampling.top_n_sigma
     except PipelineError as error:
         return f"{error.code} {error.param}"
 

@@ -11,10 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_pipeline.protocol.channel import (
-    BUNDLE_PREFIX,
-    BURST_PREFIX,
     MAX_SLOT,
-    OPEN_CHANNEL_JSON,
     BundleItem,
     PreparedItem,
     StreamEnd,
@@ -22,6 +19,11 @@ from llm_pipeline.protocol.channel import (
     StreamStart,
     TextBurst,
     TokenBurst,
+)
+from llm_pipeline.protocol.channel_json import (
+    BUNDLE_PREFIX,
+    BURST_PREFIX,
+    OPEN_CHANNEL_JSON,
     bundle_from_json,
     bundle_to_json,
     prepared_bundle_from_json,

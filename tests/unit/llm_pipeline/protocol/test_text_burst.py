@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_pipeline.protocol.channel import (
+from llm_pipeline.protocol.channel import TextBurst
+from llm_pipeline.protocol.channel_json import (
     LOST_BURST,
-    TextBurst,
     TextColumns,
     join_text_parts,
     text_burst_from_json,

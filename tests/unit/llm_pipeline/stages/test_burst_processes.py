@@ -18,15 +18,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_pipeline.protocol.channel import (
-    StreamEnd,
-    StreamLogprobs,
-    StreamStart,
-    TextBurst,
-    TokenBurst,
-    text_burst_from_json,
-    token_burst_to_json,
-)
+from llm_pipeline.protocol.channel import StreamEnd, StreamLogprobs, StreamStart, TextBurst, TokenBurst
+from llm_pipeline.protocol.channel_json import text_burst_from_json, token_burst_to_json
 from llm_pipeline.protocol.errors import internal_error
 from llm_pipeline.protocol.messages import FinishReason, TextChunk, TextOptions
 from llm_pipeline.stages.burst_parts import TextResponse

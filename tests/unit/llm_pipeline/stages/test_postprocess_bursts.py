@@ -11,12 +11,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_pipeline.protocol.channel import (
-    StreamEnd,
-    StreamLogprobs,
-    StreamStart,
-    TextBurst,
-    TokenBurst,
+from llm_pipeline.protocol.channel import StreamEnd, StreamLogprobs, StreamStart, TextBurst, TokenBurst
+from llm_pipeline.protocol.channel_json import (
     join_text_parts,
     text_burst_from_json,
     token_burst_from_json,
