@@ -11,7 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.executors.cpu.engine.ipc import AddRequest, CacheCounts, Cancel, EngineSettings, StepReport
+from llm_pipeline.executors.cpu.engine.ipc import (
+    AddRequest,
+    CacheCounts,
+    Cancel,
+    DraftCounts,
+    EngineSettings,
+    StepReport,
+)
 from llm_pipeline.executors.cpu.engine_process import EngineProcess
 from llm_pipeline.executors.cpu.watchdog import Watchdog
 from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink, duplicate_request
@@ -47,10 +54,11 @@ class CpuExecutor:
         self._settings = EngineSettings.of(settings, manifest)
         self._start_process = start_process
         self._backoff = RestartBackoff(restart_delays_s)
-        self._lock = threading.Lock()  # guards the next four; never held during a send
+        self._lock = threading.Lock()  # guards the next five; never held during a send
         self._live: set[str] = set()
         self._active_count = 0
         self._cache = CacheCounts()
+        self._drafts = DraftCounts()
         self._ready: EngineProcess | None = None  # the process, while it takes requests
         self._send_lock = threading.Lock()  # keeps a cancel after its submit; taken before _lock
         self._closing = threading.Event()
@@ -86,7 +94,7 @@ class CpuExecutor:
     def stats(self) -> ExecutorStats:
         with self._lock:
             active = min(self._active_count, len(self._live))
-            return ExecutorStats(active, len(self._live) - active, _gauges(self._cache))
+            return ExecutorStats(active, len(self._live) - active, _gauges(self._cache, self._drafts))
 
     def close(self) -> None:
         self._closing.set()
@@ -168,6 +176,7 @@ class CpuExecutor:
                 with self._lock:
                     self._active_count = message.active_count
                     self._cache = message.cache
+                    self._drafts = message.drafts
                     self._live.difference_update(step.key for step in message.steps if step.is_final)
                 self._output.emit(message.steps)
 
@@ -200,10 +209,13 @@ class CpuExecutor:
         return process
 
 
-def _gauges(cache: CacheCounts) -> dict[str, float]:
+def _gauges(cache: CacheCounts, drafts: DraftCounts) -> dict[str, float]:
     return {
         "kv_cache_hit_rate": cache.reused_tokens / max(cache.looked_up_tokens, 1),
         "kv_cache_used_share": cache.used_share,
+        "draft_tokens": drafts.drafted,
+        "accepted_draft_tokens": drafts.accepted,
+        "draft_acceptance_rate": drafts.accepted / max(drafts.drafted, 1),
     }
 
 
