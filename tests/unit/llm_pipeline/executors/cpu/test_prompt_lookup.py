@@ -71,7 +71,7 @@ class Output:
         self.logprobs += step.logprobs
         self.tops += step.top_logprobs
         self.finish_reason = step.finish_reason
-        self.error = step.error and step.error.code
+        self.error = None if step.error is None else step.error.code
         self.prompt_logprobs = self.prompt_logprobs or step.prompt_logprobs
 
 
@@ -252,7 +252,7 @@ class CountingMatcher:
     def allowed(self) -> npt.NDArray[np.bool_]:
         if self._count == 30:
             raise GuideError("too many states.")
-        return np.arange(VOCABULARY) % 7 != self._count % 7
+        return np.asarray(np.arange(VOCABULARY) % 7 != self._count % 7)
 
     def advance(self, token_ids: SequenceType[int]) -> None:
         self._count += len(token_ids)
