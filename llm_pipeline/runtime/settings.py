@@ -64,6 +64,12 @@ class PipelineSettings(ProgramSettings):
         description="cpu: an f32 copy of fp16 weights makes steps of many tokens faster; used only if it fits in this "
         "many MiB (8 bytes per weight)",
     )
+    cpu_prompt_lookup: int = Field(
+        14,
+        ge=0,
+        description="cpu: prompt lookup: maximum tokens that a step drafts for a request; text that repeats its prompt "
+        "or itself is generated faster, and is the same; 0 is off",
+    )
     cpu_threads: int = Field(0, ge=0, description="cpu: inference threads; 0 is one per core")
 
     trtllm_kv_cache_free_fraction: float = Field(

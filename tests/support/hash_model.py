@@ -19,6 +19,7 @@ class HashModel:
 
     def __init__(self, *, block_size: int = 4, capacity: int = CAPACITY) -> None:
         self.block_size = block_size
+        self.draft_step_tokens = 15
         self.block_count = capacity // block_size
         self._cache = np.full((self.block_count, block_size), -1)
         self.poison: int | None = None  # a history that contains this token gives NaN logits
@@ -28,13 +29,13 @@ class HashModel:
         """Writes the chunks' tokens to the cache and returns their logits, f32 [logits, vocab_size]."""
         self.runs += 1
         for chunk in chunks:
-            for position in range(chunk.start, chunk.end):
+            for position, token in enumerate(chunk.tokens, chunk.start):
                 block = chunk.sequence.blocks[position // self.block_size]
-                self._cache[block, position % self.block_size] = chunk.sequence.tokens[position]
+                self._cache[block, position % self.block_size] = token
         rows = [
             self._logits(chunk, end)
             for chunk in chunks
-            for end in range(chunk.end - chunk.logits_count + 1, chunk.end + 1)
+            for end in range(chunk.computed_end - chunk.logits_count + 1, chunk.computed_end + 1)
         ]
         return np.array(rows, dtype=np.float32).reshape(-1, VOCABULARY)
 
@@ -48,3 +49,18 @@ class HashModel:
     def logits_after(history: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Returns the logits, f64 [vocab_size], of the token after `history`."""
         return np.random.default_rng(zlib.crc32(np.asarray(history, dtype=np.int64).tobytes())).normal(size=VOCABULARY)
+
+
+class RepeatingModel(HashModel):
+    """A HashModel that mostly goes on as it did when its last token occurred before, like a copied text."""
+
+    @staticmethod
+    def logits_after(history: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Returns the logits, f64 [vocab_size], of the token after `history`."""
+        logits = HashModel.logits_after(history)
+        tokens = np.asarray(history).tolist()
+        for end in range(len(tokens) - 1, 0, -1):
+            if tokens[end - 1] == tokens[-1]:
+                logits[tokens[end]] += 5
+                break
+        return logits

@@ -15,6 +15,7 @@ from llm_pipeline.executors.cpu.engine.ipc import (
     AddRequest,
     CacheCounts,
     Cancel,
+    DraftCounts,
     EngineSettings,
     StepOutput,
     StepReport,
@@ -63,10 +64,11 @@ class CpuExecutor:
         self._settings = EngineSettings.of(settings, manifest)
         self._start_process = start_process
         self._backoff = RestartBackoff(restart_delays_s)
-        self._lock = threading.Lock()  # guards the next four; never held during a send
+        self._lock = threading.Lock()  # guards the next five; never held during a send
         self._live: set[int] = set()  # numbers of requests
         self._active_count = 0
         self._cache = CacheCounts()
+        self._drafts = DraftCounts()
         self._ready: EngineProcess | None = None  # the process, while it takes requests
         self._send_lock = threading.Lock()  # keeps a cancel after its submit; taken before _lock
         self._closing = threading.Event()
@@ -101,7 +103,7 @@ class CpuExecutor:
     def stats(self) -> ExecutorStats:
         with self._lock:
             active = min(self._active_count, len(self._live))
-            return ExecutorStats(active, len(self._live) - active, _gauges(self._cache))
+            return ExecutorStats(active, len(self._live) - active, _gauges(self._cache, self._drafts))
 
     def close(self) -> None:
         self._closing.set()
@@ -184,6 +186,7 @@ class CpuExecutor:
                 with self._lock:
                     self._active_count = message.active_count
                     self._cache = message.cache
+                    self._drafts = message.drafts
                     self._live.difference_update(end.number for end in step.ends)
                 self._output.emit(step)
 
@@ -226,10 +229,13 @@ def _engine_step(outputs: Sequence[StepOutput]) -> EngineStep:
     return builder.build()
 
 
-def _gauges(cache: CacheCounts) -> dict[str, float]:
+def _gauges(cache: CacheCounts, drafts: DraftCounts) -> dict[str, float]:
     return {
         "kv_cache_hit_rate": cache.reused_tokens / max(cache.looked_up_tokens, 1),
         "kv_cache_used_share": cache.used_share,
+        "draft_tokens": drafts.drafted,
+        "accepted_draft_tokens": drafts.accepted,
+        "draft_acceptance_rate": drafts.accepted / max(drafts.drafted, 1),
     }
 
 

@@ -9,6 +9,7 @@ graph.py             the model as a graph around paged attention (docs/decisions
 paged_model.py       the compiled graph and its KV cache (with graph.py the only modules that import openvino)
 blocks.py            reference counts of KV cache blocks, and the prefix cache; pure
 scheduler.py         the tokens of the next step, and their KV cache blocks; pure
+prompt_lookup.py     drafts from text that repeats itself; pure
 logits_processor.py  bias, bans and penalties; numpy
 sampler.py           logits -> token; numpy
 logprobs.py          logits -> logprobs; numpy

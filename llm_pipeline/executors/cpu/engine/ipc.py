@@ -31,6 +31,7 @@ class EngineSettings:
     eos_token_id: int | None  # ends a guided completion
     prefix_cache: bool
     f32_copy_bytes: int  # limit
+    max_draft_tokens: int  # 0: no prompt lookup
 
     @classmethod
     def of(cls, settings: PipelineSettings, manifest: EngineManifest) -> EngineSettings:
@@ -46,6 +47,7 @@ class EngineSettings:
             eos_token_id=next(iter(manifest.tokens.eos), None),
             prefix_cache=settings.cpu_prefix_cache,
             f32_copy_bytes=settings.cpu_f32_copy_mib * 2**20,
+            max_draft_tokens=settings.cpu_prompt_lookup,
         )
 
     def to_json(self) -> str:
@@ -106,6 +108,13 @@ class StepOutput:
         return self.finish_reason is not None or self.error is not None
 
 
+class DraftCounts(NamedTuple):
+    """Tokens that prompt lookup has drafted. Both counts grow for as long as the engine lives."""
+
+    drafted: int = 0
+    accepted: int = 0  # of those, equal to the sampled tokens
+
+
 class StepReport(NamedTuple):
     """Engine to parent, after every step.
 
@@ -116,3 +125,4 @@ class StepReport(NamedTuple):
     steps: list[StepOutput]
     active_count: int
     cache: CacheCounts = CacheCounts()
+    drafts: DraftCounts = DraftCounts()

@@ -1,7 +1,8 @@
 """Measures the CPU engine without Triton: `python -m llm_pipeline.executors.cpu.engine.measure ENGINE_DIR`.
 
 Prints, for each number of streams, tokens per second, CPU time per token (less sensitive to other load on the machine)
-and the median step. Prompts are random, so the prefix cache has no effect. `--profile` adds OpenVINO's time per kind of
+and the median step. Prompts are random, so the prefix cache has no effect. `--repeats` adds one request whose prompt
+repeats itself, which the model continues, with and without prompt lookup. `--profile` adds OpenVINO's time per kind of
 operation.
 """
 
@@ -23,6 +24,7 @@ from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams
 from llm_pipeline.runtime.settings import PipelineSettings
 
 _WARM_UP_STEPS = 3
+_DRAFT_TOKENS: int = PipelineSettings.model_fields["cpu_prompt_lookup"].default
 _F32_COPY_MIB: int = PipelineSettings.model_fields["cpu_f32_copy_mib"].default
 
 
@@ -71,11 +73,27 @@ def measure_prefill(engine: EngineCore, *, prompt_tokens: int, vocab_size: int) 
     return Rates(prompt_tokens / wall, 1000 * cpu / prompt_tokens, 1000 * statistics.median(times))
 
 
+def measure_repetition(engine: EngineCore, *, period: int, repeats: int, tokens: int, vocab_size: int) -> Rates:
+    """Measures one greedy request whose prompt is `period` random tokens, `repeats` times; steps are of any size."""
+    pattern = np.random.default_rng(period).integers(0, vocab_size, period).tolist()
+    engine.add(GenerationRequest("repetition", tuple(pattern * repeats), tokens + 1, SamplingParams()))
+    while not engine.step():
+        pass
+    wall, cpu, times = time.perf_counter(), time.process_time(), []
+    while engine.has_work:
+        start = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return Rates(tokens / wall, 1000 * cpu / tokens, 1000 * statistics.median(times))
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Measure the CPU engine without Triton.")
     parser.add_argument("engine_dir", type=Path)
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--prefill", type=int, nargs="*", default=[512])
+    parser.add_argument("--repeats", type=int, default=0, help="of 40 random tokens, in one more request; 0 is none")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--vocab-size", type=int, default=49152)
@@ -103,6 +121,14 @@ def main(arguments: list[str]) -> int:
     for prompt_tokens in options.prefill:
         rates = measure_prefill(engine, prompt_tokens=prompt_tokens, vocab_size=options.vocab_size)
         _print(f"prefill {prompt_tokens}", rates, model if options.profile else None)
+    for draft_tokens in (0, _DRAFT_TOKENS) if options.repeats else ():
+        engine = EngineCore(
+            model, max_batched_tokens=256, max_active=1, prefix_cache=False, max_draft_tokens=draft_tokens
+        )
+        rates = measure_repetition(
+            engine, period=40, repeats=options.repeats, tokens=8 * options.steps, vocab_size=options.vocab_size
+        )
+        _print("lookup on" if draft_tokens else "lookup off", rates, None)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence as SequenceType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,11 @@ _EXACT = {
 # Steps of at least this many tokens use the f32 copy. With 8 tokens, both take equally long; with 1, f16 takes three
 # quarters of f32's time; with 256, f32 three quarters of f16's (docs/decisions/0009-cpu-graph.md).
 _LARGE_STEP_TOKENS = 16
+
+# Attention has one kernel for a step of fewer sequences than threads, which divides a long context among the threads,
+# and one for more; they round differently. Up to this context, the second costs a lone sequence less than 1 % of its
+# step (6 % at 1,000 tokens), and is used for every number of sequences.
+_SHORT_CONTEXT = 256
 
 
 class PagedModel:
@@ -58,6 +63,9 @@ class PagedModel:
             for keep_f16 in ((True, False) if has_copy else (True,))
         ]
         self._requests = [model.create_infer_request() for model in compiled]
+        thread_count: int = compiled[0].get_property("INFERENCE_NUM_THREADS")
+        # With more threads, all steps that may contain drafts have fewer sequences than threads.
+        self._min_short_runs = thread_count if thread_count < _LARGE_STEP_TOKENS else 0
         self._small_step, self._large_step = self._requests[0], self._requests[-1]
         caches = [port for port in compiled[0].inputs if "_cache." in port.any_name]
         shapes = [[dim.get_length() for dim in list(port.partial_shape)[1:]] for port in caches]
@@ -66,6 +74,8 @@ class PagedModel:
             int(np.prod(shape)) * port.element_type.size for port, shape in zip(caches, shapes, strict=True)
         )
         self.block_count = kv_cache_bytes // self.block_bytes
+        # The other graph's products and the kernels of larger steps round otherwise.
+        self.draft_step_tokens = _LARGE_STEP_TOKENS - 1
         for port, shape in zip(caches, shapes, strict=True):
             tensor = ov.Tensor(port.element_type, ov.Shape([self.block_count, *shape]))
             for request in self._requests:
@@ -77,23 +87,24 @@ class PagedModel:
         Returns logits, f32 [sum of the chunks' logits_count, vocab_size], in the chunks' order, valid until the next
         call.
         """
-        starts = np.array([chunk.start for chunk in chunks], dtype=np.int32)
-        ends = np.array([chunk.end for chunk in chunks], dtype=np.int32)
+        runs = [run for chunk in chunks for run in _runs(chunk)]
+        if all(chunk.end - chunk.start == 1 and chunk.end <= _SHORT_CONTEXT for chunk in chunks):
+            runs += [_EMPTY_RUN] * (self._min_short_runs - len(runs))
+        starts = np.array([run.start for run in runs], dtype=np.int32)
+        ends = np.array([run.end for run in runs], dtype=np.int32)
         begins = _offsets(ends - starts)
         block_counts = -(-ends // self.block_size)
-        tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.end]]
-        blocks = [
-            block for chunk, count in zip(chunks, block_counts, strict=True) for block in chunk.sequence.blocks[:count]
-        ]
+        tokens = [token for chunk in chunks for token in chunk.tokens]
+        blocks = [block for run, count in zip(runs, block_counts, strict=True) for block in run.blocks[:count]]
         sampled = [
             position
-            for chunk, end in zip(chunks, begins[1:].tolist(), strict=True)
-            for position in range(end - chunk.logits_count, end)
+            for run, end in zip(runs, begins[1:].tolist(), strict=True)
+            for position in range(end - run.logits_count, end)
         ]
         result = (self._large_step if len(tokens) >= _LARGE_STEP_TOKENS else self._small_step).infer(
             {
                 "input_ids": np.array(tokens, dtype=np.int64),
-                "position_ids": np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks]),
+                "position_ids": np.concatenate([np.arange(run.start, run.end) for run in runs]),
                 "past_lens": starts,
                 "subsequence_begins": begins,
                 "block_indices": np.array(blocks, dtype=np.int32),
@@ -118,6 +129,31 @@ class PagedModel:
             if part.status == ov.ProfilingInfo.Status.EXECUTED:
                 times[part.node_type] += part.real_time.total_seconds() * 1000
         return sorted(times.items(), key=lambda item: -item[1])
+
+
+class _Run(NamedTuple):
+    """Consecutive tokens that the graph sees as one sequence: positions `start` to `end`."""
+
+    blocks: SequenceType[int]
+    start: int
+    end: int
+    logits_count: int
+
+
+_EMPTY_RUN = _Run((), 0, 0, 0)  # counts as a sequence
+
+
+def _runs(chunk: ScheduledChunk) -> list[_Run]:
+    """Returns a chunk as one run; with a draft, as one run for each token.
+
+    Paged attention writes the keys and values of all runs before it reads any, so that runs of one token each give what
+    one run gives, and with the kernels of a step of many sequences: each row is the same, bit for bit, as that of a
+    request without a draft beside another request.
+    """
+    blocks, count = chunk.sequence.blocks, chunk.logits_count
+    if not chunk.draft:
+        return [_Run(blocks, chunk.start, chunk.end, count)]
+    return [_Run(blocks, position, position + 1, 1) for position in range(chunk.start, chunk.computed_end)]
 
 
 def _f32_copy_size(weights: Weights) -> int:

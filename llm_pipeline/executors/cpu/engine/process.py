@@ -88,6 +88,7 @@ def load_engine(settings: EngineSettings) -> tuple[EngineCore, int]:
         max_batched_tokens=settings.max_batched_tokens,
         max_active=settings.max_active,
         prefix_cache=settings.prefix_cache,
+        max_draft_tokens=settings.max_draft_tokens,
     )
     return engine, capacity
 
@@ -120,7 +121,7 @@ def serve(engine: EngineCore, connection: Connection, compile_guide: CompileGuid
 
 
 def _report(engine: EngineCore, steps: list[StepOutput]) -> StepReport:
-    return StepReport(steps, engine.active_count, engine.cache_counts)
+    return StepReport(steps, engine.active_count, engine.cache_counts, engine.draft_counts)
 
 
 def _receive(connection: Connection, messages: SimpleQueue[_Message], compile_guide: CompileGuide) -> None:

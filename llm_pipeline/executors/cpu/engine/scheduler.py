@@ -39,11 +39,24 @@ class Sequence:
 
 @dataclass(frozen=True)
 class ScheduledChunk:
-    """Tokens `start` to `end` of one sequence, to be computed in this step."""
+    """Tokens `start` to `end` of one sequence, to be computed in this step.
+
+    `draft` are tokens that may follow the last known one; they are computed as if they did.
+    """
 
     sequence: Sequence
     start: int
     end: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.sequence.tokens[self.start : self.end], *self.draft]
+
+    @property
+    def computed_end(self) -> int:
+        """Position after the last token that is computed, with the draft."""
+        return self.end + len(self.draft)
 
     @property
     def is_sampled(self) -> bool:
@@ -55,7 +68,7 @@ class ScheduledChunk:
         """Number of the chunk's last tokens whose logits are needed."""
         if self.sequence.needs_prompt_logits:
             return self.end - self.start
-        return 1 if self.is_sampled else 0
+        return 1 + len(self.draft) if self.is_sampled else 0
 
 
 class Scheduler:
@@ -125,6 +138,17 @@ class Scheduler:
         # Nothing that is scheduled is preempted in the same step: only younger sequences are preempted, and one that
         # prefills is the youngest, because the next is admitted only after its prompt is computed.
         return chunks
+
+    def reserve(self, sequence: Sequence, count: int) -> int:
+        """Allocates blocks for draft tokens after a scheduled sequence's last token. Returns how many of `count` fit.
+
+        Drafts are a bet: they preempt nothing, and leave a block for each active sequence.
+        """
+        size, blocks = self._block_size, sequence.blocks
+        wanted = self._blocks_for(len(sequence.tokens) + count)
+        while len(blocks) < wanted and self._pool.available_count > len(self._active):
+            blocks.append(self._pool.allocate())
+        return min(count, len(blocks) * size - len(sequence.tokens))
 
     def _schedule_prefill(self, sequence: Sequence, budget: int, chunks: list[ScheduledChunk]) -> int:
         """Schedules the tokens that fit into the budget. Returns the part of the budget that is used up."""
