@@ -6,17 +6,25 @@ These tests print rows for docs/reliability.md (`pytest -rP`).
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 import pytest
 
+from frontend.backends.grpc_channel import TritonChannel
+from frontend.backends.triton import TritonGenerator
 from launcher.ports import free_ports
+from llm_pipeline.protocol.messages import CompletionParameters
 from tests.support.load import completes
 from tests.support.many_streams import ManyStreams, StreamEnding
 from tests.support.stack import RunningStack, running_stack
@@ -28,6 +36,7 @@ pytestmark = pytest.mark.triton
 
 WORKERS = 2
 STREAMS = 64
+TOKENS = 40
 STEPS_PER_S = 20
 LEASE_S = 3
 RETRYABLE = {"service_unavailable", "engine_unavailable"}
@@ -100,6 +109,57 @@ def stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         }
         with running_stack(tmp_path_factory.mktemp("channel-faults"), engine_dir, **environment) as running:
             yield ProxiedStack(running, proxy, SyntheticAnswers(engine_dir))
+
+
+def test_all_kinds_of_clients_are_served_exactly_at_once(stack: ProxiedStack) -> None:
+    """The front end's channels, Triton's HTTP `generate` and `generate_stream`, and gRPC streams of one request."""
+    numbers = range(100, 108)
+    texts = {number: stack.answers.text([number], TOKENS) for number in numbers}
+    with stack.streams(STREAMS, max_tokens=TOKENS) as streams, ThreadPoolExecutor(3 * len(numbers)) as pool:
+        others = [
+            pool.submit(ask, stack.running, number)
+            for ask in (generate, generate_stream, infer_by_grpc)
+            for number in numbers
+        ]
+        assert [each.result(timeout=30) for each in others] == [*texts.values()] * 3
+        assert summary(streams.endings(within_s=30)) == {"length": STREAMS}
+
+
+def generate(stack: RunningStack, prompt: int) -> str:
+    """Text by Triton's HTTP `generate`."""
+    url, inputs = f"{stack.triton_http_url}/v2/models/ensemble/generate", {"input_ids": [prompt], "max_tokens": TOKENS}
+    answer = httpx.post(url, json=inputs, trust_env=False, timeout=30)
+    text: str = answer.raise_for_status().json()["text_output"]
+    return text
+
+
+def generate_stream(stack: RunningStack, prompt: int) -> str:
+    """Text by Triton's HTTP `generate_stream`."""
+    url = f"{stack.triton_http_url}/v2/models/ensemble/generate_stream"
+    inputs = {"input_ids": [prompt], "max_tokens": TOKENS, "stream": True}
+    answer = httpx.post(url, json=inputs, trust_env=False, timeout=30).raise_for_status()
+    return "".join(event["text_output"] for event in triton_events(answer.text))
+
+
+def triton_events(body: str) -> list[dict[str, Any]]:
+    return [json.loads(line.removeprefix("data: ")) for line in body.split("\n\n") if line]
+
+
+def infer_by_grpc(stack: RunningStack, prompt: int) -> str:
+    """Text by a gRPC stream of a single request."""
+    parameters = CompletionParameters(
+        request_key=f"grpc-{prompt}", request_id="r", token_ids=(prompt,), max_tokens=TOKENS, stream=True
+    )
+    return asyncio.run(text_of(stack.triton_grpc_url, parameters))
+
+
+async def text_of(address: str, parameters: CompletionParameters) -> str:
+    generator, text = TritonGenerator(TritonChannel(address), "ensemble", use_channels=False), []
+    try:
+        await generator.generate(parameters, lambda chunk: text.append(chunk.text))
+    finally:
+        await generator.close()
+    return "".join(text)
 
 
 def test_a_reset_connection_ends_a_thousand_streams_once(stack: ProxiedStack) -> None:
@@ -175,3 +235,18 @@ def test_a_pause_of_a_worker_beyond_its_lease_ends_its_requests_with_an_error(st
     assert set(summary(own)) <= RETRYABLE, summary(own)
     assert set(summary(others)) == {"length"}
     stack.serves()
+
+
+def test_a_triton_that_is_told_to_stop_with_streams_is_replaced(stack: ProxiedStack) -> None:
+    """By its launcher, also with the requests of broken connections, which Triton 2.51 never counts as ended."""
+    with stack.streams(STREAMS, max_tokens=2000) as streams:
+        streams.wait_until_begun()
+        triton = psutil.Process(stack.running.triton.pid)
+        started = time.monotonic()
+        triton.terminate()
+        endings = streams.endings(within_s=20)
+        ended_s = time.monotonic() - started
+    assert set(summary(endings)) <= RETRYABLE, summary(endings)
+    stack.serves()
+    back_s = time.monotonic() - started
+    print(f"| SIGTERM to Triton with {STREAMS} streams | {dict(summary(endings))} | {ended_s:.1f} s | {back_s:.1f} s |")
