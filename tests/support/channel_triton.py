@@ -106,6 +106,7 @@ class ChannelTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
         self.refused_channels = 0
         self.bundle_failure: Failure | None = None
         self.channel_failure: Failure | None = None
+        self.renewal_failure: Failure | None = None
         self._is_draining = False
         self.bundles_may_end = asyncio.Event()
         self.bundles_may_end.set()
@@ -147,6 +148,8 @@ class ChannelTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
             received = inputs.get("received")
             count = None if received is None else int.from_bytes(received, "little")
             self.renewals.append((renew[4:].decode(), count))
+            if self.renewal_failure is not None:
+                yield self.renewal_failure
         else:
             client_id = request.parameters["owner"].string_param
             client = self.clients.setdefault(client_id, ClientSide(client_id))

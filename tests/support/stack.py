@@ -94,7 +94,7 @@ class RunningStack:
 
 @contextmanager
 def running_stack(run_dir: Path, engine_dir: Path, **environment: str) -> Iterator[RunningStack]:
-    """Runs a stack with these settings in its environment."""
+    """Runs a stack with these settings in its environment. Its ports are free ones unless they are among them."""
     names = ("PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     values = {
@@ -114,8 +114,8 @@ def running_stack(run_dir: Path, engine_dir: Path, **environment: str) -> Iterat
         yield RunningStack(
             base_url=stack.base_url,
             api_key=API_KEY,
-            triton_grpc_url=f"127.0.0.1:{ports['TRITON_GRPC_PORT']}",
-            triton_http_url=f"http://127.0.0.1:{ports['TRITON_HTTP_PORT']}",
-            triton_metrics_url=f"http://127.0.0.1:{ports['TRITON_METRICS_PORT']}",
+            triton_grpc_url=f"127.0.0.1:{values['TRITON_GRPC_PORT']}",
+            triton_http_url=f"http://127.0.0.1:{values['TRITON_HTTP_PORT']}",
+            triton_metrics_url=f"http://127.0.0.1:{values['TRITON_METRICS_PORT']}",
             stack=stack,
         )

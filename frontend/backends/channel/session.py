@@ -46,7 +46,8 @@ class ChannelSession:
         self._endpoint = endpoint
         self._background = background
         self._live: dict[int, ChannelRequest] = {}
-        self._heartbeat = Heartbeat(self._renew_lease)
+        self._heartbeat = Heartbeat(self._beat)
+        self._received_at_refusal: int | None = None  # bursts, at a heartbeat that Triton has refused
         self._is_report_due = self._is_reporting = False
         self._reader = ChannelReader(self._open_call, self, background, max_age_s=max_age_s)
 
@@ -173,6 +174,26 @@ class ChannelSession:
             log.warning("received_bursts_not_reported", error=error.code.value)
         finally:
             self._is_reporting = False
+
+    async def _beat(self, client_id: str) -> None:
+        """Renews the lease. Gives the channel up when Triton refuses that twice and no burst has arrived in between."""
+        try:
+            await self._renew_lease(client_id)
+        except UnreachableError:
+            if self._received_at_refusal == self._reader.received:
+                self._give_up()
+            self._received_at_refusal = self._reader.received
+            raise
+        self._received_at_refusal = None
+
+    def _give_up(self) -> None:
+        """Closes the channel of a Triton that is stopping, which delivers no burst, no end and no error any more.
+
+        It does not exit before the call is closed (measured with Triton 2.51), so this is the one call that has to be
+        cancelled (frontend/backends/grpc_channel.py).
+        """
+        self._reader.close()
+        self.on_channel_failure(UnreachableError())
 
     async def _renew_lease(self, client_id: str) -> None:
         await self._endpoint.renew(client_id, self._reader.received)

@@ -50,7 +50,7 @@ class ChannelLimits:
     """Limits of one channel."""
 
     linger_s: float = 1.0  # after the last request until the channel ends; Triton cannot stop before that
-    open_timeout_s: float = 10.0  # until unsent output is dropped if the client opens no channel
+    open_timeout_s: float = 10.0  # until unsent output is dropped if the client opens no channel or reads nothing
     max_unread_chunks: int = MAX_UNREAD_CHUNKS  # sent, and not reported as read by the client
     max_unread_bytes: int = 32 * 2**20  # the same
     silence_s: float = 3.0  # without an ack from postprocess until the channel fails
@@ -140,8 +140,10 @@ class ChannelSender:
 
     @property
     def may_discard(self) -> bool:
-        """Whether the client has opened no channel in time, so that unsent output has no reader."""
-        return self._reply is None and time.monotonic() - self._last_use_s > self._limits.open_timeout_s
+        """Whether unsent output has no reader: the client has opened no channel in time, or stopped reading it."""
+        with self._changed:
+            has_reader = self._reply is not None and self._has_room()
+            return not has_reader and time.monotonic() - self._last_use_s > self._limits.open_timeout_s
 
     def _run(self) -> None:
         while self._wait():
@@ -173,7 +175,10 @@ class ChannelSender:
                     self._changed.wait(self._limits.linger_s)
             for reply in former:
                 _try(reply.finish)
+            has_unsent = self.outbox.has_output
             if not former and self.is_idle and self._has_arrived() and self._retire(self):
+                if has_unsent:
+                    self._fail_reply()
                 return False
 
     def _switch_reply(self) -> list[ChannelReply]:

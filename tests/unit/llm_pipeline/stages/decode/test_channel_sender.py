@@ -350,6 +350,31 @@ def test_output_of_a_client_that_opens_no_channel_is_dropped_after_a_time() -> N
     assert channel.is_retired.wait(DEADLINE_S)
 
 
+def test_a_channel_whose_client_has_stopped_reading_fails_after_its_last_request() -> None:
+    """As a front end that hung and was then killed: nothing is on its way, so no ack is missing."""
+    limits = ChannelLimits(linger_s=SHORT_S, open_timeout_s=5 * SHORT_S, max_unread_bytes=1)
+    channel = DrivenChannel(limits=limits)
+    reply = channel.open()
+    channel.generate(0)
+    reply.wait_for(1)
+    channel.generate(1)
+    assert not channel.is_retired.wait(2 * limits.open_timeout_s), "it has a request"
+    channel.end()
+    assert channel.is_retired.wait(DEADLINE_S)
+    reply.wait_until_over()
+    assert reply.error is not None
+    assert tokens_of(reply.bursts) == [[0]]
+
+
+def test_a_channel_ends_normally_if_only_the_report_of_its_last_burst_is_missing() -> None:
+    channel = DrivenChannel(limits=ChannelLimits(linger_s=SHORT_S, open_timeout_s=SHORT_S, max_unread_bytes=1))
+    reply = channel.open()
+    channel.generate(0)
+    channel.end()
+    reply.wait_until_over()
+    assert (reply.is_finished, reply.error) == (True, None)
+
+
 def test_output_waits_for_a_new_channel_after_a_reply_has_failed() -> None:
     channel = DrivenChannel(limits=ChannelLimits(linger_s=SHORT_S, open_timeout_s=DEADLINE_S))
     broken = channel.open(RecordingReply(lambda burst: True))
