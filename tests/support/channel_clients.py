@@ -18,7 +18,8 @@ from frontend.backends.channel.session import Endpoint
 from frontend.backends.grpc_channel import InferRequest, InferResponse, TritonChannel, infer_request, output_names
 from frontend.backends.triton import TritonGenerator
 from llm_pipeline.protocol.arrays import array
-from llm_pipeline.protocol.channel import BundleItem, bundle_to_json, text_burst_from_json
+from llm_pipeline.protocol.channel import BundleItem
+from llm_pipeline.protocol.channel_json import bundle_to_json, text_burst_from_json
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
 from llm_pipeline.protocol.tensors import (

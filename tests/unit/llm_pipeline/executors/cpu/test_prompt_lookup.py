@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_pipeline.executors.cpu.engine.core import EngineCore
+from llm_pipeline.executors.cpu.engine.ipc import StepOutput
 from llm_pipeline.executors.cpu.engine.prompt_lookup import (
     AcceptanceRate,
     DraftLimits,
@@ -23,7 +24,7 @@ from llm_pipeline.executors.cpu.engine.prompt_lookup import (
 )
 from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
 from llm_pipeline.protocol.errors import ErrorCode
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, SamplingParams, StepOutput
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, SamplingParams
 from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 from tests.support.hash_model import CAPACITY, VOCABULARY, HashModel, RepeatingModel
 from tests.support.sample_requests import make_request

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from llm_pipeline.executors.cpu.engine.core import EngineCore
+from llm_pipeline.executors.cpu.engine.ipc import StepOutput
 from llm_pipeline.executors.cpu.engine.paged_model import PagedModel
 from llm_pipeline.executors.cpu.engine.weights import load_weights
-from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams, StepOutput
+from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams
 
 PATTERN = (1532, 504, 338, 6330, 282, 260, 905, 28, 563, 314, 11, 198)
 
