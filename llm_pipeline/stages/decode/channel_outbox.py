@@ -31,6 +31,11 @@ class _Step:
     logprobs: Sequence[StreamLogprobs] = ()
 
     @property
+    def named_slots(self) -> set[int]:
+        """The requests with tokens or logprobs in the step."""
+        return {*self.slots.tolist(), *(entry.slot for entry in self.logprobs)}
+
+    @property
     def weight(self) -> int:
         return len(self.token_ids) + TOKENS_PER_LOGPROB * sum(
             len(entry.logprobs) + (0 if entry.prompt_logprobs is None else len(entry.prompt_logprobs.values))
@@ -82,16 +87,14 @@ class ChannelOutbox:
         self._steps.append(_Step(slots, counts, token_ids, logprobs))
 
     def end(self, end: StreamEnd) -> None:
-        """Ends a request, after its tokens."""
+        """Ends a request, with its last tokens."""
         self._ends.append(end)
 
     def take_burst(self, max_tokens: int | None = None, ack_address: str | None = None) -> TokenBurst:
         """Removes and returns the next burst: all that is unsent within MAX_BURST_TOKENS, or `max_tokens` tokens."""
         steps = self._take_steps() if max_tokens is None else self._take_tokens(max_tokens)
         slots, counts, token_ids = _grouped(steps)
-        ends: list[StreamEnd] = []
-        if not self._steps:
-            ends, self._ends = self._ends, []
+        ends = self._take_ends()
         starts, self._starts = self._starts, []
         serial = self._serial
         self._serial += 1
@@ -106,6 +109,18 @@ class ChannelOutbox:
             logprobs=_merged_logprobs(entry for step in steps for entry in step.logprobs),
             ack_address=ack_address,
         )
+
+    def _take_ends(self) -> list[StreamEnd]:
+        """The ends of requests without unsent tokens: an end travels with the last tokens of its request.
+
+        postprocess hides a stop token, which it knows as the last token of a request that ends with STOP.
+        """
+        if not self._ends:
+            return []
+        unsent: set[int] = set().union(*(step.named_slots for step in self._steps))
+        ends = [end for end in self._ends if end.slot not in unsent]
+        self._ends = [end for end in self._ends if end.slot in unsent] if unsent else []
+        return ends
 
     def discard(self) -> int:
         """Drops all unsent output, which has no reader. Returns the number of ends among it."""

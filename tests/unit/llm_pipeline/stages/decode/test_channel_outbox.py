@@ -193,6 +193,18 @@ def test_a_burst_has_a_limit_and_the_ends_come_with_the_last() -> None:
     assert len(streams_of(bursts)[1].token_ids) == 20_000
 
 
+def test_an_end_comes_with_the_last_tokens_of_its_request_even_if_others_wait() -> None:
+    """postprocess hides the last token of a request that ends with STOP, so it has to know that it is the last one."""
+    outbox = make_outbox(1, 2)
+    add(outbox, {1: [5], 2: [7]})
+    add(outbox, {2: [8]})
+    end(outbox, 1)
+    end(outbox, 2)
+    bursts = take_all(outbox, max_tokens=1)
+    assert [burst.slots for burst in bursts] == [[1], [2], [2]]
+    assert [[stream_end.slot for stream_end in burst.ends] for burst in bursts] == [[1], [], [2]]
+
+
 def test_a_step_above_the_limit_is_one_burst() -> None:
     outbox = make_outbox(1)
     for _ in range(2):
