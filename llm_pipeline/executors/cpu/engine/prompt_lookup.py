@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 _MATCHED_TOKENS = (5, 3)  # tokens that have to occur again; the longer match is preferred
 # Time of one more row in a step, as a share of a step of one row. Measured with SmolLM2-135M in f16 on two cores: 0.06
-# up to 4 rows, 0.09 up to 15, and more with long contexts, whose keys every row reads (0.11 at 1,000 tokens, 0.26 at
-# 4,000).
-_ROW_COST = 0.08
+# up to 4 rows, 0.12 for the next 4, 0.09 up to 15, and more with long contexts, whose keys every row reads.
+_ROW_COST = 0.12
 _ROW_COST_PER_TOKEN = 5e-5  # of context
 _MEMORY = 0.7  # weight of a sequence's earlier drafts against the newest one
 _RECOVERY = 0.98  # applied to the rejections for each draft that was not tried
