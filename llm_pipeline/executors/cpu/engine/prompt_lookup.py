@@ -21,7 +21,7 @@ _MATCHED_TOKENS = (5, 3)  # tokens that have to occur again; the longer match is
 # cores, with contexts of some hundred tokens; every row reads the keys of its whole context.
 _STEP_TIMES = (1.0, 1.13, 1.17, 1.22, 1.53, 1.61, 1.69, 1.78, 1.82, 1.86, 1.88, 1.9, 2.0, 2.1, 2.2)
 _ROW_TIME_PER_TOKEN = 5e-5  # of context
-_MIN_GAIN = 1.05  # drafts that are expected to gain less are not worth the risk
+_MIN_GAIN = 1.2  # estimates are rough, and a draft that fails slows down all sequences of its step
 _MEMORY = 0.7  # weight of a sequence's earlier drafts against the newest one
 _RECOVERY = 0.98  # applied to the rejections for each draft that was not tried
 
