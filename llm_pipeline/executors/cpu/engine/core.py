@@ -145,8 +145,9 @@ class EngineCore:
     def _with_drafts(self, chunks: list[ScheduledChunk]) -> list[ScheduledChunk]:
         """Adds drafts to the chunks of a step in which all sequences decode and rows are left."""
         count = len(chunks)
-        decoding = all(chunk.end - chunk.start == 1 and chunk.is_sampled for chunk in chunks)
-        if count >= self._limits.step_rows or not decoding:
+        if count >= self._limits.step_rows or not all(
+            chunk.end - chunk.start == 1 and chunk.is_sampled for chunk in chunks
+        ):
             return chunks
         candidates = {}
         for index, chunk in enumerate(chunks):

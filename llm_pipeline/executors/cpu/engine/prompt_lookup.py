@@ -17,11 +17,11 @@ from collections.abc import Sequence as SequenceType
 from dataclasses import dataclass
 
 _MATCHED_TOKENS = (5, 3)  # tokens that have to occur again; the longer match is preferred
-# Time of one more row in a step, as a share of a step of one row. Measured with SmolLM2-135M in f16 on two cores: 0.06
-# up to 4 rows, 0.09 up to 15, and more with long contexts, whose keys every row reads (0.11 at 1,000 tokens, 0.26 at
-# 4,000).
-_ROW_COST = 0.08
-_ROW_COST_PER_TOKEN = 5e-5  # of context
+# Time of a step by its rows, in steps of one row; kernels take rows by fours. Measured with SmolLM2-135M in f16 on two
+# cores, with contexts of some hundred tokens; every row reads the keys of its whole context.
+_STEP_TIMES = (1.0, 1.13, 1.17, 1.22, 1.53, 1.61, 1.69, 1.78, 1.82, 1.86, 1.88, 1.9, 2.0, 2.1, 2.2)
+_ROW_TIME_PER_TOKEN = 5e-5  # of context
+_MIN_GAIN = 1.2  # estimates are rough, and a draft that fails slows down all sequences of its step
 _MEMORY = 0.7  # weight of a sequence's earlier drafts against the newest one
 _RECOVERY = 0.98  # applied to the rejections for each draft that was not tried
 
@@ -118,17 +118,24 @@ def share_rows(
     `candidates` are ids with the probability of a draft's first token; a draft's n-th token has its n-th power. A step
     of `sequences` rows, whose contexts have `mean_context` tokens, has one token for each row without drafts.
     """
-    cost = _ROW_COST + _ROW_COST_PER_TOKEN * mean_context
-    expected, time = float(sequences), 1.0 + cost * (sequences - 1)
-    counts = dict.fromkeys(candidates, 0)
+    counts, best_counts = dict.fromkeys(candidates, 0), dict.fromkeys(candidates, 0)
     gains = dict(candidates)
-    for _ in range(limits.step_rows - sequences):
-        best = max(gains, key=gains.__getitem__, default=None)
-        if best is None or gains[best] * time <= cost * expected:
+    expected = float(sequences)
+    best_rate = _MIN_GAIN * expected / _step_time(sequences, mean_context)
+    for rows in range(sequences + 1, limits.step_rows + 1):
+        likeliest = max(gains, key=gains.__getitem__, default=None)
+        if likeliest is None:
             break
-        counts[best] += 1
-        expected, time = expected + gains[best], time + cost
-        gains[best] *= candidates[best]
-        if counts[best] == limits.per_sequence:
-            del gains[best]
-    return counts
+        counts[likeliest] += 1
+        expected += gains[likeliest]
+        gains[likeliest] *= candidates[likeliest]
+        if counts[likeliest] == limits.per_sequence:
+            del gains[likeliest]
+        if (rate := expected / _step_time(rows, mean_context)) > best_rate:
+            best_rate, best_counts = rate, dict(counts)
+    return best_counts
+
+
+def _step_time(rows: int, mean_context: float) -> float:
+    extra = max(0, rows - len(_STEP_TIMES)) * (_STEP_TIMES[-1] - _STEP_TIMES[0]) / (len(_STEP_TIMES) - 1)
+    return _STEP_TIMES[min(rows, len(_STEP_TIMES)) - 1] + extra + _ROW_TIME_PER_TOKEN * mean_context * (rows - 1)
