@@ -85,8 +85,8 @@ def report(fault: str, seen: str, ended_s: float, back_s: float) -> None:
 def test_after_a_kill_every_stream_ends_and_the_service_recovers(fault_stack: RunningStack, victim: str) -> None:
     wait_until_idle(fault_stack)
     regions_before = regions(fault_stack)
-    with Load(fault_stack, count=16, max_tokens=600) as load:
-        wait_until_running(fault_stack, 16)
+    with Load(fault_stack, count=64, max_tokens=600) as load:
+        wait_until_running(fault_stack, 64)
         killed = time.monotonic()
         find_process(fault_stack, victim).kill()
         outcomes = load.outcomes(within_s=30)

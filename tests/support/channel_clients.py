@@ -31,6 +31,7 @@ from llm_pipeline.protocol.tensors import (
     OPEN_CHANNEL,
     renewal_arrays,
 )
+from llm_pipeline.text import logprobs
 
 
 class CountingConnection(TritonChannel):
@@ -62,6 +63,11 @@ class Received:
         if chunk.token_ids is not None:
             assert chunk.completion_tokens == len(self.token_ids), "tokens lost or doubled"
         self.chunks.append(chunk)
+
+    @property
+    def logprobs_json(self) -> bytes:
+        """OpenAI's logprobs object of all chunks."""
+        return logprobs.joined([chunk.logprobs_json for chunk in self.chunks if chunk.logprobs_json is not None])
 
     @property
     def finish_reason(self) -> str | None:
@@ -151,7 +157,7 @@ class DeafClient:
             except (asyncio.TimeoutError, StopAsyncIteration):
                 return self._totals, self._ended
             self._receive(message)
-            if renews and self._received % 32 == 0:
+            if renews:
                 await self.renew()
 
     async def _next(self) -> InferResponse:
