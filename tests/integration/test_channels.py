@@ -16,7 +16,8 @@ from pathlib import Path
 
 import httpx
 import orjson
-import psutil
+import psutilfrom typing import Any
+
 import pytest
 
 from frontend.backends.grpc_channel import TritonChannel
@@ -95,8 +96,8 @@ def bare_triton(folder: Path, engine_dir: Path, **environment: str) -> Iterator[
         folder / "triton.log",
         stop_timeout_s=20,
     )
-    urls = [f"http://127.0.0.1:{port}" for port in (http, metrics)]
-    running = BareTriton(process, f"127.0.0.1:{grpc}", *urls, SyntheticAnswers(engine_dir))
+    http_url, metrics_url = (f"http://127.0.0.1:{port}" for port in (http, metrics))
+    running = BareTriton(process, f"127.0.0.1:{grpc}", http_url, metrics_url, SyntheticAnswers(engine_dir))
     try:
         process.start()
         wait_until(running.is_ready, limit_s=60, what="a ready Triton")
@@ -114,14 +115,14 @@ def triton(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
-def parameters(prompt: Sequence[int], max_tokens: int, **others: object) -> CompletionParameters:
+def parameters(prompt: Sequence[int], max_tokens: int, **others: Any) -> CompletionParameters:
     key = f"{prompt[0]}-{time.monotonic_ns()}"
     return CompletionParameters(
         request_key=key, request_id=key, token_ids=tuple(prompt), max_tokens=max_tokens, stream=True, **others
     )
 
 
-def many(count: int, max_tokens: int, **others: object) -> list[CompletionParameters]:
+def many(count: int, max_tokens: int, **others: Any) -> list[CompletionParameters]:
     """Requests with different answers."""
     return [parameters([number % 997], max_tokens, **others) for number in range(count)]
 

@@ -17,7 +17,7 @@ from frontend.backends.channel.reader import MAX_AGE_S
 from frontend.backends.channel.session import Endpoint
 from frontend.backends.grpc_channel import InferRequest, InferResponse, TritonChannel, infer_request, output_names
 from frontend.backends.triton import TritonGenerator
-from llm_pipeline.protocol.arrays import array
+from llm_pipeline.protocol.arrays import Array, TensorSpec, array
 from llm_pipeline.protocol.channel import BundleItem
 from llm_pipeline.protocol.channel_json import bundle_to_json, text_burst_from_json
 from llm_pipeline.protocol.errors import PipelineError
@@ -136,7 +136,7 @@ class DeafClient:
         async for _ in self._connection.infer(self._request((BUNDLE, array(BUNDLE, bundle_to_json(items))))):
             pass
 
-    def _request(self, tensor: object) -> InferRequest:
+    def _request(self, tensor: tuple[TensorSpec, Array]) -> InferRequest:
         return infer_request(ENSEMBLE_MODEL, [tensor], self.client_id, parameters={CLIENT_ID_PARAMETER: self.client_id})
 
     async def renew(self) -> None:
