@@ -209,7 +209,7 @@ async def test_triton_stops_soon_with_an_idle_channel(triton: BareTriton) -> Non
     assert took_s < IDLE_STOP_LIMIT_S
 
 
-async def test_streams_of_a_triton_that_is_told_to_stop_end_with_an_error(engine_dir: Path, tmp_path: Path) -> None:
+async def test_streams_of_a_triton_that_gets_sigterm_end_with_an_error(engine_dir: Path, tmp_path: Path) -> None:
     """It ends within its exit timeout, although the requests would take 40 s."""
     with bare_triton(tmp_path, engine_dir) as triton:
         async with channel_client(triton.address) as client:

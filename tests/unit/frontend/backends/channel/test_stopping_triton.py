@@ -1,4 +1,4 @@
-"""A Triton that is told to stop delivers nothing more, and does not exit before its clients have closed their calls."""
+"""A Triton that is stopping delivers nothing more, and does not exit before its clients have closed their calls."""
 
 from __future__ import annotations
 

@@ -366,15 +366,6 @@ def test_a_channel_whose_client_has_stopped_reading_fails_after_its_last_request
     assert tokens_of(reply.bursts) == [[0]]
 
 
-def test_a_channel_ends_normally_if_only_the_report_of_its_last_burst_is_missing() -> None:
-    channel = DrivenChannel(limits=ChannelLimits(linger_s=SHORT_S, open_timeout_s=SHORT_S, max_unread_bytes=1))
-    reply = channel.open()
-    channel.generate(0)
-    channel.end()
-    reply.wait_until_over()
-    assert (reply.is_finished, reply.error) == (True, None)
-
-
 def test_output_waits_for_a_new_channel_after_a_reply_has_failed() -> None:
     channel = DrivenChannel(limits=ChannelLimits(linger_s=SHORT_S, open_timeout_s=DEADLINE_S))
     broken = channel.open(RecordingReply(lambda burst: True))
