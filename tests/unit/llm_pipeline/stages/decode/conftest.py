@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.driven_channel import DrivenChannel
 from tests.support.driven_stage import DrivenStage
 
 
@@ -14,3 +15,10 @@ def decode() -> Iterator[DrivenStage]:
     decode = DrivenStage()
     yield decode
     decode.close()
+
+
+@pytest.fixture
+def channel() -> Iterator[DrivenChannel]:
+    channel = DrivenChannel()
+    yield channel
+    channel.close()
