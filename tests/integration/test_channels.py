@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
-import psutilfrom typing import Any
-
+import psutil
 import pytest
 
 from frontend.backends.grpc_channel import TritonChannel
