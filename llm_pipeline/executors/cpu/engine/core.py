@@ -55,7 +55,7 @@ def _finish_reason(sequence: Sequence) -> FinishReason | None:
 class EngineCore:
     """Decodes many requests at once. Not thread-safe: it belongs to one loop.
 
-    `max_draft_tokens` limits the draft of each sequence in a step (prompt_lookup.py).
+    `max_draft_tokens` limits the draft of each sequence in a step (prompt_lookup.py); with 0 there are no drafts.
     """
 
     def __init__(

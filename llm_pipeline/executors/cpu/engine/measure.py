@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--prefill", type=int, nargs="*", default=[512])
     parser.add_argument(
-        "--repeats", type=int, default=0, help="of 40 random tokens, in one more request; 0 does not exist"
+        "--repeats", type=int, default=0, help="of 40 random tokens, in one more request; 0 leaves it out"
     )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompt-tokens", type=int, default=64)
