@@ -18,7 +18,7 @@ from frontend.backends.channel.session import Endpoint
 from frontend.backends.grpc_channel import InferRequest, InferResponse, TritonChannel, infer_request, output_names
 from frontend.backends.triton import TritonGenerator
 from llm_pipeline.protocol.arrays import Array, TensorSpec, array
-from llm_pipeline.protocol.channel import BundleItem
+from llm_pipeline.protocol.channel import MAX_BUNDLE_REQUESTS, BundleItem
 from llm_pipeline.protocol.channel_json import bundle_to_json, text_burst_from_json
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
@@ -133,8 +133,10 @@ class DeafClient:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(self._unread)
         self._call = stub.ModelStreamInfer(iter([self._request((OPEN_CHANNEL, array(OPEN_CHANNEL, True)))]))
         items = [BundleItem(first_slot + number, parameters) for number, parameters in enumerate(requests)]
-        async for _ in self._connection.infer(self._request((BUNDLE, array(BUNDLE, bundle_to_json(items))))):
-            pass
+        for start in range(0, len(items), MAX_BUNDLE_REQUESTS):
+            bundle = bundle_to_json(items[start : start + MAX_BUNDLE_REQUESTS])
+            async for _ in self._connection.infer(self._request((BUNDLE, array(BUNDLE, bundle)))):
+                pass
 
     def _request(self, tensor: tuple[TensorSpec, Array]) -> InferRequest:
         return infer_request(ENSEMBLE_MODEL, [tensor], self.client_id, parameters={CLIENT_ID_PARAMETER: self.client_id})
