@@ -74,7 +74,7 @@ def _run(engine: EngineCore, streams: list[list[GenerationRequest]], timeout_s: 
             if step.token_ids:
                 timeline.arrivals_s.append(now_s)
                 timeline.events += 1
-                timeline.completion_tokens += 1
+                timeline.completion_tokens += len(step.token_ids)
             timeline.end_s = now_s
             timeline.finish_reason = None if step.finish_reason is None else step.finish_reason.value
             timeline.failure = "the engine failed it" if step.error else None
