@@ -5,9 +5,10 @@ callers define which tensors a model has.
 
 A call is one HTTP/2 stream with one or more requests of the same kind. It is read to its end and never cancelled: this
 Triton version does not always survive a cancellation (server PR 8078). The exception is a channel of a Triton that is
-stopping (channel/session.py). Failures arrive inside the responses: the header `triton_grpc_error: true` would turn them
-into gRPC status codes, but with it 1,600 failing requests, 32 at a time, crashed Triton 2.51 (SIGSEGV); without it they
-did not. Response compression stays off: it reduces the throughput by 60 % (measured). Alternatives that were tried: docs/decisions/0008.
+stopping (channel/session.py). Failures arrive inside the responses: the header `triton_grpc_error: true` would turn
+them into gRPC status codes, but with it 1,600 failing requests, 32 at a time, crashed Triton 2.51 (SIGSEGV); without it
+they did not. Response compression stays off: it reduces the throughput by 60 % (measured). Alternatives that were
+tried: docs/decisions/0008.
 """
 
 from __future__ import annotations
