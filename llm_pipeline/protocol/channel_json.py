@@ -28,11 +28,10 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_erro
 from llm_pipeline.protocol.messages import (
     CompletionParameters,
     FinishReason,
-    GenerationRequest,
     PromptLogprobs,
     TextChunk,
-    TextOptions,
 )
+from llm_pipeline.protocol.wire_json import GENERATION_REQUEST, TEXT_OPTIONS, as_tuples
 
 # --- Bundles ---------------------------------------------------------------------------------------------------------
 
@@ -40,8 +39,6 @@ _SENT_FIELDS = tuple(field for field in fields(CompletionParameters) if field.na
 _values_of = attrgetter(*(field.name for field in _SENT_FIELDS))
 _DEFAULTS = tuple((field.name, None if field.default is MISSING else field.default) for field in _SENT_FIELDS)
 _BUNDLE = TypeAdapter(list[BundleItem])
-_GENERATION_REQUEST = TypeAdapter(GenerationRequest)
-_TEXT_OPTIONS = TypeAdapter(TextOptions)
 
 OPEN_CHANNEL_JSON = b'{"open_channel":true}'
 """preprocess's output for the request that opens a channel."""
@@ -99,7 +96,7 @@ def _prepared_item(entry: dict[str, Any]) -> PreparedItem:
     slot: int = entry["slot"]
     if "error" in entry:
         return PreparedItem(slot, error=_error_of(entry["error"]))
-    return PreparedItem(slot, _GENERATION_REQUEST.validate_python(entry["request"]))
+    return PreparedItem(slot, GENERATION_REQUEST.validate_python(entry["request"]))
 
 
 def _error_of(wire: str) -> PipelineError:
@@ -144,7 +141,7 @@ def token_burst_from_json(text: bytes, share: Share = ALL_REQUESTS) -> TokenBurs
         counts=counts,
         token_ids=token_ids,
         starts=[
-            StreamStart(slot, key, _TEXT_OPTIONS.validate_python(options))
+            StreamStart(slot, key, TEXT_OPTIONS.validate_python(options))
             for slot, key, options in entries.get("starts", ())
             if share.includes(slot)
         ],
@@ -185,14 +182,9 @@ def _stream_logprobs(entry: dict[str, Any]) -> StreamLogprobs:
     return StreamLogprobs(
         slot=entry["slot"],
         logprobs=tuple(entry["logprobs"]),
-        top_logprobs=_tuples(entry["top_logprobs"]),
-        prompt_logprobs=None if prompt is None else PromptLogprobs(tuple(prompt["values"]), _tuples(prompt["tops"])),
+        top_logprobs=as_tuples(entry["top_logprobs"]),
+        prompt_logprobs=None if prompt is None else PromptLogprobs(tuple(prompt["values"]), as_tuples(prompt["tops"])),
     )
-
-
-def _tuples(value: Any) -> Any:
-    """Lists of JSON as the tuples they were."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 # --- Text bursts -----------------------------------------------------------------------------------------------------

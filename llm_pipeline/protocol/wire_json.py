@@ -22,8 +22,8 @@ from llm_pipeline.protocol.messages import (
 from llm_pipeline.protocol.tensors import CHUNK, REQUEST
 
 # Made once: making one costs more than a thousand uses.
-_GENERATION_REQUEST = TypeAdapter(GenerationRequest)
-_TEXT_OPTIONS = TypeAdapter(TextOptions)
+GENERATION_REQUEST = TypeAdapter(GenerationRequest)
+TEXT_OPTIONS = TypeAdapter(TextOptions)
 
 
 def request_to_arrays(request: GenerationRequest) -> NamedArrays:
@@ -44,7 +44,7 @@ def read_prepared(read: TensorReader) -> bytes:
 def request_from_json(sent: bytes) -> GenerationRequest:
     """The request that preprocess has validated. Raises PipelineError (400) for anything else."""
     try:
-        return _GENERATION_REQUEST.validate_json(sent)
+        return GENERATION_REQUEST.validate_json(sent)
     except ValidationError as error:
         message = "request is not in the form that preprocess writes. Send requests to the ensemble."
         raise PipelineError(ErrorCode.INVALID_TYPE, message, param=REQUEST.name) from error
@@ -78,7 +78,7 @@ def token_chunk_from_arrays(read: TensorReader) -> TokenChunk:
         key=fields["key"],
         index=fields["index"],
         token_ids=tuple(fields["token_ids"]),
-        text_options=None if text is None else _TEXT_OPTIONS.validate_python(text),
+        text_options=None if text is None else TEXT_OPTIONS.validate_python(text),
         finish_reason=None if reason is None else FinishReason(reason),
         error=None if error is None else PipelineError.from_wire(error) or internal_error(),
         ack_address=address if isinstance(address := fields.get("ack_address"), str) else None,
@@ -94,11 +94,11 @@ def _with_logprobs(chunk: TokenChunk, fields: Mapping[str, Any]) -> TokenChunk:
     return replace(
         chunk,
         logprobs=tuple(fields.get("logprobs", ())),
-        top_logprobs=_tuples(fields.get("top_logprobs", [])),
-        prompt_logprobs=None if prompt is None else PromptLogprobs(tuple(prompt["values"]), _tuples(prompt["tops"])),
+        top_logprobs=as_tuples(fields.get("top_logprobs", [])),
+        prompt_logprobs=None if prompt is None else PromptLogprobs(tuple(prompt["values"]), as_tuples(prompt["tops"])),
     )
 
 
-def _tuples(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
     """Lists of JSON as the tuples they were."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    return tuple(as_tuples(item) for item in value) if isinstance(value, list) else value
