@@ -65,9 +65,11 @@ class _Engine:
         self.is_enqueueable = self.script.is_leader  # tests may set it to False
         self.is_in_shutdown = threading.Event()
         self.released = threading.Event()  # tests set it to end the shutdown of another rank than the leader's
+        self.ended = threading.Event()
         self.requests: list[Any] = []  # all that were enqueued, for tests
         self.cancels: list[int] = []
-        threading.Thread(target=self._run, name="fake-tensorrt-llm", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name="fake-tensorrt-llm", daemon=True)
+        self.thread.start()
 
     def enqueue(self, request: Any) -> int:
         with self.lock:
@@ -108,10 +110,19 @@ class _Engine:
         self.is_in_shutdown.set()
         if not self.script.is_leader:
             self.released.wait()
-        time.sleep(self.script.shutdown_s)
+        self.ended.wait(self.script.shutdown_s)
         with self.lock:
             self.is_down = True
             self.lock.notify_all()
+
+    def end(self) -> None:
+        """Ends the engine's thread at once, whatever the script says."""
+        self.released.set()
+        self.ended.set()
+        with self.lock:
+            self.is_down = True
+            self.lock.notify_all()
+        self.thread.join()
 
     def _run(self) -> None:
         period_s = 1 / self.script.steps_per_s if self.script.steps_per_s else 0.0
