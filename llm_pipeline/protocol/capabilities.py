@@ -1,8 +1,9 @@
 """Executor capabilities beyond common sampling. Requests are checked against them, and /models lists them.
 
 Extensions of SamplingParams come from the table of request fields (fields.py), those of GenerationRequest from
-`REQUEST_EXTENSIONS` here. Two fields need no entry because ignoring them is correct: `stop_token_sequences` is a hint,
-and `cache_salt` separates only engines that share KV cache between requests.
+`REQUEST_EXTENSIONS` here. Some fields need no entry because ignoring them is correct: `stop_token_sequences` is a hint,
+`cache_salt` separates only engines that share KV cache between requests, `tenant` and `tenant_share` only those with a
+queue of their own, and `guide_address` comes with a guide.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20  # most likely tokens per position
 MAX_BIAS = 100.0  # absolute value for one token
 MAX_BIASED_TOKENS = 1024
+MAX_TENANT_CHARACTERS = 128
+MAX_TENANT_SHARE = 100
 MAX_GUIDE_CHARACTERS = 64 * 1024  # of a JSON schema, a regular expression or a grammar
 MAX_GUIDE_RULES = 512  # of a grammar; definitions that a JSON schema refers to
 MAX_CHOICES_OF_GUIDE = 1024
@@ -123,6 +125,8 @@ FIELDS: tuple[RequestField, ...] = (
     FlagField("return_logprob_values", TensorSpec("return_log_probs", "BOOL")),
     FlagField("echo", TensorSpec("exclude_input_in_output", "BOOL"), is_inverted=True),
     TextField("suffix", TensorSpec("suffix", "BYTES")),
+    TextField("tenant", TensorSpec("tenant", "BYTES")),
+    NumberField("tenant_share", TensorSpec("tenant_share", "INT32"), range=Range(1, MAX_TENANT_SHARE)),
     GuideField(
         "guide",
         TensorSpec("guided_decoding_guide_type", "BYTES"),

@@ -74,6 +74,8 @@ class CompletionParameters:
     return_logprob_values: bool = False  # logprob of each token, as numbers
     echo: bool = False  # return the prompt before the completion
     suffix: str | None = None  # text after the completion
+    tenant: str | None = None  # an opaque name, equal for all requests that share one turn in the queue and KV cache
+    tenant_share: int | None = None  # weight of the tenant's turn, 1 if omitted
     guide: Guide | None = None
     guide_param: str = GUIDE_PARAM  # the client's name of the guide, for errors; not sent to Triton
 
@@ -181,6 +183,9 @@ class GenerationRequest:
     urgency: float = 0.5  # 0 to 1; higher goes first
     time_limit_s: float | None = None  # from submit; then the request fails with DEADLINE_EXCEEDED
     cache_salt: int | None = None  # uint64; requests with different salts share no KV cache
+    tenant: str = ""  # requests of different tenants take turns in the executor's queue (executors/waiting_queue.py)
+    tenant_share: int = 1  # weight of the tenant's turn
+    guide_address: str | None = None  # of the process that makes the guide's masks, set by decode (guides/)
 
 
 TopLogprobs: TypeAlias = "tuple[tuple[int, ...], tuple[float, ...]]"

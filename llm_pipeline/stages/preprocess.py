@@ -62,6 +62,8 @@ class PreprocessStage:
             return_prompt_logprobs=parameters.echo and parameters.num_logprobs is not None,
             guide=parameters.guide,
             urgency=checks.urgency_of(parameters.priority),
+            tenant=parameters.tenant or "",
+            tenant_share=parameters.tenant_share or 1,
         )
         check_supported(request, self._capabilities)
         if parameters.guide is not None:

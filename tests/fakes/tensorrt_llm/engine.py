@@ -19,8 +19,8 @@ from typing import Any
 
 from tensorrt_llm.api import bind, new, peek
 from tensorrt_llm.script import Rule, Script, read_script
+from tensorrt_llm.words import words_of
 
-_WORDS = 997
 _CHAT_TOKEN = 1  # <|im_start|> of the default engine's tokenizer
 _BLOCK_TOKENS = 32
 LIVE: list[Any] = []  # the engines of this process, newest last, for tests
@@ -52,7 +52,7 @@ class _Engine:
         self.vocab_size: int = engine["pretrained_config"]["vocab_size"]
         self.max_seq_len: int = engine["build_config"]["max_seq_len"]
         self.max_batch_size: int = config.max_batch_size or engine["build_config"]["max_batch_size"]
-        self.words = _words(Path(model_path), self.vocab_size)
+        self.words = words_of(Path(model_path), self.vocab_size)
         self.lock = threading.Condition()
         self.queue: list[_Running] = []
         self.running: list[_Running] = []
@@ -229,7 +229,7 @@ class _Engine:
         for offset in range(len(self.words)):
             word = self.words[(start + offset) % len(self.words)]
             if word not in banned:
-                return word
+                return int(word)
         raise AssertionError("every word is banned")
 
     def _randomness(self, sampling: Any) -> Any:
@@ -388,17 +388,3 @@ def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) 
             raise TypeError("__exit__(): incompatible function arguments")  # as an early nanobind version did on None
 
     return Executor
-
-
-def _words(engine_dir: Path, vocab_size: int) -> list[int]:
-    """Returns ids of tokens that are words with a leading space."""
-    path = engine_dir / "tokenizer.json"
-    if not path.exists():
-        return list(range(10, vocab_size))
-    vocab = json.loads(path.read_bytes())["model"]["vocab"]
-    words = [
-        index
-        for piece, index in vocab.items()
-        if piece[:1] in ("Ġ", "▁") and piece[1:].isascii() and piece[1:].isalpha()
-    ]
-    return sorted(words)[:_WORDS]
