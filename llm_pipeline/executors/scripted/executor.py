@@ -1,8 +1,8 @@
 """An executor without a model: replays or synthesizes tokens at a set pace. For tests, load tests and demonstrations.
 
 It behaves like an engine with in-flight batching: one thread makes one token for every active request in each step,
-requests beyond `max_active` wait in order of their priority, and a cancelled one ends at the next step. A stop token
-ends a request, unless min_tokens forbids it: then it is passed on like any other token.
+requests beyond `max_active` wait for their turn (waiting_queue.py), and a cancelled one ends at the next step. A stop
+token ends a request, unless min_tokens forbids it: then it is passed on like any other token.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +20,7 @@ from llm_pipeline.executors.scripted.faults import Fault
 from llm_pipeline.executors.scripted.scripts import Script, find_script, outputs_of
 from llm_pipeline.executors.scripted.synthetic import SyntheticStreams, SyntheticText, SyntheticWords
 from llm_pipeline.executors.step_builder import RequestOutput, StepBuilder
-from llm_pipeline.executors.waiting_queue import insert_by_urgency
+from llm_pipeline.executors.waiting_queue import FairQueue
 from llm_pipeline.protocol.capabilities import CAPABILITIES, check_supported
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import EngineStep, FinishReason, GenerationRequest, IntArray, RequestEnd, ends_only
@@ -53,11 +52,12 @@ class ScriptedExecutor:
         self._max_active = max_active
         self._scripts = scripts
         self._words = SyntheticWords(words)
-        self._lock = threading.Lock()  # guards the five after the condition
+        self._lock = threading.Lock()  # guards the six after the condition
         self._has_work = threading.Condition(self._lock)
         self._live: set[int] = set()  # numbers of active and waiting requests
         self._cancelled: set[int] = set()  # those of them that end at the next step
-        self._waiting: deque[_Stream] = deque()
+        self._waiting: FairQueue[_Stream] = FairQueue()
+        self._waiting_streams: dict[int, _Stream] = {}  # the same by number
         self._synthetic = SyntheticStreams(self._words)  # the active requests: these and the next
         self._replayed: list[_Stream] = []
         self._closing = threading.Event()
@@ -71,7 +71,8 @@ class ScriptedExecutor:
             if self._closing.is_set():
                 raise PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is shutting down. Retry shortly.")
             self._live.add(number)
-            insert_by_urgency(self._waiting, stream)
+            self._waiting.add(stream)
+            self._waiting_streams[number] = stream
             self._has_work.notify()
 
     def cancel(self, number: int) -> None:
@@ -142,6 +143,7 @@ class ScriptedExecutor:
             numbers = sorted(self._live)
             self._live.clear()
             self._waiting.clear()
+            self._waiting_streams.clear()
             self._synthetic.clear()
             self._replayed.clear()
         return numbers
@@ -167,13 +169,15 @@ class ScriptedExecutor:
         cancelled, self._cancelled = self._cancelled, set()
         self._synthetic.remove(cancelled)
         self._replayed = [stream for stream in self._replayed if stream.number not in cancelled]
-        self._waiting = deque(stream for stream in self._waiting if stream.number not in cancelled)
+        for number in cancelled & self._waiting_streams.keys():
+            self._waiting.remove(self._waiting_streams.pop(number))
         return _cancelled(sorted(cancelled))
 
     def _activate_waiting(self) -> None:
         texts: list[tuple[int, SyntheticText]] = []
         for _ in range(min(self._max_active - self._active_count, len(self._waiting))):
-            stream = self._waiting.popleft()
+            stream = self._waiting.take()
+            del self._waiting_streams[stream.number]
             if isinstance(stream.content, SyntheticText):
                 texts.append((stream.number, stream.content))
             else:

@@ -1,20 +1,23 @@
 """Chooses the tokens of the next engine step and the KV cache blocks that store them. Pure: no engine, no clock.
 
 Continuous batching as vLLM describes it (arXiv 2309.06180): each step first takes one token of every sequence that is
-decoding, then fills the rest of its token budget with prompt chunks, oldest first. KV memory is paged: a sequence owns
-blocks, not a contiguous range. When the pool runs out, the youngest sequence is preempted: it returns its blocks and is
-computed again later; its tokens are kept, so nothing that was streamed changes.
+decoding, then fills the rest of its token budget with prompt chunks. KV memory is paged: a sequence owns blocks, not a
+contiguous range. When the pool runs out, the youngest sequence is preempted: it returns its blocks and is computed
+again later; its tokens are kept, so nothing that was streamed changes.
+
+The prompts of one tenant are computed one after the other, those of different tenants side by side, so that a long
+prompt of one does not delay the short one of another: the oldest gets half of what a step has left for prompts, the
+rest goes to the shortest. The blocks of a whole prompt are allocated when it starts, so a prompt chunk preempts nothing.
 
 A sequence skips the part of its prompt that the prefix cache (blocks.py) already contains.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from llm_pipeline.executors.cpu.engine.blocks import BlockPool, block_hash, root_hash
-from llm_pipeline.executors.waiting_queue import insert_by_urgency
+from llm_pipeline.executors.waiting_queue import FairQueue
 from llm_pipeline.protocol.messages import GenerationRequest
 
 _MAX_PROMPT_LOGITS = 64  # tokens of one sequence per step: each takes a row as long as the vocabulary
@@ -35,6 +38,11 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def uncomputed(self) -> int:
+        """Number of known tokens that are not in the KV cache: 1 while the sequence is decoding."""
+        return len(self.tokens) - self.computed
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class Scheduler:
         self._budget = max(max_batched_tokens, max_active)
         self._max_active = max_active
         self._active: list[Sequence] = []  # oldest first
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: FairQueue[Sequence] = FairQueue()
 
     @property
     def active_count(self) -> int:
@@ -103,17 +111,17 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._active or self._waiting)
+        return bool(self._active or len(self._waiting))
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a sequence after all whose priority is not lower."""
-        insert_by_urgency(self._waiting, sequence)
+        """Queues a sequence; its urgency and its tenant decide on its turn."""
+        self._waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Removes a sequence that has ended, active or waiting, and releases its blocks."""
         if sequence in self._active:
             self._active.remove(sequence)
-        elif sequence in self._waiting:
+        else:
             self._waiting.remove(sequence)
         self._register_blocks(sequence)
         self._release(sequence)
@@ -126,17 +134,16 @@ class Scheduler:
         budget = self._budget
         for sequence in list(self._active):
             # An earlier iteration may have preempted this one; decoding sequences go first.
-            if sequence in self._active and len(sequence.tokens) - sequence.computed == 1 and self._grow(sequence, 1):
+            if sequence in self._active and sequence.uncomputed == 1 and self._grow(sequence):
                 chunks.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + 1))
                 budget -= 1
-        scheduled = {id(chunk.sequence) for chunk in chunks}
-        for sequence in list(self._active):
-            if budget > 0 and sequence in self._active and id(sequence) not in scheduled:
-                budget -= self._schedule_prefill(sequence, budget, chunks)
-        while budget > 0 and self._admit():
-            budget -= self._schedule_prefill(self._active[-1], budget, chunks)
-        # Nothing that is scheduled is preempted in the same step: only younger sequences are preempted, and one that
-        # prefills is the youngest, because the next is admitted only after its prompt is computed.
+        prefilling = [sequence for sequence in self._active if sequence.uncomputed > 1]
+        self._admit_waiting(prefilling, budget)
+        for sequence, count in zip(prefilling, _prefill_counts(prefilling, budget), strict=True):
+            if count:
+                chunks.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + count))
+        # Nothing that is scheduled is preempted in the same step: only a sequence that decodes preempts, and only
+        # younger ones, which are scheduled after it.
         return chunks
 
     def reserve(self, sequence: Sequence, count: int) -> int:
@@ -150,22 +157,25 @@ class Scheduler:
             blocks.append(self._pool.allocate())
         return min(count, len(blocks) * size - len(sequence.tokens))
 
-    def _schedule_prefill(self, sequence: Sequence, budget: int, chunks: list[ScheduledChunk]) -> int:
-        """Schedules the tokens that fit into the budget. Returns the part of the budget that is used up."""
-        count = min(len(sequence.tokens) - sequence.computed, budget)
-        if sequence.needs_prompt_logits:
-            count = min(count, _MAX_PROMPT_LOGITS)
-        if not self._grow(sequence, count):
-            return 0
-        chunks.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + count))
-        is_complete = sequence.computed + count == len(sequence.tokens)
-        return count if is_complete else budget  # no other sequence prefills before this one is complete
+    def _admit_waiting(self, prefilling: list[Sequence], budget: int) -> None:
+        """Activates waiting sequences in their order, while there is room, and adds them to `prefilling`.
 
-    def _admit(self) -> bool:
+        Once the budget is used up, a sequence has to wait for the prompts of its own tenant, but for no others.
+        """
+        wanted = sum(_step_tokens(sequence) for sequence in prefilling)
+        while (sequence := self._waiting.first) is not None:
+            tenant = sequence.request.tenant
+            if wanted >= budget and any(other.request.tenant == tenant for other in prefilling):
+                return
+            if not self._admit(sequence):
+                return  # it keeps its turn: if smaller ones went first, it might never fit
+            prefilling.append(sequence)
+            wanted += _step_tokens(sequence)
+
+    def _admit(self, sequence: Sequence) -> bool:
         """Activates the first waiting sequence if there is room for its tokens and the next one."""
-        if not self._waiting or len(self._active) >= self._max_active:
+        if len(self._active) >= self._max_active:
             return False
-        sequence = self._waiting[0]
         self._reuse_prefix(sequence)
         request = sequence.request
         # The last token of a request is not computed.
@@ -173,7 +183,9 @@ class Scheduler:
         if self._blocks_for(max(needed, len(sequence.tokens))) - len(sequence.blocks) > self._pool.available_count:
             self._release(sequence)
             return False
-        self._active.append(self._waiting.popleft())
+        self._active.append(self._waiting.take())
+        while len(sequence.blocks) < self._blocks_for(len(sequence.tokens)):
+            sequence.blocks.append(self._pool.allocate())
         self.looked_up_tokens += len(sequence.tokens)
         self.reused_tokens += sequence.computed
         return True
@@ -208,24 +220,48 @@ class Scheduler:
     def _blocks_for(self, token_count: int) -> int:
         return -(-token_count // self._block_size)
 
-    def _grow(self, sequence: Sequence, count: int) -> bool:
-        """Allocates blocks for `count` more tokens. Returns False if the sequence itself had to be preempted."""
-        needed = self._blocks_for(sequence.computed + count) - len(sequence.blocks)
-        while needed > self._pool.available_count:
+    def _grow(self, sequence: Sequence) -> bool:
+        """Allocates a block for the next token if need be. Returns False if the sequence itself had to be preempted."""
+        if len(sequence.blocks) >= self._blocks_for(sequence.computed + 1):
+            return True
+        while not self._pool.available_count:
             youngest = self._active[-1]
             self._preempt(youngest)
             if youngest is sequence:
                 return False
-        for _ in range(needed):
-            sequence.blocks.append(self._pool.allocate())
+        sequence.blocks.append(self._pool.allocate())
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self._active.remove(sequence)
         self._release(sequence)
-        self._waiting.appendleft(sequence)
+        self._waiting.put_back(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = sequence.registered_count = 0
+
+
+def _step_tokens(sequence: Sequence) -> int:
+    """Returns the number of tokens that a step may compute of a prefilling sequence, whatever the budget."""
+    return min(sequence.uncomputed, _MAX_PROMPT_LOGITS) if sequence.needs_prompt_logits else sequence.uncomputed
+
+
+def _prefill_counts(prefilling: list[Sequence], budget: int) -> list[int]:
+    """Returns the number of tokens that the next step computes of each sequence; `prefilling` has the oldest first.
+
+    The oldest gets half of the budget, so that it goes on whatever comes after it. The rest goes to the sequence with
+    the fewest tokens left, then to the next: a short prompt is done at once, and costs the long ones little.
+    """
+    wanted = [_step_tokens(sequence) for sequence in prefilling]
+    if sum(wanted) <= budget:
+        return wanted
+    counts = [0] * len(prefilling)
+    counts[0] = min(wanted[0], -(-budget // 2))
+    budget -= counts[0]
+    for index in sorted(range(len(prefilling)), key=lambda index: prefilling[index].uncomputed):
+        more = min(wanted[index] - counts[index], budget)
+        counts[index] += more
+        budget -= more
+    return counts

@@ -23,6 +23,7 @@ class Job:
     arrives: int = 0
     leaves: int | None = None
     kind: int = 0  # prompts of one kind have equal prefixes
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Run:
         ]
         for _, sequence in arrivals:  # the prompt decides what `generated` counts from
             object.__setattr__(sequence.request, "prompt_ids", tuple(sequence.tokens))
+        for job, sequence in arrivals:
+            object.__setattr__(sequence.request, "tenant", job.tenant)
         for step in range(limit + 1):
             for job, sequence in arrivals:
                 if job.arrives == step:
@@ -156,7 +159,7 @@ class Run:
 
 
 @st.composite
-def runs(draw: st.DrawFn) -> Run:
+def runs(draw: st.DrawFn, tenants: str = "abc") -> Run:
     pool = Pool(
         block_count=draw(st.integers(1, 12)),
         block_size=draw(st.integers(1, 5)),
@@ -170,9 +173,9 @@ def runs(draw: st.DrawFn) -> Run:
             prompt = draw(st.integers(1, pool.capacity - 1))
             arrives = draw(st.integers(0, 20))
             leaves = draw(st.none() | st.integers(arrives, arrives + 25))
-            jobs.append(
-                Job(prompt, draw(st.integers(1, pool.capacity - prompt)), arrives, leaves, draw(st.integers(0, 2)))
-            )
+            max_tokens = draw(st.integers(1, pool.capacity - prompt))
+            tenant = draw(st.sampled_from(tenants))
+            jobs.append(Job(prompt, max_tokens, arrives, leaves, draw(st.integers(0, 2)), tenant))
     return Run(pool, jobs)
 
 
@@ -183,8 +186,8 @@ def test_rules_hold_for_any_arrivals_and_removals(run: Run) -> None:
     assert not run.scheduler.has_work
 
 
-@given(runs())
-def test_sequences_start_in_order_of_arrival(run: Run) -> None:
+@given(runs(tenants="a"))
+def test_sequences_of_one_tenant_start_in_order_of_arrival(run: Run) -> None:
     run.go()
     order = [sequence for sequence in run.added if sequence in run.started]
     assert run.started == order
@@ -220,6 +223,73 @@ def test_budget_below_max_active_still_serves_every_decoding_sequence() -> None:
     run.on_schedule = lambda plan: sizes.append(len(plan))
     run.go()
     assert sizes == [3] * 5
+
+
+# --- Tenants -----------------------------------------------------------------------------------------------------
+
+
+def steps_of(run: Run) -> list[dict[str, tuple[int, int]]]:
+    """Runs it, and returns the chunk of each tenant in each step."""
+    plans: list[dict[str, tuple[int, int]]] = []
+    run.on_schedule = lambda plan: plans.append(
+        {chunk.sequence.request.tenant: (chunk.start, chunk.end) for chunk in plan}
+    )
+    run.go()
+    return plans
+
+
+def test_short_prompt_is_computed_beside_the_long_one_of_another_tenant() -> None:
+    pool = Pool(1000, 2, max_batched_tokens=10, max_active=4)
+    steps = steps_of(Run(pool, [Job(100, 1, tenant="long"), Job(4, 1, arrives=2, tenant="short")]))
+    assert steps[:4] == [{"long": (0, 10)}, {"long": (10, 20)}, {"long": (20, 26), "short": (0, 4)}, {"long": (26, 36)}]
+
+
+def test_short_prompt_waits_for_the_long_one_of_its_own_tenant() -> None:
+    pool = Pool(1000, 2, max_batched_tokens=10, max_active=4)
+    run = Run(pool, [Job(100, 1, tenant="a"), Job(4, 1, arrives=2, tenant="a")])
+    run.go()
+    assert run.finished == run.added
+
+
+def test_equal_prompts_of_two_tenants_are_computed_one_after_the_other() -> None:
+    """Half of the speed for each of them would be later for one and no earlier for the other."""
+    pool = Pool(1000, 2, max_batched_tokens=10, max_active=4)
+    steps = steps_of(Run(pool, [Job(30, 1, tenant="a"), Job(30, 1, tenant="b")]))
+    assert [list(step) for step in steps] == [["a"]] * 3 + [["b"]] * 3
+
+
+def test_long_prompt_keeps_half_of_the_steps_beside_many_short_ones() -> None:
+    pool = Pool(1000, 2, max_batched_tokens=10, max_active=4)
+    shorts = [Job(5, 1, arrives=step, tenant=f"{step % 7}") for step in range(40)]
+    steps = steps_of(Run(pool, [Job(100, 1, tenant="long"), *shorts]))
+    assert all(step["long"][1] - step["long"][0] >= 5 for step in steps if "long" in step)
+    assert max(index for index, step in enumerate(steps) if "long" in step) <= 20
+
+
+def test_many_waiting_sequences_of_a_tenant_do_not_delay_another_tenant() -> None:
+    pool = Pool(1000, 2, max_batched_tokens=100, max_active=4)
+    jobs = [Job(2, 10, tenant="many")] * 200 + [Job(2, 10, arrives=5, tenant="few")]
+    steps = steps_of(Run(pool, jobs))
+    assert min(index for index, step in enumerate(steps) if "few" in step) <= 11  # when the first of "many" ends
+
+
+def test_sequence_that_does_not_fit_is_not_overtaken_by_smaller_ones_of_other_tenants() -> None:
+    pool = Pool(20, 1, max_batched_tokens=100, max_active=8)
+    small = [Job(2, 4, arrives=step, tenant=f"{step}") for step in range(2, 40)]
+    run = Run(pool, [Job(2, 8, tenant="a"), Job(16, 2, arrives=1, tenant="large"), *small])
+    run.go()
+    assert [sequence.request.tenant for sequence in run.started[:2]] == ["a", "large"]
+
+
+@pytest.mark.parametrize("waiting", [1, 1000])
+def test_cancelled_sequences_leave_the_queue(waiting: int) -> None:
+    scheduler = Scheduler(block_count=50, block_size=2, max_batched_tokens=50, max_active=1)
+    sequences = [Sequence(replace(make_request(), tenant=f"{n % 7}"), [1, 2]) for n in range(waiting)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    for sequence in sequences:
+        scheduler.remove(sequence)
+    assert not scheduler.has_work
 
 
 # --- Prefix cache -----------------------------------------------------------------------------------------------
