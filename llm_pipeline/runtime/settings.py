@@ -26,6 +26,23 @@ class PipelineSettings(ProgramSettings):
     max_queued_requests: int = Field(
         1024, ge=0, description="Requests that may wait in decode; more are rejected with 429"
     )
+    max_queued_tokens: int = Field(
+        8 * 2**20,
+        ge=0,
+        description="Tokens, prompts and max_tokens, of the requests that may wait in decode; more are rejected with "
+        "429; 0 is unlimited",
+    )
+    max_tenant_queue_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Part of MAX_QUEUED_REQUESTS and MAX_QUEUED_TOKENS that the requests of one API key may take",
+    )
+    share_prefix_cache: bool = Field(
+        False,
+        description="Let requests of different API keys reuse each other's KV cache; they can then measure whether "
+        "another key has sent the same prompt",
+    )
     client_lease_timeout_s: float = Field(
         10.0, ge=3, description="Seconds without a heartbeat from a front end after which its requests are cancelled"
     )

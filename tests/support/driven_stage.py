@@ -20,6 +20,7 @@ from llm_pipeline.protocol.messages import (
     TokenChunk,
 )
 from llm_pipeline.stages.decode.channel_sender import DEFAULT_LIMITS, ChannelLimits
+from llm_pipeline.stages.decode.queue_limits import QueueLimits
 from llm_pipeline.stages.decode.stage import DecodeStage, DecodeTimeouts
 from llm_pipeline.stages.decode.stop_string_scanner import StopStringScanner
 from llm_pipeline.stages.flow_control import SendWindow
@@ -30,6 +31,7 @@ DEADLINE_S = 10.0
 VOCAB_SIZE = 1000
 REFUSAL = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is starting.")
 CLIENT = "front end"
+QUEUE_LIMITS = QueueLimits(requests=100)
 UNKNOWN_NUMBER = 1 << 40
 """The number of a request that the stage never submitted."""
 
@@ -179,7 +181,7 @@ class DrivenStage:
     def __init__(
         self,
         *,
-        max_queued_requests: int = 100,
+        queue_limits: QueueLimits = QUEUE_LIMITS,
         coalesce: bool = True,
         create_window: Callable[[int], SendWindow] | None = None,
         senders: int = 1,  # so that one blocked send blocks all
@@ -195,7 +197,7 @@ class DrivenStage:
         self._next_slot = 0
         self.stage = DecodeStage(
             self._create_executor,
-            max_queued_requests=max_queued_requests,
+            queue_limits=queue_limits,
             vocab_size=VOCAB_SIZE,
             coalesce=coalesce,
             create_window=create_window,
@@ -207,7 +209,10 @@ class DrivenStage:
         )
 
     def submit(self, key: str = "a", *, stream: bool = True, max_tokens: int = 100, **text_options: Any) -> None:
-        self.stage.submit(make_request(key, max_tokens=max_tokens, stream=stream, **text_options), self.sender)
+        self.submit_request(make_request(key, max_tokens=max_tokens, stream=stream, **text_options))
+
+    def submit_request(self, request: GenerationRequest) -> None:
+        self.stage.submit(request, self.sender)
 
     def submit_bundle(self, *keys: str, client_id: str = CLIENT, max_tokens: int = 100, **text_options: Any) -> None:
         """Submits one request for each key."""

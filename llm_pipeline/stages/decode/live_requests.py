@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +29,8 @@ from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.decode.leases import TICK_S, Leases
 from llm_pipeline.stages.decode.outbox import Outbox
 from llm_pipeline.stages.decode.pending_cancellations import PendingCancellations
-from llm_pipeline.stages.decode.request_rows import OWN_STREAM, Advance, NoRowError, RequestRows
+from llm_pipeline.stages.decode.queue_limits import UNLIMITED, QueueLimits, WaitingRequests
+from llm_pipeline.stages.decode.request_rows import OWN_STREAM, Advance, NoRowError, RequestRows, named_numbers
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class LiveRequests:
         self,
         *,
         vocab_size: int,
+        queue_limits: QueueLimits = UNLIMITED,
         leases: Leases | None = None,
         pending: PendingCancellations | None = None,
         retry_after: RetryAfterEstimator | None = None,
@@ -106,6 +107,7 @@ class LiveRequests:
         self._next_outlet = OWN_STREAM + 1
         self._own_count = 0  # live requests that have a response stream of their own
         self._untaken_ends = 0  # ends to be taken: of the live requests, and of those that just ended or were refused
+        self._waiting = WaitingRequests(queue_limits)
         self._pending = pending or PendingCancellations()
         self._leases = leases or Leases(tick_s=tick_s)
         self._retry_after = retry_after or RetryAfterEstimator()
@@ -170,6 +172,18 @@ class LiveRequests:
         self._retry_after.set_busy(True)
         return live
 
+    def enter_queue(self, number: int, request: GenerationRequest, queued: int) -> None:
+        """Counts a live request as waiting until its first token. `queued` requests wait in the executor.
+
+        Raises PipelineError (429) if it would exceed a limit of the queue.
+        """
+        with self._lock:
+            if (refusal := self._waiting.refusal(request.tenant, queued)) is not None:
+                retry_after_s = self._retry_after.estimate_s(refusal.excess)
+                raise PipelineError(ErrorCode.QUEUE_FULL, refusal.message, retry_after_s=retry_after_s)
+            if number in self._live:  # its client may be gone already
+                self._waiting.add(number, request)
+
     def add_channel(self, client_id: str) -> ChannelOutbox:
         """Returns the outbox of a new channel."""
         with self._lock:
@@ -204,11 +218,6 @@ class LiveRequests:
         with self._lock:
             self._leases.renew(client_id)
 
-    def retry_after_s(self, excess: int) -> float:
-        """Estimates the seconds until `excess` of the queued requests have been completed."""
-        with self._lock:
-            return self._retry_after.estimate_s(excess)
-
     def on_step(self, step: EngineStep) -> StepEffects:
         """Adds the output of an engine step to the outboxes. Unknown and ended requests are ignored.
 
@@ -221,7 +230,7 @@ class LiveRequests:
                 self._apply(step, effects)
             except Exception:  # noqa: BLE001 - see above
                 _log.exception("the executor returned an invalid step")
-                self._fail(self._live_numbers_in(step), effects)
+                self._fail(named_numbers(step), effects)
         return effects
 
     def take_chunk(
@@ -284,7 +293,8 @@ class LiveRequests:
     def _apply(self, step: EngineStep, effects: StepEffects) -> None:
         advance = self._rows.advance(step)
         self._add_tokens(step, advance, effects)
-        if advance.has_first_tokens:
+        for number in advance.started:
+            self._waiting.remove(number)
             effects.is_changed = True
         if advance.invalid:
             _log.error("the executor returned token ids outside the vocabulary")
@@ -340,16 +350,11 @@ class LiveRequests:
             entries.setdefault(live.outlet.index, []).append(entry)
         return entries
 
-    def _live_numbers_in(self, step: object) -> list[int]:
-        """The live requests that an invalid step names, as far as they can be read."""
-        named = [*_items(step, "numbers"), *(getattr(end, "number", None) for end in _items(step, "ends"))]
-        return [int(number) for number in named if isinstance(number, (int, float, np.number)) and number in self._live]
-
     def _fail(self, numbers: Sequence[int], effects: StepEffects) -> None:
         for number in numbers:
-            if number in self._live:
-                effects.unwanted.append(number)
-                self._end(RequestEnd(number, error=internal_error()), effects)
+            if (live := self._live.get(number)) is not None:
+                effects.unwanted.append(live.number)
+                self._end(RequestEnd(live.number, error=internal_error()), effects)
 
     def _end(self, end: RequestEnd, effects: StepEffects) -> None:
         """Removes a live request. Its end is still to be taken."""
@@ -358,6 +363,7 @@ class LiveRequests:
             return
         del self._numbers[live.key]
         self._rows.remove(live.number)
+        self._waiting.remove(live.number)
         if isinstance(live.outlet, ChannelOutbox):
             live.outlet.live_count -= 1
             live.outlet.end(StreamEnd(live.slot, end.finish_reason, end.error))
@@ -379,14 +385,6 @@ class LiveRequests:
     def _notify_if_all_taken(self) -> None:
         if not self._untaken_ends:
             self._changed.notify_all()
-
-
-def _items(owner: object, name: str) -> list[Any]:
-    """The items of an attribute that may be anything."""
-    try:
-        return list(getattr(owner, name, ()))
-    except TypeError:
-        return []
 
 
 def _duplicate_request() -> PipelineError:

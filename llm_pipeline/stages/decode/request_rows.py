@@ -10,6 +10,7 @@ No locks here: the rows are guarded by the registry of live requests (live_reque
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ class Advance:
     token_ids: IntArray
     invalid: tuple[int, ...]
     complete: tuple[int, ...]
-    has_first_tokens: bool  # whether the first tokens of a request are among them
+    started: tuple[int, ...]  # numbers of those whose first tokens these are
 
     @property
     def has_one_each(self) -> bool:
@@ -135,7 +136,7 @@ class RequestRows:
             token_ids,
             invalid=invalid,
             complete=complete,
-            has_first_tokens=not is_active.all(),
+            started=() if is_active.all() else tuple(numbers[~is_active].tolist()),
         )
 
     def _free_row(self) -> int:
@@ -160,6 +161,20 @@ class RequestRows:
             if len(np.unique(rows[is_live])) != is_live.sum():
                 raise ValueError("a request occurs twice in one step")
         return rows
+
+
+def named_numbers(step: object) -> list[Any]:
+    """Returns the numbers that an invalid step names, as far as they can be read. They may be of no request."""
+    named = [*_items(step, "numbers"), *(getattr(end, "number", None) for end in _items(step, "ends"))]
+    return [number for number in named if isinstance(number, (int, float, np.number))]
+
+
+def _items(owner: object, name: str) -> list[Any]:
+    """Returns the items of an attribute that may be anything."""
+    try:
+        return list(getattr(owner, name, ()))
+    except TypeError:
+        return []
 
 
 def _kept(

@@ -24,7 +24,7 @@ from functools import partial
 
 from llm_pipeline.executors.port import Executor, OutputSink
 from llm_pipeline.protocol.channel import PreparedItem
-from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.protocol.errors import PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     EngineStep,
     FinishReason,
@@ -45,6 +45,7 @@ from llm_pipeline.stages.decode.live_requests import (
     LiveRequests,
 )
 from llm_pipeline.stages.decode.outbox import ChunkSender, Outbox
+from llm_pipeline.stages.decode.queue_limits import QueueLimits
 from llm_pipeline.stages.decode.sender_pool import SENDERS, SenderPool
 from llm_pipeline.stages.decode.stop_string_scanner import StopStringScanner
 from llm_pipeline.stages.flow_control import WINDOW_CHUNKS, SendWindow
@@ -86,7 +87,7 @@ class DecodeStage:
         self,
         create_executor: Callable[[OutputSink], Executor],
         *,
-        max_queued_requests: int,
+        queue_limits: QueueLimits,
         vocab_size: int,
         coalesce: bool = True,
         create_window: Callable[[int], SendWindow] | None = None,
@@ -96,11 +97,11 @@ class DecodeStage:
         channel_limits: ChannelLimits = DEFAULT_LIMITS,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._max_queued_requests = max_queued_requests
         self._timeouts = timeouts
         self._on_change = on_change
         self._live_requests = live_requests = LiveRequests(
             vocab_size=vocab_size,
+            queue_limits=queue_limits,
             leases=Leases(timeouts.lease_s, timeouts.tick_s),
             cancel_timeout_s=timeouts.cancel_s,
             tick_s=timeouts.tick_s,
@@ -213,7 +214,7 @@ class DecodeStage:
     def _run(self, live: LiveRequest, request: GenerationRequest) -> None:
         """Submits a live request to the executor, or ends it."""
         try:
-            self._check_queue()
+            self._live_requests.enter_queue(live.number, request, self._executor.stats().queued_requests)
             if request.max_tokens == 0 and not request.return_prompt_logprobs:  # nothing for the engine to do
                 self._end(RequestEnd(live.number, FinishReason.LENGTH))
                 return
@@ -238,17 +239,6 @@ class DecodeStage:
                 self._live_requests.refuse_on_channel(outbox, slot, error)
                 self._channels.schedule([outbox])
                 return
-
-    def _check_queue(self) -> None:
-        """Raises PipelineError (429) if too many requests are waiting for the engine."""
-        queued = self._executor.stats().queued_requests
-        if queued > self._max_queued_requests:
-            raise PipelineError(
-                ErrorCode.QUEUE_FULL,
-                f"The engine's queue is full: {queued} requests are waiting, and the limit is "
-                f"{self._max_queued_requests}. Retry after the delay in the Retry-After header.",
-                retry_after_s=self._live_requests.retry_after_s(queued - self._max_queued_requests),
-            )
 
     def _end_at_stop_string(self, number: int) -> None:
         self._cancel_in_executor(number)

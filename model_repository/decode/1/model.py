@@ -17,6 +17,7 @@ from llm_pipeline.protocol.tensors import CLIENT_ID_PARAMETER, cancelled_key, re
 from llm_pipeline.protocol.wire_json import read_prepared, request_from_json
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
+from llm_pipeline.stages.decode.queue_limits import QueueLimits
 from llm_pipeline.stages.decode.stage import DecodeStage, DecodeTimeouts
 from llm_pipeline.stages.decode.stop_string_scanner import StopStringScanner
 from llm_pipeline.stages.flow_control import SendWindow
@@ -43,7 +44,11 @@ class TritonPythonModel:
         self._metrics = DecodeMetrics(args["model_name"])
         self._stage = DecodeStage(
             partial(create_executor, settings, manifest),
-            max_queued_requests=settings.max_queued_requests,
+            queue_limits=QueueLimits(
+                requests=settings.max_queued_requests,
+                tokens=settings.max_queued_tokens,
+                tenant_share=settings.max_tenant_queue_share,
+            ),
             vocab_size=manifest.limits.vocab_size,
             coalesce=settings.coalesce,
             create_window=SendWindow,

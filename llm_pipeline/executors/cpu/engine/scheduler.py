@@ -7,7 +7,8 @@ again later; its tokens are kept, so nothing that was streamed changes.
 
 The prompts of one tenant are computed one after the other, those of different tenants side by side, so that a long
 prompt of one does not delay the short one of another: the oldest gets half of what a step has left for prompts, the
-rest goes to the shortest. The blocks of a whole prompt are allocated when it starts, so a prompt chunk preempts nothing.
+rest goes to the shortest. The blocks of a whole prompt are allocated when it starts, so that prompt chunks preempt
+nothing.
 
 A sequence skips the part of its prompt that the prefix cache (blocks.py) already contains.
 """

@@ -18,6 +18,7 @@ from llm_pipeline.executors.port import ExecutorStats, OutputSink
 from llm_pipeline.protocol.channel import PreparedItem
 from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, RequestEnd, TokenChunk
 from llm_pipeline.stages.decode.channel_sender import ChannelLimits
+from llm_pipeline.stages.decode.queue_limits import QueueLimits
 from llm_pipeline.stages.decode.stage import DecodeStage
 from tests.support.driven_stage import DEADLINE_S, REFUSAL, VOCAB_SIZE, RecordingSender, make_step
 from tests.support.recorded_bursts import RecordedStream, RecordingReply, streams_of
@@ -206,7 +207,7 @@ def test_every_request_ends_exactly_once_under_random_load(seed: int, coalesce: 
 
     stage = DecodeStage(
         create,
-        max_queued_requests=1000,
+        queue_limits=QueueLimits(requests=1000),
         vocab_size=VOCAB_SIZE,
         coalesce=coalesce,
         channel_limits=ChannelLimits(linger_s=0.005, open_timeout_s=DEADLINE_S),

@@ -103,7 +103,7 @@ def check_step(rows: RequestRows, plain: PlainRows, tokens: dict[int, list[int]]
     assert tokens_of(advance) == counted
     assert set(advance.invalid) == invalid
     assert set(advance.complete) == complete
-    assert advance.has_first_tokens == has_first
+    assert bool(advance.started) == has_first
     for number, row in zip(advance.numbers.tolist(), advance.rows.tolist(), strict=True):
         expected = plain.live[number]
         assert (rows.outlet[row], rows.slot[row]) == (expected.outlet, expected.slot)
@@ -158,7 +158,7 @@ def test_without_a_free_row_no_request_is_added() -> None:
 def test_a_number_that_was_never_given_is_no_request(number: int) -> None:
     rows = RequestRows(VOCAB_SIZE, CAPACITY)
     advance = rows.advance(make_step({number: [1]}))
-    assert (tokens_of(advance), advance.complete, advance.has_first_tokens) == ({}, (), False)
+    assert (tokens_of(advance), advance.complete, advance.started) == ({}, (), ())
 
 
 # --- Arrays ----------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_a_step_that_does_not_fit_together_changes_nothing() -> None:
     with pytest.raises(ValueError, match="twice"):
         rows.advance(EngineStep(np.array([number, number]), np.array([1, 2])))
     advance = rows.advance(make_step({number: [1, 2]}))
-    assert (tokens_of(advance), advance.complete, advance.has_first_tokens) == ({number: [1, 2]}, (number,), True)
+    assert (tokens_of(advance), advance.complete, advance.started) == ({number: [1, 2]}, (number,), (number,))
 
 
 def test_the_arrays_of_a_step_stay_as_they_are() -> None:
