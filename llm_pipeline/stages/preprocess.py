@@ -24,7 +24,10 @@ _CONTEXT_IDS = 4
 
 
 class PreprocessStage:
-    """Validates and tokenizes requests for one engine. `default_max_tokens` 0 fills the context."""
+    """Validates and tokenizes requests for one engine.
+
+    `default_max_tokens` 0 fills the context. `share_prefix_cache` lets tenants reuse each other's KV cache.
+    """
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class PreprocessStage:
         capabilities: Capabilities,
         *,
         default_max_tokens: int,
+        share_prefix_cache: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._fill_in_middle = FillInMiddle.of(tokenizer)
@@ -41,6 +45,7 @@ class PreprocessStage:
         self._vocab_size = manifest.limits.vocab_size
         self._eos_token_ids = tuple(manifest.tokens.eos)
         self._default_max_tokens = default_max_tokens
+        self._share_prefix_cache = share_prefix_cache
 
     def prepare(self, parameters: CompletionParameters) -> GenerationRequest:
         """The validated request: nothing downstream checks it again. Raises PipelineError (400) if it is invalid."""
@@ -62,8 +67,9 @@ class PreprocessStage:
             return_prompt_logprobs=parameters.echo and parameters.num_logprobs is not None,
             guide=parameters.guide,
             urgency=checks.urgency_of(parameters.priority),
-            tenant=parameters.tenant or "",
-            tenant_share=parameters.tenant_share or 1,
+            cache_salt=None if self._share_prefix_cache else checks.cache_salt_of(parameters.tenant),
+            tenant=checks.checked_tenant(parameters.tenant),
+            tenant_share=checks.checked_tenant_share(parameters.tenant_share),
         )
         check_supported(request, self._capabilities)
         if parameters.guide is not None:

@@ -6,6 +6,7 @@ ranges before, from the same table of fields, so that invalid requests cost Trit
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from llm_pipeline.protocol.fields import (
     MAX_BIAS,
     MAX_BIASED_TOKENS,
     MAX_STOP_TOKEN_IDS,
+    MAX_TENANT_CHARACTERS,
     SAMPLING_NUMBERS,
     limits_of,
     range_of,
@@ -150,6 +152,34 @@ def check_guided(parameters: CompletionParameters, eos_token_ids: Sequence[int])
 def urgency_of(priority: int | None) -> float:
     """The urgency for vLLM's priority (any integer, lower first, default 0): 0 to 1, higher first, 0.5 for 0."""
     return 0.5 if priority is None else 0.5 - priority / (2 * (1 + abs(priority)))
+
+
+def checked_tenant(tenant: str | None) -> str:
+    """Returns the tenant, empty if it is unset. Raises PipelineError (400) if it is too long."""
+    if tenant is None:
+        return ""
+    if len(tenant) > MAX_TENANT_CHARACTERS:
+        raise _too_many("tenant", len(tenant), "characters", MAX_TENANT_CHARACTERS)
+    return tenant
+
+
+def checked_tenant_share(share: int | None) -> int:
+    """Returns the share, 1 if it is unset. Raises PipelineError (400) if it is out of range."""
+    if share is None:
+        return 1
+    if share not in (allowed := range_of("tenant_share")):
+        raise out_of_range("tenant_share", share, str(allowed))
+    return share
+
+
+def cache_salt_of(tenant: str | None) -> int | None:
+    """Returns the uint64 that separates a tenant's KV cache from others'; None for requests without a tenant.
+
+    It is as hard to guess as the tenant, which the front end makes with a secret.
+    """
+    if not tenant:
+        return None
+    return int.from_bytes(hashlib.blake2b(tenant.encode(), digest_size=8).digest(), "little")
 
 
 def _too_many(name: str, count: int, unit: str, limit: int) -> PipelineError:

@@ -7,6 +7,9 @@ ENGINE_UNAVAILABLE, new ones are rejected, the log gets the reason, and the proc
 CUDA context can't be repaired inside its process and MPI can't be initialized twice. Whatever started Triton restarts
 it (the launcher, or the orchestrator's restart policy).
 
+Requests that the engine can't start soon wait here (admission.py), where tenants take turns. Upstream's own queue knows
+priorities only.
+
 Request ids are upstream's own, not the numbers of the executor port. `enqueue` and the entry into `_live` happen under
 one lock, which the awaiter takes before it looks an id up, so that no response can arrive too early.
 """
@@ -18,10 +21,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink
 from llm_pipeline.executors.step_builder import RequestOutput, StepBuilder
+from llm_pipeline.executors.tensorrt_llm.admission import Admission, WaitingRequest
 from llm_pipeline.executors.tensorrt_llm.engine import (
     Engine,
     EngineDownError,
@@ -34,7 +38,6 @@ from llm_pipeline.executors.tensorrt_llm.error_classification import first_line
 from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
 from llm_pipeline.executors.tensorrt_llm.responses import (
     LiveRequest,
-    queue_full,
     to_output,
     unavailable,
 )
@@ -72,7 +75,10 @@ def exit_immediately(status: int) -> None:
 
 
 class TensorRtLlmExecutor:
-    """An Executor over a loaded engine. `exit_process` ends the process after a fatal error of the engine."""
+    """An Executor over a loaded engine, which decodes up to `max_batch_size` requests at once.
+
+    `exit_process` ends the process after a fatal error of the engine.
+    """
 
     def __init__(
         self,
@@ -80,6 +86,7 @@ class TensorRtLlmExecutor:
         limits: RequestLimits,
         sink: OutputSink,
         *,
+        max_batch_size: int,
         timeouts: Timeouts,
         exit_process: Callable[[int], None] = exit_immediately,
     ) -> None:
@@ -88,10 +95,12 @@ class TensorRtLlmExecutor:
         self._output = GuardedSink(sink)
         self._timeouts = timeouts
         self._exit_process = exit_process
-        self._lock = threading.Lock()  # guards the next four
-        self._live: dict[int, LiveRequest] = {}  # by upstream's request id
+        self._lock = threading.Lock()  # guards the next five
+        self._admission = Admission(max_batch_size)
+        self._live: dict[int, LiveRequest] = {}  # the engine's, by upstream's request id
         self._ids: dict[int, int] = {}  # upstream's request ids by number
         self._started_count = 0  # live requests that have a token
+        self._started_total = 0  # requests that have got a token; the awaiter's
         self._reject_message: str | None = None  # set: no more requests are accepted
         self._closing = threading.Event()
         self._is_dead = False
@@ -107,18 +116,18 @@ class TensorRtLlmExecutor:
 
     def submit(self, number: int, request: GenerationRequest) -> None:
         self._limits.check(request)
-        prepared = self._prepare(request)  # not under the lock: long prompts take milliseconds
+        waiting = WaitingRequest(number, request, self._prepare(request))  # not under the lock: may take milliseconds
         with self._lock:
             if self._reject_message is not None:
                 raise unavailable(self._reject_message)
-            request_id = self._enqueue(prepared)
-            if not self._live:
-                self._progress_at = time.monotonic()  # an idle engine makes no progress
-            self._live[request_id] = LiveRequest(number, request)
-            self._ids[number] = request_id
+            is_next = not len(self._admission)
+            if not (is_next and self._has_room() and self._start(waiting)):
+                self._admission.add(waiting)
 
     def cancel(self, number: int) -> None:
         with self._lock:
+            if self._admission.cancel(number):
+                return  # the awaiter ends it
             request_id = self._ids.get(number)
             if request_id is None or self._live[request_id].is_cancelled:
                 return
@@ -127,10 +136,10 @@ class TensorRtLlmExecutor:
 
     def stats(self) -> ExecutorStats:
         with self._lock:
-            live, started = len(self._live), self._started_count
+            live, started, waiting = len(self._live), self._started_count, len(self._admission)
         # Upstream's count is from its newest iteration: it lags, and an idle engine has no iterations.
         active = max(started, min(self._upstream_active, live))
-        return ExecutorStats(active, live - active, self._gauges)
+        return ExecutorStats(active, live - active + waiting, self._gauges)
 
     def close(self) -> None:
         with self._lock:
@@ -159,14 +168,26 @@ class TensorRtLlmExecutor:
                 "The engine rejected a sampling parameter of this request. Check temperature and the penalties.",
             ) from error
 
-    def _enqueue(self, prepared: object) -> int:
+    def _has_room(self) -> bool:
+        return self._admission.has_room(in_engine=len(self._live), unstarted=len(self._live) - self._started_count)
+
+    def _start(self, waiting: WaitingRequest) -> bool:
+        """Hands a request to the engine. Returns False if the engine's own queue is full.
+
+        Raises PipelineError (503) if the engine is down.
+        """
         try:
-            return self._engine.enqueue(prepared)
-        except QueueFullError as error:
-            raise queue_full() from error
+            request_id = self._engine.enqueue(waiting.prepared)
+        except QueueFullError:
+            return False
         except EngineDownError as error:
             self._fatal_message = first_line(str(error))  # the awaiter raises it
             raise unavailable(_STOPPED) from error
+        if not self._live:
+            self._progress_at = time.monotonic()  # an idle engine makes no progress
+        self._live[request_id] = LiveRequest(waiting.number, waiting.request)
+        self._ids[waiting.number] = request_id
+        return True
 
     def _cancel_upstream(self, request_id: int) -> None:
         try:
@@ -216,8 +237,34 @@ class TensorRtLlmExecutor:
                 self._relay(responses)
             if self._fatal_message is not None:
                 raise EngineFatalError(self._fatal_message)
+            if self._admission.needs_attention:
+                self._advance_queue()
             self._read_stats()
             self._check_timeouts()
+
+    def _advance_queue(self) -> None:
+        """Hands waiting requests to the engine, in their order, and ends those that were cancelled or are too late."""
+        with self._lock:
+            ends = self._admission.take_ended()
+            while not self._closing.is_set() and (waiting := self._admission.first) is not None and self._has_room():
+                try:
+                    if not self._start(self._with_time_left(waiting)):
+                        break
+                except PipelineError:
+                    break  # the engine is down: the request fails with all the others
+                except Exception:  # noqa: BLE001 - upstream refuses this request for an unknown reason
+                    _log.exception("the engine failed to accept a request")
+                    ends.append(RequestEnd(waiting.number, error=internal_error()))
+                self._admission.take()
+        self._output.emit(ends_only(ends))
+
+    def _with_time_left(self, waiting: WaitingRequest) -> WaitingRequest:
+        """Returns the request with the rest of its time limit: upstream counts from when it gets the request."""
+        if waiting.deadline is None:
+            return waiting
+        left_s = max(waiting.deadline - time.monotonic(), 0.001)
+        prepared = self._engine.prepare(replace(waiting.request, time_limit_s=left_s))
+        return WaitingRequest(waiting.number, waiting.request, prepared)
 
     def _relay(self, responses: list[EngineResponse]) -> None:
         """Passes the output of all responses to the sink as one step."""
@@ -225,6 +272,7 @@ class TensorRtLlmExecutor:
         must_cancel: list[int] = []
         fatal: str | None = None
         with self._lock:
+            had_tokens = self._started_total
             for response in responses:
                 live = self._live.get(response.request_id)
                 if live is None:
@@ -240,6 +288,9 @@ class TensorRtLlmExecutor:
                 builder.add(live.number, *output)
                 if output.is_final:
                     self._forget(response.request_id)
+            self._admission.on_round(
+                started=self._started_total - had_tokens, unstarted=len(self._live) - self._started_count
+            )
         self._output.emit(builder.build())
         for request_id in must_cancel:
             self._cancel_upstream(request_id)
@@ -264,7 +315,9 @@ class TensorRtLlmExecutor:
         except Exception:  # noqa: BLE001 - it fails its own request
             _log.exception("a response could not be handled")
             output = RequestOutput(error=internal_error())
-        self._started_count += had_no_token and live.token_count > 0
+        if had_no_token and live.token_count > 0:
+            self._started_count += 1
+            self._started_total += 1
         return output
 
     def _forget(self, request_id: int) -> None:
@@ -302,7 +355,7 @@ class TensorRtLlmExecutor:
             ends = [RequestEnd(self._live[request_id].number, FinishReason.CANCELLED) for request_id in overdue]
             for request_id in overdue:
                 self._forget(request_id)
-            is_busy = bool(self._live)
+            is_busy = bool(self._live or len(self._admission))
         if overdue:
             _log.warning("%d cancelled requests did not end within %.0f s", len(overdue), timeouts.cancel_s)
             self._output.emit(ends_only(ends))
@@ -318,7 +371,7 @@ class TensorRtLlmExecutor:
         self._output.emit(ends_only([RequestEnd(number, FinishReason.CANCELLED) for number in numbers]))
 
     def _forget_all(self) -> list[int]:
-        numbers = list(self._ids)
+        numbers = [*self._ids, *self._admission.take_all()]
         self._live.clear()
         self._ids.clear()
         self._started_count = 0

@@ -46,6 +46,7 @@ def load_executor(
         engine,
         _request_limits(options, config),
         sink,
+        max_batch_size=options.max_batch_size or config.build_config.max_batch_size,
         timeouts=timeouts or default_timeouts(settings),
         exit_process=exit_process,
     )

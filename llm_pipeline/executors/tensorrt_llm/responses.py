@@ -71,6 +71,13 @@ def queue_full() -> PipelineError:
     )
 
 
+def deadline_exceeded() -> PipelineError:
+    """Returns the error (504) for a request whose time limit has passed."""
+    return PipelineError(
+        ErrorCode.DEADLINE_EXCEEDED, "The request exceeded its time limit. Lower max_tokens or raise the limit."
+    )
+
+
 def _failed(live: LiveRequest, message: str, failure: FailureKind) -> RequestOutput:
     if live.is_cancelled:
         return RequestOutput(finish_reason=FinishReason.CANCELLED)
@@ -99,10 +106,7 @@ def _unusual_end(live: LiveRequest, ending: Ending) -> RequestOutput:
     if live.is_cancelled:
         return RequestOutput(finish_reason=FinishReason.CANCELLED)
     if ending is Ending.TIMED_OUT:
-        error = PipelineError(
-            ErrorCode.DEADLINE_EXCEEDED, "The request exceeded its time limit. Lower max_tokens or raise the limit."
-        )
-        return RequestOutput(error=error)
+        return RequestOutput(error=deadline_exceeded())
     if ending is Ending.CANCELLED:  # not by us: the engine is shutting down
         return RequestOutput(error=unavailable("The engine dropped this request. Retry it."))
     _log.error("the engine ended a request for an unknown reason")

@@ -42,6 +42,7 @@ class TritonPythonModel:
             EngineManifest.load(settings.engine_dir),
             capabilities_of(settings),
             default_max_tokens=settings.default_max_tokens,
+            share_prefix_cache=settings.share_prefix_cache,
         )
         freeze_startup_objects()
 

@@ -119,15 +119,17 @@ def test_engine_that_completes_other_requests_is_not_dead(create_bench: CreateBe
     assert bench.exits == []
 
 
-def test_full_queue_upstream_is_429(create_bench: CreateBench) -> None:
-    bench = create_bench(trtllm_max_queue_size=1, engine={"max_batch_size": 1})
+def test_request_waits_in_front_of_an_engine_whose_queue_is_full(create_bench: CreateBench) -> None:
+    bench = create_bench(trtllm_max_queue_size=1, engine={"max_batch_size": 30})
+    bench.fake.max_batch_size = 1  # as if the KV cache had no room for more
     running = bench.submit(make_request("running", max_tokens=LONG))
     bench.recorder.wait_for_token(running)
-    bench.submit(make_request("waiting", max_tokens=LONG))
-    with pytest.raises(PipelineError) as caught:
-        bench.submit(make_request("one too many"))
-    assert caught.value.code is ErrorCode.QUEUE_FULL
-    assert caught.value.retry_after_s
+    waiting = [bench.submit(make_request(f"waiting {n}", max_tokens=2)) for n in range(3)]
+    assert bench.executor.stats().queued_requests == 3
+    assert len(bench.fake.requests) == 2
+    bench.executor.cancel(running)
+    for number in waiting:
+        assert bench.recorder.wait_for_end(number).finish_reason is FinishReason.LENGTH
 
 
 def test_unknown_error_of_enqueue_reaches_decode_unchanged(create_bench: CreateBench) -> None:

@@ -52,7 +52,8 @@ def steps_of(*batches: list[EngineResponse], logprobs: bool = False) -> list[Eng
     """Returns the steps that two requests get when the engine responds with these batches."""
     steps: Queue[EngineStep] = Queue()
     engine = BatchingEngine()
-    executor = TensorRtLlmExecutor(engine, LIMITS, steps.put, timeouts=Timeouts(5.0, 0.0, close_s=0.1))
+    timeouts = Timeouts(5.0, 0.0, close_s=0.1)
+    executor = TensorRtLlmExecutor(engine, LIMITS, steps.put, max_batch_size=8, timeouts=timeouts)
     for number in NUMBERS:
         executor.submit(number, request_with(return_logprobs=logprobs))
     for batch in batches:
