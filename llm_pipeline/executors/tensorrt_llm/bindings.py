@@ -65,6 +65,7 @@ class UpstreamEngine:
 
     def __init__(self, options: EngineOptions) -> None:
         self._vocab_size = options.vocab_size
+        self._has_cache_salt = options.has_cache_salt
         self._executor = trtllm.Executor(options.engine_dir, trtllm.ModelType.DECODER_ONLY, _executor_config(options))
 
     def can_enqueue(self) -> bool:
@@ -72,7 +73,7 @@ class UpstreamEngine:
 
     def prepare(self, request: GenerationRequest) -> object:
         try:
-            arguments = _request_arguments(request, self._vocab_size)
+            arguments = _request_arguments(request, self._vocab_size, has_cache_salt=self._has_cache_salt)
             return trtllm.Request(list(request.prompt_ids), request.max_tokens, **arguments)
         except (RuntimeError, ValueError) as error:  # C++ range checks; a TypeError is our own bug
             raise InvalidValueError(str(error)) from error
@@ -164,7 +165,7 @@ def _guided_decoding_config(guided: GuidedDecodingConfig) -> Any:
     )
 
 
-def _request_arguments(request: GenerationRequest, vocab_size: int) -> dict[str, Any]:
+def _request_arguments(request: GenerationRequest, vocab_size: int, *, has_cache_salt: bool) -> dict[str, Any]:
     sampling = request.sampling
     arguments = {
         "streaming": True,
@@ -178,7 +179,7 @@ def _request_arguments(request: GenerationRequest, vocab_size: int) -> dict[str,
         "guided_decoding_params": None if request.guide is None else _guide(request.guide),
         "priority": request.urgency,
         "allotted_time_ms": None if request.time_limit_s is None else timedelta(seconds=request.time_limit_s),
-        "cache_salt_id": request.cache_salt,
+        "cache_salt_id": request.cache_salt if has_cache_salt else None,
     }
     return _without_none(arguments)
 

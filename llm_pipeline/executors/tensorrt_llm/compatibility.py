@@ -16,6 +16,7 @@ from llm_pipeline.executors.tensorrt_llm.engine import EngineOptions, GuidedDeco
 from llm_pipeline.runtime.settings import PipelineSettings
 
 _SUPPORTED = ((1, 0), (1, 3))  # first release, and first one that is not; pyproject.toml has the same range
+_FIRST_WITH_CACHE_SALT = (1, 1)
 _REBUILD = "Rebuild the engine on this machine, or serve it on a machine that it fits."
 
 
@@ -82,7 +83,8 @@ def engine_options(settings: PipelineSettings, manifest: EngineManifest, config:
         max_queue_size=settings.trtllm_max_queue_size,
         uses_max_utilization=settings.trtllm_scheduler_policy == "max_utilization",
         has_chunked_context=_paged("TRTLLM_CHUNKED_CONTEXT", settings.trtllm_chunked_context, config),
-        has_block_reuse=_paged("TRTLLM_BLOCK_REUSE", settings.trtllm_block_reuse, config),
+        has_block_reuse=_block_reuse(settings, config),
+        has_cache_salt=_has_cache_salt(config),
         kv_cache_free_fraction=settings.trtllm_kv_cache_free_fraction,
         kv_cache_tokens=settings.trtllm_kv_cache_tokens,
         kv_host_cache_bytes=int(settings.trtllm_kv_host_cache_gib * 2**30) or None,
@@ -169,6 +171,23 @@ def _paged(name: str, setting: bool | None, config: EngineConfig) -> bool:
             f"{name} is on, but the engine was built without use_paged_context_fmha. Unset it, or build with it."
         )
     return config.has_paged_context if setting is None else setting
+
+
+def _has_cache_salt(config: EngineConfig) -> bool:
+    return _release(config.version) >= _FIRST_WITH_CACHE_SALT
+
+
+def _block_reuse(settings: PipelineSettings, config: EngineConfig) -> bool:
+    """Off, unless it is set, if API keys would share reused blocks against the operator's will."""
+    has_reuse = _paged("TRTLLM_BLOCK_REUSE", settings.trtllm_block_reuse, config)
+    if not has_reuse or settings.share_prefix_cache or _has_cache_salt(config):
+        return has_reuse
+    if settings.trtllm_block_reuse:
+        raise ManifestError(
+            f"TRTLLM_BLOCK_REUSE is on, but TensorRT-LLM {config.version} can't keep the prefix caches of API keys "
+            f"apart; {_dotted(_FIRST_WITH_CACHE_SALT)} can. Unset it, or set SHARE_PREFIX_CACHE=true."
+        )
+    return False
 
 
 def _guided_decoding(settings: PipelineSettings, manifest: EngineManifest) -> GuidedDecodingConfig | None:

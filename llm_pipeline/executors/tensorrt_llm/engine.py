@@ -94,6 +94,7 @@ class EngineOptions:
     uses_max_utilization: bool = False  # overcommits the KV cache, and pauses requests when it is full
     has_chunked_context: bool = False
     has_block_reuse: bool = False
+    has_cache_salt: bool = True  # whether this release can separate the reused blocks of different salts
     kv_cache_free_fraction: float = 0.9
     kv_cache_tokens: int | None = None
     kv_host_cache_bytes: int | None = None

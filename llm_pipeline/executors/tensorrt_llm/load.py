@@ -38,6 +38,11 @@ def load_executor(
 
     check_machine(bindings.read_machine(), build, config, settings)
     _log.info("loading %s with TensorRT-LLM %s for SM %d", manifest.model_name, config.version, build.sm)
+    if not (options.has_cache_salt or settings.share_prefix_cache):
+        _log.warning(
+            "block reuse is off: this TensorRT-LLM can't keep the prefix caches of API keys apart, 1.1 can. "
+            "SHARE_PREFIX_CACHE=true turns it on for all keys together"
+        )
     engine = bindings.UpstreamEngine(options)
     if not engine.can_enqueue():
         _log.info("this rank computes for the leader and accepts no requests")
@@ -67,4 +72,5 @@ def _request_limits(options: EngineOptions, config: EngineConfig) -> RequestLimi
         max_seq_len=max_seq_len,
         max_prompt_tokens=max_seq_len if options.has_chunked_context else min(max_step_tokens, max_seq_len),
         has_guided_decoding=options.guided_decoding is not None,
+        honors_cache_salt=options.has_cache_salt or not options.has_block_reuse,
     )

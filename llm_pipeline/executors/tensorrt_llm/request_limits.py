@@ -27,6 +27,7 @@ class RequestLimits:
     max_seq_len: int  # prompt and completion
     max_prompt_tokens: int  # below max_seq_len if a prompt must fit into one step
     has_guided_decoding: bool
+    honors_cache_salt: bool = True
 
     def check(self, request: GenerationRequest) -> None:
         """Raises PipelineError if the request exceeds a limit; the message has the value, the limit and the fix."""
@@ -43,8 +44,8 @@ class RequestLimits:
             raise _out_of_range("priority", request.urgency, "from 0 to 1")
         if request.time_limit_s is not None and not 0 < request.time_limit_s < math.inf:
             raise _out_of_range("time_limit_s", request.time_limit_s, "above 0")
-        if request.cache_salt is not None and not 0 <= request.cache_salt < _UINT64_END:
-            raise _out_of_range("cache_salt", request.cache_salt, "an unsigned 64-bit number")
+        if request.cache_salt is not None:
+            self._check_cache_salt(request.cache_salt)
 
     @property
     def _capabilities(self) -> Capabilities:
@@ -69,6 +70,16 @@ class RequestLimits:
                 f"{self.max_prompt_tokens}. Shorten the prompt.",
                 param="prompt",
             )
+
+    def _check_cache_salt(self, salt: int) -> None:
+        if not self.honors_cache_salt:
+            raise PipelineError(
+                ErrorCode.UNSUPPORTED_PARAMETER,
+                "cache_salt is not supported by this server's TensorRT-LLM. Omit it.",
+                param="cache_salt",
+            )
+        if not 0 <= salt < _UINT64_END:
+            raise _out_of_range("cache_salt", salt, "an unsigned 64-bit number")
 
     def _check_sampling(self, sampling: SamplingParams) -> None:
         for name in SAMPLING_EXTENSIONS:

@@ -13,6 +13,7 @@ import pytest
 
 from llm_pipeline.engine_files.manifest import ManifestError
 from llm_pipeline.executors.tensorrt_llm.compatibility import read_vocabulary
+from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import FinishReason, Guide, GuideType
 from tests.support.sample_requests import make_request
 from tests.support.trtllm_bench import CreateBench, TrtllmBench, request_with
@@ -87,6 +88,32 @@ def test_block_reuse_and_chunked_context_default_to_the_build(create_bench: Crea
 def test_setting_that_needs_paged_context_is_rejected_without_it(create_bench: CreateBench, name: str) -> None:
     with pytest.raises(ManifestError, match=name.upper()):
         create_bench(engine={"has_paged_context": False}, **{name: True})
+
+
+OLD: dict[str, Any] = {"engine": {"version": "1.0.0"}, "script": {"version": "1.0.0"}}
+
+
+def test_block_reuse_is_off_if_it_can_not_keep_tenants_apart(
+    create_bench: CreateBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """cache_salt_id is a parameter of Request from 1.1 on."""
+    assert create_bench(**OLD).fake.config.kv_cache_config.enable_block_reuse is False
+    assert "block reuse is off" in caplog.text
+
+
+def test_block_reuse_that_can_not_keep_tenants_apart_is_rejected_if_it_is_set(create_bench: CreateBench) -> None:
+    with pytest.raises(ManifestError, match=r"1\.1 can\. Unset it, or set SHARE_PREFIX_CACHE=true"):
+        create_bench(**OLD, trtllm_block_reuse=True)
+
+
+def test_block_reuse_that_can_not_keep_tenants_apart_is_on_if_they_share_it(
+    create_bench: CreateBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = create_bench(**OLD, share_prefix_cache=True)
+    assert bench.fake.config.kv_cache_config.enable_block_reuse is True
+    assert "block reuse" not in caplog.text
+    with pytest.raises(PipelineError, match="cache_salt is not supported"):
+        bench.submit(request_with(cache_salt=7))
 
 
 @pytest.mark.parametrize("name", ["trtllm_max_batch_size", "trtllm_max_num_tokens"])
