@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
@@ -42,9 +42,8 @@ def token_cost(request: GenerationRequest) -> int:
 class FairQueue(Generic[T]):
     """Waiting requests. Not thread-safe: its owner guards it.
 
-    `first` goes next. It stays first until it is taken or removed, so a request that does not fit is not overtaken by
-    smaller ones; only a more urgent or a preempted one goes before it. Each operation takes O(log n) comparisons.
-    Entries are told apart by identity.
+    Each operation takes O(log n) comparisons, except `first_except` and what follows it: O(number of tenants). Entries
+    are told apart by identity.
     """
 
     def __init__(self) -> None:
@@ -67,6 +66,21 @@ class FairQueue(Generic[T]):
             return self._returned[0]
         return self._levels[self._urgencies[-1]].first if self._urgencies else None
 
+    def first_except(self, tenants: Collection[str]) -> T | None:
+        """Returns the entry that goes next if the entries of these tenants are passed over; None if there is none."""
+        returned = (item for item in self._returned if item.request.tenant not in tenants)
+        in_order = (self._levels[urgency].first_except(tenants) for urgency in reversed(self._urgencies))
+        return next((item for item in chain(returned, in_order) if item is not None), None)
+
+    def reserve(self, item: T) -> None:
+        """Keeps the turn of an entry that goes next but does not fit yet: only more urgent ones may overtake it.
+
+        Without this, a tenant that arrives goes first, and a large request could wait while small ones arrive.
+        """
+        level = self._levels.get(item.request.urgency)
+        if level is not None:
+            level.reserve(item)
+
     def add(self, item: T) -> None:
         """Adds an entry behind those of its tenant and urgency."""
         urgency = item.request.urgency
@@ -82,14 +96,19 @@ class FairQueue(Generic[T]):
         self._returned.appendleft(item)
         self._count += 1
 
-    def take(self) -> T:
-        """Removes and returns the first entry, and charges its tenant. Raises IndexError if the queue is empty."""
-        if self._returned:
-            self._count -= 1
-            return self._returned.popleft()
-        urgency = self._urgencies[-1]
-        item = self._levels[urgency].take()
-        self._forget_if_empty(urgency)
+    def take(self, item: T | None = None) -> T:
+        """Removes and returns an entry, by default the first, and charges its tenant unless it was put back.
+
+        An entry that is not the first must be one that `first_except` returns. Raises IndexError if the queue is empty.
+        """
+        if item is None:
+            item = self.first
+            if item is None:
+                raise IndexError("nothing is waiting")
+        if not self._remove_returned(item):
+            urgency = item.request.urgency
+            self._levels[urgency].take(item)
+            self._forget_if_empty(urgency)
         self._count -= 1
         return item
 
@@ -99,11 +118,8 @@ class FairQueue(Generic[T]):
         level = self._levels.get(urgency)
         if level is not None and level.remove(item):
             self._forget_if_empty(urgency)
-        else:
-            index = next((index for index, other in enumerate(self._returned) if other is item), None)
-            if index is None:
-                return False
-            del self._returned[index]
+        elif not self._remove_returned(item):
+            return False
         self._count -= 1
         return True
 
@@ -113,6 +129,13 @@ class FairQueue(Generic[T]):
         self._levels.clear()
         self._urgencies.clear()
         self._count = 0
+
+    def _remove_returned(self, item: T) -> bool:
+        for index, other in enumerate(self._returned):
+            if other is item:
+                del self._returned[index]
+                return True
+        return False
 
     def _forget_if_empty(self, urgency: float) -> None:
         if not len(self._levels[urgency]):
@@ -139,13 +162,14 @@ class _Level(Generic[T]):
     """The waiting requests of one urgency.
 
     The heap has each account once. An account without requests stays until it is the lowest: its tag is what its tenant
-    still owes, and by then all others have caught up.
+    still owes, and by then all others have caught up. `_now` is the start tag of new accounts: no account with requests
+    is below it, except those that a reserved entry has to let pass.
     """
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account[T]] = {}
         self._heap: list[_Account[T]] = []
-        self._now = 0.0  # start tag of the entry that was last the first one
+        self._now = 0.0
         self._order = 0
         self._count = 0
 
@@ -157,7 +181,17 @@ class _Level(Generic[T]):
 
     @property
     def first(self) -> T:
-        return next(iter(self._lowest().items.values()))
+        return _oldest(self._lowest())
+
+    def first_except(self, tenants: Collection[str]) -> T | None:
+        others = (account for account in self._heap if account.items and account.tenant not in tenants)
+        account = min(others, default=None)
+        return None if account is None else _oldest(account)
+
+    def reserve(self, item: T) -> None:
+        account = self._accounts.get(item.request.tenant)
+        if account is not None and id(item) in account.items:
+            self._now = max(self._now, account.start)
 
     def add(self, item: T) -> None:
         tenant = item.request.tenant
@@ -170,14 +204,18 @@ class _Level(Generic[T]):
         if len(self._heap) > 2 * self._count + _SPARE_ACCOUNTS:
             self._drop_empty_accounts()
 
-    def take(self) -> T:
-        account = self._lowest()
-        _, item = account.items.popitem(last=False)
+    def take(self, item: T) -> None:
+        account = self._accounts[item.request.tenant]
+        del account.items[id(item)]
         self._count -= 1
+        start = account.start
         account.start += token_cost(item.request) / max(item.request.tenant_share, 1)
         account.order = self._next_order()
-        heapq.heapreplace(self._heap, account)  # which is still at index 0
-        return item
+        if account is self._heap[0]:
+            heapq.heapreplace(self._heap, account)
+            self._now = max(self._now, start)
+        else:
+            heapq.heapify(self._heap)
 
     def remove(self, item: T) -> bool:
         account = self._accounts.get(item.request.tenant)
@@ -187,10 +225,11 @@ class _Level(Generic[T]):
         return True
 
     def _lowest(self) -> _Account[T]:
-        """Returns the account that goes next, and moves the time to its start tag: what comes later goes after it."""
+        """Returns the account that goes next, and forgets those before it, which have no requests."""
         while not self._heap[0].items:
-            del self._accounts[heapq.heappop(self._heap).tenant]
-        self._now = self._heap[0].start
+            account = heapq.heappop(self._heap)
+            del self._accounts[account.tenant]
+            self._now = max(self._now, account.start)  # if its tenant comes back, it still owes as much
         return self._heap[0]
 
     def _next_order(self) -> int:
@@ -201,3 +240,7 @@ class _Level(Generic[T]):
         self._heap = [account for account in self._heap if account.items]
         heapq.heapify(self._heap)
         self._accounts = {account.tenant: account for account in self._heap}
+
+
+def _oldest(account: _Account[T]) -> T:
+    return next(iter(account.items.values()))

@@ -118,7 +118,7 @@ class PipelineSettings(ProgramSettings):
     trtllm_max_queue_size: int | None = Field(
         None,
         ge=1,
-        description="tensorrt_llm: requests that may wait inside the engine; unset: only MAX_QUEUED_REQUESTS applies",
+        description="tensorrt_llm: requests that may wait inside the engine; more wait in front of it",
     )
     trtllm_max_batch_size: int | None = Field(
         None, ge=1, description="tensorrt_llm: maximum batch size; unset: the engine's"

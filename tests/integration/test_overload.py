@@ -31,6 +31,7 @@ def small_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         "EXECUTOR": "scripted",
         "SCRIPTED_MAX_ACTIVE": "4",
         "MAX_QUEUED_REQUESTS": "3",
+        "MAX_TENANT_QUEUE_SHARE": "1",  # all clients have the same key
         "CLIENT_WRITE_TIMEOUT_S": "2",
         "CLIENT_LEASE_TIMEOUT_S": "3",
     }

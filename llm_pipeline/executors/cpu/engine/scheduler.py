@@ -164,19 +164,21 @@ class Scheduler:
         Once the budget is used up, a sequence has to wait for the prompts of its own tenant, but for no others.
         """
         wanted = sum(_step_tokens(sequence) for sequence in prefilling)
-        while (sequence := self._waiting.first) is not None:
-            tenant = sequence.request.tenant
-            if wanted >= budget and any(other.request.tenant == tenant for other in prefilling):
+        while len(self._active) < self._max_active:
+            busy = {sequence.request.tenant for sequence in prefilling} if wanted >= budget else ()
+            sequence = self._waiting.first
+            if sequence is not None and sequence.request.tenant in busy:
+                sequence = self._waiting.first_except(busy)
+            if sequence is None:
                 return
             if not self._admit(sequence):
-                return  # it keeps its turn: if smaller ones went first, it might never fit
+                self._waiting.reserve(sequence)  # if smaller ones went first, it might never fit
+                return
             prefilling.append(sequence)
             wanted += _step_tokens(sequence)
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Activates the first waiting sequence if there is room for its tokens and the next one."""
-        if len(self._active) >= self._max_active:
-            return False
+        """Activates a waiting sequence if there is room for its tokens and the next one."""
         self._reuse_prefix(sequence)
         request = sequence.request
         # The last token of a request is not computed.
@@ -184,7 +186,7 @@ class Scheduler:
         if self._blocks_for(max(needed, len(sequence.tokens))) - len(sequence.blocks) > self._pool.available_count:
             self._release(sequence)
             return False
-        self._active.append(self._waiting.take())
+        self._active.append(self._waiting.take(sequence))
         while len(sequence.blocks) < self._blocks_for(len(sequence.tokens)):
             sequence.blocks.append(self._pool.allocate())
         self.looked_up_tokens += len(sequence.tokens)

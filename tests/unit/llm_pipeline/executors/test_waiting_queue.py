@@ -166,15 +166,41 @@ def test_accounts_begin_again_when_nothing_waits() -> None:
 
 
 @given(st.integers(1, 20))
-def test_first_entry_stays_first_until_it_is_taken(arrivals: int) -> None:
+def test_reserved_entry_stays_first_until_it_is_taken(arrivals: int) -> None:
     """A large request that waits for memory is not overtaken for ever by small ones of other tenants."""
     queue = queue_of(*(entry("a", tenant="a", cost=10) for _ in range(3)), entry("large", tenant="b", cost=9000))
     taken(queue, 1)
     first = queue.first
+    assert first is not None
+    queue.reserve(first)
     for n in range(arrivals):
         queue.add(entry(tenant=f"new {n}", cost=1))
         assert queue.first is first
+    queue.add(entry(tenant="urgent", urgency=0.9))
+    assert queue.take().request.tenant == "urgent"
     assert queue.take() is first
+
+
+def test_tenants_can_be_passed_over_and_keep_their_turn() -> None:
+    queue = queue_of(*(entry(tenant=tenant) for tenant in "aabbc"), entry("low", tenant="d", urgency=0.1))
+    assert queue.first_except(()) is queue.first
+    passed = queue.first_except("ab")
+    assert passed is not None
+    assert queue.take(passed).key == "c"
+    low = queue.first_except("abc")
+    assert low is not None
+    assert low.key == "low"
+    assert queue.first_except("abcd") is None
+    assert keys(taken(queue)) == "abablow"
+
+
+def test_tenant_that_takes_out_of_its_turn_is_charged() -> None:
+    queue = queue_of(*(entry(tenant=tenant) for tenant in "aaabbb"))
+    for _ in range(2):
+        passed = queue.first_except("a")
+        assert passed is not None
+        queue.take(passed)
+    assert keys(taken(queue)) == "aaba"
 
 
 # --- Nothing is lost -------------------------------------------------------------------------------------------------
@@ -208,6 +234,16 @@ class Model:
         same = [o for o in self.waiting if (o.request.tenant, o.request.urgency) == _group(item)]
         assert item is same[0], "not the oldest of its tenant"
         self.waiting = [other for other in self.waiting if other is not item]
+
+    def take_of_others(self, tenant: str) -> None:
+        item = self.queue.first_except({tenant})
+        others = [other for other in [*self.waiting, *self.returned] if other.request.tenant != tenant]
+        assert (item is None) == (not others)
+        if item is not None:
+            assert any(other is item for other in others)
+            assert self.queue.take(item) is item
+            self.waiting = [other for other in self.waiting if other is not item]
+            self.returned = [other for other in self.returned if other is not item]
 
     def put_back(self) -> None:
         if self.last is not None:
@@ -247,6 +283,7 @@ operations = st.lists(
         st.tuples(st.just("take"), st.none()),
         st.tuples(st.just("put back"), st.none()),
         st.tuples(st.just("remove"), st.integers(0, 1000)),
+        st.tuples(st.sampled_from(["a", "b", ""]), st.none()),
     ),
     max_size=60,
 )
@@ -264,8 +301,10 @@ def test_nothing_is_lost_or_doubled_and_each_tenant_keeps_its_order(
             model.remove(argument)
         elif name == "take":
             model.take()
-        else:
+        elif name == "put back":
             model.put_back()
+        else:
+            model.take_of_others(name)
         model.check()
     while len(model.queue):
         model.take()

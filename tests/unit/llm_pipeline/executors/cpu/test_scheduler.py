@@ -244,6 +244,13 @@ def test_short_prompt_is_computed_beside_the_long_one_of_another_tenant() -> Non
     assert steps[:4] == [{"long": (0, 10)}, {"long": (10, 20)}, {"long": (20, 26), "short": (0, 4)}, {"long": (26, 36)}]
 
 
+def test_short_prompt_is_computed_beside_the_first_of_many_long_ones_whatever_its_tenant_has_taken() -> None:
+    pool = Pool(10_000, 2, max_batched_tokens=10, max_active=4)
+    shorts = [Job(4, 1, arrives=step, tenant="short") for step in range(1, 60)]
+    steps = steps_of(Run(pool, [*[Job(100, 1, tenant="long")] * 4, *shorts]))
+    assert all("short" in step for step in steps[1:60])
+
+
 def test_short_prompt_waits_for_the_long_one_of_its_own_tenant() -> None:
     pool = Pool(1000, 2, max_batched_tokens=10, max_active=4)
     run = Run(pool, [Job(100, 1, tenant="a"), Job(4, 1, arrives=2, tenant="a")])
