@@ -6,6 +6,9 @@ blocks, not a contiguous range. When the pool runs out, the youngest sequence is
 computed again later; its tokens are kept, so nothing that was streamed changes.
 
 A sequence skips the part of its prompt that the prefix cache (blocks.py) already contains.
+
+A sequence that waits for the mask of its next token is stalled: it is left out of steps, and keeps its slot and blocks
+until another one needs them. Then it is parked, outside the queue, until it is resumed.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class Sequence:
     needs_prompt_logits: bool = False  # prompt logprobs were requested and not sent yet
     block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were needed
     registered_count: int = 0  # number of its blocks that others can find by their hash
+    is_stalled: bool = False  # its last token is computed, and the next one can't be sampled yet
 
     @property
     def generated(self) -> int:
@@ -91,6 +95,7 @@ class Scheduler:
         self._max_active = max_active
         self._active: list[Sequence] = []  # oldest first
         self._waiting: deque[Sequence] = deque()
+        self._is_blocked = False  # nothing can be scheduled until something is added, removed or resumed
 
     @property
     def active_count(self) -> int:
@@ -103,14 +108,24 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._active or self._waiting)
+        """Whether a step can be scheduled. Stalled sequences alone are no work."""
+        if self._is_blocked:
+            return False
+        return bool(self._waiting) or not all(sequence.is_stalled for sequence in self._active)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether sequences wait for a slot or for blocks."""
+        return bool(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence after all whose priority is not lower."""
+        self._is_blocked = False
         insert_by_urgency(self._waiting, sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Removes a sequence that has ended, active or waiting, and releases its blocks."""
+        """Removes a sequence that has ended, active, waiting or parked, and releases its blocks."""
+        self._is_blocked = False
         if sequence in self._active:
             self._active.remove(sequence)
         elif sequence in self._waiting:
@@ -118,25 +133,43 @@ class Scheduler:
         self._register_blocks(sequence)
         self._release(sequence)
 
+    def park(self, sequence: Sequence) -> None:
+        """Takes the slot and the blocks of a stalled sequence, if it has them, for others that wait."""
+        if sequence in self._active:
+            self._is_blocked = False
+            self._preempt(sequence)
+
+    def resume(self, sequence: Sequence) -> None:
+        """Continues a stalled sequence, whose next token is about to be sampled."""
+        self._is_blocked = False
+        sequence.is_stalled = False
+        if sequence not in self._active:  # parked
+            self._waiting.appendleft(sequence)
+
     def schedule(self) -> list[ScheduledChunk]:
-        """Returns the chunks of the next step. Never empty while there is work."""
+        """Returns the chunks of the next step. Empty if there is no work, or only for sequences that don't fit beside
+        stalled ones.
+        """
         for sequence in self._active:
             self._register_blocks(sequence)
         chunks: list[ScheduledChunk] = []
         budget = self._budget
         for sequence in list(self._active):
             # An earlier iteration may have preempted this one; decoding sequences go first.
-            if sequence in self._active and len(sequence.tokens) - sequence.computed == 1 and self._grow(sequence, 1):
+            is_decoding = sequence in self._active and len(sequence.tokens) - sequence.computed == 1
+            if is_decoding and self._grow(sequence, 1):
                 chunks.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + 1))
                 budget -= 1
         scheduled = {id(chunk.sequence) for chunk in chunks}
         for sequence in list(self._active):
-            if budget > 0 and sequence in self._active and id(sequence) not in scheduled:
+            is_left = sequence in self._active and id(sequence) not in scheduled and not sequence.is_stalled
+            if budget > 0 and is_left:
                 budget -= self._schedule_prefill(sequence, budget, chunks)
         while budget > 0 and self._admit():
             budget -= self._schedule_prefill(self._active[-1], budget, chunks)
         # Nothing that is scheduled is preempted in the same step: only younger sequences are preempted, and one that
         # prefills is the youngest, because the next is admitted only after its prompt is computed.
+        self._is_blocked = not chunks
         return chunks
 
     def reserve(self, sequence: Sequence, count: int) -> int:
@@ -223,7 +256,8 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._active.remove(sequence)
         self._release(sequence)
-        self._waiting.appendleft(sequence)
+        if not sequence.is_stalled:
+            self._waiting.appendleft(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.release(sequence.blocks)
