@@ -15,6 +15,8 @@ from llm_pipeline.executors.cpu.engine.logprobs import compute_logprobs
 from llm_pipeline.executors.cpu.engine.prompt_lookup import DraftLimits, PromptLookup, share_rows
 from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler
 from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk, Scheduler, Sequence
+from llm_pipeline.guides.compiler import ConstraintMatcher
+from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     GUIDE_PARAM,
@@ -23,7 +25,6 @@ from llm_pipeline.protocol.messages import (
     PromptLogprobs,
     TopLogprobs,
 )
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 
 _log = logging.getLogger("cpu-engine")
 

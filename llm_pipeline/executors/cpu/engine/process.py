@@ -35,10 +35,11 @@ from llm_pipeline.executors.cpu.engine.ipc import (
     StepReport,
 )
 from llm_pipeline.executors.cpu.engine.weights import load_weights
+from llm_pipeline.guides.compiler import ConstraintMatcher, GuideCompiler
+from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.protocol.errors import PipelineError, internal_error
 from llm_pipeline.protocol.messages import GenerationRequest, Guide
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideCompiler, GuideError
 
 _log = logging.getLogger("cpu-engine")
 # The serving path (tokenizing, streaming, rejecting) has priority over computing: it needs little CPU time, and clients

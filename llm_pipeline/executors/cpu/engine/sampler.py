@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_pipeline.executors.cpu.engine.logits_processor import Logits, LogitsProcessor
+from llm_pipeline.guides.compiler import ConstraintMatcher
 from llm_pipeline.protocol.messages import SamplingParams
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher
 
 Probabilities = npt.NDArray[np.float32]  # [vocab_size] or a selection of it
 TokenIdArray = npt.NDArray[np.int64]
