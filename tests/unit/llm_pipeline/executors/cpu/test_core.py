@@ -14,9 +14,10 @@ import pytest
 
 from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.ipc import StepOutput
+from llm_pipeline.guides.compiler import ConstraintMatcher
+from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.protocol.errors import ErrorCode
 from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, GenerationRequest, SamplingParams
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 from tests.support.hash_model import CAPACITY, VOCABULARY, HashModel
 from tests.support.sample_requests import make_request
 

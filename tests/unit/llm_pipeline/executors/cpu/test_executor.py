@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from build_engine.cpu.reference import ReferenceCase
+from llm_pipeline.guides.compiler import check_guide
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, Guide, GuideType, SamplingParams
-from llm_pipeline.runtime.guided_decoding import check_guide
 from tests.support.cpu_executors import CONTEXT, MAX_ACTIVE, RestartableEngine
 from tests.support.executor_rules import CLOSING_RULES, RULES, RuleBench
 from tests.support.sample_requests import make_request

@@ -17,9 +17,10 @@ from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.ipc import AddRequest, Cancel, StepOutput, StepReport
 from llm_pipeline.executors.cpu.engine.process import CompileGuide, serve
 from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
+from llm_pipeline.guides.compiler import ConstraintMatcher
+from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, GenerationRequest, Guide, GuideType
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 from tests.support.hash_model import HashModel
 from tests.support.sample_requests import make_request
 

@@ -23,9 +23,10 @@ from llm_pipeline.executors.cpu.engine.prompt_lookup import (
     share_rows,
 )
 from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
+from llm_pipeline.guides.compiler import ConstraintMatcher
+from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.protocol.errors import ErrorCode
 from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, SamplingParams
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 from tests.support.hash_model import CAPACITY, VOCABULARY, HashModel, RepeatingModel
 from tests.support.sample_requests import make_request
 
