@@ -281,9 +281,7 @@ class EngineCore:
         values, tops = self._prompt_logprobs.pop(sequence.request.key)
         return PromptLogprobs(tuple(values), tuple(tops))
 
-    def _sample(
-        self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32], masks: Masks | None = None
-    ) -> StepOutput:
+    def _sample(self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32], masks: Masks | None = None) -> StepOutput:
         """Appends the next token, and the one after each draft token that is the token sampled in its place.
 
         `rows` is f32 [1 + draft tokens, vocab_size]. Each token is sampled as it would be without the draft. `masks`,
