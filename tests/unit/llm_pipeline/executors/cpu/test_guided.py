@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.ipc import StepOutput
+from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
 from llm_pipeline.guides.masks import GuideError, GuidesUnavailableError
 from llm_pipeline.protocol.errors import ErrorCode
 from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, GenerationRequest, SamplingParams
@@ -20,6 +23,19 @@ from tests.support.hash_model import CAPACITY, VOCABULARY, HashModel, RepeatingM
 from tests.support.sample_requests import make_request
 
 REPETITIVE = tuple(range(10, 20)) * 3
+
+
+class VolatileModel(RepeatingModel):
+    """A model whose logits are valid until its next run, as the real one's are."""
+
+    def __init__(self, *, capacity: int = CAPACITY * 10) -> None:
+        super().__init__(capacity=capacity)
+        self._logits_of_last_run = np.empty(0, np.float32)
+
+    def run(self, chunks: Sequence[ScheduledChunk]) -> npt.NDArray[np.float32]:
+        self._logits_of_last_run[:] = np.nan
+        self._logits_of_last_run = super().run(chunks)
+        return self._logits_of_last_run
 
 
 class Bench:
@@ -35,7 +51,7 @@ class Bench:
         draft_tokens: int = 0,
     ) -> None:
         self.guides = guides
-        self.model = model or RepeatingModel(capacity=CAPACITY * 10)
+        self.model = model or VolatileModel()
         self.now_s = 1000.0
         self.steps: defaultdict[str, list[StepOutput]] = defaultdict(list)
         self.ended: list[str] = []
@@ -142,7 +158,7 @@ def test_late_masks_change_nothing_about_any_request(
     """Also if sequences lose their blocks and their slots while they wait."""
     bench = Bench(
         FakeGuides(delays=lambda address: delays[int(address) :]),
-        RepeatingModel(capacity=capacity),
+        VolatileModel(capacity=capacity),
         max_active=max_active,
         max_batched_tokens=max_batched_tokens,
         draft_tokens=draft_tokens,
@@ -250,7 +266,7 @@ def test_a_sequence_that_gave_up_its_slot_is_the_next_to_start() -> None:
 
 
 def test_a_full_cache_takes_the_blocks_of_a_sequence_that_waits() -> None:
-    model = RepeatingModel(capacity=48)
+    model = VolatileModel(capacity=48)
     bench = Bench(FakeGuides(stopped=["slow"]), model)
     grows, slow = make_request("grows", (1, 2, 3), 40), guided(make_request("slow", REPETITIVE[:10], 8))
     bench.add(grows, slow)
@@ -260,6 +276,29 @@ def test_a_full_cache_takes_the_blocks_of_a_sequence_that_waits() -> None:
     bench.run()
     for request in (grows, slow):
         assert content(bench.steps[request.key]) == content(alone(request))
+    bench.assert_empty()
+
+
+def test_a_draft_whose_sequence_lost_its_blocks_while_it_waited_is_computed_again() -> None:
+    guides = FakeGuides(lambda text: np.ones(VOCABULARY, dtype=np.bool_))
+    bench = Bench(guides, max_active=1, draft_tokens=14)
+    request = guided(make_request("slow", REPETITIVE, 60))
+    bench.add(request)
+    while not guides.sources or len(guides.sources["slow"].questions[-1][1]) < 4:
+        bench.turn()
+    source, length = guides.sources["slow"], len(bench.tokens("slow"))
+    source.stop()
+    bench.turn()
+    bench.add(make_request("other", (5,), 3))
+    bench.now_s += 1
+    bench.run()
+    assert bench.ended == ["other"]
+    source.go()
+    assert len(bench.turn()[0].token_ids) > 1, "no draft token was accepted"
+    bench.run()
+    free = replace(request, guide=None)
+    assert length
+    assert content(bench.steps["slow"]) == content(alone(free))
     bench.assert_empty()
 
 
