@@ -194,17 +194,14 @@ def test_others_go_on_while_a_mask_is_missing() -> None:
 
 def test_a_sequence_that_waits_is_no_work_and_names_its_descriptor() -> None:
     bench = Bench(FakeGuides(stopped=["slow"]))
-    assert bench.engine.stalled_descriptors == []
     bench.add(guided(make_request("slow", max_tokens=5)))
     bench.turn()
-    assert not bench.engine.has_work
-    assert bench.engine.stalled_descriptors == [bench.guides.sources["slow"].fileno()]
-    assert bench.engine.active_count == 1
-    bench.guides.sources["slow"].go()
-    (step,) = bench.engine.resume()
-    assert len(step.token_ids) == 1
-    assert bench.engine.has_work
-    assert bench.engine.stalled_descriptors == []
+    source = bench.guides.sources["slow"]
+    states = [(bench.engine.has_work, bench.engine.stalled_descriptors, bench.engine.active_count)]
+    source.go()
+    assert [len(step.token_ids) for step in bench.engine.resume()] == [1]
+    states.append((bench.engine.has_work, bench.engine.stalled_descriptors, bench.engine.active_count))
+    assert states == [(False, [source.fileno()], 1), (True, [], 1)]
 
 
 def test_masks_are_asked_for_when_a_request_starts_and_not_while_it_is_queued() -> None:
