@@ -151,7 +151,7 @@ def _describe(tensor: Any) -> GgufTensor:
 
 
 def _check_ranges(path: Path, reader: Any) -> None:
-    """Raises EngineRefusedError if two tensors share bytes. The reader refuses one beyond the end of the file.
+    """Raises EngineRefusedError if two tensors share bytes. The reader refuses one outside of the file's data.
 
     llama.cpp refuses them, too. Such a file is damaged, or made to take far more memory than its size.
     """
@@ -161,10 +161,6 @@ def _check_ranges(path: Path, reader: Any) -> None:
         if start < end and size:
             raise EngineRefusedError(
                 f"{path.name}: the tensors {owner} and {tensor.name} overlap. The file is damaged. Download it again."
-            )
-        if start < int(reader.data_offset):
-            raise EngineRefusedError(
-                f"{path.name}: the tensor {tensor.name} begins in the header. The file is damaged. Download it again."
             )
         end, owner = max(end, start + size), str(tensor.name)
 
