@@ -29,8 +29,9 @@ class GgufModel:
     """An opened GGUF file. Tensors are memory-mapped and read by `dequantized` only."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the header. Raises EngineRefusedError if the file is not GGUF, or is truncated."""
+        """Reads the header. Raises EngineRefusedError if the file is not GGUF, is truncated, or its tensors overlap."""
         self._reader = _open_reader(path)
+        _check_ranges(path, self._reader)
         self.path = path
         self.tensors = [_describe(tensor) for tensor in self._reader.tensors]
 
@@ -147,6 +148,21 @@ class GgufModel:
 def _describe(tensor: Any) -> GgufTensor:
     shape = tuple(int(size) for size in reversed(tensor.shape))
     return GgufTensor(str(tensor.name), shape, str(tensor.tensor_type.name), int(tensor.n_elements))
+
+
+def _check_ranges(path: Path, reader: Any) -> None:
+    """Raises EngineRefusedError if two tensors share bytes. The reader refuses one outside of the file's data.
+
+    llama.cpp refuses them, too. Such a file is damaged, or made to take far more memory than its size.
+    """
+    end, owner = 0, ""
+    for tensor in sorted(reader.tensors, key=lambda tensor: int(tensor.data_offset)):
+        start, size = int(tensor.data_offset), int(tensor.n_bytes)
+        if start < end and size:
+            raise EngineRefusedError(
+                f"{path.name}: the tensors {owner} and {tensor.name} overlap. The file is damaged. Download it again."
+            )
+        end, owner = max(end, start + size), str(tensor.name)
 
 
 def _open_reader(path: Path) -> Any:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llm_pipeline.engine_files.manifest import EngineManifest
+from llm_pipeline.guides.compiler import check_guide
 from llm_pipeline.protocol.capabilities import Capabilities, check_supported
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, GenerationRequest, SamplingParams, TextOptions
 from llm_pipeline.protocol.model_info import ModelInfo
-from llm_pipeline.runtime.guided_decoding import check_guide
 from llm_pipeline.stages import validation as checks
 from llm_pipeline.stages.validation import out_of_range
 from llm_pipeline.text.fill_in_middle import FillInMiddle

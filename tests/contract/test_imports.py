@@ -38,6 +38,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine_files",),
         ("text",),
         ("runtime",),
+        ("guides",),
         ("executors/port", "executors/step_builder", "executors/waiting_queue"),
         ("executors/cpu/engine",),
         ("executors/cpu", "executors/tensorrt_llm", "executors/scripted"),
@@ -110,7 +111,7 @@ IMPORTED_BY = {
         "build_engine/artifact/tokenizer_checks.py",
         "build_engine/cpu/generation_checks.py",
     },
-    "llguidance": {"llm_pipeline/runtime/guided_decoding.py"},
+    "llguidance": {"llm_pipeline/guides/compiler.py"},
     "openvino": {
         "llm_pipeline/executors/cpu/engine/graph.py",
         "llm_pipeline/executors/cpu/engine/paged_model.py",

@@ -25,7 +25,7 @@ from llm_pipeline.executors.cpu.watchdog import Watchdog
 from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink
 from llm_pipeline.executors.step_builder import StepBuilder
 from llm_pipeline.protocol.capabilities import CAPABILITIES, check_supported
-from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     EngineStep,
     FinishReason,
@@ -81,6 +81,9 @@ class CpuExecutor:
     def submit(self, number: int, request: GenerationRequest) -> None:
         check_supported(request, CAPABILITIES["cpu"])
         self._check(request)
+        if request.guide is not None and request.guide_address is None:
+            _log.error("a guided request has no process that makes its masks")
+            raise internal_error()
         # The engine process names requests by a key, and has no use for stop strings.
         message = AddRequest(replace(request, key=str(number), text_options=TextOptions()))
         with self._send_lock:

@@ -1,8 +1,14 @@
-"""The engine loop's body: requests in, steps out. Combines the scheduler, the model and one sampler per request."""
+"""The engine loop's body: requests in, steps out. Combines the scheduler, the model and one sampler per request.
+
+No request waits for the guide of another: a step samples those sequences whose masks have arrived, and `resume` the
+others, once theirs have (guided.py).
+"""
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceType
 from dataclasses import replace
 from typing import Protocol
@@ -10,11 +16,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from llm_pipeline.executors.cpu.engine.guided import ConnectMasks, Masks, MaskSource, SequenceMasks, StalledChunk
 from llm_pipeline.executors.cpu.engine.ipc import CacheCounts, DraftCounts, StepOutput
 from llm_pipeline.executors.cpu.engine.logprobs import compute_logprobs
 from llm_pipeline.executors.cpu.engine.prompt_lookup import DraftLimits, PromptLookup, share_rows
 from llm_pipeline.executors.cpu.engine.sampler import BadLogitsError, Sampler
 from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk, Scheduler, Sequence
+from llm_pipeline.guides.masks import GuideError, GuidesUnavailableError
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     GUIDE_PARAM,
@@ -23,9 +31,11 @@ from llm_pipeline.protocol.messages import (
     PromptLogprobs,
     TopLogprobs,
 )
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
 
 _log = logging.getLogger("cpu-engine")
+_MASK_TIMEOUT_S = 10.0  # the guide's process limits its CPU time; this is for one that is stopped or starved
+_PARK_AFTER_S = 0.25  # a sequence that gives up its blocks computes its tokens again
+_RETRY_AFTER_S = 1.0
 
 
 class StepModel(Protocol):
@@ -39,10 +49,14 @@ class StepModel(Protocol):
         """Computes one step; logits f32 [sum of the chunks' logits_count, vocab_size], in the chunks' order."""
 
 
-def guide_error(key: str, reason: str) -> StepOutput:
-    """Returns the final step of a request whose output can't be constrained to its guide."""
+def _guide_error(reason: str) -> PipelineError:
+    """Returns the error of a request whose output can't be constrained to its guide."""
     message = f"The output could not be constrained to the requested format: {reason}"
-    return StepOutput(key, error=PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, message, param=GUIDE_PARAM))
+    return PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, message, param=GUIDE_PARAM)
+
+
+def _reject_guides(_address: str) -> MaskSource:
+    raise OSError("this engine was created without a connection to guides")
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason | None:
@@ -56,6 +70,7 @@ class EngineCore:
     """Decodes many requests at once. Not thread-safe: it belongs to one loop.
 
     `max_draft_tokens` limits the draft of each sequence in a step (prompt_lookup.py); with 0 there are no drafts.
+    `connect_masks` connects to the guide of a request that has one; it may raise OSError.
     """
 
     def __init__(
@@ -66,8 +81,12 @@ class EngineCore:
         max_active: int,
         prefix_cache: bool = True,
         max_draft_tokens: int = 0,
+        connect_masks: ConnectMasks = _reject_guides,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
+        self._connect_masks = connect_masks
+        self._clock = clock
         self._limits = DraftLimits(max_draft_tokens, min(model.draft_step_tokens, max_batched_tokens))
         self._drafted_tokens = self._accepted_draft_tokens = 0
         self._scheduler = Scheduler(
@@ -81,10 +100,18 @@ class EngineCore:
         self._samplers: dict[str, Sampler] = {}
         self._lookups: dict[str, PromptLookup] = {}  # of sequences that have been looked up
         self._prompt_logprobs: dict[str, tuple[list[float], list[TopLogprobs]]] = {}  # computed so far
+        self._masks: dict[str, SequenceMasks] = {}  # of guided sequences
+        self._stalled: dict[str, StalledChunk] = {}
 
     @property
     def has_work(self) -> bool:
+        """Whether a step can be computed. Not true while all requests wait for masks."""
         return self._scheduler.has_work
+
+    @property
+    def stalled_descriptors(self) -> list[int]:
+        """Descriptors that become readable when `resume` can continue a sequence."""
+        return [self._masks[key].fileno() for key in self._stalled]
 
     @property
     def active_count(self) -> int:
@@ -100,11 +127,13 @@ class EngineCore:
     def draft_counts(self) -> DraftCounts:
         return DraftCounts(self._drafted_tokens, self._accepted_draft_tokens)
 
-    def add(self, request: GenerationRequest, matcher: ConstraintMatcher | None = None) -> None:
-        """Queues a validated request; `matcher` constrains its output, if it has a guide."""
+    def add(self, request: GenerationRequest) -> None:
+        """Queues a validated request. One with a guide has the address of its masks."""
         sequence = Sequence(request, list(request.prompt_ids), needs_prompt_logits=request.return_prompt_logprobs)
         self._sequences[request.key] = sequence
-        self._samplers[request.key] = Sampler(request.sampling, request.prompt_ids, request.stop_token_ids, matcher)
+        self._samplers[request.key] = Sampler(request.sampling, request.prompt_ids, request.stop_token_ids)
+        if request.guide is not None and request.max_tokens:
+            self._masks[request.key] = SequenceMasks(sequence, self._connect_masks)
         self._scheduler.add(sequence)
 
     def cancel(self, key: str) -> StepOutput | None:
@@ -114,10 +143,32 @@ class EngineCore:
         self._remove(key)
         return StepOutput(key, finish_reason=FinishReason.CANCELLED)
 
+    def resume(self) -> list[StepOutput]:
+        """Continues the stalled sequences whose masks have arrived, and returns a step for each of them.
+
+        Ends those whose masks don't arrive within 10 s. After a while, gives the slots and blocks of stalled sequences
+        to others that wait.
+        """
+        steps = []
+        for key, stalled in list(self._stalled.items()):
+            if step := self._sample_guided(stalled.chunk, stalled.rows):
+                steps.append(step)
+                continue
+            waited_s = self._clock() - stalled.since_s
+            if waited_s > _MASK_TIMEOUT_S:
+                _log.warning("a guide's process has not answered for %.0f s; its request ends", waited_s)
+                reason = f"it took more than {_MASK_TIMEOUT_S:.0f} s to find the allowed tokens."
+                self._remove(key)
+                steps.append(StepOutput(key, error=_guide_error(reason)))
+            elif waited_s > _PARK_AFTER_S and self._scheduler.has_waiting:
+                self._scheduler.park(stalled.chunk.sequence)
+        return steps
+
     def step(self) -> list[StepOutput]:
         """Runs one forward pass. Returns one step for every sequence whose known tokens are all computed.
 
-        A step has one token, and one more for each accepted draft token.
+        A step has one token, and one more for each accepted draft token. Guided sequences whose masks have not arrived
+        are stalled and have none.
 
         The model's logits are f32 [rows, vocab_size], valid until its next run. A chunk has one row if its last token
         is the sequence's last, one more for each draft token, one per token if prompt logprobs are pending, and else
@@ -128,8 +179,12 @@ class EngineCore:
             return []
         if self._limits.per_sequence:
             chunks = self._with_drafts(chunks)
+        for chunk in chunks:
+            if masks := self._masks.get(chunk.sequence.request.key):
+                masks.ask(chunk.draft)
         logits = self._model.run(chunks)
         steps = []
+        guided = []
         row = 0
         for chunk in chunks:
             sequence = chunk.sequence
@@ -139,7 +194,16 @@ class EngineCore:
             if sequence.needs_prompt_logits:
                 self._score_prompt(chunk, rows)
             if chunk.is_sampled:
-                steps.append(self._sample(chunk, rows[-1 - len(chunk.draft) :]))
+                rows = rows[-1 - len(chunk.draft) :]
+                if sequence.request.key in self._masks:
+                    guided.append((chunk, rows))
+                else:
+                    steps.append(self._sample(chunk, rows))
+        for chunk, rows in guided:  # last, when most of their masks have arrived
+            if step := self._sample_guided(chunk, rows):
+                steps.append(step)
+            else:
+                self._stall(chunk, rows)
         return steps
 
     def _with_drafts(self, chunks: list[ScheduledChunk]) -> list[ScheduledChunk]:
@@ -152,6 +216,9 @@ class EngineCore:
         candidates = {}
         for index, chunk in enumerate(chunks):
             sequence = chunk.sequence
+            masks = self._masks.get(sequence.request.key)
+            if masks is not None and masks.is_asked:
+                continue  # without a draft, before a preemption or with the first chunk of the prompt
             if not sequence.needs_prompt_logits and sequence.request.max_tokens - sequence.generated > 1:
                 lookup = self._lookups.setdefault(sequence.request.key, PromptLookup())
                 if probability := lookup.look_up(sequence.tokens):
@@ -168,6 +235,29 @@ class EngineCore:
             count = self._scheduler.reserve(sequence, count)
         lookup = self._lookups.get(sequence.request.key)
         return () if lookup is None else lookup.draft(sequence.tokens, max(count, 0))
+
+    def _stall(self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32]) -> None:
+        """Leaves a sequence out of steps until its masks have arrived. `rows` are valid until the next step."""
+        chunk.sequence.is_stalled = True
+        self._stalled[chunk.sequence.request.key] = StalledChunk(chunk, rows.copy(), self._clock())
+
+    def _sample_guided(self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32]) -> StepOutput | None:
+        """Samples as `_sample` does with the sequence's masks; returns None if they have not arrived."""
+        sequence = chunk.sequence
+        key = sequence.request.key
+        try:
+            masks = self._masks[key].take()
+        except (GuideError, GuidesUnavailableError) as failure:
+            self._remove(key)
+            if isinstance(failure, GuideError):
+                return StepOutput(key, error=_guide_error(str(failure)))
+            error = PipelineError(ErrorCode.SERVICE_UNAVAILABLE, str(failure), retry_after_s=_RETRY_AFTER_S)
+            return StepOutput(key, error=error)
+        if masks is None:
+            return None
+        if self._stalled.pop(key, None):
+            self._scheduler.resume(sequence)
+        return self._sample(chunk, rows, masks)
 
     def _score_prompt(self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32]) -> None:
         """Adds the logprobs of the prompt tokens that follow the chunk's tokens.
@@ -191,10 +281,11 @@ class EngineCore:
         values, tops = self._prompt_logprobs.pop(sequence.request.key)
         return PromptLogprobs(tuple(values), tuple(tops))
 
-    def _sample(self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32]) -> StepOutput:
+    def _sample(self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32], masks: Masks | None = None) -> StepOutput:
         """Appends the next token, and the one after each draft token that is the token sampled in its place.
 
-        `rows` is f32 [1 + draft tokens, vocab_size]. Each token is sampled as it would be without the draft.
+        `rows` is f32 [1 + draft tokens, vocab_size]. Each token is sampled as it would be without the draft. `masks`,
+        one for each row, may be fewer: the draft ends with them.
         """
         sequence, request = chunk.sequence, chunk.sequence.request
         prompt_logprobs = self._take_prompt_logprobs(sequence)
@@ -203,13 +294,9 @@ class EngineCore:
             return StepOutput(request.key, finish_reason=FinishReason.LENGTH, prompt_logprobs=prompt_logprobs)
         token_ids: list[int] = []
         reason = error = None
-        for logits, draft_id in zip(rows, (*chunk.draft, None), strict=True):
-            sequence.computed = chunk.end + len(token_ids)
+        for index, draft_id in enumerate((*chunk.draft, None) if masks is None else (*chunk.draft, None)[: len(masks)]):
             try:
-                token_id = self._samplers[request.key].sample(logits)
-            except GuideError as failure:
-                error = guide_error(request.key, str(failure)).error
-                break
+                token_id = self._samplers[request.key].sample(rows[index], None if masks is None else masks[index])
             except BadLogitsError as failure:
                 _log.error("a request failed: %s", failure)
                 error = internal_error()
@@ -219,6 +306,8 @@ class EngineCore:
             reason = _finish_reason(sequence)
             if reason is not None or token_id != draft_id:
                 break
+        if sequence.computed == chunk.end:  # else it was parked while it waited for its masks
+            sequence.computed += max(len(token_ids) - 1, 0)
         self._record_draft(chunk, token_ids)
         if reason is not None or error is not None:
             self._remove(request.key)
@@ -242,3 +331,6 @@ class EngineCore:
         del self._samplers[key]
         self._lookups.pop(key, None)
         self._prompt_logprobs.pop(key, None)
+        self._stalled.pop(key, None)
+        if masks := self._masks.pop(key, None):
+            masks.close()

@@ -28,7 +28,6 @@ class EngineSettings:
     max_active: int
     threads: int
     vocab_size: int
-    eos_token_id: int | None  # ends a guided completion
     prefix_cache: bool
     f32_copy_bytes: int  # limit
     max_draft_tokens: int  # 0: no prompt lookup
@@ -44,7 +43,6 @@ class EngineSettings:
             max_active=settings.cpu_max_active,
             threads=settings.cpu_threads,
             vocab_size=manifest.limits.vocab_size,
-            eos_token_id=next(iter(manifest.tokens.eos), None),
             prefix_cache=settings.cpu_prefix_cache,
             f32_copy_bytes=settings.cpu_f32_copy_mib * 2**20,
             max_draft_tokens=settings.cpu_prompt_lookup,

@@ -8,23 +8,23 @@ frees its slot after at most one step. The process ends when the other end of th
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
+import select
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import orjson
 
-from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
-from llm_pipeline.executors.cpu.engine.core import EngineCore, guide_error
+from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.ipc import (
     AddRequest,
     Cancel,
@@ -35,32 +35,59 @@ from llm_pipeline.executors.cpu.engine.ipc import (
     StepReport,
 )
 from llm_pipeline.executors.cpu.engine.weights import load_weights
-from llm_pipeline.protocol.errors import PipelineError, internal_error
-from llm_pipeline.protocol.messages import GenerationRequest, Guide
+from llm_pipeline.guides.masks import MaskSource
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideCompiler, GuideError
 
 _log = logging.getLogger("cpu-engine")
 # The serving path (tokenizing, streaming, rejecting) has priority over computing: it needs little CPU time, and clients
 # wait for it.
 _NICENESS = 5
+_STALLED_REPORT_S = 0.25
 
-CompileGuide: TypeAlias = Callable[[Guide], ConstraintMatcher]
-
-
-class _GuidedRequest(NamedTuple):
-    """A request whose guide is compiled."""
-
-    request: GenerationRequest
-    matcher: ConstraintMatcher
+_Message: TypeAlias = AddRequest | Cancel | None  # None is the end of the connection
 
 
-# A StepOutput is the final step of a request whose guide could not be compiled; None is the end of the connection.
-_Message: TypeAlias = AddRequest | _GuidedRequest | Cancel | StepOutput | None
+class Inbox:
+    """The messages of decode, read by a thread of its own, and a descriptor that is readable while there are any."""
 
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._messages: SimpleQueue[_Message] = SimpleQueue()
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        threading.Thread(target=self._receive, name="engine-inbox", daemon=True).start()
 
-def _reject_guides(_guide: Guide) -> ConstraintMatcher:
-    raise GuideError("this engine was started without structured output")
+    def wait(self, others: Sequence[int]) -> bool:
+        """Waits for a message or until one of the other descriptors is readable.
+
+        Returns False if neither happens within 0.25 s while there are other descriptors.
+        """
+        poll = select.poll()
+        for descriptor in (self._event, *others):
+            poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(_STALLED_REPORT_S * 1000 if others else None))
+
+    def take(self) -> Iterator[_Message]:
+        """Yields the messages that have arrived."""
+        with suppress(BlockingIOError):  # there are none
+            os.eventfd_read(self._event)
+        while not self._messages.empty():  # no other thread takes messages out
+            yield self._messages.get()
+
+    def _receive(self) -> None:
+        """Queues incoming messages, and None when the connection ends."""
+        try:
+            while True:
+                self._put(self._connection.recv())
+        except (EOFError, OSError):
+            pass  # the other end was closed
+        except Exception:  # noqa: BLE001 - an engine without an inbox would hang; the parent restarts a process that ends
+            _log.exception("a message can't be read")
+        finally:
+            self._put(None)
+
+    def _put(self, message: _Message) -> None:
+        self._messages.put(message)
+        os.eventfd_write(self._event, 1)
 
 
 def load_engine(settings: EngineSettings) -> tuple[EngineCore, int]:
@@ -89,30 +116,27 @@ def load_engine(settings: EngineSettings) -> tuple[EngineCore, int]:
         max_active=settings.max_active,
         prefix_cache=settings.prefix_cache,
         max_draft_tokens=settings.max_draft_tokens,
+        connect_masks=partial(MaskSource, vocab_size=settings.vocab_size),
     )
     return engine, capacity
 
 
-def serve(engine: EngineCore, connection: Connection, compile_guide: CompileGuide = _reject_guides) -> None:
+def serve(engine: EngineCore, connection: Connection) -> None:
     """Runs the engine until the other end closes the connection."""
-    messages: SimpleQueue[_Message] = SimpleQueue()
-    threading.Thread(
-        target=_receive, args=(connection, messages, compile_guide), name="engine-inbox", daemon=True
-    ).start()
+    inbox = Inbox(connection)
     while True:
+        # While all requests wait for masks, reports show that the engine is alive.
+        is_due = not engine.has_work and not inbox.wait(engine.stalled_descriptors)
         steps: list[StepOutput] = []
-        for message in _pending(messages, block=not engine.has_work):
+        for message in inbox.take():
             if message is None:
                 return
-            if isinstance(message, _GuidedRequest):
-                engine.add(message.request, message.matcher)
-            elif isinstance(message, StepOutput):
-                steps.append(message)
-            elif isinstance(message, AddRequest):
+            if isinstance(message, AddRequest):
                 engine.add(message.request)
             elif step := engine.cancel(message.key):
                 steps.append(step)
-        if steps:
+        steps += engine.resume()
+        if steps or is_due:
             # Reported before the next step, which may take a while.
             connection.send(_report(engine, steps))
         if engine.has_work:
@@ -122,54 +146,6 @@ def serve(engine: EngineCore, connection: Connection, compile_guide: CompileGuid
 
 def _report(engine: EngineCore, steps: list[StepOutput]) -> StepReport:
     return StepReport(steps, engine.active_count, engine.cache_counts, engine.draft_counts)
-
-
-def _receive(connection: Connection, messages: SimpleQueue[_Message], compile_guide: CompileGuide) -> None:
-    """Queues incoming messages, and None when the connection ends."""
-    try:
-        while True:
-            message = connection.recv()
-            is_guided = isinstance(message, AddRequest) and message.request.guide is not None
-            messages.put(_compile(message.request, compile_guide) if is_guided else message)
-    except (EOFError, OSError):
-        pass  # the other end was closed
-    except Exception:  # noqa: BLE001 - an engine without an inbox would hang; the parent restarts a process that ends
-        _log.exception("a message can't be read")
-    finally:
-        messages.put(None)
-
-
-def _compile(request: GenerationRequest, compile_guide: CompileGuide) -> _GuidedRequest | StepOutput:
-    """Returns the request with its compiled guide, or its final step. On the inbox thread, because it may be slow."""
-    assert request.guide is not None
-    try:
-        return _GuidedRequest(request, compile_guide(request.guide))
-    except GuideError as error:
-        return guide_error(request.key, str(error))
-    except PipelineError as error:  # the request did not pass through preprocess
-        return guide_error(request.key, error.message)
-    except Exception:  # noqa: BLE001 - one guide must not end the inbox
-        _log.exception("a guide could not be compiled")
-        return StepOutput(request.key, error=internal_error())
-
-
-def _pending(messages: SimpleQueue[_Message], *, block: bool) -> Iterator[_Message]:
-    """Yields the messages that have arrived; waits for the first one if `block`."""
-    if block:
-        yield messages.get()
-    while not messages.empty():  # no other thread takes messages out
-        yield messages.get()
-
-
-def _guide_compiler(settings: EngineSettings) -> CompileGuide:
-    @functools.cache
-    def compiler() -> GuideCompiler:
-        if settings.eos_token_id is None:
-            raise GuideError("the model has no end-of-sequence token, so guided output would never end")
-        tokenizer = Path(settings.engine_dir) / TOKENIZER_NAME
-        return GuideCompiler(tokenizer, vocab_size=settings.vocab_size, end_id=settings.eos_token_id)
-
-    return lambda guide: compiler().compile(guide)
 
 
 def main(arguments: list[str]) -> int:
@@ -185,7 +161,7 @@ def main(arguments: list[str]) -> int:
     freeze_startup_objects()
     connection.send(Ready(capacity))
     with suppress(ConnectionError):  # the parent closed the connection during a step
-        serve(engine, connection, _guide_compiler(settings))
+        serve(engine, connection)
     _log.info("the decode process has ended; stopping")
     return 0
 

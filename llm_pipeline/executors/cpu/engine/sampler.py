@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from llm_pipeline.executors.cpu.engine.logits_processor import Logits, LogitsProcessor
 from llm_pipeline.protocol.messages import SamplingParams
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher
 
 Probabilities = npt.NDArray[np.float32]  # [vocab_size] or a selection of it
 TokenIdArray = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]  # [vocab_size]
 
 _MIN_NOISE = np.float32(1e-30)  # Exp(1) in float32 may be 0, which must not be a divisor
 _FIRST_NUCLEUS, _NUCLEUS_GROWTH = 256, 16
@@ -34,8 +34,7 @@ class BadLogitsError(Exception):
 class Sampler:
     """Samples the tokens of one request, one after the other.
 
-    `prompt_ids` count for the repetition penalty; `stop_token_ids` are banned until min_tokens is reached. `matcher`
-    restricts the tokens to those that the request's guide allows.
+    `prompt_ids` count for the repetition penalty; `stop_token_ids` are banned until min_tokens is reached.
     """
 
     def __init__(
@@ -43,28 +42,24 @@ class Sampler:
         sampling: SamplingParams,
         prompt_ids: Sequence[int] = (),
         stop_token_ids: Sequence[int] = (),
-        matcher: ConstraintMatcher | None = None,
     ) -> None:
         self._sampling = sampling
-        self._matcher = matcher
         self._processor = LogitsProcessor.for_request(sampling, prompt_ids, stop_token_ids)
         self._random = None if sampling.is_greedy else np.random.Generator(np.random.PCG64(sampling.seed))
 
-    def sample(self, logits: Logits) -> int:
+    def sample(self, logits: Logits, mask: Mask | None = None) -> int:
         """Returns the next token; `logits`, f32 [vocab_size], are not modified.
 
-        Raises BadLogitsError if the largest logit is not finite, also because every token is banned, and GuideError if
-        the guide can't be followed any further.
+        `mask` are the tokens that the request's guide allows. Raises BadLogitsError if the largest logit is not finite,
+        also because every token is banned.
         """
         if self._processor is not None:
             logits = self._processor.apply(logits)
-        if self._matcher is not None:
-            logits = np.where(self._matcher.allowed(), logits, np.float32(-np.inf))
+        if mask is not None:
+            logits = np.where(mask, logits, np.float32(-np.inf))
         token_id = self._draw(logits)
         if self._processor is not None:
             self._processor.accept_token(token_id)
-        if self._matcher is not None:
-            self._matcher.advance((token_id,))
         return token_id
 
     def _draw(self, logits: Logits) -> int:

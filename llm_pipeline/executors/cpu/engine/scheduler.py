@@ -11,6 +11,9 @@ rest goes to the shortest. The blocks of a whole prompt are allocated when it st
 nothing.
 
 A sequence skips the part of its prompt that the prefix cache (blocks.py) already contains.
+
+A sequence that waits for the mask of its next token is stalled: it is left out of steps, and keeps its slot and blocks
+until another one needs them. Then it is parked, outside the queue, until it is resumed.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ class Sequence:
     needs_prompt_logits: bool = False  # prompt logprobs were requested and not sent yet
     block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were needed
     registered_count: int = 0  # number of its blocks that others can find by their hash
+    is_stalled: bool = False  # its last token is computed, and the next one can't be sampled yet
 
     @property
     def generated(self) -> int:
@@ -100,6 +104,7 @@ class Scheduler:
         self._max_active = max_active
         self._active: list[Sequence] = []  # oldest first
         self._waiting: FairQueue[Sequence] = FairQueue()
+        self._is_blocked = False  # nothing can be scheduled until something is added, removed or resumed
 
     @property
     def active_count(self) -> int:
@@ -112,14 +117,24 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._active or len(self._waiting))
+        """Whether a step can be scheduled. Stalled sequences alone are no work."""
+        if self._is_blocked:
+            return False
+        return self.has_waiting or not all(sequence.is_stalled for sequence in self._active)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether sequences wait for a slot or for blocks."""
+        return len(self._waiting) > 0
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence; its urgency and its tenant decide on its turn."""
+        self._is_blocked = False
         self._waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Removes a sequence that has ended, active or waiting, and releases its blocks."""
+        """Removes a sequence that has ended, active, waiting or parked, and releases its blocks."""
+        self._is_blocked = False
         if sequence in self._active:
             self._active.remove(sequence)
         else:
@@ -127,8 +142,23 @@ class Scheduler:
         self._register_blocks(sequence)
         self._release(sequence)
 
+    def park(self, sequence: Sequence) -> None:
+        """Takes the slot and the blocks of a stalled sequence, if it has them, for others that wait."""
+        if sequence in self._active:
+            self._is_blocked = False
+            self._preempt(sequence)
+
+    def resume(self, sequence: Sequence) -> None:
+        """Continues a stalled sequence, whose next token is about to be sampled."""
+        self._is_blocked = False
+        sequence.is_stalled = False
+        if sequence not in self._active:  # parked
+            self._waiting.put_back(sequence)
+
     def schedule(self) -> list[ScheduledChunk]:
-        """Returns the chunks of the next step. Never empty while there is work."""
+        """Returns the chunks of the next step. Empty if there is no work, or only for sequences that don't fit beside
+        stalled ones.
+        """
         for sequence in self._active:
             self._register_blocks(sequence)
         chunks: list[ScheduledChunk] = []
@@ -145,6 +175,7 @@ class Scheduler:
                 chunks.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + count))
         # Nothing that is scheduled is preempted in the same step: only a sequence that decodes preempts, and only
         # younger ones, which are scheduled after it.
+        self._is_blocked = not chunks
         return chunks
 
     def reserve(self, sequence: Sequence, count: int) -> int:
@@ -238,7 +269,8 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._active.remove(sequence)
         self._release(sequence)
-        self._waiting.put_back(sequence)
+        if not sequence.is_stalled:
+            self._waiting.put_back(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.release(sequence.blocks)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.ipc import StepOutput
 from llm_pipeline.protocol.errors import ErrorCode
-from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, GenerationRequest, SamplingParams
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, SamplingParams
 from tests.support.hash_model import CAPACITY, VOCABULARY, HashModel
 from tests.support.sample_requests import make_request
 
@@ -107,33 +103,6 @@ def test_requests_with_equal_prefixes_get_the_same_tokens_as_alone(capacity: int
     for request in requests:
         assert steps[request.key] == alone(request)
     assert engine.cache_counts.reused_tokens > 0
-
-
-class ExhaustedMatcher:
-    """Constrains one token and fails on the next."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def allowed(self) -> npt.NDArray[np.bool_]:
-        if self._count:
-            raise GuideError("too many states.")
-        return np.ones(VOCABULARY, dtype=np.bool_)
-
-    def advance(self, token_ids: Sequence[int]) -> None:
-        self._count += len(token_ids)
-
-
-def test_guide_that_can_not_be_followed_any_further_fails_its_request_with_the_reason() -> None:
-    engine = make_engine()
-    engine.add(make_request("guided"), cast("ConstraintMatcher", ExhaustedMatcher()))
-    engine.add(make_request("other"))
-    steps = finish(engine)
-    error = steps["guided"][-1].error
-    assert error is not None
-    assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, GUIDE_PARAM)
-    assert error.message == "The output could not be constrained to the requested format: too many states."
-    assert steps["other"] == alone(make_request("other"))
 
 
 def test_prompt_that_fills_the_whole_kv_cache_is_scored() -> None:

@@ -5,17 +5,26 @@ The KV cache is far too small for all requests together, so that they queue and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from build_engine.cpu.reference import ReferenceCase
+from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
+from llm_pipeline.guides.compiler import ConstraintMatcher, GuideCompiler
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, Guide, GuideType, SamplingParams
-from llm_pipeline.runtime.guided_decoding import check_guide
+from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.cpu_executors import CONTEXT, MAX_ACTIVE, RestartableEngine
 from tests.support.executor_rules import CLOSING_RULES, RULES, RuleBench
+from tests.support.fake_masks import guided
+from tests.support.mask_server import serving_masks
 from tests.support.sample_requests import make_request
 
 TOKENS = 12  # of each reference completion; the first ones already depend on the whole prompt
@@ -98,25 +107,85 @@ def test_prompt_logprobs_without_a_token_come_with_the_end(bench: RuleBench) -> 
     bench.end(number)
 
 
+# --- Guides ----------------------------------------------------------------------------------------------------------
+
+
+def matcher(engine_dir: Path, expression: str) -> ConstraintMatcher:
+    manifest = EngineManifest.load(engine_dir)
+    (end_id, *_), vocab_size = manifest.tokens.eos, manifest.limits.vocab_size
+    compiler = GuideCompiler(engine_dir / TOKENIZER_NAME, vocab_size=vocab_size, end_id=end_id)
+    return compiler.compile(Guide(GuideType.REGEX, expression))
+
+
+class SlowMaker:
+    """Makes masks, each of which takes longer than the watchdog of the test waits."""
+
+    def __init__(self, maker: ConstraintMatcher) -> None:
+        self._maker = maker
+
+    def copy(self) -> SlowMaker:
+        return SlowMaker(self._maker.copy())
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        self._maker.advance(token_ids)
+
+    def masks(self, draft: Sequence[int], is_late: Callable[[], bool]) -> list[bytes]:
+        time.sleep(2)
+        return self._maker.masks(draft, is_late)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory with a path that is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="m-") as name:
+        yield Path(name)
+
+
+def test_guided_requests_follow_their_guide_beside_others(
+    bench: RuleBench, cases: list[ReferenceCase], engine_dir: Path, directory: Path
+) -> None:
+    """They preempt each other, because the KV cache is small."""
+    case, expression = cases[0], "([a-z]{3,5}, ){6}[0-9]{4}"
+    request = replace(make_request(prompt_ids=tuple(case.prompt_ids), max_tokens=60), stop_token_ids=(2,))
+    with serving_masks(matcher(engine_dir, expression), directory) as address:
+        numbers = [bench.submit_request(guided(request, address)) for _ in range(MAX_ACTIVE + 1)]
+        free = bench.submit(max_tokens=TOKENS, prompt_ids=tuple(case.prompt_ids))
+        ends = [bench.end_of(number).finish_reason for number in numbers]
+    assert ends == [FinishReason.STOP] * len(numbers)
+    completions = [bench.recorder.token_ids(number) for number in numbers]
+    assert completions == [completions[0]] * len(numbers)
+    text = Tokenizer.from_file(str(engine_dir / TOKENIZER_NAME)).decode(completions[0])
+    assert re.fullmatch(expression, text)
+    assert bench.recorder.token_ids(free) == case.greedy_ids[:TOKENS]
+
+
+def test_slow_mask_is_not_taken_for_a_hung_engine(
+    settings: PipelineSettings, manifest: EngineManifest, engine_dir: Path, directory: Path
+) -> None:
+    engine = RestartableEngine(settings.model_copy(update={"cpu_hang_timeout_s": 0.6}), manifest)
+    with serving_masks(SlowMaker(matcher(engine_dir, "[ab]+")), directory) as address:
+        number = engine.bench.submit_request(guided(make_request(prompt_ids=(5, 6), max_tokens=2), address))
+        assert engine.bench.end_of(number).finish_reason is FinishReason.LENGTH
+    engine.bench.executor.close()
+    assert len(engine.processes) == 1
+
+
 # --- Requests that the engine can't compute -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "guide",
-    [
-        Guide(GuideType.JSON_SCHEMA, '{"$ref": "#"}'),
-        Guide(GuideType.EBNF_GRAMMAR, "root ::= " + " | ".join(f'"{number}"' for number in range(6000))),
-    ],
-    ids=["a recursive schema", "too many alternatives"],
-)
-def test_valid_guide_beyond_the_engines_limits_fails_its_request_with_400(bench: RuleBench, guide: Guide) -> None:
-    check_guide(guide)
-    request = make_request(prompt_ids=(5, 6), max_tokens=8, stop_token_ids=(2,))
-    error = bench.end_of(bench.submit_request(replace(request, guide=guide))).error
+def test_guide_whose_process_has_ended_fails_its_request_with_400(bench: RuleBench, tmp_path: Path) -> None:
+    request = guided(make_request(prompt_ids=(5, 6), max_tokens=8), str(tmp_path / "ended"))
+    error = bench.end_of(bench.submit_request(request)).error
     assert error is not None
     assert (error.code, error.param) == (ErrorCode.VALUE_OUT_OF_RANGE, GUIDE_PARAM)
     assert error.message.startswith("The output could not be constrained to the requested format: ")
     assert bench.end_of(bench.submit(max_tokens=1)).finish_reason is FinishReason.LENGTH
+
+
+def test_guided_request_without_a_process_for_its_guide_is_an_internal_error(bench: RuleBench) -> None:
+    with pytest.raises(PipelineError) as caught:
+        bench.submit_request(replace(guided(make_request(prompt_ids=(5, 6))), guide_address=None))
+    assert caught.value.code is ErrorCode.INTERNAL_ERROR
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The engine process: messages between steps, guides, and its end."""
+"""The engine process: messages between steps, waiting for masks, and its end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -15,11 +14,10 @@ import pytest
 
 from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.ipc import AddRequest, Cancel, StepOutput, StepReport
-from llm_pipeline.executors.cpu.engine.process import CompileGuide, serve
+from llm_pipeline.executors.cpu.engine.process import serve
 from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
-from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, GenerationRequest, Guide, GuideType
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest
+from tests.support.fake_masks import FakeGuides, guided
 from tests.support.hash_model import HashModel
 from tests.support.sample_requests import make_request
 
@@ -44,8 +42,8 @@ class GatedModel(HashModel):
 class Bench:
     """`serve` on a thread, and the other end of its socket."""
 
-    def __init__(self, compile_guide: CompileGuide | None = None) -> None:
-        self._compile_guide = compile_guide
+    def __init__(self) -> None:
+        self.guides = FakeGuides(stopped=["slow"])
         ours, theirs = socket.socketpair()
         self.connection = Connection(ours.detach())
         self.engine_end = Connection(theirs.detach())
@@ -54,12 +52,9 @@ class Bench:
         self.thread.start()
 
     def _serve(self) -> None:
-        engine = EngineCore(self.model, max_batched_tokens=64, max_active=4)
+        engine = EngineCore(self.model, max_batched_tokens=64, max_active=4, connect_masks=self.guides.connect)
         with suppress(ConnectionError), self.engine_end:
-            if self._compile_guide is None:
-                serve(engine, self.engine_end)
-            else:
-                serve(engine, self.engine_end, self._compile_guide)
+            serve(engine, self.engine_end)
 
     def submit(self, request: GenerationRequest) -> None:
         self.connection.send(AddRequest(request))
@@ -141,35 +136,31 @@ def test_messages_are_received_during_a_step(bench: Bench) -> None:
     assert len(bench.final_steps(101)) == 101
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "param", "reason"),
-    [
-        (GuideError("Too many states."), ErrorCode.VALUE_OUT_OF_RANGE, GUIDE_PARAM, "Too many states."),
-        (
-            PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, "No rule."),
-            ErrorCode.VALUE_OUT_OF_RANGE,
-            GUIDE_PARAM,
-            "No rule.",
-        ),
-        (RuntimeError("a bug"), ErrorCode.INTERNAL_ERROR, None, "because of an internal error"),
-    ],
-    ids=["beyond the limits", "invalid", "a bug"],
-)
-def test_guide_that_can_not_be_compiled_fails_its_request_alone(
-    error: Exception, code: ErrorCode, param: str | None, reason: str
-) -> None:
-    def compile_guide(guide: Guide) -> ConstraintMatcher:
-        raise error
+def test_engine_that_only_waits_for_a_mask_goes_on_when_it_arrives(bench: Bench) -> None:
+    bench.submit(guided(make_request("slow", max_tokens=3)))
+    assert bench.receive().steps == []
+    bench.guides.sources["slow"].go()
+    assert bench.finish_reasons(1) == {"slow": FinishReason.LENGTH}
 
-    bench = Bench(compile_guide)
-    bench.submit(replace(make_request("guided"), guide=Guide(GuideType.REGEX, "[ab]+")))
-    failure = bench.final_steps(1)["guided"].error
-    assert failure is not None
-    assert (failure.code, failure.param) == (code, param)
-    assert reason in failure.message
-    bench.submit(make_request("other", max_tokens=1))
+
+def test_engine_that_only_waits_for_a_mask_takes_messages(bench: Bench) -> None:
+    bench.submit(guided(make_request("slow", max_tokens=3)))
+    assert bench.receive().steps == []
+    bench.submit(make_request("other", max_tokens=3))
     assert bench.finish_reasons(1) == {"other": FinishReason.LENGTH}
-    bench.close()
+    bench.connection.send(Cancel("slow"))
+    assert bench.finish_reasons(1) == {"slow": FinishReason.CANCELLED}
+
+
+def test_engine_that_only_waits_for_a_mask_reports_that_it_lives_and_computes_nothing(bench: Bench) -> None:
+    """Without the reports, the watchdog would take it for a hung one."""
+    bench.submit(guided(make_request("slow", max_tokens=3)))
+    reports = [bench.receive() for _ in range(4)]
+    assert [(report.steps, report.active_count) for report in reports] == [([], 1)] * 4
+    assert bench.model.runs == 1
+    bench.connection.send(Cancel("slow"))
+    assert len(bench.final_steps(1)) == 1
+    assert not bench.connection.poll(1), "an idle engine sends nothing"
 
 
 def test_unreadable_message_ends_the_engine(bench: Bench) -> None:

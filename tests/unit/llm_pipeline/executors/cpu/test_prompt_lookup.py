@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence as SequenceType
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,10 @@ from llm_pipeline.executors.cpu.engine.prompt_lookup import (
     share_rows,
 )
 from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
+from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.protocol.errors import ErrorCode
 from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, SamplingParams
-from llm_pipeline.runtime.guided_decoding import ConstraintMatcher, GuideError
+from tests.support.fake_masks import FakeGuides, Mask, guided
 from tests.support.hash_model import CAPACITY, VOCABULARY, HashModel, RepeatingModel
 from tests.support.sample_requests import make_request
 
@@ -43,12 +44,13 @@ class Pool:
     max_batched_tokens: int = 256
     max_active: int = 8
 
-    def engine(self, model: HashModel, *, draft_tokens: int = DRAFT_TOKENS) -> EngineCore:
+    def engine(self, model: HashModel, *, draft_tokens: int = DRAFT_TOKENS, **options: Any) -> EngineCore:
         return EngineCore(
             model,
             max_batched_tokens=self.max_batched_tokens,
             max_active=self.max_active,
             max_draft_tokens=draft_tokens,
+            **options,
         )
 
     def model(self) -> RepeatingModel:
@@ -244,31 +246,22 @@ def test_logits_after_a_rejected_draft_token_do_not_matter() -> None:
     assert outputs["poisoned"].error is ErrorCode.INTERNAL_ERROR
 
 
-class CountingMatcher:
+def forbids_some(text: tuple[int, ...]) -> Mask:
     """Forbids a few tokens at each position, and everything after 30."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def allowed(self) -> npt.NDArray[np.bool_]:
-        if self._count == 30:
-            raise GuideError("too many states.")
-        return np.asarray(np.arange(VOCABULARY) % 7 != self._count % 7)
-
-    def advance(self, token_ids: SequenceType[int]) -> None:
-        self._count += len(token_ids)
+    if len(text) == 30:
+        raise GuideError("too many states.")
+    return np.asarray(np.arange(VOCABULARY) % 7 != len(text) % 7)
 
 
 @pytest.mark.parametrize("is_greedy", [True, False])
 def test_guided_output_is_the_same_up_to_its_error(is_greedy: bool) -> None:
-    def guided(draft_tokens: int) -> Output:
+    def output(draft_tokens: int) -> Output:
         pool = Pool()
-        engine = pool.engine(pool.model(), draft_tokens=draft_tokens)
+        engine = pool.engine(pool.model(), draft_tokens=draft_tokens, connect_masks=FakeGuides(forbids_some).connect)
         request = make_request("guided", REPETITIVE, 60, SamplingParams(is_greedy=is_greedy, seed=3))
-        engine.add(request, cast("ConstraintMatcher", CountingMatcher()))
-        return run(engine, [])["guided"]
+        return run(engine, [guided(request)])["guided"]
 
-    plain, drafted = guided(0), guided(DRAFT_TOKENS)
+    plain, drafted = output(0), output(DRAFT_TOKENS)
     assert drafted == plain
     assert len(drafted.token_ids) == 30
     assert drafted.error is ErrorCode.VALUE_OUT_OF_RANGE

@@ -24,6 +24,7 @@ class Job:
     leaves: int | None = None
     kind: int = 0  # prompts of one kind have equal prefixes
     tenant: str = ""
+    stall: int = 0  # steps for which each of its tokens waits for a mask
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Run:
     finished: list[Sequence] = field(default_factory=list)
     started: list[Sequence] = field(default_factory=list)
     added: list[Sequence] = field(default_factory=list)
+    stalled: dict[int, tuple[Sequence, int]] = field(default_factory=dict)  # by id, with the step of its mask
+    step_number: int = 0
     preemption_count: int = 0
+    stalls: dict[int, int] = field(default_factory=dict)  # by id of a sequence
     on_schedule: Callable[[list[ScheduledChunk]], None] = lambda plan: None
 
     def __post_init__(self) -> None:
@@ -70,6 +74,8 @@ class Run:
         limit = sum(job.prompt + job.max_tokens for job in self.jobs) + max(
             (job.arrives for job in self.jobs), default=0
         )
+        # A sequence that stalls may compute all of its tokens again for each new one.
+        limit += sum(job.max_tokens * (job.stall + self.pool.capacity) for job in self.jobs if job.stall)
         arrivals = [
             (job, Sequence(make_request(max_tokens=job.max_tokens), [job.kind] * job.prompt)) for job in self.jobs
         ]
@@ -77,7 +83,14 @@ class Run:
             object.__setattr__(sequence.request, "prompt_ids", tuple(sequence.tokens))
         for job, sequence in arrivals:
             object.__setattr__(sequence.request, "tenant", job.tenant)
+        self.stalls = {id(sequence): job.stall for job, sequence in arrivals}
         for step in range(limit + 1):
+            self.step_number = step
+            for sequence, resumes in list(self.stalled.values()):
+                if step >= resumes:
+                    self._resume(sequence)
+                elif self.scheduler.has_waiting and resumes % 2:
+                    self.scheduler.park(sequence)
             for job, sequence in arrivals:
                 if job.arrives == step:
                     self._add(sequence)
@@ -96,6 +109,7 @@ class Run:
     def _remove(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
         self.live.remove(sequence)
+        self.stalled.pop(id(sequence), None)
         assert sequence.blocks == []
         self._check_blocks()
 
@@ -113,7 +127,9 @@ class Run:
             self._compute(chunk)
 
     def _check_plan(self, plan: list[ScheduledChunk]) -> None:
-        assert plan, "an empty step while there is work"
+        assert plan or self.stalled, "an empty step while there is work"
+        assert plan or not self.scheduler.has_work, "the loop would spin"
+        assert not any(chunk.sequence.is_stalled for chunk in plan)
         budget = max(self.pool.max_batched_tokens, self.pool.max_active)
         assert sum(chunk.end - chunk.start for chunk in plan) <= budget
         assert len({id(chunk.sequence) for chunk in plan}) == len(plan), "a sequence twice in one step"
@@ -152,14 +168,26 @@ class Run:
             self.started.append(sequence)
         sequence.computed = chunk.end
         if chunk.is_sampled:
-            sequence.tokens.append(1)
-            if sequence.generated == sequence.request.max_tokens:
-                self._remove(sequence)
-                self.finished.append(sequence)
+            if stall := self.stalls[id(sequence)]:
+                sequence.is_stalled = True
+                self.stalled[id(sequence)] = (sequence, self.step_number + stall)
+            else:
+                self._sample(sequence)
+
+    def _resume(self, sequence: Sequence) -> None:
+        del self.stalled[id(sequence)]
+        self.scheduler.resume(sequence)
+        self._sample(sequence)
+
+    def _sample(self, sequence: Sequence) -> None:
+        sequence.tokens.append(1)
+        if sequence.generated == sequence.request.max_tokens:
+            self._remove(sequence)
+            self.finished.append(sequence)
 
 
 @st.composite
-def runs(draw: st.DrawFn, tenants: str = "abc") -> Run:
+def runs(draw: st.DrawFn, *, tenants: str = "abc", max_stall: int = 0) -> Run:
     pool = Pool(
         block_count=draw(st.integers(1, 12)),
         block_size=draw(st.integers(1, 5)),
@@ -175,12 +203,14 @@ def runs(draw: st.DrawFn, tenants: str = "abc") -> Run:
             leaves = draw(st.none() | st.integers(arrives, arrives + 25))
             max_tokens = draw(st.integers(1, pool.capacity - prompt))
             tenant = draw(st.sampled_from(tenants))
-            jobs.append(Job(prompt, max_tokens, arrives, leaves, draw(st.integers(0, 2)), tenant))
+            kind, stall = draw(st.integers(0, 2)), draw(st.integers(0, max_stall))
+            jobs.append(Job(prompt, max_tokens, arrives, leaves, kind, tenant, stall))
     return Run(pool, jobs)
 
 
-@given(runs())
+@given(runs() | runs(max_stall=5))
 def test_rules_hold_for_any_arrivals_and_removals(run: Run) -> None:
+    """Also if sequences wait for masks and lose their slots meanwhile."""
     run.go()
     assert run.scheduler.free_block_count == run.pool.block_count
     assert not run.scheduler.has_work

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from llm_pipeline.guides.mask_server import pack_row
+from llm_pipeline.guides.masks import GuideError, mask_bytes
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.fields import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
 from llm_pipeline.protocol.messages import GUIDE_PARAM, Guide, GuideType
@@ -30,10 +32,6 @@ _ANY_JSON = "{}"
 # The style of json.dumps. With flexible white space, a small model may write blanks up to max_tokens.
 _JSON_STYLE: JsonCompileOptions = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _RULE_HEAD = re.compile(r"^[ \t]*[?!]*[A-Za-z_][\w-]*(?:\[.*?\])?(?:\.\d+)?[ \t]*:", re.MULTILINE)
-
-
-class GuideError(Exception):
-    """A guide can't be enforced any further, for example beyond a limit of llguidance. The message gives the cause."""
 
 
 def check_guide(guide: Guide) -> None:
@@ -163,16 +161,44 @@ class ConstraintMatcher:
         self._matcher = matcher
         self._vocab_size = vocab_size
 
+    def copy(self) -> ConstraintMatcher:
+        """Returns another text under the same guide, as far as this one is."""
+        return ConstraintMatcher(self._matcher.deep_copy(), self._vocab_size)
+
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Returns the tokens that may come next, as bool[vocab_size]; the end token is among them if the text may end.
 
         Raises GuideError if a token that was not allowed has been added, or a limit of llguidance is exceeded.
         """
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self._matcher.is_error():
-            raise GuideError(_first_line(self._matcher.get_error()))
+        bits = np.frombuffer(self._mask(self._matcher), dtype=np.uint8)
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
 
     def advance(self, token_ids: Sequence[int]) -> None:
-        """Adds tokens to the text. A token that is not allowed makes the next `allowed` raise GuideError."""
-        self._matcher.consume_tokens(list(token_ids))
+        """Adds tokens to the text. A token that is not allowed makes the next mask raise GuideError."""
+        if token_ids:
+            self._matcher.consume_tokens(list(token_ids))
+
+    def masks(self, draft: Sequence[int] = (), is_late: Callable[[], bool] = lambda: False) -> list[bytes]:
+        """Returns the mask of the next token, and of the one after each draft token, one bit for each token id.
+
+        Ends at a draft token that is not allowed, and before a row if `is_late` returns True. The text stays as it is.
+        Raises GuideError as `allowed` does.
+        """
+        matcher = self._matcher
+        rows = [self._mask(matcher)]
+        consumed = 0
+        for token_id in draft:
+            if is_late() or matcher.is_stopped() or not matcher.try_consume_tokens([token_id]):
+                break
+            consumed += 1
+            # A mask made at the end of the text is final: the matcher could not be rolled back.
+            rows.append(self._mask(matcher.deep_copy() if matcher.is_stopped() else matcher))
+        if consumed and not matcher.rollback(consumed):
+            raise GuideError(_first_line(matcher.get_error()))
+        return rows
+
+    def _mask(self, matcher: Any) -> bytes:
+        bits = matcher.compute_bitmask()
+        if matcher.is_error():
+            raise GuideError(_first_line(matcher.get_error()))
+        return pack_row(bits, mask_bytes(self._vocab_size))

@@ -20,10 +20,11 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_pipeline.guides.compiler import GuideCompiler, check_guide
+from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.fields import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
 from llm_pipeline.protocol.messages import Guide, GuideType
-from llm_pipeline.runtime.guided_decoding import GuideCompiler, GuideError, check_guide
 from tests.support.guide_schemas import SCHEMAS
 
 MAX_TOKENS = 2000
@@ -107,7 +108,7 @@ def run_in_a_process(program: str, guide: Guide) -> subprocess.CompletedProcess[
 
 CHECK = """
 from llm_pipeline.protocol.errors import PipelineError
-from llm_pipeline.runtime.guided_decoding import check_guide
+from llm_pipeline.guides.compiler import check_guide
 try:
     check_guide(Guide(GuideType(sys.argv[1]), sys.stdin.read()))
 except PipelineError as error:
@@ -116,7 +117,7 @@ except PipelineError as error:
 VALIDATE = """
 from llguidance import LLMatcher
 from llm_pipeline.runtime.big_stack import call_with_large_stack
-from llm_pipeline.runtime.guided_decoding import llguidance_grammar
+from llm_pipeline.guides.compiler import llguidance_grammar
 guide = Guide(GuideType(sys.argv[1]), sys.stdin.read())
 print(call_with_large_stack(lambda: LLMatcher.validate_grammar(llguidance_grammar(guide))))
 """
@@ -247,3 +248,46 @@ def test_a_guide_that_an_older_llguidance_can_validate_is_validated(monkeypatch:
     monkeypatch.setitem(sys.modules, "llguidance.gbnf_to_lark", None)
     with pytest.raises(PipelineError, match="JSON schema can't be used"):
         check_guide(Guide(GuideType.JSON_SCHEMA, '{"type": "nothing"}'))
+
+
+def unpacked(row: bytes, size: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.unpackbits(np.frombuffer(row, np.uint8), count=size, bitorder="little").view(np.bool_)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_masks_after_a_draft_are_those_without_it_and_leave_the_text_as_it_is(
+    seed: int, compiler: GuideCompiler, library: tokenizers.Tokenizer
+) -> None:
+    dice = random.Random(seed)
+    size = library.get_vocab_size() + 5
+    drafting = compiler.compile(json_guide(SCHEMAS[seed * 5]))
+    plain = drafting.copy()
+    end = library.token_to_id("<|end|>")
+    for _ in range(60):
+        scout, draft, expected = plain.copy(), [], [plain.allowed()]
+        while len(draft) < 6 and dice.random() < 0.8:
+            token_id = dice.choice(np.flatnonzero(expected[-1]).tolist())
+            draft.append(token_id)
+            if token_id == end:
+                break
+            scout.advance([token_id])
+            expected.append(scout.allowed())
+        if draft and draft[-1] != end and dice.random() < 0.5:
+            draft.append(int(np.flatnonzero(~expected[-1])[0]))  # not allowed: the draft ends there
+        rows = [unpacked(row, size) for row in drafting.masks(draft)]
+        assert len(rows) >= len(expected)
+        for row, mask in zip(rows, expected, strict=False):
+            assert np.array_equal(row, mask)
+        accepted = draft[: dice.randrange(len(expected))] if draft else []
+        accepted = accepted or [dice.choice(np.flatnonzero(expected[0]).tolist())]
+        if end in accepted:
+            break
+        drafting.advance(accepted)
+        plain.advance(accepted)
+
+
+def test_a_draft_that_is_late_ends_early(compiler: GuideCompiler) -> None:
+    matcher = compiler.compile(Guide(GuideType.REGEX, "a{50}"))
+    token_id = int(np.flatnonzero(matcher.allowed())[0])
+    assert len(matcher.masks([token_id] * 5, lambda: True)) == 1
+    assert len(matcher.masks([token_id] * 5)) == 6
