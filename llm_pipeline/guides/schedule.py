@@ -1,11 +1,11 @@
 """Decides which guide is compiled next, and in which place. Pure: no process, no clock.
 
 Two fast places serve new guides, most of which take a few milliseconds. A compile that is not done after 50 ms leaves
-its fast place, for a slow one if there is room, and else it is stopped and starts again later in a slow place. So a fast
-place is free within 50 ms whatever is compiled. A slow place has the lowest priority of the CPU, and a tenant has at
-most one. In both queues the tenant goes first that has used the least CPU time lately (attained_service.py). A tenant
-that has used much is served by the slow places only, so that a stream of guides that take just under 50 ms each does not
-fill two cores.
+its fast place, for a slow one if there is room, and else it is stopped and starts again later in a slow place. So a
+fast place is free within 50 ms, whatever is compiled. A slow place has the lowest priority of the CPU, and a tenant has
+at most one. In both queues the tenant goes first that has used the least CPU time lately (attained_service.py). A
+tenant that has used much is served by the slow places only, so that a stream of guides that take just under 50 ms each
+does not fill two cores.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class CompileSchedule:
         return []
 
     def finish(self, attempt: int) -> int | None:
-        """Frees the place of an attempt that is done. Returns its job; None if the attempt has lost its place before."""
+        """Frees the place of an attempt that is done. Returns its job; None if it had lost its place before."""
         running = self._running.pop(attempt, None)
         return None if running is None else running.job.number
 
@@ -139,10 +139,12 @@ class CompileSchedule:
                     running.job.needs_slow_place = True
                     self._waiting.setdefault(running.job.tenant, {})[running.job.number] = running.job
                     yield Stop(attempt)
-            elif running.lane is Lane.SLOW and not running.is_idle_class:
-                if now - running.since >= self._limits.idle_class_after_s:
-                    running.is_idle_class = True
-                    yield Demote(attempt, to_idle_class=True)
+            elif running.lane is Lane.SLOW and self._is_long_in_slow_place(running, now):
+                running.is_idle_class = True
+                yield Demote(attempt, to_idle_class=True)
+
+    def _is_long_in_slow_place(self, running: _Running, now: float) -> bool:
+        return not running.is_idle_class and now - running.since >= self._limits.idle_class_after_s
 
     def _fill(self, lane: Lane, places: int, now: float, may_start: Callable[[str], bool]) -> Iterable[Action]:
         while self._count(lane) < places:
@@ -166,15 +168,12 @@ class CompileSchedule:
     def _first(self, tenant: str, lane: Lane, now: float) -> _Job | None:
         """Returns a tenant's next job for a lane."""
         may_be_fast = self._may_be_fast(tenant, now)
+        jobs = self._waiting[tenant].values()
         if lane is Lane.SLOW:
             if not self._has_slow_place(tenant):
                 return None
-            return next(
-                (job for job in self._waiting[tenant].values() if job.needs_slow_place or not may_be_fast), None
-            )
-        if not may_be_fast:
-            return None
-        return next((job for job in self._waiting[tenant].values() if not job.needs_slow_place), None)
+            return next((job for job in jobs if job.needs_slow_place or not may_be_fast), None)
+        return next((job for job in jobs if may_be_fast and not job.needs_slow_place), None)
 
     def _may_be_fast(self, tenant: str, now: float) -> bool:
         limits = self._limits

@@ -83,12 +83,11 @@ class ForkServerProcess:
     def close(self) -> int | None:
         """Ends the process, and its children with it. Returns its exit status, or None if it does not end."""
         self.orders.close()
-        for end in (lambda: None, self._popen.kill):
-            end()
-            with suppress(subprocess.TimeoutExpired):
-                status = self._popen.wait(_END_S)
-                self.reports.close()
-                return status
-        _log.error("the guides' process %d does not end; it is left alone", self._popen.pid)
         self.reports.close()
+        for is_last_try in (False, True):
+            with suppress(subprocess.TimeoutExpired):
+                return self._popen.wait(_END_S)
+            if not is_last_try:
+                self._popen.kill()
+        _log.error("the guides' process %d does not end; it is left alone", self._popen.pid)
         return None

@@ -21,12 +21,15 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
+from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.guides import errors
 from llm_pipeline.guides.limits import GuideLimits
 from llm_pipeline.guides.orders import ForkServerSettings, Order, ProcessEnded, Report, ServerReady, Verdict
 from llm_pipeline.guides.preparations import OnPrepared, Preparations
 from llm_pipeline.guides.server_process import ForkServerProcess
+from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import Guide
+from llm_pipeline.runtime.settings import PipelineSettings, capabilities_of
 from llm_pipeline.runtime.subprocesses import RestartBackoff
 
 _log = logging.getLogger(__name__)
@@ -129,7 +132,7 @@ class GuideService:
         while not self._closing.is_set():
             try:
                 self._turn()
-            except Exception:  # noqa: BLE001 - a bug must not leave requests without an ending
+            except Exception:  # noqa: BLE001, PERF203 - a bug must not leave requests without an ending
                 _log.exception("guides: a step failed; everything under way is given up")
                 self._guarded(self._lose_server)
         self._guarded(self._end)
@@ -150,7 +153,7 @@ class GuideService:
         for report in server.receive():
             self._on_report(report)
         starts_too_long = not self._is_ready and time.monotonic() > self._started_at + _START_TIMEOUT_S
-        if self._can_compile and (starts_too_long or not server.is_running()):
+        if starts_too_long or not server.is_running():
             for report in server.receive():  # what it reported last
                 self._on_report(report)
             self._lose_server()
@@ -183,10 +186,12 @@ class GuideService:
                     self._preparations.prepare(
                         message.ticket, message.guide, message.tenant, self._guarded_callback(message), now
                     )
-                elif self._directory is None:  # the executor checks guides itself
-                    self._guarded_callback(message)(None, None)
                 else:
-                    self._guarded_callback(message)(None, errors.guides_unavailable())
+                    self._guarded_callback(message)(None, self._without_compiler())
+
+    def _without_compiler(self) -> PipelineError | None:
+        """Without masks, the executor checks guides itself."""
+        return None if self._directory is None else errors.guides_unavailable()
 
     def _guarded_callback(self, message: _Prepare) -> OnPrepared:
         return lambda address, error: self._guarded(lambda: message.on_prepared(address, error))
@@ -216,7 +221,7 @@ class GuideService:
         else:
             _log.warning("llguidance is missing; guides are not checked before they reach the executor")
             self._can_compile = False
-            self._preparations.refuse_all(errors.guides_unavailable())
+            self._preparations.refuse_all(self._without_compiler())
 
     def _start(self, now: float) -> None:
         try:
@@ -250,3 +255,18 @@ class GuideService:
             self._server.close()
         self._wake.close()
         self._woken.close()
+
+
+def create_guide_service(settings: PipelineSettings, manifest: EngineManifest) -> GuideService | None:
+    """Returns None if the executor has no guided decoding, or the model no end token, without which no guide ends."""
+    if not capabilities_of(settings).guides or not manifest.tokens.eos:
+        return None
+    limits = GuideLimits.of(settings)
+    if settings.executor != "cpu":  # the others have guided decoding of their own
+        return GuideService(limits)
+    return GuideService(
+        limits,
+        tokenizer_file=settings.engine_dir / TOKENIZER_NAME,
+        vocab_size=manifest.limits.vocab_size,
+        end_id=manifest.tokens.eos[0],
+    )

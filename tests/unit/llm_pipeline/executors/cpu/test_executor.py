@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from build_engine.cpu.reference import ReferenceCase
-from llm_pipeline.guides.compiler import check_guide
+from llm_pipeline.guides.checks import check_guide
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, Guide, GuideType, SamplingParams
 from tests.support.cpu_executors import CONTEXT, MAX_ACTIVE, RestartableEngine
