@@ -18,24 +18,17 @@ class AttainedService:
     def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
         self._rate = math.log(2) / half_life_s
         self._used: dict[str, float] = {}  # as of the origin: a later use counts more
-        self._total = 0.0
         self._origin = 0.0
 
     def add(self, tenant: str, cpu_s: float, now: float) -> None:
         """Counts `cpu_s`, which may be negative to correct an earlier estimate."""
         self._move_origin(now)
         added = cpu_s * math.exp(self._rate * (now - self._origin))
-        used = max(self._used.get(tenant, 0.0) + added, 0.0)
-        self._total += used - self._used.get(tenant, 0.0)
-        self._used[tenant] = used
+        self._used[tenant] = max(self._used.get(tenant, 0.0) + added, 0.0)
 
     def of(self, tenant: str, now: float) -> float:
         """Returns what a tenant has used, decayed until now."""
         return self._used.get(tenant, 0.0) * math.exp(-self._rate * (now - self._origin))
-
-    def total(self, now: float) -> float:
-        """Returns what all tenants have used, decayed until now."""
-        return max(self._total, 0.0) * math.exp(-self._rate * (now - self._origin))
 
     def _move_origin(self, now: float) -> None:
         """Ages all counts to `now`, at most once a second, and forgets the small ones."""
@@ -43,5 +36,4 @@ class AttainedService:
         if now - self._origin >= 1.0:
             aged = ((tenant, used * factor) for tenant, used in self._used.items())
             self._used = {tenant: used for tenant, used in aged if used > _FORGOTTEN_S}
-            self._total = sum(self._used.values())
             self._origin = now

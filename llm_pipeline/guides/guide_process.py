@@ -24,7 +24,8 @@ from llm_pipeline.runtime.subprocesses import end_with_parent
 
 OUT_OF_MEMORY_STATUS = 3
 _BACKLOG = 1024
-# Below the CPU engine's threads (nice 5), so that masks take little from a step that is being computed.
+_COMPILE_NICENESS = 5  # that of the CPU engine's threads
+# Below them, so that masks take little from a step that is being computed.
 _MASK_NICENESS = 15
 _MASK_MEMORY_MIB = 128  # that masks may add to a compiled guide
 _PAGE_BYTES = resource.getpagesize()
@@ -47,6 +48,7 @@ def run_guide_process(
     base_bytes = address_space_bytes()
     _limit_memory(base_bytes + settings.memory_mib * MIB)
     signal.setitimer(signal.ITIMER_PROF, settings.compile_cpu_s)
+    os.nice(_COMPILE_NICENESS)
     try:
         maker = compile_guide(order.guide)
         if maker is not None:

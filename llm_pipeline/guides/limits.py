@@ -25,11 +25,10 @@ class GuideLimits:
     fast_places: int = 2
     slow_places: int = 4  # of these, a tenant has at most one
     idle_class_after_s: float = 1.0  # in a slow place; then the compile runs only on cores that nothing else needs
-    # CPU time, decaying, up to which a tenant may use fast places; the second applies while all tenants together have
-    # used more than the third.
+    # A tenant uses slow places only, for this long after one of its guides had to leave a fast place, and while it has
+    # used more than this much CPU time (attained_service.py).
+    fast_pause_s: float = 10.0
     fast_budget_s: float = 0.2
-    fast_budget_under_load_s: float = 0.01
-    load_s: float = 1.0
 
     waiting: int = 1024  # requests that wait for a guide; more are refused
     waiting_of_tenant: int = 256

@@ -4,8 +4,8 @@ Two fast places serve new guides, most of which take a few milliseconds. A compi
 its fast place, for a slow one if there is room, and else it is stopped and starts again later in a slow place. So a
 fast place is free within 50 ms, whatever is compiled. A slow place has the lowest priority of the CPU, and a tenant has
 at most one. In both queues the tenant goes first that has used the least CPU time lately (attained_service.py). A
-tenant that has used much is served by the slow places only, so that a stream of guides that take just under 50 ms each
-does not fill two cores.
+tenant whose guide had to leave a fast place, or that has used much, is served by the slow places only for a while, so
+that a stream of such guides does not fill two cores.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class CompileSchedule:
         self._waiting: dict[str, dict[int, _Job]] = {}  # by tenant, in order of arrival
         self._running: dict[int, _Running] = {}  # by attempt
         self._charged: dict[int, str] = {}  # tenants of attempts whose CPU time is an estimate
+        self._paused_until: dict[str, float] = {}  # by tenant: until then it has no fast place
         self._next_attempt = 0
 
     def add(self, job: int, tenant: str) -> None:
@@ -112,6 +113,7 @@ class CompileSchedule:
 
     def advance(self, now: float, may_start: Callable[[str], bool] = lambda tenant: True) -> list[Action]:
         """Returns what has to be done now. `may_start` is False for tenants that may have no further process."""
+        self._paused_until = {tenant: until for tenant, until in self._paused_until.items() if now < until}
         actions = [*self._expire(now)]
         actions += self._fill(Lane.FAST, self._limits.fast_places, now, may_start)
         actions += self._fill(Lane.SLOW, self._limits.slow_places, now, may_start)
@@ -131,6 +133,7 @@ class CompileSchedule:
         """Moves compiles that have had their time in their place."""
         for attempt, running in list(self._running.items()):
             if running.lane is Lane.FAST and now - running.since >= self._limits.fast_s:
+                self._paused_until[running.job.tenant] = now + self._limits.fast_pause_s
                 if self._has_slow_place(running.job.tenant):
                     running.lane, running.since = Lane.SLOW, now
                     yield Demote(attempt, to_idle_class=False)
@@ -176,10 +179,10 @@ class CompileSchedule:
         return next((job for job in jobs if may_be_fast and not job.needs_slow_place), None)
 
     def _may_be_fast(self, tenant: str, now: float) -> bool:
-        limits = self._limits
-        is_loaded = self._attained.total(now) > limits.load_s
-        budget_s = limits.fast_budget_under_load_s if is_loaded else limits.fast_budget_s
-        return self._attained.of(tenant, now) <= budget_s
+        if now < self._paused_until.get(tenant, now):
+            return False
+        running = sum(estimated == tenant for estimated in self._charged.values())
+        return self._attained.of(tenant, now) - running * self._limits.fast_s <= self._limits.fast_budget_s
 
     def _has_slow_place(self, tenant: str) -> bool:
         slow = [running for running in self._running.values() if running.lane is Lane.SLOW]

@@ -6,7 +6,6 @@ import json
 import random
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -81,28 +80,6 @@ def test_any_guide_is_accepted_or_rejected(kind: GuideType, text: str) -> None:
 
 
 # --- Matching --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def library() -> tokenizers.Tokenizer:
-    """Every byte, a few words, and the parts of JSON; the last id ends the text."""
-    library = tokenizers.Tokenizer(tokenizers.models.BPE())
-    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    library.train_from_iterator([json.dumps(schema) for schema in SCHEMAS] * 3, trainer)
-    library.add_special_tokens(["<|end|>"])
-    return library
-
-
-@pytest.fixture(scope="module")
-def compiler(library: tokenizers.Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GuideCompiler:
-    path: Path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    library.save(str(path))
-    size = library.get_vocab_size()
-    return GuideCompiler(path, vocab_size=size + 5, end_id=size - 1)
 
 
 def random_text(compiler: GuideCompiler, library: tokenizers.Tokenizer, guide: Guide, seed: int) -> str:
