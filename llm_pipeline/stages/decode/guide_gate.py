@@ -57,6 +57,7 @@ class GuideGate:
         self._held: dict[int, _Held] = {}  # by number, while the guide is prepared
         self._passed: set[_Held] = set()  # given to the executor
         self._is_closed = False
+        self._passing_lock = threading.Lock()  # held while a request is passed on; taken before the other
 
     @property
     def held_count(self) -> int:
@@ -103,19 +104,22 @@ class GuideGate:
             numbers = list(self._held)
         for number in numbers:
             self.cancel(number)
+        with self._passing_lock:
+            pass
 
     def _on_prepared(self, held: _Held, address: str | None, error: PipelineError | None) -> None:
         number = held.live.number
-        with self._lock:
-            if self._held.pop(number, None) is None:  # cancelled
-                return
+        with self._passing_lock:
+            with self._lock:
+                if self._held.pop(number, None) is None:  # cancelled
+                    return
+                if error is None:
+                    self._passed.add(held)
             if error is None:
-                self._passed.add(held)
-        if error is None:
-            self._submit(held.live, replace(held.request, guide_address=address))
-        else:
-            self._release(held)
-            self._end(RequestEnd(number, error=error))
+                self._submit(held.live, replace(held.request, guide_address=address))
+            else:
+                self._release(held)
+                self._end(RequestEnd(number, error=error))
 
     def _release(self, held: _Held) -> None:
         if held.ticket is not None:

@@ -46,20 +46,26 @@ def compiler(library: tokenizers.Tokenizer, tokenizer_file: Path) -> GuideCompil
 CreateService = Callable[..., ServiceBench]
 
 
-@pytest.fixture
-def create_service(library: tokenizers.Tokenizer, tokenizer_file: Path) -> Iterator[CreateService]:
-    """Creates services that make masks, unless `makes_masks` is False, and closes them."""
+def _creating_services(library: tokenizers.Tokenizer, tokenizer_file: Path) -> Iterator[CreateService]:
     size = library.get_vocab_size()
     with ExitStack() as services:
 
         def create(limits: GuideLimits | None = None, *, makes_masks: bool = True) -> ServiceBench:
-            bench = ServiceBench(
-                limits or GuideLimits(),
-                tokenizer_file=tokenizer_file if makes_masks else None,
-                vocab_size=size + 5,
-                end_id=size - 1,
-            )
+            file = tokenizer_file if makes_masks else None
+            bench = ServiceBench(limits or GuideLimits(), tokenizer_file=file, vocab_size=size + 5, end_id=size - 1)
             services.callback(bench.close)
             return bench
 
         yield create
+
+
+@pytest.fixture
+def create_service(library: tokenizers.Tokenizer, tokenizer_file: Path) -> Iterator[CreateService]:
+    """Creates services that make masks, unless `makes_masks` is False, and closes them."""
+    yield from _creating_services(library, tokenizer_file)
+
+
+@pytest.fixture(scope="module")
+def create_module_service(library: tokenizers.Tokenizer, tokenizer_file: Path) -> Iterator[CreateService]:
+    """The same for a service that several tests share."""
+    yield from _creating_services(library, tokenizer_file)
