@@ -26,7 +26,7 @@ class GuideLimits:
     slow_places: int = 4  # of these, a tenant has at most one
     idle_class_after_s: float = 1.0  # in a slow place; then the compile runs only on cores that nothing else needs
     # A tenant uses slow places only, for this long after one of its guides had to leave a fast place, and while it has
-    # used more than this much CPU time (attained_service.py).
+    # used more than this much CPU time lately.
     fast_pause_s: float = 10.0
     fast_budget_s: float = 0.2
 

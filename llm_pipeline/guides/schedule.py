@@ -3,19 +3,19 @@
 Two fast places serve new guides, most of which take a few milliseconds. A compile that is not done after 50 ms leaves
 its fast place, for a slow one if there is room, and else it is stopped and starts again later in a slow place. So a
 fast place is free within 50 ms, whatever is compiled. A slow place has the lowest priority of the CPU, and a tenant has
-at most one. In both queues the tenant goes first that has used the least CPU time lately (attained_service.py). A
+at most one. In both queues the tenant goes first that has used the least CPU time lately. A
 tenant whose guide had to leave a fast place, or that has used much, is served by the slow places only for a while, so
 that a stream of such guides does not fill two cores.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeAlias
 
-from llm_pipeline.guides.attained_service import AttainedService
 from llm_pipeline.guides.limits import GuideLimits
 
 
@@ -50,7 +50,42 @@ class Stop:
     attempt: int
 
 
+HALF_LIFE_S = 10.0
+_FORGOTTEN_S = 1e-4
+
 Action: TypeAlias = Start | Demote | Stop
+
+
+class AttainedService:
+    """CPU seconds of each tenant, halved every `half_life_s`, so that an old burst is forgotten.
+
+    A queue that prefers the tenant that has used the least is called least attained service, or foreground-background:
+    Nuyens and Wierman, "The Foreground-Background queue: a survey", Performance Evaluation 65 (2008). Not thread-safe;
+    `now` never goes back.
+    """
+
+    def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
+        self._rate = math.log(2) / half_life_s
+        self._used: dict[str, float] = {}  # as of the origin: a later use counts more
+        self._origin = 0.0
+
+    def add(self, tenant: str, cpu_s: float, now: float) -> None:
+        """Counts `cpu_s`, which may be negative to correct an earlier estimate."""
+        self._move_origin(now)
+        added = cpu_s * math.exp(self._rate * (now - self._origin))
+        self._used[tenant] = max(self._used.get(tenant, 0.0) + added, 0.0)
+
+    def of(self, tenant: str, now: float) -> float:
+        """Returns what a tenant has used, decayed until now."""
+        return self._used.get(tenant, 0.0) * math.exp(-self._rate * (now - self._origin))
+
+    def _move_origin(self, now: float) -> None:
+        """Ages all counts to `now`, at most once a second, and forgets the small ones."""
+        factor = math.exp(-self._rate * (now - self._origin))
+        if now - self._origin >= 1.0:
+            aged = ((tenant, used * factor) for tenant, used in self._used.items())
+            self._used = {tenant: used for tenant, used in aged if used > _FORGOTTEN_S}
+            self._origin = now
 
 
 @dataclass

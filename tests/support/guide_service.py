@@ -7,7 +7,7 @@ import select
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,12 @@ class Prepared:
     def wait(self) -> Prepared:
         assert self.done.wait(DEADLINE_S), "the guide was neither prepared nor refused"
         return self
+
+
+class CreateService(Protocol):
+    """Creates a service that makes masks, unless `makes_masks` is False."""
+
+    def __call__(self, limits: GuideLimits | None = None, *, makes_masks: bool = True) -> ServiceBench: ...
 
 
 class ServiceBench:
@@ -70,7 +76,8 @@ class ServiceBench:
         source = MaskSource(prepared.address, vocab_size=self.vocab_size)
         try:
             source.ask()
-            return answer_of(source)[0]
+            first: npt.NDArray[np.bool_] = answer_of(source)[0]
+            return first
         finally:
             source.close()
 

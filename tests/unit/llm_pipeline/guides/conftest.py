@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import tokenizers
 from llm_pipeline.guides.compiler import GuideCompiler
 from llm_pipeline.guides.limits import GuideLimits
 from tests.support.guide_schemas import SCHEMAS
-from tests.support.guide_service import ServiceBench
+from tests.support.guide_service import CreateService, ServiceBench
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +41,6 @@ def tokenizer_file(library: tokenizers.Tokenizer, tmp_path_factory: pytest.TempP
 def compiler(library: tokenizers.Tokenizer, tokenizer_file: Path) -> GuideCompiler:
     size = library.get_vocab_size()
     return GuideCompiler(tokenizer_file, vocab_size=size + 5, end_id=size - 1)
-
-
-CreateService = Callable[..., ServiceBench]
 
 
 def _creating_services(library: tokenizers.Tokenizer, tokenizer_file: Path) -> Iterator[CreateService]:

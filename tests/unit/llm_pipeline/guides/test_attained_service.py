@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_pipeline.guides.attained_service import AttainedService
+from llm_pipeline.guides.schedule import AttainedService
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10), st.floats(0, 30)), max_size=30))

@@ -153,7 +153,8 @@ def test_the_masks_after_a_draft_are_those_without_it_and_leave_the_text_as_it_i
     plain = drafting.copy()
     end = library.token_to_id("<|end|>")
     for _ in range(60):
-        scout, draft, expected = plain.copy(), [], [plain.allowed()]
+        scout, expected = plain.copy(), [plain.allowed()]
+        draft: list[int] = []
         while len(draft) < 6 and dice.random() < 0.8:
             token_id = dice.choice(np.flatnonzero(expected[-1]).tolist())
             draft.append(token_id)

@@ -13,9 +13,8 @@ from llm_pipeline.guides.limits import GuideLimits
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.fields import MAX_GUIDE_CHARACTERS
 from llm_pipeline.protocol.messages import GUIDE_PARAM, Guide, GuideType
-from tests.support.guide_service import ServiceBench
+from tests.support.guide_service import CreateService, ServiceBench
 from tests.support.hostile_guides import HOSTILE
-from tests.unit.llm_pipeline.guides.conftest import CreateService
 
 # Machines are shared: far above what an honest guide takes (milliseconds), far below what a hostile one does.
 HONEST_S = 5.0

@@ -42,7 +42,8 @@ REPORTS = st.one_of(
 @given(st.lists(ORDERS, max_size=5), st.integers(1, 64))
 def test_orders_arrive_in_any_pieces(orders: list[Order], piece: int) -> None:
     data = b"".join(map(order_bytes, orders))
-    received, arrived = bytearray(), []
+    received = bytearray()
+    arrived: list[Order] = []
     for start in range(0, len(data), piece):
         received += data[start : start + piece]
         arrived += take_orders(received)

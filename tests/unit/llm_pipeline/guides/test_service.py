@@ -18,10 +18,9 @@ from llm_pipeline.guides.orders import ForkServerSettings
 from llm_pipeline.guides.server_process import ForkServerProcess
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GUIDE_PARAM, Guide, GuideType
-from tests.support.guide_service import ServiceBench, answer_of
+from tests.support.guide_service import CreateService, ServiceBench, answer_of
 from tests.support.hostile_guides import filled, multiple_of, regex
 from tests.support.waiting import wait_until
-from tests.unit.llm_pipeline.guides.conftest import CreateService
 
 ENDLESS = multiple_of(99_999_989)
 ENDLESS_TOO = multiple_of(99_999_971)
@@ -122,7 +121,7 @@ def test_an_honest_guide_is_prepared_beside_endless_ones_of_many_tenants(create_
     wait_until(lambda: not bench.children() or len(bench.children()) <= 6, what="the end of the compiles")
 
 
-def test_a_released_wait_ends_the_compile_and_calls_nobody(create_service: CreateService) -> None:
+def test_a_released_wait_ends_the_compile_and_calls_back_no_more(create_service: CreateService) -> None:
     bench = create_service(GuideLimits(compile_cpu_s=60))
     prepared = bench.prepare(ENDLESS)
     wait_until(lambda: len(bench.children()) == 1, what="the compile")
