@@ -19,6 +19,7 @@ from launcher.local.processes import ChildProcess
 from launcher.local.readiness import wait_until_ready
 from launcher.local.triton_wheel import create_triton
 from launcher.model_repository import render_model_repository
+from launcher.private_files import make_private, make_private_directory
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from llm_pipeline.runtime.deployment import Deployment
 
@@ -86,8 +87,11 @@ class Stack:
     def _start(self) -> None:
         self.deployment = run_preflight(self.settings)
         with _writing_to(self._run_dir):
-            self._run_dir.mkdir(parents=True, exist_ok=True)
-            self.log_dir.mkdir(parents=True, exist_ok=True)
+            self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._run_dir)
+            for folder in (self.log_dir, self.settings.triton_addresses.socket_dir):
+                if folder is not None:
+                    make_private_directory(folder)
         engine_dir = self.settings.engine_dir or self._build_engine_if_needed()
         with _writing_to(self._run_dir):
             self.api_key = choose_api_key(self.settings, self._run_dir)
@@ -122,8 +126,11 @@ class Stack:
     def _supervise(self, triton: ChildProcess, frontend: ChildProcess) -> None:
         triton.supervise()
         frontend.supervise()
-        port, timeout_s = self.settings.triton_http_port, self.settings.triton_hang_timeout_s
-        self._monitors = [StubMonitor(triton), LivenessMonitor(triton, port, timeout_s=timeout_s)]
+        addresses, timeout_s = self.settings.triton_addresses, self.settings.triton_hang_timeout_s
+        self._monitors = [
+            StubMonitor(triton),
+            LivenessMonitor(triton, addresses, timeout_s=timeout_s),
+        ]
         for monitor in self._monitors:
             monitor.start()
 

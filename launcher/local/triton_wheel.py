@@ -21,6 +21,7 @@ from launcher.check_python import libpython
 from launcher.local.errors import PreflightError
 from launcher.local.processes import ChildProcess
 from launcher.settings import REPOSITORY_ROOT, StackSettings
+from launcher.triton_access import closing_arguments
 
 WHEEL = "nvidia-pytriton"
 TRITON_STOP_TIMEOUT_S = 20.0
@@ -112,20 +113,21 @@ def tritonserver_command(
     *,
     shared_memory_prefix: str | None = None,
 ) -> list[str]:
-    """Returns the server's command line: it listens on loopback only and takes model configs as they are written.
+    """Returns the server's command line: it can be reached from this machine only, its management APIs are closed, and
+    it takes model configs as they are written.
 
     Without a `shared_memory_prefix`, a new one is generated. Raises PreflightError if the wheel is missing.
     """
-    address = "127.0.0.1"
+    addresses = settings.triton_addresses
     return [
         str(find_server_root() / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
-        f"--http-address={address}",
+        f"--http-address={addresses.http_address}",
         f"--http-port={settings.triton_http_port}",
-        f"--grpc-address={address}",
+        f"--grpc-address={addresses.grpc_address}",
         f"--grpc-port={settings.triton_grpc_port}",
-        f"--metrics-address={address}",
+        "--metrics-address=127.0.0.1",
         f"--metrics-port={settings.triton_metrics_port}",
         # Stubs of two servers on one machine share /dev/shm, so their names must differ.
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix or new_shared_memory_prefix(settings)}",
@@ -133,6 +135,7 @@ def tritonserver_command(
         "--disable-auto-complete-config",
         "--allow-gpu-metrics=false",
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+        *closing_arguments(settings.triton_open_apis),
     ]
 
 
