@@ -2,7 +2,7 @@
 
 The regions of the Python backend in /dev/shm contain prompts. Its library creates them with mode 0644 and then calls
 fchmod with the same mode, which undoes the umask. A seccomp filter answers that one call without running it, so that
-the umask holds; a chmod afterwards would leave the regions open to whoever waits for them to appear.
+the umask holds; a chmod afterwards would leave the regions open to a program that waits for them to appear.
 """
 
 from __future__ import annotations

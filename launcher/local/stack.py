@@ -17,10 +17,12 @@ from launcher.local.liveness import LivenessMonitor, StubMonitor
 from launcher.local.preflight import run_preflight
 from launcher.local.processes import ChildProcess
 from launcher.local.readiness import wait_until_ready
+from launcher.local.stage_monitor import StageMonitor
 from launcher.local.triton_wheel import create_triton
 from launcher.model_repository import render_model_repository
 from launcher.private_files import make_private, make_private_directory
 from launcher.settings import REPOSITORY_ROOT, StackSettings
+from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL
 from llm_pipeline.runtime.deployment import Deployment
 
 _MODEL_REPOSITORY = REPOSITORY_ROOT / "model_repository"
@@ -48,7 +50,7 @@ class Stack:
         self._create_triton = create_triton
         self._create_frontend = create_frontend
         self._run_dir = settings.run_dir.absolute()
-        self._monitors: list[StubMonitor | LivenessMonitor] = []
+        self._monitors: list[StubMonitor | LivenessMonitor | StageMonitor] = []
 
     @property
     def base_url(self) -> str:
@@ -130,6 +132,7 @@ class Stack:
         self._monitors = [
             StubMonitor(triton),
             LivenessMonitor(triton, addresses, timeout_s=timeout_s),
+            StageMonitor(triton, addresses, self._local_ensembles, timeout_s=timeout_s),
         ]
         for monitor in self._monitors:
             monitor.start()
@@ -148,6 +151,13 @@ class Stack:
         if self.deployment is None:
             return [self.settings.model_name]
         return [model.name for model in self.deployment.models if model.is_local]
+
+    @property
+    def _local_ensembles(self) -> list[str]:
+        """The ensembles of this stack's own Triton."""
+        if self.deployment is None:
+            return [ENSEMBLE_MODEL]
+        return [model.ensemble for model in self.deployment.models if model.is_local]
 
     def _render_model_repository(self) -> Path:
         """Returns the repository's own models, or a rendered folder with an ensemble for each model of a deployment."""

@@ -70,6 +70,7 @@ class DecodeStats:
     queued_requests: int
     cancelled_total: int
     gauges: Mapping[str, float] = field(default_factory=dict)  # the engine's own, by name
+    stalled_s: float = 0.0  # time that an engine with work has been without a step
 
 
 class DecodeStage:
@@ -198,7 +199,9 @@ class DecodeStage:
         """Returns recent counts of requests, and the engine's own gauges."""
         counts = self._executor.stats()
         cancelled_total = self._live_requests.cancelled_total
-        return DecodeStats(counts.active_requests, counts.queued_requests, cancelled_total, counts.gauges)
+        return DecodeStats(
+            counts.active_requests, counts.queued_requests, cancelled_total, counts.gauges, counts.stalled_s
+        )
 
     def close(self) -> None:
         """Ends all requests, sends their endings, and frees the engine."""
