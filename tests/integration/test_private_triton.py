@@ -8,15 +8,27 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
+from frontend.backends.grpc_channel import TritonChannel
+from frontend.backends.triton import TritonGenerator
+from launcher.gpu.launch import LaunchSettings, command
+from launcher.local import triton_wheel
+from launcher.local.processes import ChildProcess
+from launcher.ports import free_ports
+from launcher.settings import StackSettings
 from launcher.stub_monitor import command_line
 from launcher.triton_access import MANAGEMENT_APIS
+from llm_pipeline.protocol.errors import PipelineError
+from llm_pipeline.protocol.messages import CompletionParameters
+from tests.support.app import completed
 from tests.support.load import completes
 from tests.support.stack import RunningStack, running_stack
 from tests.support.waiting import wait_until
@@ -197,9 +209,9 @@ def test_another_user_cannot_use_a_private_triton(private_stack: RunningStack) -
     folder = private_stack.stack.settings.triton_addresses.socket_dir
     assert folder is not None
     code = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
-    command = ["python3", "-c", code, str(folder / "http")]
-    assert subprocess.run(command, check=False, timeout=20).returncode == 0
-    stranger = subprocess.run(command, check=False, timeout=20, user=65534, group=65534, capture_output=True, text=True)
+    line = ["python3", "-c", code, str(folder / "http")]
+    assert subprocess.run(line, check=False, timeout=20).returncode == 0
+    stranger = subprocess.run(line, check=False, timeout=20, user=65534, group=65534, capture_output=True, text=True)
     assert "PermissionError" in stranger.stderr
 
 
@@ -208,3 +220,64 @@ def test_private_triton_is_restarted_and_serves_again(private_stack: RunningStac
     pid = private_stack.triton.pid
     private_stack.triton.kill()
     wait_until(lambda: private_stack.triton.pid != pid and completes(private_stack), limit_s=60, what="an answer")
+
+
+# --- A secret for inference ------------------------------------------------------------------------------------------
+
+SECRET = "0123456789abcdef-only-for-tests"
+
+
+@pytest.fixture(scope="module")
+def triton_with_secret(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    """The HTTP and gRPC ports of a server as the GPU launcher runs it with TRITON_SECRET."""
+    folder = tmp_path_factory.mktemp("secret")
+    http_port, grpc_port, metrics_port = free_ports(3)
+    stack = StackSettings(executor="scripted")
+    settings = LaunchSettings(
+        engine_dir=engine_dir,
+        tritonserver=triton_wheel.find_server_root() / "bin" / "tritonserver",
+        triton_backends=triton_wheel.prepare_backends(folder),
+        triton_http_port=http_port,
+        triton_grpc_port=grpc_port,
+        triton_metrics_port=metrics_port,
+        triton_secret=SecretStr(SECRET),
+    )
+    line = command(settings, "single", 1)
+    environment = triton_wheel.environment(stack, engine_dir)
+    server = ChildProcess("Triton", line, environment, folder / "triton.log", stop_timeout_s=20)
+    server.start()
+    try:
+        wait_until(lambda: healthcheck(http_port) == 0, limit_s=60, what="Triton is ready")
+        yield http_port, grpc_port
+    finally:
+        server.stop()
+
+
+def healthcheck(http_port: int, *ensembles: str, secret: str = "") -> int:
+    """The exit status of the images' health check."""
+    script = Path(__file__).parents[2] / "docker" / "healthcheck.py"
+    line = [sys.executable, str(script), "NO_SUCH_SETTING", str(http_port), "/v2/health/ready", *ensembles]
+    return subprocess.run(line, check=False, timeout=30, env={"TRITON_SECRET": secret}, capture_output=True).returncode
+
+
+async def test_inference_needs_the_secret(triton_with_secret: tuple[int, int]) -> None:
+    _, grpc_port = triton_with_secret
+    parameters = CompletionParameters("key", "id", prompt_text="Hello", max_tokens=3, stream=True)
+    for secret, is_allowed in ((SECRET, True), (None, False), ("another-secret-of-a-test", False)):
+        generator = TritonGenerator(TritonChannel(f"127.0.0.1:{grpc_port}", secret=secret), "ensemble")
+        try:
+            assert await generator.is_ready()
+            if is_allowed:
+                assert await completed(generator, parameters)
+                await generator.get_model_info()
+            else:
+                with pytest.raises(PipelineError):
+                    await completed(generator, parameters)
+        finally:
+            await generator.close()
+
+
+def test_health_check_asks_the_stages_with_the_secret(triton_with_secret: tuple[int, int]) -> None:
+    http_port, _ = triton_with_secret
+    assert healthcheck(http_port, "ensemble", secret=SECRET) == 0
+    assert healthcheck(http_port, "ensemble") == 1
