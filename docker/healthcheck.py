@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the check and returns its exit status: 0 healthy, 1 unhealthy."""
     setting, default_port, path, *ensembles = arguments
     port = int(os.environ.get(setting) or default_port)
-    checks = [("GET", path, None)]
+    checks: list[tuple[str, str, str | None]] = [("GET", path, None)]
     for ensemble in ensembles:
         for stage, message in STAGE_MESSAGES.items():
             model = stage if ensemble == "ensemble" else f"{ensemble}-{stage}"
