@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import structlog
 
+from frontend.backends.generator import NoRoomError
 from frontend.backends.grpc_channel import InferRequest, TritonChannel, infer_request, output_names
-from llm_pipeline.protocol.errors import PipelineError
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.field_kinds import NamedArrays
 from llm_pipeline.protocol.tensors import (
     DECODE_MODEL,
@@ -36,6 +37,7 @@ _MESSAGES: dict[str, Callable[[], NamedArrays]] = {
     DECODE_MODEL: pulse_arrays,
     POSTPROCESS_MODEL: empty_chunk_arrays,
 }
+_NOT_WORKING = {ErrorCode.ENGINE_UNAVAILABLE, ErrorCode.SERVICE_UNAVAILABLE}
 _WAIT_S = 0.5  # for answers, in one check; a stage that takes longer is judged by the next checks
 
 
@@ -54,7 +56,7 @@ DEFAULT_PULSE_LIMITS = PulseLimits()
 class _Pulse:
     """A pulse under way. It is never cancelled: this Triton version does not always survive a cancelled call."""
 
-    task: asyncio.Task[float]
+    task: asyncio.Task[float | None]  # seconds since the engine's last step; None if the stage does not work
     sent_s: float  # monotonic
 
 
@@ -83,8 +85,11 @@ class StagePulses:
         for stage, pulse in list(self._under_way.items()):
             if pulse.task.done():
                 del self._under_way[stage]
-                if stage == DECODE_MODEL:
-                    self._note_stall(pulse.task.result())
+                stalled_s = pulse.task.result()
+                if stalled_s is None:
+                    silent.add(stage)
+                elif stage == DECODE_MODEL:
+                    self._note_stall(stalled_s)
             elif now_s - pulse.sent_s > self._limits.answer_s:
                 silent.add(stage)
         for stage in sorted(silent - self._silent):
@@ -103,15 +108,19 @@ class StagePulses:
             log.warning("engine_makes_no_steps", stalled_s=stalled_s, limit_s=self._limits.step_s)
         self.is_engine_progressing = is_progressing
 
-    async def _send(self, request: InferRequest) -> float:
-        """Returns the seconds since the engine's last step, 0 for other stages. An error is an answer too."""
+    async def _send(self, request: InferRequest) -> float | None:
+        """Returns the seconds since the engine's last step, 0 for other stages; None if the stage does not work.
+
+        An error of the stage is an answer too, but not Triton's error that its process is not healthy.
+        """
         stalled_s = 0.0
         try:
             async for response in self._channel.infer(request):
                 if request is self._requests[DECODE_MODEL] and output_names(response):
                     stalled_s = stalled_s_from_raw(response.raw_output_contents)
-        except PipelineError:
-            pass  # a request that needs the stage fails in the same way
+        except PipelineError as error:
+            if error.code in _NOT_WORKING and not isinstance(error, NoRoomError):
+                return None
         except Exception:
             log.exception("pulse_failed")
         return stalled_s

@@ -1,7 +1,8 @@
 """Restarts a Triton in which the process of a stage hangs, while the server itself answers and reports it as ready.
 
-Each stage gets a request of its own, past the ensemble, that it answers from its `execute` at once. Waiting for one
-answer at a time matters: closing a connection cancels its request, which this Triton version does not always survive.
+Each stage gets a request of its own, past the ensemble, that it answers from its `execute` at once. A process that is
+suspended gives no answer, or Triton's error that it is "not healthy", which is never mended for some models. Waiting
+for one answer at a time matters: closing a connection cancels its request, which this Triton does not always survive.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ STAGE_MESSAGES: Mapping[str, Mapping[str, object]] = {
     DECODE_MODEL: {PULSE.name: True},
     POSTPROCESS_MODEL: {CHUNK.name: ""},
 }
+_UNHEALTHY = b"is not healthy"  # in the error of Triton's Python backend
 _POLL_PERIOD_S = 0.2  # for `close` while an answer is awaited
 
 
 class StageMonitor:
-    """Asks every stage of some ensembles each `period_s`, and kills Triton when one is silent for `timeout_s`.
+    """Asks every stage of some ensembles each `period_s`, and kills Triton when one has not worked for `timeout_s`.
 
     A stage that has not answered since Triton's start is left alone, because loading an engine takes minutes.
     """
@@ -55,7 +57,7 @@ class StageMonitor:
         self._addresses = addresses
         self._timeout_s = timeout_s
         self._is_closing = False
-        self._answered_pids: dict[str, int | None] = {}  # by model: the process in which it has answered
+        self._answered: dict[str, tuple[int | None, float]] = {}  # by model: in which process, and monotonic time
         self._threads = [
             PeriodicThread(partial(self._check, model, message), period_s=period_s, name=f"stage-{model}")
             for ensemble in ensembles
@@ -81,20 +83,24 @@ class StageMonitor:
         except (OSError, http.client.HTTPException):
             return  # the server is starting, or has ended
         if has_answered:
-            self._answered_pids[model] = pid
-        elif self._answered_pids.pop(model, None) == pid == self._triton.pid and not self._is_closing:
+            self._answered[model] = pid, time.monotonic()
+            return
+        answered_pid, answered_s = self._answered.get(model, (None, 0.0))
+        if pid is None or not pid == answered_pid == self._triton.pid or self._is_closing:
+            return
+        if time.monotonic() - answered_s >= self._timeout_s:
             _log.error("Triton's model %s has not answered for %.0f s. Restarting Triton.", model, self._timeout_s)
             self._triton.kill()
+            del self._answered[model]
 
     def _ask(self, model: str, message: Mapping[str, object]) -> bool:
-        """Returns whether the stage has answered in time, with a result or an error."""
+        """Returns whether the stage has answered in time, with a result or an error of its own."""
         connection = self._addresses.connect_http(self._timeout_s)
         try:
             connection.request("POST", f"/v2/models/{model}/generate", json.dumps(message))
             if not self._is_readable(connection):
                 return False
-            connection.getresponse().read()
-            return True
+            return _UNHEALTHY not in connection.getresponse().read()
         finally:
             connection.close()
 

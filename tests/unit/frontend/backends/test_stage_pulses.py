@@ -91,12 +91,21 @@ async def test_stage_that_hangs_is_silent_after_the_limit_until_it_answers(stage
         assert servicer.pulses[stage] == 1
 
 
-async def test_error_is_an_answer() -> None:
+@pytest.mark.parametrize("error", ["in ensemble: anything", "Failed to increase the shared memory pool size"])
+async def test_error_is_an_answer(error: str) -> None:
     async with stages(PulseLimits(answer_s=0.1)) as (servicer, pulses):
-        servicer.error = "in ensemble: anything"
+        servicer.error = error
         assert await pulses.have_answers()
         assert await pulses.have_answers()
         assert pulses.is_engine_progressing
+
+
+async def test_process_that_triton_calls_unhealthy_is_silent_at_once() -> None:
+    async with stages(PulseLimits()) as (servicer, pulses):
+        servicer.error = "Stub process 'decode_0_0' is not healthy."
+        assert not await pulses.have_answers()
+        servicer.error = ""
+        assert await pulses.have_answers()
 
 
 async def test_engine_without_steps_is_reported_until_its_next_step() -> None:

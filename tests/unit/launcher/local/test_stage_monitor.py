@@ -16,7 +16,7 @@ from launcher.triton_access import TritonAddresses
 from tests.support.waiting import wait_until
 
 PERIOD_S = 0.05
-TIMEOUT_S = 0.6
+TIMEOUT_S = 1.5
 STAGES = ["preprocess", "decode", "postprocess"]
 
 
@@ -30,6 +30,7 @@ class Triton(ThreadingHTTPServer):
         self.pid: int | None = 1
         self.may_answer = {stage: threading.Event() for stage in STAGES}
         self.status = 200
+        self.body = b"{}"
         self.messages: dict[str, object] = {}
         self.requests: Counter[str] = Counter()
         self.kills = 0
@@ -56,8 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests[stage] += 1
         self.server.may_answer[stage].wait(5)
         self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(self.server.body)))
         self.end_headers()
+        self.wfile.write(self.server.body)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -109,6 +111,21 @@ def test_error_is_an_answer(triton: Triton) -> None:
     triton.let_all_answer()
     wait_until(lambda: triton.has_asked(10))
     assert triton.kills == 0
+
+
+@pytest.mark.usefixtures("monitor")
+def test_process_that_stays_unhealthy_makes_triton_restart(triton: Triton) -> None:
+    """A suspended process, for which Triton answers: for a moment that is normal, as when it restarts the process."""
+    triton.let_all_answer()
+    wait_until(lambda: triton.has_asked(2))
+    working, triton.body = triton.body, b'{"error":"Stub process \'decode_0_0\' is not healthy."}'
+    requests = triton.requests["decode"]
+    wait_until(lambda: triton.requests["decode"] >= requests + 2)
+    triton.body = working
+    wait_until(lambda: triton.has_asked(requests + 10))
+    assert triton.kills == 0
+    triton.body = b'{"error":"Stub process \'decode_0_0\' is not healthy."}'
+    wait_until(lambda: triton.kills >= 1)
 
 
 @pytest.mark.usefixtures("monitor")
