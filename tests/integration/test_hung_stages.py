@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -15,8 +16,8 @@ import pytest
 
 from launcher.local.processes import RESTART_DELAYS_S
 from llm_pipeline.runtime.subprocesses import RestartBackoff
-from tests.support.load import Load, completes, endings, find_process
-from tests.support.stack import RunningStack, running_stack
+from tests.support.load import Load, completes, endings, find_process, stream
+from tests.support.stack import MODEL, RunningStack, running_stack
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
@@ -62,11 +63,12 @@ def test_engine_that_hangs_is_noticed_and_mended(engine_dir: Path, tmp_path: Pat
     with running_stack(tmp_path, engine_dir, CPU_HANG_TIMEOUT_S="12", CPU_KV_CACHE_GIB="0.5") as stack:
         wait_until(lambda: completes(stack), limit_s=COMES_BACK_S, what="the stack answers")
         pid = stack.triton.pid
-        with Load(stack, count=2, max_tokens=500) as load:
+        with ThreadPoolExecutor(2) as pool:
+            streams = [pool.submit(stream, stack, prompt="Hello", max_tokens=2000) for _ in range(2)]
             wait_until(lambda: stack.active_requests == 2, limit_s=20, what="the requests run")
             find_process(stack, "cpu engine").send_signal(signal.SIGSTOP)
             wait_until(lambda: not is_ready(stack), limit_s=NOT_READY_S, what="the model is not ready")
-            outcomes = load.outcomes(within_s=40)
+            outcomes = [each.result(timeout=60) for each in streams]
         assert all(outcome.error == "engine_unavailable" for outcome in outcomes), endings(outcomes)
         wait_until(lambda: completes(stack, 20), limit_s=COMES_BACK_S, what="an answer from the next engine")
         assert stack.triton.pid == pid, "decode restarts its engine"
@@ -94,3 +96,14 @@ def test_slow_first_token_is_no_hang(engine_dir: Path, tmp_path: Path) -> None:
             outcomes = load.outcomes(within_s=30)
         assert all(outcome.finish_reason == "length" for outcome in outcomes), endings(outcomes)
         assert stack.triton.pid == pid
+
+
+def test_long_prefill_of_the_cpu_engine_is_no_hang(cpu_stack: RunningStack) -> None:
+    """The engine's steps show that it works, long before the first token."""
+    with ThreadPoolExecutor(1) as pool, cpu_stack.client() as client:
+        body = {"model": MODEL, "prompt": list(range(1000, 8800)), "max_tokens": 1}
+        answer = pool.submit(client.post, "/v1/completions", json=body)
+        while not answer.done():
+            assert is_ready(cpu_stack)
+            time.sleep(0.1)
+        assert answer.result().status_code == httpx.codes.OK
