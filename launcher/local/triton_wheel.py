@@ -20,6 +20,7 @@ from pathlib import Path
 from launcher.check_python import libpython
 from launcher.local.errors import PreflightError
 from launcher.local.processes import ChildProcess
+from launcher.private_files import make_private
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from launcher.triton_access import closing_arguments
 
@@ -28,6 +29,7 @@ TRITON_STOP_TIMEOUT_S = 20.0
 _EXIT_TIMEOUT_S = 10
 _STUB_TIMEOUT_S = 120
 _SHARED_MEMORY = Path("/dev/shm")
+_REGION_PREFIX = "triton_completions_"
 _STUB_NAME = "triton_python_backend_stub"
 
 
@@ -45,6 +47,7 @@ def create_triton(
     """
     backends = prepare_backends(run_dir)
     prefix = new_shared_memory_prefix(settings)
+    make_shared_memory_private()
     return ChildProcess(
         "Triton",
         tritonserver_command(settings, backends, repository, shared_memory_prefix=prefix),
@@ -96,7 +99,14 @@ def prepare_backends(run_dir: Path, server_root: Path | None = None) -> Path:
 
 def new_shared_memory_prefix(settings: StackSettings) -> str:
     """Returns a prefix, unique to one start, for the names of the server's regions in /dev/shm."""
-    return f"triton_completions_{settings.triton_grpc_port}_{secrets.token_hex(4)}_"
+    return f"{_REGION_PREFIX}{settings.triton_grpc_port}_{secrets.token_hex(4)}_"
+
+
+def make_shared_memory_private(folder: Path = _SHARED_MEMORY) -> None:
+    """Takes the rights of other users from regions that earlier releases, or launchers that were killed, have left."""
+    for path in folder.glob(f"{_REGION_PREFIX}*"):
+        with suppress(OSError):
+            make_private(path)
 
 
 def remove_shared_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:
