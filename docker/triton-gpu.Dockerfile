@@ -48,6 +48,6 @@ ENV EXECUTOR=tensorrt_llm \
 USER 1000:1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20m --retries=3 \
-    CMD ["python3", "/opt/triton-completions/healthcheck.py", "TRITON_HTTP_PORT", "8000", "/v2/health/ready"]
+    CMD ["python3", "/opt/triton-completions/healthcheck.py", "TRITON_HTTP_PORT", "8000", "/v2/health/ready", "ensemble"]
 # The entrypoint is NVIDIA's: it checks the driver, sets up CUDA forward compatibility and then execs this command.
 CMD ["python3", "-m", "launcher.gpu"]

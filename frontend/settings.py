@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL
-from llm_pipeline.runtime.program_settings import ProgramSettings
+from llm_pipeline.runtime.program_settings import HeaderSecret, ProgramSettings
 
 MIB = 1024 * 1024
 
@@ -65,6 +65,10 @@ class FrontendSettings(ProgramSettings):
         description="gRPC addresses (host:port) of one or more Tritons that share the load, comma separated; "
         "unset: the loopback address with TRITON_GRPC_PORT",
     )
+    triton_secret: HeaderSecret | None = Field(
+        None,
+        description="Secret that Triton's inference API needs, sent with each call; the GPU launcher's TRITON_SECRET",
+    )
     triton_model: str = Field(ENSEMBLE_MODEL, description="Name of the Triton model that completes prompts")
     deployment: Path | None = Field(
         None,
@@ -112,6 +116,18 @@ class FrontendSettings(ProgramSettings):
         15.0,
         gt=0,
         description="Seconds without a token or a passed check after which requests in flight end with a 503",
+    )
+    stage_timeout_s: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds without an answer from preprocess, decode or postprocess, while requests wait, after "
+        "which the model is not ready",
+    )
+    engine_stall_timeout_s: float = Field(
+        6.0,
+        gt=0,
+        description="Seconds without a step of an engine with work after which the model is not ready; raise it if "
+        "steps of a large model on few cores take longer",
     )
     idle_probe_interval_s: float = Field(
         60.0, gt=0, description="Seconds without a token after which an idle engine gets a warm-up probe"

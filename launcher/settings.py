@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode
 
+from launcher.triton_access import ApiName, TritonAddresses
 from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.runtime.program_settings import ProgramSettings
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _split_names(value: Any) -> Any:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+OpenApis = Annotated[tuple[ApiName, ...], NoDecode, BeforeValidator(_split_names)]
 
 
 class StackSettings(ProgramSettings):
@@ -23,6 +33,16 @@ class StackSettings(ProgramSettings):
     triton_http_port: int = Field(8000, ge=1, le=65535, description="Port of Triton's HTTP service, on loopback")
     triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC service, on loopback")
     triton_metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's metrics, on loopback")
+    triton_inference: Literal["open", "private"] = Field(
+        "open",
+        description="Who may use Triton's own inference API: `open` is every program on this machine, `private` only "
+        "this user's, over sockets in RUN_DIR instead of TRITON_HTTP_PORT and TRITON_GRPC_PORT",
+    )
+    triton_open_apis: OpenApis = Field(
+        (),
+        description="Triton's management APIs that are open, comma separated: shared-memory, model-repository, trace, "
+        "logging, statistics, model-config. Unset: none",
+    )
     api_key: str | None = Field(
         None, description="API key that clients send. Unset: a key is generated and stored in RUN_DIR/api-key"
     )
@@ -51,6 +71,13 @@ class StackSettings(ProgramSettings):
         description="Seconds that running requests may take to finish after SIGTERM before they are cancelled",
     )
     start_timeout_s: float = Field(240.0, gt=0, description="Seconds that a start may take before it is abandoned")
+
+    @property
+    def triton_addresses(self) -> TritonAddresses:
+        """Where the HTTP and gRPC services of Triton listen."""
+        is_private = self.triton_inference == "private"
+        socket_dir = self.run_dir.absolute() / "sockets" / str(self.port) if is_private else None
+        return TritonAddresses(self.triton_http_port, self.triton_grpc_port, socket_dir)
 
     @property
     def ports(self) -> dict[str, int]:

@@ -7,6 +7,7 @@ from frontend.backends.generator import Generator
 from frontend.backends.grpc_channel import TritonChannel
 from frontend.backends.inflight_batcher.generator import InflightBatcherGenerator, read_failure
 from frontend.backends.pool import EndpointObserver, OnLost, PoolOptions, load_balanced
+from frontend.backends.stage_pulses import PulseLimits
 from frontend.backends.triton import TritonGenerator
 from frontend.settings import FrontendSettings
 from llm_pipeline.runtime.deployment import DeployedModel, ModelKind
@@ -32,7 +33,13 @@ def create_generator(
 
 
 def _create_one(model: DeployedModel, address: str, settings: FrontendSettings) -> Generator:
+    secret = settings.triton_secret.get_secret_value() if settings.triton_secret else None
     if model.kind is ModelKind.INFLIGHT_BATCHER_LLM:
-        channel = TritonChannel(address, read_failure=read_failure, logs_details=False)
+        channel = TritonChannel(address, secret=secret, read_failure=read_failure, logs_details=False)
         return InflightBatcherGenerator(channel, model)
-    return TritonGenerator(TritonChannel(address), model.ensemble, use_channels=settings.use_channels)
+    return TritonGenerator(
+        TritonChannel(address, secret=secret),
+        model.ensemble,
+        use_channels=settings.use_channels,
+        pulse_limits=PulseLimits(settings.stage_timeout_s, settings.engine_stall_timeout_s),
+    )

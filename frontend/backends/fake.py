@@ -59,6 +59,7 @@ class FakeGenerator:
     def __init__(self, script: CompletionScript = fixed_words, *, records_requests: bool = True) -> None:
         self.script = script
         self.is_up = True  # False: not ready, and without model info
+        self.is_progressing = True
         self.warm_up_text = " Paris"
         self.failing_cancels = 0  # cancellations that will fail
         self.model_info = ModelInfo(64, 1000, 16, False, CAPABILITIES["cpu"])

@@ -37,6 +37,10 @@ class Generator(Protocol):
     to Triton, which this Triton version does not always survive (server PR 8078).
     """
 
+    @property
+    def is_progressing(self) -> bool:
+        """Whether the engine makes steps, as of the last `is_ready`; True if it has no work, or does not report it."""
+
     async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         """Runs one completion to its end. Calls `on_chunk`, which must not raise, for each chunk as it arrives.
 
@@ -51,7 +55,10 @@ class Generator(Protocol):
         """Returns the limits and capabilities of the model. Raises PipelineError if the engine cannot be reached."""
 
     async def is_ready(self) -> bool:
-        """Whether the engine can be reached and has loaded the model. Never raises, and returns within seconds."""
+        """Whether the engine can be reached, has loaded the model, and answers while requests wait for it.
+
+        Never raises, and returns within seconds.
+        """
 
     async def close(self) -> None:
         """Closes all connections."""

@@ -33,6 +33,7 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_erro
 log = structlog.get_logger(__name__)
 
 _SERVICE = "/inference.GRPCInferenceService/"
+_SECRET_HEADER = "triton-grpc-protocol-triton-secret"  # Triton adds the prefix to the name in its arguments
 _READY_TIMEOUT_S = 3.0
 _FINISH_TIMEOUT_S = 30.0
 _MAX_LOGGED_CHARACTERS = 300
@@ -66,10 +67,19 @@ class TritonChannel:
     """A connection to one Triton, opened at first use. All methods belong to one event loop."""
 
     def __init__(
-        self, address: str, *, read_failure: ReadFailure = PipelineError.from_wire, logs_details: bool = True
+        self,
+        address: str,
+        *,
+        secret: str | None = None,
+        read_failure: ReadFailure = PipelineError.from_wire,
+        logs_details: bool = True,
     ) -> None:
-        """`logs_details`: whether details of a failure may be logged. Third-party models may quote prompts in them."""
+        """`secret` is sent with every call, for a Triton that restricts inference.
+
+        `logs_details`: whether details of a failure may be logged. Third-party models may quote prompts in them.
+        """
         self.address = address
+        self._metadata = None if secret is None else ((_SECRET_HEADER, secret),)
         self._read_failure = read_failure
         self._logs_details = logs_details
         self._finishing = BackgroundTasks()
@@ -119,7 +129,7 @@ class TritonChannel:
         Raises UnreachableError if nothing was sent, PipelineError for any other failure. After an error inside a
         response, the rest of the call is read in the background.
         """
-        call, has_begun = self._infer_one(request), False
+        call, has_begun = self._infer_one(request, metadata=self._metadata), False
         try:
             async for message in call:
                 if message.error_message:
@@ -133,7 +143,7 @@ class TritonChannel:
     async def infer_all(self, requests: Sequence[InferRequest]) -> None:
         """Sends requests and discards their responses. Raises the PipelineError of the first that fails."""
         try:
-            messages = self._infer_many(_each(requests))
+            messages = self._infer_many(_each(requests), metadata=self._metadata)
             failures = [message.error_message async for message in messages if message.error_message]
         except grpc.RpcError as error:
             raise self._rpc_failure(error, requests[0]) from error

@@ -111,6 +111,11 @@ class GeneratorPool:
         for endpoint in self._endpoints:
             observer.on_known(endpoint.name)
 
+    @property
+    def is_progressing(self) -> bool:
+        """True: an endpoint whose engine makes no steps is ejected."""
+        return True
+
     async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         """Runs one completion to its end. Raises UnreachableError if no endpoint is admitted."""
         endpoint, has_begun = self._select(), False
@@ -200,7 +205,7 @@ class GeneratorPool:
             await self._pause(endpoint)
 
     async def _check(self, endpoint: _Endpoint) -> None:
-        endpoint.is_ready = await self._poll_ready(endpoint)
+        endpoint.is_ready = await self._poll_ready(endpoint) and endpoint.generator.is_progressing
         if endpoint.is_admitted:
             endpoint.failed_checks = 0 if endpoint.is_ready else endpoint.failed_checks + 1
             if endpoint.failed_checks >= self._options.max_failed_checks:

@@ -8,6 +8,7 @@ from frontend.backends.channel.session import Endpoint
 from frontend.backends.generator import OnChunk
 from frontend.backends.grpc_channel import TritonChannel, infer_request, output_names
 from frontend.backends.heartbeat import Heartbeat
+from frontend.backends.stage_pulses import DEFAULT_PULSE_LIMITS, PulseLimits, StagePulses
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters
 from llm_pipeline.protocol.model_info import ModelInfo
@@ -28,8 +29,16 @@ from llm_pipeline.protocol.tensors import (
 class TritonGenerator:
     """A Generator that sends each prompt to the ensemble of one Triton."""
 
-    def __init__(self, channel: TritonChannel, model: str, *, use_channels: bool = True) -> None:
+    def __init__(
+        self,
+        channel: TritonChannel,
+        model: str,
+        *,
+        use_channels: bool = True,
+        pulse_limits: PulseLimits = DEFAULT_PULSE_LIMITS,
+    ) -> None:
         """`use_channels`: all requests share one channel; otherwise each has a response stream of its own."""
+        self._running = 0  # requests
         self._channel = channel
         self._model = model
         self._preprocess = stage_model(model, PREPROCESS_MODEL)
@@ -38,13 +47,18 @@ class TritonGenerator:
         self._cancellations = CancelSender(channel, lambda key: infer_request(decode, cancel_arrays(key), key))
         endpoint = Endpoint(channel, model, self._cancellations.send, self._renew_lease)
         self._channels = ChannelClient(endpoint) if use_channels else None
+        self._pulses = StagePulses(channel, model, pulse_limits)
 
     async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         """Runs one completion to its end. Raises PipelineError."""
-        if self._channels is not None:
-            await self._channels.generate(parameters, on_chunk)
-        else:
-            await self._generate_alone(parameters, on_chunk)
+        self._running += 1
+        try:
+            if self._channels is not None:
+                await self._channels.generate(parameters, on_chunk)
+            else:
+                await self._generate_alone(parameters, on_chunk)
+        finally:
+            self._running -= 1
 
     async def _generate_alone(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         request = infer_request(
@@ -82,12 +96,20 @@ class TritonGenerator:
         await self._channel.infer_all([infer_request(self._decode, renewal_arrays(client_id, received), "lease")])
 
     async def is_ready(self) -> bool:
-        """Whether Triton can be reached and has loaded the ensemble. Never raises."""
-        return await self._channel.is_model_ready(self._model)
+        """Whether Triton can be reached, has loaded the ensemble, and all stages answer while requests wait."""
+        if not await self._channel.is_model_ready(self._model):
+            return False
+        return not self._running or await self._pulses.have_answers()
+
+    @property
+    def is_progressing(self) -> bool:
+        """Whether the engine makes steps while requests wait, as of the last `is_ready`."""
+        return not self._running or self._pulses.is_engine_progressing
 
     async def close(self) -> None:
         """Ends all requests and closes the connection."""
         if self._channels is not None:
             await self._channels.close()
         self._heartbeat.close()
+        self._pulses.close()
         await self._channel.close()

@@ -20,6 +20,9 @@ class Readiness:
     """Checks the engine every `check_interval_s` seconds in the background, with a probe after `idle_probe_interval_s`
     seconds without a chunk.
 
+    While the generator's stages do not answer, or its engine makes no steps, the model is not ready. It becomes ready
+    again by passing a probe.
+
     A Triton that hangs closes no connection: after `unresponsive_timeout_s` without a response from it, and repeatedly
     from then on, `on_unresponsive` is called, to end the requests that wait for it.
     """
@@ -74,7 +77,7 @@ class Readiness:
             await self._pause()
 
     async def _check(self) -> bool:
-        if not await self._poll_ready():
+        if not await self._poll_ready() or not self._generator.is_progressing:
             return False
         if self.is_ready and not self._is_probe_requested and not self._is_idle():
             return True

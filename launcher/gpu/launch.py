@@ -20,11 +20,12 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from launcher.gpu.server_group import RANK_ARGUMENT, ServerGroup
-from launcher.settings import REPOSITORY_ROOT
+from launcher.settings import REPOSITORY_ROOT, OpenApis
+from launcher.triton_access import closing_arguments, inference_arguments
 from llm_pipeline.engine_files.manifest import ManifestError
 from llm_pipeline.engine_files.trtllm_config import EngineConfig
 from llm_pipeline.protocol.tensors import DECODE_MODEL
-from llm_pipeline.runtime.program_settings import ProgramSettings
+from llm_pipeline.runtime.program_settings import HeaderSecret, ProgramSettings
 
 Mode = Literal["single", "leader", "orchestrator"]
 
@@ -50,10 +51,22 @@ class LaunchSettings(ProgramSettings):
     )
     triton_backends: Path | None = Field(None, description="Directory of Triton's backends. Unset: the server's own")
     mpirun: str = Field("mpirun", description="Open MPI's mpirun program, which starts a server for each GPU")
-    triton_host: str = Field("127.0.0.1", description="Address that Triton listens on, without authentication")
+    triton_host: str = Field("127.0.0.1", description="Address that Triton listens on; see TRITON_SECRET")
     triton_http_port: int = Field(8000, ge=1, le=65535, description="Port of Triton's HTTP service")
     triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC service")
     triton_metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's metrics")
+    triton_metrics_host: str | None = Field(
+        None, description="Address that Triton's metrics listen on. Unset: TRITON_HOST"
+    )
+    triton_secret: HeaderSecret | None = Field(
+        None,
+        description="If set, Triton's inference API needs this secret: the front end's TRITON_SECRET",
+    )
+    triton_open_apis: OpenApis = Field(
+        (),
+        description="Triton's management APIs that are open, comma separated: shared-memory, model-repository, trace, "
+        "logging, statistics, model-config. Unset: none",
+    )
     triton_exit_timeout_s: int = Field(
         30, ge=0, description="Seconds that Triton waits for running requests and for its models after SIGTERM"
     )
@@ -134,8 +147,10 @@ def _serving_rank(settings: LaunchSettings) -> list[str]:
         f"--http-port={settings.triton_http_port}",
         f"--grpc-address={settings.triton_host}",
         f"--grpc-port={settings.triton_grpc_port}",
-        f"--metrics-address={settings.triton_host}",
+        f"--metrics-address={settings.triton_metrics_host or settings.triton_host}",
         f"--metrics-port={settings.triton_metrics_port}",
+        *closing_arguments(settings.triton_open_apis),
+        *(inference_arguments(settings.triton_secret.get_secret_value()) if settings.triton_secret else ()),
     ]
 
 

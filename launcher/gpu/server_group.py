@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from launcher.private_files import keep_files_private
 from launcher.stub_monitor import POLL_PERIOD_S, StubInventory, child_pids, command_line
 
 DEAD_STUB_STATUS = 70  # EX_SOFTWARE, which the stub itself uses when its engine has died
@@ -49,7 +50,12 @@ class ServerGroup:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         # A session of its own: a Ctrl-C in the terminal reaches this process only, which forwards it.
-        self._process = process = subprocess.Popen(self._line, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._process = process = subprocess.Popen(
+            self._line,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=keep_files_private,  # noqa: PLW1509 - a few system calls, which take no lock
+        )
         if self._signal_count:
             process.terminate()
         monitor = threading.Thread(target=self._monitor_stubs, args=(process,), name="stub-monitor", daemon=True)

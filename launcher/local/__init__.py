@@ -8,6 +8,7 @@ triton_wheel.py          runs the tritonserver binary of the nvidia-pytriton whe
 frontend_environment.py  environment of the front-end process
 processes.py             one supervised child process: log file, restarts, shutdown
 liveness.py              restarts a Triton that has stopped answering or has lost a stub
+stage_monitor.py         restarts a Triton in which the process of a stage hangs
 readiness.py             waits until every model answers
 banner.py                prints the URLs, the key and an example request
 serve.py                 runs the stack in the foreground until a signal

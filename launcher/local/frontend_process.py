@@ -34,6 +34,8 @@ def frontend_environment(
         "MODEL_NAME": settings.model_name,
         "EXECUTOR": settings.executor,
     }
+    if settings.triton_inference == "private":
+        environment["TRITON_GRPC_URL"] = settings.triton_addresses.grpc_url
     if engine_dir is not None:
         environment["ENGINE_DIR"] = str(engine_dir)
     if settings.deployment is not None:

@@ -11,6 +11,7 @@ import logging
 from typing import Protocol
 
 from launcher.stub_monitor import POLL_PERIOD_S, StubInventory
+from launcher.triton_access import TritonAddresses
 from llm_pipeline.runtime.subprocesses import PeriodicThread
 
 _log = logging.getLogger(__name__)
@@ -34,9 +35,11 @@ class LivenessMonitor:
     liveness is polled: a model that does not answer has other causes, which a restart does not fix.
     """
 
-    def __init__(self, triton: KillableProcess, http_port: int, *, timeout_s: float, period_s: float = 1.0) -> None:
+    def __init__(
+        self, triton: KillableProcess, addresses: TritonAddresses, *, timeout_s: float, period_s: float = 1.0
+    ) -> None:
         self._triton = triton
-        self._http_port = http_port
+        self._addresses = addresses
         self._timeout_s = timeout_s
         self._period_s = period_s
         self._answered_pid: int | None = None  # the process that has answered at least once
@@ -63,7 +66,7 @@ class LivenessMonitor:
             self._answered_pid, self._silent_s = None, 0.0
 
     def _is_live(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._http_port, timeout=self._period_s)
+        connection = self._addresses.connect_http(self._period_s)
         try:
             connection.request("GET", "/v2/health/live")
             return connection.getresponse().status == http.client.OK

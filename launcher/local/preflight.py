@@ -51,6 +51,7 @@ def run_preflight(settings: StackSettings, *, shared_memory: Path = _SHARED_MEMO
                 for name, port in settings.ports.items()
             ),
             _check_ports_differ(settings),
+            _check_socket_paths(settings),
             *_check_models(settings, deployment),
             _check_memory(settings, deployment),
             _check_shared_memory(deployment, shared_memory),
@@ -116,6 +117,16 @@ def _check_ports_differ(settings: StackSettings) -> str | None:
         return None
     ports = ", ".join(f"{name}={port}" for name, port in settings.ports.items())
     return f"Two of the ports are the same: {ports}. Choose different ports."
+
+
+def _check_socket_paths(settings: StackSettings) -> str | None:
+    addresses = settings.triton_addresses
+    if not addresses.has_long_path:
+        return None
+    return (
+        f"TRITON_INFERENCE=private needs sockets in {addresses.socket_dir}, a path that is too long for a socket. "
+        "Set RUN_DIR to a shorter one."
+    )
 
 
 def _check_models(settings: StackSettings, deployment: Deployment | None) -> list[str | None]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from launcher.private_files import keep_files_private, make_private_directory, open_private
 from llm_pipeline.runtime.subprocesses import RestartBackoff, end_with_parent
 
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class ChildProcess:
 
     def start(self) -> None:
         """Starts the process, with an empty log, once; `supervise` keeps it running."""
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_directory(self.log_path.parent)
         self._process = self._spawn(mode="wb")
 
     def supervise(self) -> None:
@@ -109,7 +110,7 @@ class ChildProcess:
     def _spawn(self, mode: str) -> subprocess.Popen[bytes]:
         if self.log_path.exists() and self.log_path.stat().st_size > self._max_log_bytes:
             mode = "wb"
-        with self.log_path.open(mode) as log:
+        with open(self.log_path, mode, opener=open_private) as log:
             return subprocess.Popen(
                 self._command,
                 env=self._environment,
@@ -117,7 +118,7 @@ class ChildProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches the launcher alone, which stops in order
-                preexec_fn=end_with_parent,  # noqa: PLW1509 - one call of prctl, which takes no lock
+                preexec_fn=_prepare_child,  # noqa: PLW1509 - a few system calls, which take no lock
             )
 
     def _supervise(self) -> None:
@@ -142,6 +143,11 @@ class ChildProcess:
                 self._process = self._spawn(mode="ab")
             except OSError:  # out of memory, disk full: possibly temporary, so the next turn tries again
                 _log.exception("%s could not be restarted", self.name)
+
+
+def _prepare_child() -> None:
+    end_with_parent()
+    keep_files_private()
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

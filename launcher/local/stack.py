@@ -17,9 +17,12 @@ from launcher.local.liveness import LivenessMonitor, StubMonitor
 from launcher.local.preflight import run_preflight
 from launcher.local.processes import ChildProcess
 from launcher.local.readiness import wait_until_ready
+from launcher.local.stage_monitor import StageMonitor
 from launcher.local.triton_wheel import create_triton
 from launcher.model_repository import render_model_repository
+from launcher.private_files import make_private, make_private_directory
 from launcher.settings import REPOSITORY_ROOT, StackSettings
+from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL
 from llm_pipeline.runtime.deployment import Deployment
 
 _MODEL_REPOSITORY = REPOSITORY_ROOT / "model_repository"
@@ -47,7 +50,7 @@ class Stack:
         self._create_triton = create_triton
         self._create_frontend = create_frontend
         self._run_dir = settings.run_dir.absolute()
-        self._monitors: list[StubMonitor | LivenessMonitor] = []
+        self._monitors: list[StubMonitor | LivenessMonitor | StageMonitor] = []
 
     @property
     def base_url(self) -> str:
@@ -86,8 +89,11 @@ class Stack:
     def _start(self) -> None:
         self.deployment = run_preflight(self.settings)
         with _writing_to(self._run_dir):
-            self._run_dir.mkdir(parents=True, exist_ok=True)
-            self.log_dir.mkdir(parents=True, exist_ok=True)
+            self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._run_dir)
+            for folder in (self.log_dir, self.settings.triton_addresses.socket_dir):
+                if folder is not None:
+                    make_private_directory(folder)
         engine_dir = self.settings.engine_dir or self._build_engine_if_needed()
         with _writing_to(self._run_dir):
             self.api_key = choose_api_key(self.settings, self._run_dir)
@@ -122,8 +128,12 @@ class Stack:
     def _supervise(self, triton: ChildProcess, frontend: ChildProcess) -> None:
         triton.supervise()
         frontend.supervise()
-        port, timeout_s = self.settings.triton_http_port, self.settings.triton_hang_timeout_s
-        self._monitors = [StubMonitor(triton), LivenessMonitor(triton, port, timeout_s=timeout_s)]
+        addresses, timeout_s = self.settings.triton_addresses, self.settings.triton_hang_timeout_s
+        self._monitors = [
+            StubMonitor(triton),
+            LivenessMonitor(triton, addresses, timeout_s=timeout_s),
+            StageMonitor(triton, addresses, self._local_ensembles, timeout_s=timeout_s),
+        ]
         for monitor in self._monitors:
             monitor.start()
 
@@ -141,6 +151,13 @@ class Stack:
         if self.deployment is None:
             return [self.settings.model_name]
         return [model.name for model in self.deployment.models if model.is_local]
+
+    @property
+    def _local_ensembles(self) -> list[str]:
+        """The ensembles of this stack's own Triton."""
+        if self.deployment is None:
+            return [ENSEMBLE_MODEL]
+        return [model.ensemble for model in self.deployment.models if model.is_local]
 
     def _render_model_repository(self) -> Path:
         """Returns the repository's own models, or a rendered folder with an ensemble for each model of a deployment."""

@@ -20,13 +20,16 @@ from pathlib import Path
 from launcher.check_python import libpython
 from launcher.local.errors import PreflightError
 from launcher.local.processes import ChildProcess
+from launcher.private_files import make_private
 from launcher.settings import REPOSITORY_ROOT, StackSettings
+from launcher.triton_access import closing_arguments
 
 WHEEL = "nvidia-pytriton"
 TRITON_STOP_TIMEOUT_S = 20.0
 _EXIT_TIMEOUT_S = 10
 _STUB_TIMEOUT_S = 120
 _SHARED_MEMORY = Path("/dev/shm")
+_REGION_PREFIX = "triton_completions_"
 _STUB_NAME = "triton_python_backend_stub"
 
 
@@ -44,6 +47,7 @@ def create_triton(
     """
     backends = prepare_backends(run_dir)
     prefix = new_shared_memory_prefix(settings)
+    make_shared_memory_private()
     return ChildProcess(
         "Triton",
         tritonserver_command(settings, backends, repository, shared_memory_prefix=prefix),
@@ -95,7 +99,14 @@ def prepare_backends(run_dir: Path, server_root: Path | None = None) -> Path:
 
 def new_shared_memory_prefix(settings: StackSettings) -> str:
     """Returns a prefix, unique to one start, for the names of the server's regions in /dev/shm."""
-    return f"triton_completions_{settings.triton_grpc_port}_{secrets.token_hex(4)}_"
+    return f"{_REGION_PREFIX}{settings.triton_grpc_port}_{secrets.token_hex(4)}_"
+
+
+def make_shared_memory_private(folder: Path = _SHARED_MEMORY) -> None:
+    """Takes the rights of other users from regions that earlier releases, or launchers that were killed, have left."""
+    for path in folder.glob(f"{_REGION_PREFIX}*"):
+        with suppress(OSError):
+            make_private(path)
 
 
 def remove_shared_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:
@@ -112,20 +123,21 @@ def tritonserver_command(
     *,
     shared_memory_prefix: str | None = None,
 ) -> list[str]:
-    """Returns the server's command line: it listens on loopback only and takes model configs as they are written.
+    """Returns the server's command line: it can be reached from this machine only, its management APIs are closed, and
+    it takes model configs as they are written.
 
     Without a `shared_memory_prefix`, a new one is generated. Raises PreflightError if the wheel is missing.
     """
-    address = "127.0.0.1"
+    addresses = settings.triton_addresses
     return [
         str(find_server_root() / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
-        f"--http-address={address}",
+        f"--http-address={addresses.http_address}",
         f"--http-port={settings.triton_http_port}",
-        f"--grpc-address={address}",
+        f"--grpc-address={addresses.grpc_address}",
         f"--grpc-port={settings.triton_grpc_port}",
-        f"--metrics-address={address}",
+        "--metrics-address=127.0.0.1",
         f"--metrics-port={settings.triton_metrics_port}",
         # Stubs of two servers on one machine share /dev/shm, so their names must differ.
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix or new_shared_memory_prefix(settings)}",
@@ -133,6 +145,7 @@ def tritonserver_command(
         "--disable-auto-complete-config",
         "--allow-gpu-metrics=false",
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+        *closing_arguments(settings.triton_open_apis),
     ]
 
 

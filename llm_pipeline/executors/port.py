@@ -37,11 +37,16 @@ class EngineStartError(Exception):
 
 @dataclass(frozen=True)
 class ExecutorStats:
-    """Requests that are being decoded and requests that wait, and further gauges of the engine by name."""
+    """Requests that are being decoded and requests that wait, and further gauges of the engine by name.
+
+    `stalled_s` is the time in seconds that an engine with work has been without a step, also during the prefill of a
+    long prompt; 0 if the engine does not report its steps.
+    """
 
     active_requests: int
     queued_requests: int
     gauges: Mapping[str, float] = field(default_factory=dict)
+    stalled_s: float = 0.0
 
 
 class Executor(Protocol):

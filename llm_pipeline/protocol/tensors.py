@@ -65,16 +65,18 @@ REQUEST = TensorSpec("request", "BYTES")  # JSON of GenerationRequest
 STOP = TensorSpec("stop", "BYTES")  # a request key: cancel that request
 RENEW = TensorSpec("renew", "BYTES")  # a client id: renew its lease
 RECEIVED = TensorSpec("received", "UINT64")  # with `renew`: number of bursts that the client has read from its channel
+PULSE = TensorSpec("pulse", "BOOL")  # true: answer at once, with the time since the engine's last step
 # A request parameter, which Triton passes to every step of an ensemble: the client id (stages/decode/leases.py).
 CLIENT_ID_PARAMETER = "owner"
 
 PREPROCESS_OUTPUTS = (_required(REQUEST.name, REQUEST.dtype), DESCRIPTION)
-DECODE_INPUTS = (REQUEST, STOP, RENEW, RECEIVED)
+DECODE_INPUTS = (REQUEST, STOP, RENEW, RECEIVED, PULSE)
 
 # decode -> postprocess
 CHUNK = _required("chunk", "BYTES")  # JSON of TokenChunk, without unset fields
 DECODE_OUTPUTS = (CHUNK,)
 POSTPROCESS_INPUTS = DECODE_OUTPUTS
+EMPTY_CHUNK = b""  # sent to postprocess alone: answer at once, without outputs
 
 # postprocess -> client. A response contains the outputs that apply to it.
 TEXT_OUTPUT = _required("text_output", "BYTES")
@@ -194,6 +196,31 @@ def received_count(read: TensorReader) -> int | None:
     """The number of bursts that the client has read, in a message that renews its lease; None if it has no channel."""
     value = read_value(read, RECEIVED)
     return None if value is None else int(value)
+
+
+def pulse_arrays() -> NamedArrays:
+    """The message to decode that shows whether it and its engine work."""
+    return [(PULSE, array(PULSE, True))]
+
+
+def is_pulse(read: TensorReader) -> bool:
+    """Whether a request to decode is a pulse."""
+    return read_flag(read, PULSE, False)
+
+
+def pulse_answer_arrays(stalled_s: float) -> NamedArrays:
+    """The answer to a pulse: the seconds that an engine with work has been without a step; 0 if it is not known."""
+    return [(CHUNK, array(CHUNK, b"%.1f" % stalled_s))]
+
+
+def stalled_s_from_raw(raw: Sequence[bytes]) -> float:
+    """The seconds in the answer to a pulse, as it travels: one string after its length of 4 bytes."""
+    return float(raw[0][4:])
+
+
+def empty_chunk_arrays() -> NamedArrays:
+    """The message to postprocess that shows whether it works."""
+    return [(CHUNK, array(CHUNK, EMPTY_CHUNK))]
 
 
 def opens_channel(read: TensorReader) -> bool:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, SecretStr, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llm_pipeline.runtime.renamed_settings import renamed_message, renamed_settings
+
+_SECRET = re.compile(r"[A-Za-z0-9_-]{16,}")
+
+
+def _check_secret(secret: SecretStr) -> SecretStr:
+    if not _SECRET.fullmatch(secret.get_secret_value()):
+        raise ValueError("A secret has at least 16 letters, digits, - and _")
+    return secret
+
+
+# A secret that can be sent in a header and written on a command line.
+HeaderSecret = Annotated[SecretStr, AfterValidator(_check_secret)]
 
 
 class ProgramSettings(BaseSettings):

@@ -96,6 +96,7 @@ OUTSIDE_THE_ENSEMBLE = {
     tensors.STOP.name,
     tensors.RENEW.name,
     tensors.RECEIVED.name,
+    tensors.PULSE.name,
     tensors.DESCRIBE.name,
     tensors.DESCRIPTION.name,
 }

@@ -13,6 +13,8 @@ from types import ModuleType
 
 import pytest
 
+from launcher.local.stage_monitor import STAGE_MESSAGES
+
 DOCKER = Path(__file__).parents[2] / "docker"
 
 
@@ -34,6 +36,16 @@ class Health(BaseHTTPRequestHandler):
         self.send_response(200 if self.path == "/good" else 503)
         self.end_headers()
 
+    def do_POST(self) -> None:
+        """Triton's generate: all stages of `ensemble` answer, and of `silent-*` none does."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if "silent-" in self.path:
+            self.server.shutdown_request(self.connection)
+            return
+        is_allowed = self.headers.get("triton-secret", "0123456789abcdef") == "0123456789abcdef"
+        self.send_response(200 if is_allowed else 403)
+        self.end_headers()
+
     def log_message(self, *_arguments: object) -> None:
         """Discards the line."""
 
@@ -52,6 +64,22 @@ def port() -> Iterator[str]:
 @pytest.mark.parametrize(("path", "status"), [("/good", 0), ("/bad", 1)])
 def test_status_200_is_healthy(port: str, path: str, status: int) -> None:
     assert healthcheck.main(["NO_SUCH_SETTING", port, path]) == status
+
+
+@pytest.mark.parametrize(("ensemble", "status"), [("ensemble", 0), ("silent", 1)])
+def test_every_stage_has_to_answer(port: str, ensemble: str, status: int) -> None:
+    assert healthcheck.main(["NO_SUCH_SETTING", port, "/good", ensemble]) == status
+
+
+def test_secret_of_the_environment_is_sent(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_SECRET", "0123456789abcdef")
+    assert healthcheck.main(["NO_SUCH_SETTING", port, "/good", "ensemble"]) == 0
+    monkeypatch.setenv("TRITON_SECRET", "another-secret-0123")
+    assert healthcheck.main(["NO_SUCH_SETTING", port, "/good", "ensemble"]) == 1
+
+
+def test_messages_to_the_stages_are_the_launchers() -> None:
+    assert healthcheck.STAGE_MESSAGES == STAGE_MESSAGES
 
 
 def test_port_comes_from_the_environment_variable(port: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "launcher": (
-        ("check_python", "ports", "settings", "stub_monitor"),
+        ("check_python", "ports", "private_files", "stub_monitor", "triton_access"),
+        ("settings",),
         ("model_repository",),
         ("local", "gpu"),
         ("__main__",),

@@ -36,6 +36,8 @@ MODEL = "tiny"
 class OneWordGenerator:
     """Completes every prompt with one word."""
 
+    is_progressing = True
+
     async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         ids = (7,) if parameters.return_token_ids else None
         on_chunk(TextChunk(" word", 1, ids, 3, FinishReason.LENGTH))

@@ -83,6 +83,11 @@ class InflightBatcherGenerator:
         self._ids: dict[str, str] = {}  # Triton's request ids, by request key
         self._cancellations = CancelSender(channel, self._cancel_request)
 
+    @property
+    def is_progressing(self) -> bool:
+        """True: NVIDIA's ensemble does not report it."""
+        return True
+
     async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         """Runs one completion to its end. Raises PipelineError, (400) for fields without an input."""
         max_tokens = parameters.max_tokens or self._model.default_max_tokens or _DEFAULT_MAX_TOKENS

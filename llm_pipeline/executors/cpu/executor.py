@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -64,9 +65,10 @@ class CpuExecutor:
         self._settings = EngineSettings.of(settings, manifest)
         self._start_process = start_process
         self._backoff = RestartBackoff(restart_delays_s)
-        self._lock = threading.Lock()  # guards the next five; never held during a send
+        self._lock = threading.Lock()  # guards the next six; never held during a send
         self._live: set[int] = set()  # numbers of requests
         self._active_count = 0
+        self._progress_s = 0.0  # monotonic; of the last step, or of work for an engine that had none
         self._cache = CacheCounts()
         self._drafts = DraftCounts()
         self._ready: EngineProcess | None = None  # the process, while it takes requests
@@ -93,6 +95,7 @@ class CpuExecutor:
                     raise _engine_unavailable()
                 if not self._live:
                     self._watchdog.record_progress()
+                    self._progress_s = time.monotonic()
                 self._live.add(number)
             self._send(process, message)
 
@@ -106,7 +109,8 @@ class CpuExecutor:
     def stats(self) -> ExecutorStats:
         with self._lock:
             active = min(self._active_count, len(self._live))
-            return ExecutorStats(active, len(self._live) - active, _gauges(self._cache, self._drafts))
+            stalled_s = time.monotonic() - self._progress_s if self._live and self._ready else 0.0
+            return ExecutorStats(active, len(self._live) - active, _gauges(self._cache, self._drafts), stalled_s)
 
     def close(self) -> None:
         self._closing.set()
@@ -187,6 +191,7 @@ class CpuExecutor:
                 self._watchdog.record_progress()
                 step = _engine_step(message.steps)
                 with self._lock:
+                    self._progress_s = time.monotonic()
                     self._active_count = message.active_count
                     self._cache = message.cache
                     self._drafts = message.drafts

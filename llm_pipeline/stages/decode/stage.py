@@ -72,6 +72,7 @@ class DecodeStats:
     queued_requests: int
     cancelled_total: int
     gauges: Mapping[str, float] = field(default_factory=dict)  # the engine's own, by name
+    stalled_s: float = 0.0  # time that an engine with work has been without a step
 
 
 class DecodeStage:
@@ -203,7 +204,9 @@ class DecodeStage:
         """Returns recent counts of requests, and the engine's own gauges."""
         counts = self._executor.stats()
         cancelled_total = self._live_requests.cancelled_total
-        return DecodeStats(counts.active_requests, self._queued_count(counts), cancelled_total, counts.gauges)
+        return DecodeStats(
+            counts.active_requests, self._queued_count(counts), cancelled_total, counts.gauges, counts.stalled_s
+        )
 
     def close(self) -> None:
         """Ends all requests, sends their endings, and frees the engine."""

@@ -1,7 +1,7 @@
 """Runs decode in Triton: `execute` hands requests to DecodeStage, which responds from its own threads.
 
 Cancel and renew messages are requests of their own, and end without a response. So do bundles, once their requests are
-registered: the tokens go to the channel of their client.
+registered: the tokens go to the channel of their client. A pulse is answered at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from llm_pipeline.executors.registry import create_executor
 from llm_pipeline.guides.service import create_guide_service
 from llm_pipeline.protocol.channel_json import BUNDLE_PREFIX, OPEN_CHANNEL_JSON, prepared_bundle_from_json
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.tensors import CLIENT_ID_PARAMETER, cancelled_key, received_count, renewed_client
+from llm_pipeline.protocol.tensors import (
+    CLIENT_ID_PARAMETER,
+    cancelled_key,
+    is_pulse,
+    pulse_answer_arrays,
+    received_count,
+    renewed_client,
+)
 from llm_pipeline.protocol.wire_json import read_prepared, request_from_json
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
@@ -74,6 +81,8 @@ class TritonPythonModel:
         elif (client_id := renewed_client(read)) is not None:
             self._stage.renew(client_id, received_count(read))
             reply.finish()
+        elif is_pulse(read):
+            reply.send(pulse_answer_arrays(self._stage.stats().stalled_s), is_final=True)
         else:
             self._accept(read_prepared(read), client_id_of(request), reply)
 

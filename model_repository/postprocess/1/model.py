@@ -14,7 +14,7 @@ from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from llm_pipeline.protocol.arrays import TensorReader, array
 from llm_pipeline.protocol.channel_json import BURST_PREFIX
 from llm_pipeline.protocol.field_kinds import NamedArrays
-from llm_pipeline.protocol.tensors import BURST, CHUNK, decode_model_of, text_chunk_to_arrays
+from llm_pipeline.protocol.tensors import BURST, CHUNK, EMPTY_CHUNK, decode_model_of, text_chunk_to_arrays
 from llm_pipeline.protocol.wire_json import token_chunk_from_arrays
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.settings import settings_of_model
@@ -66,6 +66,8 @@ class TritonPythonModel:
             cancel_in_decode(self._decode, self._to_cancel.pop())
 
     def _handle(self, read: TensorReader) -> NamedArrays:
+        if _sent_bytes(read) == EMPTY_CHUNK:
+            return []
         chunk = token_chunk_from_arrays(read)
         if chunk.ack_address is not None:
             self._to_acknowledge.append(chunk.ack_address)
@@ -83,6 +85,11 @@ class TritonPythonModel:
 
 def _burst(read: TensorReader) -> bytes | None:
     """The JSON of a token burst; None for a chunk of one request."""
+    value = _sent_bytes(read)
+    return value if value is not None and value.startswith(BURST_PREFIX) else None
+
+
+def _sent_bytes(read: TensorReader) -> bytes | None:
     sent = read(CHUNK.name)
     value = sent.item() if sent is not None and sent.size == 1 else None
-    return value if isinstance(value, bytes) and value.startswith(BURST_PREFIX) else None
+    return value if isinstance(value, bytes) else None

@@ -102,6 +102,18 @@ async def test_chunks_arrive_unchanged() -> None:
         assert await completed(generator, PARAMETERS) == sent
 
 
+async def test_secret_is_sent_with_completions_and_control_messages() -> None:
+    async with scripted_triton() as (triton, _):
+        channel = TritonChannel(triton.address, secret="0123456789abcdef")
+        generator = TritonGenerator(channel, "ensemble", use_channels=False)
+        triton.script = [TextChunk("a", 1, None, 4, FinishReason.STOP)]
+        await completed(generator, PARAMETERS)
+        assert triton.metadata.pop("triton-grpc-protocol-triton-secret") == "0123456789abcdef"
+        await generator.cancel("key")
+        assert triton.metadata.pop("triton-grpc-protocol-triton-secret") == "0123456789abcdef"
+        await generator.close()
+
+
 async def test_silent_chunks_are_skipped() -> None:
     expected = [TextChunk("a", 1, prompt_tokens=4), TextChunk("b", 3, None, 4, FinishReason.STOP)]
     async with scripted_triton() as (triton, generator):

@@ -122,6 +122,22 @@ async def test_requests_of_an_unresponsive_triton_fail() -> None:
         assert await app.metric('completions_cancelled_total{model="tiny",reason="triton_lost"}') == 1
 
 
+async def test_engine_without_steps_is_not_ready_but_its_requests_go_on() -> None:
+    """Whether they end is up to the engine's own watchdog: it may come back."""
+    async with in_process(FakeGenerator(forever()), triton_unresponsive_timeout_s=0.2) as app:
+        request = asyncio.create_task(app.complete(max_tokens=3))
+        await until(lambda: bool(app.generator.requests))
+        app.generator.is_progressing = False
+        await until(lambda: is_not_ready(app))
+        assert (await app.complete()).status_code == 503
+        await asyncio.wait({request}, timeout=0.6)
+        assert not request.done()
+        app.generator.is_progressing = True
+        await until(lambda: is_ready(app))
+        await app.generator.cancel(app.generator.requests[0].request_key)
+        await asyncio.wait_for(request, 5)
+
+
 async def test_losing_triton_during_a_warm_up_probe_ends_readiness() -> None:
     class Hanging(FakeGenerator):
         async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from launcher.gpu.launch import LaunchError, LaunchSettings, Mode, choose_mode, command, main, read_world_size
+from launcher.gpu.launch import LaunchError, LaunchSettings, Mode, choose_mode, main, read_world_size
+from launcher.gpu.launch import command as full_command
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.trtllm_engine import MAPPING, make_engine
 
@@ -16,6 +18,11 @@ from tests.support.trtllm_engine import MAPPING, make_engine
 def make_settings(**changed: Any) -> LaunchSettings:
     places = {"engine_dir": Path("/engine"), "model_repository": Path("/models"), "tritonserver": Path("/tritonserver")}
     return LaunchSettings(**{**places, **changed})
+
+
+def command(settings: LaunchSettings, mode: Mode, world_size: int) -> list[str]:
+    """The command line without the arguments that close APIs, which contain a random value."""
+    return [part for part in full_command(settings, mode, world_size) if "-restricted-" not in part]
 
 
 # --- Command lines ---------------------------------------------------------------------------------------------------
@@ -115,6 +122,33 @@ def test_only_rank_0_listens() -> None:
     for service, port in (("http", 1), ("grpc", 2), ("metrics", 3)):
         assert f"--{service}-address=0.0.0.0 --{service}-port={port}" in first
         assert f"--{service}-" not in second
+
+
+@pytest.mark.parametrize(("mode", "ranks"), [("single", 1), ("leader", 2), ("orchestrator", 2)])
+def test_management_apis_of_the_serving_rank_are_closed(mode: Mode, ranks: int) -> None:
+    line = full_command(make_settings(triton_open_apis="trace, statistics"), mode, ranks)
+    closed = "shared-memory,model-repository,logging,model-config"
+    assert len([part for part in line if part.startswith(f"--http-restricted-api={closed}:")]) == 1
+    assert len([part for part in line if part.startswith(f"--grpc-restricted-protocol={closed}:")]) == 1
+
+
+def test_inference_needs_the_secret_that_is_set() -> None:
+    line = full_command(make_settings(triton_secret="0123456789abcdef"), "single", 1)
+    assert "--http-restricted-api=inference:triton-secret=0123456789abcdef" in line
+    assert "--grpc-restricted-protocol=inference:triton-secret=0123456789abcdef" in line
+    assert "inference" not in "".join(full_command(make_settings(), "single", 1))
+
+
+@pytest.mark.parametrize("secret", ["short", "0123456789 abcdef", "0123456789abcdef,x"])
+def test_secret_that_cannot_be_an_argument_is_refused(secret: str) -> None:
+    with pytest.raises(ValidationError, match="triton_secret"):
+        make_settings(triton_secret=secret)
+
+
+def test_metrics_may_listen_on_another_address() -> None:
+    line = command(make_settings(triton_host="10.0.0.1", triton_metrics_host="10.0.0.2"), "single", 1)
+    assert "--metrics-address=10.0.0.2" in line
+    assert "--http-address=10.0.0.1" in line
 
 
 # --- Mode and GPUs ---------------------------------------------------------------------------------------------------
@@ -220,8 +254,10 @@ def test_dry_run_prints_shell_input(
     assert main(["--dry-run"]) == 0
     printed = capsys.readouterr().out
     settings = LaunchSettings(engine_dir=engine, model_repository=Path("/my models"))
-    read = subprocess.run(["sh", "-c", f"printf '%s\\n' {printed}"], stdout=subprocess.PIPE, text=True, check=True)
-    assert read.stdout.splitlines() == command(settings, "leader", 2)
+    read = subprocess.run(["sh", "-c", f"printf '%s\\0' {printed}"], stdout=subprocess.PIPE, text=True, check=True)
+    parts = read.stdout.removesuffix("\0").split("\0")
+    assert [part for part in parts if "-restricted-" not in part] == command(settings, "leader", 2)
+    assert len(parts) == len(full_command(settings, "leader", 2))
 
 
 @pytest.mark.parametrize(("ranks", "setting"), [(1, "TRITONSERVER"), (2, "MPIRUN")])

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from launcher.local.liveness import LivenessMonitor, StubMonitor
+from launcher.triton_access import TritonAddresses
 from tests.support.waiting import wait_until
 
 PERIOD_S = 0.05
@@ -60,7 +61,8 @@ def triton() -> Iterator[Triton]:
 
 @pytest.fixture
 def monitor(triton: Triton) -> Iterator[LivenessMonitor]:
-    monitor = LivenessMonitor(triton, triton.server_address[1], timeout_s=0.4, period_s=PERIOD_S)
+    addresses = TritonAddresses(triton.server_address[1], 1)
+    monitor = LivenessMonitor(triton, addresses, timeout_s=0.4, period_s=PERIOD_S)
     monitor.start()
     yield monitor
     monitor.close()

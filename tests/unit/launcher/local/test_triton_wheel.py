@@ -118,6 +118,15 @@ def test_regions_of_this_launcher_alone_are_removed(tmp_path: Path, monkeypatch:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{others}1", "psm_of_another_program"])
 
 
+def test_regions_that_others_can_read_are_made_private(tmp_path: Path) -> None:
+    ours, other = tmp_path / "triton_completions_8001_1", tmp_path / "psm_of_another_program"
+    for path in (ours, other):
+        path.touch()
+        path.chmod(0o644)
+    triton_wheel.make_shared_memory_private(tmp_path)
+    assert (ours.stat().st_mode & 0o777, other.stat().st_mode & 0o777) == (0o600, 0o644)
+
+
 def test_stubs_run_this_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/somewhere")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/inherited")

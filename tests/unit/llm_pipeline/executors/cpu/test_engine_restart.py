@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -57,6 +58,18 @@ def test_killed_engine_fails_its_requests_at_once_and_restarts(restartable: Rest
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
     assert bench.end_of(submit_after_restart(bench)).finish_reason is FinishReason.LENGTH
     assert bench.recorder.violations == []
+
+
+def test_engine_that_hangs_with_work_is_reported_as_stalled(restartable: RestartableEngine) -> None:
+    bench = restartable.bench
+    assert bench.executor.stats().stalled_s == 0, "no work"
+    number = bench.submit(max_tokens=200)
+    bench.recorder.wait_for_token(number)
+    os.kill(restartable.processes[-1].pid, signal.SIGSTOP)
+    wait_until(lambda: bench.executor.stats().stalled_s > 0.5, limit_s=DEADLINE_S, what="a stall")
+    os.kill(restartable.processes[-1].pid, signal.SIGCONT)
+    bench.end_of(number)
+    assert bench.executor.stats().stalled_s == 0
 
 
 def test_close_does_not_wait_for_an_engine_that_loads(restartable: RestartableEngine) -> None:
