@@ -57,6 +57,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("dependencies",),
         ("api",),
         ("app",),
+        ("transport",),
         ("server",),
         ("worker_main",),
         ("__main__",),
