@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 import structlog
@@ -18,14 +17,7 @@ log = structlog.get_logger(__name__)
 
 _CHECKS_PER_TIMEOUT = 10
 _MAX_CHECK_INTERVAL_S = 1.0
-
-
-class Place(Enum):
-    """What a new connection may do."""
-
-    ANY_REQUEST = "any request"
-    PROBES = "requests for the health of the server"
-    NOTHING = "nothing"
+_MIN_AGE_S = 1.0  # in which the request of a new connection may arrive
 
 
 class Connection(Protocol):
@@ -51,8 +43,8 @@ class ConnectionTable:
     """All connections of one process. Belongs to its event loop.
 
     Beyond `max_connections`, a new connection takes the place of the one that has been without a request for the
-    longest time: a client that holds connections loses them to those that use theirs. If all have a request, the new
-    one may ask for the health of the server, and for nothing else.
+    longest time: a client that holds connections loses them to those that use theirs. A reserve beyond that number lets
+    new connections live for a moment, in which their request can arrive, and is for probes if all others have requests.
     """
 
     def __init__(self, limits: ConnectionLimits) -> None:
@@ -68,26 +60,30 @@ class ConnectionTable:
         """Open connections."""
         return self._count
 
-    def opens(self, connection: Connection) -> Place:
-        """A client has connected. Must be followed by `closes` in any case."""
-        place = self._place()
+    @property
+    def is_full(self) -> bool:
+        """Whether that many connections have a request that only probes are served."""
+        waiting = len(self._lingering) + len(self._in_head) + len(self._idle)
+        return self._count - waiting >= self._limits.max_connections
+
+    def opens(self, connection: Connection) -> bool:
+        """A client has connected. Returns False if there is no place; `closes` must follow in any case."""
+        beyond = self._count - self._limits.max_connections
+        has_place = beyond < 0 or self._drop_oldest(_MIN_AGE_S) or beyond < PROBE_CONNECTIONS or self._drop_oldest(0.0)
         self._count += 1
-        if place is not Place.NOTHING:
+        if has_place:
             self._in_head[connection] = _now_s()
-        return place
+        return has_place
 
-    def _place(self) -> Place:
-        if self._count < self._limits.max_connections or self._drop_oldest():
-            return Place.ANY_REQUEST
-        return Place.PROBES if self._count < self._limits.max_connections + PROBE_CONNECTIONS else Place.NOTHING
-
-    def _drop_oldest(self) -> bool:
-        tables = [table for table in (self._in_head, self._idle) if table]
-        if self._lingering:
-            tables = [self._lingering]
-        if not tables:
+    def _drop_oldest(self, min_age_s: float) -> bool:
+        """Drops the connection that has been without a request for the longest time, if it is old enough."""
+        last_s = _now_s() - min_age_s
+        oldest = [next(iter(table.items())) for table in (self._lingering, self._in_head, self._idle) if table]
+        if not oldest:
             return False
-        connection = min((next(iter(table.items())) for table in tables), key=lambda item: item[1])[0]
+        connection, since_s = min(oldest, key=lambda item: item[1])
+        if since_s > last_s:
+            return False
         self._forget(connection)
         connection.drop()
         return True

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from frontend.api.route_paths import is_health
 from frontend.response.errors import error_bytes, error_headers
-from frontend.transport.connections import ConnectionTable, Place
+from frontend.transport.connections import ConnectionTable
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 MAX_HEADERS = 128
@@ -49,9 +49,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._table = connection_table
         self._max_head_bytes = max_head_bytes
         self._schema_url = schema_url
-        self._place = Place.NOTHING
         self._refusal: PipelineError | None = None  # the reason of an error that the parser reports as invalid HTTP
-        self._head_bytes = 0
+        self._head_bytes = 0  # of what the parser has passed on
+        self._raw_head_bytes = 0  # of everything but the first part, which may contain the end of another request
         self._overhead_bytes = 0  # received since the last part of a body or the last head
         self._is_in_head = False
         self._has_received = False  # anything since the last complete request
@@ -62,8 +62,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
-        self._place = self._table.opens(self)
-        if self._place is Place.NOTHING:
+        if not self._table.opens(self):
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -79,8 +78,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._is_deaf or self.transport.is_closing():
             return
         if self._is_in_head and was_in_head:
-            self._head_bytes += len(data)  # also what the parser has of a header that is not complete
-            if self._head_bytes > self._max_head_bytes:
+            self._raw_head_bytes += len(data)  # also what the parser has of a header that is not complete
+            if self._raw_head_bytes > self._max_head_bytes:
                 self._fail(self._head_too_large())
                 return
         if not self._is_responding():
@@ -107,7 +106,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._raw_head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -123,14 +122,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head = self._has_received = False
         self._overhead_bytes = 0
-        if self._place is Place.PROBES and not is_health(self.url.partition(b"?")[0].decode("latin-1")):
+        is_full = self._table.is_full
+        if is_full and not is_health(self.url.partition(b"?")[0].decode("latin-1")):
             message = "This server has too many connections. Retry after the delay in the Retry-After header."
             self._refuse(PipelineError(ErrorCode.SERVICE_UNAVAILABLE, message))
         if len(self.pipeline) >= MAX_PIPELINED:
             raise HeadLimitError
         self._table.has_request(self)
         super().on_headers_complete()
-        if self._place is Place.PROBES:
+        if is_full:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
