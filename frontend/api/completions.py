@@ -17,13 +17,13 @@ from frontend.api import route_paths as paths
 from frontend.api.openapi import LINK_HEADER, error_responses, schema_ref
 from frontend.dependencies import Dependencies
 from frontend.generation.completion_run import Choice, CompletionRun
+from frontend.loop_breaks import LoopBreaks
 from frontend.models.registry import ServedModel
 from frontend.models.run_metrics import RunMetrics
 from frontend.observability.request_record import RequestRecord, record_of
 from frontend.request.body_limits import BodyTimes
 from frontend.request.json_size import check_size
 from frontend.request.parsing import parse_object, read_body, validate
-from frontend.request.parsing_turns import run_piece
 from frontend.request.schemas import CompletionRequest
 from frontend.request.to_parameters import parameters_of
 from frontend.response.json_response import JsonCompletionResponse
@@ -153,9 +153,14 @@ async def _read(dependencies: Dependencies, request: Request, timeout_s: float) 
 
 
 async def _parse_large(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, int]:
-    await run_piece(check_size, body)
-    document = await run_piece(parse_object, body)
-    return await run_piece(_validate, settings, document)
+    breaks = LoopBreaks()
+    check_size(body)
+    await breaks.pause()
+    document = parse_object(body)
+    await breaks.pause()
+    result = _validate(settings, document)
+    await breaks.pause()
+    return result
 
 
 def _validate(settings: FrontendSettings, document: dict[str, Any]) -> tuple[CompletionRequest, int]:

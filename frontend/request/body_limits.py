@@ -88,7 +88,7 @@ class BodyBudget:
 
     @property
     def free(self) -> int:
-        """Bytes that nobody holds."""
+        """Bytes without a holder."""
         return self._free
 
     def share(self, holder: str | None) -> BodyShare:

@@ -7,15 +7,9 @@ half as long again on receiving the result (17 ms for 700,000 token ids, measure
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import ParamSpec, TypeVar
-
-P = ParamSpec("P")
-T = TypeVar("T")
-_SHORT_S = 0.001  # holds nobody up
 
 
 class ParsingTurns:
@@ -58,14 +52,3 @@ class ParsingTurns:
                 future.set_result(None)
                 return
         self._is_taken = False
-
-
-async def run_piece(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Does a piece of work, and leaves the event loop to others for as long as it has held it."""
-    started_s = time.monotonic()
-    try:
-        return work(*args, **kwargs)
-    finally:
-        worked_s = time.monotonic() - started_s
-        if worked_s > _SHORT_S:
-            await asyncio.sleep(worked_s)

@@ -46,7 +46,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("triton",),
     ),
     "frontend": (
-        ("settings", "api_key", "unfinished"),
+        ("settings", "api_key", "unfinished", "loop_breaks"),
         ("observability",),
         ("request",),
         ("backends",),
