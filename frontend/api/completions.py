@@ -74,7 +74,10 @@ def add_routes(app: FastAPI) -> None:
             response_model=None,
             summary="Create completion",
             response_description="JSON if stream=false, server-sent events if stream=true",
-            responses={200: _RESPONSE, **error_responses(400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 504)},
+            responses={
+                200: _RESPONSE,
+                **error_responses(400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504),
+            },
             openapi_extra={"parameters": [_TIMEOUT_PARAMETER], "requestBody": _REQUEST_BODY},
             route_class_override=CompletionRoute,
         )
