@@ -42,6 +42,7 @@ _TIMEOUT_PARAMETER = {
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 _REQUEST_BODY = {"required": True, "content": {"application/json": {"schema": schema_ref("CompletionRequest")}}}
+_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504)
 _RESPONSE = {
     "headers": LINK_HEADER,
     "content": {

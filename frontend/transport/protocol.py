@@ -12,13 +12,16 @@ closes its own direction, and discards what arrives for a while (the lingering c
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from frontend.api.route_paths import is_health
 from frontend.response.errors import error_bytes, error_headers
 from frontend.transport.connections import ConnectionTable
+from frontend.transport.start_queue import StartQueue
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 MAX_HEADERS = 128
@@ -41,12 +44,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self,
         *args: Any,
         connection_table: ConnectionTable,
+        start_queue: StartQueue,
         max_head_bytes: int,
         schema_url: str,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._table = connection_table
+        self._start_queue = start_queue
         self._max_head_bytes = max_head_bytes
         self._schema_url = schema_url
         self._refusal: PipelineError | None = None  # the reason of an error that the parser reports as invalid HTTP
@@ -133,6 +138,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if is_full:
             self.cycle.keep_alive = False
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._start_queue.start(partial(super()._start_asgi_task, cycle, app))
+
     def on_body(self, body: bytes) -> None:
         self._overhead_bytes = 0
         super().on_body(body)
@@ -216,11 +224,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 def protocol_class(connections: ConnectionTable, *, max_head_bytes: int, schema_url: str) -> type[asyncio.Protocol]:
     """The class of the connections of one server. `schema_url` is the $schema of an error."""
+    start_queue = StartQueue()
 
     class ServerProtocol(BoundedHttpProtocol):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(
-                *args, connection_table=connections, max_head_bytes=max_head_bytes, schema_url=schema_url, **kwargs
+                *args,
+                connection_table=connections,
+                start_queue=start_queue,
+                max_head_bytes=max_head_bytes,
+                schema_url=schema_url,
+                **kwargs,
             )
 
     return ServerProtocol

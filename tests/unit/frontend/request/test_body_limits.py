@@ -74,7 +74,7 @@ async def test_parsing_turns_alternate_between_keys() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=12), st.data())
 def test_parsing_turns_survive_cancellation(requests: list[tuple[str, bool]], data: st.DataObject) -> None:
-    """One at a time, and the next one always gets its turn, whoever is cancelled while it waits or parses."""
+    """One at a time, and the next one always gets its turn, also if others are cancelled while they wait or parse."""
 
     async def run() -> None:
         turns, inside, done = ParsingTurns(), 0, 0
