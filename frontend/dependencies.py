@@ -21,6 +21,8 @@ from frontend.multiprocess.merged_metrics import MergedMetrics
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_record import RequestRecord, record_of
+from frontend.request.body_limits import BodyBudget
+from frontend.request.parsing_turns import ParsingTurns
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.runtime.deployment import Deployment
@@ -38,6 +40,8 @@ class Dependencies:
     workers: SharedState
     run_limits: RunLimits
     merged_metrics: MergedMetrics | None  # in a front end of several workers
+    body_budget: BodyBudget
+    parsing_turns: ParsingTurns = field(default_factory=ParsingTurns)
     started: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
 
     def model_for(self, name: str, key: ApiKey | None) -> ServedModel:
@@ -103,6 +107,7 @@ def build_dependencies(
         rate_limits=RateLimits(workers),
         workers=workers,
         run_limits=run_limits or RunLimits(),
+        body_budget=BodyBudget(settings.body_bytes_in_flight),
         merged_metrics=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
     )
     for model in dependencies.models:

@@ -23,16 +23,15 @@ from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import configure_logging
 from frontend.response.slow_clients import SlowClientMonitor
 from frontend.settings import FrontendSettings
+from frontend.transport.connections import ConnectionLimits, ConnectionTable
+from frontend.transport.descriptors import BACKLOG, DescriptorLimitError, connection_limit
+from frontend.transport.protocol import protocol_class
 from llm_pipeline.runtime.deployment_errors import DeploymentError
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 
 log = structlog.get_logger(__name__)
 
 _LAST_WRITES_S = 5  # for responses that are cancelled at the end of the drain
-
-# Longer than load balancers keep idle connections (60 s is common). If this end closed first, a request that is already
-# on its way would find the connection closed.
-_KEEP_ALIVE_S = 75
 
 
 class DrainingServer(uvicorn.Server):
@@ -42,7 +41,7 @@ class DrainingServer(uvicorn.Server):
     probe fail. A second signal ends the process at once.
     """
 
-    def __init__(self, config: uvicorn.Config, dependencies: Dependencies) -> None:
+    def __init__(self, config: uvicorn.Config, dependencies: Dependencies, connections: ConnectionTable) -> None:
         super().__init__(config)
         self._dependencies = dependencies
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -52,22 +51,26 @@ class DrainingServer(uvicorn.Server):
             limit_s=dependencies.settings.client_write_timeout_s,
             on_cut=dependencies.metrics.slow_clients.inc,
         )
-        self._slow_client_watch: asyncio.Task[None] | None = None
+        self._connections = connections
+        self._watches: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to listen, after the background tasks that need the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._slow_client_watch = asyncio.create_task(self._slow_clients.watch())
+        self._watches = [
+            asyncio.create_task(self._slow_clients.watch()),
+            asyncio.create_task(self._connections.watch()),
+        ]
         await super().startup(sockets)
         freeze_startup_objects()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Closes connections. Slow clients are cut off until the end."""
+        """Closes connections. Slow clients are cut off until the end, and incomplete requests as well."""
         try:
             await super().shutdown(sockets)
         finally:
-            if self._slow_client_watch is not None:
-                self._slow_client_watch.cancel()
+            for watch in self._watches:
+                watch.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler. It runs between any two bytecodes of the main thread."""
@@ -89,20 +92,28 @@ class DrainingServer(uvicorn.Server):
 
 
 def build_server(app: ASGIApp, dependencies: Dependencies) -> DrainingServer:
-    """The server of one worker, or of the only process."""
+    """The server of one worker, or of the only process. Raises DescriptorLimitError."""
+    settings = dependencies.settings
+    connections = ConnectionTable(
+        ConnectionLimits(connection_limit(settings.max_connections), head_timeout_s=settings.head_timeout_s)
+    )
+    base_url = str(settings.public_url or f"http://{settings.host}:{settings.port}").rstrip("/")
     config = uvicorn.Config(
         app,
-        host=dependencies.settings.host,
-        port=dependencies.settings.port,
+        host=settings.host,
+        port=settings.port,
+        http=protocol_class(
+            connections, max_head_bytes=settings.max_head_bytes, schema_url=f"{base_url}/openai/schemas/Error.json"
+        ),
         log_config=None,
         access_log=False,  # the middleware logs one line per request
         server_header=False,
         ws="none",
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=settings.idle_timeout_s,
         timeout_graceful_shutdown=_LAST_WRITES_S,
-        backlog=2048,
+        backlog=BACKLOG,
     )
-    return DrainingServer(config, dependencies)
+    return DrainingServer(config, dependencies, connections)
 
 
 def serve(settings: FrontendSettings, workers: SharedState, listener: socket.socket | None = None) -> int:
@@ -120,10 +131,10 @@ def serve(settings: FrontendSettings, workers: SharedState, listener: socket.soc
         dependencies = build_dependencies(
             settings, generators, deployment, workers=workers, metrics=metrics, admission=admission
         )
-        app = build_app(dependencies)
-    except (KeysFileError, DeploymentError) as error:
+        server = build_server(build_app(dependencies), dependencies)
+    except (KeysFileError, DeploymentError, DescriptorLimitError) as error:
         sys.stderr.write(f"The front end cannot start: {error}\n")
         return 2
     configure_logging(settings, worker=workers.number if workers.count > 1 else None)
-    build_server(app, dependencies).run(sockets=None if listener is None else [listener])
+    server.run(sockets=None if listener is None else [listener])
     return 0

@@ -15,7 +15,9 @@ from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL
 from llm_pipeline.runtime.program_settings import HeaderSecret, ProgramSettings
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
+_DEFAULT_BODY_BYTES_IN_FLIGHT = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,39 @@ class FrontendSettings(ProgramSettings):
     metrics_needs_key: bool = Field(False, description="Whether /metrics requires an API key")
 
     max_body_bytes: int = Field(4 * MIB, ge=1024, description="Maximum bytes of a request body; larger ones get a 413")
+    max_body_bytes_in_flight: int | None = Field(
+        None,
+        ge=2048,
+        description="Maximum bytes of all bodies that are being received or parsed, for each worker; one API key may "
+        "hold half of them; more get a 503; unset: 64 MiB, or 4 times MAX_BODY_BYTES if that is more",
+    )
+    max_head_bytes: int = Field(
+        64 * KIB, ge=1024, description="Maximum bytes of a request line with its headers; larger ones get a 431"
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of connections for each worker; beyond it, the oldest without a request are "
+        "closed; unset: what the limit of open files allows, at most 16384",
+    )
     max_choices: int = Field(128, ge=1, description="Maximum number of choices per request: prompts times n")
     max_in_flight: int = Field(512, ge=1, description="Maximum number of choices in flight; more get a 429")
     strict_fields: bool = Field(False, description="Reject unknown request fields with a 400 instead of ignoring them")
 
     request_timeout_s: float = Field(
         600.0, gt=0, description="Timeout of a request in seconds, after which it gets a 504; a header may lower it"
+    )
+    head_timeout_s: float = Field(
+        15.0, gt=0, description="Seconds in which a request line with its headers must arrive; later ones get a 408"
+    )
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds without a byte of an incomplete body after which its request gets a 408"
+    )
+    idle_timeout_s: int = Field(
+        75,
+        ge=1,
+        description="Seconds after which a connection without a request is closed; keep it longer than that of a "
+        "load balancer",
     )
     drain_timeout_s: float = Field(
         30.0, ge=0, description="Seconds after SIGTERM in which running requests may finish before they are cancelled"
@@ -152,6 +181,18 @@ class FrontendSettings(ProgramSettings):
         if self.auth == "on" and self.api_key is None and self.api_keys_file is None:
             raise ValueError("Set API_KEY or API_KEYS_FILE, or AUTH=off to serve every client that can reach the port")
         return self
+
+    @model_validator(mode="after")
+    def _has_room_for_two_bodies(self) -> Self:
+        limit = self.max_body_bytes_in_flight
+        if limit is not None and limit < 2 * self.max_body_bytes:
+            raise ValueError("Set MAX_BODY_BYTES_IN_FLIGHT to at least twice MAX_BODY_BYTES: a key may hold half of it")
+        return self
+
+    @property
+    def body_bytes_in_flight(self) -> int:
+        """Maximum bytes of all bodies that are being received or parsed."""
+        return self.max_body_bytes_in_flight or max(_DEFAULT_BODY_BYTES_IN_FLIGHT, 4 * self.max_body_bytes)
 
     @property
     def triton_addresses(self) -> tuple[str, ...]:

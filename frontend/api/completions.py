@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 from collections.abc import Callable
@@ -18,9 +17,12 @@ from frontend.api import route_paths as paths
 from frontend.api.openapi import LINK_HEADER, error_responses, schema_ref
 from frontend.dependencies import Dependencies
 from frontend.generation.completion_run import Choice, CompletionRun
+from frontend.loop_breaks import LoopBreaks
 from frontend.models.registry import ServedModel
 from frontend.models.run_metrics import RunMetrics
 from frontend.observability.request_record import RequestRecord, record_of
+from frontend.request.body_limits import BodyTimes
+from frontend.request.json_size import check_size
 from frontend.request.parsing import parse_object, read_body, validate
 from frontend.request.schemas import CompletionRequest
 from frontend.request.to_parameters import parameters_of
@@ -28,11 +30,10 @@ from frontend.response.json_response import JsonCompletionResponse
 from frontend.response.lifetime import ResponseOptions
 from frontend.response.stream import StreamingCompletionResponse
 from frontend.settings import FrontendSettings
-from frontend.unfinished import Unfinished
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
-# A body of megabytes takes tens of milliseconds to validate: done off the event loop, which other streams need.
-_LARGE_BODY_BYTES = 128 * 1024
+# Takes less than a millisecond to parse, whatever it contains. Larger ones take turns.
+_LARGE_BODY_BYTES = 16 * 1024
 _TIMEOUT_HEADER = "x-request-timeout-s"
 _TIMEOUT_PARAMETER = {
     "name": _TIMEOUT_HEADER,
@@ -41,6 +42,7 @@ _TIMEOUT_PARAMETER = {
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 _REQUEST_BODY = {"required": True, "content": {"application/json": {"schema": schema_ref("CompletionRequest")}}}
+_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504)
 _RESPONSE = {
     "headers": LINK_HEADER,
     "content": {
@@ -73,7 +75,10 @@ def add_routes(app: FastAPI) -> None:
             response_model=None,
             summary="Create completion",
             response_description="JSON if stream=false, server-sent events if stream=true",
-            responses={200: _RESPONSE, **error_responses(400, 401, 403, 404, 405, 413, 415, 429, 500, 503, 504)},
+            responses={
+                200: _RESPONSE,
+                **error_responses(400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504),
+            },
             openapi_extra={"parameters": [_TIMEOUT_PARAMETER], "requestBody": _REQUEST_BODY},
             route_class_override=CompletionRoute,
         )
@@ -137,32 +142,33 @@ def _timeout_s(request: Request, max_s: float) -> float:
 
 async def _read(dependencies: Dependencies, request: Request, timeout_s: float) -> CompletionRequest:
     settings = dependencies.settings
-    body = await _read_body(request, settings.max_body_bytes, timeout_s)
-    if len(body) > _LARGE_BODY_BYTES:
-        completion, unknown = await asyncio.to_thread(_parse, settings, body)
-    else:
-        completion, unknown = _parse(settings, body)
+    key = record_of(request.scope).key
+    holder = None if key is None else key.name
+    with dependencies.body_budget.share(holder) as share:
+        body = await read_body(request, settings.max_body_bytes, BodyTimes(timeout_s, settings.body_timeout_s), share)
+        if len(body) > _LARGE_BODY_BYTES:
+            async with dependencies.parsing_turns.turn(holder):
+                completion, unknown = await _parse_large(settings, body)
+        else:
+            completion, unknown = _validate(settings, parse_object(body))
     if unknown:
         dependencies.metrics.unknown_fields.inc(unknown)
     return completion
 
 
-async def _read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    reading = read_body(request, max_bytes)
-    try:
-        waits_for = reading.send(None)
-    except StopIteration as end:  # a short body arrives together with the head
-        body: bytes = end.value
-        return body
-    try:
-        return await asyncio.wait_for(Unfinished(reading, waits_for), timeout_s)
-    except asyncio.TimeoutError:
-        message = "The request exceeded its timeout before its body was complete."
-        raise PipelineError(ErrorCode.DEADLINE_EXCEEDED, message) from None
+async def _parse_large(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, int]:
+    breaks = LoopBreaks()
+    check_size(body)
+    await breaks.pause()
+    document = parse_object(body)
+    await breaks.pause()
+    result = _validate(settings, document)
+    await breaks.pause()
+    return result
 
 
-def _parse(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, int]:
-    return validate(parse_object(body), max_choices=settings.max_choices_per_request, is_strict=settings.strict_fields)
+def _validate(settings: FrontendSettings, document: dict[str, Any]) -> tuple[CompletionRequest, int]:
+    return validate(document, max_choices=settings.max_choices_per_request, is_strict=settings.strict_fields)
 
 
 def _start(

@@ -34,7 +34,7 @@ class RunLimits:
     """Limits of one request while it runs. A chunk object takes about as much memory as the text of 100 tokens."""
 
     merge_chunks: int = 512  # untaken chunks beyond this number are merged into one for each choice
-    max_untaken_characters: int = 2**20  # a client that leaves more text than this untaken is disconnected
+    max_untaken_characters: int = 2**20  # a client that leaves more text and logprobs than this untaken is disconnected
     cancel: CancelTimeouts = field(default_factory=CancelTimeouts)
     write_grace_s: float = 10.0  # after the deadline, until a response whose writing is blocked is aborted
 
@@ -127,7 +127,7 @@ class CompletionRun:
 
     @property
     def untaken_characters(self) -> int:
-        """Length of the text that has arrived and has not been taken."""
+        """Length of the text and logprobs that have arrived and have not been taken."""
         return self._untaken_characters
 
     @property
@@ -226,7 +226,7 @@ class CompletionRun:
         if self._take_chunk is not None and self._take_chunk(choice, chunk):
             return
         self._arrived.append((choice, chunk))
-        self._untaken_characters += len(chunk.text)
+        self._untaken_characters += len(chunk.text) + len(chunk.logprobs_json or b"")
         if len(self._arrived) >= self._merge_at:
             self._merge_arrived()
         self.wake()

@@ -8,9 +8,10 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from frontend.request import unsupported_fields
+from frontend.request.body_limits import BodyClock, BodyShare, BodyTimes
 from frontend.request.errors import Detail, RequestInvalidError
 from frontend.request.schemas import CompletionRequest, StreamOptions
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -21,15 +22,27 @@ _FIELDS = frozenset(CompletionRequest.model_fields)
 _STREAM_FIELDS = frozenset(StreamOptions.model_fields)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The raw JSON body. Raises PipelineError (413, 415) as soon as it is too long or has another type."""
+async def read_body(request: Request, max_bytes: int, times: BodyTimes, share: BodyShare) -> bytes:
+    """The raw JSON body, whose bytes `share` takes as they arrive.
+
+    Raises PipelineError as soon as it is too long (413), of another type (415), late (408, 504), or beyond what the
+    share allows (503).
+    """
     _check_headers(request, max_bytes)
-    parts, size = [], 0
-    async for part in request.stream():
+    clock = BodyClock(times)
+    parts, size, is_complete = [], 0, False
+    while not is_complete:
+        message = await clock.wait_for(request)
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part: bytes = message.get("body", b"")
         size += len(part)
         if size > max_bytes:
             raise _too_large(max_bytes)
+        share.take(len(part))
+        clock.received(len(part))
         parts.append(part)
+        is_complete = not message.get("more_body", False)
     return b"".join(parts)
 
 

@@ -31,6 +31,9 @@ _DEFAULT_RETRY_AFTER_S = 2.0
 _LOCATIONS = {
     ErrorCode.INVALID_API_KEY: "header.authorization",
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: "header.content-type",
+    ErrorCode.HEADERS_TOO_LARGE: "header",
+    ErrorCode.INVALID_HTTP: "request",
+    ErrorCode.REQUEST_TIMEOUT: "request",
     ErrorCode.NOT_FOUND: "path",
     ErrorCode.METHOD_NOT_ALLOWED: "method",
     ErrorCode.INTERNAL_ERROR: "server",
@@ -80,6 +83,11 @@ def error_body(error: PipelineError, schema_url: str) -> dict[str, Any]:
     }
 
 
+def error_bytes(error: PipelineError, schema_url: str) -> bytes:
+    """The body of an error response as JSON."""
+    return orjson.dumps(error_body(error, schema_url))
+
+
 def _details(error: PipelineError) -> Sequence[Detail]:
     if isinstance(error, RequestInvalidError):
         return error.details
@@ -91,13 +99,13 @@ def error_response(error: PipelineError, record: RequestRecord) -> Response:
     """The response to a request that failed before any part of its response was sent."""
     record.error_code = error.code
     schema_url = record.schema_url("Error")
-    headers = {"Link": f'<{schema_url}>; rel="describedBy"', **_headers(error)}
+    headers = {"Link": f'<{schema_url}>; rel="describedBy"', **error_headers(error)}
     media_type = "application/problem+json" if record.wants_problem_json else "application/json"
-    body = orjson.dumps(error_body(error, schema_url))
-    return Response(body, error.kind.status, headers, media_type)
+    return Response(error_bytes(error, schema_url), error.kind.status, headers, media_type)
 
 
-def _headers(error: PipelineError) -> dict[str, str]:
+def error_headers(error: PipelineError) -> dict[str, str]:
+    """The headers of an error response that depend on the error."""
     status = error.kind.status
     if isinstance(error, MethodNotAllowedError):
         return {"Allow": error.allow}

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from frontend.generation.completion_run import Choice, CompletionRun
+from frontend.loop_breaks import LoopBreaks
 from frontend.observability.request_record import RequestRecord
 from frontend.request.schemas import CompletionRequest
 from frontend.response import sse
@@ -18,6 +19,8 @@ from frontend.response.errors import error_response
 from frontend.response.lifetime import RequestLifetime, ResponseOptions
 from frontend.response.usage import token_counts, usage_object
 from llm_pipeline.protocol.messages import TextChunk
+
+_PIECE_BYTES = 256 * 1024  # of a response that are passed to the connection at once
 
 
 class JsonCompletionResponse:
@@ -52,22 +55,36 @@ class JsonCompletionResponse:
         if run.failure is not None:
             await error_response(run.failure, self._record)(scope, receive, send)
         elif run.is_finished:
-            await self._response(chunks)(scope, receive, send)
+            await self._send(chunks, scope, receive, send)
 
-    def _response(self, chunks: list[list[TextChunk]]) -> Response:
-        schema_url = self._record.schema_url("Completion")
-        choices, request = self._run.choices, self._request
-        selected = select_best_of(chunks, candidates=request.candidates, n=request.n)
-        body = {
-            **self._options.head(self._record, request.model),
-            "choices": [
-                self._choice(position, choices[index], chunks[index]) for position, index in enumerate(selected)
-            ],
-            "usage": usage_object(*token_counts(choices)),
-            "$schema": schema_url,
-        }
-        headers = {"Link": f'<{schema_url}>; rel="describedBy"'}
-        return Response(orjson.dumps(body), headers=headers, media_type="application/json")
+    async def _send(self, chunks: list[list[TextChunk]], scope: Scope, receive: Receive, send: Send) -> None:
+        parts = await self._parts(chunks)
+        size, schema_url = sum(map(len, parts)), self._record.schema_url("Completion")
+        headers = {"Link": f'<{schema_url}>; rel="describedBy"', "Content-Length": str(size)}
+        start = Response(headers=headers, media_type="application/json")
+        await send({"type": "http.response.start", "status": start.status_code, "headers": start.raw_headers})
+        if size <= _PIECE_BYTES:
+            await send({"type": "http.response.body", "body": b"".join(parts), "more_body": False})
+            return
+        breaks = LoopBreaks()
+        for part in parts:
+            for begin in range(0, len(part), _PIECE_BYTES):
+                body = part[begin : begin + _PIECE_BYTES]
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await breaks.pause()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _parts(self, chunks: list[list[TextChunk]]) -> list[bytes]:
+        """The JSON of the response in parts of at most one choice, which may be megabytes."""
+        choices, request, breaks = self._run.choices, self._request, LoopBreaks()
+        head = orjson.dumps(self._options.head(self._record, request.model))
+        parts = [head[:-1] + b',"choices":[']
+        for position, index in enumerate(select_best_of(chunks, candidates=request.candidates, n=request.n)):
+            separator = b"," if position else b""
+            parts += separator, orjson.dumps(self._choice(position, choices[index], chunks[index]))
+            await breaks.pause()
+        usage = {"usage": usage_object(*token_counts(choices)), "$schema": self._record.schema_url("Completion")}
+        return [*parts, b"]," + orjson.dumps(usage)[1:]]
 
     def _choice(self, position: int, choice: Choice, chunks: list[TextChunk]) -> dict[str, Any]:
         # Without streaming, a choice is one chunk, and its logprobs are already JSON.

@@ -20,6 +20,7 @@ from functools import partial
 class ErrorCode(str, Enum):
     """The `error.code` in responses to clients."""
 
+    INVALID_HTTP = "invalid_http"
     INVALID_JSON = "invalid_json"
     MISSING_REQUIRED_PARAMETER = "missing_required_parameter"
     INVALID_TYPE = "invalid_type"
@@ -31,8 +32,10 @@ class ErrorCode(str, Enum):
     MODEL_NOT_FOUND = "model_not_found"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    REQUEST_TIMEOUT = "request_timeout"
     REQUEST_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    HEADERS_TOO_LARGE = "headers_too_large"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     QUEUE_FULL = "queue_full"
     SERVICE_UNAVAILABLE = "service_unavailable"
@@ -60,6 +63,7 @@ _NOT_FOUND = ErrorKind(404, "not_found_error", "Not Found")
 _UNAVAILABLE = ErrorKind(503, "overloaded_error", "Service Unavailable", is_retryable=True)
 
 ERRORS: dict[ErrorCode, ErrorKind] = {
+    ErrorCode.INVALID_HTTP: _INVALID,
     ErrorCode.INVALID_JSON: _INVALID,
     ErrorCode.MISSING_REQUIRED_PARAMETER: _INVALID,
     ErrorCode.INVALID_TYPE: _INVALID,
@@ -71,8 +75,10 @@ ERRORS: dict[ErrorCode, ErrorKind] = {
     ErrorCode.MODEL_NOT_FOUND: _NOT_FOUND,
     ErrorCode.NOT_FOUND: _NOT_FOUND,
     ErrorCode.METHOD_NOT_ALLOWED: ErrorKind(405, "invalid_request_error", "Method Not Allowed"),
+    ErrorCode.REQUEST_TIMEOUT: ErrorKind(408, "timeout_error", "Request Timeout", is_retryable=True),
     ErrorCode.REQUEST_TOO_LARGE: ErrorKind(413, "request_too_large", "Content Too Large"),
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: ErrorKind(415, "invalid_request_error", "Unsupported Media Type"),
+    ErrorCode.HEADERS_TOO_LARGE: ErrorKind(431, "invalid_request_error", "Request Header Fields Too Large"),
     ErrorCode.RATE_LIMIT_EXCEEDED: ErrorKind(429, "rate_limit_error", "Too Many Requests", is_retryable=True),
     ErrorCode.QUEUE_FULL: ErrorKind(429, "overloaded_error", "Too Many Requests", is_retryable=True),
     ErrorCode.SERVICE_UNAVAILABLE: _UNAVAILABLE,

@@ -47,7 +47,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("triton",),
     ),
     "frontend": (
-        ("settings", "api_key", "unfinished"),
+        ("settings", "api_key", "unfinished", "loop_breaks"),
         ("observability",),
         ("request",),
         ("backends",),
@@ -58,6 +58,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("dependencies",),
         ("api",),
         ("app",),
+        ("transport",),
         ("server",),
         ("worker_main",),
         ("__main__",),

@@ -89,11 +89,13 @@ class ChannelClient:
 
     def _flush(self) -> None:
         self._is_flush_scheduled = False
-        while len(self._under_way) < MAX_BUNDLES_UNDER_WAY and (requests := self._next_bundle()):
+        if len(self._under_way) < MAX_BUNDLES_UNDER_WAY and (requests := self._next_bundle()):
             session = self._live_session()
             session.add(requests)
             self._under_way.add(requests[0].slot)
             self._background.start(self._send(session, requests))
+        if self._waiting:  # one bundle in each iteration of the event loop: to encode one may take 20 ms
+            self._schedule_flush()
 
     def _next_bundle(self) -> list[ChannelRequest]:
         bundle: list[ChannelRequest] = []
@@ -103,7 +105,12 @@ class ChannelClient:
             if request.is_over:  # cancelled while it waited
                 self._waiting.popleft()
                 continue
-            size += len(request.item_json) + 1
+            try:
+                size += len(request.json()) + 1
+            except Exception as error:  # noqa: BLE001 - raised by `generate`; the others of the bundle are sent
+                self._waiting.popleft()
+                request.refuse(error)
+                continue
             if bundle and size > MAX_BUNDLE_BYTES:
                 break
             self._waiting.popleft()

@@ -16,10 +16,11 @@ class ChannelRequest:
     """A request from `generate` to its end. It ends once: later calls of `end` do nothing."""
 
     __slots__ = (
+        "_json",
+        "_parameters",
         "error",
         "has_begun",
         "is_registered",
-        "item_json",
         "key",
         "leave",
         "on_chunk",
@@ -33,13 +34,32 @@ class ChannelRequest:
         self.key = parameters.request_key
         self.request_id = parameters.request_id
         self.on_chunk = on_chunk
-        # Encoded for each request, so that one that JSON cannot carry fails alone.
-        self.item_json = bundle_to_json([BundleItem(slot, parameters)])[1:-1]
+        self._parameters = parameters
+        self._json: bytes | None = None
         self.has_begun = False  # whether a chunk has arrived
         self.is_registered = False  # whether decode has confirmed its bundle
         self.leave: Callable[[ChannelRequest], None] = _do_nothing  # takes it out of its session
         self.error: PipelineError | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def json(self) -> bytes:
+        """The request in its bundle. Encoded when its bundle is, and kept until it is sent: megabytes, for each choice.
+
+        Raises TypeError for a text that JSON cannot carry.
+        """
+        if self._json is None:
+            self._json = bundle_to_json([BundleItem(self.slot, self._parameters)])[1:-1]
+        return self._json
+
+    def take_json(self) -> bytes:
+        """The request in its bundle, which is not needed again."""
+        json, self._json = self.json(), None
+        return json
+
+    def refuse(self, error: Exception) -> None:
+        """Ends the request, which cannot be sent, with an exception of its own."""
+        if not self.over.done():
+            self.over.set_exception(error)
 
     @property
     def is_over(self) -> bool:

@@ -137,7 +137,7 @@ class ChannelSession:
         return self._endpoint.connection.infer(self._request(inputs, "channel"))
 
     def _bundle(self, requests: Sequence[ChannelRequest]) -> object:
-        json = b"[" + b",".join(request.item_json for request in requests) + b"]"
+        json = b"[" + b",".join(request.take_json() for request in requests) + b"]"
         others = f"+{len(requests) - 1}" if len(requests) > 1 else ""
         return self._request([(BUNDLE, array(BUNDLE, json))], requests[0].request_id + others)
 

@@ -29,8 +29,8 @@ def test_table_has_no_other_codes() -> None:
 
 
 @pytest.mark.parametrize("code", ErrorCode)
-def test_retryable_codes_are_429_503_and_504(code: ErrorCode) -> None:
-    assert ERRORS[code].is_retryable == (ERRORS[code].status in {429, 503, 504})
+def test_retryable_codes_are_408_429_503_and_504(code: ErrorCode) -> None:
+    assert ERRORS[code].is_retryable == (ERRORS[code].status in {408, 429, 503, 504})
 
 
 @pytest.mark.parametrize("prefix", PREFIXES, ids=["bare", "ensemble", "ensemble and backend"])

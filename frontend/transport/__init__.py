@@ -1,0 +1,1 @@
+"""The server below the app: connections, request heads, and their limits."""

@@ -1,0 +1,33 @@
+"""Spreads the start of many requests over iterations of the event loop, so that running streams have their turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+MAX_STARTS = 64
+"""Requests that start in one iteration: those of one bundle to Triton, 10 ms of work."""
+
+
+class StartQueue:
+    """Starts requests in the order of their arrival, and at once unless many arrive in the same moment."""
+
+    def __init__(self) -> None:
+        self._starts = 0  # in this iteration
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def start(self, run: Callable[[], None]) -> None:
+        """Calls `run` now or in one of the next iterations."""
+        if self._starts >= MAX_STARTS:
+            self._waiting.append(run)
+            return
+        if not self._starts:
+            asyncio.get_running_loop().call_soon(self._next_iteration)
+        self._starts += 1
+        run()
+
+    def _next_iteration(self) -> None:
+        self._starts = 0
+        for _ in range(min(MAX_STARTS, len(self._waiting))):
+            self.start(self._waiting.popleft())
