@@ -126,7 +126,7 @@ class Probe:
             raise _ProbeError("a stream without an event")
 
     async def _events(self, connection: Connection, body: dict[str, Any]) -> Any:
-        """Yields arrival time and data of each piece with events. Raises _ProbeError for an error, or without an end."""
+        """Yields arrival time and data of each piece with events. Raises _ProbeError for an error or a cut stream."""
         await connection.send(self._target.completion(PROBE, stream=True, **body))
         status, headers = await connection.head()
         end = b""

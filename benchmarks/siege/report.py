@@ -132,9 +132,8 @@ def _resource_table(siege: Siege) -> list[str]:
     for phase in siege.phases:
         descriptors = ", ".join(f"{count:,}" for count in phase.resources.peak_descriptors.values())
         recovery = "a restart" if phase.recovery_s is None else f"{phase.recovery_s:.1f} s"
-        lines.append(
-            f"| {phase.name} | {phase.resources.peak_memory_mib:,.0f} | {descriptors} | {recovery} | {_outcomes(phase)} |"
-        )
+        cells = (phase.name, f"{phase.resources.peak_memory_mib:,.0f}", descriptors, recovery, _outcomes(phase))
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

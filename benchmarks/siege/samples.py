@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import orjson
 
@@ -70,7 +71,7 @@ def _period_ms(samples: Sequence[Sample]) -> float:
     starts = [sample.start_s for sample in samples]
     if len(starts) < 2:
         return samples[0].duration_ms
-    return statistics.median(after - before for before, after in zip(starts, starts[1:], strict=False)) * 1e3
+    return statistics.median(after - before for before, after in pairwise(starts)) * 1e3
 
 
 def _corrected(duration_ms: float, period_ms: float) -> Iterator[float]:

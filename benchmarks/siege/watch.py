@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass, field
 
@@ -66,10 +67,8 @@ class Watch:
 
     def _run(self) -> None:
         while not self._closing.wait(_PERIOD_S):
-            try:
+            with contextlib.suppress(psutil.Error):  # a process has ended between two looks
                 self._sample()
-            except psutil.Error:
-                continue  # a process has ended between two looks; the next sample finds its successor
 
     def _sample(self) -> None:
         roots = [(role, pid) for role, pid in self._roots().items() if pid is not None]

@@ -69,7 +69,7 @@ class Connection:
             answer.cancel()
 
     async def answer(self) -> Answer:
-        """Reads one response. Raises ConnectionError or IncompleteReadError if it is cut, WireError if it is not one."""
+        """Reads one response. Raises ConnectionError or IncompleteReadError if it is cut, WireError if malformed."""
         status, headers = await self.head()
         pieces = [piece async for piece in self.pieces(headers)]
         return Answer(status, headers, b"".join(pieces))

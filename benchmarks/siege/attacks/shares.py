@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks.siege.attacks.attack import CLOSED, HUNG_UP, NOT_CONNECTED, Attack, Load, RepeatingAttack
 from benchmarks.siege.target import HOSTILE
@@ -15,7 +15,7 @@ _MOST_RETRY_S = 30.0
 class PlaceAttack(RepeatingAttack):
     """Clients that repeat one completion request; a refused one is repeated after its Retry-After."""
 
-    body: dict[str, Any]
+    body: ClassVar[dict[str, Any]]
     patience_s = 600.0  # they may wait for long: that is their own share
 
     async def once(self, load: Load) -> None:
@@ -32,7 +32,7 @@ class ThousandRequests(PlaceAttack):
 
     name, line = "a thousand requests", "1,000 requests of one key for 500 tokens each, all at once"
     clients = 1000
-    body = {"max_tokens": 500}
+    body: ClassVar[dict[str, Any]] = {"max_tokens": 500}
 
     async def run(self, load: Load) -> None:
         """Starts the clients over one second: a burst of connections is another attack."""
@@ -48,7 +48,7 @@ class ManyChoices(PlaceAttack):
     """The most choices of one request."""
 
     name, line = "128 choices", "4 clients that request 128 choices of 2,000 tokens each"
-    body = {"n": 128, "max_tokens": 2000, "temperature": 1}
+    body: ClassVar[dict[str, Any]] = {"n": 128, "max_tokens": 2000, "temperature": 1}
 
 
 class LongPrompts(PlaceAttack):
@@ -56,7 +56,7 @@ class LongPrompts(PlaceAttack):
 
     name, line = "long prompts", "8 clients that send a new prompt of some 8,000 tokens each time"
     clients = 8
-    body = {"max_tokens": 1}
+    body: ClassVar[dict[str, Any]] = {"max_tokens": 1}
 
     async def once(self, load: Load) -> None:
         """Sends one long prompt, which no cache has."""
@@ -72,7 +72,7 @@ class BestPriority(PlaceAttack):
 
     name, line = "priority -1000", "96 clients that request 200 tokens each with the priority -1000"
     clients = 96
-    body = {"max_tokens": 200, "priority": -1000}
+    body: ClassVar[dict[str, Any]] = {"max_tokens": 200, "priority": -1000}
 
 
 class Refusals(RepeatingAttack):
@@ -111,7 +111,8 @@ class CancelStorm(RepeatingAttack):
 
     async def once(self, load: Load) -> None:
         """Opens a stream and hangs up, at once or at its first event."""
-        body = {"prompt": f"{load.random.random()} Hello", "max_tokens": 2000, "stream": True, "ignore_eos": True}
+        body: dict[str, Any] = {"max_tokens": 2000, "stream": True, "ignore_eos": True}
+        body["prompt"] = f"{load.random.random()} Hello"
         async with connected(load.target) as connection:
             await connection.send(load.target.completion(HOSTILE, **body))
             if load.random.random() < 0.5:
@@ -133,10 +134,10 @@ class SilentReader(RepeatingAttack):
 
     async def once(self, load: Load) -> None:
         """Opens a stream, and reads nothing until the phase ends."""
-        body = {"prompt": "Hello", "max_tokens": 4000, "n": 4, "stream": True, "ignore_eos": True, "logprobs": 5}
+        body: dict[str, Any] = {"max_tokens": 4000, "n": 4, "stream": True, "ignore_eos": True, "logprobs": 5}
         async with connected(load.target, receive_buffer=4096) as connection:
             connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a ReadTransport too
-            await connection.send(load.target.completion(HOSTILE, **body))
+            await connection.send(load.target.completion(HOSTILE, prompt="Hello", **body))
             await load.rest(self.patience_s)
         load.tally.count(HUNG_UP)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -82,7 +83,7 @@ def references_and_nesting(random: Random, _size: int) -> Fields:
     """A chain of 500 references, or 500 arrays in each other."""
     if random.random() < 0.5:
         names = [f"{_word(random, 4)}{number}" for number in range(_MAX_RULES)]
-        links = {name: {"$ref": f"#/$defs/{after}"} for name, after in zip(names, names[1:], strict=False)}
+        links = {name: {"$ref": f"#/$defs/{after}"} for name, after in pairwise(names)}
         return {
             "guided_json": {"$ref": f"#/$defs/{names[0]}", "$defs": {**links, names[-1]: {"enum": [_word(random, 5)]}}}
         }
