@@ -41,7 +41,7 @@ class LoadJob:
 
     @classmethod
     def from_json(cls, data: bytes) -> LoadJob:
-        """Reads a job. Raises ValueError or TypeError if the data is none."""
+        """Reads a job. Raises ValueError or TypeError if the data is invalid."""
         fields: dict[str, Any] = orjson.loads(data)
         return cls(**{**fields, "target": Target(**fields["target"])})
 

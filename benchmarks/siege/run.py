@@ -217,7 +217,7 @@ class _PhaseRunner:
     def _add_samples(self, result: PhaseResult, quiet: PhaseResult | None) -> None:
         def measured(name: str, kind: Kind) -> Any:
             usual = quiet.delays[name] if quiet is not None else None
-            found = self._samples.between(self._start_s, self._end_s, kind)
+            found = self._samples.of_phase(self._start_s, self._end_s, kind)
             return delay(found, usual.period_ms if usual is not None else None)
 
         result.ttft = measured("TTFT", Kind.TTFT)

@@ -103,6 +103,12 @@ class ProbeSamples:
             found = [sample for sample in self._samples if sample.kind in kinds and start_s <= sample.start_s < end_s]
         return sorted(found, key=lambda sample: sample.start_s)
 
+    def of_phase(self, start_s: float, end_s: float, kind: Kind) -> list[Sample]:
+        """Returns the samples that began in a phase; without any, those that lasted through it."""
+        if found := self.between(start_s, end_s, kind):
+            return found
+        return [sample for sample in self.between(0.0, start_s, kind) if sample.end_s >= end_s]
+
     def ended_since(self, start_s: float, *kinds: Kind) -> list[Sample]:
         """Returns the samples of these kinds that began and ended since a time, in order."""
         return self.between(start_s, float("inf"), *kinds)

@@ -30,7 +30,7 @@ class Target:
 
     @classmethod
     def from_json(cls, data: bytes) -> Target:
-        """Reads a target. Raises orjson.JSONDecodeError or TypeError if the data is none."""
+        """Reads a target. Raises orjson.JSONDecodeError or TypeError if the data is invalid."""
         return cls(**orjson.loads(data))
 
     def head(self, key: str | None, length: int, *, path: str = COMPLETIONS, extra: str = "") -> bytes:

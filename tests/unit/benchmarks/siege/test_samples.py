@@ -56,6 +56,14 @@ def test_samples_belong_to_the_period_in_which_they_began() -> None:
     assert [sample.detail for sample in samples.ended_since(2.0, Kind.ERROR)] == ["stream: cut"]
 
 
+def test_a_sample_that_lasts_through_a_phase_stands_for_it() -> None:
+    samples = ProbeSamples()
+    for line in ('["gap",0.9,1,""]', '["gap",1,9,""]', '["gap",9,9.1,""]'):
+        samples.add_line(line.encode())
+    assert [sample.start_s for sample in samples.of_phase(2.0, 5.0, Kind.GAP)] == [1.0]
+    assert [sample.start_s for sample in samples.of_phase(0.5, 5.0, Kind.GAP)] == [0.9, 1.0]
+
+
 async def test_the_probe_measures_a_real_front_end_and_ends_with_its_block() -> None:
     """Also its process and thread: those of tests are counted."""
     async with real_server() as running:
