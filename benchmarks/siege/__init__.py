@@ -6,6 +6,7 @@ wire.py      HTTP over plain sockets, for clients that send anything, or read no
 guides/      hostile guides by kind, and random guides from a seed
 attacks/     hostile clients by kind
 load.py      the process of the hostile clients, at the lowest priority
+load_process.py  starts it for a phase
 probe.py     the process of the probe: a stream, short requests, readiness; one line for each sample
 samples.py   samples of the probe by phase, and their quantiles
 watch.py     memory, descriptors and restarts of the stack's processes

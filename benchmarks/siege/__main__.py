@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from pathlib import Path
 
 import typer
@@ -39,6 +40,7 @@ def siege(
 ) -> None:
     """Measures an honest client beside each kind of hostile client, on a stack of its own."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl+C: the stack is stopped, and what is done is reported
     console = Console()
     if listed:
         for attack in ATTACKS.values():
@@ -54,6 +56,7 @@ def siege(
     folder: Path = output or (_DOCS if is_full else _SCRATCH)
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
     done: Siege | None = None
+    is_whole = True
 
     def on_result(so_far: Siege, result: PhaseResult) -> None:
         nonlocal done
@@ -74,22 +77,27 @@ def siege(
             )
     except (PreflightError, StartError) as error:
         console.print(f"[bold red]{escape(str(error))}[/]", highlight=False)
-        raise typer.Exit(1) from None
+        is_whole = False
     except KeyboardInterrupt:
         console.print("Interrupted; the phases so far are reported.")
+        is_whole = False
     if done is None:
         raise typer.Exit(1)
     for path in write_report(done, folder, p99s):
         console.print(f"Wrote {path}", highlight=False)
-    _exit_with_verdict(console, done)
+    _exit_with_verdict(console, done, is_whole=is_whole)
 
 
-def _exit_with_verdict(console: Console, done: Siege) -> None:
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _exit_with_verdict(console: Console, done: Siege, *, is_whole: bool) -> None:
     failed = done.findings()
     for name, found in failed.items():
         for finding in found:
             console.print(f"[bold red]FELT[/] {escape(name)}: {escape(finding)}", highlight=False, soft_wrap=True)
-    if failed:
+    if failed or not is_whole:
         raise typer.Exit(1)
     console.print("[bold green]Passed.[/] No client was felt by the probe.")
 

@@ -1,7 +1,7 @@
 """The process of the hostile clients: `python -m benchmarks.siege.load`, with a LoadJob on its standard input.
 
-It runs at the lowest priority, so that what it costs the machine is taken from nothing else, and ends with the phase: a
-client that leaks or hangs is gone then. Its standard output is a LoadReport.
+Its clients run at the lowest priority, so that they take no time of the processes that are measured, and end with the
+phase: one that leaks or hangs is gone then. The standard output is STARTED, and a LoadReport at the end.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks.siege.attacks.random_guides import RandomGuides
 from benchmarks.siege.attacks.registry import ATTACKS
 from benchmarks.siege.target import Target
 
+STARTED = b"started\n"
 _LOWEST_PRIORITY = 19
 
 
@@ -101,10 +102,13 @@ async def run(job: LoadJob) -> LoadReport:
 
 def main() -> int:
     """Reads a job, runs it and writes its report."""
-    os.nice(_LOWEST_PRIORITY)
+    job = LoadJob.from_json(sys.stdin.buffer.read())
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    report = asyncio.run(run(LoadJob.from_json(sys.stdin.buffer.read())))
+    os.nice(_LOWEST_PRIORITY)  # after all imports: at this priority, they would take longer than a short phase
+    sys.stdout.buffer.write(STARTED)
+    sys.stdout.buffer.flush()
+    report = asyncio.run(run(job))
     sys.stdout.buffer.write(orjson.dumps(report))
     return 0
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,17 +11,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
 
 from benchmarks.machine import git_commit, machine_facts
 from benchmarks.siege.load import LoadJob
+from benchmarks.siege.load_process import LoadError, running_load
 from benchmarks.siege.phases import Phase
 from benchmarks.siege.probe import Kind
 from benchmarks.siege.results import PhaseResult, Siege
 from benchmarks.siege.samples import ProbeSamples, delay, running_probe
 from benchmarks.siege.target import Target, keys_file, new_keys
 from benchmarks.siege.watch import Watch
+from launcher.local.errors import StartError
 from launcher.local.stack import Stack
 from launcher.ports import free_ports
 from launcher.settings import REPOSITORY_ROOT, StackSettings
@@ -131,7 +130,7 @@ def run_siege(
 
 
 def _wait_for_probe(samples: ProbeSamples) -> None:
-    """Waits until the probe has been served for some seconds. Raises RuntimeError if it is not served at all."""
+    """Waits until the probe has been served for some seconds. Raises StartError if it is not served at all."""
     started = time.monotonic()
     while time.monotonic() < started + _PROBE_START_TIMEOUT_S:
         time.sleep(_POLL_S)
@@ -140,7 +139,7 @@ def _wait_for_probe(samples: ProbeSamples) -> None:
             time.sleep(_WARM_UP_S)
             return
     errors = [sample.detail for sample in samples.ended_since(started, Kind.ERROR)]
-    raise RuntimeError(f"The probe is not served on a quiet stack: {errors[:3] or 'no response'}")
+    raise StartError(f"The probe is not served on a quiet stack: {errors[:3] or 'no response'}")
 
 
 class _PhaseRunner:
@@ -172,35 +171,20 @@ class _PhaseRunner:
         return result
 
     def _run_load(self, result: PhaseResult, on_progress: Report) -> None:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.siege.load"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        started, job = time.monotonic(), self._job.to_json()
-        to_send: bytes | None = job
         try:
-            while True:
-                try:
-                    output, errors = process.communicate(to_send, timeout=_POLL_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    to_send = None
-                passed_s = time.monotonic() - started
-                if passed_s > self._job.longest_s + _LATE_S:
-                    process.kill()
-                on_progress(self._phase.name, min(passed_s, self._phase.seconds))
-        finally:
-            process.kill()
-            process.wait()
-        if process.returncode != 0:
-            last = errors.decode(errors="replace").strip().splitlines()[-1:] or ["killed, because it did not end"]
-            result.notes.append(f"the process of the hostile clients failed: {last[0]}")
-            return
-        report = orjson.loads(output)
-        result.outcomes, result.unexpected = report["outcomes"], report["unexpected"]
-        result.examples = report["examples"]
+            with running_load(self._job) as load:
+                self._start_s = time.monotonic()
+                while not load.has_ended:
+                    passed_s = time.monotonic() - self._start_s
+                    on_progress(self._phase.name, min(passed_s, self._phase.seconds))
+                    if passed_s > self._job.longest_s + _LATE_S:
+                        break
+                    time.sleep(_POLL_S)
+                report = load.report()
+        except LoadError as error:
+            result.notes.append(str(error))
+        else:
+            result.outcomes, result.unexpected, result.examples = report.outcomes, report.unexpected, report.examples
 
     def measure(self, result: PhaseResult, quiet: PhaseResult | None) -> None:
         """Waits until the probe is served as before, and adds what it measured. Restarts a stack that stays broken."""

@@ -12,8 +12,10 @@ from benchmarks.siege.attacks.attack import CLOSED, HUNG_UP, MALFORMED, Tally
 from benchmarks.siege.attacks.random_guides import RandomGuides
 from benchmarks.siege.attacks.registry import ATTACKS, find_attacks
 from benchmarks.siege.load import LoadJob, LoadReport, run
+from benchmarks.siege.load_process import LoadError, running_load
 from benchmarks.siege.target import KEY_NAMES, Target
 from tests.support.app import KEY, MODEL, Running, real_server
+from tests.support.waiting import wait_until
 
 SECONDS = 0.4
 LIMIT_S = 30.0
@@ -82,6 +84,32 @@ def test_attacks_are_found_by_a_part_of_their_name() -> None:
     assert len(find_attacks([])) == len(ATTACKS)
     with pytest.raises(ValueError, match="No attack is named 'x-ray'"):
         find_attacks(["x-ray"])
+
+
+async def test_the_process_of_the_clients_reports_when_it_ends() -> None:
+    def run_process(job: LoadJob) -> LoadReport:
+        with running_load(job) as load:
+            wait_until(lambda: load.has_ended, what="the end of the process")
+            return load.report()
+
+    async with real_server() as running:
+        report = await asyncio.to_thread(run_process, LoadJob(target_of(running), ["pipelining"], SECONDS, seed=1))
+    assert report.outcomes["pipelining"]["200"] > 0
+
+
+def test_a_process_that_does_not_end_is_ended_and_has_no_report() -> None:
+    job = LoadJob(Target("127.0.0.1", 9, MODEL, dict.fromkeys(KEY_NAMES, KEY)), ["slow heads"], 600.0, seed=1)
+    with running_load(job) as load:
+        with pytest.raises(LoadError, match="it did not end in time"):
+            load.report()
+        assert load.has_ended
+
+
+def test_a_process_that_fails_to_start_is_an_error_with_its_reason() -> None:
+    job = LoadJob(Target("127.0.0.1", 9, MODEL, {}), [], 1.0, seed=1)
+    broken = replace(job, target=None)  # type: ignore[arg-type]
+    with pytest.raises(LoadError, match="TypeError"), running_load(broken):
+        pass
 
 
 def test_a_job_survives_its_way_to_the_process() -> None:
