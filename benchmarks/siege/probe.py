@@ -93,10 +93,15 @@ class Probe:
         last_s: float | None = None
         body = {"prompt": f"{secrets.token_hex(4)} Once upon a time", "max_tokens": _STREAM_TOKENS, "ignore_eos": True}
         async with connected(self._target) as connection:
-            async for arrived_s, _ in self._events(connection, body):
+            try:
+                async for arrived_s, _ in self._events(connection, body):
+                    if last_s is not None:
+                        self._record(Kind.GAP, last_s, arrived_s)
+                    last_s = arrived_s
+            except BaseException:  # a gap that ends with a failure or a timeout is one, too
                 if last_s is not None:
-                    self._record(Kind.GAP, last_s, arrived_s)
-                last_s = arrived_s
+                    self._record(Kind.GAP, last_s, time.monotonic())
+                raise
 
     async def _shorts(self) -> None:
         number = 0

@@ -207,9 +207,8 @@ class _PhaseRunner:
         result.ttft = measured("TTFT", Kind.TTFT)
         result.guided_ttft = measured("guided TTFT", Kind.GUIDED_TTFT)
         result.gap = measured("gap", Kind.GAP)
-        of_phase = (self._start_s, self._end_s)
-        result.probe_errors = [sample.detail for sample in self._samples.between(*of_phase, Kind.ERROR)]
-        checks = self._samples.between(*of_phase, Kind.READY, Kind.NOT_READY)
+        result.probe_errors = self._samples.errors_since(self._start_s, self._end_s)
+        checks = self._samples.between(self._start_s, self._end_s, Kind.READY, Kind.NOT_READY)
         result.checks = len(checks)
         result.not_ready = [check.detail for check in checks if check.kind is Kind.NOT_READY]
 

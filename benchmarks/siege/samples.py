@@ -103,6 +103,11 @@ class ProbeSamples:
             found = [sample for sample in self._samples if sample.kind in kinds and start_s <= sample.start_s < end_s]
         return sorted(found, key=lambda sample: sample.start_s)
 
+    def errors_since(self, start_s: float, end_s: float) -> list[str]:
+        """Returns the failures since the start of a phase, of requests that began before its end or before itself."""
+        errors = self.between(0.0, end_s, Kind.ERROR)
+        return [sample.detail for sample in errors if sample.end_s >= start_s]
+
     def of_phase(self, start_s: float, end_s: float, kind: Kind) -> list[Sample]:
         """Returns the samples that began in a phase; without any, those that lasted through it."""
         if found := self.between(start_s, end_s, kind):

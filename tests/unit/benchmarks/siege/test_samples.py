@@ -64,6 +64,13 @@ def test_a_sample_that_lasts_through_a_phase_stands_for_it() -> None:
     assert [sample.start_s for sample in samples.of_phase(0.5, 5.0, Kind.GAP)] == [0.9, 1.0]
 
 
+def test_a_stream_that_fails_in_a_later_phase_than_it_began_in_fails_there() -> None:
+    samples = ProbeSamples()
+    samples.add_line(b'["error",1.0,9.0,"stream: cut"]')
+    assert samples.errors_since(8.0, 12.0) == ["stream: cut"]
+    assert samples.errors_since(10.0, 12.0) == []
+
+
 async def test_the_probe_measures_a_real_front_end_and_ends_with_its_block() -> None:
     """Also its process and thread: those of tests are counted."""
     async with real_server() as running:
