@@ -5,14 +5,34 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import psutil
 
 from benchmarks.processes import ENGINE, FRONT_END, TRITON, Process, memory_by_role, processes_by_role
-from launcher.local.stack import Stack
 
 _PERIOD_S = 1.0
 _JOIN_TIMEOUT_S = 10.0
+
+
+class Child(Protocol):
+    """A process of the stack, which the launcher may restart under another id."""
+
+    @property
+    def pid(self) -> int | None:
+        """The current process id; None while it is not running."""
+
+
+class Watched(Protocol):
+    """A stack, as far as it is watched."""
+
+    @property
+    def frontend(self) -> Child | None:
+        """The front end."""
+
+    @property
+    def triton(self) -> Child | None:
+        """Triton, whose descendants are the stubs, the engine and the processes of guides."""
 
 
 @dataclass
@@ -35,9 +55,10 @@ class Watch:
     measurement.
     """
 
-    def __init__(self, stack: Stack, memory_limit_mib: float) -> None:
+    def __init__(self, stack: Watched, memory_limit_mib: float, *, period_s: float = _PERIOD_S) -> None:
         self._stack = stack
         self._memory_limit_mib = memory_limit_mib
+        self._period_s = period_s
         self._resources = Resources()
         self._known: dict[str, int] = {}  # process ids by role, of those whose restart is a finding
         self._lock = threading.Lock()
@@ -66,7 +87,7 @@ class Watch:
         return taken
 
     def _run(self) -> None:
-        while not self._closing.wait(_PERIOD_S):
+        while not self._closing.wait(self._period_s):
             with contextlib.suppress(psutil.Error):  # a process has ended between two looks
                 self._sample()
 
