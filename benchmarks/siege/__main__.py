@@ -83,6 +83,8 @@ def siege(
         is_whole = False
     if done is None:
         raise typer.Exit(1)
+    if not is_whole and output is None:
+        folder = _SCRATCH  # the published result is one of a whole run
     for path in write_report(done, folder, p99s):
         console.print(f"Wrote {path}", highlight=False)
     _exit_with_verdict(console, done, is_whole=is_whole)

@@ -81,7 +81,7 @@ def markdown(siege: Siege, before: P99s | None = None) -> str:
             f"{machine.cores} cores ({machine.cpu}, {machine.memory_gib:g} GiB, Python {machine.python}). "
             "[How to read it](../reliability.md#hostile-clients).",
             "",
-            f"Delays of the probe in ms: p50 / p99. A phase passes if no p99 is more than {ALLOWED_DELAY_MS:.0f} ms "
+            f"Delays of the probe in ms: p50 / p99; its failed requests, and failed checks of readiness. A phase passes if no p99 is more than {ALLOWED_DELAY_MS:.0f} ms "
             "above that of the quiet stack, which is the noise of this machine, and nothing else was felt.",
             "",
             *_delay_table(siege, before),
@@ -105,10 +105,12 @@ def markdown(siege: Siege, before: P99s | None = None) -> str:
 
 def _delay_table(siege: Siege, before: P99s | None) -> list[str]:
     names = list(_TITLES)
-    heads = [f"{name}" for name in names] + ([f"{name} p99 before" for name in names] if before is not None else [])
+    heads = [*names, "failed requests", "failed checks"]
+    heads += [f"{name} p99 before" for name in names] if before is not None else []
     lines = [f"| beside | {' | '.join(heads)} | result |", "|" + " --- |" * (len(heads) + 2)]
     for phase in siege.phases:
         cells = [_cell(delay) for delay in phase.delays.values()]
+        cells += [str(len(phase.probe_errors)), str(len(phase.not_ready))]
         if before is not None:
             cells += [_number(before.get(phase.name, {}).get(name)) for name in names]
         verdict = "felt" if findings(phase, siege.quiet) else "passed"

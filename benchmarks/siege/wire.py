@@ -76,10 +76,7 @@ class Connection:
 
     async def head(self) -> tuple[int, dict[str, str]]:
         """Reads status and headers of a response, whose body is next."""
-        try:
-            data = await self.reader.readuntil(b"\r\n\r\n")
-        except asyncio.LimitOverrunError as error:
-            raise WireError("The head of the response is too large.") from error
+        data = await self._line(b"\r\n\r\n")
         first, *lines = data[:-4].decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
         if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
@@ -90,15 +87,21 @@ class Connection:
     async def pieces(self, headers: dict[str, str]) -> AsyncIterator[bytes]:
         """Yields the body in the pieces in which it arrives."""
         if "chunked" in headers.get("transfer-encoding", ""):
-            while size := int(await self.reader.readuntil(b"\r\n"), 16):
+            while size := int(await self._line(), 16):
                 yield (await self.reader.readexactly(size + 2))[:-2]
-            await self.reader.readuntil(b"\r\n")
+            await self._line()
         elif "content-length" in headers:
             if length := int(headers["content-length"]):
                 yield await self.reader.readexactly(length)
         else:
             while piece := await self.reader.read(_BUFFER):
                 yield piece
+
+    async def _line(self, end: bytes = b"\r\n") -> bytes:
+        try:
+            return await self.reader.readuntil(end)
+        except asyncio.LimitOverrunError as error:
+            raise WireError("A line of the response is too long.") from error
 
 
 @contextlib.asynccontextmanager

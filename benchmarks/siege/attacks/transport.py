@@ -185,27 +185,22 @@ class Pipelining(RepeatingAttack):
 class ReadsNothing(RepeatingAttack):
     """Requests whose responses are never read."""
 
-    name, line = "connections that read nothing", "20 connections that send requests and never read a response"
+    name, line = "connections that read nothing", "20 connections that request 0.5 MB a second each and read nothing"
     allowed = _ENDS_EARLY
     clients = 20
     pause_s = 0.5
+    _path = "/openai/openapi.json"  # 63 KB, without a key
+    _requests = 4
 
     async def once(self, load: Load) -> None:
-        """Sends requests until the server stops reading them, and waits."""
-        request = load.target.get("/openai/v1/models", is_last=False) * 50
+        """Sends requests until the server reads no more, and then waits for the end of the phase."""
+        requests = load.target.get(self._path, is_last=False) * self._requests
         async with connected(load.target, receive_buffer=4096) as connection:
-            stop = asyncio.create_task(load.stopping.wait())
-            try:
-                for _ in range(200):
-                    send = asyncio.create_task(connection.send(request))
-                    done, _rest = await asyncio.wait({send, stop}, return_when=asyncio.FIRST_COMPLETED, timeout=5)
-                    if send not in done:
-                        send.cancel()  # the server reads no more: as it should
-                        break
-                    send.result()
-                await load.rest(self.patience_s)
-            finally:
-                stop.cancel()
+            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a ReadTransport too
+            while not load.stopping.is_set():
+                with contextlib.suppress(asyncio.TimeoutError):  # the server reads no more, as it should
+                    await asyncio.wait_for(connection.send(requests), self.pause_s)
+                await load.rest(self.pause_s)
         load.tally.count(HUNG_UP)
 
 

@@ -80,8 +80,8 @@ def test_the_report_has_every_phase_and_what_was_felt(tmp_path: Path) -> None:
     document = json.loads(paths[0].read_text())
     assert [phase["findings"] for phase in document["phases"]] == [[], [], ["TTFT: the probe got no token"]]
     page = paths[1].read_text()
-    assert "| slow heads | 20 / 40 | 30 / 60 | 10 / 20 | passed |" in page
-    assert "| JSON bombs | no token | 30 / 60 | 10 / 20 | felt |" in page
+    assert "| slow heads | 20 / 40 | 30 / 60 | 10 / 20 | 0 | 0 | passed |" in page
+    assert "| JSON bombs | no token | 30 / 60 | 10 / 20 | 0 | 0 | felt |" in page
     assert "1,200 408 request_timeout, 3 hung up by the client" in page
     assert "- JSON bombs: TTFT: the probe got no token" in page
 
@@ -91,8 +91,8 @@ def test_an_earlier_run_is_a_column(tmp_path: Path) -> None:
     earlier = siege_of(phase_of("slow heads", ttft=delay_of(9000), gap=None))
     before = read_p99s(write_report(earlier, tmp_path)[0])
     page = markdown(siege_of(phase_of("slow heads"), phase_of("new kind")), before)
-    assert "| slow heads | 20 / 40 | 30 / 60 | 10 / 20 | 9,000 | 60 | - | passed |" in page
-    assert "| new kind | 20 / 40 | 30 / 60 | 10 / 20 | - | - | - | passed |" in page
+    assert "| slow heads | 20 / 40 | 30 / 60 | 10 / 20 | 0 | 0 | 9,000 | 60 | - | passed |" in page
+    assert "| new kind | 20 / 40 | 30 / 60 | 10 / 20 | 0 | 0 | - | - | - | passed |" in page
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"phases": [{}]}'])
