@@ -82,8 +82,8 @@ def markdown(siege: Siege, before: P99s | None = None) -> str:
             "[How to read it](../reliability.md#hostile-clients).",
             "",
             "Delays of the probe in ms: p50 / p99; its failed requests, and its failed checks of readiness. A phase "
-            f"passes if no p99 is more than {ALLOWED_DELAY_MS:.0f} ms above that of the quiet stack, which is the noise "
-            "of this machine, and nothing else was felt.",
+            f"passes if no p99 is more than {ALLOWED_DELAY_MS:.0f} ms above that of the quiet stack, which is the "
+            "noise of this machine, and nothing else was felt.",
             "",
             *_delay_table(siege, before),
             "",
