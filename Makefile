@@ -14,7 +14,7 @@ UV_VERSION := 0.13.9
 CLIENTS_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; exit; }; done)
 
-.PHONY: help serve bench test test-gpu check unit integration clients clients-lock fuzz soak install lock clean
+.PHONY: help serve bench test test-gpu check unit integration clients clients-lock fuzz soak siege install lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make lock         resolve and pin every dependency again (needs uv: .venv/bin/pip install uv)"
 	@echo "make fuzz         10,000 random request bodies"
 	@echo "make soak         mixed traffic for SOAK_MINUTES (20): fails on memory growth or a wrong completion"
+	@echo "make siege        an honest client beside each kind of hostile one, 10 minutes (QUICK=1: 2): fails if one is felt"
 	@echo "make clean        remove .venv, .venv-clients and .run"
 
 serve: $(VENV)/.serve
@@ -101,6 +102,11 @@ fuzz: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(VENV)/bin/python -m build_engine build --target cpu >/dev/null
 	$(VENV)/bin/python -m benchmarks.soak
+
+# Hostile clients of every kind. SIEGE is further options, such as --only "JSON bombs" or --guides 2000: docs/reliability.md
+siege: $(VENV)/.dev
+	$(VENV)/bin/python -m build_engine build --target cpu >/dev/null
+	@exec $(VENV)/bin/python -m benchmarks.siege $(if $(QUICK),--quick) $(SIEGE)
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) .run

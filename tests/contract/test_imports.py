@@ -89,7 +89,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("scenarios",),
         ("report", "systems"),
         ("progress", "runner", "options"),
-        ("soak", "cli", "write_path"),
+        ("soak", "siege", "cli", "write_path"),
         ("__main__",),
     ),
     "complete_cli": (
@@ -133,6 +133,7 @@ IMPORTED_BY = {
         "benchmarks/soak/samples.py",
         "benchmarks/soak/run.py",
         "benchmarks/soak/report.py",
+        "benchmarks/siege/watch.py",
     },
     "httpx": {
         "launcher/local/readiness.py",
@@ -143,7 +144,7 @@ IMPORTED_BY = {
     },
     "httpx_sse": {"benchmarks/soak/traffic.py", "complete_cli/client.py"},
     "h11": {"benchmarks/load/http_recording.py"},
-    "matplotlib": {"benchmarks/report/plots.py", "benchmarks/soak/report.py"},
+    "matplotlib": {"benchmarks/report/plots.py", "benchmarks/soak/report.py", "benchmarks/siege/report.py"},
     "tensorrt_llm": {"llm_pipeline/executors/tensorrt_llm/bindings.py", "build_engine/gpu/trtllm.py"},
     "torch": {"llm_pipeline/executors/tensorrt_llm/bindings.py"},
     "transformers": set(),
