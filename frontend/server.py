@@ -12,11 +12,11 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from frontend.api.auth import KeysFileError
 from frontend.app import build_app
 from frontend.backends.factory import create_generator
 from frontend.dependencies import Dependencies, build_dependencies
 from frontend.generation.admission import Admission
+from frontend.keys.keys_file import KeysFileError
 from frontend.models.registry import deployment_of
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
@@ -90,13 +90,17 @@ class DrainingServer(uvicorn.Server):
 
 def build_server(app: ASGIApp, dependencies: Dependencies) -> DrainingServer:
     """The server of one worker, or of the only process."""
+    settings = dependencies.settings
     config = uvicorn.Config(
         app,
-        host=dependencies.settings.host,
-        port=dependencies.settings.port,
+        host=settings.host,
+        port=settings.port,
         log_config=None,
         access_log=False,  # the middleware logs one line per request
         server_header=False,
+        # Without the setting, uvicorn would believe the headers of any client on this machine.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WRITES_S,

@@ -16,8 +16,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from frontend.api import route_paths as paths
 from frontend.api.openapi import LINK_HEADER, error_responses, schema_ref
+from frontend.api_key import ApiKey
 from frontend.dependencies import Dependencies
 from frontend.generation.completion_run import Choice, CompletionRun
+from frontend.generation.token_budget import TokenContext
 from frontend.models.registry import ServedModel
 from frontend.models.run_metrics import RunMetrics
 from frontend.observability.request_record import RequestRecord, record_of
@@ -94,6 +96,8 @@ async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
     """Deterministic errors (4xx) are raised before load-dependent ones (503, 429)."""
     record = record_of(request.scope)
     timeout_s = _timeout_s(request, dependencies.settings.request_timeout_s)
+    if record.key is None:
+        _require_content_type(request)
     dependencies.rate_limits.count(record.key)
     completion = await _read(dependencies, request, timeout_s)
     model = dependencies.model_for(completion.model, record.key)
@@ -102,8 +106,10 @@ async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
     model.check(completion)
     dependencies.require_ready(model)
     await _check_best_of(model, completion)
-    dependencies.require_ready(model)  # again: the check may have waited for the engine
-    return _start(dependencies, model, completion, record, min(timeout_s, model.timeout_s))
+    context = await _token_context(model, record.key)
+    dependencies.require_ready(model)  # again: the checks may have waited for the engine
+    dependencies.keys.require_valid(record.key)  # again: the body may have taken long
+    return _start(dependencies, model, completion, record, min(timeout_s, model.timeout_s), context)
 
 
 async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> None:
@@ -118,6 +124,22 @@ async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> N
             "does not support. Omit best_of.",
             param="best_of",
         )
+
+
+async def _token_context(model: ServedModel, key: ApiKey | None) -> TokenContext | None:
+    """What the tokens of a request depend on, for a key with a limit on them."""
+    if key is None or key.max_tokens_in_flight is None:
+        return None
+    info = await model.info_cache.read()
+    if info is None:  # the model's server is of another kind: only the request's own max_tokens is known
+        return TokenContext(model.max_model_len, 0)
+    return TokenContext(model.max_model_len or info.context_length, info.default_max_tokens)
+
+
+def _require_content_type(request: Request) -> None:
+    """Without keys, a web page of any site could send requests: browsers allow it for bodies of no type (Blob)."""
+    if "content-type" not in request.headers:
+        raise PipelineError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "Send the body with `Content-Type: application/json`.")
 
 
 def _timeout_s(request: Request, max_s: float) -> float:
@@ -171,15 +193,21 @@ def _start(
     completion: CompletionRequest,
     record: RequestRecord,
     timeout_s: float,
+    context: TokenContext | None,
 ) -> ASGIApp:
+    key, limits = record.key, dependencies.key_limits
+    parameters = parameters_of(completion, record.request_id, key=key, tenant=dependencies.tenants.of(key))
     choices = [
-        Choice(index, index // completion.candidates, model.deployed.with_defaults(parameters))
-        for index, parameters in enumerate(parameters_of(completion, record.request_id))
+        Choice(index, index // completion.candidates, model.deployed.with_defaults(own))
+        for index, own in enumerate(parameters)
     ]
-    slots = dependencies.admission.acquire(len(choices), model.in_flight_limit)
+    key_limit, tokens = limits.of(key, len(choices)), None
+    if key is not None and context is not None:
+        tokens = limits.reserve_tokens(key, [context.most_tokens(choice.parameters) for choice in choices])
+    slots = dependencies.admission.acquire(len(choices), model.in_flight_limit, key_limit, tokens)
     observer = RunMetrics(record, model, slots)
     run = CompletionRun(choices, model.generator, observer, dependencies.run_limits)
-    dependencies.admission.add(run)
+    dependencies.admission.add(run, key)
     options = ResponseOptions(
         completion_id=f"cmpl-{os.urandom(16).hex()}",
         timeout_s=max(timeout_s - record.duration_s, 0.0),

@@ -29,6 +29,11 @@ def is_completions(path: str) -> bool:
     return path in COMPLETIONS
 
 
+def is_health(path: str) -> bool:
+    """Whether this is the path of a health check."""
+    return path in _HEALTH
+
+
 def is_probe(path: str) -> bool:
     """Whether this path is polled by machines: health and metrics."""
     return path in _HEALTH or path == METRICS

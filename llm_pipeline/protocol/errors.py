@@ -33,6 +33,7 @@ class ErrorCode(str, Enum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    HOST_NOT_ALLOWED = "host_not_allowed"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     QUEUE_FULL = "queue_full"
     SERVICE_UNAVAILABLE = "service_unavailable"
@@ -73,6 +74,7 @@ ERRORS: dict[ErrorCode, ErrorKind] = {
     ErrorCode.METHOD_NOT_ALLOWED: ErrorKind(405, "invalid_request_error", "Method Not Allowed"),
     ErrorCode.REQUEST_TOO_LARGE: ErrorKind(413, "request_too_large", "Content Too Large"),
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: ErrorKind(415, "invalid_request_error", "Unsupported Media Type"),
+    ErrorCode.HOST_NOT_ALLOWED: ErrorKind(421, "invalid_request_error", "Misdirected Request"),
     ErrorCode.RATE_LIMIT_EXCEEDED: ErrorKind(429, "rate_limit_error", "Too Many Requests", is_retryable=True),
     ErrorCode.QUEUE_FULL: ErrorKind(429, "overloaded_error", "Too Many Requests", is_retryable=True),
     ErrorCode.SERVICE_UNAVAILABLE: _UNAVAILABLE,

@@ -51,6 +51,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("request",),
         ("backends",),
         ("multiprocess",),
+        ("keys",),
         ("generation",),
         ("models",),
         ("response",),
