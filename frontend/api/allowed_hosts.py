@@ -18,10 +18,14 @@ class AllowedHosts:
 
     def __init__(self, settings: FrontendSettings) -> None:
         self._names = _names(settings)
+        self._last_allowed = b""  # most requests have the same one as the request before
 
     def require(self, host: bytes) -> None:
         """Raises PipelineError (421) if the Host header, with or without a port, names another host."""
-        if self._names is None or _name_of(host.decode("latin-1")) in self._names:
+        if self._names is None or (host and host == self._last_allowed):
+            return
+        if _name_of(host.decode("latin-1")) in self._names:
+            self._last_allowed = host
             return
         raise PipelineError(
             ErrorCode.HOST_NOT_ALLOWED,

@@ -16,13 +16,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from frontend.api import route_paths as paths
 from frontend.api.openapi import LINK_HEADER, error_responses, schema_ref
-from frontend.api_key import ApiKey
 from frontend.dependencies import Dependencies
 from frontend.generation.completion_run import Choice, CompletionRun
 from frontend.generation.token_budget import TokenContext
 from frontend.models.registry import ServedModel
 from frontend.models.run_metrics import RunMetrics
 from frontend.observability.request_record import RequestRecord, record_of
+from frontend.request.key_rules import permitted_priority
 from frontend.request.parsing import parse_object, read_body, validate
 from frontend.request.schemas import CompletionRequest
 from frontend.request.to_parameters import parameters_of
@@ -104,9 +104,12 @@ async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
     record.model, record.served_model = completion.model, model.name
     record.is_stream = completion.stream
     model.check(completion)
+    permitted_priority(completion.priority, record.key)
+    dependencies.key_limits.check(record.key, len(completion.prompt) * completion.candidates)
     dependencies.require_ready(model)
     await _check_best_of(model, completion)
-    context = await _token_context(model, record.key)
+    has_token_limit = record.key is not None and record.key.max_tokens_in_flight is not None
+    context = await _token_context(model) if has_token_limit else None
     dependencies.require_ready(model)  # again: the checks may have waited for the engine
     dependencies.keys.require_valid(record.key)  # again: the body may have taken long
     return _start(dependencies, model, completion, record, min(timeout_s, model.timeout_s), context)
@@ -126,10 +129,8 @@ async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> N
         )
 
 
-async def _token_context(model: ServedModel, key: ApiKey | None) -> TokenContext | None:
-    """What the tokens of a request depend on, for a key with a limit on them."""
-    if key is None or key.max_tokens_in_flight is None:
-        return None
+async def _token_context(model: ServedModel) -> TokenContext:
+    """What the tokens of a request depend on besides the request."""
     info = await model.info_cache.read()
     if info is None:  # the model's server is of another kind: only the request's own max_tokens is known
         return TokenContext(model.max_model_len, 0)
@@ -201,10 +202,11 @@ def _start(
         Choice(index, index // completion.candidates, model.deployed.with_defaults(own))
         for index, own in enumerate(parameters)
     ]
-    key_limit, tokens = limits.of(key, len(choices)), None
+    tokens = None
     if key is not None and context is not None:
         tokens = limits.reserve_tokens(key, [context.most_tokens(choice.parameters) for choice in choices])
-    slots = dependencies.admission.acquire(len(choices), model.in_flight_limit, key_limit, tokens)
+    model_limit = model.in_flight_limit
+    slots = dependencies.admission.acquire(len(choices), model_limit, limits.of(key, model_limit), tokens)
     observer = RunMetrics(record, model, slots)
     run = CompletionRun(choices, model.generator, observer, dependencies.run_limits)
     dependencies.admission.add(run, key)

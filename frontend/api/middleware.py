@@ -92,7 +92,10 @@ def _with_headers(send: Send, record: RequestRecord) -> Send:
         if message["type"] == "http.response.start":
             record.status = message["status"]
             headers = [*message.get("headers", ()), request_id, _NO_SNIFF]
-            if all(name != b"cache-control" for name, _ in headers):
+            for name, _ in headers:
+                if name == b"cache-control":
+                    break
+            else:
                 headers.append(_NO_STORE)
             message = {**message, "headers": headers}
         return send(message)

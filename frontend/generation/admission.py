@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
@@ -55,15 +55,14 @@ class Admission:
         self,
         count: int,
         model_limit: ConcurrencyLimit,
-        key_limit: KeyLimit | None = None,
+        key_limits: Sequence[KeyLimit] = (),
         tokens: ReservedTokens | None = None,
     ) -> Slots:
         """Acquires a slot of the key, the model and the server for each choice, and the key's tokens, or nothing.
 
         Raises PipelineError (429).
         """
-        limits = [model_limit, self.limit] if key_limit is None else [key_limit, model_limit, self.limit]
-        return acquire_slots(limits, count, tokens)
+        return acquire_slots([*key_limits, model_limit, self.limit], count, tokens)
 
     def add(self, run: CompletionRun, key: ApiKey | None = None) -> None:
         """The response to this run of a client with this key begins."""

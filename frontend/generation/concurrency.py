@@ -30,10 +30,11 @@ class ConcurrencyLimit:
     ) -> None:
         self.in_flight = 0
         self.queued = 0  # in flight, without a token yet
+        self.counter = counter
+        self.scope_label = scope_label
         self._limit = limit
         self._workers = workers
         self._total_in_flight = workers.counter(counter)
-        self._scope_label = scope_label
         self._code = code
         self._estimator = create_estimator()
         self._is_idle = asyncio.Event()
@@ -64,7 +65,7 @@ class ConcurrencyLimit:
         missing = self.total_in_flight + count - self._limit
         if missing <= 0:
             return None
-        return self._error(f"{self._scope_label} is at its limit of {self._limit} concurrent completions.", missing)
+        return self._error(f"{self.scope_label} is at its limit of {self._limit} concurrent completions.", missing)
 
     def _error(self, cause: str, missing: int) -> PipelineError:
         return PipelineError(

@@ -1,8 +1,8 @@
 """Limits the choices and tokens in flight of each API key, so that no key fills the server.
 
 A key with `max_in_flight`, or every key if MAX_IN_FLIGHT_PER_KEY is set, has a fixed limit. Otherwise, with several
-keys, the limit of a key is the number of free places: one greedy key gets half of the server, and n of them leave one
-part in n + 1 free for the next. This is the dynamic threshold of shared packet buffers with alpha = 1 (Choudhury and
+keys, the limit of a key is the number of free places of the server, and of a model with a limit of its own: one greedy
+key gets half of them, and n of them leave one part in n + 1 free for the next. This is the dynamic threshold of shared packet buffers with alpha = 1 (Choudhury and
 Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", IEEE/ACM Transactions on Networking, 1998).
 """
 
@@ -20,27 +20,31 @@ _LABEL = "This API key"
 
 
 class KeyLimit(ConcurrencyLimit):
-    """The choices in flight of one key, up to `most`; None is the number of places that are free in `server`."""
+    """The choices in flight of one key within `shared`, a limit of all keys together.
 
-    def __init__(self, name: str, workers: SharedState, server: ConcurrencyLimit) -> None:
-        super().__init__(None, workers, f"key in_flight {name}", scope_label=_LABEL, code=ErrorCode.RATE_LIMIT_EXCEEDED)
-        self._server = server
+    The limit is `most`, as set by `with_most`; None is the number of places that are free in `shared`.
+    """
 
-    def with_limit(self, most: int | None) -> KeyLimit:
+    def __init__(self, name: str, workers: SharedState, shared: ConcurrencyLimit) -> None:
+        counter = f"key {name} {shared.counter}"
+        super().__init__(None, workers, counter, scope_label=_LABEL, code=ErrorCode.RATE_LIMIT_EXCEEDED)
+        self._shared = shared
+
+    def with_most(self, most: int | None) -> KeyLimit:
         """This limit, set to what the key's entry in the file allows now."""
         self._limit = most
         return self
 
     def _refusal(self, count: int) -> PipelineError | None:
-        if self._limit is not None or self._server.limit is None:
+        if self._limit is not None or self._shared.limit is None:
             return super()._refusal(count)
-        free = self._server.limit - self._server.total_in_flight
-        missing = self.total_in_flight + count - free
-        if missing <= 0 or count > free:  # a full server answers for itself
+        own, free = self.total_in_flight, self._shared.limit - self._shared.total_in_flight
+        missing = own + count - free
+        if missing <= 0 or count > free:  # a full server or model answers for itself
             return None
         return self._error(
-            f"{_LABEL} has {self.total_in_flight} concurrent completions, and this server has {free} of "
-            f"{self._server.limit} places left; a key may hold no more places than are free.",
+            f"{_LABEL} has {own} concurrent completions. {self._shared.scope_label} has {free} of its "
+            f"{self._shared.limit} places left, and a key may hold no more places than are free.",
             missing,
         )
 
@@ -60,19 +64,12 @@ class KeyLimits:
         self._server = server
         self._default = default
         self._has_several_keys = has_several_keys
-        self._limits: dict[str, KeyLimit] = {}
+        self._limits: dict[tuple[str, str], KeyLimit] = {}
         self._budgets: dict[str, TokenBudget] = {}
 
-    def of(self, key: ApiKey | None, choices: int) -> KeyLimit | None:
-        """The limit that applies to a request of this key; None if none does.
-
-        Raises PipelineError (400) if the request alone has more choices than the key may have in flight.
-        """
-        if key is None:
-            return None
-        most = self._default if key.max_in_flight is None else key.max_in_flight
-        if most is None and not self._has_several_keys():
-            return None
+    def check(self, key: ApiKey | None, choices: int) -> None:
+        """Raises PipelineError (400) if a request alone has more choices than its key may have in flight."""
+        most = self._most(key)
         if most is not None and choices > most:
             raise PipelineError(
                 ErrorCode.VALUE_OUT_OF_RANGE,
@@ -80,10 +77,29 @@ class KeyLimits:
                 "flight. Send fewer prompts or lower n.",
                 param="prompt",
             )
-        limit = self._limits.get(key.name)
+
+    def of(self, key: ApiKey | None, model: ConcurrencyLimit) -> list[KeyLimit]:
+        """The limits that apply to a request of this key: in the server, and in a model that has a limit of its own."""
+        if key is None:
+            return []
+        most = self._most(key)
+        if most is not None:
+            return [self._limit(key.name, self._server).with_most(most)]
+        if not self._has_several_keys():
+            return []
+        shared = [self._server] if model.limit is None else [self._server, model]
+        return [self._limit(key.name, limit).with_most(None) for limit in shared]
+
+    def _most(self, key: ApiKey | None) -> int | None:
+        if key is None:
+            return None
+        return self._default if key.max_in_flight is None else key.max_in_flight
+
+    def _limit(self, name: str, shared: ConcurrencyLimit) -> KeyLimit:
+        limit = self._limits.get((name, shared.counter))
         if limit is None:
-            limit = self._limits[key.name] = KeyLimit(key.name, self._workers, self._server)
-        return limit.with_limit(most)
+            limit = self._limits[name, shared.counter] = KeyLimit(name, self._workers, shared)
+        return limit
 
     def reserve_tokens(self, key: ApiKey, tokens: Sequence[int]) -> ReservedTokens | None:
         """A reservation of `tokens[i]` for choice i; None if this key's tokens are unlimited.

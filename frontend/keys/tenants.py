@@ -18,9 +18,14 @@ class Tenants:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
+        self._names: dict[str, str] = {}  # by name of the key
 
     def of(self, key: ApiKey | None) -> str | None:
         """HMAC-SHA256 of the key's name, as hexadecimal digits, cut to 128 bits; None without authentication."""
         if key is None:
             return None
-        return hmac.digest(self._secret, key.name.encode(), "sha256").hex()[:_TENANT_CHARACTERS]
+        tenant = self._names.get(key.name)
+        if tenant is None:
+            digest = hmac.digest(self._secret, key.name.encode(), "sha256")
+            tenant = self._names[key.name] = digest.hex()[:_TENANT_CHARACTERS]
+        return tenant

@@ -30,15 +30,17 @@ def key_of(name: str, **fields: object) -> ApiKey:
 class Worker:
     """The limits of one worker of a server with 8 places."""
 
-    def __init__(self, workers: SharedState, *, places: int = 8, default: int | None = None) -> None:
+    def __init__(
+        self, workers: SharedState, *, places: int = 8, default: int | None = None, of_model: int | None = None
+    ) -> None:
         self.admission = Admission(places, workers)
-        self.model = ConcurrencyLimit(None, workers, "in_flight m", scope_label="This model")
+        self.model = ConcurrencyLimit(of_model, workers, "in_flight m", scope_label="This model")
         self.limits = KeyLimits(workers, self.admission.limit, default=default, has_several_keys=lambda: True)
 
     def acquire(self, key: ApiKey, choices: int = 1, tokens: int = 0) -> Slots:
         reserved = self.limits.reserve_tokens(key, [tokens] * choices)
-        limit = self.limits.of(key, choices)
-        return self.admission.acquire(choices, self.model, limit, reserved)
+        self.limits.check(key, choices)
+        return self.admission.acquire(choices, self.model, self.limits.of(key, self.model), reserved)
 
     def code_of(self, key: ApiKey, choices: int = 1, tokens: int = 0) -> ErrorCode | None:
         try:
@@ -140,6 +142,13 @@ def test_greedy_keys_share_the_server_and_leave_one_part_free(greedy: int, each:
             held[name] += worker.code_of(key_of(name)) is None
     assert all(abs(count - each) <= 1 for count in held.values())
     assert worker.code_of(key_of("next")) is None
+
+
+def test_model_with_a_limit_of_its_own_is_not_filled_by_one_key() -> None:
+    worker = Worker(SharedState.single_process(), places=64, of_model=8)
+    codes = [worker.code_of(key_of("a")) for _ in range(8)]
+    assert codes == [None] * 4 + [ErrorCode.RATE_LIMIT_EXCEEDED] * 4
+    assert worker.code_of(key_of("b")) is None
 
 
 def test_full_server_is_not_blamed_on_the_key() -> None:
