@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from frontend.api import completions, documents, health, metrics, models, playground
-from frontend.api.auth import ApiKeyStore
 from frontend.api.middleware import RequestContextMiddleware
 from frontend.api.openapi import DocumentedApi
 from frontend.backends.generator import Generator
@@ -34,7 +33,7 @@ def create_app(
 
 
 def build_app(dependencies: Dependencies) -> DocumentedApi:
-    """The app of one worker, or of the only process. Raises KeysFileError if API_KEYS_FILE cannot be used."""
+    """The app of one worker, or of the only process."""
     settings = dependencies.settings
     app = DocumentedApi(
         example_model=dependencies.models.first.name,
@@ -47,7 +46,7 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
             Middleware(
                 RequestContextMiddleware,
                 settings=settings,
-                keys=ApiKeyStore(settings),
+                keys=dependencies.keys,
                 metrics=dependencies.metrics,
             )
         ],
@@ -68,7 +67,11 @@ async def _lifespan(dependencies: Dependencies) -> AsyncIterator[None]:
         log.warning("auth_is_off", advice="every client that can reach the port may use the models; set API_KEY")
     if dependencies.settings.backend == "fake":
         log.warning("fake_backend", advice="completions are fixed text; set BACKEND=triton to serve a model")
+    if not dependencies.settings.is_loopback and dependencies.settings.public_url is None:
+        log.warning("public_url_is_unset", advice="links in responses repeat the Host header; set PUBLIC_URL")
+    keys, admission = dependencies.keys, dependencies.admission
     watches = [asyncio.create_task(model.readiness.watch()) for model in dependencies.models]
+    watches.append(asyncio.create_task(keys.watch(lambda: admission.fail_revoked(keys.is_valid))))
     async with run_heartbeat(dependencies.workers, dependencies.merged_metrics, lambda: dependencies.is_ready):
         yield
     for watch in watches:

@@ -15,7 +15,10 @@ from frontend.api_key import ApiKey
 from frontend.backends.generator import Generator
 from frontend.generation.admission import Admission
 from frontend.generation.completion_run import RunLimits
+from frontend.generation.key_limits import KeyLimits
 from frontend.generation.rate_limits import RateLimits
+from frontend.keys.store import ApiKeyStore
+from frontend.keys.tenants import Tenants
 from frontend.models.registry import ModelRegistry, ServedModel, deployment_of
 from frontend.multiprocess.merged_metrics import MergedMetrics
 from frontend.multiprocess.shared_state import SharedState
@@ -36,7 +39,10 @@ class Dependencies:
     models: ModelRegistry
     metrics: Metrics
     admission: Admission
+    keys: ApiKeyStore
+    key_limits: KeyLimits
     rate_limits: RateLimits
+    tenants: Tenants
     workers: SharedState
     run_limits: RunLimits
     merged_metrics: MergedMetrics | None  # in a front end of several workers
@@ -92,19 +98,29 @@ def build_dependencies(
     """The dependencies of one app.
 
     `generators` maps the name of each model to its generator, or is one generator for all models. Without `deployment`,
-    the models are those of the settings. Raises DeploymentError if the deployment file of the settings is invalid.
+    the models are those of the settings. Raises DeploymentError if the deployment file of the settings is invalid, and
+    KeysFileError if API_KEYS_FILE cannot be used.
     """
     deployment = deployment or deployment_of(settings)
     if not isinstance(generators, Mapping):
         generators = dict.fromkeys((model.name for model in deployment.models), generators)
     workers, metrics = workers or SharedState.single_process(), metrics or Metrics()
     admission = admission or Admission(settings.max_in_flight, workers)
+    keys = ApiKeyStore(settings)
     dependencies = Dependencies(
         settings=settings,
         models=ModelRegistry(deployment, generators, settings, metrics, workers, admission),
         metrics=metrics,
         admission=admission,
+        keys=keys,
+        key_limits=KeyLimits(
+            workers,
+            admission.limit,
+            default=settings.max_in_flight_per_key,
+            has_several_keys=lambda: keys.has_several,
+        ),
         rate_limits=RateLimits(workers),
+        tenants=Tenants(settings.tenant_key or workers.secret),
         workers=workers,
         run_limits=run_limits or RunLimits(),
         body_budget=BodyBudget(settings.body_bytes_in_flight),

@@ -12,11 +12,11 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from frontend.api.auth import KeysFileError
 from frontend.app import build_app
 from frontend.backends.factory import create_generator
 from frontend.dependencies import Dependencies, build_dependencies
 from frontend.generation.admission import Admission
+from frontend.keys.keys_file import KeysFileError
 from frontend.models.registry import deployment_of
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
@@ -108,6 +108,9 @@ def build_server(app: ASGIApp, dependencies: Dependencies) -> DrainingServer:
         log_config=None,
         access_log=False,  # the middleware logs one line per request
         server_header=False,
+        # Without the setting, uvicorn would believe the headers of any client on this machine.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         ws="none",
         timeout_keep_alive=settings.idle_timeout_s,
         timeout_graceful_shutdown=_LAST_WRITES_S,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, HttpUrl, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import NoDecode
 from typing_extensions import Self
 
@@ -18,6 +19,7 @@ from llm_pipeline.runtime.program_settings import HeaderSecret, ProgramSettings
 KIB = 1024
 MIB = 1024 * KIB
 _DEFAULT_BODY_BYTES_IN_FLIGHT = 64 * MIB
+_SHORTEST_SECRET = 16  # characters
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,32 @@ def _split_names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+def _as_switch(value: Any) -> Any:
+    """Accepts the values of a Boolean setting, which this one used to be."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str):
+        return {"true": "on", "1": "on", "false": "off", "0": "off"}.get(value.lower(), value)
+    return value
+
+
+def _check_networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    for address in addresses:
+        if address != "*":
+            ipaddress.ip_network(address)  # raises ValueError
+    return addresses
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can reach a server that listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class FrontendSettings(ProgramSettings):
     """One field per environment variable, which has its name in capitals. An invalid value prevents the start."""
 
@@ -55,6 +83,19 @@ class FrontendSettings(ProgramSettings):
         None,
         description="Base URL of links in responses ($schema, Link), such as https://api.example.com; "
         "unset: taken from the Host header of each request",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = Field(
+        (),
+        description="Host names, without a port, that requests may be sent to, comma separated; `*` is any. Others get "
+        "a 421, except health checks. Unset: if HOST is a loopback address, its names and that of PUBLIC_URL; "
+        "otherwise any",
+    )
+    trusted_proxies: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_split_names), AfterValidator(_check_networks)
+    ] = Field(
+        (),
+        description="Addresses or networks of proxies, comma separated, whose X-Forwarded-Proto and X-Forwarded-For "
+        "headers are believed, so that links begin with https; `*` is any client. Unset: the headers are ignored",
     )
 
     backend: Literal["triton", "fake"] = Field(
@@ -93,10 +134,24 @@ class FrontendSettings(ProgramSettings):
     )
     api_keys_file: Path | None = Field(
         None,
-        description="JSON file with a list of {name, sha256, models?, requests_per_minute?, expires?}; "
-        "reloaded when it changes",
+        description="JSON file with a list of {name, sha256, models?, requests_per_minute?, max_in_flight?, "
+        "max_tokens_in_flight?, best_priority?, share?, expires?}; reloaded when it changes",
     )
-    metrics_needs_key: bool = Field(False, description="Whether /metrics requires an API key")
+    api_keys_grace_s: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds that the previous keys stay valid while API_KEYS_FILE cannot be read or is invalid; a "
+        "missing file revokes its keys within 2 seconds",
+    )
+    tenant_secret: SecretStr | None = Field(
+        None,
+        description="Secret from which the engine's names of keys are derived (16 characters or more). Front ends that "
+        "share a Triton need the same one to share a key's turn in the queue and its prefix cache; unset: a new one at "
+        "each start",
+    )
+    metrics_needs_key: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_switch)] = Field(
+        "auto", description="Whether /metrics requires an API key; `auto`: unless HOST is a loopback address"
+    )
 
     max_body_bytes: int = Field(4 * MIB, ge=1024, description="Maximum bytes of a request body; larger ones get a 413")
     max_body_bytes_in_flight: int | None = Field(
@@ -116,6 +171,12 @@ class FrontendSettings(ProgramSettings):
     )
     max_choices: int = Field(128, ge=1, description="Maximum number of choices per request: prompts times n")
     max_in_flight: int = Field(512, ge=1, description="Maximum number of choices in flight; more get a 429")
+    max_in_flight_per_key: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of choices in flight for each API key without a `max_in_flight` of its own. Unset: "
+        "with several keys, a key may hold no more places than are free, so one key gets half of MAX_IN_FLIGHT at most",
+    )
     strict_fields: bool = Field(False, description="Reject unknown request fields with a 400 instead of ignoring them")
 
     request_timeout_s: float = Field(
@@ -193,6 +254,27 @@ class FrontendSettings(ProgramSettings):
     def body_bytes_in_flight(self) -> int:
         """Maximum bytes of all bodies that are being received or parsed."""
         return self.max_body_bytes_in_flight or max(_DEFAULT_BODY_BYTES_IN_FLIGHT, 4 * self.max_body_bytes)
+
+    @model_validator(mode="after")
+    def _has_long_secret(self) -> Self:
+        if self.tenant_secret is not None and len(self.tenant_secret.get_secret_value()) < _SHORTEST_SECRET:
+            raise ValueError(f"TENANT_SECRET must have at least {_SHORTEST_SECRET} characters")
+        return self
+
+    @property
+    def tenant_key(self) -> bytes | None:
+        """TENANT_SECRET as bytes."""
+        return None if self.tenant_secret is None else self.tenant_secret.get_secret_value().encode()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs on this machine can reach the port."""
+        return is_loopback(self.host)
+
+    @property
+    def protects_metrics(self) -> bool:
+        """Whether /metrics requires an API key."""
+        return not self.is_loopback if self.metrics_needs_key == "auto" else self.metrics_needs_key == "on"
 
     @property
     def triton_addresses(self) -> tuple[str, ...]:

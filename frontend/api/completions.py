@@ -17,12 +17,14 @@ from frontend.api import route_paths as paths
 from frontend.api.openapi import LINK_HEADER, error_responses, schema_ref
 from frontend.dependencies import Dependencies
 from frontend.generation.completion_run import Choice, CompletionRun
+from frontend.generation.token_budget import TokenContext
 from frontend.loop_breaks import LoopBreaks
 from frontend.models.registry import ServedModel
 from frontend.models.run_metrics import RunMetrics
 from frontend.observability.request_record import RequestRecord, record_of
 from frontend.request.body_limits import BodyTimes
 from frontend.request.json_size import check_size
+from frontend.request.key_rules import permitted_priority
 from frontend.request.parsing import parse_object, read_body, validate
 from frontend.request.schemas import CompletionRequest
 from frontend.request.to_parameters import parameters_of
@@ -42,7 +44,7 @@ _TIMEOUT_PARAMETER = {
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 _REQUEST_BODY = {"required": True, "content": {"application/json": {"schema": schema_ref("CompletionRequest")}}}
-_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504)
+_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 421, 429, 431, 500, 503, 504)
 _RESPONSE = {
     "headers": LINK_HEADER,
     "content": {
@@ -99,16 +101,23 @@ async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
     """Deterministic errors (4xx) are raised before load-dependent ones (503, 429)."""
     record = record_of(request.scope)
     timeout_s = _timeout_s(request, dependencies.settings.request_timeout_s)
+    if record.key is None:
+        _require_content_type(request)
     dependencies.rate_limits.count(record.key)
     completion = await _read(dependencies, request, timeout_s)
     model = dependencies.model_for(completion.model, record.key)
     record.model, record.served_model = completion.model, model.name
     record.is_stream = completion.stream
     model.check(completion)
+    permitted_priority(completion.priority, record.key)
+    dependencies.key_limits.check(record.key, len(completion.prompt) * completion.candidates)
     dependencies.require_ready(model)
     await _check_best_of(model, completion)
-    dependencies.require_ready(model)  # again: the check may have waited for the engine
-    return _start(dependencies, model, completion, record, min(timeout_s, model.timeout_s))
+    has_token_limit = record.key is not None and record.key.max_tokens_in_flight is not None
+    context = await _token_context(model) if has_token_limit else None
+    dependencies.require_ready(model)  # again: the checks may have waited for the engine
+    dependencies.keys.require_valid(record.key)  # again: the body may have taken long
+    return _start(dependencies, model, completion, record, min(timeout_s, model.timeout_s), context)
 
 
 async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> None:
@@ -123,6 +132,20 @@ async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> N
             "does not support. Omit best_of.",
             param="best_of",
         )
+
+
+async def _token_context(model: ServedModel) -> TokenContext:
+    """What the tokens of a request depend on besides the request."""
+    info = await model.info_cache.read()
+    if info is None:  # the model's server is of another kind: only the request's own max_tokens is known
+        return TokenContext(model.max_model_len, 0)
+    return TokenContext(model.max_model_len or info.context_length, info.default_max_tokens)
+
+
+def _require_content_type(request: Request) -> None:
+    """Without keys, a web page of any site could send requests: browsers allow it for bodies of no type (Blob)."""
+    if "content-type" not in request.headers:
+        raise PipelineError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "Send the body with `Content-Type: application/json`.")
 
 
 def _timeout_s(request: Request, max_s: float) -> float:
@@ -177,15 +200,22 @@ def _start(
     completion: CompletionRequest,
     record: RequestRecord,
     timeout_s: float,
+    context: TokenContext | None,
 ) -> ASGIApp:
+    key, limits = record.key, dependencies.key_limits
+    parameters = parameters_of(completion, record.request_id, key=key, tenant=dependencies.tenants.of(key))
     choices = [
-        Choice(index, index // completion.candidates, model.deployed.with_defaults(parameters))
-        for index, parameters in enumerate(parameters_of(completion, record.request_id))
+        Choice(index, index // completion.candidates, model.deployed.with_defaults(own))
+        for index, own in enumerate(parameters)
     ]
-    slots = dependencies.admission.acquire(len(choices), model.in_flight_limit)
+    tokens = None
+    if key is not None and context is not None:
+        tokens = limits.reserve_tokens(key, [context.most_tokens(choice.parameters) for choice in choices])
+    model_limit = model.in_flight_limit
+    slots = dependencies.admission.acquire(len(choices), model_limit, limits.of(key, model_limit), tokens)
     observer = RunMetrics(record, model, slots)
     run = CompletionRun(choices, model.generator, observer, dependencies.run_limits)
-    dependencies.admission.add(run)
+    dependencies.admission.add(run, key)
     options = ResponseOptions(
         completion_id=f"cmpl-{os.urandom(16).hex()}",
         timeout_s=max(timeout_s - record.duration_s, 0.0),

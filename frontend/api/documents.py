@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from frontend.api import route_paths as paths
-from frontend.api.docs_page import docs_page
+from frontend.api.docs_page import CONTENT_SECURITY_POLICY, docs_page
 from frontend.api.openapi import PUBLIC, READ_METHODS, DocumentedApi, error_responses
 from frontend.api.schema_documents import DOCUMENTS, schema_document
 from frontend.dependencies import InjectedRecord
@@ -51,7 +51,8 @@ async def get_openapi(request: Request, record: InjectedRecord) -> JSONResponse:
 async def get_docs(request: Request, record: InjectedRecord) -> HTMLResponse:
     """This document as a page without scripts or external resources."""
     app: DocumentedApi = request.app
-    return HTMLResponse(docs_page(app.openapi_at(record.base_url)))
+    headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Referrer-Policy": "no-referrer"}
+    return HTMLResponse(docs_page(app.openapi_at(record.base_url)), headers=headers)
 
 
 @router.api_route(

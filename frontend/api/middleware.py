@@ -1,4 +1,7 @@
-"""Wraps every request: assigns its id and record, authenticates it, turns exceptions into error responses, logs it."""
+"""Wraps every request: gives it an id and a record, authenticates it, turns exceptions into error responses, logs it.
+
+Responses get `X-Content-Type-Options: nosniff`, and `Cache-Control: no-store` unless they set one of their own.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,22 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from frontend.api.auth import ApiKeyStore
+from frontend.api.allowed_hosts import AllowedHosts
 from frontend.api.completions import serve_completion
-from frontend.api.route_paths import is_completions, is_probe, is_public
+from frontend.api.route_paths import is_completions, is_health, is_probe, is_public
+from frontend.keys.store import ApiKeyStore
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import log_request
-from frontend.observability.request_record import CLIENT_CLOSED_REQUEST, RequestRecord, begin_record
+from frontend.observability.request_record import CLIENT_CLOSED_REQUEST, RequestRecord, begin_record, own_url
 from frontend.response.errors import as_pipeline_error, error_response
 from frontend.response.event_writer import store_send
 from frontend.settings import FrontendSettings
+from llm_pipeline.protocol.errors import PipelineError
 
 log = structlog.get_logger(__name__)
+
+_NO_SNIFF = (b"x-content-type-options", b"nosniff")
+_NO_STORE = (b"cache-control", b"no-store")
 
 
 class RequestContextMiddleware:
@@ -33,7 +41,8 @@ class RequestContextMiddleware:
         self._keys = keys
         self._metrics = metrics
         self._public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
-        self._metrics_needs_key = settings.metrics_needs_key
+        self._metrics_needs_key = settings.protects_metrics
+        self._hosts = AllowedHosts(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,17 +51,27 @@ class RequestContextMiddleware:
         record = begin_record(scope, self._public_url)
         store_send(scope, send)
         try:
-            await self._respond(scope, receive, _with_request_id(send, record), record)
+            await self._respond(scope, receive, _with_headers(send, record), record)
         finally:
             is_completion = is_completions(record.path)
             if is_completion:
                 self._metrics.count_request(record)
             log_request(record, is_completion=is_completion, is_probe=is_probe(record.path))
 
+    def _require_host(self, scope: Scope, host: bytes, record: RequestRecord) -> None:
+        try:
+            self._hosts.require(host)
+        except PipelineError:
+            record.base_url = self._public_url or own_url(scope)  # links must not repeat that name
+            raise
+
     async def _respond(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
         try:
+            headers = dict(scope["headers"])
+            if not is_health(record.path):  # probes are sent to an address that changes
+                self._require_host(scope, headers.get(b"host", b""), record)
             if not is_public(record.path, metrics_needs_key=self._metrics_needs_key):
-                record.key = self._keys.authenticate(dict(scope["headers"]).get(b"authorization"))
+                record.key = self._keys.authenticate(headers.get(b"authorization"))
             app = serve_completion if is_completions(record.path) and record.method == "POST" else self._app
             await app(scope, receive, send)
         except ClientDisconnect:
@@ -66,13 +85,19 @@ class RequestContextMiddleware:
             await error_response(failure, record)(scope, receive, send)
 
 
-def _with_request_id(send: Send, record: RequestRecord) -> Send:
-    header = (b"x-request-id", record.request_id.encode())
+def _with_headers(send: Send, record: RequestRecord) -> Send:
+    request_id = (b"x-request-id", record.request_id.encode())
 
-    def send_with_request_id(message: Message) -> Awaitable[None]:
+    def send_with_headers(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             record.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), header]}
+            headers = [*message.get("headers", ()), request_id, _NO_SNIFF]
+            for name, _ in headers:
+                if name == b"cache-control":
+                    break
+            else:
+                headers.append(_NO_STORE)
+            message = {**message, "headers": headers}
         return send(message)
 
-    return send_with_request_id
+    return send_with_headers

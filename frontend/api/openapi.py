@@ -102,11 +102,14 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         operations.pop("head", None)
         for operation in operations.values():
-            _add_request_id(operation)
             operation["responses"].pop("422", None)
+            if not paths.is_health(path):
+                responses = operation["responses"]
+                responses.update({str(status): response for status, response in error_responses(421).items()})
+            _add_request_id(operation)
     generated = document.get("components", {}).get("schemas", {})
     schemas = {name: schema for name, schema in generated.items() if name not in _VALIDATION_SCHEMAS}
     document["components"] = {

@@ -35,7 +35,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     # Browsers keep the files and revalidate them on each use: a new version shows at once, an old one costs a 304.
     "Cache-Control": "no-cache",
 }

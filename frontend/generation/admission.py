@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
+import structlog
+
+from frontend.api_key import ApiKey
 from frontend.backends.generator import Generator
 from frontend.generation.completion_run import CancelReason, CompletionRun
 from frontend.generation.concurrency import ConcurrencyLimit, Slots, acquire_slots, wait_for_event
+from frontend.generation.key_limits import KeyLimit
+from frontend.generation.token_budget import ReservedTokens
+from frontend.keys.store import revoked_error
 from frontend.multiprocess.shared_state import SharedState
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+
+log = structlog.get_logger(__name__)
 
 _CONFIRM_TIMEOUT_S = 2.0  # for the engine to confirm the end of cancelled requests
 
@@ -22,7 +30,7 @@ class Admission:
         self.limit = ConcurrencyLimit(
             max_in_flight, workers or SharedState.single_process(), "in_flight", scope_label="This server"
         )
-        self._runs: set[CompletionRun] = set()
+        self._runs: dict[CompletionRun, ApiKey | None] = {}
         self._has_responded = asyncio.Event()  # no response is incomplete
         self._has_responded.set()
 
@@ -34,7 +42,7 @@ class Admission:
     @property
     def runs(self) -> Collection[CompletionRun]:
         """The runs whose response is not complete."""
-        return self._runs
+        return self._runs.keys()
 
     def require_open(self) -> None:
         """Raises PipelineError (503) while draining."""
@@ -43,18 +51,27 @@ class Admission:
                 ErrorCode.DRAINING, "This server is shutting down. Retry the request.", retry_after_s=1.0
             )
 
-    def acquire(self, count: int, model_limit: ConcurrencyLimit) -> Slots:
-        """Acquires a slot of the model and of the server for each choice, or none. Raises PipelineError (429)."""
-        return acquire_slots([model_limit, self.limit], count)
+    def acquire(
+        self,
+        count: int,
+        model_limit: ConcurrencyLimit,
+        key_limits: Sequence[KeyLimit] = (),
+        tokens: ReservedTokens | None = None,
+    ) -> Slots:
+        """Acquires a slot of the key, the model and the server for each choice, and the key's tokens, or nothing.
 
-    def add(self, run: CompletionRun) -> None:
-        """The response to this run begins."""
-        self._runs.add(run)
+        Raises PipelineError (429).
+        """
+        return acquire_slots([*key_limits, model_limit, self.limit], count, tokens)
+
+    def add(self, run: CompletionRun, key: ApiKey | None = None) -> None:
+        """The response to this run of a client with this key begins."""
+        self._runs[run] = key
         self._has_responded.clear()
 
     def remove(self, run: CompletionRun) -> None:
         """The response to this run is complete."""
-        self._runs.discard(run)
+        self._runs.pop(run, None)
         if not self._runs:
             self._has_responded.set()
 
@@ -81,6 +98,14 @@ class Admission:
     def fail_lost(self, keys: Collection[str]) -> None:
         """Ends every response that waits for one of these requests, whose endpoint no longer responds (503)."""
         self.fail_requests(keys, _unresponsive(), CancelReason.TRITON_LOST)
+
+    def fail_revoked(self, is_valid: Callable[[ApiKey], bool]) -> None:
+        """Ends every response whose API key is no longer valid, with PipelineError (401)."""
+        revoked = [(run, key) for run, key in self._runs.items() if key is not None and not is_valid(key)]
+        for run, key in revoked:
+            if run.failure is None:
+                log.info("request_of_revoked_key_ended", key=key.name)
+            run.fail(revoked_error(), CancelReason.KEY_REVOKED)
 
     async def drain(self, timeout_s: float) -> None:
         """Admits nothing more, waits for incomplete responses, and after the timeout ends them with an error (503)."""

@@ -45,6 +45,7 @@ class CancelReason(str, Enum):
     CLIENT_GONE = "client_gone"
     DEADLINE = "deadline"
     DRAIN = "drain"
+    KEY_REVOKED = "key_revoked"
     SLOW_READER = "slow_reader"
     TRITON_LOST = "triton_lost"
     OTHER_CHOICE_FAILED = "other_choice_failed"

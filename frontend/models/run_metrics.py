@@ -55,7 +55,7 @@ class RunMetrics:
 
     def on_end(self, choice: Choice) -> None:
         """Releases the slot and counts the tokens."""
-        self._slots.release(had_token=choice.last_chunk_s > 0)
+        self._slots.release(had_token=choice.last_chunk_s > 0, choice=choice.index)
         self._metrics.generation_tokens.inc(choice.completion_tokens)
         if choice.prompt_index not in self._counted_prompts:
             self._counted_prompts.add(choice.prompt_index)

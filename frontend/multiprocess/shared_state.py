@@ -1,4 +1,4 @@
-"""State that the worker processes of one front end share: counters, a lock, heartbeats, and a folder for files.
+"""State that the worker processes of one front end share: counters, a lock, heartbeats, a secret, a folder for files.
 
 A front end of one process uses `SharedState.single_process`. The shared memory is a file that all workers map. Each
 worker writes only its own row, so a worker that dies leaves nothing half-written, and the supervisor clears its row.
@@ -17,14 +17,15 @@ from pathlib import Path
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
-_COUNTERS = 1024
+_COUNTERS = 65_536  # of the server, its models and its API keys; memory that is not used takes no space
 _DIGEST_BYTES = 16  # of a counter's name
 _CELL_BYTES = 8
 _HEARTBEAT = _COUNTERS  # the last cells of a row: time of the last heartbeat (ns, monotonic), and readiness (0 or 1)
 _READY = _COUNTERS + 1
 _ROW = _COUNTERS + 2
 _NAMES_BYTES = _COUNTERS * _DIGEST_BYTES
-_STATE, _LOCK = "state", "lock"
+_STATE, _LOCK, _SECRET = "state", "lock", "secret"
+_SECRET_BYTES = 32
 # The lock is held for microseconds. If a worker is suspended while it holds the lock, the others proceed without it, so
 # limits may be exceeded for a moment.
 _LOCK_TRIES = 200
@@ -58,6 +59,7 @@ class SharedState:
         self.number = number
         self.count = count
         self.folder = folder  # None in a front end of one process
+        self.secret = os.urandom(_SECRET_BYTES) if folder is None else (folder / _SECRET).read_bytes()  # one for all
         self._memory = memory
         self._cells = memoryview(memory)[_NAMES_BYTES:].cast("q")
         self._has_started = count * _ROW  # the index of the last cell
@@ -73,6 +75,8 @@ class SharedState:
         """Creates the state of `count` workers in an empty folder. Returns the supervisor's view."""
         with (folder / _STATE).open("wb") as file:
             file.truncate(_size(count))
+        with os.fdopen(os.open(folder / _SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as secret:
+            secret.write(os.urandom(_SECRET_BYTES))
         return cls.attach(folder, -1, count)
 
     @classmethod
@@ -114,11 +118,13 @@ class SharedState:
     def counter(self, name: str) -> SharedCounter:
         """Returns the counter with this name, which all workers share. Names must not come from requests.
 
-        Raises RuntimeError after 1,024 names.
+        Raises RuntimeError after 65,536 names.
         """
         digest = hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
+        first = int.from_bytes(digest[:8], "little")  # hashing with linear probing: there may be thousands of names
         with self.lock():
-            for column in range(_COUNTERS):
+            for offset in range(_COUNTERS):
+                column = (first + offset) % _COUNTERS
                 name_cell = slice(column * _DIGEST_BYTES, (column + 1) * _DIGEST_BYTES)
                 stored = self._memory[name_cell]
                 if stored == digest or not any(stored):

@@ -65,7 +65,7 @@ def begin_record(scope: Scope, public_url: str | None) -> RequestRecord:
         request_id=_request_id(headers.get(b"x-request-id", b"")),
         method=scope["method"],
         path=scope["path"],
-        base_url=public_url or _own_url(scope, headers.get(b"host", b"")),
+        base_url=public_url or own_url(scope, headers.get(b"host", b"")),
         wants_problem_json=_accepts_problem_json(value for name, value in scope["headers"] if name == b"accept"),
     )
     scope.setdefault("state", {})["record"] = record
@@ -82,7 +82,8 @@ def _request_id(sent: bytes) -> str:
     return sent.decode() if _VALID_REQUEST_ID.fullmatch(sent) else os.urandom(16).hex()
 
 
-def _own_url(scope: Scope, host: bytes) -> str:
+def own_url(scope: Scope, host: bytes = b"") -> str:
+    """The URL of this server under the name in a Host header; under its address if the name is invalid."""
     name = host.decode("latin-1")
     if not _VALID_HOST.fullmatch(name):
         address, port = scope.get("server") or ("localhost", None)

@@ -8,6 +8,8 @@ import struct
 from dataclasses import fields
 from typing import Any
 
+from frontend.api_key import ApiKey
+from frontend.request.key_rules import permitted_priority
 from frontend.request.schemas import CompletionRequest, Prompt
 from llm_pipeline.protocol.messages import GUIDE_PARAM, CompletionParameters
 
@@ -17,9 +19,17 @@ _COPIED_FIELDS = tuple(
 )
 
 
-def parameters_of(request: CompletionRequest, request_id: str) -> list[CompletionParameters]:
-    """One message per candidate: those of the first prompt, then those of the next. Without best_of, one per choice."""
+def parameters_of(
+    request: CompletionRequest, request_id: str, *, key: ApiKey | None = None, tenant: str | None = None
+) -> list[CompletionParameters]:
+    """One message per candidate: those of the first prompt, then those of the next. Without best_of, one per choice.
+
+    `tenant` is the name for `key` in Triton. Raises PipelineError (400) for a priority that the key may not use.
+    """
     common = _common_parameters(request)
+    common["priority"] = permitted_priority(request.priority, key)
+    common["tenant"] = tenant
+    common["tenant_share"] = None if key is None else key.share
     prompts = [prompt for prompt in request.prompt for _ in range(request.candidates)]
     return [
         CompletionParameters(

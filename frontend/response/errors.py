@@ -31,6 +31,7 @@ _DEFAULT_RETRY_AFTER_S = 2.0
 _LOCATIONS = {
     ErrorCode.INVALID_API_KEY: "header.authorization",
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: "header.content-type",
+    ErrorCode.HOST_NOT_ALLOWED: "header.host",
     ErrorCode.HEADERS_TOO_LARGE: "header",
     ErrorCode.INVALID_HTTP: "request",
     ErrorCode.REQUEST_TIMEOUT: "request",

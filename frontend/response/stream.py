@@ -20,7 +20,7 @@ from llm_pipeline.protocol.messages import TextChunk
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
+    (b"cache-control", b"no-cache, no-store"),
     (b"x-accel-buffering", b"no"),
 ]
 

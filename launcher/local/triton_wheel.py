@@ -160,7 +160,7 @@ def environment(settings: StackSettings, engine_dir: Path | None) -> dict[str, s
         libraries.append(str(shared.parent))
     if inherited := os.environ.get("LD_LIBRARY_PATH"):
         libraries.append(inherited)
-    inherited_names = os.environ.keys() - {"API_KEY"}  # only the front end needs it
+    inherited_names = os.environ.keys() - {"API_KEY", "TENANT_SECRET"}  # only the front end needs them
     return {
         **{name: os.environ[name] for name in inherited_names},
         "LD_LIBRARY_PATH": ":".join(libraries),

@@ -35,6 +35,7 @@ class ErrorCode(str, Enum):
     REQUEST_TIMEOUT = "request_timeout"
     REQUEST_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    HOST_NOT_ALLOWED = "host_not_allowed"
     HEADERS_TOO_LARGE = "headers_too_large"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     QUEUE_FULL = "queue_full"
@@ -78,6 +79,7 @@ ERRORS: dict[ErrorCode, ErrorKind] = {
     ErrorCode.REQUEST_TIMEOUT: ErrorKind(408, "timeout_error", "Request Timeout", is_retryable=True),
     ErrorCode.REQUEST_TOO_LARGE: ErrorKind(413, "request_too_large", "Content Too Large"),
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: ErrorKind(415, "invalid_request_error", "Unsupported Media Type"),
+    ErrorCode.HOST_NOT_ALLOWED: ErrorKind(421, "invalid_request_error", "Misdirected Request"),
     ErrorCode.HEADERS_TOO_LARGE: ErrorKind(431, "invalid_request_error", "Request Header Fields Too Large"),
     ErrorCode.RATE_LIMIT_EXCEEDED: ErrorKind(429, "rate_limit_error", "Too Many Requests", is_retryable=True),
     ErrorCode.QUEUE_FULL: ErrorKind(429, "overloaded_error", "Too Many Requests", is_retryable=True),

@@ -52,6 +52,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("request",),
         ("backends",),
         ("multiprocess",),
+        ("keys",),
         ("generation",),
         ("models",),
         ("response",),

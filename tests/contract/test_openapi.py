@@ -56,7 +56,9 @@ class OneWordGenerator:
 
 
 def make_app() -> DocumentedApi:
-    dependencies = build_dependencies(FrontendSettings(model_name=MODEL, auth="off"), OneWordGenerator())
+    dependencies = build_dependencies(
+        FrontendSettings(model_name=MODEL, auth="off", allowed_hosts=("*",)), OneWordGenerator()
+    )
     dependencies.models.first.readiness.is_ready = True
     return build_app(dependencies)
 

@@ -79,7 +79,7 @@ async def in_process(generator: FakeGenerator | None = None, **values: Any) -> A
     app = build_app(dependencies)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {KEY}"}
-    client = httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
+    client = httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
     async with app.router.lifespan_context(app), client:
         if getattr(generator, "is_up", True):
             await until(lambda: dependencies.is_ready)

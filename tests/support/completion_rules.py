@@ -56,7 +56,7 @@ def stream_events(stack: RunningStack, **body: object) -> list[dict[str, Any]]:
     ):
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
-        assert response.headers["cache-control"] == "no-cache"
+        assert response.headers["cache-control"] == "no-cache, no-store"
         assert response.headers["x-accel-buffering"] == "no"
         text = response.read().decode()
     return events(text)

@@ -57,6 +57,14 @@ def test_serving_without_a_key_must_be_explicit() -> None:
         FrontendSettings()
 
 
+def test_secret_of_tenants_is_not_printed_and_not_short() -> None:
+    settings = FrontendSettings(api_key="x", tenant_secret="a secret of tenants")
+    assert "a secret of tenants" not in repr(settings) + str(settings.model_dump()) + settings.model_dump_json()
+    assert settings.tenant_key == b"a secret of tenants"
+    with pytest.raises(ValidationError, match="16 characters"):
+        FrontendSettings(api_key="x", tenant_secret="short")
+
+
 def test_empty_key_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "")
     with pytest.raises(ValidationError, match="AUTH=off"):
@@ -65,7 +73,14 @@ def test_empty_key_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"port": 70000}, {"auth": "maybe"}, {"max_in_flight": 0}, {"public_url": "nonsense"}, {"log_level": "loud"}],
+    [
+        {"port": 70000},
+        {"auth": "maybe"},
+        {"max_in_flight": 0},
+        {"public_url": "nonsense"},
+        {"log_level": "loud"},
+        {"trusted_proxies": "nginx"},
+    ],
 )
 def test_invalid_values_are_rejected(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

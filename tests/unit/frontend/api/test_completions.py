@@ -26,9 +26,9 @@ async def test_response_body(running: Running) -> None:
         "model": MODEL,
         "choices": [{"index": 0, "text": " Paris, the", "logprobs": None, "finish_reason": "length"}],
         "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
-        "$schema": "http://test/openai/schemas/Completion.json",
+        "$schema": "http://localhost/openai/schemas/Completion.json",
     }
-    assert response.headers["link"] == '<http://test/openai/schemas/Completion.json>; rel="describedBy"'
+    assert response.headers["link"] == '<http://localhost/openai/schemas/Completion.json>; rel="describedBy"'
 
 
 async def test_completion_ids_are_unique(running: Running) -> None:
@@ -60,6 +60,7 @@ async def test_fields_reach_the_generator() -> None:
     assert sent == CompletionParameters(
         request_key=sent.request_key,
         request_id="mine",
+        tenant=sent.tenant,
         prompt_text="Hi",
         max_tokens=7,
         temperature=0.5,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 
 import pytest
@@ -52,6 +54,17 @@ async def test_docs_page_loads_no_external_resources(running: Running) -> None:
     assert "/openai/v1/completions" in page
     assert re.findall(r"(?:src|@import|<link)[^>]*", page) == []
     assert re.findall(r'href="([^"]*)"', page) == ["/openai/openapi.json"]
+
+
+async def test_docs_page_has_a_policy_that_allows_its_own_style_alone(running: Running) -> None:
+    response = await running.client.get("/docs")
+    directives = dict(part.strip().split(" ", 1) for part in response.headers["content-security-policy"].split(";"))
+    assert directives.pop("default-src") == "'none'"
+    (style,) = re.findall(r"<style>(.*?)</style>", response.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert directives.pop("style-src") == f"'sha256-{digest}'"
+    assert set(directives.values()) == {"'none'"}
+    assert re.findall(r"<script|style=|\son\w+=", response.text) == []
 
 
 async def test_public_documents_contain_no_api_key(running: Running) -> None:

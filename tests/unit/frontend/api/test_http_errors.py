@@ -83,6 +83,15 @@ async def test_unsupported_content_type(running: Running, content_type: str) -> 
     check_body(response, 415, "unsupported_media_type")
 
 
+async def test_body_without_a_type_needs_a_key() -> None:
+    """A web page of any site can send one to a server on loopback, but it does not have the key."""
+    async with in_process(api_key=None, auth="off") as app:
+        response = await app.client.post("/v1/completions", content=json.dumps(BODY).encode())
+        check_body(response, 415, "unsupported_media_type")
+        assert response.json()["errors"][0]["location"] == "header.content-type"
+        assert (await app.client.post("/v1/completions", json=BODY)).status_code == 200
+
+
 @pytest.mark.parametrize("content_type", [None, "application/json", "Application/JSON; charset=utf-8"])
 async def test_supported_content_type(running: Running, content_type: str | None) -> None:
     headers = {} if content_type is None else {"content-type": content_type}
@@ -134,6 +143,13 @@ async def test_invalid_request_ids_are_replaced(running: Running, sent: bytes) -
 async def test_invalid_host_header_is_not_reflected(running: Running) -> None:
     response = await running.client.get("/nothing", headers={"host": 'a"><script>'})
     assert "script" not in response.text
+
+
+async def test_invalid_host_header_is_not_reflected_where_every_host_is_allowed() -> None:
+    async with in_process(allowed_hosts="*") as app:
+        response = await app.client.get("/nothing", headers={"host": 'a"><script>'})
+        assert response.status_code == 404
+        assert "script" not in response.text
 
 
 async def test_public_url_overrides_the_host_header() -> None:

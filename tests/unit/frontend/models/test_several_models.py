@@ -71,7 +71,7 @@ async def several(folder: Path, **values: object) -> AsyncIterator[Several]:
     app = create_app(make_settings(deployment=path, **values), generators)
     services: Dependencies = app.state.dependencies
     client = httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://test", headers={"authorization": f"Bearer {KEY}"}
+        transport=httpx.ASGITransport(app), base_url="http://localhost", headers={"authorization": f"Bearer {KEY}"}
     )
     async with app.router.lifespan_context(app), client:
         await until(lambda: all(model.readiness.is_ready for model in services.models))

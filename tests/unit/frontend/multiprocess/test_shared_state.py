@@ -36,6 +36,24 @@ def test_counters_of_one_name_add_up_in_any_order_of_creation(pair: list[SharedS
     assert [counter.total for counter in second] == [-1, 7]
 
 
+def test_thousands_of_names_have_counters_of_their_own(pair: list[SharedState]) -> None:
+    names = [f"key in_flight {number}" for number in range(3000)]
+    for number, name in enumerate(names):
+        pair[number % 2].counter(name).add(number)
+    assert [pair[1].counter(name).total for name in names] == list(range(3000))
+
+
+def test_workers_share_one_secret_which_no_other_user_can_read(tmp_path: Path) -> None:
+    views = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        SharedState.create(tmp_path / name, 2)
+        views += [SharedState.attach(tmp_path / name, number, 2) for number in range(2)]
+    assert views[0].secret == views[1].secret != views[2].secret == views[3].secret
+    assert len(views[0].secret) == 32
+    assert (tmp_path / "one" / "secret").stat().st_mode & 0o777 == 0o600
+
+
 def test_counters_of_a_dead_worker_are_cleared(pair: list[SharedState], tmp_path: Path) -> None:
     counters = [workers.counter("a") for workers in pair]
     for counter in counters:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from frontend.multiprocess.supervisor import listening_sockets
+from tests.support.keys import bearer, write_keys
 
 KEY = "secret-key"
 WORKERS = 2
@@ -41,9 +42,9 @@ class FrontEnd:
     def events(self, name: str) -> list[dict[str, object]]:
         return [line for line in self.lines() if line["event"] == name]
 
-    def get(self, path: str) -> httpx.Response:
+    def get(self, path: str, *, key: str = KEY) -> httpx.Response:
         """Requests a path, from any worker."""
-        return httpx.get(self.url + path, timeout=10, trust_env=False)
+        return httpx.get(self.url + path, timeout=10, trust_env=False, headers=bearer(key))
 
     def requests_of_all(self) -> float:
         lines = self.get("/metrics").text.splitlines()
@@ -107,6 +108,20 @@ def test_workers_serve_count_restart_and_end_as_one_program(tmp_path: Path) -> N
         assert not any(worker.is_running() for worker in workers)
         assert len(running.events("draining")) == WORKERS
     assert list(tmp_path.glob("triton-completions-*")) == []
+
+
+def test_every_worker_reads_the_keys_file_again_and_revokes_its_keys(tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", {"name": "alice"}, {"name": "bob"})
+    with front_end(tmp_path, API_KEYS_FILE=str(keys)) as running:
+        statuses = {running.get("/v1/models", key="alice").status_code for _ in range(10)}
+        assert statuses == {200}
+        write_keys(keys, {"name": "bob"})
+        until(lambda: len(running.events("api_keys_reloaded")) == WORKERS, "both workers have read the file")
+        assert {running.get("/v1/models", key="alice").status_code for _ in range(10)} == {401}
+        keys.unlink()
+        until(lambda: len(running.events("api_keys_revoked")) == WORKERS, "both workers have noticed that it is gone")
+        assert {running.get("/v1/models", key="bob").status_code for _ in range(10)} == {401}
+        assert running.get("/v1/models", key=KEY).status_code == 200
 
 
 def test_workers_of_a_killed_supervisor_end(tmp_path: Path) -> None:

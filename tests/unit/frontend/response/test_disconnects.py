@@ -15,7 +15,7 @@ from tests.support.app import KEY, MODEL, Running, real_server, until
 
 
 def head(length: int) -> bytes:
-    fields = f"Host: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {length}\r\n"
+    fields = f"Host: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {length}\r\n"
     return f"POST /v1/completions HTTP/1.1\r\n{fields}\r\n".encode()
 
 

@@ -64,7 +64,9 @@ async def test_sampling_fields_reach_the_engine(running: Running) -> None:
 async def test_no_op_values_equal_omitted_fields(running: Running) -> None:
     await running.complete(echo=False, logprobs=None, suffix="", user="", best_of=1)
     (sent,) = running.generator.requests
-    neutral = CompletionParameters(request_key=sent.request_key, request_id=sent.request_id, prompt_text="Hi")
+    neutral = CompletionParameters(
+        request_key=sent.request_key, request_id=sent.request_id, tenant=sent.tenant, prompt_text="Hi"
+    )
     assert sent == neutral
 
 

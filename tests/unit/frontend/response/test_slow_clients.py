@@ -25,7 +25,7 @@ async def open_client_that_does_not_read(app: Running, receive_buffer: int = 409
     loop = asyncio.get_running_loop()
     await loop.sock_connect(client, (host, port))
     body = json.dumps({"model": MODEL, "prompt": "Hi", **fields}).encode()
-    fields_sent = f"Host: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n"
+    fields_sent = f"Host: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n"
     await loop.sock_sendall(client, f"POST /v1/completions HTTP/1.1\r\n{fields_sent}\r\n".encode() + body)
     return client
 

@@ -23,7 +23,7 @@ def text_of(events: list[Any], index: int = 0) -> str:
 async def test_stream_of_events(running: Running) -> None:
     response = await running.complete(max_tokens=3, stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
-    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["cache-control"] == "no-cache, no-store"
     assert response.headers["x-accel-buffering"] == "no"
     sent_events = events(response.text)
     assert len({(event["id"], event["created"], event["model"], event["object"]) for event in sent_events}) == 1

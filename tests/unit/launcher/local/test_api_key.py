@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from launcher.local.api_key import choose_api_key
+from launcher.local.errors import StartError
 from launcher.settings import StackSettings
 
 
@@ -33,6 +36,18 @@ def test_empty_key_file_is_filled_and_made_private(tmp_path: Path) -> None:
     path.chmod(0o644)
     assert choose_api_key(StackSettings(), tmp_path) == path.read_text().strip() != ""
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o660, 0o644, 0o666])
+def test_key_file_that_others_can_use_prevents_the_start(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "api-key"
+    path.write_text("sk-known\n")
+    path.chmod(mode)
+    with pytest.raises(StartError) as caught:
+        choose_api_key(StackSettings(), tmp_path)
+    for part in (str(path), f"{mode:04o}", f"chmod 600 {path}"):
+        assert part in str(caught.value)
+    assert path.read_text() == "sk-known\n"
 
 
 def test_configured_key_is_not_stored(tmp_path: Path) -> None:
