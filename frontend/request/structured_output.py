@@ -1,7 +1,7 @@
 """Converts the request fields of structured output to a Guide.
 
-`response_format` is OpenAI's field, `structured_outputs` vLLM's, and `guided_*` are vLLM's former ones. Only the form
-is checked here; preprocess checks whether the schema or grammar is supported.
+`response_format` is OpenAI's field, `structured_outputs` vLLM's, and `guided_*` are vLLM's former ones. The form
+and the size are checked here, so that a large guide goes no further; decode checks whether it can be used.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from llm_pipeline.protocol.errors import ErrorCode
-from llm_pipeline.protocol.fields import MAX_CHOICES_OF_GUIDE
+from llm_pipeline.protocol.fields import MAX_CHOICES_OF_GUIDE, MAX_GUIDE_CHARACTERS
 from llm_pipeline.protocol.messages import Guide, GuideType
 
 _ANY_OBJECT = '{"type":"object"}'
-_REGEX_SYNTAX = frozenset("\\.+*?()|[]{}^$#&-~/")
+_ESCAPES = str.maketrans({character: f"\\{character}" for character in "\\.+*?()|[]{}^$#&-~/"})
 
 
 def _error(message: str, code: ErrorCode = ErrorCode.INVALID_TYPE) -> PydanticCustomError:
@@ -27,18 +27,32 @@ def _error(message: str, code: ErrorCode = ErrorCode.INVALID_TYPE) -> PydanticCu
 
 def _schema_guide(value: Any) -> Guide:
     if isinstance(value, str):
-        return Guide(GuideType.JSON_SCHEMA, value)
+        return _guide(GuideType.JSON_SCHEMA, value)
     if isinstance(value, dict):
-        return Guide(GuideType.JSON_SCHEMA, orjson.dumps(value).decode())
+        try:
+            return _guide(GuideType.JSON_SCHEMA, orjson.dumps(value).decode())
+        except TypeError:  # orjson's limit of recursion; the value comes from JSON, so that its types are right
+            raise _error("is nested too deeply", ErrorCode.VALUE_OUT_OF_RANGE) from None
     raise _error("must be a JSON schema: an object, or a string that contains one")
 
 
 def _regex_guide(value: Any) -> Guide:
-    return Guide(GuideType.REGEX, _string(value))
+    return _guide(GuideType.REGEX, _string(value))
 
 
 def _grammar_guide(value: Any) -> Guide:
-    return Guide(GuideType.EBNF_GRAMMAR, _string(value))
+    return _guide(GuideType.EBNF_GRAMMAR, _string(value))
+
+
+def _guide(kind: GuideType, source: str) -> Guide:
+    if len(source) > MAX_GUIDE_CHARACTERS:
+        raise _too_long(len(source))
+    return Guide(kind, source)
+
+
+def _too_long(count: int) -> PydanticCustomError:
+    message = f"has {count} characters; the limit is {MAX_GUIDE_CHARACTERS}"
+    return _error(message, ErrorCode.VALUE_OUT_OF_RANGE)
 
 
 def _string(value: Any) -> str:
@@ -53,12 +67,14 @@ def _choice_guide(value: Any) -> Guide:
     if not 1 <= len(value) <= MAX_CHOICES_OF_GUIDE or not all(value):
         message = f"must contain 1 to {MAX_CHOICES_OF_GUIDE} non-empty strings"
         raise _error(message, ErrorCode.VALUE_OUT_OF_RANGE)
-    return Guide(GuideType.REGEX, "|".join(map(_escaped, value)))
+    if (count := sum(map(len, value))) > MAX_GUIDE_CHARACTERS:
+        raise _too_long(count)
+    return _guide(GuideType.REGEX, "|".join(map(_escaped, value)))
 
 
 def _escaped(text: str) -> str:
     """A regular expression that matches only `text`. The result of Python's re.escape is invalid in Rust's syntax."""
-    return "".join(f"\\{character}" if character in _REGEX_SYNTAX else character for character in text)
+    return text.translate(_ESCAPES)
 
 
 def _response_format(value: Any) -> Guide | None:

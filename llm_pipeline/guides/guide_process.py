@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llm_pipeline.guides.limits import MIB
-from llm_pipeline.guides.mask_server import MaskMaker, MaskServer
+from llm_pipeline.guides.mask_server import MaskLimits, MaskMaker, MaskServer
 from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.guides.orders import CompileOrder, ForkServerSettings, Verdict, send_report
 from llm_pipeline.protocol.messages import Guide
@@ -67,12 +67,19 @@ def run_guide_process(
         if maker is None:
             error = "This kind of guide is not supported by the installed llguidance."
         else:
-            return _serve(order, order.address, maker, reports, base_bytes)
+            return _serve(order, order.address, maker, settings, reports, base_bytes)
     send_report(reports, Verdict(order.attempt, time.process_time(), error))
     return 0
 
 
-def _serve(order: CompileOrder, address: str, maker: MaskMaker, reports: socket.socket, base_bytes: int) -> int:
+def _serve(
+    order: CompileOrder,
+    address: str,
+    maker: MaskMaker,
+    settings: ForkServerSettings,
+    reports: socket.socket,
+    base_bytes: int,
+) -> int:
     stop, wake = socket.socketpair()
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())
@@ -86,7 +93,7 @@ def _serve(order: CompileOrder, address: str, maker: MaskMaker, reports: socket.
         reports.close()
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, _MASK_NICENESS)
-        MaskServer(maker, listener, stop).run()
+        MaskServer(maker, listener, stop, MaskLimits(answer_cpu_s=settings.mask_cpu_s)).run()
     return 0
 
 

@@ -17,6 +17,7 @@ class GuideLimits:
     """
 
     compile_cpu_s: float = 2.0  # of CPU time; more is an error of the guide
+    mask_cpu_s: float = 1.0  # of CPU time for one answer of the guide's process (mask_server.py)
     memory_mib: int = 512  # of one guide, on top of the process that it is forked from
     total_memory_mib: int = 2048  # of all guides; beyond it, the largest one is ended
     wait_s: float = 30.0  # from a request's arrival until its guide is prepared

@@ -28,6 +28,7 @@ class ForkServerSettings:
     vocab_size: int
     end_id: int
     compile_cpu_s: float
+    mask_cpu_s: float
     memory_mib: int
     total_memory_mib: int
 

@@ -73,6 +73,7 @@ class GuideService:
             vocab_size=vocab_size,
             end_id=end_id,
             compile_cpu_s=limits.compile_cpu_s,
+            mask_cpu_s=limits.mask_cpu_s,
             memory_mib=limits.memory_mib,
             total_memory_mib=limits.total_memory_mib,
         )

@@ -19,11 +19,12 @@ from llm_pipeline.guides.server_process import ForkServerProcess
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GUIDE_PARAM, Guide, GuideType
 from tests.support.guide_service import CreateService, ServiceBench, answer_of
-from tests.support.hostile_guides import filled, multiple_of, regex
+from tests.support.hostile_guides import filled, grammar, multiple_of, regex
 from tests.support.waiting import wait_until
 
 ENDLESS = multiple_of(99_999_989)
 ENDLESS_TOO = multiple_of(99_999_971)
+AMBIGUOUS = grammar('start: e\ne: "a" | e e\n')  # each token takes longer than the one before
 LARGE = filled("", r"\w?", "", GuideType.REGEX)
 
 
@@ -177,6 +178,22 @@ def test_a_process_that_dies_ends_the_masks_of_its_guide_and_of_no_other(create_
     assert bench.first_mask(kept).any()
     wait_until(lambda: bench.prepare(honest(1)).wait().error is not None, what="the refusal of the guide")
     assert bench.prepare(honest(1), "another tenant").wait().error is None
+
+
+def test_an_answer_beyond_the_limit_of_time_ends_the_process_of_that_tenant_alone(
+    create_service: CreateService, library: tokenizers.Tokenizer
+) -> None:
+    bench = create_service(GuideLimits(mask_cpu_s=0.05))
+    ours, theirs = (bench.prepare(AMBIGUOUS, tenant).wait() for tenant in ("a", "b"))
+    token_id = library.token_to_id("a")
+    assert ours.address is not None
+    source = MaskSource(ours.address, vocab_size=bench.vocab_size)
+    source.ask([token_id] * 400)  # takes about 0.7 s
+    with pytest.raises(GuideError, match="more time or memory"):
+        answer_of(source)
+    source.close()
+    wait_until(lambda: bench.prepare(AMBIGUOUS, "a").wait().error is not None, what="the refusal of the guide")
+    assert bench.first_mask(theirs).any()
 
 
 def test_a_fork_server_that_dies_is_restarted_and_no_guide_is_blamed(create_service: CreateService) -> None:
