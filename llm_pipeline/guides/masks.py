@@ -37,7 +37,7 @@ class AnswerKind(IntEnum):
 
     MASKS = 0
     ERROR = 1  # the guide can't be enforced any further
-    CLOSED = 2  # the process was told to end
+    CLOSED = 2  # the process was stopped
 
 
 class MaskSource:

@@ -39,6 +39,18 @@ class PipelineSettings(ProgramSettings):
         description="Processes that assemble the text of channels; more than 1 helps only many streams with logprobs",
     )
 
+    guide_compile_timeout_s: float = Field(
+        2.0,
+        gt=0,
+        le=60,
+        description="CPU seconds that a guide (JSON schema, grammar, ...) may take to compile; more is a 400",
+    )
+    guide_memory_mib: int = Field(
+        2048,
+        ge=64,
+        description="MiB of memory for the processes of guides, in all; one guide may take a quarter of it",
+    )
+
     scripted_steps_per_s: float = Field(
         200.0, ge=0, description="scripted: tokens per second and stream; 0 is unlimited"
     )

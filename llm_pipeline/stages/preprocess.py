@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.guides.compiler import check_guide
+from llm_pipeline.guides.checks import check_guide
 from llm_pipeline.protocol.capabilities import Capabilities, check_supported
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, GenerationRequest, SamplingParams, TextOptions

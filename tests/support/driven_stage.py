@@ -20,6 +20,7 @@ from llm_pipeline.protocol.messages import (
     TokenChunk,
 )
 from llm_pipeline.stages.decode.channel_sender import DEFAULT_LIMITS, ChannelLimits
+from llm_pipeline.stages.decode.guide_gate import Guides
 from llm_pipeline.stages.decode.stage import DecodeStage, DecodeTimeouts
 from llm_pipeline.stages.decode.stop_string_scanner import StopStringScanner
 from llm_pipeline.stages.flow_control import SendWindow
@@ -184,6 +185,7 @@ class DrivenStage:
         create_window: Callable[[int], SendWindow] | None = None,
         senders: int = 1,  # so that one blocked send blocks all
         stop_string_scanner: StopStringScanner | None = None,
+        guides: Guides | None = None,
         timeouts: DecodeTimeouts | None = None,
         channel_limits: ChannelLimits = DEFAULT_LIMITS,
     ) -> None:
@@ -201,6 +203,7 @@ class DrivenStage:
             create_window=create_window,
             senders=senders,
             stop_string_scanner=stop_string_scanner,
+            guides=guides,
             timeouts=timeouts or DecodeTimeouts(),
             channel_limits=channel_limits,
             on_change=self._count_change,

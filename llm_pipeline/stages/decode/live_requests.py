@@ -46,7 +46,7 @@ class ChannelRetiredError(Exception):
 class LiveRequest:
     """One request from its registration until the executor or decode has ended it."""
 
-    __slots__ = ("cancel_ticks", "client_id", "is_cancelled", "key", "number", "outlet", "slot")
+    __slots__ = ("cancel_ticks", "client_id", "has_ended", "is_cancelled", "key", "number", "outlet", "slot")
 
     def __init__(
         self, number: int, key: str, client_id: str | None, outlet: Outbox | ChannelOutbox, slot: int = 0
@@ -57,6 +57,7 @@ class LiveRequest:
         self.outlet = outlet
         self.slot = slot  # its number in the channel
         self.is_cancelled = False
+        self.has_ended = False
         self.cancel_ticks = 0  # housekeeping ticks since the cancellation
 
 
@@ -356,6 +357,7 @@ class LiveRequests:
         live = self._live.pop(end.number, None)
         if live is None:
             return
+        live.has_ended = True
         del self._numbers[live.key]
         self._rows.remove(live.number)
         if isinstance(live.outlet, ChannelOutbox):

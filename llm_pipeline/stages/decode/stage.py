@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from llm_pipeline.executors.port import Executor, OutputSink
+from llm_pipeline.executors.port import Executor, ExecutorStats, OutputSink
 from llm_pipeline.protocol.channel import PreparedItem
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
@@ -36,6 +36,7 @@ from llm_pipeline.protocol.messages import (
 from llm_pipeline.runtime.subprocesses import PeriodicThread
 from llm_pipeline.stages.decode.channel_sender import DEFAULT_LIMITS, WINDOW_BURSTS, ChannelLimits, ChannelReply
 from llm_pipeline.stages.decode.channels import Channels
+from llm_pipeline.stages.decode.guide_gate import GuideGate, Guides
 from llm_pipeline.stages.decode.housekeeper import Housekeeper
 from llm_pipeline.stages.decode.leases import TICK_S, Leases
 from llm_pipeline.stages.decode.live_requests import (
@@ -78,8 +79,8 @@ class DecodeStage:
     `create_executor` receives the sink for the executor's steps. `coalesce=False` sends one token per message, for
     measurements. `create_window` makes send windows, which hold messages back while postprocess lags: one for each
     channel, one for all other requests. `stop_string_scanner` ends requests that don't stream at their stop strings;
-    postprocess ends the others. Token ids outside of 0 to `vocab_size - 1` fail their request. `on_change` is called
-    whenever `stats` may have changed.
+    postprocess ends the others. With `guides`, guided requests wait until their guide is prepared. Token ids outside of
+    0 to `vocab_size - 1` fail their request. `on_change` is called whenever `stats` may have changed.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class DecodeStage:
         create_window: Callable[[int], SendWindow] | None = None,
         senders: int = SENDERS,
         stop_string_scanner: StopStringScanner | None = None,
+        guides: Guides | None = None,
         timeouts: DecodeTimeouts = DecodeTimeouts(),
         channel_limits: ChannelLimits = DEFAULT_LIMITS,
         on_change: Callable[[], None] = lambda: None,
@@ -121,12 +123,14 @@ class DecodeStage:
             create_window=None if create_window is None else partial(create_window, WINDOW_BURSTS),
             limits=channel_limits,
         )
+        self._guides = guides
+        self._gate = None if guides is None else GuideGate(guides, submit=self._submit_to_executor, end=self._end)
         self._executor = create_executor(self.on_step)
         self._scanner = stop_string_scanner
         if stop_string_scanner is not None:
             stop_string_scanner.start(self._end_at_stop_string)
-        housekeeper = Housekeeper(live_requests, cancel=self._cancel_in_executor, on_step=self.on_step)
-        self._housekeeping = PeriodicThread(housekeeper.tick, period_s=timeouts.tick_s, name="decode-housekeeper")
+        self._housekeeper = Housekeeper(live_requests, cancel=self._cancel_in_executor, on_step=self.on_step)
+        self._housekeeping = PeriodicThread(self._tick, period_s=timeouts.tick_s, name="decode-housekeeper")
         self._sender_pool.start()
         self._housekeeping.start()
 
@@ -198,11 +202,15 @@ class DecodeStage:
         """Returns recent counts of requests, and the engine's own gauges."""
         counts = self._executor.stats()
         cancelled_total = self._live_requests.cancelled_total
-        return DecodeStats(counts.active_requests, counts.queued_requests, cancelled_total, counts.gauges)
+        return DecodeStats(counts.active_requests, self._queued_count(counts), cancelled_total, counts.gauges)
 
     def close(self) -> None:
         """Ends all requests, sends their endings, and frees the engine."""
+        if self._gate is not None:
+            self._gate.close()
         self._executor.close()
+        if self._guides is not None:  # after the engine, whose requests would miss their masks
+            self._guides.close()
         self._live_requests.close(self._timeouts.close_s)
         self._housekeeping.close()
         self._sender_pool.close(self._timeouts.close_s)
@@ -211,13 +219,27 @@ class DecodeStage:
             self._scanner.close()
 
     def _run(self, live: LiveRequest, request: GenerationRequest) -> None:
-        """Submits a live request to the executor, or ends it."""
+        """Passes a live request on to the executor, by way of the gate if it has a guide, or ends it."""
         try:
             self._check_queue()
-            if request.max_tokens == 0 and not request.return_prompt_logprobs:  # nothing for the engine to do
-                self._end(RequestEnd(live.number, FinishReason.LENGTH))
-                return
-            self._executor.submit(live.number, request)
+        except PipelineError as error:
+            self._end(RequestEnd(live.number, error=error))
+            return
+        if request.max_tokens == 0 and not request.return_prompt_logprobs:  # nothing for the engine to do
+            self._end(RequestEnd(live.number, FinishReason.LENGTH))
+        elif self._gate is not None and request.guide is not None:
+            self._submit(live, request, self._gate.hold)
+        else:
+            self._submit_to_executor(live, request)
+
+    def _submit_to_executor(self, live: LiveRequest, request: GenerationRequest) -> None:
+        self._submit(live, request, lambda live, request: self._executor.submit(live.number, request))
+
+    def _submit(
+        self, live: LiveRequest, request: GenerationRequest, submit: Callable[[LiveRequest, GenerationRequest], None]
+    ) -> None:
+        try:
+            submit(live, request)
         except PipelineError as error:
             self._end(RequestEnd(live.number, error=error))
         except Exception:  # noqa: BLE001 - an executor's bug must not leave the client without an ending
@@ -241,7 +263,7 @@ class DecodeStage:
 
     def _check_queue(self) -> None:
         """Raises PipelineError (429) if too many requests are waiting for the engine."""
-        queued = self._executor.stats().queued_requests
+        queued = self._queued_count(self._executor.stats())
         if queued > self._max_queued_requests:
             raise PipelineError(
                 ErrorCode.QUEUE_FULL,
@@ -249,6 +271,14 @@ class DecodeStage:
                 f"{self._max_queued_requests}. Retry after the delay in the Retry-After header.",
                 retry_after_s=self._live_requests.retry_after_s(queued - self._max_queued_requests),
             )
+
+    def _queued_count(self, counts: ExecutorStats) -> int:
+        return counts.queued_requests + (0 if self._gate is None else self._gate.held_count)
+
+    def _tick(self) -> None:
+        self._housekeeper.tick()
+        if self._gate is not None:
+            self._gate.release_ended()
 
     def _end_at_stop_string(self, number: int) -> None:
         self._cancel_in_executor(number)
@@ -261,6 +291,8 @@ class DecodeStage:
     def _cancel_in_executor(self, number: int) -> None:
         """Cancels without raising: an executor's bug must end neither its own thread nor a sender's."""
         try:
+            if self._gate is not None and self._gate.cancel(number):
+                return
             self._executor.cancel(number)
         except Exception:  # noqa: BLE001 - see above
             _log.exception("the executor failed to cancel a request")

@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.executors.registry import create_executor
+from llm_pipeline.guides.service import create_guide_service
 from llm_pipeline.protocol.channel_json import BUNDLE_PREFIX, OPEN_CHANNEL_JSON, prepared_bundle_from_json
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.tensors import CLIENT_ID_PARAMETER, cancelled_key, received_count, renewed_client
@@ -48,6 +49,7 @@ class TritonPythonModel:
             coalesce=settings.coalesce,
             create_window=SendWindow,
             stop_string_scanner=StopStringScanner(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
+            guides=create_guide_service(settings, manifest),
             timeouts=DecodeTimeouts(lease_s=settings.client_lease_timeout_s),
             on_change=self._metrics.on_change,
         )

@@ -92,7 +92,8 @@ def address(directory: Path) -> Iterator[str]:
 
 
 def allowed(row: npt.NDArray[np.bool_]) -> list[int]:
-    return np.flatnonzero(row).tolist()
+    token_ids: list[int] = np.flatnonzero(row).tolist()
+    return token_ids
 
 
 def test_an_answer_has_a_row_for_the_next_token_and_each_allowed_draft_token(address: str, connect: Connect) -> None:
@@ -134,7 +135,7 @@ def test_a_guide_that_cannot_go_on_reports_the_reason(directory: Path, connect: 
             answer_of(source)
 
 
-def test_a_server_that_is_told_to_end_is_not_the_guides_fault(directory: Path, connect: Connect) -> None:
+def test_a_server_that_is_stopped_is_not_the_guides_fault(directory: Path, connect: Connect) -> None:
     with serving_masks(LadderMaker(), directory) as address:
         source = connect(address)
         source.ask()

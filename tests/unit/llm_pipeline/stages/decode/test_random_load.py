@@ -10,15 +10,17 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from llm_pipeline.executors.port import ExecutorStats, OutputSink
 from llm_pipeline.protocol.channel import PreparedItem
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, RequestEnd, TokenChunk
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, Guide, GuideType, RequestEnd, TokenChunk
 from llm_pipeline.stages.decode.channel_sender import ChannelLimits
 from llm_pipeline.stages.decode.stage import DecodeStage
+from tests.support.driven_guides import RandomGuides
 from tests.support.driven_stage import DEADLINE_S, REFUSAL, VOCAB_SIZE, RecordingSender, make_step
 from tests.support.recorded_bursts import RecordedStream, RecordingReply, streams_of
 from tests.support.sample_requests import make_request
@@ -95,6 +97,11 @@ class RandomExecutor:
         return RequestEnd(number, **end)
 
 
+def perhaps_guided(request: GenerationRequest, dice: random.Random) -> GenerationRequest:
+    """Gives some requests a guide."""
+    return replace(request, guide=Guide(GuideType.REGEX, "a")) if dice.random() < 0.3 else request
+
+
 class StreamClient(threading.Thread):
     """A client with a response stream for each request."""
 
@@ -110,7 +117,8 @@ class StreamClient(threading.Thread):
             if self._dice.random() < 0.1:
                 self._stage.cancel(key)
             max_tokens, is_stream = self._dice.randint(1, 20), self._dice.random() < 0.7
-            self._stage.submit(make_request(key, max_tokens=max_tokens, stream=is_stream), self._sender)
+            request = make_request(key, max_tokens=max_tokens, stream=is_stream)
+            self._stage.submit(perhaps_guided(request, self._dice), self._sender)
             if self._dice.random() < 0.3:
                 self._stage.cancel(key)
 
@@ -157,7 +165,8 @@ class ChannelClient(threading.Thread):
             self._stage.cancel(key)
         if self._dice.random() < 0.05:
             return PreparedItem(slot, error=REFUSAL)
-        return PreparedItem(slot, make_request(key, max_tokens=self._dice.randint(1, 20), stream=True))
+        request = make_request(key, max_tokens=self._dice.randint(1, 20), stream=True)
+        return PreparedItem(slot, perhaps_guided(request, self._dice))
 
     def _open(self) -> None:
         self._replies.append(RecordingReply())
@@ -204,11 +213,13 @@ def test_every_request_ends_exactly_once_under_random_load(seed: int, coalesce: 
         executors.append(RandomExecutor(sink, seed))
         return executors[0]
 
+    guides = RandomGuides(seed)
     stage = DecodeStage(
         create,
         max_queued_requests=1000,
         vocab_size=VOCAB_SIZE,
         coalesce=coalesce,
+        guides=guides,
         channel_limits=ChannelLimits(linger_s=0.005, open_timeout_s=DEADLINE_S),
     )
     clients: list[StreamClient | ChannelClient] = [
@@ -223,3 +234,4 @@ def test_every_request_ends_exactly_once_under_random_load(seed: int, coalesce: 
     stage.close()  # ends the requests that are still running
     for client in clients:
         client.check(executors[0].made)
+    guides.check_closed()

@@ -1,0 +1,114 @@
+"""The process of one guide, forked by the fork server: compiles the guide, reports the verdict, and makes its masks.
+
+Whatever a guide costs is bounded here, by the kernel: CPU time by an interval timer whose SIGPROF ends the process,
+memory by RLIMIT_AS. Native code can't be interrupted in another way. The parent reports how the process ended.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from llm_pipeline.guides.limits import MIB
+from llm_pipeline.guides.mask_server import MaskMaker, MaskServer
+from llm_pipeline.guides.masks import GuideError
+from llm_pipeline.guides.orders import CompileOrder, ForkServerSettings, Verdict, send_report
+from llm_pipeline.protocol.messages import Guide
+from llm_pipeline.runtime.subprocesses import end_with_parent
+
+OUT_OF_MEMORY_STATUS = 3
+_BACKLOG = 1024
+_COMPILE_NICENESS = 5  # that of the CPU engine's threads
+# Below them, so that masks take little from a step that is being computed.
+_MASK_NICENESS = 15
+_MASK_MEMORY_MIB = 128  # that masks may add to a compiled guide
+_PAGE_BYTES = resource.getpagesize()
+
+
+class Compile(Protocol):
+    """Compiles a guide: GuideCompiler.compile, or `validate` if no masks are made."""
+
+    def __call__(self, guide: Guide) -> MaskMaker | None:
+        """Raises GuideError, and ImportError if this llguidance is too old for the guide's type."""
+
+
+def run_guide_process(
+    order: CompileOrder, compile_guide: Compile, settings: ForkServerSettings, reports: socket.socket, parent_pid: int
+) -> int:
+    """Runs in the child after the fork. Returns the exit status."""
+    end_with_parent()
+    if os.getppid() != parent_pid:
+        return 1
+    base_bytes = address_space_bytes()
+    _limit_memory(base_bytes + settings.memory_mib * MIB)
+    signal.setitimer(signal.ITIMER_PROF, settings.compile_cpu_s)
+    os.nice(_COMPILE_NICENESS)
+    try:
+        maker = compile_guide(order.guide)
+        if maker is not None:
+            maker.masks((), lambda: False)  # the first mask of a guide takes the longest, and belongs to this limit
+        error = None
+    except GuideError as failure:
+        maker, error = None, str(failure)
+    except ImportError:  # the executor has guided decoding of its own, and checks guides of this type itself
+        maker, error = None, None
+    except MemoryError:
+        return OUT_OF_MEMORY_STATUS
+    except Exception as failure:  # noqa: BLE001 - a library's bug, caused by the guide
+        maker, error = None, f"{type(failure).__name__} while it was compiled."
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    if error is None and order.address is not None:
+        if maker is None:
+            error = "This kind of guide is not supported by the installed llguidance."
+        else:
+            return _serve(order, order.address, maker, reports, base_bytes)
+    send_report(reports, Verdict(order.attempt, time.process_time(), error))
+    return 0
+
+
+def _serve(order: CompileOrder, address: str, maker: MaskMaker, reports: socket.socket, base_bytes: int) -> int:
+    stop, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
+    signal.signal(signal.SIGTERM, lambda *_: None)  # wakes the server, which ends
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        used_bytes = address_space_bytes()
+        _limit_memory(used_bytes + _MASK_MEMORY_MIB * MIB)
+        send_report(reports, Verdict(order.attempt, time.process_time(), None, max(used_bytes - base_bytes, 0)))
+        reports.close()
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, _MASK_NICENESS)
+        MaskServer(maker, listener, stop).run()
+    return 0
+
+
+def address_space_bytes(pid: int | None = None) -> int:
+    """Returns the size of a process's address space, this one's by default."""
+    return _statm(pid)[0] * _PAGE_BYTES
+
+
+def private_bytes(pid: int) -> int:
+    """Returns the resident memory of a process that is not part of a file; 0 if it has ended."""
+    with suppress(OSError, IndexError):
+        _, resident, shared, *_ = _statm(pid)
+        return (resident - shared) * _PAGE_BYTES
+    return 0
+
+
+def _statm(pid: int | None = None) -> list[int]:
+    return [int(value) for value in Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()]
+
+
+def _limit_memory(limit_bytes: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        limit_bytes = min(limit_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
