@@ -13,6 +13,7 @@ prompt_lookup.py     drafts from text that repeats itself; pure
 logits_processor.py  bias, bans and penalties; numpy
 sampler.py           logits -> token; numpy
 logprobs.py          logits -> logprobs; numpy
+guided.py            masks of guided sequences, and what waits for them
 core.py              requests in, steps out: scheduler + model + sampler
 ipc.py               messages between decode and the engine process
 process.py           the engine behind a socket, as `python -m llm_pipeline.executors.cpu.engine.process`

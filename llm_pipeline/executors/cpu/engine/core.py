@@ -237,9 +237,13 @@ class EngineCore:
         return () if lookup is None else lookup.draft(sequence.tokens, max(count, 0))
 
     def _stall(self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32]) -> None:
-        """Leaves a sequence out of steps until its masks have arrived. `rows` are valid until the next step."""
+        """Leaves a sequence out of steps until its masks have arrived. `rows` are valid until the next step.
+
+        The draft is dropped, because requests that wait may be many, and a row takes up to a megabyte.
+        """
         chunk.sequence.is_stalled = True
-        self._stalled[chunk.sequence.request.key] = StalledChunk(chunk, rows.copy(), self._clock())
+        stalled = StalledChunk(replace(chunk, draft=()), rows[:1].copy(), self._clock())
+        self._stalled[chunk.sequence.request.key] = stalled
 
     def _sample_guided(self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32]) -> StepOutput | None:
         """Samples as `_sample` does with the sequence's masks; returns None if they have not arrived."""
@@ -284,8 +288,8 @@ class EngineCore:
     def _sample(self, chunk: ScheduledChunk, rows: npt.NDArray[np.float32], masks: Masks | None = None) -> StepOutput:
         """Appends the next token, and the one after each draft token that is the token sampled in its place.
 
-        `rows` is f32 [1 + draft tokens, vocab_size]. Each token is sampled as it would be without the draft. `masks`,
-        one for each row, may be fewer: the draft ends with them.
+        `rows` is f32 [1 + draft tokens, vocab_size]. Each token is sampled as it would be without the draft. The masks
+        of a guided sequence are one for each row; if they are fewer, the draft ends with them.
         """
         sequence, request = chunk.sequence, chunk.sequence.request
         prompt_logprobs = self._take_prompt_logprobs(sequence)
@@ -294,7 +298,8 @@ class EngineCore:
             return StepOutput(request.key, finish_reason=FinishReason.LENGTH, prompt_logprobs=prompt_logprobs)
         token_ids: list[int] = []
         reason = error = None
-        for index, draft_id in enumerate((*chunk.draft, None) if masks is None else (*chunk.draft, None)[: len(masks)]):
+        followers = (*chunk.draft, None)
+        for index, draft_id in enumerate(followers if masks is None else followers[: len(masks)]):
             try:
                 token_id = self._samplers[request.key].sample(rows[index], None if masks is None else masks[index])
             except BadLogitsError as failure:
@@ -306,8 +311,7 @@ class EngineCore:
             reason = _finish_reason(sequence)
             if reason is not None or token_id != draft_id:
                 break
-        if sequence.computed == chunk.end:  # else it was parked while it waited for its masks
-            sequence.computed += max(len(token_ids) - 1, 0)
+        sequence.computed += max(len(token_ids) - 1, 0)
         self._record_draft(chunk, token_ids)
         if reason is not None or error is not None:
             self._remove(request.key)

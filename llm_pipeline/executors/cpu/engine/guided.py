@@ -1,9 +1,9 @@
 """Masks of guided sequences: asked for before a step of the model, used after it.
 
 The process of a guide (llm_pipeline/guides) makes the masks while the model computes the logits that they are for. A
-sequence whose masks have not arrived by then is stalled: its logits are kept, a copy of some 200 KB for each row, and
-it is left out of all steps until the masks are there. To compute its last token again would take a row of a step, some
-milliseconds, and other kernels than the first time might give other digits.
+sequence whose masks have not arrived by then is stalled: a copy of its logits is kept, some 200 KB, and it is left out
+of all steps until the masks are there. To compute its last token again would take a row of a step, some milliseconds,
+and other kernels than the first time might give other digits.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class SequenceMasks:
 
 @dataclass(frozen=True)
 class StalledChunk:
-    """A chunk whose logits are computed and whose masks have not arrived."""
+    """A chunk whose logits are computed and whose masks have not arrived. It has no draft."""
 
     chunk: ScheduledChunk
-    rows: npt.NDArray[np.float32]  # [1 + draft tokens, vocab_size]
+    rows: npt.NDArray[np.float32]  # [1, vocab_size]
     since_s: float  # time of the engine's clock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence as SequenceType
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ import numpy.typing as npt
 import openvino as ov
 
 from llm_pipeline.executors.cpu.engine.graph import SAMPLED_INDICES, build_graph
-from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
+from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk, Sequence
 from llm_pipeline.executors.cpu.engine.weights import F32_COPY_BYTES_PER_WEIGHT, Weights
+from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams
 
 # Each of OpenVINO's defaults that these replace changes tokens on some machine.
 _EXACT = {
@@ -118,6 +120,20 @@ class PagedModel:
         )
         logits: npt.NDArray[np.float32] = result[0][: len(sampled)]
         return logits
+
+    def warm_up(self, limit_s: float) -> None:
+        """Runs a step of each size that may contain drafts, for at most `limit_s` seconds.
+
+        OpenVINO prepares the kernels of a size with its first step, which takes up to 0.3 s more. Overwrites the first
+        blocks of the KV cache.
+        """
+        rows = self.draft_step_tokens
+        request = GenerationRequest("warm-up", (0,), rows, SamplingParams())
+        sequence = Sequence(request, [0], blocks=list(range(-(-rows // self.block_size))))
+        deadline = time.monotonic() + limit_s
+        for draft_length in range(rows):
+            if time.monotonic() < deadline:
+                self.run([ScheduledChunk(sequence, 0, 1, (0,) * draft_length)])
 
     def profile(self) -> list[tuple[str, float]]:
         """Returns milliseconds per kind of operation, largest first: OpenVINO's running mean over all steps so far.

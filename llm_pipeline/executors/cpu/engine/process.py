@@ -43,6 +43,7 @@ _log = logging.getLogger("cpu-engine")
 # wait for it.
 _NICENESS = 5
 _STALLED_REPORT_S = 0.25
+_WARM_UP_LIMIT_S = 3.0
 
 _Message: TypeAlias = AddRequest | Cancel | None  # None is the end of the connection
 
@@ -110,6 +111,8 @@ def load_engine(settings: EngineSettings) -> tuple[EngineCore, int]:
             f"The KV cache has room for {capacity} tokens, fewer than the context of {settings.context_length}. "
             f"Set CPU_KV_CACHE_GIB to at least {math.ceil(needed_gib * 100) / 100}."
         )
+    if settings.max_draft_tokens:
+        model.warm_up(_WARM_UP_LIMIT_S)
     engine = EngineCore(
         model,
         max_batched_tokens=settings.max_batched_tokens,

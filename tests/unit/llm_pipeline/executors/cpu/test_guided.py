@@ -281,7 +281,7 @@ def test_a_full_cache_takes_the_blocks_of_a_sequence_that_waits() -> None:
     bench.assert_empty()
 
 
-def test_a_draft_whose_sequence_lost_its_blocks_while_it_waited_is_computed_again() -> None:
+def test_a_sequence_that_waits_loses_its_draft_and_no_token() -> None:
     guides = FakeGuides(lambda text: np.ones(VOCABULARY, dtype=np.bool_))
     bench = Bench(guides, max_active=1, draft_tokens=14, prefix_cache=False)
     request = guided(make_request("slow", REPETITIVE, 60))
@@ -296,7 +296,6 @@ def test_a_draft_whose_sequence_lost_its_blocks_while_it_waited_is_computed_agai
     bench.run()
     assert bench.ended == ["other"]
     source.go()
-    assert len(bench.turn()[0].token_ids) > 1, "no draft token was accepted"
     bench.run()
     assert content(bench.steps["slow"]) == content(alone(replace(request, guide=None)))
     bench.assert_empty()

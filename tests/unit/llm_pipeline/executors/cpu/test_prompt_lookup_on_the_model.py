@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from llm_pipeline.executors.cpu.engine.core import EngineCore
 from llm_pipeline.executors.cpu.engine.ipc import StepOutput
 from llm_pipeline.executors.cpu.engine.paged_model import PagedModel
+from llm_pipeline.executors.cpu.engine.scheduler import ScheduledChunk
 from llm_pipeline.executors.cpu.engine.weights import load_weights
 from llm_pipeline.protocol.messages import GenerationRequest, SamplingParams
 
@@ -46,3 +50,18 @@ def test_tokens_and_logprobs_are_exactly_those_without_drafts(model: PagedModel,
         assert [value for step in drafted for value in getattr(step, values)] == [
             value for step in plain for value in getattr(step, values)
         ]
+
+
+def test_warm_up_runs_a_step_of_each_size_with_drafts(engine_dir: Path) -> None:
+    sizes: list[int] = []
+
+    class RecordedModel(PagedModel):
+        def run(self, chunks: Sequence[ScheduledChunk]) -> npt.NDArray[np.float32]:
+            sizes.append(sum(len(chunk.tokens) for chunk in chunks))
+            return super().run(chunks)
+
+    model = RecordedModel(load_weights(engine_dir), kv_cache_bytes=2**26)
+    model.warm_up(limit_s=60)
+    assert sizes == list(range(1, model.draft_step_tokens + 1))
+    model.warm_up(limit_s=0)
+    assert len(sizes) == model.draft_step_tokens

@@ -210,7 +210,7 @@ def runs(draw: st.DrawFn, *, tenants: str = "abc", max_stall: int = 0) -> Run:
 
 @given(runs() | runs(max_stall=5))
 def test_rules_hold_for_any_arrivals_and_removals(run: Run) -> None:
-    """Also if sequences wait for masks and lose their slots meanwhile."""
+    """Also if sequences wait for masks, and lose their slots while they wait."""
     run.go()
     assert run.scheduler.free_block_count == run.pool.block_count
     assert not run.scheduler.has_work
