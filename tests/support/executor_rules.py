@@ -265,6 +265,20 @@ def a_freed_slot_goes_to_a_waiting_request(bench: RuleBench) -> None:
     bench.end(*active[1:])
 
 
+def many_waiting_requests_of_a_tenant_delay_another_by_few(bench: RuleBench) -> None:
+    running = [bench.submit() for _ in range(bench.max_active)]
+    for number in running:
+        bench.recorder.wait_for_token(number)
+    request = make_request("rule", max_tokens=2)
+    many = [bench.submit_request(replace(request, tenant="many")) for _ in range(8 * bench.max_active)]
+    few = bench.submit_request(replace(request, tenant="few"))
+    bench.end(*running)
+    for number in (*many, few):
+        bench.end_of(number)
+    order = [number for number in bench.recorder.ended if number in {*many, few}]
+    assert order.index(few) <= 3 * bench.max_active
+
+
 def cancel_ignores_numbers_that_are_unknown_or_have_ended(bench: RuleBench) -> None:
     bench.executor.cancel(2**40)
     number = bench.submit(max_tokens=1)
@@ -347,6 +361,7 @@ RULES = [
     an_active_request_can_be_cancelled,
     a_waiting_request_can_be_cancelled,
     a_freed_slot_goes_to_a_waiting_request,
+    many_waiting_requests_of_a_tenant_delay_another_by_few,
     cancel_ignores_numbers_that_are_unknown_or_have_ended,
     cancel_may_be_called_from_the_sink,
     cancelling_twice_ends_a_request_once,

@@ -95,12 +95,12 @@ class TensorRtLlmExecutor:
         self._output = GuardedSink(sink)
         self._timeouts = timeouts
         self._exit_process = exit_process
-        self._lock = threading.Lock()  # guards the next five
+        self._lock = threading.Lock()  # guards the next six
         self._admission = Admission(max_batch_size)
         self._live: dict[int, LiveRequest] = {}  # the engine's, by upstream's request id
         self._ids: dict[int, int] = {}  # upstream's request ids by number
         self._started_count = 0  # live requests that have a token
-        self._started_total = 0  # requests that have got a token; the awaiter's
+        self._started_total = 0  # requests that have ever got one
         self._reject_message: str | None = None  # set: no more requests are accepted
         self._closing = threading.Event()
         self._is_dead = False
