@@ -2,8 +2,9 @@
 
 A key with `max_in_flight`, or every key if MAX_IN_FLIGHT_PER_KEY is set, has a fixed limit. Otherwise, with several
 keys, the limit of a key is the number of free places of the server, and of a model with a limit of its own: one greedy
-key gets half of them, and n of them leave one part in n + 1 free for the next. This is the dynamic threshold of shared packet buffers with alpha = 1 (Choudhury and
-Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", IEEE/ACM Transactions on Networking, 1998).
+key gets half of them, and n of them leave one part in n + 1 free for the next. This is the dynamic threshold of shared
+packet buffers with alpha = 1 (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches",
+IEEE/ACM Transactions on Networking, 1998).
 """
 
 from __future__ import annotations
@@ -84,18 +85,18 @@ class KeyLimits:
             return []
         most = self._most(key)
         if most is not None:
-            return [self._limit(key.name, self._server).with_most(most)]
+            return [self._limit_of(key.name, self._server).with_most(most)]
         if not self._has_several_keys():
             return []
         shared = [self._server] if model.limit is None else [self._server, model]
-        return [self._limit(key.name, limit).with_most(None) for limit in shared]
+        return [self._limit_of(key.name, limit).with_most(None) for limit in shared]
 
     def _most(self, key: ApiKey | None) -> int | None:
         if key is None:
             return None
         return self._default if key.max_in_flight is None else key.max_in_flight
 
-    def _limit(self, name: str, shared: ConcurrencyLimit) -> KeyLimit:
+    def _limit_of(self, name: str, shared: ConcurrencyLimit) -> KeyLimit:
         limit = self._limits.get((name, shared.counter))
         if limit is None:
             limit = self._limits[name, shared.counter] = KeyLimit(name, self._workers, shared)
