@@ -112,7 +112,7 @@ class ApiKeyStore:
             self._last_read_s = self._clock()
 
     async def watch(self, on_check: Callable[[], None]) -> None:
-        """Checks the file in a thread, twice a second, and calls `on_check` after each check, which must not raise.
+        """Checks the file in a thread, twice a second, and calls `on_check` after each check.
 
         A file system that does not answer has the same effect as a file that cannot be read.
         """
@@ -126,7 +126,10 @@ class ApiKeyStore:
                     checking = checking or asyncio.get_running_loop().run_in_executor(executor, self.check)
                     checking = await _unless_done(checking)
                     self._revoke_if_stale()
-                on_check()
+                try:
+                    on_check()
+                except Exception:
+                    log.exception("revocation_failed")  # the next check tries again
                 await asyncio.sleep(CHECK_INTERVAL_S)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
