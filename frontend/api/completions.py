@@ -110,7 +110,8 @@ async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
     record.is_stream = completion.stream
     model.check(completion)
     permitted_priority(completion.priority, record.key)
-    dependencies.key_limits.check(record.key, len(completion.prompt) * completion.candidates)
+    choices = len(completion.prompt) * completion.candidates
+    dependencies.key_limits.check(record.key, model.in_flight_limit, choices)
     dependencies.require_ready(model)
     await _check_best_of(model, completion)
     has_token_limit = record.key is not None and record.key.max_tokens_in_flight is not None

@@ -2,8 +2,9 @@
 
 A key with `max_in_flight`, or every key if MAX_IN_FLIGHT_PER_KEY is set, has a fixed limit. Otherwise, with several
 keys, the limit of a key is the number of free places of the server, and of a model with a limit of its own: one greedy
-key gets half of them, and n of them leave one part in n + 1 free for the next. This is the dynamic threshold of shared packet buffers with alpha = 1 (Choudhury and
-Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", IEEE/ACM Transactions on Networking, 1998).
+key gets half of them, and n of them leave one part in n + 1 free for the next. This is the dynamic threshold of shared
+packet buffers with alpha = 1 (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches",
+IEEE/ACM Transactions on Networking, 1998).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class KeyLimit(ConcurrencyLimit):
         if self._limit is not None or self._shared.limit is None:
             return super()._refusal(count)
         own, free = self.total_in_flight, self._shared.limit - self._shared.total_in_flight
-        missing = own + count - free
+        missing = own + count - (free - count + 1)  # as if the choices came one by one
         if missing <= 0 or count > free:  # a full server or model answers for itself
             return None
         return self._error(
@@ -67,9 +68,14 @@ class KeyLimits:
         self._limits: dict[tuple[str, str], KeyLimit] = {}
         self._budgets: dict[str, TokenBudget] = {}
 
-    def check(self, key: ApiKey | None, choices: int) -> None:
-        """Raises PipelineError (400) if a request alone has more choices than its key may have in flight."""
+    def check(self, key: ApiKey | None, model: ConcurrencyLimit, choices: int) -> None:
+        """Raises PipelineError (400) if a request alone has more choices than its key may ever have in flight."""
+        if key is None:
+            return
         most = self._most(key)
+        if most is None and self._has_several_keys():
+            limits = [limit.limit for limit in (self._server, model) if limit.limit is not None]
+            most = (min(limits) + 1) // 2 if limits else None
         if most is not None and choices > most:
             raise PipelineError(
                 ErrorCode.VALUE_OUT_OF_RANGE,
@@ -84,18 +90,16 @@ class KeyLimits:
             return []
         most = self._most(key)
         if most is not None:
-            return [self._limit(key.name, self._server).with_most(most)]
+            return [self._limit_of(key.name, self._server).with_most(most)]
         if not self._has_several_keys():
             return []
         shared = [self._server] if model.limit is None else [self._server, model]
-        return [self._limit(key.name, limit).with_most(None) for limit in shared]
+        return [self._limit_of(key.name, limit).with_most(None) for limit in shared]
 
-    def _most(self, key: ApiKey | None) -> int | None:
-        if key is None:
-            return None
+    def _most(self, key: ApiKey) -> int | None:
         return self._default if key.max_in_flight is None else key.max_in_flight
 
-    def _limit(self, name: str, shared: ConcurrencyLimit) -> KeyLimit:
+    def _limit_of(self, name: str, shared: ConcurrencyLimit) -> KeyLimit:
         limit = self._limits.get((name, shared.counter))
         if limit is None:
             limit = self._limits[name, shared.counter] = KeyLimit(name, self._workers, shared)

@@ -43,12 +43,9 @@ def read_keys(path: Path) -> list[ApiKey]:
     return keys
 
 
-def is_readable_by_others(path: Path) -> bool:
-    """Whether every user of this machine can read the hashes."""
-    try:
-        return bool(path.stat().st_mode & stat.S_IROTH)
-    except OSError:
-        return False
+def is_public(stamp: FileStamp) -> bool:
+    """Whether every user of this machine may read the hashes."""
+    return bool(stamp[3] & stat.S_IROTH)
 
 
 def reason_of(error: Exception) -> str:

@@ -12,12 +12,13 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 
 import structlog
 
 from frontend.api_key import ApiKey
-from frontend.keys.keys_file import FileStamp, KeysFileError, is_readable_by_others, read_keys, reason_of, stamp_of
+from frontend.keys.keys_file import FileStamp, KeysFileError, is_public, read_keys, reason_of, stamp_of
 from frontend.settings import FrontendSettings, HashedKey
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
@@ -95,14 +96,15 @@ class ApiKeyStore:
                 self._set_listed(read_keys(self._file))
                 self._stamp = stamp
                 log.info("api_keys_reloaded", keys=len(self._listed))
+                self._warn_if_public()
         except FileNotFoundError:
-            self._report("API_KEYS_FILE does not exist")
+            self._report("API_KEYS_FILE does not exist", valid_for_s=CHECK_INTERVAL_S)
             if self._was_missing:
                 self._revoke_all()
             self._was_missing = True
         except (OSError, ValueError) as error:
             self._was_missing = False
-            self._report(reason_of(error))
+            self._report(reason_of(error), valid_for_s=self._grace_s)
             self._revoke_if_stale()
         else:
             self._was_missing = False
@@ -110,25 +112,27 @@ class ApiKeyStore:
             self._last_read_s = self._clock()
 
     async def watch(self, on_check: Callable[[], None]) -> None:
-        """Checks the file in a thread, twice a second, and calls `on_check` after each check, which must not raise.
+        """Checks the file in a thread, twice a second, and calls `on_check` after each check.
 
         A file system that does not answer has the same effect as a file that cannot be read.
         """
-        if self._file is not None and await asyncio.to_thread(is_readable_by_others, self._file):
-            log.warning("api_keys_file_is_public", advice=f"all users can read its hashes; run: chmod o-r {self._file}")
-        checking: asyncio.Task[None] | None = None
-        while True:
-            if self._file is not None and checking is None:
-                checking = asyncio.create_task(asyncio.to_thread(self.check))
-            if checking is not None:
-                await asyncio.wait({checking}, timeout=CHECK_INTERVAL_S)
-                if checking.done():
-                    if (bug := checking.exception()) is not None:
-                        log.error("api_keys_check_failed", exc_info=bug)
-                    checking = None
-            self._revoke_if_stale()
-            on_check()
-            await asyncio.sleep(CHECK_INTERVAL_S)
+        self._warn_if_public()
+        # A thread of its own: those of asyncio.to_thread may all be busy with large bodies.
+        executor = ThreadPoolExecutor(1, thread_name_prefix="api-keys")
+        checking: asyncio.Future[None] | None = None
+        try:
+            while True:
+                if self._file is not None:
+                    checking = checking or asyncio.get_running_loop().run_in_executor(executor, self.check)
+                    checking = await _unless_done(checking)
+                    self._revoke_if_stale()
+                try:
+                    on_check()
+                except Exception:
+                    log.exception("revocation_failed")  # the next check tries again
+                await asyncio.sleep(CHECK_INTERVAL_S)
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def _set_listed(self, keys: list[ApiKey]) -> None:
         self._listed = keys
@@ -144,10 +148,24 @@ class ApiKeyStore:
             log.error("api_keys_revoked", keys=len(self._listed), reason=self._problem)
             self._set_listed([])
 
-    def _report(self, problem: str) -> None:
+    def _report(self, problem: str, *, valid_for_s: float) -> None:
         if problem != self._problem:
             self._problem = problem
-            log.error("api_keys_not_reloaded", reason=problem, previous_keys_valid_for_s=self._grace_s)
+            log.error("api_keys_not_reloaded", reason=problem, previous_keys_valid_for_s=valid_for_s)
+
+    def _warn_if_public(self) -> None:
+        if self._stamp is not None and is_public(self._stamp):
+            log.warning("api_keys_file_is_public", advice=f"all users can read its hashes; run: chmod o-r {self._file}")
+
+
+async def _unless_done(checking: asyncio.Future[None]) -> asyncio.Future[None] | None:
+    """Waits for a check, for as long as one may take. Returns it if it takes longer."""
+    await asyncio.wait({checking}, timeout=CHECK_INTERVAL_S)
+    if not checking.done():
+        return checking
+    if (bug := checking.exception()) is not None:
+        log.error("api_keys_check_failed", exc_info=bug)
+    return None
 
 
 def revoked_error() -> PipelineError:

@@ -42,7 +42,7 @@ def variable_of(container: dict[str, Any], name: str) -> str:
 
 def test_keys_file_is_valid() -> None:
     (keys,) = (json.loads(block) for block in blocks("json"))
-    assert [ApiKey(**key).name for key in keys] == ["alice", "batch"]
+    assert [ApiKey(**key).name for key in keys] == ["alice", "batch", "prometheus"]
 
 
 def test_variables_of_the_pod_are_settings(pod: dict[str, Any]) -> None:

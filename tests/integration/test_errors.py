@@ -162,10 +162,10 @@ def test_a_deadline_within_a_stream_is_an_error_event(scripted_stack: RunningSta
 
 @pytest.fixture(scope="module")
 def strict_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Two keys in a file (one without this model, one with a rate limit), low limits, and scripts that fail."""
+    """Keys in a file (one that may fill the server, one without this model, one with a rate limit), and failures."""
     folder = tmp_path_factory.mktemp("strict")
     keys = [
-        {"name": "all", "sha256": sha256(b"sk-integration-tests-only").hexdigest()},
+        {"name": "all", "sha256": sha256(b"sk-integration-tests-only").hexdigest(), "max_in_flight": 3},
         {"name": "other-model", "sha256": sha256(b"sk-other").hexdigest(), "models": ["another"]},
         {"name": "slow", "sha256": sha256(b"sk-slow").hexdigest(), "requests_per_minute": 2},
     ]

@@ -39,7 +39,7 @@ class Worker:
 
     def acquire(self, key: ApiKey, choices: int = 1, tokens: int = 0) -> Slots:
         reserved = self.limits.reserve_tokens(key, [tokens] * choices)
-        self.limits.check(key, choices)
+        self.limits.check(key, self.model, choices)
         return self.admission.acquire(choices, self.model, self.limits.of(key, self.model), reserved)
 
     def code_of(self, key: ApiKey, choices: int = 1, tokens: int = 0) -> ErrorCode | None:
@@ -125,7 +125,9 @@ def test_key_is_admitted_while_it_holds_no_more_places_than_are_free(
             continue
         free, own = places - worker.admission.in_flight, sum(count for count, _ in mine)
         key = key_of(str(number))
-        if own + choices <= free:
+        if choices > (places + 1) // 2:
+            assert worker.code_of(key, choices) is ErrorCode.VALUE_OUT_OF_RANGE
+        elif own + choices <= free - choices + 1:
             mine.append((choices, worker.acquire(key, choices)))
         else:
             refusal = ErrorCode.QUEUE_FULL if choices > free else ErrorCode.RATE_LIMIT_EXCEEDED
@@ -147,6 +149,7 @@ def test_greedy_keys_share_the_server_and_leave_one_part_free(greedy: int, each:
 def test_model_with_a_limit_of_its_own_is_not_filled_by_one_key() -> None:
     worker = Worker(SharedState.single_process(), places=64, of_model=8)
     codes = [worker.code_of(key_of("a")) for _ in range(8)]
+    assert worker.code_of(key_of("b"), choices=5) is ErrorCode.VALUE_OUT_OF_RANGE
     assert codes == [None] * 4 + [ErrorCode.RATE_LIMIT_EXCEEDED] * 4
     assert worker.code_of(key_of("b")) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from datetime import datetime, timedelta, timezone
@@ -15,6 +16,7 @@ from frontend.keys.keys_file import KeysFileError
 from frontend.keys.store import ApiKeyStore
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from tests.support.app import until
 from tests.support.keys import digest_of, write_keys
 
 GRACE_S = 60.0
@@ -213,3 +215,21 @@ def test_secret_that_kubernetes_replaces_is_read_again(tmp_path: Path) -> None:
     os.replace(tmp_path / "..tmp", tmp_path / "..data")
     store.check()
     assert accepted(store) == "b"
+
+
+async def test_watch_goes_on_after_a_check_that_failed(store: ApiKeyStore, path: Path) -> None:
+    calls = 0
+
+    def fail_once() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError
+
+    watch = asyncio.create_task(store.watch(fail_once))
+    await until(lambda: calls == 2)
+    write_keys(path, {"name": "c"})
+    await until(lambda: accepted(store) == "c fixed")
+    watch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watch
