@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -206,7 +206,7 @@ class Preparations:
         of_tenant = self._processes_of_tenant[tenant] - sum(entry.tenant == tenant for entry in self._idle.values())
         return has_room and of_tenant < self._limits.processes_of_tenant
 
-    def _act(self, actions: list[Action]) -> None:
+    def _act(self, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Start):
                 self._start(self._by_number[action.job], action.attempt, action.lane)

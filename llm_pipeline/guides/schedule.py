@@ -11,7 +11,7 @@ that a stream of such guides does not fill two cores.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeAlias
@@ -146,13 +146,15 @@ class CompileSchedule:
         self._charged.clear()
         return jobs
 
-    def advance(self, now: float, may_start: Callable[[str], bool] = lambda tenant: True) -> list[Action]:
-        """Returns what has to be done now. `may_start` is False for tenants that may have no further process."""
+    def advance(self, now: float, may_start: Callable[[str], bool] = lambda tenant: True) -> Iterator[Action]:
+        """Yields what has to be done now, each to be done before the next one is asked for.
+
+        `may_start` is False for tenants that may have no further process.
+        """
         self._paused_until = {tenant: until for tenant, until in self._paused_until.items() if now < until}
-        actions = [*self._expire(now)]
-        actions += self._fill(Lane.FAST, self._limits.fast_places, now, may_start)
-        actions += self._fill(Lane.SLOW, self._limits.slow_places, now, may_start)
-        return actions
+        yield from self._expire(now)
+        yield from self._fill(Lane.FAST, self._limits.fast_places, now, may_start)
+        yield from self._fill(Lane.SLOW, self._limits.slow_places, now, may_start)
 
     def next_deadline(self) -> float | None:
         """Returns the time at which `advance` has something to do although nothing else happens; None if never."""
@@ -164,7 +166,7 @@ class CompileSchedule:
         ]
         return min(times, default=None)
 
-    def _expire(self, now: float) -> Iterable[Action]:
+    def _expire(self, now: float) -> Iterator[Action]:
         """Moves compiles that have had their time in their place."""
         for attempt, running in list(self._running.items()):
             if running.lane is Lane.FAST and now - running.since >= self._limits.fast_s:
@@ -184,7 +186,7 @@ class CompileSchedule:
     def _is_long_in_slow_place(self, running: _Running, now: float) -> bool:
         return not running.is_idle_class and now - running.since >= self._limits.idle_class_after_s
 
-    def _fill(self, lane: Lane, places: int, now: float, may_start: Callable[[str], bool]) -> Iterable[Action]:
+    def _fill(self, lane: Lane, places: int, now: float, may_start: Callable[[str], bool]) -> Iterator[Action]:
         while self._count(lane) < places:
             candidates = [
                 (self._attained.of(tenant, now), job.number, job)
