@@ -187,6 +187,7 @@ def test_an_answer_beyond_the_limit_of_time_ends_the_process_of_that_tenant_alon
     ours, theirs = (bench.prepare(AMBIGUOUS, tenant).wait() for tenant in ("a", "b"))
     token_id = library.token_to_id("a")
     assert ours.address is not None
+    assert token_id is not None
     source = MaskSource(ours.address, vocab_size=bench.vocab_size)
     source.ask([token_id] * 400)  # takes about 0.7 s
     with pytest.raises(GuideError, match="more time or memory"):
