@@ -32,9 +32,9 @@ class GuideLimits:
     fast_budget_s: float = 0.2
 
     waiting: int = 1024  # requests that wait for a guide; more are refused
-    waiting_of_tenant: int = 256
+    waiting_of_tenant: int = 512
     processes: int = 256  # that make masks; further guides wait
-    processes_of_tenant: int = 64
+    processes_of_tenant: int = 128
     idle_processes: int = 32  # kept for the next request with the same guide
     idle_memory_mib: int = 256
     error_s: float = 300.0  # a guide beyond a limit is refused without another try for this long

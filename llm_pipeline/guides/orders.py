@@ -31,6 +31,7 @@ class ForkServerSettings:
     mask_cpu_s: float
     memory_mib: int
     total_memory_mib: int
+    directory: str | None = None  # of the sockets
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ class KillOrder:
     attempt: int
 
 
-Order: TypeAlias = CompileOrder | DemoteOrder | KillOrder
+@dataclass(frozen=True)
+class StopOrder:
+    """End the fork server. Without this order, a closed socket means that the service's process is dead."""
+
+
+Order: TypeAlias = CompileOrder | DemoteOrder | KillOrder | StopOrder
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class ProcessEnded:
 
 
 Report: TypeAlias = ServerReady | Verdict | ProcessEnded
-_ORDERS = {kind.__name__: kind for kind in (DemoteOrder, KillOrder)}
+_ORDERS = {kind.__name__: kind for kind in (DemoteOrder, KillOrder, StopOrder)}
 _REPORTS = {kind.__name__: kind for kind in (ServerReady, Verdict, ProcessEnded)}
 
 

@@ -68,6 +68,8 @@ class GuideService:
         end_id: int = 0,
         start_server: Callable[[ForkServerSettings], ForkServerProcess] = ForkServerProcess,
     ) -> None:
+        # Mode 0700, so that only this user's processes can ask for masks.
+        self._directory = None if tokenizer_file is None else Path(tempfile.mkdtemp(prefix="guides-"))
         self._settings = ForkServerSettings(
             tokenizer_file=None if tokenizer_file is None else str(tokenizer_file),
             vocab_size=vocab_size,
@@ -76,9 +78,8 @@ class GuideService:
             mask_cpu_s=limits.mask_cpu_s,
             memory_mib=limits.memory_mib,
             total_memory_mib=limits.total_memory_mib,
+            directory=None if self._directory is None else str(self._directory),
         )
-        # Mode 0700, so that only this user's processes can ask for masks.
-        self._directory = None if tokenizer_file is None else Path(tempfile.mkdtemp(prefix="guides-"))
         self._start_server = start_server
         self._tickets = itertools.count(1)
         self._inbox: SimpleQueue[_Message] = SimpleQueue()

@@ -15,6 +15,7 @@ from llm_pipeline.guides.orders import (
     ProcessEnded,
     Report,
     ServerReady,
+    StopOrder,
     Verdict,
     order_bytes,
     read_report,
@@ -30,6 +31,7 @@ ORDERS = st.one_of(
     st.builds(CompileOrder, NUMBERS, GUIDES, st.none() | ANY_TEXT),
     st.builds(DemoteOrder, NUMBERS, st.booleans()),
     st.builds(KillOrder, NUMBERS),
+    st.just(StopOrder()),
 )
 SECONDS = st.floats(0, 100)
 REPORTS = st.one_of(
