@@ -32,6 +32,7 @@ from llm_pipeline.guides.orders import (
     KillOrder,
     Order,
     ProcessEnded,
+    ProcessStarted,
     ServerReady,
     StopOrder,
     send_report,
@@ -132,6 +133,7 @@ class ForkServer:
                 os._exit(status)
         self._children[order.attempt] = _Child(pid, private_bytes(pid))
         self._attempts[pid] = order.attempt
+        send_report(self._reports, ProcessStarted(order.attempt, pid))
 
     def _leave_to_child(self) -> None:
         """Closes what is the server's own. Messages of libraries may contain parts of a guide: they are dropped."""

@@ -22,7 +22,8 @@ class GuideLimits:
     total_memory_mib: int = 2048  # of all guides; beyond it, the largest one is ended
     wait_s: float = 30.0  # from a request's arrival until its guide is prepared
 
-    fast_s: float = 0.05  # a compile that takes longer leaves its fast place
+    fast_s: float = 0.05  # of CPU time; a compile that takes longer leaves its fast place
+    fast_wall_s: float = 0.25  # the same on a machine that is too busy to give it that CPU time
     fast_places: int = 2
     slow_places: int = 4  # of these, a tenant has at most one
     idle_class_after_s: float = 1.0  # in a slow place; then the compile runs only on cores that nothing else needs

@@ -75,6 +75,14 @@ class ServerReady:
 
 
 @dataclass(frozen=True)
+class ProcessStarted:
+    """A process has been forked."""
+
+    attempt: int
+    pid: int
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A process has compiled its guide, or the guide is invalid."""
 
@@ -93,9 +101,9 @@ class ProcessEnded:
     cpu_s: float  # in all
 
 
-Report: TypeAlias = ServerReady | Verdict | ProcessEnded
+Report: TypeAlias = ServerReady | ProcessStarted | Verdict | ProcessEnded
 _ORDERS = {kind.__name__: kind for kind in (DemoteOrder, KillOrder, StopOrder)}
-_REPORTS = {kind.__name__: kind for kind in (ServerReady, Verdict, ProcessEnded)}
+_REPORTS = {kind.__name__: kind for kind in (ServerReady, ProcessStarted, Verdict, ProcessEnded)}
 
 
 def order_bytes(order: Order) -> bytes:

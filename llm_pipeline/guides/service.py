@@ -24,7 +24,15 @@ from typing import TypeAlias
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.guides import errors
 from llm_pipeline.guides.limits import GuideLimits
-from llm_pipeline.guides.orders import ForkServerSettings, Order, ProcessEnded, Report, ServerReady, Verdict
+from llm_pipeline.guides.orders import (
+    ForkServerSettings,
+    Order,
+    ProcessEnded,
+    ProcessStarted,
+    Report,
+    ServerReady,
+    Verdict,
+)
 from llm_pipeline.guides.preparations import OnPrepared, Preparations
 from llm_pipeline.guides.server_process import ForkServerProcess
 from llm_pipeline.protocol.errors import PipelineError
@@ -210,6 +218,8 @@ class GuideService:
             self._preparations.on_verdict(report, now)
         elif isinstance(report, ProcessEnded):
             self._preparations.on_process_ended(report, now)
+        elif isinstance(report, ProcessStarted):
+            self._preparations.on_process_started(report)
         elif isinstance(report, ServerReady):
             self._on_ready(report)
 

@@ -13,6 +13,7 @@ from llm_pipeline.guides.orders import (
     KillOrder,
     Order,
     ProcessEnded,
+    ProcessStarted,
     Report,
     ServerReady,
     StopOrder,
@@ -37,6 +38,7 @@ SECONDS = st.floats(0, 100)
 REPORTS = st.one_of(
     st.builds(ServerReady, st.booleans(), st.none() | ANY_TEXT),
     st.builds(Verdict, NUMBERS, SECONDS, st.none() | ANY_TEXT, NUMBERS),
+    st.builds(ProcessStarted, NUMBERS, NUMBERS),
     st.builds(ProcessEnded, NUMBERS, st.integers(-64, 255), SECONDS),
 )
 

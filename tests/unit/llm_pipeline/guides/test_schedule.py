@@ -176,3 +176,20 @@ def test_every_job_is_done_or_removed_under_random_load(seed: int) -> None:
     compiles.advance(90.0)
     assert compiles.done.keys() >= set(jobs) - removed
     assert not compiles.running
+
+
+def test_a_compile_keeps_its_fast_place_while_the_machine_gives_it_no_cpu_time() -> None:
+    schedule = CompileSchedule(LIMITS)
+    schedule.add(1, "a")
+    list(schedule.advance(0.0))
+    now = FAST_S
+    while now < LIMITS.fast_wall_s:
+        assert list(schedule.advance(now, used_cpu_s=lambda attempt: 0.01)) == []
+        deadline = schedule.next_deadline()
+        assert deadline is not None
+        assert now < deadline <= now + FAST_S
+        now = deadline
+    assert list(schedule.advance(now, used_cpu_s=lambda attempt: 0.01)) == [Demote(1, to_idle_class=False)]
+    schedule.finish(1)
+    schedule.add(2, "a")
+    assert list(schedule.advance(now)) == [Start(2, 2, Lane.FAST)], "it is not the tenant's fault"
