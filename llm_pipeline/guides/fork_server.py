@@ -13,9 +13,11 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,9 @@ from llm_pipeline.guides.orders import (
     KillOrder,
     Order,
     ProcessEnded,
+    ProcessStarted,
     ServerReady,
+    StopOrder,
     send_report,
     take_orders,
 )
@@ -38,6 +42,7 @@ from llm_pipeline.guides.orders import (
 # llguidance recurses to the depth of a guide. Only pages that are used take memory.
 STACK_BYTES = 512 * MIB
 _MEMORY_CHECK_S = 0.25
+_PARENT_DEATH_S = 0.5
 _LOWEST_PRIORITY = 19
 _READ_BYTES = 1 << 18
 
@@ -60,6 +65,7 @@ class ForkServer:
         self._compile = compile_guide
         self._children: dict[int, _Child] = {}  # by attempt, until they are reaped
         self._attempts: dict[int, int] = {}  # by pid
+        self.is_stopped = False  # by the service
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
@@ -67,9 +73,9 @@ class ForkServer:
         signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes `select`
 
     def run(self) -> None:
-        """Runs until the service closes its socket."""
+        """Runs until it is stopped or the service closes its socket."""
         received = bytearray()
-        while True:
+        while not self.is_stopped:
             timeout_s = _MEMORY_CHECK_S if self._children else None
             readable, _, _ = select.select([self._orders, self._wake], [], [], timeout_s)
             if self._wake in readable:
@@ -92,6 +98,9 @@ class ForkServer:
             os.kill(child.pid, signal.SIGKILL)
 
     def _obey(self, order: Order) -> None:
+        if isinstance(order, StopOrder):
+            self.is_stopped = True
+            return
         if isinstance(order, CompileOrder):
             self._fork(order)
             return
@@ -124,6 +133,7 @@ class ForkServer:
                 os._exit(status)
         self._children[order.attempt] = _Child(pid, private_bytes(pid))
         self._attempts[pid] = order.attempt
+        send_report(self._reports, ProcessStarted(order.attempt, pid))
 
     def _leave_to_child(self) -> None:
         """Closes what is the server's own. Messages of libraries may contain parts of a guide: they are dropped."""
@@ -167,6 +177,7 @@ def load_compiler(settings: ForkServerSettings) -> Compile:
 
 def main(arguments: list[str]) -> int:
     _ensure_large_stack()
+    parent_pid = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C in a terminal is for the server, which ends this process
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     orders, reports = (socket.socket(fileno=int(descriptor)) for descriptor in arguments[:2])
@@ -186,7 +197,17 @@ def main(arguments: list[str]) -> int:
     with suppress(ConnectionError):  # the service is gone
         server.run()
     server.close()
+    if settings.directory is not None and not server.is_stopped and _has_lost_parent(parent_pid):
+        shutil.rmtree(settings.directory, ignore_errors=True)
     return 0
+
+
+def _has_lost_parent(parent_pid: int) -> bool:
+    """Whether the service's process is dead. Its sockets are closed a moment before its children notice."""
+    deadline = time.monotonic() + _PARENT_DEATH_S
+    while os.getppid() == parent_pid and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return os.getppid() != parent_pid
 
 
 def _ensure_large_stack() -> None:

@@ -50,18 +50,9 @@ def run_guide_process(
     signal.setitimer(signal.ITIMER_PROF, settings.compile_cpu_s)
     os.nice(_COMPILE_NICENESS)
     try:
-        maker = compile_guide(order.guide)
-        if maker is not None:
-            maker.masks((), lambda: False)  # the first mask of a guide takes the longest, and belongs to this limit
-        error = None
-    except GuideError as failure:
-        maker, error = None, str(failure)
-    except ImportError:  # the executor has guided decoding of its own, and checks guides of this type itself
-        maker, error = None, None
+        maker, error = try_compile(order.guide, compile_guide)
     except MemoryError:
         return OUT_OF_MEMORY_STATUS
-    except Exception as failure:  # noqa: BLE001 - a library's bug, caused by the guide
-        maker, error = None, f"{type(failure).__name__} while it was compiled."
     signal.setitimer(signal.ITIMER_PROF, 0)
     if error is None and order.address is not None:
         if maker is None:
@@ -70,6 +61,26 @@ def run_guide_process(
             return _serve(order, order.address, maker, settings, reports, base_bytes)
     send_report(reports, Verdict(order.attempt, time.process_time(), error))
     return 0
+
+
+def try_compile(guide: Guide, compile_guide: Compile) -> tuple[MaskMaker | None, str | None]:
+    """Returns what makes the guide's masks, and the problem if the guide is invalid. Raises MemoryError.
+
+    Neither, if no masks are made, or this llguidance is too old for the guide: its executor checks it itself.
+    """
+    try:
+        maker = compile_guide(guide)
+        if maker is not None:
+            maker.masks((), lambda: False)  # the first mask of a guide takes the longest, and belongs to this limit
+    except GuideError as failure:
+        return None, str(failure)
+    except (ImportError, AttributeError, TypeError):  # another version's API
+        return None, None
+    except MemoryError:
+        raise
+    except Exception as failure:  # noqa: BLE001 - a library's bug, caused by the guide
+        return None, f"{type(failure).__name__} while it was compiled."
+    return maker, None
 
 
 def _serve(
@@ -108,6 +119,14 @@ def private_bytes(pid: int) -> int:
         _, resident, shared, *_ = _statm(pid)
         return (resident - shared) * _PAGE_BYTES
     return 0
+
+
+def cpu_s_of(pid: int) -> float:
+    """Returns the CPU time that a process has used; 0 if it has ended."""
+    clock = (~pid << 3) | 2  # MAKE_PROCESS_CPUCLOCK and CPUCLOCK_SCHED of the kernel's posix-timers.h
+    with suppress(OSError):
+        return time.clock_gettime(clock)
+    return 0.0
 
 
 def _statm(pid: int | None = None) -> list[int]:

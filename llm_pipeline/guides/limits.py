@@ -22,7 +22,8 @@ class GuideLimits:
     total_memory_mib: int = 2048  # of all guides; beyond it, the largest one is ended
     wait_s: float = 30.0  # from a request's arrival until its guide is prepared
 
-    fast_s: float = 0.05  # a compile that takes longer leaves its fast place
+    fast_s: float = 0.05  # of CPU time; a compile that takes longer leaves its fast place
+    fast_wall_s: float = 0.25  # the same on a machine that is too busy to give it that CPU time
     fast_places: int = 2
     slow_places: int = 4  # of these, a tenant has at most one
     idle_class_after_s: float = 1.0  # in a slow place; then the compile runs only on cores that nothing else needs
@@ -32,9 +33,9 @@ class GuideLimits:
     fast_budget_s: float = 0.2
 
     waiting: int = 1024  # requests that wait for a guide; more are refused
-    waiting_of_tenant: int = 256
+    waiting_of_tenant: int = 512
     processes: int = 256  # that make masks; further guides wait
-    processes_of_tenant: int = 64
+    processes_of_tenant: int = 128
     idle_processes: int = 32  # kept for the next request with the same guide
     idle_memory_mib: int = 256
     error_s: float = 300.0  # a guide beyond a limit is refused without another try for this long

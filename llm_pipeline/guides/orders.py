@@ -31,6 +31,7 @@ class ForkServerSettings:
     mask_cpu_s: float
     memory_mib: int
     total_memory_mib: int
+    directory: str | None = None  # of the sockets
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ class KillOrder:
     attempt: int
 
 
-Order: TypeAlias = CompileOrder | DemoteOrder | KillOrder
+@dataclass(frozen=True)
+class StopOrder:
+    """End the fork server. Without this order, a closed socket means that the service's process is dead."""
+
+
+Order: TypeAlias = CompileOrder | DemoteOrder | KillOrder | StopOrder
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,14 @@ class ServerReady:
 
     can_compile: bool = True
     problem: str | None = None
+
+
+@dataclass(frozen=True)
+class ProcessStarted:
+    """A process has been forked."""
+
+    attempt: int
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -87,9 +101,9 @@ class ProcessEnded:
     cpu_s: float  # in all
 
 
-Report: TypeAlias = ServerReady | Verdict | ProcessEnded
-_ORDERS = {kind.__name__: kind for kind in (DemoteOrder, KillOrder)}
-_REPORTS = {kind.__name__: kind for kind in (ServerReady, Verdict, ProcessEnded)}
+Report: TypeAlias = ServerReady | ProcessStarted | Verdict | ProcessEnded
+_ORDERS = {kind.__name__: kind for kind in (DemoteOrder, KillOrder, StopOrder)}
+_REPORTS = {kind.__name__: kind for kind in (ServerReady, ProcessStarted, Verdict, ProcessEnded)}
 
 
 def order_bytes(order: Order) -> bytes:

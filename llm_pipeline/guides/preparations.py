@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from llm_pipeline.guides import errors
+from llm_pipeline.guides.guide_process import cpu_s_of
 from llm_pipeline.guides.limits import MIB, GuideLimits
-from llm_pipeline.guides.orders import CompileOrder, DemoteOrder, KillOrder, Order, ProcessEnded, Verdict
+from llm_pipeline.guides.orders import (
+    CompileOrder,
+    DemoteOrder,
+    KillOrder,
+    Order,
+    ProcessEnded,
+    ProcessStarted,
+    Verdict,
+)
 from llm_pipeline.guides.schedule import Action, CompileSchedule, Demote, Lane, Start
 from llm_pipeline.guides.verdict_cache import VerdictCache, digest_of
 from llm_pipeline.protocol.errors import PipelineError
@@ -42,6 +51,7 @@ class _Preparation:
     waiters: dict[int, _Waiter] = field(default_factory=dict)  # by ticket, in order of their deadlines
     users: set[int] = field(default_factory=set)  # tickets, once it is ready
     attempt: int | None = None  # names its process, if it has one
+    pid: int | None = None
     address: str | None = None
     memory_bytes: int = 0
 
@@ -61,8 +71,16 @@ class Preparations:
     masks are made.
     """
 
-    def __init__(self, limits: GuideLimits, send: Callable[[Order], None], directory: Path | None) -> None:
+    def __init__(
+        self,
+        limits: GuideLimits,
+        send: Callable[[Order], None],
+        directory: Path | None,
+        *,
+        cpu_s_of: Callable[[int], float] = cpu_s_of,
+    ) -> None:
         self._limits = limits
+        self._cpu_s_of = cpu_s_of
         self._send = send
         self._directory = directory
         self._schedule = CompileSchedule(limits)
@@ -119,6 +137,12 @@ class Preparations:
         if preparation.is_ready and not preparation.users and preparation.number in self._by_number:
             self._idle[preparation.number] = preparation
             self._evict()
+
+    def on_process_started(self, started: ProcessStarted) -> None:
+        """Notes the process of a guide."""
+        preparation = self._by_attempt.get(started.attempt)
+        if preparation is not None:
+            preparation.pid = started.pid
 
     def on_verdict(self, verdict: Verdict, now: float) -> None:
         """Ends the wait for a guide."""
@@ -182,7 +206,7 @@ class Preparations:
                 self.release(ticket)
                 waiter.on_prepared(None, error)
         if can_compile:
-            self._act(self._schedule.advance(now, self._may_start))
+            self._act(self._schedule.advance(now, self._may_start, self._used_cpu_s))
 
     def next_deadline(self) -> float | None:
         """Returns the time at which `advance` has to be called although nothing happens; None if never."""
@@ -206,7 +230,11 @@ class Preparations:
         of_tenant = self._processes_of_tenant[tenant] - sum(entry.tenant == tenant for entry in self._idle.values())
         return has_room and of_tenant < self._limits.processes_of_tenant
 
-    def _act(self, actions: list[Action]) -> None:
+    def _used_cpu_s(self, attempt: int) -> float:
+        pid = self._by_attempt[attempt].pid
+        return 0.0 if pid is None else self._cpu_s_of(pid)
+
+    def _act(self, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Start):
                 self._start(self._by_number[action.job], action.attempt, action.lane)
@@ -245,7 +273,7 @@ class Preparations:
         """Kills a guide's process, if it still runs, and ignores what it reports from now on."""
         if preparation.attempt is None:
             return
-        attempt, preparation.attempt = preparation.attempt, None
+        attempt, preparation.attempt, preparation.pid = preparation.attempt, None, None
         del self._by_attempt[attempt]
         self._processes_of_tenant[preparation.tenant] -= 1
         if not self._processes_of_tenant[preparation.tenant]:

@@ -11,7 +11,7 @@ that a stream of such guides does not fill two cores.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeAlias
@@ -52,6 +52,7 @@ class Stop:
 
 HALF_LIFE_S = 10.0
 _FORGOTTEN_S = 1e-4
+_SHORTEST_CHECK_S = 0.005
 
 Action: TypeAlias = Start | Demote | Stop
 
@@ -100,6 +101,7 @@ class _Running:
     job: _Job
     lane: Lane
     since: float
+    check_at: float  # when it may have to leave its place
     is_idle_class: bool = False
 
 
@@ -146,45 +148,54 @@ class CompileSchedule:
         self._charged.clear()
         return jobs
 
-    def advance(self, now: float, may_start: Callable[[str], bool] = lambda tenant: True) -> list[Action]:
-        """Returns what has to be done now. `may_start` is False for tenants that may have no further process."""
+    def advance(
+        self,
+        now: float,
+        may_start: Callable[[str], bool] = lambda tenant: True,
+        used_cpu_s: Callable[[int], float] = lambda attempt: math.inf,
+    ) -> Iterator[Action]:
+        """Yields what has to be done now, each to be done before the next one is asked for.
+
+        `may_start` is False for tenants that may have no further process. `used_cpu_s` returns the CPU time of an
+        attempt so far.
+        """
         self._paused_until = {tenant: until for tenant, until in self._paused_until.items() if now < until}
-        actions = [*self._expire(now)]
-        actions += self._fill(Lane.FAST, self._limits.fast_places, now, may_start)
-        actions += self._fill(Lane.SLOW, self._limits.slow_places, now, may_start)
-        return actions
+        yield from self._expire(now, used_cpu_s)
+        yield from self._fill(Lane.FAST, self._limits.fast_places, now, may_start)
+        yield from self._fill(Lane.SLOW, self._limits.slow_places, now, may_start)
 
     def next_deadline(self) -> float | None:
         """Returns the time at which `advance` has something to do although nothing else happens; None if never."""
-        limits = self._limits
-        times = [
-            running.since + (limits.fast_s if running.lane is Lane.FAST else limits.idle_class_after_s)
-            for running in self._running.values()
-            if not running.is_idle_class
-        ]
+        times = [running.check_at for running in self._running.values() if not running.is_idle_class]
         return min(times, default=None)
 
-    def _expire(self, now: float) -> Iterable[Action]:
+    def _expire(self, now: float, used_cpu_s: Callable[[int], float]) -> Iterator[Action]:
         """Moves compiles that have had their time in their place."""
         for attempt, running in list(self._running.items()):
-            if running.lane is Lane.FAST and now - running.since >= self._limits.fast_s:
-                self._paused_until[running.job.tenant] = now + self._limits.fast_pause_s
-                if self._has_slow_place(running.job.tenant):
-                    running.lane, running.since = Lane.SLOW, now
-                    yield Demote(attempt, to_idle_class=False)
-                else:
-                    del self._running[attempt]
-                    running.job.needs_slow_place = True
-                    self._waiting.setdefault(running.job.tenant, {})[running.job.number] = running.job
-                    yield Stop(attempt)
-            elif running.lane is Lane.SLOW and self._is_long_in_slow_place(running, now):
+            if now < running.check_at or running.is_idle_class:
+                continue
+            if running.lane is Lane.SLOW:
                 running.is_idle_class = True
                 yield Demote(attempt, to_idle_class=True)
+                continue
+            left_s = self._limits.fast_s - used_cpu_s(attempt)
+            if left_s > 0 and now < running.since + self._limits.fast_wall_s:
+                running.check_at = now + max(left_s, _SHORTEST_CHECK_S)
+                continue
+            job, is_slow = running.job, left_s <= 0  # else, it is the machine that is slow
+            if is_slow:
+                self._paused_until[job.tenant] = now + self._limits.fast_pause_s
+            if self._has_slow_place(job.tenant):
+                running.lane = Lane.SLOW
+                running.check_at = now + self._limits.idle_class_after_s
+                yield Demote(attempt, to_idle_class=False)
+            else:
+                del self._running[attempt]
+                job.needs_slow_place = is_slow
+                self._waiting.setdefault(job.tenant, {})[job.number] = job
+                yield Stop(attempt)
 
-    def _is_long_in_slow_place(self, running: _Running, now: float) -> bool:
-        return not running.is_idle_class and now - running.since >= self._limits.idle_class_after_s
-
-    def _fill(self, lane: Lane, places: int, now: float, may_start: Callable[[str], bool]) -> Iterable[Action]:
+    def _fill(self, lane: Lane, places: int, now: float, may_start: Callable[[str], bool]) -> Iterator[Action]:
         while self._count(lane) < places:
             candidates = [
                 (self._attained.of(tenant, now), job.number, job)
@@ -197,7 +208,8 @@ class CompileSchedule:
             self._unqueue(job.number, job.tenant)
             self._next_attempt += 1
             attempt = self._next_attempt
-            self._running[attempt] = _Running(job, lane, now)
+            stay_s = self._limits.fast_s if lane is Lane.FAST else self._limits.idle_class_after_s
+            self._running[attempt] = _Running(job, lane, now, now + stay_s)
             # Charged before it is known, so that a tenant does not take all places in one moment.
             self._attained.add(job.tenant, self._limits.fast_s, now)
             self._charged[attempt] = job.tenant

@@ -10,7 +10,15 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 
-from llm_pipeline.guides.orders import MAX_REPORT_BYTES, ForkServerSettings, Order, Report, order_bytes, read_report
+from llm_pipeline.guides.orders import (
+    MAX_REPORT_BYTES,
+    ForkServerSettings,
+    Order,
+    Report,
+    StopOrder,
+    order_bytes,
+    read_report,
+)
 
 _log = logging.getLogger(__name__)
 _MODULE = "llm_pipeline.guides.fork_server"
@@ -82,6 +90,7 @@ class ForkServerProcess:
 
     def close(self) -> int | None:
         """Ends the process, and its children with it. Returns its exit status, or None if it does not end."""
+        self.send(StopOrder())
         self.orders.close()
         self.reports.close()
         for is_last_try in (False, True):

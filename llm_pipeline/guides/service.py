@@ -24,7 +24,15 @@ from typing import TypeAlias
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.guides import errors
 from llm_pipeline.guides.limits import GuideLimits
-from llm_pipeline.guides.orders import ForkServerSettings, Order, ProcessEnded, Report, ServerReady, Verdict
+from llm_pipeline.guides.orders import (
+    ForkServerSettings,
+    Order,
+    ProcessEnded,
+    ProcessStarted,
+    Report,
+    ServerReady,
+    Verdict,
+)
 from llm_pipeline.guides.preparations import OnPrepared, Preparations
 from llm_pipeline.guides.server_process import ForkServerProcess
 from llm_pipeline.protocol.errors import PipelineError
@@ -68,6 +76,8 @@ class GuideService:
         end_id: int = 0,
         start_server: Callable[[ForkServerSettings], ForkServerProcess] = ForkServerProcess,
     ) -> None:
+        # Mode 0700, so that only this user's processes can ask for masks.
+        self._directory = None if tokenizer_file is None else Path(tempfile.mkdtemp(prefix="guides-"))
         self._settings = ForkServerSettings(
             tokenizer_file=None if tokenizer_file is None else str(tokenizer_file),
             vocab_size=vocab_size,
@@ -76,9 +86,8 @@ class GuideService:
             mask_cpu_s=limits.mask_cpu_s,
             memory_mib=limits.memory_mib,
             total_memory_mib=limits.total_memory_mib,
+            directory=None if self._directory is None else str(self._directory),
         )
-        # Mode 0700, so that only this user's processes can ask for masks.
-        self._directory = None if tokenizer_file is None else Path(tempfile.mkdtemp(prefix="guides-"))
         self._start_server = start_server
         self._tickets = itertools.count(1)
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
@@ -209,6 +218,8 @@ class GuideService:
             self._preparations.on_verdict(report, now)
         elif isinstance(report, ProcessEnded):
             self._preparations.on_process_ended(report, now)
+        elif isinstance(report, ProcessStarted):
+            self._preparations.on_process_started(report)
         elif isinstance(report, ServerReady):
             self._on_ready(report)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 from contextlib import suppress
 from typing import Any
 
 import jsonschema
+import llguidance
 import numpy as np
 import pytest
 import tokenizers
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from llm_pipeline.guides.checks import check_guide
 from llm_pipeline.guides.compiler import GuideCompiler, validate
+from llm_pipeline.guides.guide_process import try_compile
 from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import Guide, GuideType
@@ -181,3 +184,29 @@ def test_a_draft_that_is_late_ends_early(compiler: GuideCompiler) -> None:
     token_id = int(np.flatnonzero(matcher.allowed())[0])
     assert len(matcher.masks([token_id] * 5, lambda: True)) == 1
     assert len(matcher.masks([token_id] * 5)) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(GuideType.REGEX, "[0-9]+"), (GuideType.REGEX, "("), (GuideType.EBNF_GRAMMAR, 'root ::= "a"')]
+)
+def test_a_guide_that_an_older_llguidance_can_not_validate_is_left_to_the_executor(
+    monkeypatch: pytest.MonkeyPatch, kind: GuideType, text: str
+) -> None:
+    """TensorRT-LLM depends on its own version, and has guided decoding of its own."""
+    monkeypatch.delattr(llguidance, "regex_to_lark")
+    monkeypatch.setitem(sys.modules, "llguidance.gbnf_to_lark", None)
+    assert try_compile(Guide(kind, text), validate) == (None, None)
+
+
+def test_a_guide_that_an_older_llguidance_can_validate_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(llguidance, "regex_to_lark")
+    monkeypatch.setitem(sys.modules, "llguidance.gbnf_to_lark", None)
+    _, problem = try_compile(Guide(GuideType.JSON_SCHEMA, '{"type": "nothing"}'), validate)
+    assert problem == "Invalid type: nothing."
+
+
+def test_a_bug_of_the_library_is_a_problem_of_the_guide_without_its_text() -> None:
+    def fail(guide: Guide) -> None:
+        raise UnicodeError(guide.source)
+
+    assert try_compile(Guide(GuideType.REGEX, "secret"), fail) == (None, "UnicodeError while it was compiled.")

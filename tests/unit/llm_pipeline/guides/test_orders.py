@@ -13,8 +13,10 @@ from llm_pipeline.guides.orders import (
     KillOrder,
     Order,
     ProcessEnded,
+    ProcessStarted,
     Report,
     ServerReady,
+    StopOrder,
     Verdict,
     order_bytes,
     read_report,
@@ -30,11 +32,13 @@ ORDERS = st.one_of(
     st.builds(CompileOrder, NUMBERS, GUIDES, st.none() | ANY_TEXT),
     st.builds(DemoteOrder, NUMBERS, st.booleans()),
     st.builds(KillOrder, NUMBERS),
+    st.just(StopOrder()),
 )
 SECONDS = st.floats(0, 100)
 REPORTS = st.one_of(
     st.builds(ServerReady, st.booleans(), st.none() | ANY_TEXT),
     st.builds(Verdict, NUMBERS, SECONDS, st.none() | ANY_TEXT, NUMBERS),
+    st.builds(ProcessStarted, NUMBERS, NUMBERS),
     st.builds(ProcessEnded, NUMBERS, st.integers(-64, 255), SECONDS),
 )
 

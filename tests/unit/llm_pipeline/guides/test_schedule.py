@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 
@@ -53,7 +54,7 @@ class SimulatedCompiles:
             self.apply(self.schedule.advance(self.now))
             self.check()
 
-    def apply(self, actions: list[Action]) -> None:
+    def apply(self, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Start):
                 assert action.attempt not in self.running
@@ -144,11 +145,11 @@ def test_a_compile_without_a_slow_place_starts_again_later() -> None:
 def test_a_slow_compile_is_given_only_free_cores_after_a_while() -> None:
     schedule = CompileSchedule(LIMITS)
     schedule.add(1, "a")
-    assert schedule.advance(0.0) == [Start(1, 1, Lane.FAST)]
+    assert list(schedule.advance(0.0)) == [Start(1, 1, Lane.FAST)]
     assert schedule.next_deadline() == FAST_S
-    assert schedule.advance(FAST_S) == [Demote(1, to_idle_class=False)]
+    assert list(schedule.advance(FAST_S)) == [Demote(1, to_idle_class=False)]
     assert schedule.next_deadline() == FAST_S + LIMITS.idle_class_after_s
-    assert schedule.advance(FAST_S + LIMITS.idle_class_after_s) == [Demote(1, to_idle_class=True)]
+    assert list(schedule.advance(FAST_S + LIMITS.idle_class_after_s)) == [Demote(1, to_idle_class=True)]
     assert schedule.next_deadline() is None
 
 
@@ -156,8 +157,8 @@ def test_a_tenant_without_room_for_a_process_is_passed_over() -> None:
     schedule = CompileSchedule(LIMITS)
     schedule.add(1, "full")
     schedule.add(2, "other")
-    assert schedule.advance(0.0, lambda tenant: tenant != "full") == [Start(2, 1, Lane.FAST)]
-    assert schedule.advance(0.0) == [Start(1, 2, Lane.FAST)]
+    assert list(schedule.advance(0.0, lambda tenant: tenant != "full")) == [Start(2, 1, Lane.FAST)]
+    assert list(schedule.advance(0.0)) == [Start(1, 2, Lane.FAST)]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -175,3 +176,20 @@ def test_every_job_is_done_or_removed_under_random_load(seed: int) -> None:
     compiles.advance(90.0)
     assert compiles.done.keys() >= set(jobs) - removed
     assert not compiles.running
+
+
+def test_a_compile_keeps_its_fast_place_while_the_machine_gives_it_no_cpu_time() -> None:
+    schedule = CompileSchedule(LIMITS)
+    schedule.add(1, "a")
+    list(schedule.advance(0.0))
+    now = FAST_S
+    while now < LIMITS.fast_wall_s:
+        assert list(schedule.advance(now, used_cpu_s=lambda attempt: 0.01)) == []
+        deadline = schedule.next_deadline()
+        assert deadline is not None
+        assert now < deadline <= now + FAST_S
+        now = deadline
+    assert list(schedule.advance(now, used_cpu_s=lambda attempt: 0.01)) == [Demote(1, to_idle_class=False)]
+    schedule.finish(1)
+    schedule.add(2, "a")
+    assert list(schedule.advance(now)) == [Start(2, 2, Lane.FAST)], "it is not the tenant's fault"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -187,6 +189,7 @@ def test_an_answer_beyond_the_limit_of_time_ends_the_process_of_that_tenant_alon
     ours, theirs = (bench.prepare(AMBIGUOUS, tenant).wait() for tenant in ("a", "b"))
     token_id = library.token_to_id("a")
     assert ours.address is not None
+    assert token_id is not None
     source = MaskSource(ours.address, vocab_size=bench.vocab_size)
     source.ask([token_id] * 400)  # takes about 0.7 s
     with pytest.raises(GuideError, match="more time or memory"):
@@ -247,6 +250,34 @@ def test_without_masks_a_guide_is_validated_and_no_process_is_kept(create_servic
     assert code_of(bench.prepare(regex("(a")).wait().error) is ErrorCode.VALUE_OUT_OF_RANGE
     assert bench.prepare(Guide(GuideType.STRUCTURAL_TAG, "anything")).wait().error is None
     wait_until(lambda: not bench.children(), what="the end of the processes")
+
+
+ABANDON = """
+import os, signal, sys, threading
+from pathlib import Path
+from llm_pipeline.guides.service import GuideLimits, GuideService
+from llm_pipeline.protocol.messages import Guide, GuideType
+file, vocab_size, end_id = sys.argv[1:]
+service = GuideService(GuideLimits(), tokenizer_file=Path(file), vocab_size=int(vocab_size), end_id=int(end_id))
+done = threading.Event()
+service.prepare(Guide(GuideType.REGEX, "a"), "", lambda address, error: (print(address, flush=True), done.set()))
+done.wait(60)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_nothing_is_left_when_the_process_of_the_service_is_killed(
+    tokenizer_file: Path, library: tokenizers.Tokenizer
+) -> None:
+    size = library.get_vocab_size()
+    arguments = [str(tokenizer_file), str(size + 5), str(size - 1)]
+    killed = subprocess.run(
+        [sys.executable, "-c", ABANDON, *arguments], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    address = Path(killed.stdout.strip())
+    assert address.is_absolute()
+    wait_until(lambda: not address.parent.exists(), what="the removal of the sockets")
 
 
 def test_close_ends_all_waits_and_processes(create_service: CreateService) -> None:
