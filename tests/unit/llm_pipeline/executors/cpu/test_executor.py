@@ -130,7 +130,7 @@ class SlowMaker:
         self._maker.advance(token_ids)
 
     def masks(self, draft: Sequence[int], is_late: Callable[[], bool]) -> list[bytes]:
-        time.sleep(2)
+        time.sleep(5)
         return self._maker.masks(draft, is_late)
 
 
@@ -162,9 +162,9 @@ def test_guided_requests_follow_their_guide_beside_others(
 def test_slow_mask_is_not_taken_for_a_hung_engine(
     settings: PipelineSettings, manifest: EngineManifest, engine_dir: Path, directory: Path
 ) -> None:
-    engine = RestartableEngine(settings.model_copy(update={"cpu_hang_timeout_s": 0.6}), manifest)
+    engine = RestartableEngine(settings.model_copy(update={"cpu_hang_timeout_s": 2.5}), manifest)
     with serving_masks(SlowMaker(matcher(engine_dir, "[ab]+")), directory) as address:
-        number = engine.bench.submit_request(guided(make_request(prompt_ids=(5, 6), max_tokens=2), address))
+        number = engine.bench.submit_request(guided(make_request(prompt_ids=(5, 6), max_tokens=1), address))
         assert engine.bench.end_of(number).finish_reason is FinishReason.LENGTH
     engine.bench.executor.close()
     assert len(engine.processes) == 1
