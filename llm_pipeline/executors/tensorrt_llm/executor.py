@@ -38,6 +38,7 @@ from llm_pipeline.executors.tensorrt_llm.error_classification import first_line
 from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
 from llm_pipeline.executors.tensorrt_llm.responses import (
     LiveRequest,
+    queue_full,
     to_output,
     unavailable,
 )
@@ -174,12 +175,14 @@ class TensorRtLlmExecutor:
     def _start(self, waiting: WaitingRequest) -> bool:
         """Hands a request to the engine. Returns False if the engine's own queue is full.
 
-        Raises PipelineError (503) if the engine is down.
+        Raises PipelineError: 503 if the engine is down, 429 if its queue is full although none of ours is in it.
         """
         try:
             request_id = self._engine.enqueue(waiting.prepared)
-        except QueueFullError:
-            return False
+        except QueueFullError as error:
+            if len(self._live) > self._started_count:
+                return False
+            raise queue_full() from error  # it must not keep the first place, maybe without end
         except EngineDownError as error:
             self._fatal_message = first_line(str(error))  # the awaiter raises it
             raise unavailable(_STOPPED) from error
@@ -250,8 +253,10 @@ class TensorRtLlmExecutor:
                 try:
                     if not self._start(self._with_time_left(waiting)):
                         break
-                except PipelineError:
-                    break  # the engine is down: the request fails with all the others
+                except PipelineError as error:
+                    if self._fatal_message is not None:
+                        break  # the engine is down: the request fails with all the others
+                    ends.append(RequestEnd(waiting.number, error=error))
                 except Exception:  # noqa: BLE001 - upstream refuses this request for an unknown reason
                     _log.exception("the engine failed to accept a request")
                     ends.append(RequestEnd(waiting.number, error=internal_error()))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_pipeline.executors.tensorrt_llm.admission import Admission, WaitingRequest
-from llm_pipeline.protocol.errors import ErrorCode
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import FinishReason, GenerationRequest
 from tests.support.executor_rules import DEADLINE_S
 from tests.support.sample_requests import make_request
@@ -119,6 +119,21 @@ def test_unknown_error_of_the_engine_fails_only_the_waiting_request_that_it_refu
     assert error is not None
     assert error.code is ErrorCode.INTERNAL_ERROR
     assert bench.recorder.wait_for_end(following).finish_reason is FinishReason.LENGTH
+
+
+def test_request_that_the_engine_never_takes_keeps_no_others_waiting(create_bench: CreateBench) -> None:
+    full = "Maximum queue size of 8 has been reached, please try again later"
+    bench, running = occupied(create_bench, script=script(enqueue_error=full))
+    bench.submit(request_of("a", 1))
+    refused = bench.submit(make_request("refused"))
+    following = bench.submit(request_of("a", 2))
+    bench.executor.cancel(running)
+    error = bench.recorder.wait_for_end(refused).error
+    assert error is not None
+    assert (error.code, error.retry_after_s is not None) == (ErrorCode.QUEUE_FULL, True)
+    assert bench.recorder.wait_for_end(following).finish_reason is FinishReason.LENGTH
+    with pytest.raises(PipelineError, match="queue is full"):
+        bench.submit(make_request("refused at once"))
 
 
 def test_dead_engine_fails_the_waiting_requests_too(create_bench: CreateBench) -> None:
