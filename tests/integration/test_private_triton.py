@@ -110,9 +110,8 @@ def closing_header(stack: RunningStack, option: str) -> tuple[str, str]:
     return name, value
 
 
-def http_status(stack: RunningStack, api: str, header: str) -> int | None:
+def http_status(stack: RunningStack, method: str, path: str, header: str = "") -> int | None:
     """The status of a raw HTTP request; None if Triton closes the connection instead."""
-    method, path = HTTP_REQUESTS[api]
     host, port = stack.triton_http_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{header}Connection: close\r\n\r\n"
@@ -129,9 +128,31 @@ def http_status(stack: RunningStack, api: str, header: str) -> int | None:
 def test_management_api_is_closed_over_http_whatever_header_is_sent(scripted_stack: RunningStack, api: str) -> None:
     name, value = closing_header(scripted_stack, "http-restricted-api")
     first, last = value.split("\n")
-    assert http_status(scripted_stack, api, "") == 403
+    assert http_status(scripted_stack, *HTTP_REQUESTS[api]) == 403
     for sent in (value, f"{first}\r\n {last}", f"{first}\r\n\t{last}", f"{first}\\n{last}", first + last):
-        assert http_status(scripted_stack, api, f"{name}: {sent}\r\n") in (403, 400, None)
+        assert http_status(scripted_stack, *HTTP_REQUESTS[api], f"{name}: {sent}\r\n") in (403, 400, None)
+
+
+OTHER_SPELLINGS = [
+    "//v2/logging",
+    "/v2//logging",
+    "/v2/./logging",
+    "/v2/x/../logging",
+    "/V2/logging",
+    "/v2/loggin%67",
+    "/v2%2Flogging",
+    "/v2/logging/",
+    "/v2/logging?a=b",
+    "/v2/logging#a",
+    "/v2/logging;a",
+    "http://x/v2/logging",
+]
+
+
+@pytest.mark.parametrize("path", OTHER_SPELLINGS)
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+def test_other_spelling_of_a_path_does_not_open_an_api(scripted_stack: RunningStack, path: str, method: str) -> None:
+    assert http_status(scripted_stack, method, path) in (400, 403, 404, 405, None)
 
 
 @pytest.mark.parametrize("api", MANAGEMENT_APIS)

@@ -202,6 +202,16 @@ async def test_ready_while_one_endpoint_is_and_readmitted_after_a_warm_up_probe(
         assert pool.metric("ejections_total", 0) == 1
 
 
+async def test_endpoint_whose_engine_makes_no_steps_is_ejected_until_it_does() -> None:
+    async with pool_of(2) as pool:
+        assert await pool.pool.is_ready()
+        pool.fakes[0].is_progressing = False
+        await until(lambda: pool.metric("ejected", 0) == 1)
+        assert await pool.pool.is_ready(), "by the other one"
+        pool.fakes[0].is_progressing = True
+        await until(lambda: pool.metric("ejected", 0) == 0)
+
+
 async def test_one_failed_check_does_not_eject_an_endpoint() -> None:
     async with pool_of(2, check_interval_s=30) as pool:
         pool.fakes[0].is_up = False
