@@ -1,7 +1,7 @@
 """Random guides: JSON schemas, expressions, grammars, choices and mixes of them, valid and invalid ones.
 
 Each function expands a small grammar of its notation. The source of randomness is a parameter, so that a seed repeats a
-guide, and hypothesis can shrink one (tests/support/hostile_guides.py).
+guide, and hypothesis can shrink one (tests/support/guide_strategies.py).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from benchmarks.siege.guides.expensive import KINDS, LARGE, SMALL
 from benchmarks.siege.guides.random_guides import SORTS, random_fields
 from llm_pipeline.protocol.fields import MAX_GUIDE_CHARACTERS, MAX_GUIDE_RULES
 from tests.support.app import in_process
-from tests.support.hostile_guides import expensive_guides, random_guides
+from tests.support.guide_strategies import expensive_guides, random_guides
 
 GUIDE_FIELDS = {
     "guided_json",
