@@ -23,6 +23,7 @@ from launcher.settings import REPOSITORY_ROOT
 app = typer.Typer(add_completion=False)
 
 _DOCS = REPOSITORY_ROOT / "docs" / "reliability"
+_BEFORE = _DOCS / "siege-before.json"
 _SCRATCH = REPOSITORY_ROOT / ".run" / "siege"
 
 
@@ -48,7 +49,8 @@ def siege(
         return
     try:
         attacks = find_attacks(only or [])
-        p99s = read_p99s(before) if before is not None else None
+        earlier = before or (_BEFORE if _BEFORE.exists() else None)
+        p99s = read_p99s(earlier) if earlier is not None else None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     phases = plan(attacks, minutes or (options.QUICK_MINUTES if quick else options.FULL_MINUTES), guides)
