@@ -41,7 +41,6 @@ def siege(
 ) -> None:
     """Measures an honest client beside each kind of hostile client, on a stack of its own."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl+C: the stack is stopped, and what is done is reported
     console = Console()
     if listed:
         for attack in ATTACKS.values():
@@ -65,6 +64,7 @@ def siege(
         done = so_far
         progress.console.print(_line(result, so_far.quiet), highlight=False, soft_wrap=True)
 
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl+C: the stack is stopped, and what is done is reported
     try:
         # Redrawn twice a second only: on a small machine, a bar takes time from what is measured.
         with Progress(*columns, console=console, refresh_per_second=2, transient=True) as progress:
