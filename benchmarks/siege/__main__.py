@@ -43,8 +43,7 @@ def siege(
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     console = Console()
     if listed:
-        for attack in ATTACKS.values():
-            console.print(f"{escape(attack.name):32} {escape(attack.line)}", highlight=False, soft_wrap=True)
+        _list_attacks(console)
         return
     try:
         attacks = find_attacks(only or [])
@@ -90,6 +89,11 @@ def siege(
     for path in write_report(done, folder, p99s):
         console.print(f"Wrote {path}", highlight=False)
     _exit_with_verdict(console, done, is_whole=is_whole)
+
+
+def _list_attacks(console: Console) -> None:
+    for attack in ATTACKS.values():
+        console.print(f"{escape(attack.name):32} {escape(attack.line)}", highlight=False, soft_wrap=True)
 
 
 def _interrupt(*_: object) -> None:
