@@ -12,9 +12,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.siege import options
+from benchmarks.siege.attacks.attack import Attack
 from benchmarks.siege.attacks.registry import ATTACKS, find_attacks
 from benchmarks.siege.phases import plan
-from benchmarks.siege.report import read_p99s, write_report
+from benchmarks.siege.report import P99s, read_p99s, write_report
 from benchmarks.siege.results import PhaseResult, Siege, findings
 from benchmarks.siege.run import run_siege
 from launcher.local.errors import PreflightError, StartError
@@ -45,12 +46,7 @@ def siege(
     if listed:
         _list_attacks(console)
         return
-    try:
-        attacks = find_attacks(only or [])
-        earlier = before or (_BEFORE if _BEFORE.exists() else None)
-        p99s = read_p99s(earlier) if earlier is not None else None
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    attacks, p99s = _chosen(only or [], before or (_BEFORE if _BEFORE.exists() else None))
     phases = plan(attacks, minutes or (options.QUICK_MINUTES if quick else options.FULL_MINUTES), guides)
     is_full = not (quick or minutes or only)
     folder: Path = output or (_DOCS if is_full else _SCRATCH)
@@ -94,6 +90,13 @@ def siege(
 def _list_attacks(console: Console) -> None:
     for attack in ATTACKS.values():
         console.print(f"{escape(attack.name):32} {escape(attack.line)}", highlight=False, soft_wrap=True)
+
+
+def _chosen(names: list[str], before: Path | None) -> tuple[list[Attack], P99s | None]:
+    try:
+        return find_attacks(names), None if before is None else read_p99s(before)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _interrupt(*_: object) -> None:
