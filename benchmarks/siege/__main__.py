@@ -12,9 +12,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.siege import options
+from benchmarks.siege.attacks.attack import Attack
 from benchmarks.siege.attacks.registry import ATTACKS, find_attacks
 from benchmarks.siege.phases import plan
-from benchmarks.siege.report import read_p99s, write_report
+from benchmarks.siege.report import P99s, read_p99s, write_report
 from benchmarks.siege.results import PhaseResult, Siege, findings
 from benchmarks.siege.run import run_siege
 from launcher.local.errors import PreflightError, StartError
@@ -23,6 +24,7 @@ from launcher.settings import REPOSITORY_ROOT
 app = typer.Typer(add_completion=False)
 
 _DOCS = REPOSITORY_ROOT / "docs" / "reliability"
+_BEFORE = _DOCS / "siege-before.json"
 _SCRATCH = REPOSITORY_ROOT / ".run" / "siege"
 
 
@@ -40,17 +42,11 @@ def siege(
 ) -> None:
     """Measures an honest client beside each kind of hostile client, on a stack of its own."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl+C: the stack is stopped, and what is done is reported
     console = Console()
     if listed:
-        for attack in ATTACKS.values():
-            console.print(f"{escape(attack.name):32} {escape(attack.line)}", highlight=False, soft_wrap=True)
+        _list_attacks(console)
         return
-    try:
-        attacks = find_attacks(only or [])
-        p99s = read_p99s(before) if before is not None else None
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    attacks, p99s = _chosen(only or [], before or (_BEFORE if _BEFORE.exists() else None))
     phases = plan(attacks, minutes or (options.QUICK_MINUTES if quick else options.FULL_MINUTES), guides)
     is_full = not (quick or minutes or only)
     folder: Path = output or (_DOCS if is_full else _SCRATCH)
@@ -63,6 +59,7 @@ def siege(
         done = so_far
         progress.console.print(_line(result, so_far.quiet), highlight=False, soft_wrap=True)
 
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl+C: the stack is stopped, and what is done is reported
     try:
         # Redrawn twice a second only: on a small machine, a bar takes time from what is measured.
         with Progress(*columns, console=console, refresh_per_second=2, transient=True) as progress:
@@ -88,6 +85,18 @@ def siege(
     for path in write_report(done, folder, p99s):
         console.print(f"Wrote {path}", highlight=False)
     _exit_with_verdict(console, done, is_whole=is_whole)
+
+
+def _list_attacks(console: Console) -> None:
+    for attack in ATTACKS.values():
+        console.print(f"{escape(attack.name):32} {escape(attack.line)}", highlight=False, soft_wrap=True)
+
+
+def _chosen(names: list[str], before: Path | None) -> tuple[list[Attack], P99s | None]:
+    try:
+        return find_attacks(names), None if before is None else read_p99s(before)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _interrupt(*_: object) -> None:

@@ -25,6 +25,11 @@ Output = Annotated[
     typer.Option(help="Output directory. Default: docs/reliability for a full run, else .run/siege."),
 ]
 Before = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="siege.json of an earlier run, as a column of its own.")
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="siege.json of an earlier run, as columns. Default: docs/reliability/siege-before.json.",
+    ),
 ]
 Listed = Annotated[bool, typer.Option("--list", help="List the kinds of hostile clients, and end.")]

@@ -13,7 +13,7 @@ import contextlib
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from enum import Enum
 from typing import Any
 
@@ -24,9 +24,9 @@ from benchmarks.siege.wire import Connection, WireError, ask, connected
 
 PAUSE_S = 0.05  # between two short requests
 READY_PERIOD_S = 0.5
-_PATIENCE_S = 120.0
+_PATIENCE_S = 120.0  # for a short request, or the next event of the stream
 _READY_PATIENCE_S = 5.0
-_STREAM_TOKENS = 4000
+_STREAM_TOKENS = 2000
 _STOP_AFTER_ERROR_S = 0.25
 _FLUSH_S = 0.2
 
@@ -76,11 +76,11 @@ class Probe:
             sys.stdout.buffer.flush()
             self._lines = []
 
-    async def _checked(self, what: str, part: Callable[[], Awaitable[None]]) -> None:
+    async def _checked(self, what: str, part: Callable[[], Awaitable[None]], patience_s: float | None = None) -> None:
         """Runs one request; a failure is a sample of its own."""
         start_s = time.monotonic()
         try:
-            await asyncio.wait_for(part(), _PATIENCE_S)
+            await asyncio.wait_for(part(), patience_s)
         except (_ProbeError, WireError, OSError, EOFError, ValueError, asyncio.TimeoutError) as error:
             self._record(Kind.ERROR, start_s, time.monotonic(), f"{what}: {type(error).__name__} {error}"[:300])
             await asyncio.sleep(_STOP_AFTER_ERROR_S)
@@ -94,10 +94,11 @@ class Probe:
         body = {"prompt": f"{secrets.token_hex(4)} Once upon a time", "max_tokens": _STREAM_TOKENS, "ignore_eos": True}
         async with connected(self._target) as connection:
             try:
-                async for arrived_s, _ in self._events(connection, body):
+                events = self._events(connection, body)
+                while event := await asyncio.wait_for(anext(events, None), _PATIENCE_S):
                     if last_s is not None:
-                        self._record(Kind.GAP, last_s, arrived_s)
-                    last_s = arrived_s
+                        self._record(Kind.GAP, last_s, event[0])
+                    last_s = event[0]
             except BaseException:  # a gap that ends with a failure or a timeout is one, too
                 if last_s is not None:
                     self._record(Kind.GAP, last_s, time.monotonic())
@@ -107,7 +108,7 @@ class Probe:
         number = 0
         while True:
             number += 1
-            await self._checked("short request", self._one_guided if number % 2 else self._one_short)
+            await self._checked("short request", self._one_guided if number % 2 else self._one_short, _PATIENCE_S)
             await asyncio.sleep(PAUSE_S)
 
     async def _one_short(self) -> None:
@@ -130,7 +131,7 @@ class Probe:
         if is_first:
             raise _ProbeError("a stream without an event")
 
-    async def _events(self, connection: Connection, body: dict[str, Any]) -> Any:
+    async def _events(self, connection: Connection, body: dict[str, Any]) -> AsyncGenerator[tuple[float, bytes], None]:
         """Yields arrival time and data of each piece with events. Raises _ProbeError for an error or a cut stream."""
         await connection.send(self._target.completion(PROBE, stream=True, **body))
         status, headers = await connection.head()

@@ -113,7 +113,7 @@ def _delay_table(siege: Siege, before: P99s | None) -> list[str]:
         cells = [_cell(delay) for delay in phase.delays.values()]
         cells += [str(len(phase.probe_errors)), str(len(phase.not_ready))]
         if before is not None:
-            cells += [_number(before.get(phase.name, {}).get(name)) for name in names]
+            cells += [_p99_cell(before.get(phase.name), name) for name in names]
         verdict = "felt" if findings(phase, siege.quiet) else "passed"
         lines.append(f"| {phase.name} | {' | '.join(cells)} | {verdict} |")
     return lines
@@ -123,8 +123,12 @@ def _cell(delay: Delay | None) -> str:
     return "no token" if delay is None else f"{delay.p50_ms:,.0f} / {delay.p99_ms:,.0f}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
+def _p99_cell(p99s: Mapping[str, float | None] | None, name: str) -> str:
+    """Returns a cell of the column of an earlier run, which may not have had this phase."""
+    if p99s is None:
+        return "-"
+    value = p99s[name]
+    return "no token" if value is None else f"{value:,.0f}"
 
 
 def _resource_table(siege: Siege) -> list[str]:

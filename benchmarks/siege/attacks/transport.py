@@ -212,7 +212,9 @@ async def _drip(load: Load, start: bytes, piece: bytes, *, pause_s: float) -> No
             await connection.send(start)
             while not (load.stopping.is_set() or answer.done()):
                 await asyncio.wait({answer}, timeout=pause_s)
-                await connection.send(piece)
+                if not answer.done():
+                    with contextlib.suppress(ConnectionError):  # the answer is next, or the same error from its task
+                        await connection.send(piece)
             if answer.done():
                 load.tally.count_answer(answer.result())
             else:

@@ -91,7 +91,7 @@ def test_an_earlier_run_is_a_column(tmp_path: Path) -> None:
     earlier = siege_of(phase_of("slow heads", ttft=delay_of(9000), gap=None))
     before = read_p99s(write_report(earlier, tmp_path)[0])
     page = markdown(siege_of(phase_of("slow heads"), phase_of("new kind")), before)
-    assert "| slow heads | 20 / 40 | 30 / 60 | 10 / 20 | 0 | 0 | 9,000 | 60 | - | passed |" in page
+    assert "| slow heads | 20 / 40 | 30 / 60 | 10 / 20 | 0 | 0 | 9,000 | 60 | no token | passed |" in page
     assert "| new kind | 20 / 40 | 30 / 60 | 10 / 20 | 0 | 0 | - | - | - | passed |" in page
 
 
