@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import structlog
@@ -17,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 _CHECKS_PER_TIMEOUT = 10
 _MAX_CHECK_INTERVAL_S = 1.0
+_EXPIRED_AT_ONCE = 64  # in one iteration of the event loop, of which there may be thousands
 _MIN_AGE_S = 1.0  # in which the request of a new connection may arrive
 
 
@@ -121,20 +123,20 @@ class ConnectionTable:
         shortest_s = min(self._limits.head_timeout_s, self._limits.linger_s)
         while True:
             await asyncio.sleep(min(shortest_s / _CHECKS_PER_TIMEOUT, _MAX_CHECK_INTERVAL_S))
-            for connection in self._expired(self._in_head, self._limits.head_timeout_s):
-                connection.on_head_timeout()
-            for connection in self._expired(self._lingering, self._limits.linger_s):
-                connection.drop()
+            while expired := self._expired(self._in_head, self._limits.head_timeout_s):
+                for connection in expired:
+                    connection.on_head_timeout()
+                await asyncio.sleep(0)
+            while expired := self._expired(self._lingering, self._limits.linger_s):
+                for connection in expired:
+                    connection.drop()
+                await asyncio.sleep(0)
 
     @staticmethod
     def _expired(table: dict[Connection, float], limit_s: float) -> list[Connection]:
-        """Takes the connections out of a table that have been there for too long."""
+        """Takes some of the connections out of a table that have been there for too long."""
         last_s = _now_s() - limit_s
-        expired = []
-        for connection, since_s in table.items():
-            if since_s > last_s:
-                break
-            expired.append(connection)
+        expired = [connection for connection, since_s in islice(table.items(), _EXPIRED_AT_ONCE) if since_s <= last_s]
         for connection in expired:
             del table[connection]
         return expired

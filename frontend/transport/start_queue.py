@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-MAX_STARTS = 64
-"""Requests that start in one iteration: those of one bundle to Triton, 10 ms of work."""
+MAX_STARTS = 32
+"""Requests that start in one iteration, in which those of the iterations before it go on: 15 ms of work together."""
 
 
 class StartQueue:
