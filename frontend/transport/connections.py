@@ -106,7 +106,8 @@ class ConnectionTable:
         self._in_head.pop(connection, None)
 
     def is_idle(self, connection: Connection) -> None:
-        """A response is complete, and nothing of the next request has arrived."""
+        """A response and its request are complete, and nothing of the next request has arrived."""
+        self._forget(connection)
         self._idle[connection] = _now_s()
 
     def lingers(self, connection: Connection) -> None:

@@ -12,6 +12,7 @@ closes its own direction, and discards what arrives for a while (the lingering c
 from __future__ import annotations
 
 import asyncio
+import sys
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ MAX_HEADERS = 128
 MAX_PIPELINED = 16
 """Requests that wait for the response to the one before them. The connection closes after the last of them."""
 
+_SHORT_BODY_BYTES = 64 * 1024  # read to its end after the response: then the connection can serve the next request
 MAX_DISCARDED_BYTES = 16 * 1024 * 1024
 _READ_BYTES = 256 * 1024  # that an event loop reads at once; may contain the last part of a body as well
 _BYTES_OF_A_FIELD = 4  # ": " and the end of the line
@@ -60,6 +62,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._overhead_bytes = 0  # received since the last part of a body or the last head
         self._is_in_head = False
         self._has_received = False  # anything since the last complete request
+        self._is_in_rest = False  # of a short body whose response is complete
         self._is_deaf = False
         self._discarded_bytes = 0
 
@@ -78,7 +81,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._is_deaf:
             self._discard(data)
             return
-        was_in_head, self._has_received = self._is_in_head, True
+        was_in_head, was_in_rest, self._has_received = self._is_in_head, self._is_in_rest, True
         super().data_received(data)
         if self._is_deaf or self.transport.is_closing():
             return
@@ -88,7 +91,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self._fail(self._head_too_large())
                 return
         if not self._is_responding():
-            self._table.awaits_head(self)
+            if self._is_in_head or not was_in_rest:
+                self._table.awaits_head(self)
             return
         self._overhead_bytes += len(data)  # such as a trailer after the body, which the parser keeps
         if self._overhead_bytes > self._max_head_bytes + _READ_BYTES:
@@ -149,12 +153,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing() or self._is_responding():
             return
-        if self.cycle.more_body:
+        if self.cycle.more_body and self._body_length() <= _SHORT_BODY_BYTES:
+            self._is_in_rest = True
+            self._table.lingers(self)
+        elif self.cycle.more_body:
             self._linger()
         elif self._is_in_head:
             self._table.awaits_head(self)
         else:
             self._table.is_idle(self)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self._is_in_rest:
+            self._is_in_rest = False
+            self._table.is_idle(self)
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def send_400_response(self, msg: str) -> None:
         """Called by the base class if the parser fails, or a callback of it."""
@@ -176,6 +192,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Ends the parser's work. The base class then calls send_400_response."""
         self._refusal = error
         raise HeadLimitError
+
+    def _body_length(self) -> int:
+        """The announced bytes of the last body; more than any limit if it is chunked."""
+        return next((int(value) for name, value in self.headers if name == b"content-length"), sys.maxsize)
 
     def _is_responding(self) -> bool:
         """Whether a request has not got its whole response."""

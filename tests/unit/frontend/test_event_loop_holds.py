@@ -97,7 +97,7 @@ async def test_requests_of_the_same_moment_do_not_hold_the_loop(request_bytes: b
 
 
 def _connections(url: httpx.URL, count: int) -> list[socket.socket]:
-    return [socket.create_connection((url.host, url.port), timeout=20) for _ in range(count)]
+    return [socket.create_connection((url.host, url.port or 0), timeout=20) for _ in range(count)]
 
 
 def _exchange_all(clients: list[socket.socket], request_bytes: bytes) -> None:
