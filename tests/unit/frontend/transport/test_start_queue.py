@@ -1,4 +1,4 @@
-"""Requests start in order, at most so many in one iteration of the event loop."""
+"""Requests start in order, a limited number in each iteration of the event loop."""
 
 from __future__ import annotations
 
