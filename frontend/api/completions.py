@@ -32,8 +32,8 @@ from frontend.response.stream import StreamingCompletionResponse
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
-# Takes less than a millisecond to parse, whatever it contains. Larger ones take turns.
-_LARGE_BODY_BYTES = 16 * 1024
+# Takes about a millisecond to parse, whatever it contains. Larger ones take turns.
+_LARGE_BODY_BYTES = 32 * 1024
 _TIMEOUT_HEADER = "x-request-timeout-s"
 _TIMEOUT_PARAMETER = {
     "name": _TIMEOUT_HEADER,

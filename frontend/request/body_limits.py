@@ -6,8 +6,8 @@ Bytes count when they have arrived, not when a Content-Length announces them: an
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Hashable
+import time
+from collections import defaultdict
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -36,14 +36,14 @@ class BodyClock:
 
     def __init__(self, times: BodyTimes) -> None:
         self._times = times
-        self._started_s = self._last_s = asyncio.get_running_loop().time()
+        self._started_s = self._last_s = time.monotonic()
         self._size = 0
 
     def received(self, size: int) -> None:
         """A part has arrived. An empty one is no progress."""
         if size:
             self._size += size
-            self._last_s = asyncio.get_running_loop().time()
+            self._last_s = time.monotonic()
 
     async def wait_for(self, request: Request) -> Message:
         """The next message. Raises PipelineError (408, 504) if it is late."""
@@ -54,7 +54,7 @@ class BodyClock:
             message: Message = end.value
             return message
         unfinished: Unfinished[Message] = Unfinished(receiving, waits_for)  # type: ignore[arg-type]
-        now_s, deadline_s = asyncio.get_running_loop().time(), self._started_s + self._times.timeout_s
+        now_s, deadline_s = time.monotonic(), self._started_s + self._times.timeout_s
         part_s = min(self._last_s, self._started_s + self._size / _MIN_BYTES_PER_S) + self._times.idle_s
         try:
             return await asyncio.wait_for(unfinished, max(min(deadline_s, part_s) - now_s, 0.0))
@@ -84,7 +84,7 @@ class BodyBudget:
 
     def __init__(self, max_bytes: int) -> None:
         self._free = max_bytes
-        self._held: Counter[Hashable] = Counter()
+        self._held: defaultdict[str | None, int] = defaultdict(int)
 
     @property
     def free(self) -> int:

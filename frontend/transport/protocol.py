@@ -57,8 +57,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._max_head_bytes = max_head_bytes
         self._schema_url = schema_url
         self._refusal: PipelineError | None = None  # the reason of an error that the parser reports as invalid HTTP
-        self._head_bytes = 0  # of what the parser has passed on
-        self._raw_head_bytes = 0  # of everything but the first part, which may contain the end of another request
+        self._head_bytes = 0  # without the first part, which may contain the end of another request
         self._overhead_bytes = 0  # received since the last part of a body or the last head
         self._is_in_head = False
         self._has_received = False  # anything since the last complete request
@@ -86,8 +85,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._is_deaf or self.transport.is_closing():
             return
         if self._is_in_head and was_in_head:
-            self._raw_head_bytes += len(data)  # also what the parser has of a header that is not complete
-            if self._raw_head_bytes > self._max_head_bytes:
+            self._head_bytes += len(data)  # which the parser keeps, a header that is not complete as well
+            if self._head_bytes > self._max_head_bytes:
                 self._fail(self._head_too_large())
                 return
         if not self._is_responding():
@@ -115,22 +114,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head = True
-        self._head_bytes = self._raw_head_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) >= MAX_HEADERS:
-            message = f"The request has more than {MAX_HEADERS} headers. Send fewer."
-            self._refuse(PipelineError(ErrorCode.HEADERS_TOO_LARGE, message))
-        self._count(len(name) + len(value) + _BYTES_OF_A_FIELD)
-        super().on_header(name, value)
+        self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
         self._is_in_head = self._has_received = False
         self._overhead_bytes = 0
+        self._check_head()
         is_full = self._table.is_full
         if is_full and not is_health(self.url.partition(b"?")[0].decode("latin-1")):
             message = "This server has too many connections. Retry after the delay in the Retry-After header."
@@ -179,9 +168,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     # --- Refusals ---
 
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self._max_head_bytes:
+    def _check_head(self) -> None:
+        if len(self.headers) > MAX_HEADERS:
+            message = f"The request has more than {MAX_HEADERS} headers. Send fewer."
+            self._refuse(PipelineError(ErrorCode.HEADERS_TOO_LARGE, message))
+        size = len(self.url) + sum([len(name) + len(value) + _BYTES_OF_A_FIELD for name, value in self.headers])
+        if size > self._max_head_bytes:
             self._refuse(self._head_too_large())
 
     def _head_too_large(self) -> PipelineError:

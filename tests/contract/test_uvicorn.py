@@ -18,8 +18,6 @@ OVERRIDDEN = {
     "connection_lost": ["exc"],
     "data_received": ["data"],
     "on_message_begin": [],
-    "on_url": ["url"],
-    "on_header": ["name", "value"],
     "on_headers_complete": [],
     "on_body": ["body"],
     "on_message_complete": [],
