@@ -6,6 +6,7 @@ Each table is in the order of time, so that every operation takes constant time,
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -65,8 +66,8 @@ class ConnectionTable:
     @property
     def is_full(self) -> bool:
         """Whether that many connections have a request that only probes are served."""
-        waiting = len(self._lingering) + len(self._in_head) + len(self._idle)
-        return self._count - waiting >= self._limits.max_connections
+        beyond = self._count - self._limits.max_connections
+        return beyond >= 0 and beyond >= len(self._lingering) + len(self._in_head) + len(self._idle)
 
     def opens(self, connection: Connection) -> bool:
         """A client has connected. Returns False if there is no place; `closes` must follow in any case."""
@@ -74,12 +75,12 @@ class ConnectionTable:
         has_place = beyond < 0 or self._drop_oldest(_MIN_AGE_S) or beyond < PROBE_CONNECTIONS or self._drop_oldest(0.0)
         self._count += 1
         if has_place:
-            self._in_head[connection] = _now_s()
+            self._in_head[connection] = time.monotonic()
         return has_place
 
     def _drop_oldest(self, min_age_s: float) -> bool:
         """Drops the connection that has been without a request for the longest time, if it is old enough."""
-        last_s = _now_s() - min_age_s
+        last_s = time.monotonic() - min_age_s
         oldest = [next(iter(table.items())) for table in (self._lingering, self._in_head, self._idle) if table]
         if not oldest:
             return False
@@ -98,7 +99,7 @@ class ConnectionTable:
     def awaits_head(self, connection: Connection) -> None:
         """A part of a head has arrived. Later parts do not extend the time."""
         self._idle.pop(connection, None)
-        self._in_head.setdefault(connection, _now_s())
+        self._in_head.setdefault(connection, time.monotonic())
 
     def has_request(self, connection: Connection) -> None:
         """A head is complete."""
@@ -107,13 +108,14 @@ class ConnectionTable:
 
     def is_idle(self, connection: Connection) -> None:
         """A response and its request are complete, and nothing of the next request has arrived."""
-        self._forget(connection)
-        self._idle[connection] = _now_s()
+        if self._lingering:
+            self._lingering.pop(connection, None)
+        self._idle[connection] = time.monotonic()
 
     def lingers(self, connection: Connection) -> None:
         """The last response is complete, and the client may still send."""
         self._forget(connection)
-        self._lingering[connection] = _now_s()
+        self._lingering[connection] = time.monotonic()
 
     def _forget(self, connection: Connection) -> None:
         for table in (self._lingering, self._in_head, self._idle):
@@ -136,12 +138,8 @@ class ConnectionTable:
     @staticmethod
     def _expired(table: dict[Connection, float], limit_s: float) -> list[Connection]:
         """Takes some of the connections out of a table that have been there for too long."""
-        last_s = _now_s() - limit_s
+        last_s = time.monotonic() - limit_s
         expired = [connection for connection, since_s in islice(table.items(), _EXPIRED_AT_ONCE) if since_s <= last_s]
         for connection in expired:
             del table[connection]
         return expired
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from functools import partial
 from typing import Any
 
 from uvicorn._types import ASGI3Application
@@ -132,7 +131,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._start_queue.start(partial(super()._start_asgi_task, cycle, app))
+        self._start_queue.start(super()._start_asgi_task, cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._overhead_bytes = 0
