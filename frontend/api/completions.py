@@ -22,7 +22,7 @@ from frontend.loop_breaks import LoopBreaks
 from frontend.models.registry import ServedModel
 from frontend.models.run_metrics import RunMetrics
 from frontend.observability.request_record import RequestRecord, record_of
-from frontend.request.body_limits import BodyTimes
+from frontend.request.body_limits import BodyClock
 from frontend.request.json_size import check_size
 from frontend.request.key_rules import permitted_priority
 from frontend.request.parsing import parse_object, read_body, validate
@@ -34,8 +34,8 @@ from frontend.response.stream import StreamingCompletionResponse
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
-# Takes less than a millisecond to parse, whatever it contains. Larger ones take turns.
-_LARGE_BODY_BYTES = 16 * 1024
+# Takes about a millisecond to parse, whatever it contains. Larger ones take turns.
+_LARGE_BODY_BYTES = 32 * 1024
 _TIMEOUT_HEADER = "x-request-timeout-s"
 _TIMEOUT_PARAMETER = {
     "name": _TIMEOUT_HEADER,
@@ -169,7 +169,7 @@ async def _read(dependencies: Dependencies, request: Request, timeout_s: float) 
     key = record_of(request.scope).key
     holder = None if key is None else key.name
     with dependencies.body_budget.share(holder) as share:
-        body = await read_body(request, settings.max_body_bytes, BodyTimes(timeout_s, settings.body_timeout_s), share)
+        body = await read_body(request, settings.max_body_bytes, BodyClock(timeout_s, settings.body_timeout_s), share)
         if len(body) > _LARGE_BODY_BYTES:
             async with dependencies.parsing_turns.turn(holder):
                 completion, unknown = await _parse_large(settings, body)

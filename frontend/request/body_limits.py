@@ -6,9 +6,8 @@ Bytes count when they have arrived, not when a Content-Length announces them: an
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Hashable
-from dataclasses import dataclass
+import time
+from collections import defaultdict
 from types import TracebackType
 
 from starlette.requests import Request
@@ -23,27 +22,23 @@ _RETRY_AFTER_S = 1.0
 _MIN_BYTES_PER_S = 1024  # on average, after the first `idle_s`; Apache's mod_reqtimeout has 500
 
 
-@dataclass(frozen=True)
-class BodyTimes:
-    """Times in seconds: of the whole request, and without a byte of its body."""
-
-    timeout_s: float
-    idle_s: float
-
-
 class BodyClock:
-    """The time until the next part of one body has to arrive."""
+    """The time until the next part of one body has to arrive.
 
-    def __init__(self, times: BodyTimes) -> None:
-        self._times = times
-        self._started_s = self._last_s = asyncio.get_running_loop().time()
+    `timeout_s` is the time of the whole request, `idle_s` that without a byte of its body.
+    """
+
+    def __init__(self, timeout_s: float, idle_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._idle_s = idle_s
+        self._started_s = self._last_s = time.monotonic()
         self._size = 0
 
     def received(self, size: int) -> None:
         """A part has arrived. An empty one is no progress."""
         if size:
             self._size += size
-            self._last_s = asyncio.get_running_loop().time()
+            self._last_s = time.monotonic()
 
     async def wait_for(self, request: Request) -> Message:
         """The next message. Raises PipelineError (408, 504) if it is late."""
@@ -54,8 +49,8 @@ class BodyClock:
             message: Message = end.value
             return message
         unfinished: Unfinished[Message] = Unfinished(receiving, waits_for)  # type: ignore[arg-type]
-        now_s, deadline_s = asyncio.get_running_loop().time(), self._started_s + self._times.timeout_s
-        part_s = min(self._last_s, self._started_s + self._size / _MIN_BYTES_PER_S) + self._times.idle_s
+        now_s, deadline_s = time.monotonic(), self._started_s + self._timeout_s
+        part_s = min(self._last_s, self._started_s + self._size / _MIN_BYTES_PER_S) + self._idle_s
         try:
             return await asyncio.wait_for(unfinished, max(min(deadline_s, part_s) - now_s, 0.0))
         except asyncio.TimeoutError:
@@ -68,7 +63,7 @@ class BodyClock:
     def _body_late(self) -> PipelineError:
         return PipelineError(
             ErrorCode.REQUEST_TIMEOUT,
-            f"The body did not arrive in time: it must progress within {self._times.idle_s:g} s, and at "
+            f"The body did not arrive in time: it must progress within {self._idle_s:g} s, and at "
             f"{_MIN_BYTES_PER_S} bytes a second on average. Send it without pauses.",
         )
 
@@ -84,7 +79,7 @@ class BodyBudget:
 
     def __init__(self, max_bytes: int) -> None:
         self._free = max_bytes
-        self._held: Counter[Hashable] = Counter()
+        self._held: defaultdict[str | None, int] = defaultdict(int)
 
     @property
     def free(self) -> int:

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from frontend.request import unsupported_fields
-from frontend.request.body_limits import BodyClock, BodyShare, BodyTimes
+from frontend.request.body_limits import BodyClock, BodyShare
 from frontend.request.errors import Detail, RequestInvalidError
 from frontend.request.schemas import CompletionRequest, StreamOptions
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -22,14 +22,13 @@ _FIELDS = frozenset(CompletionRequest.model_fields)
 _STREAM_FIELDS = frozenset(StreamOptions.model_fields)
 
 
-async def read_body(request: Request, max_bytes: int, times: BodyTimes, share: BodyShare) -> bytes:
+async def read_body(request: Request, max_bytes: int, clock: BodyClock, share: BodyShare) -> bytes:
     """The raw JSON body, whose bytes `share` takes as they arrive.
 
     Raises PipelineError as soon as it is too long (413), of another type (415), late (408, 504), or beyond what the
     share allows (503).
     """
     _check_headers(request, max_bytes)
-    clock = BodyClock(times)
     parts, size, is_complete = [], 0, False
     while not is_complete:
         message = await clock.wait_for(request)

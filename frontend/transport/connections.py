@@ -6,7 +6,9 @@ Each table is in the order of time, so that every operation takes constant time,
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import structlog
@@ -17,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 _CHECKS_PER_TIMEOUT = 10
 _MAX_CHECK_INTERVAL_S = 1.0
+_EXPIRED_AT_ONCE = 64  # in one iteration of the event loop, of which there may be thousands
 _MIN_AGE_S = 1.0  # in which the request of a new connection may arrive
 
 
@@ -63,8 +66,8 @@ class ConnectionTable:
     @property
     def is_full(self) -> bool:
         """Whether that many connections have a request that only probes are served."""
-        waiting = len(self._lingering) + len(self._in_head) + len(self._idle)
-        return self._count - waiting >= self._limits.max_connections
+        beyond = self._count - self._limits.max_connections
+        return beyond >= 0 and beyond >= len(self._lingering) + len(self._in_head) + len(self._idle)
 
     def opens(self, connection: Connection) -> bool:
         """A client has connected. Returns False if there is no place; `closes` must follow in any case."""
@@ -72,12 +75,12 @@ class ConnectionTable:
         has_place = beyond < 0 or self._drop_oldest(_MIN_AGE_S) or beyond < PROBE_CONNECTIONS or self._drop_oldest(0.0)
         self._count += 1
         if has_place:
-            self._in_head[connection] = _now_s()
+            self._in_head[connection] = time.monotonic()
         return has_place
 
     def _drop_oldest(self, min_age_s: float) -> bool:
         """Drops the connection that has been without a request for the longest time, if it is old enough."""
-        last_s = _now_s() - min_age_s
+        last_s = time.monotonic() - min_age_s
         oldest = [next(iter(table.items())) for table in (self._lingering, self._in_head, self._idle) if table]
         if not oldest:
             return False
@@ -96,7 +99,7 @@ class ConnectionTable:
     def awaits_head(self, connection: Connection) -> None:
         """A part of a head has arrived. Later parts do not extend the time."""
         self._idle.pop(connection, None)
-        self._in_head.setdefault(connection, _now_s())
+        self._in_head.setdefault(connection, time.monotonic())
 
     def has_request(self, connection: Connection) -> None:
         """A head is complete."""
@@ -104,13 +107,15 @@ class ConnectionTable:
         self._in_head.pop(connection, None)
 
     def is_idle(self, connection: Connection) -> None:
-        """A response is complete, and nothing of the next request has arrived."""
-        self._idle[connection] = _now_s()
+        """A response and its request are complete, and nothing of the next request has arrived."""
+        if self._lingering:
+            self._lingering.pop(connection, None)
+        self._idle[connection] = time.monotonic()
 
     def lingers(self, connection: Connection) -> None:
         """The last response is complete, and the client may still send."""
         self._forget(connection)
-        self._lingering[connection] = _now_s()
+        self._lingering[connection] = time.monotonic()
 
     def _forget(self, connection: Connection) -> None:
         for table in (self._lingering, self._in_head, self._idle):
@@ -121,24 +126,20 @@ class ConnectionTable:
         shortest_s = min(self._limits.head_timeout_s, self._limits.linger_s)
         while True:
             await asyncio.sleep(min(shortest_s / _CHECKS_PER_TIMEOUT, _MAX_CHECK_INTERVAL_S))
-            for connection in self._expired(self._in_head, self._limits.head_timeout_s):
-                connection.on_head_timeout()
-            for connection in self._expired(self._lingering, self._limits.linger_s):
-                connection.drop()
+            while expired := self._expired(self._in_head, self._limits.head_timeout_s):
+                for connection in expired:
+                    connection.on_head_timeout()
+                await asyncio.sleep(0)
+            while expired := self._expired(self._lingering, self._limits.linger_s):
+                for connection in expired:
+                    connection.drop()
+                await asyncio.sleep(0)
 
     @staticmethod
     def _expired(table: dict[Connection, float], limit_s: float) -> list[Connection]:
-        """Takes the connections out of a table that have been there for too long."""
-        last_s = _now_s() - limit_s
-        expired = []
-        for connection, since_s in table.items():
-            if since_s > last_s:
-                break
-            expired.append(connection)
+        """Takes some of the connections out of a table that have been there for too long."""
+        last_s = time.monotonic() - limit_s
+        expired = [connection for connection, since_s in islice(table.items(), _EXPIRED_AT_ONCE) if since_s <= last_s]
         for connection in expired:
             del table[connection]
         return expired
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -12,7 +12,7 @@ closes its own direction, and discards what arrives for a while (the lingering c
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+import sys
 from typing import Any
 
 from uvicorn._types import ASGI3Application
@@ -28,6 +28,7 @@ MAX_HEADERS = 128
 MAX_PIPELINED = 16
 """Requests that wait for the response to the one before them. The connection closes after the last of them."""
 
+_SHORT_BODY_BYTES = 64 * 1024  # read to its end after the response: then the connection can serve the next request
 MAX_DISCARDED_BYTES = 16 * 1024 * 1024
 _READ_BYTES = 256 * 1024  # that an event loop reads at once; may contain the last part of a body as well
 _BYTES_OF_A_FIELD = 4  # ": " and the end of the line
@@ -55,11 +56,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._max_head_bytes = max_head_bytes
         self._schema_url = schema_url
         self._refusal: PipelineError | None = None  # the reason of an error that the parser reports as invalid HTTP
-        self._head_bytes = 0  # of what the parser has passed on
-        self._raw_head_bytes = 0  # of everything but the first part, which may contain the end of another request
+        self._head_bytes = 0  # without the first part, which may contain the end of another request
         self._overhead_bytes = 0  # received since the last part of a body or the last head
         self._is_in_head = False
         self._has_received = False  # anything since the last complete request
+        self._is_in_rest = False  # of a short body whose response is complete
         self._is_deaf = False
         self._discarded_bytes = 0
 
@@ -78,17 +79,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._is_deaf:
             self._discard(data)
             return
-        was_in_head, self._has_received = self._is_in_head, True
+        was_in_head, was_in_rest, self._has_received = self._is_in_head, self._is_in_rest, True
         super().data_received(data)
         if self._is_deaf or self.transport.is_closing():
             return
         if self._is_in_head and was_in_head:
-            self._raw_head_bytes += len(data)  # also what the parser has of a header that is not complete
-            if self._raw_head_bytes > self._max_head_bytes:
+            self._head_bytes += len(data)  # which the parser keeps, a header that is not complete as well
+            if self._head_bytes > self._max_head_bytes:
                 self._fail(self._head_too_large())
                 return
         if not self._is_responding():
-            self._table.awaits_head(self)
+            if self._is_in_head or not was_in_rest:
+                self._table.awaits_head(self)
             return
         self._overhead_bytes += len(data)  # such as a trailer after the body, which the parser keeps
         if self._overhead_bytes > self._max_head_bytes + _READ_BYTES:
@@ -111,22 +113,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head = True
-        self._head_bytes = self._raw_head_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) >= MAX_HEADERS:
-            message = f"The request has more than {MAX_HEADERS} headers. Send fewer."
-            self._refuse(PipelineError(ErrorCode.HEADERS_TOO_LARGE, message))
-        self._count(len(name) + len(value) + _BYTES_OF_A_FIELD)
-        super().on_header(name, value)
+        self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
         self._is_in_head = self._has_received = False
         self._overhead_bytes = 0
+        self._check_head()
         is_full = self._table.is_full
         if is_full and not is_health(self.url.partition(b"?")[0].decode("latin-1")):
             message = "This server has too many connections. Retry after the delay in the Retry-After header."
@@ -139,7 +131,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._start_queue.start(partial(super()._start_asgi_task, cycle, app))
+        self._start_queue.start(super()._start_asgi_task, cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._overhead_bytes = 0
@@ -149,12 +141,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing() or self._is_responding():
             return
-        if self.cycle.more_body:
+        if self.cycle.more_body and self._body_length() <= _SHORT_BODY_BYTES:
+            self._is_in_rest = True
+            self._table.lingers(self)
+        elif self.cycle.more_body:
             self._linger()
         elif self._is_in_head:
             self._table.awaits_head(self)
         else:
             self._table.is_idle(self)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self._is_in_rest:
+            self._is_in_rest = False
+            self._table.is_idle(self)
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def send_400_response(self, msg: str) -> None:
         """Called by the base class if the parser fails, or a callback of it."""
@@ -163,9 +167,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     # --- Refusals ---
 
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self._max_head_bytes:
+    def _check_head(self) -> None:
+        if len(self.headers) > MAX_HEADERS:
+            message = f"The request has more than {MAX_HEADERS} headers. Send fewer."
+            self._refuse(PipelineError(ErrorCode.HEADERS_TOO_LARGE, message))
+        size = len(self.url) + sum([len(name) + len(value) + _BYTES_OF_A_FIELD for name, value in self.headers])
+        if size > self._max_head_bytes:
             self._refuse(self._head_too_large())
 
     def _head_too_large(self) -> PipelineError:
@@ -176,6 +183,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Ends the parser's work. The base class then calls send_400_response."""
         self._refusal = error
         raise HeadLimitError
+
+    def _body_length(self) -> int:
+        """The announced bytes of the last body; more than any limit if it is chunked."""
+        return next((int(value) for name, value in self.headers if name == b"content-length"), sys.maxsize)
 
     def _is_responding(self) -> bool:
         """Whether a request has not got its whole response."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from typing import ParamSpec
 
-MAX_STARTS = 64
-"""Requests that start in one iteration: those of one bundle to Triton, 10 ms of work."""
+P = ParamSpec("P")
+
+MAX_STARTS = 32
+"""Requests that start in one iteration, in which those of the iterations before it go on: 15 ms of work together."""
 
 
 class StartQueue:
@@ -17,15 +21,15 @@ class StartQueue:
         self._starts = 0  # in this iteration
         self._waiting: deque[Callable[[], None]] = deque()
 
-    def start(self, run: Callable[[], None]) -> None:
+    def start(self, run: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Calls `run` now or in one of the next iterations."""
         if self._starts >= MAX_STARTS:
-            self._waiting.append(run)
+            self._waiting.append(partial(run, *args, **kwargs))
             return
         if not self._starts:
             asyncio.get_running_loop().call_soon(self._next_iteration)
         self._starts += 1
-        run()
+        run(*args, **kwargs)
 
     def _next_iteration(self) -> None:
         self._starts = 0

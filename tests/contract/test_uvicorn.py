@@ -18,16 +18,25 @@ OVERRIDDEN = {
     "connection_lost": ["exc"],
     "data_received": ["data"],
     "on_message_begin": [],
-    "on_url": ["url"],
-    "on_header": ["name", "value"],
     "on_headers_complete": [],
     "on_body": ["body"],
+    "on_message_complete": [],
     "on_response_complete": [],
     "send_400_response": ["msg"],
     "_start_asgi_task": ["cycle", "app"],
 }
 READ = {
-    HttpToolsProtocol: ("transport", "flow", "cycle", "pipeline", "headers", "url", "server_state"),
+    HttpToolsProtocol: (
+        "transport",
+        "flow",
+        "cycle",
+        "pipeline",
+        "headers",
+        "url",
+        "server_state",
+        "timeout_keep_alive_task",
+        "timeout_keep_alive",
+    ),
     RequestResponseCycle: (
         "disconnected",
         "keep_alive",

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import httpx
 import pytest
 
 from frontend.backends.fake import FakeGenerator
 from llm_pipeline.protocol.messages import FinishReason, TextChunk
 from tests.support.app import Running, real_server
 from tests.support.loop_watch import LoopWatch
-from tests.support.raw_http import body_of, post_head
+from tests.support.raw_http import LIVE, body_of, completion_request, post_head
 
 LIMIT_S = 0.05
 RUNS = 3
@@ -81,6 +82,30 @@ async def test_many_large_bodies_at_once_do_not_hold_the_loop() -> None:
     async with real_server(FakeGenerator(records_requests=False)) as app:
         longest = [await _longest_hold_s(app, *bodies) for _ in range(RUNS)]
     assert median(longest) < LIMIT_S
+
+
+@pytest.mark.parametrize("request_bytes", [LIVE, completion_request()], ids=["probes", "completions"])
+async def test_requests_of_the_same_moment_do_not_hold_the_loop(request_bytes: bytes) -> None:
+    longest = []
+    async with real_server(FakeGenerator(records_requests=False), max_in_flight=4096) as app:
+        for _ in range(RUNS):
+            clients = await asyncio.to_thread(_connections, app.client.base_url, 500)
+            with LoopWatch() as watch:
+                await asyncio.to_thread(_exchange_all, clients, request_bytes)
+            longest.append(watch.longest_s)
+    assert median(longest) < LIMIT_S
+
+
+def _connections(url: httpx.URL, count: int) -> list[socket.socket]:
+    return [socket.create_connection((url.host, url.port or 0), timeout=20) for _ in range(count)]
+
+
+def _exchange_all(clients: list[socket.socket], request_bytes: bytes) -> None:
+    for client in clients:
+        client.sendall(request_bytes)
+    for client in clients:
+        assert client.recv(2**16).startswith(b"HTTP/1.1 200")
+        client.close()
 
 
 TOKENS = 2048

@@ -80,6 +80,8 @@ async def start_frontend(*, stderr: int = asyncio.subprocess.PIPE, **values: str
         ({"API_KEY": "x", "PORT": "many"}, "PORT"),
         ({"API_KEYS_FILE": "/nonexistent"}, "API_KEYS_FILE"),
         ({"API_KEY": "x", "BACKEND": "none"}, "BACKEND"),
+        ({"API_KEY": "x", "MAX_CONNECTIONS": "2000000000"}, "MAX_CONNECTIONS"),
+        ({"API_KEY": "x", "MAX_BODY_BYTES_IN_FLIGHT": "4194304"}, "MAX_BODY_BYTES_IN_FLIGHT"),
     ],
 )
 def test_invalid_settings_prevent_the_start(values: dict[str, str], reason: str) -> None:
@@ -147,3 +149,32 @@ async def test_fake_backend_with_several_workers() -> None:
         await frontend.wait_for_status("/health/ready", 200)
         assert (await frontend.client.post("/v1/completions", json=BODY)).status_code == 200
         await frontend.terminate()
+
+
+async def test_limits_of_connections_hold_behind_several_workers() -> None:
+    """Connections that are held, and heads that never end, do not reach the supervisor or the probes."""
+    async with start_frontend(
+        BACKEND="fake", FRONTEND_WORKERS="2", MAX_CONNECTIONS="20", HEAD_TIMEOUT_S="2"
+    ) as frontend:
+        await frontend.wait_for_status("/health/ready", 200)
+        url = frontend.client.base_url
+        held = [await asyncio.open_connection(url.host, url.port) for _ in range(400)]
+        for _, writer in held:
+            writer.write(b"GET / HTTP/1.1\r\nX-A: ")
+        for _ in range(20):
+            async with httpx.AsyncClient(base_url=url, timeout=5) as client:
+                assert (await client.get("/health/ready")).status_code == 200
+        assert (await frontend.client.post("/v1/completions", json=BODY)).status_code == 200
+        endings = await asyncio.wait_for(asyncio.gather(*(_ending(reader) for reader, _ in held)), 20)
+        assert set(endings) <= {b"", b"HTTP/1.1 408"}
+        for _, writer in held:
+            writer.transport.abort()
+        log = await frontend.terminate()
+        assert b"worker_ended" not in log
+
+
+async def _ending(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return (await reader.read())[:12]
+    except ConnectionError:
+        return b""

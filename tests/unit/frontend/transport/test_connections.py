@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +68,28 @@ async def test_body_that_is_not_wanted_is_not_read_to_its_end() -> None:
         assert (response.status, response.error_code) == (401, "invalid_api_key")
         assert await connection.is_closed()
         await until(lambda: app.dependencies.body_budget.free == app.dependencies.settings.body_bytes_in_flight)
+
+
+@pytest.mark.parametrize("then", [b"", LIVE], ids=["alone", "with-the-next-request"])
+async def test_connection_goes_on_after_an_error_before_the_end_of_a_short_body(then: bytes) -> None:
+    """Clients send head and body one after the other; an error that needs the head alone may overtake the body."""
+    async with real_server(idle_timeout_s=1) as app, connect(app) as connection:
+        for _ in range(3):
+            connection.write(post_head(length=10, key="wrong"))
+            assert (await connection.response()).status == 401
+            connection.write(b"01234")
+            await asyncio.sleep(0.05)
+            connection.write(b"56789" + then)
+            if then:
+                assert (await connection.response()).status == 200
+        assert await connection.is_closed()  # after its idle time
+
+
+async def test_rest_of_a_short_body_that_never_comes_ends_its_connection() -> None:
+    async with real_server(idle_timeout_s=60) as app, connect(app) as connection:
+        connection.write(post_head(length=10, key="wrong") + b"01234")
+        assert (await connection.response()).status == 401
+        assert await connection.is_closed()
 
 
 async def test_client_that_sends_its_whole_body_before_it_reads_gets_the_error() -> None:

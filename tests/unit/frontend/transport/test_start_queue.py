@@ -1,4 +1,4 @@
-"""Requests start in order, at most so many in one iteration of the event loop."""
+"""Requests start in order, a limited number in each iteration of the event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def test_all_start_in_order_and_few_in_each_iteration(arrivals: list[int]) -> No
     """`arrivals` are the numbers of requests that arrive in each iteration."""
 
     async def run() -> None:
-        queue, started, expected = StartQueue(), [], 0
+        queue, expected = StartQueue(), 0
+        started: list[int] = []
         for count in arrivals:
             before = len(started)
             for _ in range(count):
@@ -33,7 +34,8 @@ def test_all_start_in_order_and_few_in_each_iteration(arrivals: list[int]) -> No
 
 def test_a_single_request_starts_at_once() -> None:
     async def run() -> None:
-        queue, started = StartQueue(), []
+        queue = StartQueue()
+        started: list[int] = []
         queue.start(partial(started.append, 1))
         assert started == [1]
 
