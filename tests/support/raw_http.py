@@ -12,7 +12,7 @@ from typing import Any
 from tests.support.app import KEY, MODEL, Running
 
 LIMIT_S = 20.0
-LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def post_head(*, length: int | None, key: str = KEY, headers: bytes = b"") -> by
     """The head of a completion request; chunked if `length` is None."""
     framing = b"Transfer-Encoding: chunked" if length is None else b"Content-Length: %d" % length
     return (
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n"
         b"Content-Type: application/json\r\n%s\r\n%s\r\n" % (key.encode(), framing, headers)
     )
 

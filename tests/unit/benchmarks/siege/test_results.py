@@ -16,7 +16,7 @@ from benchmarks.siege.results import PhaseResult, Siege, findings
 from benchmarks.siege.samples import Delay
 from benchmarks.siege.target import keys_file, new_keys
 from benchmarks.siege.watch import Resources
-from frontend.api.auth import ApiKeyStore
+from frontend.keys.store import ApiKeyStore
 from tests.support.app import make_settings
 
 

@@ -14,14 +14,14 @@ KIB = 1024
 
 
 def head_with(headers: bytes) -> bytes:
-    return b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n"
+    return b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n"
 
 
 TOO_LARGE = {
     "one header": head_with(b"X-A: " + b"a" * 65 * KIB + b"\r\n"),
     "one header without its end": b"GET /health/live HTTP/1.1\r\nX-A: " + b"a" * 1024 * KIB,
     "many headers": head_with(b"".join(b"X-%d: %s\r\n" % (i, b"a" * KIB) for i in range(66))),
-    "request line": b"GET /health/live?" + b"a" * 65 * KIB + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "request line": b"GET /health/live?" + b"a" * 65 * KIB + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "request line without its end": b"GET /" + b"a" * 1024 * KIB,
     "name without its end": b"GET / HTTP/1.1\r\n" + b"a" * 1024 * KIB,
     "number of headers": head_with(b"X: \r\n" * MAX_HEADERS),
