@@ -5,7 +5,6 @@ What it does with a hostile guide has no limits: it runs in a guide's own proces
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,6 @@ from llm_pipeline.protocol.messages import Guide, GuideType
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
-
-_log = logging.getLogger(__name__)
 
 _ANY_JSON = "{}"
 # The style of json.dumps. With flexible white space, a small model may write blanks up to max_tokens.
