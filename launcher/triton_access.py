@@ -84,6 +84,12 @@ class TritonAddresses:
         assert self.socket_dir is not None
         return self.socket_dir / "http"
 
+    def remove_sockets(self) -> None:
+        """Removes the sockets of a server that has ended: a killed one leaves them, and the next could not listen."""
+        if self.socket_dir is not None:
+            for path in (self._http_socket, Path(self.grpc_url.removeprefix("unix:"))):
+                path.unlink(missing_ok=True)
+
     def connect_http(self, timeout_s: float) -> http.client.HTTPConnection:
         """Returns a connection to the HTTP service, opened by its first request."""
         if self.socket_dir is None:

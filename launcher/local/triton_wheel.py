@@ -41,20 +41,21 @@ def create_triton(
     run_dir: Path,
     log_dir: Path,
 ) -> ChildProcess:
-    """Returns the Triton process, not yet started. Its shared memory is removed whenever it ends.
+    """Returns the Triton process, not yet started. Its shared memory and sockets are removed whenever it ends.
 
     Raises PreflightError if the wheel cannot serve this interpreter, OSError if `run_dir` is not writable.
     """
     backends = prepare_backends(run_dir)
     prefix = new_shared_memory_prefix(settings)
     make_shared_memory_private()
+    settings.triton_addresses.remove_sockets()  # of a launcher that was killed
     return ChildProcess(
         "Triton",
         tritonserver_command(settings, backends, repository, shared_memory_prefix=prefix),
         environment(settings, engine_dir),
         log_dir / "triton.log",
         stop_timeout_s=TRITON_STOP_TIMEOUT_S,
-        on_exit=partial(remove_shared_memory, prefix),
+        on_exit=partial(_clean_up, settings, prefix),
     )
 
 
@@ -107,6 +108,12 @@ def make_shared_memory_private(folder: Path = _SHARED_MEMORY) -> None:
     for path in folder.glob(f"{_REGION_PREFIX}*"):
         with suppress(OSError):
             make_private(path)
+
+
+def _clean_up(settings: StackSettings, prefix: str) -> None:
+    """Removes what a killed server leaves."""
+    remove_shared_memory(prefix)
+    settings.triton_addresses.remove_sockets()
 
 
 def remove_shared_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:

@@ -241,6 +241,7 @@ def test_private_triton_is_restarted_and_serves_again(private_stack: RunningStac
     pid = private_stack.triton.pid
     private_stack.triton.kill()
     wait_until(lambda: private_stack.triton.pid != pid and completes(private_stack), limit_s=60, what="an answer")
+    assert "already in use" not in private_stack.triton.log_path.read_text()
 
 
 # --- A secret for inference ------------------------------------------------------------------------------------------

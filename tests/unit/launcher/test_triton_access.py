@@ -13,7 +13,7 @@ from launcher.local.preflight import run_preflight
 from launcher.local.triton_wheel import tritonserver_command
 from launcher.ports import free_ports
 from launcher.settings import StackSettings
-from launcher.triton_access import MANAGEMENT_APIS, closing_arguments
+from launcher.triton_access import MANAGEMENT_APIS, TritonAddresses, closing_arguments
 
 
 def test_management_apis_are_closed_by_default() -> None:
@@ -50,6 +50,16 @@ def test_private_stack_uses_sockets_in_the_run_directory(tmp_path: Path) -> None
     assert f"--grpc-address=unix:{folder}/grpc" in line
     assert "--metrics-address=127.0.0.1" in line
     assert frontend_environment(settings)["TRITON_GRPC_URL"] == f"unix:{folder}/grpc:2222"
+
+
+def test_sockets_of_a_server_that_has_ended_are_removed(tmp_path: Path) -> None:
+    addresses = TritonAddresses(8000, 8001, tmp_path)
+    addresses.remove_sockets()
+    for name in ("http", "grpc:8001", "another"):
+        (tmp_path / name).touch()
+    addresses.remove_sockets()
+    assert [path.name for path in tmp_path.iterdir()] == ["another"]
+    TritonAddresses(8000, 8001).remove_sockets()
 
 
 def test_run_directory_whose_path_is_too_long_for_a_socket_is_reported(tmp_path: Path) -> None:
