@@ -14,8 +14,8 @@ _INTERVAL_S = 0.001
 class LoopWatch:
     """A context manager. `longest_s` is the most CPU time of the process between two timers of the loop.
 
-    That of all threads, because one that holds the interpreter's lock holds the loop as well. Not wall time: a test must
-    not fail because another process has the processor.
+    That of all threads, because one that holds the interpreter's lock holds the loop as well. Not wall time: a test
+    must not fail because another process has the processor.
     """
 
     def __init__(self) -> None:
