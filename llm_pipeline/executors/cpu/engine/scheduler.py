@@ -8,7 +8,8 @@ again later; its tokens are kept, so nothing that was streamed changes.
 The prompts of one tenant are computed one after the other, those of different tenants side by side, so that a long
 prompt of one does not delay the short one of another: the oldest gets half of what a step has left for prompts, the
 rest goes to the shortest. The blocks of a whole prompt are allocated when it starts, so that prompt chunks preempt
-nothing.
+nothing. A tenant without an active sequence gets its first one at once: if no slot or block is free, the youngest
+sequence of the tenant with the most is preempted.
 
 A sequence skips the part of its prompt that the prefix cache (blocks.py) already contains.
 
@@ -18,6 +19,7 @@ until another one needs them. Then it is parked, outside the queue, until it is 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from llm_pipeline.executors.cpu.engine.blocks import BlockPool, block_hash, root_hash
@@ -161,6 +163,8 @@ class Scheduler:
         """
         for sequence in self._active:
             self._register_blocks(sequence)
+        if self.has_waiting:
+            self._make_way()
         chunks: list[ScheduledChunk] = []
         budget = self._budget
         for sequence in list(self._active):
@@ -188,6 +192,33 @@ class Scheduler:
         while len(blocks) < wanted and self._pool.available_count > len(self._active):
             blocks.append(self._pool.allocate())
         return min(count, len(blocks) * size - len(sequence.tokens))
+
+    def _make_way(self) -> None:
+        """Activates a sequence of each tenant that has none, at the expense of tenants that have several.
+
+        Without this, a tenant with long completions in all slots would make others wait for the first of them to end.
+        The oldest sequence of a tenant goes on in any case, so this ends, and every sequence makes progress.
+        """
+        while True:
+            tenants = Counter(sequence.request.tenant for sequence in self._active)
+            newcomer, first = self._waiting.first_except(tenants), self._waiting.first
+            if newcomer is None or first is None or first.request.urgency > newcomer.request.urgency:
+                return
+            while len(self._active) >= self._max_active or not self._admit(newcomer):
+                victim = self._victim_for(newcomer)
+                if victim is None:
+                    return
+                self._preempt(victim)
+
+    def _victim_for(self, newcomer: Sequence) -> Sequence | None:
+        """Returns the youngest sequence of the tenant with the most, two at least, that is not more urgent."""
+        urgency = newcomer.request.urgency
+        candidates = [sequence for sequence in self._active if sequence.request.urgency <= urgency]
+        tenants = Counter(sequence.request.tenant for sequence in candidates)
+        most = max(tenants.values(), default=0)
+        if most < 2:
+            return None
+        return next(sequence for sequence in reversed(candidates) if tenants[sequence.request.tenant] == most)
 
     def _admit_waiting(self, prefilling: list[Sequence], budget: int) -> None:
         """Activates waiting sequences in their order, while there is room, and adds them to `prefilling`.
