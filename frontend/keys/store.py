@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 CHECK_INTERVAL_S = 0.5
 _DEFAULT_KEY_NAME = "default"
+_DEFAULT_PRIORITY = 0  # of requests without a priority
 
 
 class ApiKeyStore:
@@ -136,7 +137,10 @@ class ApiKeyStore:
 
     def _set_listed(self, keys: list[ApiKey]) -> None:
         self._listed = keys
-        self._by_digest = {key.sha256: key for key in (*self._fixed, *keys)}
+        valid = [*self._fixed, *keys]
+        if len(valid) > 1:
+            valid = [_without_precedence(key) for key in valid]
+        self._by_digest = {key.sha256: key for key in valid}
 
     def _revoke_if_stale(self) -> None:
         if self._file is not None and self._clock() - self._last_read_s > self._grace_s:
@@ -175,6 +179,11 @@ def revoked_error() -> PipelineError:
 
 def _fixed_keys(key: HashedKey | None) -> list[ApiKey]:
     return [] if key is None else [ApiKey(name=_DEFAULT_KEY_NAME, sha256=key.sha256)]
+
+
+def _without_precedence(key: ApiKey) -> ApiKey:
+    """Returns a key that may not go before other keys, unless its entry says so: priority orders across keys."""
+    return key if key.best_priority is not None else key.model_copy(update={"best_priority": _DEFAULT_PRIORITY})
 
 
 def _now() -> datetime:

@@ -233,3 +233,19 @@ async def test_watch_goes_on_after_a_check_that_failed(store: ApiKeyStore, path:
     watch.cancel()
     with pytest.raises(asyncio.CancelledError):
         await watch
+
+
+def test_of_several_keys_only_one_with_a_best_priority_of_its_own_goes_first(path: Path) -> None:
+    write_keys(path, {"name": "a"}, {"name": "b", "best_priority": -5})
+    store = ApiKeyStore(FrontendSettings(api_keys_file=path))
+    assert best_priorities(store, "a", "b") == [0, -5]
+
+
+def test_a_single_key_may_use_any_priority(path: Path) -> None:
+    write_keys(path, {"name": "a"})
+    assert best_priorities(ApiKeyStore(FrontendSettings(api_keys_file=path)), "a") == [None]
+
+
+def best_priorities(store: ApiKeyStore, *names: str) -> list[int | None]:
+    keys = [store.authenticate(f"Bearer {name}".encode()) for name in names]
+    return [None if key is None else key.best_priority for key in keys]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -382,55 +381,3 @@ def test_releasing_a_block_twice_is_an_error() -> None:
     pool.release([block])
     with pytest.raises(RuntimeError, match="released twice"):
         pool.release([block])
-
-
-def _start(scheduler: Scheduler, tenant: str, count: int, **options: Any) -> list[Sequence]:
-    sequences = [Sequence(replace(make_request(max_tokens=20), tenant=tenant, **options), [1, 2]) for _ in range(count)]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    return sequences
-
-
-def _compute(scheduler: Scheduler) -> list[Sequence]:
-    chunks = scheduler.schedule()
-    for chunk in chunks:
-        chunk.sequence.computed = chunk.end
-        if chunk.is_sampled:
-            chunk.sequence.tokens.append(3)
-    return [chunk.sequence for chunk in chunks]
-
-
-def test_a_tenant_without_an_active_sequence_takes_a_slot_of_the_one_with_the_most() -> None:
-    scheduler = Scheduler(block_count=100, block_size=4, max_batched_tokens=100, max_active=4)
-    greedy = _start(scheduler, "greedy", 9)
-    assert _compute(scheduler) == greedy[:4]
-    first, second = _start(scheduler, "other", 2)
-    assert _compute(scheduler) == [*greedy[:3], first]
-    scheduler.remove(first)
-    assert _compute(scheduler) == [*greedy[:3], second]
-    scheduler.remove(second)
-    assert _compute(scheduler) == greedy[:4], "the preempted sequence goes on before those that have not started"
-
-
-def test_a_tenant_without_an_active_sequence_takes_blocks_of_the_one_with_the_most() -> None:
-    scheduler = Scheduler(block_count=4, block_size=4, max_batched_tokens=100, max_active=8)
-    greedy = _start(scheduler, "greedy", 8)
-    assert _compute(scheduler) == greedy[:4]
-    (other,) = _start(scheduler, "other", 1)
-    assert _compute(scheduler) == [*greedy[:3], other]
-
-
-def test_tenants_with_one_sequence_each_keep_their_slots() -> None:
-    scheduler = Scheduler(block_count=100, block_size=4, max_batched_tokens=100, max_active=3)
-    running = [_start(scheduler, tenant, 1)[0] for tenant in "abc"]
-    assert _compute(scheduler) == running
-    _start(scheduler, "d", 1)
-    assert _compute(scheduler) == running
-
-
-def test_a_less_urgent_sequence_takes_no_slot() -> None:
-    scheduler = Scheduler(block_count=100, block_size=4, max_batched_tokens=100, max_active=3)
-    running = _start(scheduler, "greedy", 3)
-    assert _compute(scheduler) == running
-    _start(scheduler, "other", 1, urgency=0.4)
-    assert _compute(scheduler) == running
