@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from build_engine.cpu.gguf_model import GgufModel
+from build_engine.cpu.gguf.checkpoint import GgufCheckpoint
 from build_engine.cpu.weights import convert_weights, quantize_weights
 from build_engine.errors import EngineRefusedError
 from llm_pipeline.executors.cpu.engine.weights import Weights, WeightsError, load_weights, save_weights
@@ -15,14 +15,14 @@ from tests.support.tiny_models import TinyModel, write_gguf
 
 
 def weights_of(path: Path) -> Weights:
-    return convert_weights(GgufModel(path), lambda _: None)
+    return convert_weights(GgufCheckpoint(path), lambda _: None)
 
 
 @pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "Q5_1", "BF16", "F16", "F32"])
 def test_matrices_become_f16_and_vectors_stay_f32(tmp_path: Path, quantization: str) -> None:
     original = write_gguf(tmp_path / "m.gguf", TinyModel(arch="qwen2", pre="qwen2"), quantization)
     advanced: list[int] = []
-    source = GgufModel(tmp_path / "m.gguf")
+    source = GgufCheckpoint(tmp_path / "m.gguf")
     tensors = convert_weights(source, advanced.append).tensors
     for tensor in tensors.values():
         assert tensor.dtype == (np.float16 if tensor.ndim > 1 else np.float32)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from build_engine.cpu.default_model import find_default_model
-from build_engine.cpu.gguf_model import GgufModel
-from build_engine.cpu.pre_tokenizers import PRE_TOKENIZERS
+from build_engine.cpu.gguf.gguf_model import GgufModel
+from build_engine.cpu.gguf.pre_tokenizers import PRE_TOKENIZERS
+from build_engine.cpu.gguf.tokenizer import GgufVocabulary, build_tokenizer
 from build_engine.cpu.reference import reference_cases
-from build_engine.cpu.tokenizer import GgufVocabulary, build_tokenizer
 from build_engine.errors import EngineRefusedError
 from llm_pipeline.engine_files.manifest import sha256_of
 from tests.support.tiny_models import MERGES, SPECIAL, TOKENS, TYPES
