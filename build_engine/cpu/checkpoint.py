@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from build_engine.cpu.architectures import Architecture
 from build_engine.cpu.rope import Rope
+from build_engine.errors import EngineRefusedError
 from build_engine.progress import BuildProgress
 from llm_pipeline.engine_files.manifest import TokenIds
 from llm_pipeline.executors.cpu.engine.weights import ModelShape
@@ -18,13 +19,21 @@ FloatArray: TypeAlias = "npt.NDArray[Any]"
 
 @dataclass(frozen=True)
 class ModelParameters:
-    """A model's parameters as its file or config.json gives them."""
+    """A model's parameters as its file or config.json gives them. Raises EngineRefusedError for impossible sizes."""
 
     shape: ModelShape  # without a rope scale: see `rope`
     width: int
     inner: int  # rows of the MLP's gate
     rope: Rope
     local_rope: Rope | None = None  # of layers with a sliding window; None: as the others
+
+    def __post_init__(self) -> None:
+        shape = self.shape
+        if shape.heads % shape.kv_heads or shape.head_size % 2:
+            raise EngineRefusedError(
+                f"the model has {shape.heads} heads for {shape.kv_heads} key and value heads of size "
+                f"{shape.head_size}. Use its original files."
+            )
 
 
 class Checkpoint(Protocol):

@@ -25,6 +25,7 @@ def read_parameters(model: GgufModel) -> ModelParameters:
     width, heads = model.number(f"{arch}.embedding_length"), model.number(f"{arch}.attention.head_count")
     head_size = int(model.value(f"{arch}.attention.key_length") or width // heads)
     layers = model.number(f"{arch}.block_count")
+    has_kv_heads = model.value(f"{arch}.attention.head_count_kv") is not None
     is_gemma = arch == "gemma3"
     attention_scale = None
     if is_gemma and layers == _GEMMA3_27B_LAYERS:
@@ -32,7 +33,7 @@ def read_parameters(model: GgufModel) -> ModelParameters:
     shape = ModelShape(
         layers=layers,
         heads=heads,
-        kv_heads=int(model.value(f"{arch}.attention.head_count_kv") or heads),
+        kv_heads=model.number(f"{arch}.attention.head_count_kv") if has_kv_heads else heads,
         head_size=head_size,
         norm_epsilon=float(model.value(f"{arch}.attention.layer_norm_rms_epsilon") or 1e-5),
         rope_base=float(model.value(f"{arch}.rope.freq_base") or _ROPE_BASE),

@@ -74,11 +74,6 @@ def read_parameters(architecture: Architecture, config: ConfigValues) -> ModelPa
     layers = config.whole("num_hidden_layers")
     head_size = config.whole("head_dim") if config.value("head_dim") is not None else width // heads
     kv_heads = config.whole("num_key_value_heads") if config.value("num_key_value_heads") is not None else heads
-    if heads % kv_heads or head_size % 2:
-        raise EngineRefusedError(
-            f"{CONFIG_NAME} has {heads} heads for {kv_heads} key and value heads of size {head_size}. "
-            "Use the model's original file."
-        )
     is_gemma = architecture.class_name == GEMMA3
     rope = read_rope(config, head_size)
     windows = _windows(architecture.class_name, config, layers)
@@ -110,7 +105,9 @@ def _attention_scale(config: ConfigValues, head_size: int) -> float | None:
 
 def _windows(class_name: str, config: ConfigValues, layers: int) -> tuple[int, ...]:
     """Sliding windows for each layer, by the rules of each class; empty if none has one."""
-    if class_name == "LlamaForCausalLM" or config.optional("sliding_window") is None:
+    if class_name == "LlamaForCausalLM":
+        return ()
+    if class_name != GEMMA3 and config.optional("sliding_window") is None:
         return ()
     if class_name not in (GEMMA3, MISTRAL) and config.value("use_sliding_window") is not True:
         return ()
