@@ -41,9 +41,9 @@ class ConfigValues:
         return float(value)
 
     def table(self, key: str) -> ConfigValues | None:
-        """An object without defaults; None if it is absent or null."""
+        """An object without defaults; None if it is absent, null or empty."""
         value = self.value(key)
-        if value is None:
+        if value is None or value == {}:
             return None
         if not isinstance(value, dict):
             raise self._invalid(key, value, "an object")

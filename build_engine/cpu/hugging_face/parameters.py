@@ -114,7 +114,8 @@ def _windows(class_name: str, config: ConfigValues, layers: int) -> tuple[int, .
     window = config.whole("sliding_window")
     kinds = [FULL if is_full else SLIDING for is_full in _full_layers(class_name, config, layers)]
     if class_name != MISTRAL and (listed := config.value("layer_types")) is not None:
-        if not isinstance(listed, list) or len(listed) != layers or not set(listed) <= {FULL, SLIDING}:
+        is_list = isinstance(listed, list) and len(listed) == layers
+        if not is_list or any(kind not in (FULL, SLIDING) for kind in listed):
             raise EngineRefusedError(
                 f"{CONFIG_NAME} has layer_types = {listed!r}; it must be {layers} times {FULL} or {SLIDING}. "
                 "Use another model."

@@ -19,14 +19,13 @@ _KINDS = (DEFAULT, LINEAR, LLAMA3, YARN)
 def read_rope(config: ConfigValues, head_size: int) -> Rope:
     """The rope of layers without a sliding window. Raises EngineRefusedError for an unsupported kind."""
     settings = _settings(config, FULL)
-    return _rope(settings, _base(config, settings, "rope_theta"), head_size, config.positive("max_position_embeddings"))
+    return _rope(config, settings, _base(config, settings, "rope_theta"), head_size)
 
 
 def read_local_rope(config: ConfigValues, head_size: int) -> Rope:
     """The rope of Gemma's layers with a sliding window: version 4 never scales it."""
     settings = _settings(config, SLIDING)
-    base = _base(config, settings, "rope_local_base_freq")
-    rope = _rope(settings, base, head_size, config.positive("max_position_embeddings"))
+    rope = _rope(config, settings, _base(config, settings, "rope_local_base_freq"), head_size)
     if rope.scale != 1:
         raise EngineRefusedError(
             f"{CONFIG_NAME} has a yarn rope in layers with a sliding window, which the CPU engine does not support. "
@@ -45,17 +44,18 @@ def context_length(config: ConfigValues) -> int:
     settings = _settings(config, FULL)
     if settings is None or _kind(settings) != YARN or settings.value("factor") is None:
         return positions
-    original = settings.positive("original_max_position_embeddings") if _has_original(settings) else positions
-    return max(positions, int(original * settings.positive("factor")))
+    return max(positions, int(_original_length(config, settings) * settings.positive("factor")))
 
 
 def _settings(config: ConfigValues, layers: str) -> ConfigValues | None:
-    """The settings of one kind of layer; None if config.json has none."""
+    """The settings of one kind of layer; None if config.json has none. Of both spellings, the older one counts."""
+    if layers == FULL and (scaling := config.table("rope_scaling")):
+        return scaling
     if parameters := config.table("rope_parameters"):
         of_layers = parameters.table(layers)
         is_by_layers = parameters.value(FULL) is not None or parameters.value(SLIDING) is not None
         return of_layers if is_by_layers else parameters
-    return config.table("rope_scaling") if layers == FULL else None
+    return None
 
 
 def _base(config: ConfigValues, settings: ConfigValues | None, key: str) -> float:
@@ -69,11 +69,15 @@ def _kind(settings: ConfigValues) -> object:
     return settings.value("type") or DEFAULT if kind is None else kind
 
 
-def _has_original(settings: ConfigValues) -> bool:
-    return settings.value("original_max_position_embeddings") is not None
+def _original_length(config: ConfigValues, settings: ConfigValues) -> float:
+    """The length before scaling: beside the settings as in Phi-3's config.json, in them, or the trained length."""
+    for values in (config, settings):
+        if values.value("original_max_position_embeddings") is not None:
+            return values.positive("original_max_position_embeddings")
+    return config.positive("max_position_embeddings")
 
 
-def _rope(settings: ConfigValues | None, base: float, head_size: int, positions: float) -> Rope:
+def _rope(config: ConfigValues, settings: ConfigValues | None, base: float, head_size: int) -> Rope:
     frequencies = base_frequencies(base, head_size)
     if settings is None:
         return Rope(base, frequencies)
@@ -83,7 +87,7 @@ def _rope(settings: ConfigValues | None, base: float, head_size: int, positions:
         return Rope(base, frequencies)
     if kind == LINEAR:
         return Rope(base, frequencies / settings.positive("factor"))
-    original = settings.positive("original_max_position_embeddings") if _has_original(settings) else positions
+    original = _original_length(config, settings)
     if kind == LLAMA3:
         factor, low = settings.positive("factor"), settings.positive("low_freq_factor")
         high = settings.positive("high_freq_factor")
@@ -94,7 +98,7 @@ def _rope(settings: ConfigValues | None, base: float, head_size: int, positions:
             )
         return Rope(base, scale_like_llama3(frequencies, factor=factor, low=low, high=high, original_length=original))
     if kind == YARN:
-        return _yarn(settings, base, head_size, positions, original)
+        return _yarn(settings, base, head_size, config.positive("max_position_embeddings"), original)
     raise EngineRefusedError(
         f"{CONFIG_NAME} has the rope type {kind!r}, which the CPU engine does not support. "
         f"It supports {', '.join(_KINDS)}. Use another model."

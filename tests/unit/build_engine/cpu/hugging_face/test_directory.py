@@ -13,6 +13,8 @@ import pytest
 from build_engine.artifact.model_directory import hash_model_files
 from build_engine.artifact.result import BuildResult
 from build_engine.cpu.hugging_face.checkpoint import HuggingFaceCheckpoint
+from build_engine.cpu.hugging_face.parameters import config_values, read_parameters
+from build_engine.cpu.hugging_face.rope_settings import context_length
 from build_engine.cpu.weights import convert_weights
 from build_engine.errors import EngineRefusedError
 from build_engine.progress import SilentProgress
@@ -27,6 +29,7 @@ from tests.support.hugging_face_models import (
     write_safetensors,
 )
 
+REPOSITORY = Path(__file__).parents[5]
 Build = Callable[..., BuildResult]
 GEMMA3 = REFERENCE_MODELS["gemma3"]
 
@@ -114,6 +117,16 @@ def test_rope_of_both_versions_of_transformers_gives_the_same_engine(tmp_path: P
     assert old.shape == new.shape == oldest.shape
     for weights in (new, oldest):
         np.testing.assert_array_equal(weights.tensors["rope.frequencies"], old.tensors["rope.frequencies"])
+
+
+def test_the_original_length_may_stand_beside_the_rope_settings(tmp_path: Path) -> None:
+    """transformers prefers this place, which Phi-3 uses."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    inside = {**scaling, "original_max_position_embeddings": 32}
+    beside = {"rope_scaling": scaling, "original_max_position_embeddings": 32}
+    models = [TinyDirectory(config={"rope_scaling": inside}), TinyDirectory(config=beside)]
+    first, second = (weights_of(tmp_path / str(number), model) for number, model in enumerate(models))
+    np.testing.assert_array_equal(first.tensors["rope.frequencies"], second.tensors["rope.frequencies"])
 
 
 def test_unscaled_rope_is_computed_by_the_engine(tmp_path: Path) -> None:
@@ -356,3 +369,24 @@ def test_a_special_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> No
     checkpoint = open_model(tmp_path, TinyDirectory(config={"eos_token_id": VOCAB_SIZE}))
     with pytest.raises(EngineRefusedError, match=f"special token id {VOCAB_SIZE} is outside"):
         _ = checkpoint.token_ids
+
+
+@pytest.mark.parametrize(
+    ("name", "head_size", "rope_base", "is_scaled", "context"),
+    [
+        ("llama-3.1-8b", 128, 500000.0, True, 131072),
+        ("mistral-7b", 128, 1000000.0, False, 32768),
+        ("qwen3-8b", 128, 1000000.0, False, 40960),
+        ("smollm2-135m", 64, 100000.0, False, 8192),
+    ],
+)
+def test_published_configurations_are_read(
+    name: str, head_size: int, rope_base: float, is_scaled: bool, context: int
+) -> None:
+    values = json.loads((REPOSITORY / "tests" / "data" / "model_configs" / name / "config.json").read_text())
+    architecture, config = config_values(values)
+    parameters = read_parameters(architecture, config)
+    assert parameters.shape.head_size == head_size
+    assert parameters.shape.windows == ()
+    assert (parameters.rope.base, parameters.rope.is_scaled) == (rope_base, is_scaled)
+    assert context_length(config) == context
