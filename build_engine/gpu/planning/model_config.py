@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from build_engine.artifact.model_directory import CONFIG_NAME, read_json_object
 from build_engine.errors import EngineRefusedError
 from build_engine.model_names import checked_model_name, slug
 from build_engine.targets.precisions import DTYPE_BYTES, FLOAT32
 
-CONFIG_NAME = "config.json"
 # Decoders with rotary positions and a gated MLP, whose matrices `parameters` counts. All are in TensorRT-LLM's
 # MODEL_MAP (tensorrt_llm/models/__init__.py).
 ARCHITECTURES = (
@@ -149,14 +149,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise EngineRefusedError(f"No model directory {path}. GPU engines are built from a Hugging Face directory.")
     try:
-        values = json.loads((path / CONFIG_NAME).read_bytes())
+        return read_json_object(path / CONFIG_NAME)
     except FileNotFoundError:
         raise EngineRefusedError(f"{path} has no {CONFIG_NAME}. Use a Hugging Face model directory.") from None
-    except ValueError as error:
-        raise EngineRefusedError(f"{path / CONFIG_NAME} is not valid JSON: {error}. Download it again.") from error
-    if not isinstance(values, dict):
-        raise EngineRefusedError(f"{path / CONFIG_NAME} is not a JSON object. Download it again.")
-    return values
 
 
 def _digest(values: dict[str, Any]) -> str:

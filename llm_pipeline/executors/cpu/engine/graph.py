@@ -1,4 +1,7 @@
-"""Builds the model as an OpenVINO graph around paged attention: llama, qwen2 and qwen3, from the tensors of weights.py.
+"""Builds the model as an OpenVINO graph around paged attention, from the tensors of weights.py.
+
+One graph for llama, mistral, qwen2, qwen3 and gemma3: each is a selection of biases, norms, sliding windows, scales and
+an activation, which the tensors and the shape give.
 
 Written by hand because it is faster than OpenVINO's and OpenVINO GenAI's own graphs (docs/decisions/0009-cpu-graph.md):
 
@@ -15,11 +18,12 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 import openvino.opset13 as ops
 from openvino.op import _PagedAttentionExtension
 
-from llm_pipeline.executors.cpu.engine.weights import ModelShape, Weights
+from llm_pipeline.executors.cpu.engine.weights import Activation, ModelShape, Weights
 
 Node: TypeAlias = Any  # openvino's Node or Output: its stubs distinguish them, its functions do not
 
@@ -66,8 +70,8 @@ class _GraphBuilder:
 
     def build(self) -> ov.Model:
         ids = self._input("input_ids", np.int64)
-        angles = self._rope_angles(self._input("position_ids", np.int64))
-        rope_cos_sin = (ops.cos(angles), ops.sin(angles))
+        positions = self._input("position_ids", np.int64)
+        rope, local_rope = self._ropes(positions)
         paging = [
             self._input(name, np.int32)
             for name in ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
@@ -76,7 +80,9 @@ class _GraphBuilder:
         sampled = self._input(SAMPLED_INDICES, np.int64)
 
         hidden = ops.gather(self._matrix("embedding"), ids, _int64(0))
+        hidden = _scaled(hidden, self._shape.embedding_scale)
         for number in range(self._shape.layers):
+            rope_cos_sin = local_rope if self._shape.window(number) else rope
             hidden = ops.add(hidden, self._attention(hidden, f"layers.{number}", number, rope_cos_sin, paging, length))
             hidden = ops.add(hidden, self._mlp(hidden, f"layers.{number}"))
         hidden = self._norm(ops.gather(hidden, sampled, _int64(0)), "norm")
@@ -94,7 +100,8 @@ class _GraphBuilder:
         key = self._apply_rope(parts.output(1), shape.kv_heads, f"{layer}.key_norm", rope_cos_sin)
         caches = [self._cache(name.format(number)) for name in (KEY_CACHE, VALUE_CACHE)]
         unused = [ops.constant(np.zeros(size, kind)) for kind, size in _UNUSED_INPUTS]
-        scale, sliding_window, alibi_slopes = np.float32(shape.head_size**-0.5), np.int32(0), np.zeros(0, np.float32)
+        scale = np.float32(shape.head_size**-0.5 if shape.attention_scale is None else shape.attention_scale)
+        sliding_window, alibi_slopes = np.int32(shape.window(number)), np.zeros(0, np.float32)
         options = [ops.constant(value) for value in (scale, sliding_window, alibi_slopes)]
         inputs = [query, key, parts.output(2), *caches, *paging, *options, length, *unused]
         attention = _PagedAttentionExtension([_output(node) for node in inputs])
@@ -102,33 +109,54 @@ class _GraphBuilder:
             attention.get_rt_info()[name] = value
         for name in ("num_k_heads", "num_v_heads"):
             attention.get_rt_info()[name] = shape.kv_heads
-        return self._product(attention.output(0), f"{layer}.attention_output")
+        output = self._product(attention.output(0), f"{layer}.attention_output")
+        return self._optional_norm(output, f"{layer}.attention_post_norm")
 
     def _mlp(self, hidden: Node, layer: str) -> Node:
         joint = self._product(self._norm(hidden, f"{layer}.mlp_norm"), f"{layer}.gate_up")
         inner = self._tensors[f"{layer}.down.weight"].shape[1]
         gate_up = ops.variadic_split(joint, _int64(1), _int64([inner, inner]))
-        return self._product(ops.multiply(ops.swish(gate_up.output(0)), gate_up.output(1)), f"{layer}.down")
+        is_silu = self._shape.activation is Activation.SILU
+        gate = ops.swish(gate_up.output(0)) if is_silu else ops.gelu(gate_up.output(0), "tanh")
+        output = self._product(ops.multiply(gate, gate_up.output(1)), f"{layer}.down")
+        return self._optional_norm(output, f"{layer}.mlp_post_norm")
 
     def _apply_rope(self, rows: Node, heads: int, norm: str, rope_cos_sin: tuple[Node, Node]) -> Node:
         """Applies rotary position embedding to [tokens, heads * head_size], in the form that the plugin fuses."""
         size = self._shape.head_size
-        split = ops.reshape(rows, _int64([-1, heads, 1, size]), False)
-        if f"{norm}.weight" in self._tensors:
-            split = self._norm(split, norm)
+        split = self._optional_norm(ops.reshape(rows, _int64([-1, heads, 1, size]), False), norm)
         first = ops.slice(split, _int64([0]), _int64([size // 2]), _int64([1]), _int64([-1]))
         second = ops.slice(split, _int64([size // 2]), _int64([_SLICE_END]), _int64([1]), _int64([-1]))
         crossed = ops.concat([ops.multiply(second, ops.constant(np.float32(-1))), first], -1)
         rotated = ops.add(ops.multiply(split, rope_cos_sin[0]), ops.multiply(crossed, rope_cos_sin[1]))
         return ops.reshape(rotated, _int64([-1, heads * size]), False)
 
-    def _rope_angles(self, positions: Node) -> Node:
-        """Returns f32 [tokens, 1, 1, head_size]: each position times the frequency of each dimension."""
-        size = self._shape.head_size
-        frequencies = 1.0 / self._shape.rope_base ** (np.arange(0, size, 2) / size)
+    def _ropes(self, positions: Node) -> tuple[tuple[Node, Node], tuple[Node, Node]]:
+        """Returns the cosines and sines of layers without and with a sliding window."""
+        size, scale = self._shape.head_size, self._shape.rope_scale
+        frequencies = self._tensors.get("rope.frequencies")
+        if frequencies is None:
+            frequencies = 1.0 / self._shape.rope_base ** (np.arange(0, size, 2) / size)
+        angles = self._rope_angles(positions, frequencies)
+        rope = (_scaled(ops.cos(angles), scale), _scaled(ops.sin(angles), scale))
+        if (local_frequencies := self._tensors.get("local_rope.frequencies")) is None:
+            return rope, rope
+        local_angles = self._rope_angles(positions, local_frequencies)
+        return rope, (ops.cos(local_angles), ops.sin(local_angles))
+
+    def _rope_angles(self, positions: Node, frequencies: npt.NDArray[Any]) -> Node:
+        """Returns f32 [tokens, 1, 1, head_size]: each position times the frequency of each dimension.
+
+        `frequencies` are [head_size / 2], in radians for each token.
+        """
         both_halves = np.concatenate([frequencies, frequencies]).astype(np.float32)[np.newaxis]
         column = ops.unsqueeze(ops.convert(positions, np.float32), _int64(1))
-        return ops.reshape(ops.multiply(column, ops.constant(both_halves)), _int64([-1, 1, 1, size]), False)
+        angles = ops.multiply(column, ops.constant(both_halves))
+        return ops.reshape(angles, _int64([-1, 1, 1, self._shape.head_size]), False)
+
+    def _optional_norm(self, rows: Node, name: str) -> Node:
+        """Applies a norm if the model has it."""
+        return self._norm(rows, name) if f"{name}.weight" in self._tensors else rows
 
     def _norm(self, rows: Node, name: str) -> Node:
         squares = ops.power(rows, ops.constant(np.float32(2)))
@@ -164,6 +192,10 @@ class _GraphBuilder:
         parameter.output(0).set_names({name})
         self._parameters.append(parameter)
         return parameter
+
+
+def _scaled(rows: Node, factor: float) -> Node:
+    return rows if factor == 1 else ops.multiply(rows, ops.constant(np.float32(factor)))
 
 
 def _int64(value: int | list[int]) -> Node:

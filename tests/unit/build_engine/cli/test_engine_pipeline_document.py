@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from build_engine.cli.inspect import INCOMPLETE_STATUS
+from build_engine.cpu.architectures import ARCHITECTURES
 from build_engine.fleet.file import read_fleet_file
 from build_engine.gpu.verification.accuracy import THRESHOLDS
 from llm_pipeline.engine_files.manifest import EngineManifest, GpuBuild
@@ -42,3 +43,9 @@ def test_the_documented_fleet_file_is_valid(document: str, tmp_path: Path) -> No
 
 def test_the_documented_status_of_an_incomplete_check_is_that_of_the_code(document: str) -> None:
     assert f"the status is {INCOMPLETE_STATUS}" in document
+
+
+def test_the_documented_models_for_cpus_are_those_of_the_code(document: str) -> None:
+    text = document.split("## Models for CPUs")[1].split("## Storage")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", text, re.MULTILINE)
+    assert rows == [(architecture.class_name, architecture.name) for architecture in ARCHITECTURES]

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from build_engine.cpu.gguf_model import GgufModel
+from build_engine.cpu.gguf.checkpoint import GgufCheckpoint
+from build_engine.cpu.hugging_face.checkpoint import HuggingFaceCheckpoint
 from build_engine.cpu.weights import convert_weights, quantize_weights
 from build_engine.errors import EngineRefusedError
 from llm_pipeline.executors.cpu.engine.weights import Weights, WeightsError, load_weights, save_weights
+from tests.support.hugging_face_models import REFERENCE_MODELS
 from tests.support.tiny_models import TinyModel, write_gguf
 
 
 def weights_of(path: Path) -> Weights:
-    return convert_weights(GgufModel(path), lambda _: None)
+    return convert_weights(GgufCheckpoint(path), lambda _: None)
 
 
 @pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "Q5_1", "BF16", "F16", "F32"])
 def test_matrices_become_f16_and_vectors_stay_f32(tmp_path: Path, quantization: str) -> None:
     original = write_gguf(tmp_path / "m.gguf", TinyModel(arch="qwen2", pre="qwen2"), quantization)
     advanced: list[int] = []
-    source = GgufModel(tmp_path / "m.gguf")
+    source = GgufCheckpoint(tmp_path / "m.gguf")
     tensors = convert_weights(source, advanced.append).tensors
     for tensor in tensors.values():
         assert tensor.dtype == (np.float16 if tensor.ndim > 1 else np.float32)
@@ -83,6 +88,30 @@ def test_saved_weights_load_unchanged(tmp_path: Path, tiny_gguf: Path) -> None:
     assert loaded.tensors.keys() == saved.tensors.keys()
     for name, tensor in saved.tensors.items():
         np.testing.assert_array_equal(loaded.tensors[name], tensor)
+
+
+def test_parameters_of_a_model_with_windows_load_unchanged(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(REFERENCE_MODELS["gemma3-layer-types"].write(tmp_path / "gemma3"))
+    saved = convert_weights(checkpoint, lambda _: None)
+    save_weights(tmp_path / "model.safetensors", saved)
+    assert load_weights(tmp_path).shape == saved.shape
+    assert saved.shape.windows == (16, 0, 0, 16)
+    assert saved.shape.rope_scale != 1
+
+
+def test_a_model_without_new_features_has_a_file_that_earlier_versions_read(tmp_path: Path, tiny_gguf: Path) -> None:
+    save_weights(tmp_path / "model.safetensors", weights_of(tiny_gguf))
+    content = (tmp_path / "model.safetensors").read_bytes()
+    shape = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["shape"])
+    assert list(shape) == ["layers", "heads", "kv_heads", "head_size", "norm_epsilon", "rope_base"]
+
+
+@pytest.mark.parametrize("change", [{"windows": (4,)}, {"activation": "relu"}], ids=["windows", "activation"])
+def test_invalid_parameters_are_refused(tmp_path: Path, tiny_gguf: Path, change: dict[str, Any]) -> None:
+    weights = weights_of(tiny_gguf)
+    save_weights(tmp_path / "model.safetensors", Weights(replace(weights.shape, **change), weights.tensors))
+    with pytest.raises(WeightsError, match="can't be read as a model"):
+        load_weights(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"\x02\0\0\0\0\0\0\0{}"], ids=["empty", "text", "no shape"])

@@ -54,14 +54,21 @@ def _llama_cpp_default() -> PreTokenizer:
     return _splits(r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]")
 
 
+_LLAMA3 = PreTokenization(_llama3, ignore_merges=True, add_bos=True)
+_GPT2 = PreTokenization(_gpt2)
+_DIGITS = PreTokenization(_digits_then_gpt2)
+# llama.cpp has several names for one pre-tokenizer, often one for each family of models.
 PRE_TOKENIZERS = {
     "default": PreTokenization(_llama_cpp_default),
-    "gpt-2": PreTokenization(_gpt2),
-    "llama-bpe": PreTokenization(_llama3, ignore_merges=True, add_bos=True),
-    "llama3": PreTokenization(_llama3, ignore_merges=True, add_bos=True),
+    **dict.fromkeys(("gpt-2", "phi-2", "a.x-4.0", "gigachat", "mellum", "mpt", "olmo", "jais", "trillion"), _GPT2),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0", "lfm2"), _LLAMA3),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), PreTokenization(_llama3)),
     "qwen2": PreTokenization(_qwen2, normalizer=NFC),
-    "smollm": PreTokenization(_digits_then_gpt2),
-    "starcoder": PreTokenization(_digits_then_gpt2),
+    # Without the normalizer of Qwen's own tokenizer.json: llama.cpp never normalizes.
+    **dict.fromkeys(
+        ("deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "grok-2", "solar-open"), PreTokenization(_qwen2)
+    ),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
 }
 
 

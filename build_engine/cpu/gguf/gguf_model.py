@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from build_engine.cpu.tokenizer import GgufVocabulary
+from build_engine.cpu.gguf.tokenizer import GgufVocabulary
 from build_engine.errors import EngineRefusedError
 
 _MAGIC = b"GGUF"

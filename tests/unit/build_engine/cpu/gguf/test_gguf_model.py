@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_engine.cpu.default_model import find_default_model, find_model
-from build_engine.cpu.gguf_model import GgufModel
-from build_engine.cpu.supported_models import require_supported
+from build_engine.cpu.gguf.gguf_model import GgufModel
+from build_engine.cpu.gguf.supported_models import require_supported
 from build_engine.errors import EngineRefusedError
 from tests.support.tiny_models import TinyModel, write_gguf
 
@@ -92,13 +92,14 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (TinyModel(arch="gemma3"), "'gemma3' is not supported on CPUs.*llama, qwen2, qwen3"),
-        (TinyModel(extra={"rope.scaling.type": "yarn"}), "rope.scaling.type is 'yarn'"),
+        (TinyModel(arch="gemma2"), "'gemma2' is not supported on CPUs.*llama, qwen2, qwen3, gemma3"),
+        (TinyModel(extra={"rope.scaling.type": "longrope"}), "rope.scaling.type is 'longrope'"),
         (TinyModel(extra={"rope.dimension_count": 8}), "rope.dimension_count is 8"),
         (TinyModel(extra={"expert_count": 8}), "expert_count is 8"),
-        (TinyModel(extra={"attention.sliding_window": 64}), "sliding_window is 64"),
+        (TinyModel(arch="qwen2", extra={"attention.sliding_window": 64}), "sliding_window is 64"),
+        (TinyModel(extra={"final_logit_softcapping": 30}), "final_logit_softcapping is 30"),
     ],
-    ids=["architecture", "rope-scaling", "partial-rope", "experts", "window"],
+    ids=["architecture", "rope-scaling", "partial-rope", "experts", "window", "softcapping"],
 )
 def test_a_setting_that_the_graph_would_ignore_is_refused(tmp_path: Path, model: TinyModel, message: str) -> None:
     write_gguf(tmp_path / "m.gguf", model)
@@ -107,7 +108,7 @@ def test_a_setting_that_the_graph_would_ignore_is_refused(tmp_path: Path, model:
 
 
 def test_a_tensor_that_the_graph_would_ignore_is_refused(tmp_path: Path) -> None:
-    weights = TinyModel().weights() | {"rope_freqs.weight": np.ones(64, np.float32)}
+    weights = TinyModel().weights() | {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}
     write_gguf(tmp_path / "m.gguf", TinyModel(), weights=weights)
-    with pytest.raises(EngineRefusedError, match="does not support tensor rope_freqs"):
+    with pytest.raises(EngineRefusedError, match=r"does not support tensor blk\.0\.attn_q_norm"):
         require_supported(GgufModel(tmp_path / "m.gguf"))

@@ -12,7 +12,7 @@ from enum import IntEnum
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
-from build_engine.cpu.pre_tokenizers import find_pre_tokenization
+from build_engine.cpu.gguf.pre_tokenizers import find_pre_tokenization
 from build_engine.errors import EngineRefusedError
 
 _SPACE = "\u2581"  # SentencePiece's space

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from build_engine.cpu.default_model import find_default_model
-from build_engine.cpu.gguf_model import GgufModel
-from build_engine.cpu.pre_tokenizers import PRE_TOKENIZERS
+from build_engine.cpu.gguf.gguf_model import GgufModel
+from build_engine.cpu.gguf.pre_tokenizers import PRE_TOKENIZERS
+from build_engine.cpu.gguf.tokenizer import GgufVocabulary, build_tokenizer
 from build_engine.cpu.reference import reference_cases
-from build_engine.cpu.tokenizer import GgufVocabulary, build_tokenizer
 from build_engine.errors import EngineRefusedError
 from llm_pipeline.engine_files.manifest import sha256_of
 from tests.support.tiny_models import MERGES, SPECIAL, TOKENS, TYPES
@@ -111,6 +111,33 @@ def test_every_pre_tokenizer_loses_no_text(pre: str) -> None:
     tokenizer = build_tokenizer(replace(TINY, pre=pre))
     text = "hello  world's 12345\n\n  \tdef f(x): # 🙂 Grüße…"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("falcon3", "llama-bpe"),
+        ("llama-v3", "llama-bpe"),
+        ("deepseek-r1-qwen", "qwen2"),
+        ("megrez", "qwen2"),
+        ("mellum", "gpt-2"),
+        ("olmo", "gpt-2"),
+        ("refact", "smollm"),
+        ("minerva-7b", "smollm"),
+        ("smaug-bpe", "llama-bpe"),
+    ],
+)
+def test_another_name_of_a_pre_tokenizer_splits_like_it(alias: str, name: str) -> None:
+    text = "It's 12345  words\n\n\tdef f(x): # 🙂 Grüße"
+    split = [PRE_TOKENIZERS[pre].build().pre_tokenize_str(text) for pre in (alias, name)]
+    assert split[0] == split[1]
+
+
+@pytest.mark.parametrize(("pre", "adds"), [("falcon3", True), ("smaug-bpe", False)])
+def test_another_name_may_have_another_default_for_bos(pre: str, adds: bool) -> None:
+    """llama.cpp splits smaug-bpe like llama-bpe, but adds no bos token and applies all merges."""
+    assert replace(TINY, pre=pre, add_bos=None).adds_bos is adds
+    assert PRE_TOKENIZERS[pre].ignore_merges is adds
 
 
 def test_an_unknown_pre_tokenizer_is_refused_by_name() -> None:
