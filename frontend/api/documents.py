@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import json
+from functools import lru_cache
+
 from fastapi import APIRouter
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from frontend.api import route_paths as paths
 from frontend.api.docs_page import CONTENT_SECURITY_POLICY, docs_page
@@ -15,6 +19,9 @@ from frontend.dependencies import InjectedRecord
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 router = APIRouter()
+
+_BASE_URL = "http://base-url.invalid"
+"""Replaced in the rendered documents by the client's URL: rendering takes milliseconds, and needs no key."""
 
 
 class JsonSchemaResponse(JSONResponse):
@@ -29,13 +36,13 @@ class JsonSchemaResponse(JSONResponse):
     methods=READ_METHODS,
     summary="OpenAPI document",
     response_description="This document",
+    response_class=JSONResponse,
     responses=error_responses(405),
     openapi_extra=PUBLIC,
 )
-async def get_openapi(request: Request, record: InjectedRecord) -> JSONResponse:
+async def get_openapi(request: Request, record: InjectedRecord) -> Response:
     """This document."""
-    app: DocumentedApi = request.app
-    return JSONResponse(app.openapi_at(record.base_url))
+    return Response(_openapi(request.app).replace(_BASE_URL, _in_json(record.base_url)), media_type="application/json")
 
 
 @router.api_route(
@@ -50,9 +57,9 @@ async def get_openapi(request: Request, record: InjectedRecord) -> JSONResponse:
 )
 async def get_docs(request: Request, record: InjectedRecord) -> HTMLResponse:
     """This document as a page without scripts or external resources."""
-    app: DocumentedApi = request.app
     headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Referrer-Policy": "no-referrer"}
-    return HTMLResponse(docs_page(app.openapi_at(record.base_url)), headers=headers)
+    page = _docs_page(request.app).replace(_BASE_URL, html.escape(record.base_url))
+    return HTMLResponse(page, headers=headers)
 
 
 @router.api_route(
@@ -69,4 +76,26 @@ async def get_schema(name: str, record: InjectedRecord) -> Response:
     """The schema that the `$schema` property of a response refers to."""
     if name not in DOCUMENTS:
         raise PipelineError(ErrorCode.NOT_FOUND, f"Unknown schema. Available: {', '.join(DOCUMENTS)}.")
-    return JsonSchemaResponse(schema_document(name, record.schema_url(name)))
+    schema = _schema(name).replace(_BASE_URL, _in_json(record.base_url))
+    return Response(schema, media_type=JsonSchemaResponse.media_type)
+
+
+@lru_cache(maxsize=8)
+def _openapi(app: DocumentedApi) -> str:
+    return json.dumps(app.openapi_at(_BASE_URL), ensure_ascii=False, separators=(",", ":"))
+
+
+@lru_cache(maxsize=8)
+def _docs_page(app: DocumentedApi) -> str:
+    return docs_page(app.openapi_at(_BASE_URL))
+
+
+@lru_cache(maxsize=len(DOCUMENTS))
+def _schema(name: str) -> str:
+    document = schema_document(name, f"{_BASE_URL}{paths.SCHEMAS}{name}.json")
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def _in_json(base_url: str) -> str:
+    """Returns the URL as it stands inside a JSON string."""
+    return json.dumps(base_url, ensure_ascii=False)[1:-1]

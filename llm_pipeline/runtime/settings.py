@@ -80,6 +80,12 @@ class PipelineSettings(ProgramSettings):
         ge=1,
         description="cpu: maximum tokens per engine step; fewer: steadier latency, more: faster prefill",
     )
+    cpu_prompt_tokens_beside_others: int = Field(
+        32,
+        ge=0,
+        description="cpu: maximum prompt tokens per engine step while requests of another API key generate, or 3 for "
+        "each of these if that is more; fewer: steadier streams, more: faster prefill; 0 is CPU_MAX_BATCHED_TOKENS",
+    )
     cpu_max_active: int = Field(64, ge=1, description="cpu: concurrent requests; more wait")
     cpu_hang_timeout_s: float = Field(
         60.0, ge=0, description="cpu: seconds without a step after which an engine with work is killed; 0 is never"

@@ -70,6 +70,7 @@ class EngineCore:
     """Decodes many requests at once. Not thread-safe: it belongs to one loop.
 
     `max_draft_tokens` limits the draft of each sequence in a step (prompt_lookup.py); with 0 there are no drafts.
+    `prompt_tokens_beside_others` is for the scheduler.
     `connect_masks` connects to the guide of a request that has one; it may raise OSError.
     """
 
@@ -81,6 +82,7 @@ class EngineCore:
         max_active: int,
         prefix_cache: bool = True,
         max_draft_tokens: int = 0,
+        prompt_tokens_beside_others: int = 0,
         connect_masks: ConnectMasks = _reject_guides,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,6 +97,7 @@ class EngineCore:
             max_batched_tokens=max_batched_tokens,
             max_active=max_active,
             prefix_cache=prefix_cache,
+            prompt_tokens_beside_others=prompt_tokens_beside_others,
         )
         self._sequences: dict[str, Sequence] = {}
         self._samplers: dict[str, Sampler] = {}

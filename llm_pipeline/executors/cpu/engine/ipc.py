@@ -25,6 +25,7 @@ class EngineSettings:
     context_length: int  # tokens
     kv_cache_bytes: int
     max_batched_tokens: int
+    prompt_tokens_beside_others: int  # 0: no limit of its own
     max_active: int
     threads: int
     vocab_size: int
@@ -40,6 +41,7 @@ class EngineSettings:
             context_length=manifest.limits.context_length,
             kv_cache_bytes=int(settings.cpu_kv_cache_gib * 2**30),
             max_batched_tokens=settings.cpu_max_batched_tokens,
+            prompt_tokens_beside_others=settings.cpu_prompt_tokens_beside_others,
             max_active=settings.cpu_max_active,
             threads=settings.cpu_threads,
             vocab_size=manifest.limits.vocab_size,

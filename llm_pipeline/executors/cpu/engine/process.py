@@ -119,6 +119,7 @@ def load_engine(settings: EngineSettings) -> tuple[EngineCore, int]:
         max_active=settings.max_active,
         prefix_cache=settings.prefix_cache,
         max_draft_tokens=settings.max_draft_tokens,
+        prompt_tokens_beside_others=settings.prompt_tokens_beside_others,
         connect_masks=partial(MaskSource, vocab_size=settings.vocab_size),
     )
     return engine, capacity

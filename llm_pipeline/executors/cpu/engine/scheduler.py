@@ -26,6 +26,7 @@ from llm_pipeline.executors.cpu.engine.blocks import BlockPool, block_hash, root
 from llm_pipeline.executors.waiting_queue import FairQueue
 from llm_pipeline.protocol.messages import GenerationRequest
 
+_PROMPT_TOKENS_FOR_EACH = 3  # decoding sequence: computing them takes about as long as a step of these sequences
 _MAX_PROMPT_LOGITS = 64  # tokens of one sequence per step: each takes a row as long as the vocabulary
 
 
@@ -90,12 +91,21 @@ class Scheduler:
     """Queues sequences and schedules steps.
 
     `block_count` blocks of `block_size` tokens each; a single sequence never needs more (its caller checks).
-    `prefix_cache` lets sequences with equal prefixes share blocks.
+    `prefix_cache` lets sequences with equal prefixes share blocks. `prompt_tokens_beside_others` limits the prompt
+    tokens of a step in which sequences of another tenant decode, which would wait for them; 0 is no limit.
     """
 
     def __init__(
-        self, *, block_count: int, block_size: int, max_batched_tokens: int, max_active: int, prefix_cache: bool = True
+        self,
+        *,
+        block_count: int,
+        block_size: int,
+        max_batched_tokens: int,
+        max_active: int,
+        prefix_cache: bool = True,
+        prompt_tokens_beside_others: int = 0,
     ) -> None:
+        self._prompt_tokens_beside_others = prompt_tokens_beside_others
         self._block_size = block_size
         self._pool = BlockPool(block_count)
         self._prefix_cache = prefix_cache
@@ -174,6 +184,7 @@ class Scheduler:
                 budget -= 1
         prefilling = [sequence for sequence in self._active if sequence.uncomputed > 1]
         self._admit_waiting(prefilling, budget)
+        budget = min(budget, self._prompt_budget(chunks, prefilling))
         for sequence, count in zip(prefilling, _prefill_counts(prefilling, budget), strict=True):
             if count:
                 chunks.append(ScheduledChunk(sequence, sequence.computed, sequence.computed + count))
@@ -192,6 +203,17 @@ class Scheduler:
         while len(blocks) < wanted and self._pool.available_count > len(self._active):
             blocks.append(self._pool.allocate())
         return min(count, len(blocks) * size - len(sequence.tokens))
+
+    def _prompt_budget(self, decoding: list[ScheduledChunk], prefilling: list[Sequence]) -> int:
+        """Returns the number of prompt tokens that fit into a step beside these decoding sequences.
+
+        A step of many sequences takes longer in any case, so it may have more prompt tokens.
+        """
+        sequences = [*prefilling, *(chunk.sequence for chunk in decoding)]
+        has_one_tenant = len({sequence.request.tenant for sequence in sequences}) < 2
+        if not self._prompt_tokens_beside_others or not decoding or has_one_tenant:
+            return self._budget
+        return max(self._prompt_tokens_beside_others, _PROMPT_TOKENS_FOR_EACH * len(decoding))
 
     def _make_way(self) -> None:
         """Activates a sequence of each tenant that has none, at the expense of tenants that have several.

@@ -59,3 +59,17 @@ def test_a_less_urgent_sequence_takes_no_slot() -> None:
     assert _compute(scheduler) == running
     _start(scheduler, "other", 1, urgency=0.4)
     assert _compute(scheduler) == running
+
+
+def test_prompts_beside_streams_of_another_tenant_are_computed_in_small_pieces() -> None:
+    scheduler = Scheduler(
+        block_count=100, block_size=4, max_batched_tokens=100, max_active=4, prompt_tokens_beside_others=8
+    )
+    (stream,) = _start(scheduler, "stream", 1)
+    _compute(scheduler)
+    for tenant, expected in (("other", 8), ("stream", 40)):
+        prompt = Sequence(replace(make_request(max_tokens=2), tenant=tenant), [1] * 40)
+        scheduler.add(prompt)
+        counts = {id(chunk.sequence): chunk.end - chunk.start for chunk in scheduler.schedule()}
+        assert counts == {id(stream): 1, id(prompt): expected}
+        scheduler.remove(prompt)
