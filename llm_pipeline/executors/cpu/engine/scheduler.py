@@ -8,8 +8,8 @@ again later; its tokens are kept, so nothing that was streamed changes.
 The prompts of one tenant are computed one after the other, those of different tenants side by side, so that a long
 prompt of one does not delay the short one of another: the oldest gets half of what a step has left for prompts, the
 rest goes to the shortest. The blocks of a whole prompt are allocated when it starts, so that prompt chunks preempt
-nothing. A tenant without an active sequence gets its first one at once: if no slot or block is free, the youngest
-sequence of the tenant with the most is preempted.
+nothing. A tenant with few active sequences gets another one at once: if no slot or block is free, the youngest sequence
+of the tenant with the most is preempted.
 
 A sequence skips the part of its prompt that the prefix cache (blocks.py) already contains.
 
@@ -19,7 +19,6 @@ until another one needs them. Then it is parked, outside the queue, until it is 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from llm_pipeline.executors.cpu.engine.blocks import BlockPool, block_hash, root_hash
@@ -216,14 +215,19 @@ class Scheduler:
         return max(self._prompt_tokens_beside_others, _PROMPT_TOKENS_FOR_EACH * len(decoding))
 
     def _make_way(self) -> None:
-        """Activates a sequence of each tenant that has none, at the expense of tenants that have several.
+        """Activates sequences of tenants that have few, at the expense of the one that has the most.
 
         Without this, a tenant with long completions in all slots would make others wait for the first of them to end.
-        The oldest sequence of a tenant goes on in any case, so this ends, and every sequence makes progress.
+        A tenant takes a slot only if it then has at most half of the slots of the one that loses it, in relation to
+        their shares: so slots do not go back and forth, and the oldest sequence of a tenant goes on in any case.
         """
         while True:
-            tenants = Counter(sequence.request.tenant for sequence in self._active)
-            newcomer, first = self._waiting.first_except(tenants), self._waiting.first
+            loads = self._loads()
+            most = max(loads.values(), default=0.0)
+            newcomer = self._waiting.first_except([tenant for tenant, load in loads.items() if 2 * load > most])
+            first = self._waiting.first
+            if newcomer is not None and 2 * (loads.get(newcomer.request.tenant, 0.0) + _load(newcomer)) > most:
+                newcomer = None
             if newcomer is None or first is None or first.request.urgency > newcomer.request.urgency:
                 return
             while len(self._active) >= self._max_active or not self._admit(newcomer):
@@ -232,15 +236,22 @@ class Scheduler:
                     return
                 self._preempt(victim)
 
+    def _loads(self) -> dict[str, float]:
+        """Returns the number of active sequences of each tenant that has any, divided by its share."""
+        loads: dict[str, float] = {}
+        for sequence in self._active:
+            loads[sequence.request.tenant] = loads.get(sequence.request.tenant, 0.0) + _load(sequence)
+        return loads
+
     def _victim_for(self, newcomer: Sequence) -> Sequence | None:
-        """Returns the youngest sequence of the tenant with the most, two at least, that is not more urgent."""
-        urgency = newcomer.request.urgency
-        candidates = [sequence for sequence in self._active if sequence.request.urgency <= urgency]
-        tenants = Counter(sequence.request.tenant for sequence in candidates)
-        most = max(tenants.values(), default=0)
-        if most < 2:
+        """Returns the youngest sequence of the tenant with the most, unless it has one only or is more urgent."""
+        loads = self._loads()
+        least = 2 * (loads.get(newcomer.request.tenant, 0.0) + _load(newcomer))
+        tenant = max(loads, key=loads.__getitem__, default=None)
+        if tenant is None or loads[tenant] < least:
             return None
-        return next(sequence for sequence in reversed(candidates) if tenants[sequence.request.tenant] == most)
+        own = [sequence for sequence in self._active if sequence.request.tenant == tenant]
+        return own[-1] if len(own) > 1 and own[-1].request.urgency <= newcomer.request.urgency else None
 
     def _admit_waiting(self, prefilling: list[Sequence], budget: int) -> None:
         """Activates waiting sequences in their order, while there is room, and adds them to `prefilling`.
@@ -329,6 +340,10 @@ class Scheduler:
         self._pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = sequence.registered_count = 0
+
+
+def _load(sequence: Sequence) -> float:
+    return 1 / sequence.request.tenant_share
 
 
 def _step_tokens(sequence: Sequence) -> int:

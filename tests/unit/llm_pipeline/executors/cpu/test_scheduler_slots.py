@@ -25,16 +25,25 @@ def _compute(scheduler: Scheduler) -> list[Sequence]:
     return [chunk.sequence for chunk in chunks]
 
 
-def test_a_tenant_without_an_active_sequence_takes_a_slot_of_the_one_with_the_most() -> None:
-    scheduler = Scheduler(block_count=100, block_size=4, max_batched_tokens=100, max_active=4)
+def test_a_tenant_with_few_sequences_takes_slots_of_the_one_with_the_most() -> None:
+    scheduler = Scheduler(block_count=100, block_size=4, max_batched_tokens=100, max_active=6)
     greedy = _start(scheduler, "greedy", 9)
-    assert _compute(scheduler) == greedy[:4]
-    first, second = _start(scheduler, "other", 2)
-    assert _compute(scheduler) == [*greedy[:3], first]
+    assert _compute(scheduler) == greedy[:6]
+    first, second, third = _start(scheduler, "other", 3)
+    assert _compute(scheduler) == [*greedy[:4], first, second], "two are half of four"
     scheduler.remove(first)
-    assert _compute(scheduler) == [*greedy[:3], second]
+    assert _compute(scheduler) == [*greedy[:4], second, third]
     scheduler.remove(second)
-    assert _compute(scheduler) == greedy[:4], "the preempted sequence goes on before those that have not started"
+    scheduler.remove(third)
+    assert set(_compute(scheduler)) == set(greedy[:6]), "the preempted go on before those that have not started"
+
+
+def test_slots_follow_the_shares_of_tenants() -> None:
+    scheduler = Scheduler(block_count=100, block_size=4, max_batched_tokens=100, max_active=6)
+    greedy = _start(scheduler, "greedy", 9)
+    _compute(scheduler)
+    others = _start(scheduler, "other", 5, tenant_share=2)
+    assert _compute(scheduler) == [*greedy[:3], *others[:3]]
 
 
 def test_a_tenant_without_an_active_sequence_takes_blocks_of_the_one_with_the_most() -> None:
