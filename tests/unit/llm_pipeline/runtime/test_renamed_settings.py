@@ -81,7 +81,7 @@ def test_former_name_in_deployment_file_is_refused(tmp_path: Path) -> None:
     "main",
     [
         pytest.param(frontend.__main__.main, id="frontend"),
-        pytest.param(launcher.__main__.main, id="launcher"),
+        pytest.param(lambda: launcher.__main__.main([]), id="launcher"),
         pytest.param(lambda: launcher.gpu.launch.main(["--dry-run"]), id="launcher.gpu"),
     ],
 )
