@@ -5,9 +5,12 @@ No threads and no locks here: a channel's outbox is guarded by the registry of l
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from operator import itemgetter
 
 import numpy as np
 
@@ -20,6 +23,8 @@ MAX_BURST_TOKENS = 16_384
 TOKENS_PER_LOGPROB = 32
 """A token with logprobs counts as this many, because its JSON is that much longer."""
 
+_SEARCHED_STEPS = 8
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -30,10 +35,9 @@ class _Step:
     token_ids: IntArray
     logprobs: Sequence[StreamLogprobs] = ()
 
-    @property
-    def named_slots(self) -> set[int]:
-        """The requests with tokens or logprobs in the step."""
-        return {*self.slots.tolist(), *(entry.slot for entry in self.logprobs)}
+    def has(self, slot: int) -> bool:
+        """Whether the step has tokens or logprobs of a request."""
+        return bool((self.slots == slot).any()) or any(entry.slot == slot for entry in self.logprobs)
 
     @property
     def weight(self) -> int:
@@ -69,7 +73,11 @@ class ChannelOutbox:
         self._serial = 0  # of the next burst
         self._starts: list[StreamStart] = []
         self._steps: deque[_Step] = deque()
-        self._ends: list[StreamEnd] = []
+        # A heap, by the number of the step that has the last tokens of the request, then by arrival.
+        self._ends: list[tuple[int, int, StreamEnd]] = []
+        self._end_count = 0
+        self._added_count = 0  # steps
+        self._sent_count = 0  # of these, without those of which a part is left
 
     @property
     def has_output(self) -> bool:
@@ -85,10 +93,12 @@ class ChannelOutbox:
     ) -> None:
         """Adds the tokens of one engine step: int64 [n], int64 [n], integers [sum of counts]; each slot once."""
         self._steps.append(_Step(slots, counts, token_ids, logprobs))
+        self._added_count += 1
 
     def end(self, end: StreamEnd) -> None:
         """Ends a request, with its last tokens."""
-        self._ends.append(end)
+        heapq.heappush(self._ends, (self._last_step_of(end.slot), self._end_count, end))
+        self._end_count += 1
 
     def take_burst(self, max_tokens: int | None = None, ack_address: str | None = None) -> TokenBurst:
         """Removes and returns the next burst: all that is unsent within MAX_BURST_TOKENS, or `max_tokens` tokens."""
@@ -115,18 +125,40 @@ class ChannelOutbox:
 
         postprocess hides a stop token, which it knows as the last token of a request that ends with STOP.
         """
-        if not self._ends:
-            return []
-        unsent: set[int] = set().union(*(step.named_slots for step in self._steps))
-        ends = [end for end in self._ends if end.slot not in unsent]
-        self._ends = [end for end in self._ends if end.slot in unsent] if unsent else []
+        ends = self._pop_ends(self._sent_count)
+        # A part of the first step that is left may be in this burst.
+        for end in self._pop_ends(self._sent_count + 1):
+            if self._steps[0].has(end[2].slot):
+                heapq.heappush(self._ends, end)
+            else:
+                ends.append(end)
+        return [end for _, _, end in sorted(ends, key=itemgetter(1))]
+
+    def _pop_ends(self, last_step: int) -> list[tuple[int, int, StreamEnd]]:
+        ends = []
+        while self._ends and self._ends[0][0] <= last_step:
+            ends.append(heapq.heappop(self._ends))
         return ends
+
+    def _last_step_of(self, slot: int) -> int:
+        """Returns the number of the step with the last tokens of a request, or of a later one.
+
+        Looks at the newest steps only: the outbox of a client that reads nothing has very many.
+        """
+        number = self._added_count
+        for step in islice(reversed(self._steps), _SEARCHED_STEPS):
+            if step.has(slot):
+                return number
+            number -= 1
+        return self._added_count if number > self._sent_count else self._sent_count
 
     def discard(self) -> int:
         """Drops all unsent output, which has no reader. Returns the number of ends among it."""
         count = len(self._ends)
-        self._starts, self._ends = [], []
+        self._starts = []
+        self._ends.clear()
         self._steps.clear()
+        self._sent_count = self._added_count
         return count
 
     def _take_steps(self) -> list[_Step]:
@@ -134,6 +166,7 @@ class ChannelOutbox:
         weight = 0
         while self._steps and (not steps or weight + self._steps[0].weight <= MAX_BURST_TOKENS):
             step = self._steps.popleft()
+            self._sent_count += 1
             weight += step.weight
             steps.append(step)
         return steps
@@ -142,7 +175,9 @@ class ChannelOutbox:
         if not self._steps:
             return []
         first, rest = self._steps.popleft().split(max_tokens)
-        if rest is not None:
+        if rest is None:
+            self._sent_count += 1
+        else:
             self._steps.appendleft(rest)
         return [first]
 
