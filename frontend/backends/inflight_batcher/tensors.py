@@ -61,6 +61,7 @@ _HANDLED = {
     *("request_key", "request_id", "prompt_text", "token_ids", "max_tokens", "temperature", "top_p", "top_k", "seed"),
     *("stop", "include_stop_str_in_output", "stream", "bad_words", "bias_words", "guide", "ignore_eos", "end_id"),
     "guide_param",
+    *("tenant", "tenant_share"),  # set by the front end, for queues and caches that are not NVIDIA's
     *_SCALARS,
 }
 _NO_OP_VALUES: dict[str, tuple[Any, ...]] = {"min_p": (None, 0.0), "priority": (None, 0)}

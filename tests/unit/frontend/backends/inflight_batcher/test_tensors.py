@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,3 +63,9 @@ def test_field_without_an_input_is_unsupported_under_its_api_name(fields: dict[s
         sent(INPUTS, **fields)
     assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, param)
     assert caught.value.message.startswith(f"{param} ")
+
+
+def test_tenant_of_an_api_key_is_not_sent_and_no_error() -> None:
+    request = replace(parameters(), tenant="0123", tenant_share=3)
+    names = {spec.name for spec, _ in request_arrays(request, INPUTS, max_tokens=4, lora_task_id=None)}
+    assert not names & {"tenant", "tenant_share"}
