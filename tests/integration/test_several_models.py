@@ -158,7 +158,8 @@ def test_a_model_that_is_down_is_503_and_the_other_serves(two_models: RunningSta
 
 
 def engine_process(stack: RunningStack) -> psutil.Process:
-    """The CPU engine: the only Python process started by a stub."""
+    """The CPU engine, a process started by a stub."""
     triton = psutil.Process(stack.triton.pid)
-    (engine,) = [child for stub in triton.children() for child in stub.children() if "python" in child.name()]
+    children = [child for stub in triton.children() for child in stub.children()]
+    (engine,) = [child for child in children if "llm_pipeline.executors.cpu.engine.process" in child.cmdline()]
     return engine
