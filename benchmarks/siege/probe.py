@@ -138,7 +138,7 @@ class Probe:
         end = b""
         async for piece in connection.pieces(headers):
             arrived_s = time.monotonic()
-            if status != 200 or b'"error"' in piece:
+            if is_failure(status, piece):
                 raise _ProbeError(f"status {status}: {piece[:200].decode(errors='replace')}")
             end = (end + piece)[-32:]
             if b'"choices"' in piece:
@@ -156,6 +156,11 @@ class Probe:
                 kind, detail = Kind.NOT_READY, f"{type(error).__name__} {error}"
             self._record(kind, start_s, time.monotonic(), detail)
             await asyncio.sleep(max(0.0, start_s + READY_PERIOD_S - time.monotonic()))
+
+
+def is_failure(status: int, piece: bytes) -> bool:
+    """Whether a piece of a response is an error, or an event with one. The model may generate the word as text."""
+    return status != 200 or b'data: {"error"' in piece
 
 
 async def _run(target: Target) -> None:
