@@ -13,8 +13,8 @@ from tests.support.stack import RunningStack, running_stack
 
 @pytest.fixture(scope="session")
 def cpu_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """The real model, as `make serve` runs it."""
-    with running_stack(tmp_path_factory.mktemp("cpu"), engine_dir) as stack:
+    """The real model, as `make serve` runs it, with the two of Triton's APIs that its own clients and tools ask."""
+    with running_stack(tmp_path_factory.mktemp("cpu"), engine_dir, TRITON_OPEN_APIS="statistics,model-config") as stack:
         yield stack
 
 
