@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 _DIGEST_BYTES = 16
@@ -42,6 +42,10 @@ class BlockPool:
     def available_count(self) -> int:
         """Number of blocks that `allocate` can return: free and cached ones."""
         return len(self._free) + len(self._cached)
+
+    def count_exclusive(self, blocks: Iterable[int]) -> int:
+        """Returns the number of blocks that have no reference but those in `blocks`, which has one entry for each."""
+        return sum(self._reference_counts[block] == count for block, count in Counter(blocks).items())
 
     def allocate(self) -> int:
         """Returns a block for new content, evicting a cached one if need be. Raises IndexError if none is available."""

@@ -218,40 +218,49 @@ class Scheduler:
         """Activates sequences of tenants that have few, at the expense of the one that has the most.
 
         Without this, a tenant with long completions in all slots would make others wait for the first of them to end.
-        A tenant takes a slot only if it then has at most half of the slots of the one that loses it, in relation to
-        their shares: so slots do not go back and forth, and the oldest sequence of a tenant goes on in any case.
+        Nothing gives way for a sequence that would still not fit: it would take its room back in the same step.
         """
-        while True:
-            loads = self._loads()
-            most = max(loads.values(), default=0.0)
-            newcomer = self._waiting.first_except([tenant for tenant, load in loads.items() if 2 * load > most])
-            first = self._waiting.first
-            if newcomer is not None and 2 * (loads.get(newcomer.request.tenant, 0.0) + _load(newcomer)) > most:
-                newcomer = None
-            if newcomer is None or first is None or first.request.urgency > newcomer.request.urgency:
+        while (newcomer := self._entitled_newcomer()) is not None:
+            victims = self._victims_for(newcomer)
+            if victims is None:
                 return
-            while len(self._active) >= self._max_active or not self._admit(newcomer):
-                victim = self._victim_for(newcomer)
-                if victim is None:
-                    return
+            for victim in victims:
                 self._preempt(victim)
+            if not self._admit(newcomer):
+                return
 
-    def _loads(self) -> dict[str, float]:
-        """Returns the number of active sequences of each tenant that has any, divided by its share."""
-        loads: dict[str, float] = {}
-        for sequence in self._active:
-            loads[sequence.request.tenant] = loads.get(sequence.request.tenant, 0.0) + _load(sequence)
-        return loads
-
-    def _victim_for(self, newcomer: Sequence) -> Sequence | None:
-        """Returns the youngest sequence of the tenant with the most, unless it has one only or is more urgent."""
-        loads = self._loads()
-        least = 2 * (loads.get(newcomer.request.tenant, 0.0) + _load(newcomer))
-        tenant = max(loads, key=loads.__getitem__, default=None)
-        if tenant is None or loads[tenant] < least:
+    def _entitled_newcomer(self) -> Sequence | None:
+        """Returns the waiting sequence that goes next of those that may take a slot, unless others are more urgent."""
+        loads = _loads(self._active)
+        tenants = {sequence.request.tenant for sequence in self._active if not _is_entitled(sequence, loads)}
+        newcomer, first = self._waiting.first_except(tenants), self._waiting.first
+        if newcomer is None or first is None or first.request.urgency > newcomer.request.urgency:
             return None
-        own = [sequence for sequence in self._active if sequence.request.tenant == tenant]
-        return own[-1] if len(own) > 1 and own[-1].request.urgency <= newcomer.request.urgency else None
+        return newcomer if _is_entitled(newcomer, loads) else None
+
+    def _victims_for(self, newcomer: Sequence) -> list[Sequence] | None:
+        """Returns the sequences that have to give way for a newcomer; None if it would not fit even so.
+
+        The youngest of the tenant with the most goes first. The last one of a tenant, and more urgent ones, go on.
+        """
+        left = list(self._active)
+        victims: list[Sequence] = []
+        needed = self._blocks_to_start(newcomer)
+        while len(left) >= self._max_active or needed > self._available_without(victims):
+            loads = _loads(left)
+            if not _is_entitled(newcomer, loads):
+                return None
+            tenant = max(loads, key=loads.__getitem__)
+            *older, youngest = (sequence for sequence in left if sequence.request.tenant == tenant)
+            if not older or youngest.request.urgency > newcomer.request.urgency:
+                return None
+            left.remove(youngest)
+            victims.append(youngest)
+        return victims
+
+    def _available_without(self, victims: list[Sequence]) -> int:
+        """Returns the number of blocks that are available once these sequences have released theirs."""
+        return self._pool.available_count + self._pool.count_exclusive(block for v in victims for block in v.blocks)
 
     def _admit_waiting(self, prefilling: list[Sequence], budget: int) -> None:
         """Activates waiting sequences in their order, while there is room, and adds them to `prefilling`.
@@ -275,10 +284,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Activates a waiting sequence if there is room for its tokens and the next one."""
         self._reuse_prefix(sequence)
-        request = sequence.request
-        # The last token of a request is not computed.
-        needed = min(len(sequence.tokens) + 1, len(request.prompt_ids) + request.max_tokens)
-        if self._blocks_for(max(needed, len(sequence.tokens))) - len(sequence.blocks) > self._pool.available_count:
+        if self._blocks_to_start(sequence) - len(sequence.blocks) > self._pool.available_count:
             self._release(sequence)
             return False
         self._active.append(self._waiting.take(sequence))
@@ -287,6 +293,13 @@ class Scheduler:
         self.looked_up_tokens += len(sequence.tokens)
         self.reused_tokens += sequence.computed
         return True
+
+    def _blocks_to_start(self, sequence: Sequence) -> int:
+        """Returns the number of blocks for a waiting sequence's tokens and the next one, as if none were cached."""
+        request = sequence.request
+        # The last token of a request is not computed.
+        needed = min(len(sequence.tokens) + 1, len(request.prompt_ids) + request.max_tokens)
+        return self._blocks_for(max(needed, len(sequence.tokens)))
 
     def _reuse_prefix(self, sequence: Sequence) -> None:
         """Takes the sequence's prefix from the cache, except its last token, whose logits are needed."""
@@ -344,6 +357,22 @@ class Scheduler:
 
 def _load(sequence: Sequence) -> float:
     return 1 / sequence.request.tenant_share
+
+
+def _loads(active: list[Sequence]) -> dict[str, float]:
+    """Returns the number of these sequences of each tenant that has any, divided by its share."""
+    loads: dict[str, float] = {}
+    for sequence in active:
+        loads[sequence.request.tenant] = loads.get(sequence.request.tenant, 0.0) + _load(sequence)
+    return loads
+
+
+def _is_entitled(sequence: Sequence, loads: dict[str, float]) -> bool:
+    """Whether a waiting sequence may take a slot of the tenant with the most.
+
+    Its tenant then has at most half of what that one has, in relation to their shares: slots do not go back and forth.
+    """
+    return 2 * (loads.get(sequence.request.tenant, 0.0) + _load(sequence)) <= max(loads.values(), default=0.0)
 
 
 def _step_tokens(sequence: Sequence) -> int:

@@ -82,3 +82,30 @@ def test_prompts_beside_streams_of_another_tenant_are_computed_in_small_pieces()
         counts = {id(chunk.sequence): chunk.end - chunk.start for chunk in scheduler.schedule()}
         assert counts == {id(stream): 1, id(prompt): expected}
         scheduler.remove(prompt)
+
+
+def _large(scheduler: Scheduler, count: int) -> Sequence:
+    sequence = Sequence(replace(make_request(max_tokens=2), prompt_ids=(1,) * count, tenant="other"), [1] * count)
+    scheduler.add(sequence)
+    return sequence
+
+
+def test_others_give_way_for_a_large_request_and_take_nothing_back() -> None:
+    scheduler = Scheduler(block_count=6, block_size=4, max_batched_tokens=100, max_active=8)
+    greedy = _start(scheduler, "greedy", 3)
+    _compute(scheduler)
+    large = _large(scheduler, 18)
+    assert _compute(scheduler) == [greedy[0], large]
+
+
+def test_nothing_gives_way_for_a_request_that_would_still_not_fit() -> None:
+    """It would take its room back in the same step, and give way again in the next."""
+    scheduler = Scheduler(block_count=6, block_size=4, max_batched_tokens=100, max_active=8)
+    greedy = _start(scheduler, "greedy", 3)
+    _compute(scheduler)
+    large = _large(scheduler, 20)
+    for _ in range(3):
+        assert _compute(scheduler) == greedy
+    for sequence in greedy:
+        scheduler.remove(sequence)
+    assert _compute(scheduler) == [large]
