@@ -17,24 +17,15 @@ from frontend.keys.store import ApiKeyStore
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from tests.support.app import until
+from tests.support.clock import Clock
 from tests.support.keys import digest_of, write_keys
 
 GRACE_S = 60.0
 
 
-class Clock:
-    """A monotonic clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture
@@ -146,7 +137,7 @@ def test_valid_keys_are_those_of_the_last_readable_file(
     tmp_path_factory: pytest.TempPathFactory, steps: list[str]
 ) -> None:
     path = write_keys(tmp_path_factory.mktemp("keys") / "keys", {"name": "a"}, {"name": "b"})
-    store = ApiKeyStore(FrontendSettings(api_key="fixed", api_keys_file=path), clock=Clock())
+    store = ApiKeyStore(FrontendSettings(api_key="fixed", api_keys_file=path), clock=Clock(1000.0))
     expected, missing = "a b", 0
     for step in steps:
         if step == "remove":

@@ -7,19 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_pipeline.runtime.retry_after import LONGEST_S, SHORTEST_S, RetryAfterEstimator
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 50.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.support.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(50.0)
 
 
 @pytest.fixture
@@ -81,7 +74,7 @@ def test_more_completions_than_are_remembered_still_give_the_rate(estimator: Ret
 
 @given(st.lists(st.tuples(st.sampled_from(["complete", "busy", "idle", "reject"]), st.floats(0, 1000)), max_size=60))
 def test_the_delay_is_always_within_its_bounds(events: list[tuple[str, float]]) -> None:
-    clock = Clock()
+    clock = Clock(50.0)
     estimator = RetryAfterEstimator(clock)
     for event, pause_s in events:
         clock.now_s += pause_s

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from llm_pipeline.stages.flow_control import AckSender, SendWindow
+from tests.support.clock import Clock
 
 LONG_S = 30.0
 SHORT_S = 0.05
@@ -102,13 +103,6 @@ def test_an_ack_to_a_closed_window_is_dropped_without_an_error(acks: AckSender) 
 def test_unread_acks_do_not_block(window: SendWindow, acks: AckSender) -> None:
     for _ in range(10_000):
         acks.send([window.address])
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from llm_pipeline.stages.decode.pending_cancellations import MAX_AGE_S, PendingCancellations
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.support.clock import Clock
 
 
 def test_a_cancellation_counts_once() -> None:
