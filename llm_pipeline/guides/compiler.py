@@ -9,9 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from llm_pipeline.guides.mask_server import pack_row
 from llm_pipeline.guides.masks import GuideError, mask_bytes
 from llm_pipeline.protocol.messages import Guide, GuideType
@@ -101,14 +98,6 @@ class ConstraintMatcher:
         """Returns another text under the same guide, as far as this one is."""
         return ConstraintMatcher(self._matcher.deep_copy(), self._vocab_size)
 
-    def allowed(self) -> npt.NDArray[np.bool_]:
-        """Returns the tokens that may come next, as bool[vocab_size]; the end token is among them if the text may end.
-
-        Raises GuideError if a token that was not allowed has been added, or a limit of llguidance is exceeded.
-        """
-        bits = np.frombuffer(self._mask(self._matcher), dtype=np.uint8)
-        return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
-
     def advance(self, token_ids: Sequence[int]) -> None:
         """Adds tokens to the text. A token that is not allowed makes the next mask raise GuideError."""
         if token_ids:
@@ -118,7 +107,9 @@ class ConstraintMatcher:
         """Returns the mask of the next token, and of the one after each draft token, one bit for each token id.
 
         Ends at a draft token that is not allowed, and before a row if `is_late` returns True. The text stays as it is.
-        Raises GuideError as `allowed` does.
+        The end token is allowed if the text may end.
+
+        Raises GuideError if a token that was not allowed has been added, or a limit of llguidance is exceeded.
         """
         matcher = self._matcher
         rows = [self._mask(matcher)]

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_pipeline.guides.checks import check_guide
-from llm_pipeline.guides.compiler import GuideCompiler, validate
+from llm_pipeline.guides.compiler import ConstraintMatcher, GuideCompiler, validate
 from llm_pipeline.guides.guide_process import try_compile
 from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.protocol.errors import PipelineError
@@ -85,6 +85,16 @@ def test_any_guide_is_accepted_or_rejected(kind: GuideType, text: str) -> None:
 # --- Matching --------------------------------------------------------------------------------------------------------
 
 
+def unpacked(row: bytes) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.unpackbits(np.frombuffer(row, np.uint8), bitorder="little").view(np.bool_)
+
+
+def allowed_by(matcher: ConstraintMatcher) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Returns the tokens that may come next, as bool[whole words of 32 tokens]."""
+    (row,) = matcher.masks()
+    return unpacked(row)
+
+
 def random_text(compiler: GuideCompiler, library: tokenizers.Tokenizer, guide: Guide, seed: int) -> str:
     """Returns a text of random allowed tokens, which ends by a coin flip wherever it may end."""
     dice, matcher = random.Random(seed), compiler.compile(guide)
@@ -92,7 +102,7 @@ def random_text(compiler: GuideCompiler, library: tokenizers.Tokenizer, guide: G
     end = library.token_to_id("<|end|>")
     assert end is not None
     while len(ids) < MAX_TOKENS:
-        allowed = np.flatnonzero(matcher.allowed()).tolist()
+        allowed = np.flatnonzero(allowed_by(matcher)).tolist()
         assert allowed, "no token is allowed"
         assert max(allowed) <= end, "a token that the tokenizer does not have"
         chosen = end if end in allowed and dice.random() < 0.5 else dice.choice(allowed)
@@ -130,20 +140,16 @@ def test_grammars_come_in_two_notations(grammar: str, compiler: GuideCompiler, l
 
 def test_two_matchers_of_one_guide_are_independent(compiler: GuideCompiler) -> None:
     first, second = (compiler.compile(Guide(GuideType.REGEX, "ab")) for _ in range(2))
-    before = second.allowed()
-    first.advance(np.flatnonzero(first.allowed())[:1].tolist())
-    assert np.array_equal(second.allowed(), before)
+    before = allowed_by(second)
+    first.advance(np.flatnonzero(allowed_by(first))[:1].tolist())
+    assert np.array_equal(allowed_by(second), before)
 
 
 def test_a_token_that_is_not_allowed_ends_in_an_error(compiler: GuideCompiler) -> None:
     matcher = compiler.compile(Guide(GuideType.REGEX, "a"))
-    matcher.advance([int(np.flatnonzero(~matcher.allowed())[0])])
+    matcher.advance([int(np.flatnonzero(~allowed_by(matcher))[0])])
     with pytest.raises(GuideError):
-        matcher.allowed()
-
-
-def unpacked(row: bytes, size: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.unpackbits(np.frombuffer(row, np.uint8), count=size, bitorder="little").view(np.bool_)
+        allowed_by(matcher)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -151,12 +157,11 @@ def test_the_masks_after_a_draft_are_those_without_it_and_leave_the_text_as_it_i
     seed: int, compiler: GuideCompiler, library: tokenizers.Tokenizer
 ) -> None:
     dice = random.Random(seed)
-    size = library.get_vocab_size() + 5
     drafting = compiler.compile(json_guide(SCHEMAS[seed * 5]))
     plain = drafting.copy()
     end = library.token_to_id("<|end|>")
     for _ in range(60):
-        scout, expected = plain.copy(), [plain.allowed()]
+        scout, expected = plain.copy(), [allowed_by(plain)]
         draft: list[int] = []
         while len(draft) < 6 and dice.random() < 0.8:
             token_id = dice.choice(np.flatnonzero(expected[-1]).tolist())
@@ -164,10 +169,10 @@ def test_the_masks_after_a_draft_are_those_without_it_and_leave_the_text_as_it_i
             if token_id == end:
                 break
             scout.advance([token_id])
-            expected.append(scout.allowed())
+            expected.append(allowed_by(scout))
         if draft and draft[-1] != end and dice.random() < 0.5:
             draft.append(int(np.flatnonzero(~expected[-1])[0]))  # not allowed: the draft ends there
-        rows = [unpacked(row, size) for row in drafting.masks(draft)]
+        rows = [unpacked(row) for row in drafting.masks(draft)]
         assert len(rows) >= len(expected)
         for row, mask in zip(rows, expected, strict=False):
             assert np.array_equal(row, mask)
@@ -181,7 +186,7 @@ def test_the_masks_after_a_draft_are_those_without_it_and_leave_the_text_as_it_i
 
 def test_a_draft_that_is_late_ends_early(compiler: GuideCompiler) -> None:
     matcher = compiler.compile(Guide(GuideType.REGEX, "a{50}"))
-    token_id = int(np.flatnonzero(matcher.allowed())[0])
+    token_id = int(np.flatnonzero(allowed_by(matcher))[0])
     assert len(matcher.masks([token_id] * 5, lambda: True)) == 1
     assert len(matcher.masks([token_id] * 5)) == 6
 
