@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -82,6 +82,27 @@ class GpuBuild(_Strict):
     load_tested: bool = False  # whether it has generated on the build machine before it was published
 
 
+class PyTorchModel(_Strict):
+    """A model directory for TensorRT-LLM's PyTorch runtime, which compiles nothing and loads the weights as they are.
+
+    It runs on every SM that computes its precision, and with the releases of TensorRT-LLM that know its architecture.
+    The limits are those that the plan checked against the memory of the target.
+    """
+
+    architecture: str  # class name in config.json, such as LlamaForCausalLM
+    tensorrt_llm: str  # the release that the directory was checked for
+    sm: int = Field(ge=1)  # compute capability of the target times ten
+    quantization: str | None = None  # algorithm in hf_quant_config.json or config.json, such as FP8; None: none
+    kv_cache_precision: Literal["auto", "fp8", "nvfp4"] = "auto"
+    tp: int = Field(ge=1)
+    pp: int = Field(ge=1)
+    ep: int = Field(default=1, ge=1)  # GPUs that share out the experts; divides tp
+    max_batch_size: int = Field(ge=1)  # requests that run at once
+    max_num_tokens: int = Field(ge=1)  # per step
+    is_linked: bool  # whether the weights are symbolic links to the model directory, or copies
+    load_tested: bool = False  # whether it has generated on the build machine before it was published
+
+
 class Drift(_Strict):
     """The error of a quantized CPU engine relative to the fp16 engine of the same model, over a few texts."""
 
@@ -117,8 +138,22 @@ class EngineManifest(_Strict):
     files: dict[
         EngineFileName, EngineFile
     ]  # paths relative to the engine directory, with "/"; without the manifest itself
-    gpu: GpuBuild | None = None  # None: a CPU engine
+    gpu: GpuBuild | None = None  # of a compiled TensorRT-LLM engine
+    pytorch: PyTorchModel | None = None  # of a model directory; without it and `gpu`, it is a CPU engine
     drift: Drift | None = None  # None: not quantized, or a GPU engine
+
+    @model_validator(mode="after")
+    def _has_one_runtime(self) -> EngineManifest:
+        if self.gpu is not None and self.pytorch is not None:
+            raise ValueError("gpu and pytorch exclude each other")
+        return self
+
+    @property
+    def runtime(self) -> Literal["cpu", "engine", "pytorch"]:
+        """The runtime that serves the directory: the CPU engine, TensorRT-LLM's engine runtime or its PyTorch one."""
+        if self.pytorch is not None:
+            return "pytorch"
+        return "cpu" if self.gpu is None else "engine"
 
     @classmethod
     def load(cls, engine_dir: Path) -> EngineManifest:
