@@ -15,7 +15,7 @@ from benchmarks.siege import options
 from benchmarks.siege.attacks.attack import Attack
 from benchmarks.siege.attacks.registry import ATTACKS, find_attacks
 from benchmarks.siege.phases import plan
-from benchmarks.siege.report import P99s, read_p99s, write_report
+from benchmarks.siege.report import P99s, read_p99s, read_siege, write_report
 from benchmarks.siege.results import PhaseResult, Siege, findings
 from benchmarks.siege.run import run_siege
 from launcher.local.errors import PreflightError, StartError
@@ -38,6 +38,8 @@ def siege(
     memory_limit_mib: options.MemoryLimit = 8000.0,
     output: options.Output = None,
     before: options.Before = None,
+    executor: options.Executor = "cpu",
+    redraw: options.Redraw = None,
     listed: options.Listed = False,
 ) -> None:
     """Measures an honest client beside each kind of hostile client, on a stack of its own."""
@@ -46,9 +48,12 @@ def siege(
     if listed:
         _list_attacks(console)
         return
-    attacks, p99s = _chosen(only or [], before or (_BEFORE if _BEFORE.exists() else None))
+    if redraw is not None:
+        _write(console, _read(redraw), redraw.parent, None if before is None else _read_p99s(before))
+        return
+    attacks, p99s = _chosen(only or [], before or (_BEFORE if _BEFORE.exists() else None), executor)
     phases = plan(attacks, minutes or (options.QUICK_MINUTES if quick else options.FULL_MINUTES), guides)
-    is_full = not (quick or minutes or only)
+    is_full = not (quick or minutes or only) and executor == "cpu"
     folder: Path = output or (_DOCS if is_full else _SCRATCH)
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
     done: Siege | None = None
@@ -68,6 +73,7 @@ def siege(
                 phases,
                 seed=seed,
                 memory_limit_mib=memory_limit_mib,
+                executor=executor,
                 console=Console(quiet=True),
                 on_progress=lambda text, s: progress.update(task, description=escape(text), completed=s),
                 on_result=on_result,
@@ -82,8 +88,7 @@ def siege(
         raise typer.Exit(1)
     if not is_whole and output is None:
         folder = _SCRATCH  # the published result is one of a whole run
-    for path in write_report(done, folder, p99s):
-        console.print(f"Wrote {path}", highlight=False)
+    _write(console, done, folder, p99s)
     _exit_with_verdict(console, done, is_whole=is_whole)
 
 
@@ -92,11 +97,31 @@ def _list_attacks(console: Console) -> None:
         console.print(f"{escape(attack.name):32} {escape(attack.line)}", highlight=False, soft_wrap=True)
 
 
-def _chosen(names: list[str], before: Path | None) -> tuple[list[Attack], P99s | None]:
+def _chosen(names: list[str], before: Path | None, executor: str) -> tuple[list[Attack], P99s | None]:
     try:
-        return find_attacks(names), None if before is None else read_p99s(before)
+        attacks = find_attacks(names, has_guides=executor == "cpu")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    return attacks, None if before is None else _read_p99s(before)
+
+
+def _read_p99s(path: Path) -> P99s:
+    try:
+        return read_p99s(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _read(path: Path) -> Siege:
+    try:
+        return read_siege(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _write(console: Console, siege: Siege, folder: Path, before: P99s | None) -> None:
+    for path in write_report(siege, folder, before):
+        console.print(f"Wrote {path}", highlight=False)
 
 
 def _interrupt(*_: object) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from llm_pipeline.protocol.executor_names import ExecutorName
+
 FULL_MINUTES = 10.0
 QUICK_MINUTES = 2.0
 
@@ -30,6 +32,18 @@ Before = Annotated[
         exists=True,
         dir_okay=False,
         help="siege.json of an earlier run, as columns. Default: docs/reliability/siege-before.json.",
+    ),
+]
+Executor = Annotated[
+    ExecutorName,
+    typer.Option(
+        help="cpu, or scripted: tokens at a fixed pace, as from a GPU that other requests do not slow down; no guides."
+    ),
+]
+Redraw = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, dir_okay=False, help="Only write page and plot again, from this siege.json, into its directory."
     ),
 ]
 Listed = Annotated[bool, typer.Option("--list", help="List the kinds of hostile clients, and end.")]

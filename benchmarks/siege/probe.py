@@ -108,7 +108,8 @@ class Probe:
         number = 0
         while True:
             number += 1
-            await self._checked("short request", self._one_guided if number % 2 else self._one_short, _PATIENCE_S)
+            part = self._one_guided if self._target.has_guides and number % 2 else self._one_short
+            await self._checked("short request", part, _PATIENCE_S)
             await asyncio.sleep(PAUSE_S)
 
     async def _one_short(self) -> None:

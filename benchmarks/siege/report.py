@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.report.style import DPI, LOOK
 from benchmarks.siege.results import ALLOWED_DELAY_MS, PhaseResult, Siege, findings
 from benchmarks.siege.samples import Delay
+from launcher.settings import REPOSITORY_ROOT
 
+_GUIDE = REPOSITORY_ROOT / "docs" / "reliability.md"
 _COLOURS = {"TTFT": "#0072b2", "guided TTFT": "#e69f00", "gap": "#009e73"}
 _TITLES = {
     "TTFT": "time to first token",
@@ -28,13 +32,22 @@ def write_report(siege: Siege, folder: Path, before: P99s | None = None) -> list
     `before` are the p99s of an earlier run, for a column of the table.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    guide = os.path.relpath(_GUIDE, folder)
     documents = {
         "siege.json": orjson.dumps(_document(siege), option=orjson.OPT_INDENT_2) + b"\n",
-        "siege.md": markdown(siege, before).encode(),
+        "siege.md": markdown(siege, before, guide).encode(),
     }
     for name, content in documents.items():
         (folder / name).write_bytes(content)
     return [*(folder / name for name in documents), *_plot(siege, folder)]
+
+
+def read_siege(path: Path) -> Siege:
+    """Reads a siege.json. Raises ValueError if it is not one."""
+    try:
+        return TypeAdapter(Siege).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path} is not the result of a siege: {error}") from error
 
 
 def read_p99s(path: Path) -> P99s:
@@ -69,8 +82,8 @@ def _rounded(value: Any) -> Any:
     return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
-def markdown(siege: Siege, before: P99s | None = None) -> str:
-    """Returns the tables of a siege as a page."""
+def markdown(siege: Siege, before: P99s | None = None, guide: str = "../reliability.md") -> str:
+    """Returns the tables of a siege as a page, which links to `guide`."""
     machine, quiet = siege.machine, siege.quiet
     total_s = sum(phase.seconds for phase in siege.phases)
     return "\n".join(
@@ -78,8 +91,9 @@ def markdown(siege: Siege, before: P99s | None = None) -> str:
             "# Siege",
             "",
             f"Written by `make siege` on {siege.when}, commit `{siege.commit}`: {total_s / 60:.0f} minutes on "
-            f"{machine.cores} cores ({machine.cpu}, {machine.memory_gib:g} GiB, Python {machine.python}). "
-            "[How to read it](../reliability.md#hostile-clients).",
+            f"{machine.cores} cores ({machine.cpu}, {machine.memory_gib:g} GiB, Python {machine.python}"
+            f"{f'; {machine.note}' if machine.note else ''}). "
+            f"[How to read it]({guide}#hostile-clients).",
             "",
             "Delays of the probe in ms: p50 / p99; its failed requests, and its failed checks of readiness. A phase "
             f"passes if no p99 is more than {ALLOWED_DELAY_MS:.0f} ms above that of the quiet stack, which is the "
@@ -105,7 +119,7 @@ def markdown(siege: Siege, before: P99s | None = None) -> str:
 
 
 def _delay_table(siege: Siege, before: P99s | None) -> list[str]:
-    names = list(_TITLES)
+    names = list(siege.quiet.delays)
     heads = [*names, "failed requests", "failed checks"]
     heads += [f"{name} p99 before" for name in names] if before is not None else []
     lines = [f"| beside | {' | '.join(heads)} | result |", "|" + " --- |" * (len(heads) + 2)]
@@ -165,9 +179,11 @@ def _plot(siege: Siege, folder: Path) -> list[Path]:
 
     with mpl.rc_context(LOOK):
         names = [phase.name for phase in siege.phases]
-        figure, axes = pyplot.subplots(1, 3, figsize=(13, 1.8 + 0.26 * len(names)), layout="constrained", sharey=True)
-        for panel, (name, title) in zip(axes, _TITLES.items(), strict=True):
-            _panel(panel, siege, name, title)
+        delays = list(siege.quiet.delays)
+        size = (13, 1.8 + 0.26 * len(names))
+        figure, axes = pyplot.subplots(1, len(delays), figsize=size, layout="constrained", sharey=True)
+        for panel, name in zip(axes, delays, strict=True):
+            _panel(panel, siege, name)
         axes[0].set_yticks(range(len(names)), names)
         axes[0].set_ylim(len(names) - 0.4, -0.6)  # the first phase on top
         figure.suptitle(
@@ -182,7 +198,7 @@ def _plot(siege: Siege, folder: Path) -> list[Path]:
     return paths
 
 
-def _panel(panel: Any, siege: Siege, name: str, title: str) -> None:
+def _panel(panel: Any, siege: Siege, name: str) -> None:
     quiet = siege.quiet.delays[name]
     if quiet is not None:
         panel.axvspan(0.1, quiet.p99_ms + ALLOWED_DELAY_MS, color="0.93", zorder=0)
@@ -196,5 +212,5 @@ def _panel(panel: Any, siege: Siege, name: str, title: str) -> None:
         panel.plot([delay.p99_ms], [row], "|", color=_COLOURS[name], markersize=9, markeredgewidth=2)
     panel.set_xscale("log")
     panel.set_xlim(left=1)
-    panel.set_title(title)
+    panel.set_title(_TITLES[name])
     panel.set_xlabel("ms")

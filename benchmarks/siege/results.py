@@ -37,11 +37,13 @@ class PhaseResult:
     examples: dict[str, list[str]] = field(default_factory=dict)
     recovery_s: float | None = 0.0  # until the probe's TTFT was as before; None: the stack had to be restarted
     notes: list[str] = field(default_factory=list)
+    has_guides: bool = True  # whether the probe sends guided requests
 
     @property
     def delays(self) -> dict[str, Delay | None]:
         """The probe's delays by name."""
-        return {"TTFT": self.ttft, "guided TTFT": self.guided_ttft, "gap": self.gap}
+        guided = {"guided TTFT": self.guided_ttft} if self.has_guides else {}
+        return {"TTFT": self.ttft, **guided, "gap": self.gap}
 
     def refusals(self) -> dict[str, int]:
         """Returns the number of refused hostile requests by status and code, all attacks together."""

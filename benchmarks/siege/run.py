@@ -26,6 +26,7 @@ from launcher.local.errors import StartError
 from launcher.local.stack import Stack
 from launcher.ports import free_ports
 from launcher.settings import REPOSITORY_ROOT, StackSettings
+from llm_pipeline.protocol.executor_names import ExecutorName
 
 _POLL_S = 0.2
 _WARM_UP_S = 5.0
@@ -68,7 +69,9 @@ class Besieged:
 
 
 @contextmanager
-def besieged_stack(memory_limit_mib: float, console: Console) -> Iterator[tuple[Besieged, Target]]:
+def besieged_stack(
+    memory_limit_mib: float, console: Console, executor: ExecutorName = "cpu"
+) -> Iterator[tuple[Besieged, Target]]:
     """Runs the stack of `make serve` with default settings, on free ports, with a keys file of this run."""
     with tempfile.TemporaryDirectory(prefix="siege-") as name:
         folder = Path(name)
@@ -76,21 +79,25 @@ def besieged_stack(memory_limit_mib: float, console: Console) -> Iterator[tuple[
         path = folder / "api-keys.json"
         path.touch(mode=0o600)
         path.write_bytes(keys_file(keys))
-        settings = _stack_settings(folder, path)
+        settings = _stack_settings(folder, path, executor)
         besieged = Besieged(settings, memory_limit_mib, console)
         try:
             besieged.start()
-            yield besieged, Target(settings.host, settings.port, settings.model_name, keys)
+            yield (
+                besieged,
+                Target(settings.host, settings.port, settings.model_name, keys, has_guides=executor == "cpu"),
+            )
         finally:
             besieged.stop()
 
 
-def _stack_settings(folder: Path, keys_path: Path) -> StackSettings:
+def _stack_settings(folder: Path, keys_path: Path, executor: ExecutorName) -> StackSettings:
     names = ("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port")
     ports: dict[str, Any] = dict(zip(names, free_ports(len(names)), strict=True))
     base = StackSettings()
     engine_dir = base.engine_dir or base.run_dir / "engines" / "smollm2-135m-instruct" / "cpu-fp16"
     return StackSettings(
+        executor=executor,
         api_keys_file=keys_path,
         engine_dir=engine_dir if engine_dir.is_dir() else None,
         run_dir=folder if engine_dir.is_dir() else base.run_dir,
@@ -103,6 +110,7 @@ def run_siege(
     *,
     seed: int,
     memory_limit_mib: float,
+    executor: ExecutorName,
     console: Console,
     on_progress: Report,
     on_result: Callable[[Siege, PhaseResult], None],
@@ -112,11 +120,14 @@ def run_siege(
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         commit=git_commit(REPOSITORY_ROOT),
         machine=machine_facts(),
-        settings={"seed": seed, "memory_limit_mib": memory_limit_mib},
+        settings={"seed": seed, "memory_limit_mib": memory_limit_mib, "executor": executor},
     )
     on_progress("starting the stack", 0.0)
-    with besieged_stack(memory_limit_mib, console) as (besieged, target), running_probe(target) as samples:
-        _wait_for_probe(samples)
+    with (
+        besieged_stack(memory_limit_mib, console, executor) as (besieged, target),
+        running_probe(target) as samples,
+    ):
+        _wait_for_probe(samples, target)
         passed_s = 0.0
         for phase in phases:
             runner = _PhaseRunner(phase, besieged, target, samples, seed)
@@ -129,13 +140,14 @@ def run_siege(
     return siege
 
 
-def _wait_for_probe(samples: ProbeSamples) -> None:
+def _wait_for_probe(samples: ProbeSamples, target: Target) -> None:
     """Waits until the probe has been served for some seconds. Raises StartError if it is not served at all."""
     started = time.monotonic()
+    expected = {Kind.TTFT, Kind.GAP} | ({Kind.GUIDED_TTFT} if target.has_guides else set())
     while time.monotonic() < started + _PROBE_START_TIMEOUT_S:
         time.sleep(_POLL_S)
-        served = samples.ended_since(started, Kind.TTFT, Kind.GUIDED_TTFT, Kind.GAP)
-        if {sample.kind for sample in served} >= {Kind.TTFT, Kind.GUIDED_TTFT, Kind.GAP}:
+        served = samples.ended_since(started, *expected)
+        if {sample.kind for sample in served} == expected:
             time.sleep(_WARM_UP_S)
             return
     errors = [sample.detail for sample in samples.ended_since(started, Kind.ERROR)]
@@ -156,7 +168,9 @@ class _PhaseRunner:
     def run(self, on_progress: Report) -> PhaseResult:
         """Runs the phase, and returns a result in which the measured values are still missing."""
         assert self._besieged.watch is not None
-        result = PhaseResult(self._phase.name, self._phase.line, self._phase.seconds)
+        result = PhaseResult(
+            self._phase.name, self._phase.line, self._phase.seconds, has_guides=self._target.has_guides
+        )
         self._besieged.watch.take()
         self._start_s = time.monotonic()
         if self._phase.attacks or self._phase.random_guides:
@@ -200,7 +214,7 @@ class _PhaseRunner:
 
     def _add_samples(self, result: PhaseResult, quiet: PhaseResult | None) -> None:
         def measured(name: str, kind: Kind) -> Any:
-            usual = quiet.delays[name] if quiet is not None else None
+            usual = quiet.delays.get(name) if quiet is not None else None
             found = self._samples.of_phase(self._start_s, self._end_s, kind)
             return delay(found, usual.period_ms if usual is not None else None)
 

@@ -23,6 +23,7 @@ class Target:
     port: int
     model: str
     keys: dict[str, str]
+    has_guides: bool = True
 
     def to_json(self) -> bytes:
         """Returns the target for the processes of the load and the probe, whose standard input it is."""

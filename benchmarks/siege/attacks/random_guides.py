@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from typing import Any
 
 import orjson
@@ -18,12 +19,12 @@ _MOST_RETRY_S = 5.0
 
 
 class RandomGuides(Attack):
-    """Sends a number of random guides, four at a time, and ends when each has its response."""
+    """Sends a number of random guides, some at a time, and ends when each has its response."""
 
     allowed = frozenset({"200", "400", HUNG_UP})
     patience_s = 90.0
     grace_s = 5.0
-    clients = 4
+    clients = max(4, os.cpu_count() or 1)
 
     def __init__(self, sort: str, count: int, seed: int) -> None:
         """Equal arguments give equal guides."""
