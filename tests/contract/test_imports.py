@@ -111,7 +111,7 @@ IMPORTED_BY = {
         "llm_pipeline/text/tokenizer.py",
         "build_engine/cpu/gguf/tokenizer.py",
         "build_engine/cpu/gguf/pre_tokenizers.py",
-        "build_engine/cpu/hugging_face/tokenizer.py",
+        "build_engine/artifact/model_tokenizer.py",
         "build_engine/artifact/tokenizer_checks.py",
         "build_engine/cpu/generation_checks.py",
     },
