@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from build_engine.artifact.checks import Check
@@ -11,14 +12,21 @@ from build_engine.progress import Advance
 from llm_pipeline.engine_files.manifest import MANIFEST_NAME, EngineFile, EngineManifest
 
 
-def check_files(engine_dir: Path, manifest: EngineManifest, advance: Advance = lambda amount: None) -> list[Check]:
+def check_files(
+    engine_dir: Path,
+    manifest: EngineManifest,
+    advance: Advance = lambda amount: None,
+    known: Mapping[str, EngineFile] | None = None,
+) -> list[Check]:
     """One check per file of the manifest, and a failed one per file that the manifest does not list.
 
-    `advance` receives the bytes read. A file of another size is not read.
+    `advance` receives the bytes read. A file of another size is not read, nor is one of `known`: files that the caller
+    has hashed just now.
     """
+    known = known or {}
     checks = {name: _check_presence(engine_dir, name, expected) for name, expected in manifest.files.items()}
     readable = {name: engine_dir / name for name, check in checks.items() if check is None}
-    found = hash_files(readable, advance)
+    found = {**known, **hash_files({name: path for name, path in readable.items() if name not in known}, advance)}
     listed = [checks[name] or _check_hash(name, found[name], manifest.files[name]) for name in sorted(checks)]
     expected_names = {*manifest.files, MANIFEST_NAME}
     present = sorted(str(path.relative_to(engine_dir)) for path in engine_dir.rglob("*") if not path.is_dir())
@@ -26,9 +34,15 @@ def check_files(engine_dir: Path, manifest: EngineManifest, advance: Advance = l
     return listed + [Check.of(name, False, "is not part of the engine") for name in extra]
 
 
-def file_problems(engine_dir: Path, manifest: EngineManifest, advance: Advance = lambda amount: None) -> list[str]:
+def file_problems(
+    engine_dir: Path,
+    manifest: EngineManifest,
+    advance: Advance = lambda amount: None,
+    known: Mapping[str, EngineFile] | None = None,
+) -> list[str]:
     """One line per damaged, missing or extra file. Empty if the directory is exactly as it was built."""
-    return [f"{check.name} {check.detail}" for check in check_files(engine_dir, manifest, advance) if check.failed]
+    checks = check_files(engine_dir, manifest, advance, known)
+    return [f"{check.name} {check.detail}" for check in checks if check.failed]
 
 
 def size_of(manifest: EngineManifest) -> int:
