@@ -9,6 +9,7 @@ import typer
 
 from build_engine.artifact.checks import Outcome, verdict
 from build_engine.cli import tables
+from build_engine.cli.manifest_tables import manifest_json, manifest_table
 from build_engine.cli.options import ERR, GPU_PANEL, OUT, EngineDir, Json, nvml_of
 from build_engine.cli.progress_bar import TerminalProgress
 from build_engine.errors import BuildEngineError
@@ -24,12 +25,12 @@ _INCOMPLETE = "Nothing failed, but not everything was checked. The table lists w
 
 
 def inspect(engine_dir: EngineDir, json: Json = False) -> None:
-    """Show the manifest of an engine: its model, target, limits and files."""
+    """Show the manifest of an engine: its model, runtime, target, limits, links and files."""
     manifest = EngineManifest.load(engine_dir)
     if json:
-        OUT.print_json(manifest.model_dump_json())
+        OUT.print_json(data=manifest_json(manifest, engine_dir))
     else:
-        OUT.print(tables.manifest_table(manifest, engine_dir))
+        OUT.print(manifest_table(manifest, engine_dir))
 
 
 def verify(
