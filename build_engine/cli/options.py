@@ -53,6 +53,9 @@ _GPU_OPTIONS = {
     "kv_cache_precision": _gpu_option("fp16: 16 bits, in the data type of the model."),
     "tp": _gpu_option("Tensor parallelism: GPUs that share each layer.", minimum=1),
     "pp": _gpu_option("Pipeline parallelism: stages that the layers are divided into.", minimum=1),
+    "ep": _gpu_option(
+        "Expert parallelism: groups of the --tp GPUs that share out the experts. PyTorch runtime only.", minimum=1
+    ),
     "max_batch_size": _gpu_option(
         "Maximum number of concurrent requests.", f"the largest that fits, at most {DEFAULT_MAX_BATCH_SIZE}", minimum=1
     ),

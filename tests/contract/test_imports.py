@@ -70,7 +70,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("targets",),
         ("artifact",),
         ("cpu", "gpu/planning"),
-        ("gpu",),
+        ("gpu", "pytorch"),
         ("gpu/verification",),
         ("gpu/building", "verification"),
         ("fleet",),

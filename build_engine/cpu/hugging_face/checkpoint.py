@@ -17,11 +17,12 @@ from build_engine.artifact.model_directory import (
     read_token_ids,
 )
 from build_engine.artifact.model_tokenizer import EngineTokenizer, read_tokenizer
+from build_engine.artifact.safetensors_headers import StoredTensor
 from build_engine.cpu.architectures import missing_parts
 from build_engine.cpu.checkpoint import FloatArray, ModelParameters
 from build_engine.cpu.hugging_face.parameters import GEMMA3, config_values, read_parameters
 from build_engine.cpu.hugging_face.rope_settings import context_length
-from build_engine.cpu.hugging_face.safetensors_files import StoredTensor, list_tensors, read_tensor
+from build_engine.cpu.hugging_face.safetensors_files import list_tensors, read_tensor
 from build_engine.errors import EngineRefusedError
 from build_engine.progress import BuildProgress
 from llm_pipeline.engine_files.manifest import TokenIds
