@@ -23,7 +23,7 @@ def link_sources(links: dict[str, Path]) -> list[Path]:
 
 
 def check_links(engine_dir: Path, manifest: EngineManifest) -> Check:
-    """Whether the weights are links or copies, as the manifest records. Links must be absolute and lead to one place."""
+    """Whether the weights are links or copies, as the manifest records. Links must be absolute."""
     model = manifest.pytorch
     assert model is not None
     links = read_links(engine_dir, manifest)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from build_engine.artifact.checks import Check
 from build_engine.errors import BuildEngineError, EngineRefusedError
+from build_engine.gpu.verification.smoke_test import GENERATES
 from build_engine.progress import BuildProgress
 from build_engine.pytorch.checkpoint.model_directory import ModelDirectory, read_model_directory
 from build_engine.pytorch.verification.link_checks import check_links
 from build_engine.pytorch.verification.load_test import installed_version, load_test, reason_not_loadable
-from build_engine.gpu.verification.smoke_test import GENERATES
 from build_engine.targets.nvml import Nvml
 from llm_pipeline.engine_files.manifest import EngineManifest, PyTorchModel
 
