@@ -65,9 +65,11 @@ def manifest_table(manifest: EngineManifest, engine_dir: Path) -> Table:
 
 
 def format_size(size_bytes: int) -> str:
-    """In GB, MB or kB with one digit after the point."""
-    unit, name = next(((unit, name) for unit, name in _UNITS if size_bytes >= unit), _UNITS[-1])
-    return f"{size_bytes / unit:.1f} {name}"
+    """In GB, MB or kB with one digit after the point, or in bytes."""
+    for unit, name in _UNITS:
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.1f} {name}"
+    return f"{size_bytes} bytes"
 
 
 def _manifest_rows(manifest: EngineManifest, engine_dir: Path) -> list[tuple[str, str]]:
@@ -127,7 +129,7 @@ def _link_text(manifest: EngineManifest, engine_dir: Path) -> str:
     if not links:
         return "none: the directory has copies"
     places = ", ".join(map(str, link_sources(links)))
-    return f"{len(links)} files in {places}" + (f"; {broken} of them are missing" if broken else "")
+    return f"{len(links)} files in {places}" + (f"; {broken} missing" if broken else "")
 
 
 def _file_lines(manifest: EngineManifest) -> list[str]:

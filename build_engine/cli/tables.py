@@ -82,3 +82,4 @@ def print_targets(console: Console, targets: Iterable[Target]) -> None:
     for kind in dict.fromkeys(target.kind for target, _ in availabilities):
         reason = next(here.reason for target, here in availabilities if target.kind is kind)
         console.print(f"{kind.value}: {escape(reason)}", soft_wrap=True, highlight=False)
+    console.print("For --runtime pytorch nothing is compiled: it can be built here for every GPU.", soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from build_engine.artifact.result import BuildResult
 from build_engine.gpu.planning.options import GpuOptions
@@ -17,6 +17,12 @@ from tests.fakes.tensorrt_llm_build import FakeNvml
 from tests.support.hugging_face_models import TinyDirectory
 
 SHARDS = 3
+
+
+class InstallLlmApi(Protocol):
+    """Installs the stand-in for the LLM API. `script` are fields of tests/fakes/tensorrt_llm/script.py."""
+
+    def __call__(self, **script: Any) -> None: ...
 
 
 def write_model(directory: Path, *, seed: int = 11, shards: int = SHARDS) -> Path:
