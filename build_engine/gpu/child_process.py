@@ -20,6 +20,7 @@ from build_engine.errors import BuildEngineError
 
 TIMEOUT_S = 3600.0  # loading a large model takes minutes; if one rank dies, the others never return
 _TAIL_CHARACTERS = 800
+_ROUNDS = 10
 
 
 def call_module(module: str, request: dict[str, Any], subject: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
@@ -54,9 +55,30 @@ def _run(command: list[str], text: str, output: Path, timeout_s: float) -> int |
         except subprocess.TimeoutExpired:
             return None
         finally:
-            with suppress(ProcessLookupError):  # also ends ranks that the process has left behind in its group
-                os.killpg(process.pid, signal.SIGKILL)
+            _end_session(process.pid)
     return process.returncode
+
+
+def _end_session(session: int) -> None:
+    """Kills the process and the ranks that MPI has started for it, which hold GPU memory and outlive it.
+
+    Ranks are in process groups of their own, but in its session. One that starts while the others end is found in the
+    next round.
+    """
+    for _ in range(_ROUNDS):
+        members = [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_member(int(name), session)]
+        for pid in members:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not members:
+            return
+
+
+def _is_member(pid: int, session: int) -> bool:
+    try:
+        return os.getsid(pid) == session
+    except ProcessLookupError:
+        return False
 
 
 def _ending(status: int) -> str:

@@ -36,9 +36,9 @@ class LoadRequest:
 def reason_not_loadable(model: PyTorchModel, nvml: Nvml) -> str | None:
     """None if this machine has TensorRT-LLM and enough GPUs of the target's SM. Imports neither here."""
     gpus = model.tp * model.pp
-    needed = f"Loading needs {gpus} x SM {model.sm} and TensorRT-LLM"
+    needed = f"Loading needs {gpus} x SM {model.sm}"
     if not has_tensorrt_llm():
-        return f"TensorRT-LLM is not installed. {needed}."
+        return f"TensorRT-LLM is not installed. {needed} and TensorRT-LLM {model.tensorrt_llm}."
     try:
         found = sum(device.sm == model.sm for device in nvml.gpus())
     except BuildEngineError as error:
