@@ -15,6 +15,7 @@ from build_engine.cli.tables import relative_to_cwd
 from build_engine.fleet.file import FleetEngine
 from build_engine.fleet.jobs import Job
 from build_engine.fleet.runner import FleetOutcome, FleetResult, exit_status
+from build_engine.targets.registry import CPU
 
 _MB = 1_000_000
 _TIMED = {FleetOutcome.BUILT, FleetOutcome.REUSED, FleetOutcome.FAILED}
@@ -89,9 +90,11 @@ def results_json(results: Sequence[FleetResult]) -> dict[str, Any]:
                 "entry": result.engine.entry,
                 "model": str(result.engine.model),
                 "target": result.engine.target,
+                "runtime": CPU.name if result.engine.target == CPU.name else result.engine.runtime.value,
                 "precision": result.engine.precision.value,
                 "tp": result.engine.options.tp,
                 "pp": result.engine.options.pp,
+                "ep": result.engine.options.ep,
                 "outcome": result.outcome.value,
                 "engine_dir": str(result.engine_dir) if result.engine_dir else None,
                 "size_bytes": result.size_bytes,
