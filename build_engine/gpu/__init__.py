@@ -10,7 +10,7 @@
       constraints    the reasons why a spec can't be built
       calibration    the data that quantization scales are computed from
       commands       the command lines
-      planner        all of these together; plan_json exports a plan, plan_table generates docs/engine-plans.md
+      planner        all of these together; plan_json exports a plan
     trtllm           every call into TensorRT-LLM; the only module that imports it
     installation     finds TensorRT-LLM and its versions
     model_files      hashes a model and reads its special token ids

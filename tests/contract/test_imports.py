@@ -71,6 +71,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("artifact",),
         ("cpu", "gpu/planning"),
         ("gpu", "pytorch"),
+        ("planning",),
         ("gpu/verification",),
         ("pytorch/verification",),
         ("gpu/building", "pytorch/building", "verification"),

@@ -86,6 +86,12 @@ def read_model_directory(path: Path, name: str | None = None) -> ModelDirectory:
     )
 
 
+def read_architecture(path: Path) -> tuple[str, Quantization | None]:
+    """The class name and the quantization, without the weights. Raises EngineRefusedError like read_model_directory."""
+    config = _read_config(path)
+    return _architecture(config), read_quantization(path, config)
+
+
 def _plain_decoder(text: dict[str, Any]) -> Decoder | None:
     try:
         return read_plain_decoder(text)

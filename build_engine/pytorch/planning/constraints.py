@@ -70,7 +70,7 @@ def _check_gpu(spec: PyTorchSpec) -> Iterator[str]:
 def _check_architecture(spec: PyTorchSpec, memory: PyTorchMemory | None) -> Iterator[str]:
     """architectures.py has upstream's list."""
     name, release = spec.model.architecture, parse_release(spec.trtllm_version)
-    if release is None:
+    if release is None or release < FIRST_RELEASE:
         return  # reported already
     kind = support(name, release)
     if kind is Support.OTHER_KIND:
@@ -108,7 +108,7 @@ def _check_format(spec: PyTorchSpec) -> Iterator[str]:
             f"The weights are {on_disk.name}, and the PyTorch runtime loads them as they are, not as {weights.name}. "
             f"Omit --precision, quantize the model with ModelOpt (examples/llm_ptq), or choose {_ENGINE}."
         )
-    if not weights.runs_on(gpu.sm):
+    if not weights.runs_on(gpu.sm) and gpu.sm >= OLDEST_SM:
         others = [name for name, other in FORMATS.items() if other.runs_on(gpu.sm) and name != "mixed"]
         needed = ", ".join(str(sm) for sm in weights.sms)
         yield (

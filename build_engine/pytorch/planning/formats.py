@@ -18,6 +18,11 @@ _FP8_SMS = (89, 90, 100, 103, 120, 121)
 _FP4_SMS = (100, 103, 120, 121)
 
 
+def _generation(sm: int) -> int:
+    """The first SM of a generation: Ampere, Ada, Hopper, Blackwell and Blackwell RTX; 0: an older one."""
+    return max((first for first in (0, 80, 89, 90, 100, 120) if first <= sm), default=0)
+
+
 @dataclass(frozen=True)
 class WeightFormat:
     """Storage of the linear layers' weights. Embedding, head, router and norms keep the data type of the model."""
@@ -34,7 +39,8 @@ class WeightFormat:
     input_multiple: int = 1  # of the inputs of a matrix on one GPU
 
     def runs_on(self, sm: int) -> bool:
-        return sm in self.sms
+        """Whether `sms` has this SM or another one of its generation."""
+        return _generation(sm) in {_generation(known) for known in self.sms}
 
     @property
     def is_quantized(self) -> bool:

@@ -29,7 +29,7 @@ from build_engine.pytorch.planning.kv_cache import FP8, NVFP4
 from build_engine.pytorch.planning.memory import estimate_memory
 from build_engine.pytorch.planning.plan import PyTorchMemory, PyTorchPlan, PyTorchSpec
 from build_engine.targets.gpus import Gpu
-from build_engine.targets.precisions import KvPrecisionName
+from build_engine.targets.precisions import KvPrecisionName, PrecisionName
 
 _HASH_LENGTH = 12
 _HASH_FORMAT = 1  # part of every hash: raise it when the same input starts to mean a different directory
@@ -89,7 +89,7 @@ def _format(model: ModelDirectory, precision: str | None) -> WeightFormat:
     if precision not in FORMATS:
         raise EngineRefusedError(
             f"The PyTorch runtime loads no {precision} weights. Omit --precision to take the checkpoint's, or choose "
-            f"one of {', '.join(FORMATS)}, or --runtime engine."
+            f"one of {', '.join(name.value for name in PrecisionName if name.value in FORMATS)}, or --runtime engine."
         )
     return FORMATS[precision]
 
@@ -137,6 +137,9 @@ def _notes(spec: PyTorchSpec, memory: PyTorchMemory, options: GpuOptions) -> Ite
     model = spec.model
     if model.weights is None:
         yield "No *.safetensors files: the sizes are computed from config.json, without other parts such as vision."
+        on_disk = stored_format(model)
+        if on_disk is not None and on_disk is not spec.format:
+            yield f"config.json is of {on_disk.name} weights: this is the plan of a checkpoint in {spec.format.name}."
     elif not model.knows_layers:
         yield (
             f"The layers of {model.architecture} are not known here: the KV cache is estimated as full attention in "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from build_engine.gpu.planning.parameters import count_parameters
-from build_engine.gpu.planning.plan_table import DOCUMENT, render
+from build_engine.planning.plan_table import DOCUMENT, render
 from build_engine.targets.gpus import GPUS
 from tests.support.plan_requests import MODELS
 from tests.support.published_figures import PARAMETERS
@@ -17,7 +17,7 @@ def document() -> str:
 
 
 def test_the_tables_are_up_to_date(document: str) -> None:
-    """Update them with `python -m build_engine.gpu.planning.plan_table`."""
+    """Update them with `python -m build_engine.planning.plan_table`."""
     assert render(document) == document
 
 
