@@ -49,8 +49,8 @@ def _require_no_code(config: dict[str, Any]) -> None:
     if model_type not in _KNOWN_MODEL_TYPES:
         raise EngineRefusedError(
             f"{CONFIG_NAME} needs code of the model's own ({auto_map['AutoConfig']}) for model_type {model_type!r}, "
-            "and such code is never executed here (trust_remote_code is off). Use an export of the model without it, or "
-            "remove auto_map if the transformers release of your TensorRT-LLM knows this model_type."
+            "and such code is never executed here (trust_remote_code is off). Use an export of the model without it, "
+            "or remove auto_map if the transformers release of your TensorRT-LLM knows this model_type."
         )
 
 
