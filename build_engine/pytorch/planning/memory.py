@@ -118,15 +118,19 @@ def activation_bytes(spec: PyTorchSpec, decoder: Decoder) -> int:
     """[aiconfigurator] bytes x max_num_tokens x heads x head size x a factor. Its measurements are of dense models and
     of experts like Mixtral's; the width is at least hidden_size here, for models whose heads are narrower.
     """
-    has_experts = any(isinstance(part, Experts) for part in decoder.feed_forwards)
-    factors = _MOE_ACTIVATION_TENTHS if has_experts else _ACTIVATION_TENTHS
+    experts = [part for part in decoder.feed_forwards if isinstance(part, Experts)]
+    factors = _MOE_ACTIVATION_TENTHS if experts else _ACTIVATION_TENTHS
     width = _dtype_bytes(spec) * max(decoder.hidden_size, _attention_width(decoder))
     estimate = width * spec.limits.max_num_tokens * _entry_for(factors, spec.tp) // 10
+    if experts and spec.format.name == "fp8-block":
+        # [aiconfigurator] the workspace of block-scaled experts: one float32 for each 128 values of each routed token.
+        routed = max(part.count * part.per_token for part in experts)
+        estimate += spec.limits.max_num_tokens * decoder.hidden_size * routed * 4 // (128 * spec.ep)
     return max(_MIN_ACTIVATION_BYTES, estimate)
 
 
 def _attention_width(decoder: Decoder) -> int:
-    """Heads x head size: of the values with latent attention, as aiconfigurator counts DeepSeek."""
+    """Heads x head size; of the values with latent attention."""
     widths = [0]
     for mixer in decoder.mixers:
         if isinstance(mixer, Attention):

@@ -1,9 +1,9 @@
 """The constraints that tensor, pipeline and expert parallelism put on the shapes of a model.
 
-Linear layers assert that what they split divides (tensorrt_llm/_torch/modules/linear.py); attention splits heads and
-replicates key and value heads (modules/attention.py); MambaCacheManager asserts its heads and channels
-(pyexecutor/mamba_cache_manager.py); moe_tp_size x moe_ep_size is tp_size (mapping.py). Layers need not divide: stages
-get them like torch.tensor_split, and the vocabulary is padded (modules/embedding.py).
+In tensorrt_llm/_torch: linear layers have equal parts; attention splits heads and replicates key and value heads
+(modules/attention.py); Mamba2Mixer divides heads and groups (modules/mamba/mamba2_mixer.py), and MambaCacheManager
+asserts it; moe_tp_size x moe_ep_size is tp_size (mapping.py). Layers need not divide: `pp_layers` in mapping.py is
+torch.tensor_split. Nor does the vocabulary, which LMHead pads (modules/embedding.py).
 """
 
 from __future__ import annotations
