@@ -1,4 +1,4 @@
-"""Model directories for TensorRT-LLM's PyTorch runtime, which compiles nothing. Pure, like the plans of `gpu`.
+"""Model directories for TensorRT-LLM's PyTorch runtime, which compiles nothing. Plans are pure, like those of `gpu`.
 
     checkpoint/
       model_directory   reads config.json, the quantization, the weights' headers: everything a plan needs
@@ -14,6 +14,13 @@
       memory            all of it on each GPU
       constraints       the reasons why a directory can't be served
       planner           all of these together; plan_json exports a plan
+    trtllm              every call into TensorRT-LLM; the only module here that imports it
+    verification/       links, configuration against manifest, and a load test in a child process
+    building/
+      source_files      the files that an engine directory takes over; refuses incomplete directories
+      source_checks     refuses complete ones that can't be served: own code, sizes, tokenizer
+      publish           links or copies them
+      run               all of these, from an accepted plan to the published directory; manifest describes it
 
 Not run on TensorRT-LLM: no machine with it was available. Statements about it come from its public sources.
 """

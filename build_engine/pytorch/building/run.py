@@ -59,7 +59,7 @@ def build_model(
     files = find_source_files(plan.spec.model.path)
     if engine_dir.resolve() == files.directory or engine_dir.resolve() in files.directory.parents:
         raise EngineRefusedError(f"The model is inside the engine directory {engine_dir}. Choose another --root.")
-    tokenizer = check_source(files, plan.spec.model.vocab_size)
+    tokenizer = check_source(files, plan.spec.model.vocab_size, plan.spec.trtllm_version)
     if options.has_copies:
         require_disk(files, engine_dir.parent, options.resources)
     hashes = hash_model(files, progress)

@@ -27,8 +27,8 @@ def model_dir(tmp_path: Path) -> Path:
     return write_model(tmp_path / "tiny-llama")
 
 
-def check(model_dir: Path, vocab_size: int = VOCAB_SIZE) -> EngineTokenizer:
-    return check_source(find_source_files(model_dir), vocab_size)
+def check(model_dir: Path, vocab_size: int = VOCAB_SIZE, version: str = "1.2.1") -> EngineTokenizer:
+    return check_source(find_source_files(model_dir), vocab_size, version)
 
 
 def change_json(path: Path, **values: Any) -> None:
@@ -44,6 +44,13 @@ def test_code_is_ignored_where_the_configuration_is_known_without_it(model_dir: 
     """As in DeepSeek V3, whose files have code for the time before transformers knew the model."""
     change_json(model_dir / "config.json", auto_map=CODE, model_type=model_type)
     check(model_dir)
+
+
+def test_code_is_ignored_from_the_release_on_that_knows_the_configuration(model_dir: Path) -> None:
+    change_json(model_dir / "config.json", auto_map=CODE, model_type="nemotron_h")
+    with pytest.raises(EngineRefusedError, match=r"Choose --tensorrt-llm 1\.3 or newer, which knows this model_type"):
+        check(model_dir)
+    check(model_dir, version="1.3.0rc26")
 
 
 def test_a_model_that_needs_its_own_code_is_refused(model_dir: Path) -> None:
