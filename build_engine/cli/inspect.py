@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,9 @@ from build_engine.cli.progress_bar import TerminalProgress
 from build_engine.errors import BuildEngineError
 from build_engine.gpu.verification.accuracy import Gate
 from build_engine.gpu.verification.target_checks import AccuracyRequest
+from build_engine.pytorch.verification.link_checks import link_sources, read_links
 from build_engine.verification.verify import verify_on_target
-from llm_pipeline.engine_files.manifest import EngineManifest
+from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
 
 INCOMPLETE_STATUS = 4
 _REBUILD = "Build it again: python -m build_engine build --force --output {directory}"
@@ -84,5 +86,15 @@ def _conclusion(engine_dir: Path, outcome: Outcome) -> str:
         return "The engine is valid."
     if outcome is Outcome.NOT_CHECKED:
         return _INCOMPLETE
+    if place := _missing_place(engine_dir):
+        return f"Mount the model at {place}, or build it again: with --copy the directory does not depend on links."
     is_gpu = (engine_dir / "build.json").exists()
     return _REBUILD_GPU if is_gpu else _REBUILD.format(directory=engine_dir)
+
+
+def _missing_place(engine_dir: Path) -> str | None:
+    """The directory that links lead to, if it is not there; None otherwise."""
+    with suppress(ManifestError):
+        sources = link_sources(read_links(engine_dir, EngineManifest.load(engine_dir)))
+        return next((str(source) for source in sources if not source.exists()), None)
+    return None

@@ -61,6 +61,7 @@ def open_model(model_dir: Path, options: LoadOptions) -> Any:
         max_batch_size=options.max_batch_size,
         max_num_tokens=options.max_num_tokens,
         max_seq_len=options.max_seq_len,
+        enable_chunked_prefill=True,  # as the server's default; without it, max_num_tokens limits the prompt
         kv_cache_config=KvCacheConfig(dtype=options.kv_cache_precision),
         **experts,
     )

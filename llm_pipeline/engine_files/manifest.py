@@ -188,6 +188,11 @@ class EngineManifest(_Strict):
         """Hashes every file. Raises ManifestError for the first that is missing or has changed since the build."""
         for name, expected in self.files.items():
             path = engine_dir / name
+            if path.is_symlink() and not path.exists():
+                raise ManifestError(
+                    f"{name} of the engine in {engine_dir} links to {path.readlink()}, which does not exist. Mount the "
+                    "model at that path, or build the engine again with --copy."
+                )
             if not path.is_file():
                 problem = "is missing"
             elif path.stat().st_size != expected.size_bytes or sha256_of(path) != expected.sha256:

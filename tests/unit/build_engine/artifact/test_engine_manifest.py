@@ -88,6 +88,13 @@ def test_a_gpu_build_is_validated(tmp_path: Path, change: dict[str, Any]) -> Non
         load(tmp_path, gpu=GPU | change)
 
 
+def test_a_broken_link_is_named_with_its_target(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to("/models/tiny/tokenizer.json")
+    manifest = load(tmp_path, pytorch=PYTORCH)
+    with pytest.raises(ManifestError, match=r"links to /models/tiny/tokenizer\.json, which .* Mount .* or .* --copy"):
+        manifest.check_files(tmp_path)
+
+
 @pytest.mark.parametrize("change", [{"tp": 0}, {"ep": 0}, {"kv_cache_precision": "int8"}, {"unknown": 1}])
 def test_a_model_directory_is_validated(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ManifestError, match="pytorch"):

@@ -55,6 +55,12 @@ def test_a_model_that_generates_is_published_as_tested(
     assert check.detail == "128 tokens for 8 prompts"
 
 
+def test_prompts_may_be_longer_than_a_step(model_dir: Path, root: Path, install_llm_api: InstallLlmApi) -> None:
+    install_llm_api()
+    plan = plan_for(model_dir, root, max_num_tokens=8)
+    assert is_load_tested(build_model(plan, FakeNvml((H100,)), RecordingProgress()))
+
+
 @pytest.mark.parametrize(
     ("version", "gpus", "tp", "words"),
     [

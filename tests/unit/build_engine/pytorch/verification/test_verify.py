@@ -107,6 +107,14 @@ def test_a_model_that_was_moved_fails_with_the_path_of_its_links(
     assert checks[SHARD]["detail"] == f"is missing: it links to {model_dir / SHARD}, which is not there"
 
 
+def test_the_table_of_a_model_that_was_moved_names_the_place_to_mount(
+    engine: Path, model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model_dir.rename(tmp_path / "elsewhere")
+    assert run_program("verify", engine) == FAILED
+    assert f"Mount the model at {model_dir}, or build it again: with --copy" in capfd.readouterr().out
+
+
 def replace_link_by_copy(engine_dir: Path) -> None:
     source = (engine_dir / SHARD).resolve()
     (engine_dir / SHARD).unlink()
