@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from build_engine.artifact.engine_dir import LOCK_WAIT_S, build_lock, new_engine
+from build_engine.artifact.engine_dir import LOCK_WAIT_S, build_lock, new_engine, replace_manifest
 from build_engine.artifact.file_checks import file_problems, size_of
 from build_engine.artifact.resources import LocalResources, Resources
 from build_engine.artifact.result import BuildResult
@@ -29,6 +29,7 @@ from llm_pipeline.engine_files.manifest import (
     EngineFile,
     EngineManifest,
     ManifestError,
+    PyTorchModel,
 )
 
 HashModel = Callable[[SourceFiles, BuildProgress], dict[str, EngineFile]]
@@ -71,7 +72,7 @@ def build_model(
     with build_lock(engine_dir, note_waiting, options.lock_wait_s):
         existing = None if options.force else _find_existing(plan, engine_dir, files, hashes, options, progress)
         if existing:
-            return BuildResult(engine_dir, existing, reused=True)
+            return BuildResult(engine_dir, _test_later(existing, engine_dir, nvml, options, progress), reused=True)
         with new_engine(engine_dir) as building:
             (building / TOKENIZER_NAME).write_text(tokenizer.json, encoding="utf-8")
             if options.has_copies:
@@ -80,7 +81,7 @@ def build_model(
                 link_files(files, building)
             manifest = make_manifest(plan, building, source, hashes, is_linked=not options.has_copies)
             if options.with_load_test:
-                manifest = _load_test(building, manifest, nvml, progress)
+                manifest = _test_first(manifest, building, nvml, progress)
             manifest.save(building)
     return BuildResult(engine_dir, manifest, reused=False)
 
@@ -139,18 +140,46 @@ def _reason_to_rebuild(
     return None
 
 
-def _load_test(building: Path, manifest: EngineManifest, nvml: Nvml, progress: BuildProgress) -> EngineManifest:
-    """The manifest with the result. Raises BuildEngineError if the model does not load or generate."""
-    model = manifest.pytorch
-    assert model is not None
-    reason = reason_not_loadable(model, nvml)
-    if reason is None and (installed := installed_version()) != model.tensorrt_llm:
-        reason = f"The plan is for TensorRT-LLM {model.tensorrt_llm}; this machine has {installed}."
-    if reason:
+def _test_first(manifest: EngineManifest, building: Path, nvml: Nvml, progress: BuildProgress) -> EngineManifest:
+    """The manifest of a new directory, with the result. A note has the reason if the test is not possible here."""
+    if reason := _reason_against_test(manifest, nvml):
         progress.note(f"Load test skipped. {reason}")
         return manifest
+    return _load_test(manifest, building, progress)
+
+
+def _test_later(
+    manifest: EngineManifest, engine_dir: Path, nvml: Nvml, options: BuildOptions, progress: BuildProgress
+) -> EngineManifest:
+    """Tests a valid directory that another machine has built without a test, and records it."""
+    if not options.with_load_test or _model_of(manifest).load_tested or _reason_against_test(manifest, nvml):
+        return manifest
+    progress.note("It was built without a load test, which this machine can run.")
+    tested = _load_test(manifest, engine_dir, progress)
+    replace_manifest(engine_dir, tested)
+    return tested
+
+
+def _reason_against_test(manifest: EngineManifest, nvml: Nvml) -> str | None:
+    """None if this machine has the GPUs and the planned version of TensorRT-LLM."""
+    model = _model_of(manifest)
+    if reason := reason_not_loadable(model, nvml):
+        return reason
+    installed = installed_version()
+    if installed != model.tensorrt_llm:
+        return f"The plan is for TensorRT-LLM {model.tensorrt_llm}; this machine has {installed}."
+    return None
+
+
+def _load_test(manifest: EngineManifest, directory: Path, progress: BuildProgress) -> EngineManifest:
+    """Raises BuildEngineError if the model does not load or generate."""
     with progress.step("load the model and generate"):
-        check = load_test(building, manifest)
+        check = load_test(directory, manifest)
     if check.failed:
-        raise BuildEngineError(f"The model loads, but its output is invalid: {check.detail}. It is not published.")
-    return manifest.model_copy(update={"pytorch": model.model_copy(update={"load_tested": True})})
+        raise BuildEngineError(f"The model loads, but its output is invalid: {check.detail}. Do not serve it.")
+    return manifest.model_copy(update={"pytorch": _model_of(manifest).model_copy(update={"load_tested": True})})
+
+
+def _model_of(manifest: EngineManifest) -> PyTorchModel:
+    assert manifest.pytorch is not None
+    return manifest.pytorch

@@ -14,7 +14,7 @@ from pathlib import Path
 from build_engine.artifact.checks import Check
 from build_engine.errors import BuildEngineError
 from build_engine.gpu.child_process import TIMEOUT_S, call_module
-from build_engine.gpu.installation import has_tensorrt_llm
+from build_engine.gpu.installation import has_tensorrt_llm, installed_release
 from build_engine.gpu.verification.generate import GenerateResponse
 from build_engine.gpu.verification.smoke_test import check_generated, split_texts
 from build_engine.pytorch.trtllm import LoadOptions, generate_greedily
@@ -66,10 +66,13 @@ def load_test(engine_dir: Path, manifest: EngineManifest, timeout_s: float = TIM
 
 
 def installed_version() -> str:
-    """TensorRT-LLM's version, read by a child process because importing it starts MPI.
+    """TensorRT-LLM's version, from the metadata of its package.
 
-    Raises BuildEngineError if the import fails.
+    Without metadata, from a child process, because importing TensorRT-LLM starts MPI. Raises BuildEngineError if the
+    import fails.
     """
+    if release := installed_release():
+        return release
     command = [sys.executable, "-m", "build_engine.pytorch.trtllm"]
     try:
         completed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_VERSION_TIMEOUT_S)

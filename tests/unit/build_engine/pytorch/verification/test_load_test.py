@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from build_engine.artifact.file_checks import file_problems
 from build_engine.artifact.result import BuildResult
 from build_engine.errors import BuildEngineError
 from build_engine.pytorch.building.run import BuildOptions, build_model
@@ -87,6 +88,33 @@ def test_a_machine_without_tensorrt_llm_builds_without_the_test(model_dir: Path,
     ]
 
 
+def test_a_directory_that_another_machine_has_built_is_tested_on_its_own(
+    model_dir: Path, root: Path, install_llm_api: InstallLlmApi
+) -> None:
+    """As in a fleet over a shared disk, whose first run may be on any machine."""
+    first = build(model_dir, root, RecordingProgress())
+    install_llm_api()
+    progress = RecordingProgress()
+    again = build(model_dir, root, progress)
+    assert (again.reused, is_load_tested(again)) == (True, True)
+    assert progress.notes == ["It was built without a load test, which this machine can run."]
+    assert first.engine_dir == again.engine_dir
+    assert file_problems(again.engine_dir, again.manifest) == []
+    install_llm_api(sms=[])  # a further test would fail
+    assert is_load_tested(build(model_dir, root, RecordingProgress()))
+
+
+def test_a_directory_that_fails_its_later_test_stays_untested(
+    model_dir: Path, root: Path, install_llm_api: InstallLlmApi
+) -> None:
+    first = build(model_dir, root, RecordingProgress())
+    install_llm_api(sms=[])
+    with pytest.raises(BuildEngineError, match="Only 0 GPUs are available"):
+        build(model_dir, root, RecordingProgress())
+    assert not is_load_tested(first)
+    assert file_problems(first.engine_dir, first.manifest) == []
+
+
 def test_the_test_can_be_left_out(model_dir: Path, root: Path, install_llm_api: InstallLlmApi) -> None:
     install_llm_api(sms=[])  # loading would fail
     progress = RecordingProgress()
@@ -122,7 +150,7 @@ def test_a_model_with_invalid_output_is_not_published(
     model_dir: Path, root: Path, install_llm_api: InstallLlmApi, token_ids: list[int], words: str
 ) -> None:
     install_llm_api(rules=[{**EVERY_PROMPT, "token_ids": token_ids, "finish": "LENGTH"}])
-    with pytest.raises(BuildEngineError, match=rf"its output is invalid: {words}\. It is not published"):
+    with pytest.raises(BuildEngineError, match=rf"its output is invalid: {words}\. Do not serve it"):
         build(model_dir, root, RecordingProgress())
     assert not list(root.rglob("manifest.json"))
 
