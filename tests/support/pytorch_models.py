@@ -10,8 +10,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from build_engine.gpu.planning.options import GpuOptions
+from build_engine.pytorch.checkpoint.decoder import Decoder
 from build_engine.pytorch.checkpoint.model_directory import ModelDirectory, read_model_directory
-from build_engine.pytorch.planning.plan import PyTorchPlan
+from build_engine.pytorch.planning.plan import PyTorchMemory, PyTorchPlan
 from build_engine.pytorch.planning.planner import PyTorchRequest, plan_model
 from build_engine.targets.gpus import GPUS
 from build_engine.targets.precisions import KvPrecisionName
@@ -46,6 +47,19 @@ def pytorch_request(
 
 def pytorch_plan(model: str | ModelDirectory = "llama-3.1-8b", target: str = "h100", **options: Any) -> PyTorchPlan:
     return plan_model(pytorch_request(model, target, **options))
+
+
+def memory_of(model: str | ModelDirectory = "llama-3.1-8b", target: str = "b300", **options: Any) -> PyTorchMemory:
+    """The memory of a plan on a GPU with room for most models."""
+    memory = pytorch_plan(model, target, **options).memory
+    assert memory is not None
+    return memory
+
+
+def decoder_of(name: str) -> Decoder:
+    decoder = MODELS[name].decoder
+    assert decoder is not None
+    return decoder
 
 
 @st.composite

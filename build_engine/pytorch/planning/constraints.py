@@ -103,6 +103,13 @@ def _check_format(spec: PyTorchSpec) -> Iterator[str]:
             f"PyTorch runtime does not load. Use a checkpoint in {', '.join(supported)}, or one that is not quantized."
         )
         return
+    release = parse_release(spec.trtllm_version)
+    if model.quantization and release and FIRST_RELEASE <= release < model.quantization.since:
+        yield (
+            f"TensorRT-LLM {spec.trtllm_version} does not read {model.quantization.algorithm} from this form of "
+            f"{model.quantization.source}. Choose --tensorrt-llm {NEWEST_RELEASE} or newer, or use a checkpoint with "
+            "the hf_quant_config.json of ModelOpt 0."
+        )
     if on_disk is not None and weights is not on_disk and (model.weights is not None or on_disk.is_quantized):
         yield (
             f"The weights are {on_disk.name}, and the PyTorch runtime loads them as they are, not as {weights.name}. "

@@ -2,7 +2,8 @@
 
 Support: the hardware matrix of NVIDIA/TensorRT-LLM@09d4c79b docs/source/features/quantization.md, which lists SM 120
 but not 121; 121 is treated like 120. MXFP4 on Hopper: `get_mxfp4_quant_algo` in _torch/model_config.py (@b35ac1b6) and
-the H200 row of deployment-guide-for-gpt-oss-on-trtllm (1.4.0rc4), neither of which the matrix has.
+the H200 row of deployment-guide-for-gpt-oss-on-trtllm (1.4.0rc4). MXFP8, which the matrix lacks, is computed by the
+recipe of its FP8 blocks on SM 100 and 103, and is offered there alone.
 Sizes: ModelOpt's export formats, and for MXFP4 one 8-bit scale per 32 values (OCP Microscaling Formats 1.0).
 """
 
@@ -34,6 +35,7 @@ class WeightFormat:
     group_size: int = 0  # inputs that share a scale
     group_bits: float = 0  # of the scales of one group of one output
     input_bits: int = 0  # per input of a matrix
+    output_bits: int = 0
     matrix_bits: int = 0
     experts_only: bool = False  # attention and shared matrices are not quantized
     input_multiple: int = 1  # of the inputs of a matrix on one GPU
@@ -48,7 +50,8 @@ class WeightFormat:
 
     def matrix_bytes(self, outputs: int, inputs: int) -> int:
         """Bytes of one matrix [outputs, inputs] with its scales."""
-        bits = outputs * inputs * self.weight_bits + inputs * self.input_bits + self.matrix_bits
+        bits = outputs * inputs * self.weight_bits + inputs * self.input_bits + outputs * self.output_bits
+        bits += self.matrix_bits
         if self.group_size:
             bits += round(outputs * -(-inputs // self.group_size) * self.group_bits)
         return -(-bits // 8)
@@ -63,8 +66,10 @@ FORMATS = {
     for weights in (
         *_PLAIN.values(),
         WeightFormat("fp8", ("FP8",), 8, _FP8_SMS, matrix_bits=2 * 32, input_multiple=16),
+        WeightFormat("fp8-rowwise", ("FP8_PER_CHANNEL_PER_TOKEN",), 8, (90,), output_bits=32, input_multiple=16),
         # One float32 per 128 x 128 block.
         WeightFormat("fp8-block", ("FP8_BLOCK_SCALES",), 8, (90, 100, 103), 128, 32 / 128, input_multiple=128),
+        WeightFormat("mxfp8", ("MXFP8",), 8, (100, 103), 32, 8, input_multiple=32),
         WeightFormat("nvfp4", ("NVFP4",), 4, _FP4_SMS, 16, 8, matrix_bits=2 * 32, input_multiple=16),
         WeightFormat(
             "mxfp4",

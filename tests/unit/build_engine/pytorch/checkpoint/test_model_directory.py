@@ -84,8 +84,11 @@ def test_modelopts_file_wins_over_config_json(tmp_path: Path) -> None:
             "NVFP4",
             "fp8",
         ),
-        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "W4A16_AWQ", None),
-        ({"quant_method": "gptq", "bits": 4}, "W4A16_GPTQ", None),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_scheme": "NVFP4"}, "NVFP4", "nvfp4"),
+        ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}, "FP8", None),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "awq of 4 bits", None),
+        ({"quant_method": "mxfp8", "weight_block_size": [1, 32]}, "MXFP8", None),
+        ({"quant_method": "nvfp4"}, "NVFP4", None),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes", None),
         ({"quant_method": "fp8"}, "fp8", None),
         ({}, None, None),
@@ -97,6 +100,65 @@ def test_the_entry_of_config_json_is_read(
     found = quantization_of(write_model(tmp_path, LLAMA | {"quantization_config": values}))
     assert (found.algorithm if found else None) == algorithm
     assert (found.kv_cache_precision if found else None) == kv
+
+
+FP8_CHANNELS = {
+    "weights": {"type": "float", "num_bits": 8, "strategy": "channel"},
+    "input_activations": {"strategy": "token"},
+}
+FP8_BLOCKS = {
+    "weights": {"type": "float", "num_bits": 8, "strategy": "block"},
+    "input_activations": {"strategy": "group", "group_size": 128},
+}
+NVFP4_GROUPS = {
+    "weights": {"type": "float", "num_bits": 4, "strategy": "tensor_group", "group_size": 16},
+    "input_activations": {"strategy": "tensor_group"},
+}
+
+
+@pytest.mark.parametrize(
+    ("groups", "algorithm", "precision"),
+    [
+        ({"group_0": FP8_CHANNELS}, "FP8_PER_CHANNEL_PER_TOKEN", "fp8-rowwise"),
+        ({"group_0": FP8_BLOCKS}, "FP8_BLOCK_SCALES", "fp8-block"),
+        ({"group_0": NVFP4_GROUPS}, "NVFP4", "nvfp4"),
+        ({"group_0": FP8_CHANNELS, "group_1": NVFP4_GROUPS}, "MIXED_PRECISION", "mixed"),
+        ({"group_0": NVFP4_GROUPS, "group_1": NVFP4_GROUPS}, "NVFP4", "nvfp4"),
+        ({"group_0": {"weights": None}}, "compressed-tensors (None-bit None, by None)", None),
+    ],
+)
+def test_groups_of_compressed_tensors_are_read_by_upstreams_rules(
+    tmp_path: Path, groups: dict[str, Any], algorithm: str, precision: str | None
+) -> None:
+    values = {
+        "quant_method": "compressed-tensors",
+        "config_groups": groups,
+        "kv_cache_scheme": {"type": "float", "num_bits": 8},
+        "ignore": ["lm_head"],
+    }
+    model = read_model_directory(write_model(tmp_path, LLAMA | {"quantization_config": values}))
+    found, weights = model.quantization, stored_format(model)
+    assert found is not None
+    assert (found.algorithm, found.kv_cache_precision, found.excluded) == (algorithm, "fp8", ("lm_head",))
+    assert (weights.name if weights else None) == precision
+
+
+@pytest.mark.parametrize(
+    ("content", "since"),
+    [
+        ({"quantization": {"quant_algo": "FP8"}}, (1, 2)),
+        ({"producer": {"name": "modelopt"}, "quant_method": "modelopt", "quant_algo": "FP8"}, (1, 3)),
+    ],
+    ids=["version 0", "version 1"],
+)
+def test_both_forms_of_modelopts_file_are_read_for_the_releases_that_know_them(
+    tmp_path: Path, content: dict[str, Any], since: tuple[int, int]
+) -> None:
+    write_model(tmp_path, LLAMA)
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(content))
+    found = quantization_of(tmp_path)
+    assert found is not None
+    assert (found.algorithm, found.since) == ("FP8", since)
 
 
 def test_the_entry_may_be_in_the_text_part(tmp_path: Path) -> None:
@@ -114,6 +176,15 @@ def test_the_entry_may_be_in_the_text_part(tmp_path: Path) -> None:
         (
             {"quantization_config": {"quant_method": "fp8", "weight_block_size": [1, 128]}},
             r"weight_block_size = \[1, 128\]; TensorRT-LLM supports \[128, 128\] only",
+        ),
+        (
+            {"quantization_config": {"quant_method": "mxfp8", "weight_block_size": [1, 16]}},
+            r"weight_block_size = \[1, 16\]; TensorRT-LLM supports \[1, 32\] only",
+        ),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "config_groups = None; it must be an object"),
+        (
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"type": 3}}},
+            "kv_cache_scheme = {'type': 3}",
         ),
         ({"architectures": "LlamaForCausalLM"}, "architectures = 'LlamaForCausalLM'; it must be a list"),
         ({"torch_dtype": "int8"}, "torch_dtype = 'int8'"),

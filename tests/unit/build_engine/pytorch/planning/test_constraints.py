@@ -181,10 +181,55 @@ def test_a_precision_of_engines_alone_is_an_error() -> None:
         pytorch_plan(precision="int8-sq")
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "compressed-tensors", "fp8"])
-def test_a_quantization_that_is_not_loaded_is_named_with_its_file(tmp_path: Path, method: str) -> None:
-    message = refusal(model_of(tmp_path, quantization_config={"quant_method": method}))
-    assert f"The weights are quantized with {method} (config.json)" in message
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq of 4 bits"),
+        ({"quant_method": "fp8"}, "fp8"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"type": "int", "num_bits": 4, "strategy": "group"}}},
+            },
+            "compressed-tensors (4-bit int, by group)",
+        ),
+    ],
+)
+def test_a_quantization_that_is_not_loaded_is_named_with_its_file(
+    tmp_path: Path, values: dict[str, Any], name: str
+) -> None:
+    message = refusal(model_of(tmp_path, quantization_config=values))
+    assert f"The weights are quantized with {name} (config.json)" in message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"quant_method": "modelopt", "quant_algo": "FP8"},
+        {"quant_method": "nvfp4"},
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {
+                "group_0": {
+                    "weights": {"type": "float", "num_bits": 8, "strategy": "channel"},
+                    "input_activations": {"strategy": "token"},
+                }
+            },
+        },
+    ],
+    ids=["modelopt 1", "nvfp4", "compressed-tensors"],
+)
+def test_a_form_that_only_later_releases_read_is_refused_for_the_earlier(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """1.2 ignores the settings without a message, and would load the quantized bytes as 16-bit weights."""
+    model = model_of(tmp_path, quantization_config=values)
+    target = "b200" if values["quant_method"] == "nvfp4" else "h100"
+    assert pytorch_plan(model, target, tensorrt_llm="1.3.0").accepted
+    message = refusal(model, target, tensorrt_llm="1.2.1")
+    assert message.startswith("TensorRT-LLM 1.2.1 does not read ")
+    assert "Choose --tensorrt-llm 1.3 or newer" in message
 
 
 def test_the_scales_of_a_checkpoint_decide_its_kv_cache(tmp_path: Path) -> None:

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_engine.gpu.planning.memory_model import GIB
-from build_engine.pytorch.checkpoint.decoder import Decoder
-from build_engine.pytorch.checkpoint.model_directory import ModelDirectory, read_model_directory
+from build_engine.pytorch.checkpoint.model_directory import read_model_directory
 from build_engine.pytorch.planning.kv_cache import TOKENS_PER_BLOCK
 from build_engine.pytorch.planning.memory import estimate_memory
 from build_engine.pytorch.planning.parameters import count_parameters
-from build_engine.pytorch.planning.plan import PyTorchMemory, PyTorchSpec
+from build_engine.pytorch.planning.plan import PyTorchSpec
 from build_engine.pytorch.planning.planner import PyTorchRequest, resolve
 from tests.support.published_figures import (
     CHECKPOINT_GIB,
@@ -31,25 +30,13 @@ from tests.support.published_figures import (
 )
 from tests.support.pytorch_models import (
     MODELS,
-    pytorch_plan,
+    decoder_of,
+    memory_of,
     pytorch_request,
     pytorch_requests,
     tiny_config,
     write_model,
 )
-
-
-def memory_of(model: str | ModelDirectory = "llama-3.1-8b", target: str = "b300", **options: Any) -> PyTorchMemory:
-    memory = pytorch_plan(model, target, **options).memory
-    assert memory is not None
-    return memory
-
-
-def decoder_of(name: str) -> Decoder:
-    decoder = MODELS[name].decoder
-    assert decoder is not None
-    return decoder
-
 
 # --- Published figures ------------------------------------------------------------------------------------------------
 

@@ -9,31 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build_engine.pytorch.checkpoint.decoder import Decoder, Layer
-from build_engine.pytorch.checkpoint.model_directory import ModelDirectory, read_model_directory
+from build_engine.pytorch.checkpoint.decoder import Layer
+from build_engine.pytorch.checkpoint.model_directory import read_model_directory
 from build_engine.pytorch.planning.parameters import count_parameters
-from build_engine.pytorch.planning.plan import PyTorchMemory
 from build_engine.pytorch.planning.weights import stage_layers
 from tests.support.pytorch_models import (
     MODELS,
     Tensors,
+    decoder_of,
     dense_tensors,
-    pytorch_plan,
+    memory_of,
     tiny_config,
     write_model,
 )
-
-
-def memory_of(model: str | ModelDirectory = "llama-3.1-8b", target: str = "b300", **options: Any) -> PyTorchMemory:
-    memory = pytorch_plan(model, target, **options).memory
-    assert memory is not None
-    return memory
-
-
-def decoder_of(name: str) -> Decoder:
-    decoder = MODELS[name].decoder
-    assert decoder is not None
-    return decoder
 
 
 @pytest.mark.parametrize(
