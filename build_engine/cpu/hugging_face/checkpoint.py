@@ -12,7 +12,7 @@ import numpy as np
 from build_engine.artifact.model_directory import (
     CONFIG_NAME,
     hash_model_files,
-    model_files,
+    model_size_bytes,
     read_json_object,
     read_token_ids,
 )
@@ -94,7 +94,7 @@ class HuggingFaceCheckpoint:
 
     @property
     def size_bytes(self) -> int:
-        return sum(path.stat().st_size for path in model_files(self._path))
+        return model_size_bytes(self._path)
 
     @property
     def context_length(self) -> int:
@@ -135,8 +135,8 @@ class HuggingFaceCheckpoint:
         return values + np.float32(1) if is_offset else values
 
     def sha256(self, progress: BuildProgress) -> str:
-        with progress.step(f"hash {self.label}"):
-            return hash_model_files(self._path)
+        with progress.step(f"hash {self.label}", model_size_bytes(self._path)) as advance:
+            return hash_model_files(self._path, advance)
 
     @cached_property
     def _tokenizer(self) -> EngineTokenizer:

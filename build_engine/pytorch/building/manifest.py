@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from build_engine.artifact.hashing import hash_files
-from build_engine.artifact.model_directory import read_token_ids
+from build_engine.artifact.model_directory import digest_of, read_token_ids
 from build_engine.pytorch.building.source_files import BUILD_NAME
 from build_engine.pytorch.planning.plan import PyTorchPlan, PyTorchSpec
 from build_engine.pytorch.planning.plan_json import plan_json
@@ -27,12 +26,9 @@ _PACKAGE = "triton-completions"
 
 def describe_source(spec: PyTorchSpec, files: dict[str, EngineFile]) -> SourceModel:
     """The sha256 is over names and hashes of `files`: everything that is linked or copied."""
-    digest = hashlib.sha256()
-    for name, file in sorted(files.items()):
-        digest.update(f"{name} {file.sha256}\n".encode())
     return SourceModel(
         name=spec.model.name,
-        sha256=digest.hexdigest(),
+        sha256=digest_of(files),
         size_bytes=sum(file.size_bytes for file in files.values()),
         architecture=spec.model.architecture,
         quantization=spec.model.quantization.algorithm if spec.model.quantization else spec.model.dtype,
