@@ -117,7 +117,7 @@ def _pytorch_rows(model: PyTorchModel, links: str) -> list[tuple[str, str]]:
         ("checked for", f"TensorRT-LLM {model.tensorrt_llm}"),
         ("limits", f"{model.max_batch_size} concurrent requests, {model.max_num_tokens} tokens per step"),
         ("quantization", model.quantization or "none"),
-        ("KV cache", "the model's data type" if model.kv_cache_precision == "auto" else model.kv_cache_precision),
+        ("KV cache", "auto: as in the checkpoint" if model.kv_cache_precision == "auto" else model.kv_cache_precision),
         ("links", links),
         ("load test", "passed when it was built" if model.load_tested else "not run"),
     ]

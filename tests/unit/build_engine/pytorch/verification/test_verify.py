@@ -107,6 +107,23 @@ def test_a_model_that_was_moved_fails_with_the_path_of_its_links(
     assert checks[SHARD]["detail"] == f"is missing: it links to {model_dir / SHARD}, which is not there"
 
 
+def test_the_table_has_one_row_for_many_files_of_weights(
+    tmp_path: Path, verify: Verify, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model_dir = write_model(tmp_path / "many", shards=12)
+    engine_dir = build(model_dir, tmp_path / "many-engines").engine_dir
+    assert sum(name.endswith(".safetensors") for name in verify(engine_dir)[1]) == 12
+    run_program("verify", engine_dir)
+    shown = capfd.readouterr().out
+    assert "12 files *.safetensors" in shown
+    assert "model-00001" not in shown
+    os.truncate(model_dir / "model-00003-of-00012.safetensors", 10)
+    run_program("verify", engine_dir)
+    shown = capfd.readouterr().out
+    assert "11 files *.safetensors" in shown
+    assert "has 10 bytes instead of" in shown
+
+
 def test_the_table_of_a_model_that_was_moved_names_the_place_to_mount(
     engine: Path, model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
