@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from build_engine.errors import EngineBusyError, EngineRefusedError
-from llm_pipeline.engine_files.manifest import MANIFEST_NAME
+from llm_pipeline.engine_files.manifest import MANIFEST_NAME, EngineManifest
 
 DEFAULT_ROOT = Path(".run/engines")  # of engines that are built without --output or --root
 LOCK_WAIT_S = 900.0
@@ -82,6 +82,17 @@ def new_engine(engine_dir: Path) -> Iterator[Path]:
         _publish(building, engine_dir)
     finally:
         shutil.rmtree(building, ignore_errors=True)  # published: already renamed
+
+
+def replace_manifest(engine_dir: Path, manifest: EngineManifest) -> None:
+    """Replaces the manifest of a published engine atomically. Must be called under `build_lock`."""
+    building = _sibling(engine_dir, f"building-{os.getpid()}")
+    building.mkdir()
+    try:
+        manifest.save(building)
+        os.replace(building / MANIFEST_NAME, engine_dir / MANIFEST_NAME)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def _publish(building: Path, engine_dir: Path) -> None:

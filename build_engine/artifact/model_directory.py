@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from build_engine.artifact.hashing import hash_files
 from build_engine.artifact.tokenizer_checks import added_token_ids
 from build_engine.errors import EngineRefusedError
-from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, TokenIds, sha256_of
+from build_engine.progress import Advance
+from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineFile, TokenIds
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -32,11 +35,21 @@ def model_files(model_dir: Path) -> list[Path]:
     return sorted({path for pattern in _MODEL_FILES for path in model_dir.glob(pattern)})
 
 
-def hash_model_files(model_dir: Path) -> str:
-    """The sha256, in hex, over names and hashes of `model_files`. Reads every byte."""
+def model_size_bytes(model_dir: Path) -> int:
+    """Of `model_files`."""
+    return sum(path.stat().st_size for path in model_files(model_dir))
+
+
+def hash_model_files(model_dir: Path, advance: Advance = lambda amount: None) -> str:
+    """The sha256, in hex, over names and hashes of `model_files`. Reads every byte; `advance` receives their number."""
+    return digest_of(hash_files({path.name: path for path in model_files(model_dir)}, advance))
+
+
+def digest_of(files: Mapping[str, EngineFile]) -> str:
+    """One sha256, in hex, over the names and hashes of several files."""
     digest = hashlib.sha256()
-    for path in model_files(model_dir):
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    for name, file in sorted(files.items()):
+        digest.update(f"{name} {file.sha256}\n".encode())
     return digest.hexdigest()
 
 

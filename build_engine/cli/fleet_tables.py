@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from build_engine.cli.manifest_tables import format_size
 from build_engine.cli.tables import relative_to_cwd
 from build_engine.fleet.file import FleetEngine
 from build_engine.fleet.jobs import Job
 from build_engine.fleet.runner import FleetOutcome, FleetResult, exit_status
+from build_engine.targets.registry import CPU
 
-_MB = 1_000_000
 _TIMED = {FleetOutcome.BUILT, FleetOutcome.REUSED, FleetOutcome.FAILED}
 _STYLES = {
     FleetOutcome.BUILT: "green",
@@ -34,7 +35,7 @@ def print_refusals(console: Console, jobs: Sequence[Job]) -> None:
 def print_results(console: Console, results: Sequence[FleetResult]) -> None:
     """Directories are relative to the root of all engines, so that they are short enough to read."""
     root = relative_to_cwd(results[0].engine.options.root.absolute())
-    table = Table("engine", "", "time", "MB", f"in {escape(root)}")
+    table = Table("engine", "", "time", "size", f"in {escape(root)}")
     table.columns[4].overflow = "fold"
     for result in results:
         style = _STYLES.get(result.outcome, "yellow")
@@ -42,7 +43,7 @@ def print_results(console: Console, results: Sequence[FleetResult]) -> None:
             escape(result.engine.label),
             f"[{style}]{result.outcome.value}[/]",
             _duration(result.duration_s) if result.outcome in _TIMED else "",
-            "" if result.size_bytes is None else f"{result.size_bytes / _MB:.1f}",
+            "" if result.size_bytes is None else format_size(result.size_bytes),
             escape(_below(result.engine_dir, result.engine.options.root)) if result.engine_dir else "",
         )
     console.print(table)
@@ -89,9 +90,11 @@ def results_json(results: Sequence[FleetResult]) -> dict[str, Any]:
                 "entry": result.engine.entry,
                 "model": str(result.engine.model),
                 "target": result.engine.target,
+                "runtime": CPU.name if result.engine.target == CPU.name else result.engine.runtime.value,
                 "precision": result.engine.precision.value,
                 "tp": result.engine.options.tp,
                 "pp": result.engine.options.pp,
+                "ep": result.engine.options.ep,
                 "outcome": result.outcome.value,
                 "engine_dir": str(result.engine_dir) if result.engine_dir else None,
                 "size_bytes": result.size_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +10,15 @@ import typer
 
 from build_engine.artifact.checks import Outcome, verdict
 from build_engine.cli import tables
+from build_engine.cli.manifest_tables import manifest_json, manifest_table
 from build_engine.cli.options import ERR, GPU_PANEL, OUT, EngineDir, Json, nvml_of
 from build_engine.cli.progress_bar import TerminalProgress
 from build_engine.errors import BuildEngineError
 from build_engine.gpu.verification.accuracy import Gate
 from build_engine.gpu.verification.target_checks import AccuracyRequest
+from build_engine.pytorch.verification.link_checks import link_sources, read_links
 from build_engine.verification.verify import verify_on_target
-from llm_pipeline.engine_files.manifest import EngineManifest
+from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
 
 INCOMPLETE_STATUS = 4
 _REBUILD = "Build it again: python -m build_engine build --force --output {directory}"
@@ -24,12 +27,12 @@ _INCOMPLETE = "Nothing failed, but not everything was checked. The table lists w
 
 
 def inspect(engine_dir: EngineDir, json: Json = False) -> None:
-    """Show the manifest of an engine: its model, target, limits and files."""
+    """Show the manifest of an engine: its model, runtime, target, limits, links and files."""
     manifest = EngineManifest.load(engine_dir)
     if json:
-        OUT.print_json(manifest.model_dump_json())
+        OUT.print_json(data=manifest_json(manifest, engine_dir))
     else:
-        OUT.print(tables.manifest_table(manifest, engine_dir))
+        OUT.print(manifest_table(manifest, engine_dir))
 
 
 def verify(
@@ -83,5 +86,15 @@ def _conclusion(engine_dir: Path, outcome: Outcome) -> str:
         return "The engine is valid."
     if outcome is Outcome.NOT_CHECKED:
         return _INCOMPLETE
+    if place := _missing_place(engine_dir):
+        return f"Mount the model at {place}, or build it again: with --copy the directory does not depend on links."
     is_gpu = (engine_dir / "build.json").exists()
     return _REBUILD_GPU if is_gpu else _REBUILD.format(directory=engine_dir)
+
+
+def _missing_place(engine_dir: Path) -> str | None:
+    """The directory that links lead to, if it is not there; None otherwise."""
+    with suppress(ManifestError):
+        sources = link_sources(read_links(engine_dir, EngineManifest.load(engine_dir)))
+        return next((str(source) for source in sources if not source.exists()), None)
+    return None

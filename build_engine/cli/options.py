@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
 
+from build_engine.gpu.installation import installed_release
 from build_engine.gpu.planning.calibration import DOWNLOADED_DATASETS, TEXT_COLUMN
-from build_engine.gpu.planning.options import GpuOptions
+from build_engine.gpu.planning.options import DEFAULT_TRTLLM, GpuOptions
 from build_engine.gpu.planning.planner import DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_NUM_TOKENS, DEFAULT_MAX_SEQ_LEN
+from build_engine.planning.runtimes import Runtime
 from build_engine.targets.nvml import Nvml, PynvmlNvml
 
 GPU_PANEL = "GPU engines"
@@ -28,6 +30,14 @@ LoadTest = Annotated[
     typer.Option(
         "--load-test/--no-load-test",
         help="Load the new engine and generate with it before it is published, if this machine has its GPUs.",
+        rich_help_panel=GPU_PANEL,
+    ),
+]
+RuntimeOption = Annotated[
+    Runtime,
+    typer.Option(
+        help="TensorRT-LLM's runtime. auto: an engine if the release builds engines and the model can be converted, "
+        "else pytorch, which loads the model directory.",
         rich_help_panel=GPU_PANEL,
     ),
 ]
@@ -53,6 +63,9 @@ _GPU_OPTIONS = {
     "kv_cache_precision": _gpu_option("fp16: 16 bits, in the data type of the model."),
     "tp": _gpu_option("Tensor parallelism: GPUs that share each layer.", minimum=1),
     "pp": _gpu_option("Pipeline parallelism: stages that the layers are divided into.", minimum=1),
+    "ep": _gpu_option(
+        "Expert parallelism: groups of the --tp GPUs that share out the experts. PyTorch runtime only.", minimum=1
+    ),
     "max_batch_size": _gpu_option(
         "Maximum number of concurrent requests.", f"the largest that fits, at most {DEFAULT_MAX_BATCH_SIZE}", minimum=1
     ),
@@ -65,7 +78,10 @@ _GPU_OPTIONS = {
         f"{', '.join(DOWNLOADED_DATASETS)}, which are downloaded."
     ),
     "root": _gpu_option("The directory of all engines."),
-    "tensorrt_llm": _gpu_option("The TensorRT-LLM version that builds and serves the engine."),
+    "tensorrt_llm": _gpu_option(
+        "The TensorRT-LLM version that builds and serves the model.",
+        f"the one installed here, else {DEFAULT_TRTLLM}",
+    ),
     "runtime_gib": _gpu_option(
         "Assumed: GiB of each GPU for CUDA and TensorRT. NVIDIA's sizing tool measured 0.54 and uses 3.5.",
         minimum=0,
@@ -77,6 +93,14 @@ _GPU_OPTIONS = {
         maximum=0.99,
     ),
 }
+
+
+def _for_installed_release(context: typer.Context | None, options: GpuOptions) -> GpuOptions:
+    """The options with the release of TensorRT-LLM on this machine, unless --tensorrt-llm was given."""
+    source = context.get_parameter_source("tensorrt_llm") if context else None
+    if source is None or source.name != "DEFAULT":  # by name: typer has an enum of its own, or click's
+        return options
+    return replace(options, tensorrt_llm=installed_release() or DEFAULT_TRTLLM)
 
 
 def with_gpu_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -103,7 +127,7 @@ def with_gpu_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_fields(**values: Any) -> None:
         options = GpuOptions(**{field.name: values.pop(field.name) for field in fields(GpuOptions)})
-        command(options=options, **values)
+        command(options=_for_installed_release(values.get("context"), options), **values)
 
     # typer reads both: the signature for names and defaults, the annotations for types.
     with_fields.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -13,9 +13,15 @@ from build_engine.gpu.planning.memory import MemoryEstimate
 from build_engine.gpu.planning.memory_model import GIB
 from build_engine.gpu.planning.parameters import count_parameters
 from build_engine.gpu.planning.planner import Plan
+from build_engine.planning.runtimes import RuntimeChoice
 
 _BAR_WIDTH = 40
 NOT_RUN = "Estimates and commands only; nothing has been run on TensorRT-LLM."
+
+
+def print_runtime(console: Console, choice: RuntimeChoice) -> None:
+    """The runtime, and why it was chosen."""
+    console.print(f"[bold]runtime {choice.runtime.value}:[/] {escape(choice.reason)}", soft_wrap=True, highlight=False)
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -65,11 +71,11 @@ def _memory_table(memory: MemoryEstimate) -> Table:
         ("workspace", memory.workspace_bytes, "magenta"),
         ("KV cache required", memory.kv_cache_bytes, "green" if memory.fits else "red"),
     ):
-        table.add_row(label, f"{size / GIB:.2f}", _bar(size, memory.gpu_bytes, style))
+        table.add_row(label, f"{size / GIB:.2f}", bar(size, memory.gpu_bytes, style))
     table.add_section()
     total_style = "green" if memory.fits else "red"
-    table.add_row("total", f"{memory.total_bytes / GIB:.2f}", _bar(memory.total_bytes, memory.gpu_bytes, total_style))
-    table.add_row("GPU memory", f"{memory.gpu_bytes / GIB:.2f}", _bar(memory.gpu_bytes, memory.gpu_bytes, "dim"))
+    table.add_row("total", f"{memory.total_bytes / GIB:.2f}", bar(memory.total_bytes, memory.gpu_bytes, total_style))
+    table.add_row("GPU memory", f"{memory.gpu_bytes / GIB:.2f}", bar(memory.gpu_bytes, memory.gpu_bytes, "dim"))
     table.add_row(
         "available for KV cache",
         f"{memory.kv_pool_bytes / GIB:.2f}",
@@ -78,7 +84,7 @@ def _memory_table(memory: MemoryEstimate) -> Table:
     return table
 
 
-def _bar(size: int, whole: int, style: str) -> Text:
+def bar(size: int, whole: int, style: str) -> Text:
     """A bar in proportion to `whole`; an arrow marks a size above it."""
     cells = min(_BAR_WIDTH, -(-size * _BAR_WIDTH // whole))
     return Text("█" * cells + ("▶" if size > whole else ""), style=style)

@@ -24,6 +24,7 @@ from build_engine.artifact.engine_dir import DEFAULT_ROOT
 from build_engine.errors import EngineRefusedError
 from build_engine.gpu.planning.calibration import DEFAULT_CALIBRATION
 from build_engine.gpu.planning.options import DEFAULT_TRTLLM, GpuOptions
+from build_engine.planning.runtimes import Runtime
 from build_engine.targets.precisions import KvPrecisionName, PrecisionName
 from build_engine.targets.registry import AUTO, CPU, find_target
 
@@ -59,16 +60,20 @@ class _Entry(BaseModel):
     target: _Axis[_Target]
     precision: _Axis[PrecisionName] = (PrecisionName.AUTO,)
     kv_cache_precision: _Axis[KvPrecisionName] = (KvPrecisionName.AUTO,)
+    runtime: _Axis[Runtime] = (Runtime.AUTO,)
     tp: _Axis[_Count] = (1,)
     pp: _Axis[_Count] = (1,)
+    ep: _Axis[_Count] = (1,)
     max_batch_size: _Axis[_Count | None] = (None,)
     max_seq_len: _Axis[_Count | None] = (None,)
     max_num_tokens: _Axis[_Count | None] = (None,)
     name: str | None = None
     calibration: str = DEFAULT_CALIBRATION
     tensorrt_llm: str = DEFAULT_TRTLLM
+    copy_files: Annotated[bool, Field(alias="copy", strict=True)] = False  # pydantic's models have a method `copy`
 
 
+_KEYS = tuple(field.alias or name for name, field in _Entry.model_fields.items())
 _CPU_KEYS = {"model", "target", "precision", "max_seq_len", "name"}
 
 
@@ -82,18 +87,23 @@ class FleetEngine:
     precision: PrecisionName
     name: str | None
     options: GpuOptions  # a CPU engine uses root and max_seq_len only
+    runtime: Runtime = Runtime.AUTO  # of a GPU engine; resolved when its job is planned
+    has_copies: bool = False  # of the model's files, for the PyTorch runtime
 
     @property
     def label(self) -> str:
         """A short name for tables: model, target, and the options that are set."""
         name = self.model.stem if self.model.suffix == ".gguf" else self.model.name
         parts = [self.name or name, self.target]
+        if self.runtime is Runtime.PYTORCH:
+            parts.append(self.runtime.value)
         if self.precision is not PrecisionName.AUTO:
             parts.append(self.precision.value)
         options = self.options
         limits = {"len": options.max_seq_len}
         if self.target != CPU.name:
-            parts.append(f"tp{options.tp}" if options.pp == 1 else f"tp{options.tp}pp{options.pp}")
+            others = {"pp": options.pp, "ep": options.ep}
+            parts.append(f"tp{options.tp}" + "".join(f"{word}{size}" for word, size in others.items() if size > 1))
             limits |= {"batch": options.max_batch_size, "step": options.max_num_tokens}
         return " ".join([*parts, *(f"{word}{value}" for word, value in limits.items() if value)])
 
@@ -168,19 +178,22 @@ def _validate(table: dict[str, Any], defaults: dict[str, Any]) -> _Entry | list[
 
 def _expand(number: int, entry: _Entry, base: Path, root: Path) -> Iterator[FleetEngine]:
     """One engine for each combination of the entry's lists. Relative paths are relative to `base`."""
-    option_axes = ("kv_cache_precision", "tp", "pp", "max_batch_size", "max_seq_len", "max_num_tokens")
+    option_axes = ("kv_cache_precision", "tp", "pp", "ep", "max_batch_size", "max_seq_len", "max_num_tokens")
     calibration = entry.calibration
     if calibration.startswith(_LOCAL_PREFIXES):
         calibration = str(base / Path(calibration).expanduser())
     option_values = product(*(getattr(entry, name) for name in option_axes))
-    for model, target, precision, values in product(entry.model, entry.target, entry.precision, list(option_values)):
+    for model, target, runtime, precision, values in product(
+        entry.model, entry.target, entry.runtime, entry.precision, list(option_values)
+    ):
         options = GpuOptions(
             calibration=calibration,
             root=root,
             tensorrt_llm=entry.tensorrt_llm,
             **dict(zip(option_axes, values, strict=True)),
         )
-        yield FleetEngine(number, base / Path(model).expanduser(), target, precision, entry.name, options)
+        path = base / Path(model).expanduser()
+        yield FleetEngine(number, path, target, precision, entry.name, options, runtime, entry.copy_files)
 
 
 def _title(number: int, table: dict[str, Any]) -> str:
@@ -192,7 +205,7 @@ def _lines(error: ValidationError, table: dict[str, Any]) -> Iterator[str]:
     for problem in error.errors():
         key = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
-            yield f"unknown key {key!r}. The keys of an entry are {', '.join(_Entry.model_fields)}"
+            yield f"unknown key {key!r}. The keys of an entry are {', '.join(_KEYS)}"
         elif problem["type"] == "missing":
             yield f"{key} is missing"
         else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from threading import Lock
+from typing import ClassVar, Protocol
 
 from build_engine.artifact.result import BuildResult
 from build_engine.cpu.build import BuildRequest, build_engine, plan_engine
@@ -13,15 +14,22 @@ from build_engine.cpu.default_model import find_model
 from build_engine.errors import EngineRefusedError
 from build_engine.fleet.file import FleetEngine
 from build_engine.gpu.building.run import find_existing, inspect_machine, run_plan
-from build_engine.gpu.installation import can_build
+from build_engine.gpu.installation import can_build, has_tensorrt_llm
 from build_engine.gpu.model_files import hash_model
 from build_engine.gpu.planning.plan_request import plan_request
 from build_engine.gpu.planning.planner import Plan, make_plan
+from build_engine.planning.runtimes import Runtime, choose_runtime
 from build_engine.progress import BuildProgress
+from build_engine.pytorch.building.publish import hash_source
+from build_engine.pytorch.building.run import BuildOptions, build_model
+from build_engine.pytorch.building.source_files import SourceFiles, find_source_files
+from build_engine.pytorch.planning.plan import PyTorchPlan
+from build_engine.pytorch.planning.plan_request import pytorch_plan_request
+from build_engine.pytorch.planning.planner import plan_model
 from build_engine.targets.nvml import Nvml
 from build_engine.targets.precisions import PrecisionName
 from build_engine.targets.registry import CPU, find_precision
-from llm_pipeline.engine_files.manifest import MANIFEST_NAME, SourceModel
+from llm_pipeline.engine_files.manifest import MANIFEST_NAME, EngineFile, SourceModel
 
 
 class OtherMachineError(EngineRefusedError):
@@ -30,6 +38,11 @@ class OtherMachineError(EngineRefusedError):
 
 class Work(Protocol):
     """Builds one engine."""
+
+    @property
+    def needs_machine(self) -> bool:
+        """Whether it compiles or loads a model, so that no other such work may run beside it."""
+        ...
 
     def run(self, progress: BuildProgress) -> BuildResult:
         """Builds the engine or reuses a valid one. Raises BuildEngineError, or OtherMachineError before any work."""
@@ -54,6 +67,7 @@ class Job:
 @dataclass(frozen=True)
 class CpuWork:
     request: BuildRequest
+    needs_machine: ClassVar[bool] = True
 
     def run(self, progress: BuildProgress) -> BuildResult:
         return build_engine(self.request, progress)
@@ -66,6 +80,7 @@ class GpuWork:
     nvml: Nvml
     hashed_models: dict[Path, SourceModel]  # shared by a fleet, so that each model is hashed once
     with_smoke_test: bool
+    needs_machine: ClassVar[bool] = True
 
     def run(self, progress: BuildProgress) -> BuildResult:
         exists = self.plan.engine_dir is not None and (self.plan.engine_dir / MANIFEST_NAME).exists()
@@ -93,6 +108,38 @@ class GpuWork:
         return self.hashed_models[self.model_dir].model_copy(update={"name": self.plan.spec.model.name})
 
 
+@dataclass(frozen=True)
+class PyTorchWork:
+    plan: PyTorchPlan
+    nvml: Nvml
+    hashes: FileHashes
+    options: BuildOptions
+
+    @property
+    def needs_machine(self) -> bool:
+        return self.options.with_load_test and has_tensorrt_llm()
+
+    def run(self, progress: BuildProgress) -> BuildResult:
+        return build_model(self.plan, self.nvml, progress, self.options, self.hashes.hash_model)
+
+
+class FileHashes:
+    """Hashes each model directory once, for all engines of a fleet that are built over it. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._guard = Lock()
+        self._locks: dict[Path, Lock] = {}
+        self._found: dict[Path, dict[str, EngineFile]] = {}
+
+    def hash_model(self, files: SourceFiles, progress: BuildProgress) -> dict[str, EngineFile]:
+        with self._guard:
+            lock = self._locks.setdefault(files.directory, Lock())
+        with lock:  # a second engine of the same model waits for the digests
+            if files.directory not in self._found:
+                self._found[files.directory] = hash_source(files, progress)
+            return self._found[files.directory]
+
+
 def _needed_machine(plan: Plan) -> str:
     return (
         f"Building for {plan.spec.gpu.name} needs TensorRT-LLM {plan.spec.trtllm_version} and that GPU. "
@@ -100,12 +147,22 @@ def _needed_machine(plan: Plan) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What all jobs of a fleet use."""
+
+    nvml: Nvml
+    with_smoke_test: bool
+    hashed_models: dict[Path, SourceModel] = field(default_factory=dict)
+    hashes: FileHashes = field(default_factory=FileHashes)
+
+
 def make_jobs(engines: Sequence[FleetEngine], nvml: Nvml, *, with_smoke_test: bool = True) -> list[Job]:
     """One job per engine, in order. Of two engines with the same directory the second is refused."""
-    hashed_models: dict[Path, SourceModel] = {}
+    shared = _Shared(nvml, with_smoke_test)
     jobs: list[Job] = []
     for engine in engines:
-        job = _make_job(engine, nvml, hashed_models, with_smoke_test)
+        job = _make_job(engine, shared)
         duplicate = next((other for other in jobs if job.engine_dir and other.engine_dir == job.engine_dir), None)
         jobs.append(Job(engine, (_same_directory(duplicate),)) if duplicate else job)
     return jobs
@@ -118,9 +175,12 @@ def _same_directory(other: Job) -> str:
     )
 
 
-def _make_job(engine: FleetEngine, nvml: Nvml, hashed_models: dict[Path, SourceModel], with_smoke_test: bool) -> Job:
+def _make_job(engine: FleetEngine, shared: _Shared) -> Job:
     try:
-        return _cpu_job(engine) if engine.target == CPU.name else _gpu_job(engine, nvml, hashed_models, with_smoke_test)
+        if engine.target == CPU.name:
+            return _cpu_job(engine)
+        engine = replace(engine, runtime=choose_runtime(engine.runtime, engine.model, engine.options).runtime)
+        return _pytorch_job(engine, shared) if engine.runtime is Runtime.PYTORCH else _gpu_job(engine, shared)
     except EngineRefusedError as error:
         return Job(engine, (str(error),))
 
@@ -138,8 +198,19 @@ def _cpu_job(engine: FleetEngine) -> Job:
     return Job(engine, engine_dir=plan_engine(request), work=CpuWork(request))
 
 
-def _gpu_job(engine: FleetEngine, nvml: Nvml, hashed_models: dict[Path, SourceModel], with_smoke_test: bool) -> Job:
-    request = plan_request(engine.target, engine.model, engine.precision.value, engine.name, engine.options, nvml)
-    plan = make_plan(request)
-    work = GpuWork(plan, engine.model, nvml, hashed_models, with_smoke_test) if plan.accepted else None
-    return Job(engine, plan.refusals, plan.engine_dir, work)
+def _gpu_job(engine: FleetEngine, shared: _Shared) -> Job:
+    if engine.has_copies:
+        raise EngineRefusedError('copy applies to the PyTorch runtime. Omit it, or add runtime = "pytorch".')
+    precision, options = engine.precision.value, engine.options
+    plan = make_plan(plan_request(engine.target, engine.model, precision, engine.name, options, shared.nvml))
+    work = GpuWork(plan, engine.model, shared.nvml, shared.hashed_models, shared.with_smoke_test)
+    return Job(engine, plan.refusals, plan.engine_dir, work if plan.accepted else None)
+
+
+def _pytorch_job(engine: FleetEngine, shared: _Shared) -> Job:
+    find_source_files(engine.model)  # says more about an incomplete directory than a plan, which needs less of it
+    precision, options = engine.precision.value, engine.options
+    plan = plan_model(pytorch_plan_request(engine.target, engine.model, precision, engine.name, options, shared.nvml))
+    build_options = BuildOptions(has_copies=engine.has_copies, with_load_test=shared.with_smoke_test)
+    work = PyTorchWork(plan, shared.nvml, shared.hashes, build_options)
+    return Job(engine, plan.refusals, plan.engine_dir, work if plan.accepted else None)

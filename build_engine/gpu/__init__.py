@@ -10,11 +10,12 @@
       constraints    the reasons why a spec can't be built
       calibration    the data that quantization scales are computed from
       commands       the command lines
-      planner        all of these together; plan_json exports a plan, plan_table generates docs/engine-plans.md
-    trtllm           every call into TensorRT-LLM; the only module that imports it
+      planner        all of these together; plan_json exports a plan
+    trtllm           every call into TensorRT-LLM that engines need; with pytorch/trtllm the only module that imports it
+    child_process    calls a module in a process of its own, and ends that with all of its ranks
     installation     finds TensorRT-LLM and its versions
     model_files      hashes a model and reads its special token ids
-    verification/    config_checks, smoke_test, accuracy and target_checks; generate runs an engine in a subprocess
+    verification/    config_checks, smoke_test, accuracy and target_checks; generate runs an engine in a child process
     building/        run executes the steps of a plan; convert is the first one; timing_cache and manifest
 
 Not run on TensorRT-LLM: no machine with it was available. Statements about it come from its sources, 1.0 to 1.2.

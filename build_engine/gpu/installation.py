@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import shutil
@@ -21,6 +22,14 @@ def has_tensorrt_llm() -> bool:
 def can_build() -> bool:
     """Whether the Python package and the `trtllm-build` program are both installed."""
     return shutil.which(BUILDER) is not None and has_tensorrt_llm()
+
+
+def installed_release() -> str | None:
+    """The version of `tensorrt_llm` in the metadata of its package; None if it is not installed."""
+    try:
+        return importlib.metadata.version("tensorrt_llm")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def installed_versions() -> dict[str, str]:

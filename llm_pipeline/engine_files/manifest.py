@@ -11,6 +11,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 _READ_SIZE = 1 << 20
+Runtime = Literal["cpu", "engine", "pytorch"]
+_RUNTIME_NAMES: dict[Runtime, str] = {
+    "cpu": "CPUs",
+    "engine": "TensorRT-LLM's engine runtime",
+    "pytorch": "TensorRT-LLM's PyTorch runtime",
+}
+_EXECUTORS: dict[Runtime, str] = {"cpu": "cpu", "engine": "tensorrt_llm", "pytorch": "tensorrt_llm_pytorch"}
 
 
 class ManifestError(Exception):
@@ -149,11 +156,19 @@ class EngineManifest(_Strict):
         return self
 
     @property
-    def runtime(self) -> Literal["cpu", "engine", "pytorch"]:
+    def runtime(self) -> Runtime:
         """The runtime that serves the directory: the CPU engine, TensorRT-LLM's engine runtime or its PyTorch one."""
         if self.pytorch is not None:
             return "pytorch"
         return "cpu" if self.gpu is None else "engine"
+
+    def require_runtime(self, runtime: Runtime, engine_dir: Path) -> None:
+        """Raises ManifestError, with the executor that serves it, if the directory is for another runtime."""
+        if self.runtime != runtime:
+            raise ManifestError(
+                f"The engine in {engine_dir} is for {_RUNTIME_NAMES[self.runtime]}. "
+                f"Serve it with EXECUTOR={_EXECUTORS[self.runtime]}."
+            )
 
     @classmethod
     def load(cls, engine_dir: Path) -> EngineManifest:
@@ -173,6 +188,11 @@ class EngineManifest(_Strict):
         """Hashes every file. Raises ManifestError for the first that is missing or has changed since the build."""
         for name, expected in self.files.items():
             path = engine_dir / name
+            if path.is_symlink() and not path.exists():
+                raise ManifestError(
+                    f"{name} of the engine in {engine_dir} links to {path.readlink()}, which does not exist. Mount the "
+                    "model at that path, or build the engine again with --copy."
+                )
             if not path.is_file():
                 problem = "is missing"
             elif path.stat().st_size != expected.size_bytes or sha256_of(path) != expected.sha256:

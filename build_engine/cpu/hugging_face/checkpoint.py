@@ -12,16 +12,17 @@ import numpy as np
 from build_engine.artifact.model_directory import (
     CONFIG_NAME,
     hash_model_files,
-    model_files,
+    model_size_bytes,
     read_json_object,
     read_token_ids,
 )
+from build_engine.artifact.model_tokenizer import EngineTokenizer, read_tokenizer
+from build_engine.artifact.safetensors_headers import StoredTensor
 from build_engine.cpu.architectures import missing_parts
 from build_engine.cpu.checkpoint import FloatArray, ModelParameters
 from build_engine.cpu.hugging_face.parameters import GEMMA3, config_values, read_parameters
 from build_engine.cpu.hugging_face.rope_settings import context_length
-from build_engine.cpu.hugging_face.safetensors_files import StoredTensor, list_tensors, read_tensor
-from build_engine.cpu.hugging_face.tokenizer import EngineTokenizer, read_tokenizer
+from build_engine.cpu.hugging_face.safetensors_files import list_tensors, read_tensor
 from build_engine.errors import EngineRefusedError
 from build_engine.progress import BuildProgress
 from llm_pipeline.engine_files.manifest import TokenIds
@@ -93,7 +94,7 @@ class HuggingFaceCheckpoint:
 
     @property
     def size_bytes(self) -> int:
-        return sum(path.stat().st_size for path in model_files(self._path))
+        return model_size_bytes(self._path)
 
     @property
     def context_length(self) -> int:
@@ -134,8 +135,8 @@ class HuggingFaceCheckpoint:
         return values + np.float32(1) if is_offset else values
 
     def sha256(self, progress: BuildProgress) -> str:
-        with progress.step(f"hash {self.label}"):
-            return hash_model_files(self._path)
+        with progress.step(f"hash {self.label}", model_size_bytes(self._path)) as advance:
+            return hash_model_files(self._path, advance)
 
     @cached_property
     def _tokenizer(self) -> EngineTokenizer:

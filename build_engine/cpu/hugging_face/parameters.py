@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from build_engine.artifact.config_values import ConfigValues
 from build_engine.artifact.model_directory import CONFIG_NAME
 from build_engine.cpu.architectures import Architecture, find_by_class_name
 from build_engine.cpu.checkpoint import ModelParameters
-from build_engine.cpu.hugging_face.config_values import ConfigValues
 from build_engine.cpu.hugging_face.rope_settings import FULL, SLIDING, read_local_rope, read_rope
 from build_engine.errors import EngineRefusedError
 from llm_pipeline.executors.cpu.engine.weights import Activation, ModelShape

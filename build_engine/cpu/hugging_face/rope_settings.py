@@ -6,8 +6,8 @@ layers one for each kind.
 
 from __future__ import annotations
 
+from build_engine.artifact.config_values import ConfigValues
 from build_engine.artifact.model_directory import CONFIG_NAME
-from build_engine.cpu.hugging_face.config_values import ConfigValues
 from build_engine.cpu.rope import Rope, base_frequencies, scale_like_llama3, scale_like_yarn, yarn_attention_factor
 from build_engine.errors import EngineRefusedError
 

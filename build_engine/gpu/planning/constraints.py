@@ -50,7 +50,10 @@ def _check_version(spec: EngineSpec) -> Iterator[str]:
     match = re.match(r"(\d+)\.(\d+)", text)
     version = (int(match[1]), int(match[2])) if match else None
     if version is None or not FIRST_TRTLLM <= version < END_TRTLLM:
-        yield f"TensorRT-LLM {text} is not supported; 1.0 to 1.2 can build engines. Choose --tensorrt-llm 1.2.1."
+        yield (
+            f"TensorRT-LLM {text} is not supported; 1.0 to 1.2 can build engines. "
+            "Choose --tensorrt-llm 1.2.1, or --runtime pytorch."
+        )
     elif version < gpu.min_trtllm:
         first = ".".join(map(str, gpu.min_trtllm))
         yield (
@@ -76,11 +79,14 @@ def _check_gpu(spec: EngineSpec) -> Iterator[str]:
 def _check_model(spec: EngineSpec) -> Iterator[str]:
     model = spec.model
     if model.architecture not in ARCHITECTURES:
-        yield (f"Architecture {model.architecture} is not supported. Choose a model of {', '.join(ARCHITECTURES)}.")
+        yield (
+            f"Architecture {model.architecture} is not supported. "
+            f"Choose a model of {', '.join(ARCHITECTURES)}, or --runtime pytorch."
+        )
     if model.quantized_with:
         yield (
             f"The weights are already quantized with {model.quantized_with}. "
-            f"Choose the original model in {', '.join(DTYPE_BYTES)}."
+            f"Choose the original model in {', '.join(DTYPE_BYTES)}, or --runtime pytorch."
         )
 
 

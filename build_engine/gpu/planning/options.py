@@ -23,6 +23,7 @@ class GpuOptions:
     kv_cache_precision: KvPrecisionName = KvPrecisionName.AUTO
     tp: int = 1
     pp: int = 1
+    ep: int = 1  # groups of GPUs that share out the experts; PyTorch runtime only
     max_batch_size: int | None = None
     max_seq_len: int | None = None  # prompt plus completion, in tokens
     max_num_tokens: int | None = None  # of one step

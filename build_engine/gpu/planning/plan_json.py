@@ -11,6 +11,7 @@ from build_engine.gpu.planning.planner import Plan
 def plan_json(plan: Plan) -> dict[str, Any]:
     spec, memory = plan.spec, plan.memory
     return {
+        "runtime": "engine",
         "accepted": plan.accepted,
         "refusals": list(plan.refusals),
         "notes": list(plan.notes),
@@ -49,4 +50,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 def refused_json(reason: str) -> dict[str, Any]:
     """The same keys for a request without a plan, such as a directory without config.json."""
-    return {"accepted": False, "refusals": [reason], "notes": [], "engine_dir": None, "steps": [], "memory": None}
+    return {
+        "runtime": None,
+        "accepted": False,
+        "refusals": [reason],
+        "notes": [],
+        "engine_dir": None,
+        "steps": [],
+        "memory": None,
+    }

@@ -23,7 +23,7 @@ def plan_request(
     """
     if precision not in (None, AUTO, *PRECISIONS):
         raise EngineRefusedError(f"Unknown precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
-    gpu, gpu_count = _find_gpu(target, nvml)
+    gpu, gpu_count = find_gpu(target, nvml)
     return PlanRequest(
         model=read_model_config(model_dir, name),
         model_dir=model_dir,
@@ -34,8 +34,11 @@ def plan_request(
     )
 
 
-def _find_gpu(target: str, nvml: Nvml) -> tuple[Gpu, int | None]:
-    """The GPU, and the number of them in this machine if it was detected."""
+def find_gpu(target: str, nvml: Nvml) -> tuple[Gpu, int | None]:
+    """The GPU, and the number of them in this machine if it was detected.
+
+    Raises EngineRefusedError for an unknown target or a CPU.
+    """
     if target == AUTO:
         detected = detect_gpu(nvml)
         return detected.gpu, detected.count

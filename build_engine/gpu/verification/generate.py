@@ -1,23 +1,14 @@
-"""Generates with an engine or its source checkpoint and scores texts, in a subprocess.
-
-A subprocess, because importing TensorRT-LLM starts MPI, and because the GPU memory is released when it ends. The
-request is read from standard input; the response is written to a file, since upstream prints on standard output.
-"""
+"""Generates with an engine or its source checkpoint and scores texts, in a child process."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from build_engine.errors import BuildEngineError
 from build_engine.gpu import trtllm
-
-TIMEOUT_S = 3600.0  # loading a large checkpoint takes minutes; if one rank dies, the others never return
-_TAIL_CHARACTERS = 800
+from build_engine.gpu.child_process import TIMEOUT_S, call_module
 
 
 @dataclass(frozen=True)
@@ -40,26 +31,7 @@ class GenerateResponse:
 
 def generate(request: GenerateRequest, timeout_s: float = TIMEOUT_S) -> GenerateResponse:
     """Raises BuildEngineError with the end of upstream's output if loading or generating fails."""
-    with tempfile.TemporaryDirectory() as directory:
-        response = Path(directory) / "response.json"
-        command = [sys.executable, "-m", __name__, str(response)]
-        try:
-            completed = subprocess.run(
-                command,
-                input=json.dumps(asdict(request)),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=timeout_s,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise BuildEngineError(
-                f"TensorRT-LLM did not finish with {request.path} within {timeout_s:.0f} s."
-            ) from error
-        if completed.returncode != 0 or not response.exists():
-            tail = (completed.stdout + completed.stderr).strip()[-_TAIL_CHARACTERS:]
-            raise BuildEngineError(f"TensorRT-LLM exited with status {completed.returncode}: {tail}")
-        return GenerateResponse(**json.loads(response.read_bytes()))
+    return GenerateResponse(**call_module(__name__, asdict(request), request.path, timeout_s))
 
 
 def _main(output: Path) -> None:

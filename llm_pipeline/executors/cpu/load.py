@@ -16,9 +16,10 @@ _LIBRARIES = ("openvino", "safetensors")
 def load_executor(settings: PipelineSettings, manifest: EngineManifest, sink: OutputSink) -> Executor:
     """Returns the executor once its engine process is ready, which takes seconds.
 
-    Raises ManifestError if a file of the engine is missing or changed, ImportError if a library is missing, and
-    EngineStartError if the engine process can't load the engine.
+    Raises ManifestError if the engine is not for CPUs or a file is missing or changed, ImportError if a library is
+    missing, and EngineStartError if the engine process can't load the engine.
     """
+    manifest.require_runtime("cpu", settings.engine_dir)
     manifest.check_files(settings.engine_dir)
     for library in _LIBRARIES:
         if importlib.util.find_spec(library) is None:

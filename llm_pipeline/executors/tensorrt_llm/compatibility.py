@@ -22,9 +22,9 @@ _REBUILD = "Rebuild the engine on this machine, or serve it on a machine that it
 
 def check_engine(settings: PipelineSettings, manifest: EngineManifest, config: EngineConfig) -> GpuBuild:
     """Checks the engine directory, without TensorRT-LLM. Raises ManifestError if it is inconsistent."""
+    manifest.require_runtime("engine", settings.engine_dir)
     build = manifest.gpu
-    if build is None:
-        raise ManifestError(f"The engine in {settings.engine_dir} is for CPUs. Serve it with EXECUTOR=cpu.")
+    assert build is not None
     if config.version != build.tensorrt_llm:
         raise _other_engine("TensorRT-LLM", config.version, build.tensorrt_llm)
     if config.world_size != build.tp * build.pp:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
+from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError, Runtime
 
 SHA = "0123456789abcdef" * 4
 DOCUMENT: dict[str, Any] = {
@@ -35,6 +35,17 @@ GPU: dict[str, Any] = {
     "max_batch_size": 8,
     "max_num_tokens": 8192,
     "has_paged_context": True,
+}
+
+PYTORCH: dict[str, Any] = {
+    "architecture": "LlamaForCausalLM",
+    "tensorrt_llm": "1.2.1",
+    "sm": 90,
+    "tp": 1,
+    "pp": 1,
+    "max_batch_size": 8,
+    "max_num_tokens": 8192,
+    "is_linked": True,
 }
 
 
@@ -75,3 +86,42 @@ def test_a_hash_is_64_hex_digits(tmp_path: Path, digest: str) -> None:
 def test_a_gpu_build_is_validated(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ManifestError, match="gpu"):
         load(tmp_path, gpu=GPU | change)
+
+
+def test_a_broken_link_is_named_with_its_target(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to("/models/tiny/tokenizer.json")
+    manifest = load(tmp_path, pytorch=PYTORCH)
+    with pytest.raises(ManifestError, match=r"links to /models/tiny/tokenizer\.json, which .* Mount .* or .* --copy"):
+        manifest.check_files(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"tp": 0}, {"ep": 0}, {"kv_cache_precision": "int8"}, {"unknown": 1}])
+def test_a_model_directory_is_validated(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError, match="pytorch"):
+        load(tmp_path, pytorch=PYTORCH | change)
+
+
+def test_a_manifest_has_one_runtime(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="gpu and pytorch exclude each other"):
+        load(tmp_path, gpu=GPU, pytorch=PYTORCH)
+
+
+@pytest.mark.parametrize(
+    ("builds", "runtime", "executor"),
+    [
+        ({}, "cpu", "cpu"),
+        ({"gpu": GPU}, "engine", "tensorrt_llm"),
+        ({"pytorch": PYTORCH}, "pytorch", "tensorrt_llm_pytorch"),
+    ],
+    ids=["cpu", "engine", "pytorch"],
+)
+def test_an_engine_of_another_runtime_is_refused_with_the_executor_that_serves_it(
+    tmp_path: Path, builds: dict[str, Any], runtime: Runtime, executor: str
+) -> None:
+    manifest = load(tmp_path, **builds)
+    assert manifest.runtime == runtime
+    manifest.require_runtime(runtime, tmp_path)
+    others: set[Runtime] = {"cpu", "engine", "pytorch"}
+    for other in others - {runtime}:
+        with pytest.raises(ManifestError, match=rf"Serve it with EXECUTOR={executor}\."):
+            manifest.require_runtime(other, tmp_path)

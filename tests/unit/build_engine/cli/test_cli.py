@@ -16,7 +16,10 @@ from build_engine.targets.registry import TARGETS
 from tests.fakes.tensorrt_llm_build import FakeNvml
 from tests.support.build_engine_program import run_program
 
-LLAMA = str(Path(__file__).parents[3] / "data" / "model_configs" / "llama-3.1-8b")
+DATA = Path(__file__).parents[3] / "data"
+LLAMA = str(DATA / "model_configs" / "llama-3.1-8b")
+GPT_OSS = str(DATA / "pytorch_model_configs" / "gpt-oss-120b")
+QWEN35 = str(DATA / "pytorch_model_configs" / "qwen3.5-27b")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,22 @@ LLAMA = str(Path(__file__).parents[3] / "data" / "model_configs" / "llama-3.1-8b
         (["plan", "--model", LLAMA, "--target", "cpu"], 3, "needs no plan"),
         (["plan", "--model", LLAMA, "--target", "tpu"], 3, "Choose one of cpu, a100"),
         (["plan", "--model", "/nowhere", "--target", "h100"], 3, "No model directory /nowhere"),
+        (["plan", "--model", GPT_OSS, "--target", "h100"], 0, ""),
+        (["plan", "--model", GPT_OSS, "--target", "a100"], 3, ""),
+        (["plan", "--model", GPT_OSS, "--target", "h100", "--runtime", "engine"], 3, ""),
+        (["plan", "--model", GPT_OSS, "--target", "h100", "--runtime", "triton"], 2, "is not one of"),
+        (["plan", "--model", GPT_OSS, "--target", "cpu"], 3, "needs no plan"),
+        (["plan", "--model", LLAMA, "--target", "h100", "--runtime", "pytorch"], 0, ""),
+        (
+            ["plan", "--model", LLAMA, "--target", "h100", "--runtime", "pytorch", "--precision", "int8-sq"],
+            3,
+            "The PyTorch runtime loads no int8-sq weights",
+        ),
+        (
+            ["plan", "--model", LLAMA, "--target", "h100", "--runtime", "engine", "--ep", "2"],
+            3,
+            "--ep 2 is an option of",
+        ),
     ],
 )
 def test_exit_status_and_message_of_each_outcome(
@@ -99,6 +118,66 @@ def test_a_refusal_is_json_too(capfd: pytest.CaptureFixture[str], arguments: lis
     plan = json.loads(capfd.readouterr().out)
     assert (plan["accepted"], plan["steps"], plan["engine_dir"]) == (False, [], None)
     assert len(plan["refusals"]) == 1
+
+
+def test_a_plan_has_its_runtime_and_the_reason_for_it(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_program("plan", "--model", LLAMA, "--target", "h100", "--json") == 0
+    engine = json.loads(capfd.readouterr().out)
+    assert (engine["runtime"], engine["runtime_reason"]) == (
+        "engine",
+        "TensorRT-LLM 1.2.1 can compile this architecture into an engine.",
+    )
+    assert run_program("plan", "--model", GPT_OSS, "--target", "h100") == 0
+    printed = capfd.readouterr().out
+    assert printed.startswith("runtime pytorch: GptOssForCausalLM can't be compiled into an engine;")
+
+
+def test_a_plan_of_the_pytorch_runtime_has_the_keys_of_an_engines_plan(capfd: pytest.CaptureFixture[str]) -> None:
+    plans = []
+    for runtime in ("engine", "pytorch"):
+        assert run_program("plan", "--model", LLAMA, "--target", "h100", "--runtime", runtime, "--json") == 0
+        plans.append(json.loads(capfd.readouterr().out))
+    engine, pytorch = plans
+    assert engine.keys() <= pytorch.keys()
+    assert engine["memory"].keys() <= pytorch["memory"].keys()
+    assert (pytorch["runtime"], pytorch["steps"], pytorch["precision"]) == ("pytorch", [], "bf16")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_of_a_pytorch_plan_fits_the_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """A cell that is cut off ends in an ellipsis."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run_program("plan", "--model", QWEN35, "--target", "h200", "--tensorrt-llm", "1.3.0") == 0
+    table = [line for line in capfd.readouterr().out.splitlines() if line.startswith(("│", "┃"))]
+    assert len(table) == 11
+    assert max(map(len, table)) <= width
+    assert "…" not in "".join(table)
+
+
+def test_the_command_of_a_pytorch_plan_repeats_its_options(capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--tp", "4", "--ep", "2", "--kv-cache-precision", "fp8", "--tensorrt-llm", "1.3.0"]
+    assert run_program("plan", "--model", GPT_OSS, "--target", "h100", *options) == 0
+    lines = capfd.readouterr().out.splitlines()
+    command = next(shlex.split(line) for line in lines if line.startswith("python -m build_engine build"))
+    assert all(option in command for option in [*options, "--runtime", "--max-batch-size"])
+
+
+def test_a_plan_is_for_the_installed_release_unless_another_is_given(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """TensorRT-LLM 1.3 builds no engines, so that a machine with it gets the PyTorch runtime."""
+    metadata = tmp_path / "tensorrt_llm-1.3.0rc26.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt_llm\nVersion: 1.3.0rc26\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    runtimes = []
+    for asked in ([], ["--tensorrt-llm", "1.2.1"]):
+        assert run_program("plan", "--model", LLAMA, "--target", "h100", *asked, "--json") == 0
+        plan = json.loads(capfd.readouterr().out)
+        runtimes.append((plan["runtime"], plan["tensorrt_llm"]))
+    assert runtimes == [("pytorch", "1.3.0rc26"), ("engine", "1.2.1")]
 
 
 def test_commands_are_not_wrapped(capfd: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,7 @@ def test_refusals_are_printed_before_the_first_build(tmp_path: Path, capfd: pyte
         ('model = "nowhere.gguf"\ntarget = "cpu"', "No model file"),
         ('model = "tiny.gguf"\ntarget = "cpu"\nprecision = "int4-wo"', "Choose one of fp16"),
         ('model = "nowhere"\ntarget = "h100"', "No model directory"),
-        ('model = "tiny.gguf"\ntarget = "h100"', "GPU engines are built from a Hugging Face directory"),
+        ('model = "tiny.gguf"\ntarget = "h100"', "Use a Hugging Face model directory"),
         ('model = "smollm2"\ntarget = "h100"\ntp = 2', "9 attention heads"),
         ('model = "fleet.toml"\ntarget = "cpu"', "fleet.toml"),
     ],

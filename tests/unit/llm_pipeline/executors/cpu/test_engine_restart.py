@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
+from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError, PyTorchModel
 from llm_pipeline.executors.cpu.engine_process import reap
 from llm_pipeline.executors.cpu.load import load_executor
 from llm_pipeline.executors.port import EngineStartError
@@ -21,6 +21,7 @@ from llm_pipeline.protocol.messages import FinishReason
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.cpu_executors import MAX_ACTIVE, RestartableEngine
 from tests.support.executor_rules import DEADLINE_S, RuleBench
+from tests.support.sample_requests import make_manifest
 from tests.support.waiting import wait_until
 
 
@@ -123,3 +124,19 @@ def test_changed_file_of_the_engine_stops_the_start(
     tampered = settings.model_copy(update={"engine_dir": copy})
     with pytest.raises(ManifestError, match=r"tokenizer\.json .* has changed since the build"):
         load_executor(tampered, EngineManifest.load(copy), lambda step: None)
+
+
+def test_a_directory_for_another_runtime_stops_the_start_before_its_files_are_read(settings: PipelineSettings) -> None:
+    model = PyTorchModel(
+        architecture="LlamaForCausalLM",
+        tensorrt_llm="1.2.1",
+        sm=90,
+        tp=1,
+        pp=1,
+        max_batch_size=8,
+        max_num_tokens=8192,
+        is_linked=True,
+    )
+    manifest = make_manifest().model_copy(update={"pytorch": model})
+    with pytest.raises(ManifestError, match=r"for TensorRT-LLM's PyTorch runtime\. Serve it with .*_pytorch\."):
+        load_executor(settings, manifest, lambda step: None)

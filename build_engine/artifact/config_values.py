@@ -49,11 +49,11 @@ class ConfigValues:
             raise self._invalid(key, value, "an object")
         return ConfigValues(value, {}, f"{self._prefix}{key}.")
 
-    def require(self, key: str, allowed: tuple[Any, ...]) -> None:
-        """Raises EngineRefusedError for another value than those that the CPU engine computes. None is allowed."""
+    def require(self, key: str, allowed: tuple[Any, ...], reader: str = "the CPU engine") -> None:
+        """Raises EngineRefusedError for another value than those that `reader` supports. None is allowed."""
         if (value := self.value(key)) is not None and value not in allowed:
             raise EngineRefusedError(
-                f"{CONFIG_NAME} has {self._prefix}{key} = {value!r}, which the CPU engine does not support. "
+                f"{CONFIG_NAME} has {self._prefix}{key} = {value!r}, which {reader} does not support. "
                 f"It supports {', '.join(['null', *map(repr, allowed)])}. Use another model."
             )
 
