@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,11 @@ def _too_large(max_bytes: int) -> PipelineError:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body; the last of equal keys wins. Raises PipelineError (invalid_json) if there is none."""
+    """The JSON object in a body; the last of equal keys wins. Raises PipelineError (invalid_json) if there is none.
+
+    A byte order mark before it, as PowerShell writes it, is ignored (RFC 8259, section 8.1).
+    """
+    body = body.removeprefix(codecs.BOM_UTF8)
     if not body.strip():
         raise PipelineError(ErrorCode.INVALID_JSON, "The body is empty. Send a JSON object.")
     try:
