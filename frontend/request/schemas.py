@@ -47,6 +47,10 @@ def _error(code: ErrorCode, message: str, index: int | None = None) -> PydanticC
     return PydanticCustomError(code.value, message, {} if index is None else {"index": index})
 
 
+def _error_at_key(code: ErrorCode, key: str, message: str) -> PydanticCustomError:
+    return PydanticCustomError(code.value, message, {"key": key})
+
+
 def _integer(value: Any) -> Any:
     """Accepts 16.0 for 16, because JSON has one type of number. A boolean is not a number."""
     if isinstance(value, float) and value.is_integer():
@@ -168,23 +172,26 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
         raise _error(ErrorCode.INVALID_TYPE, "must be an object of token ids and numbers")
     if len(value) > MAX_BIASED_TOKENS:
         raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have at most {MAX_BIASED_TOKENS} tokens")
-    return tuple((_bias_key(name), _bias(bias)) for name, bias in value.items())
+    biases = tuple((_bias_key(name), _bias(name, bias)) for name, bias in value.items())
+    if len(dict(biases)) < len(biases):  # such as "7" and "07"
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "has two keys for one token id. Write ids without leading zeros")
+    return biases
 
 
 def _bias_key(name: str) -> int:
     if not (name.isascii() and name.isdecimal() and len(name) <= _INT32_DIGITS):
-        raise _error(ErrorCode.INVALID_TYPE, 'must have token ids as its keys, such as "50256"')
+        raise _error_at_key(ErrorCode.INVALID_TYPE, name, 'is not a token id. Keys are ids, such as "50256"')
     token_id = int(name)
     if token_id > INT32_MAX:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "contains a token id outside the vocabulary")
+        raise _error_at_key(ErrorCode.VALUE_OUT_OF_RANGE, name, "is a token id outside the vocabulary")
     return token_id
 
 
-def _bias(value: Any) -> float:
+def _bias(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _error(ErrorCode.INVALID_TYPE, "must have numbers as its values")
+        raise _error_at_key(ErrorCode.INVALID_TYPE, name, "must be a number")
     if not -MAX_BIAS <= value <= MAX_BIAS:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have values from {-MAX_BIAS:g} to {MAX_BIAS:g}")
+        raise _error_at_key(ErrorCode.VALUE_OUT_OF_RANGE, name, f"must be from {-MAX_BIAS:g} to {MAX_BIAS:g}")
     return float(value)
 
 
@@ -263,7 +270,9 @@ class StreamOptions(BaseModel):
         False,
         description="Send one more chunk before `[DONE]`, with `usage` and no choices; `usage` is null in all others",
     )
-    continuous_usage_stats: Boolean = Field(False, description="Include the usage so far in each chunk")
+    continuous_usage_stats: Boolean = Field(
+        False, description="Include the usage so far in each chunk; only with include_usage"
+    )
 
 
 class CompletionRequest(BaseModel):

@@ -20,6 +20,9 @@ from llm_pipeline.protocol.errors import PipelineError
 GUIDE_PARAM = "guided_decoding_guide"
 """The `param` of errors about a guide. The front end replaces it with the field that the client used."""
 
+TOKEN_LIMIT_PARAM = "max_tokens"
+"""The name of the token limit in errors. The front end replaces it with the field that the client used."""
+
 
 class FinishReason(str, Enum):
     """Why a request ended. CANCELLED never reaches a client, because its connection is closed."""
@@ -78,6 +81,7 @@ class CompletionParameters:
     tenant_share: int | None = None  # weight of the tenant's turn, 1 if omitted
     guide: Guide | None = None
     guide_param: str = GUIDE_PARAM  # the client's name of the guide, for errors; not sent to Triton
+    token_limit_param: str = TOKEN_LIMIT_PARAM  # the client's name of max_tokens, for errors; not sent to Triton
 
 
 @dataclass(frozen=True)

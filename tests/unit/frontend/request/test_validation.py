@@ -171,11 +171,15 @@ def test_accepted(fields: dict[str, Any], name: str, value: object) -> None:
         ({"presence_penalty": -2.1}, ErrorCode.VALUE_OUT_OF_RANGE, "presence_penalty"),
         ({"repetition_penalty": 0}, ErrorCode.VALUE_OUT_OF_RANGE, "repetition_penalty"),
         ({"logit_bias": [1]}, ErrorCode.INVALID_TYPE, "logit_bias"),
-        ({"logit_bias": {"a": 1}}, ErrorCode.INVALID_TYPE, "logit_bias"),
-        ({"logit_bias": {"-1": 1}}, ErrorCode.INVALID_TYPE, "logit_bias"),
-        ({"logit_bias": {"1": True}}, ErrorCode.INVALID_TYPE, "logit_bias"),
-        ({"logit_bias": {"1": 101}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
-        ({"logit_bias": {"9999999999": 1}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
+        ({"logit_bias": {"1": 1, "a": 1}}, ErrorCode.INVALID_TYPE, "logit_bias.a"),
+        ({"logit_bias": {"-1": 1}}, ErrorCode.INVALID_TYPE, "logit_bias.-1"),
+        ({"logit_bias": {"{key}": 1}}, ErrorCode.INVALID_TYPE, "logit_bias.{key}"),
+        ({"logit_bias": {"x" * 100: 1}}, ErrorCode.INVALID_TYPE, "logit_bias." + "x" * 64),
+        ({"logit_bias": {"1": True}}, ErrorCode.INVALID_TYPE, "logit_bias.1"),
+        ({"logit_bias": {"1": None}}, ErrorCode.INVALID_TYPE, "logit_bias.1"),
+        ({"logit_bias": {"1": 101}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias.1"),
+        ({"logit_bias": {"9999999999": 1}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias.9999999999"),
+        ({"logit_bias": {"7": 1, "07": 2}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
         ({"logit_bias": {str(key): 1 for key in range(1025)}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
         ({"bad_words": [""]}, ErrorCode.VALUE_OUT_OF_RANGE, "bad_words[0]"),
         ({"bad_words": ["x"] * 65}, ErrorCode.VALUE_OUT_OF_RANGE, "bad_words"),
@@ -248,6 +252,9 @@ def test_no_op_values_of_unsupported_fields_are_accepted(fields: dict[str, Any])
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"guided_whitespace_pattern": " ?"}, "guided_whitespace_pattern"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"stream": True, "stream_options": {"chunk_size": 8}}, "stream_options.chunk_size"),
+        ({"stream": True, "stream_options": {"include_usage": True, "x": 0}}, "stream_options.x"),
+        ({"stream": True, "stream_options": {"x": {}}}, "stream_options.x"),
     ],
 )
 def test_other_values_of_unsupported_fields_are_rejected_by_name(fields: dict[str, Any], param: str) -> None:
@@ -290,8 +297,9 @@ def test_choices_become_a_regex_that_matches_only_them(options: list[str]) -> No
 
 
 def test_unknown_fields_are_counted() -> None:
-    fields = {**REQUIRED, "colour": 1, "stream": True, "stream_options": {"include_usage": True, "x": 1}}
-    assert validate(fields, max_choices=8, is_strict=False)[1] == 2
+    options = {"include_usage": True, "x": False, "y": None}
+    fields = {**REQUIRED, "colour": 1, "stream": True, "stream_options": options}
+    assert validate(fields, max_choices=8, is_strict=False)[1] == 3
 
 
 def test_strict_servers_reject_unknown_fields() -> None:
@@ -319,7 +327,9 @@ def nested(levels: int) -> bytes:
         b'{"a": 1e999}',
         b'{"a": "\xff"}',
         b'{"a": "\\ud800"}',
-        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf",
+        b"\xef\xbb\xbf\xef\xbb\xbf{}",
+        b" \xef\xbb\xbf{}",
         b'{"a": 1} x',
         nested(MAX_DEPTH + 1),
         nested(500),
@@ -332,6 +342,102 @@ def test_bodies_without_a_json_object(body: bytes) -> None:
     with pytest.raises(PipelineError) as caught:
         parse_object(body)
     assert caught.value.code is ErrorCode.INVALID_JSON
+
+
+def test_byte_order_mark_is_ignored() -> None:
+    assert parse_object(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
+def in_body(name: str, literal: str) -> CompletionRequest:
+    """The request with a number as it is written in the body."""
+    body = b'{"model": "m", "prompt": "Hi", "%s": %s}' % (name.encode(), literal.encode())
+    return validate(parse_object(body), max_choices=8, is_strict=False)[0]
+
+
+@pytest.mark.parametrize("name", ["seed", "top_k"])
+@pytest.mark.parametrize(
+    ("literal", "value"),
+    [
+        ("1.0", 1),
+        ("1e3", 1000),
+        ("12.5e1", 125),
+        ("9007199254740993.0", 2**53 + 1),
+        ("9223372036854775807", INT64_MAX),
+        ("9223372036854775807.0", INT64_MAX),
+        ("1e18", 10**18),
+        ("9.223372036854775807e18", INT64_MAX),
+    ],
+)
+def test_integers_are_read_exactly_however_they_are_written(name: str, literal: str, value: int) -> None:
+    assert getattr(in_body(name, literal), name) == value
+
+
+@pytest.mark.parametrize(
+    ("literal", "code"),
+    [
+        ("-9223372036854775809", ErrorCode.VALUE_OUT_OF_RANGE),
+        ("-9223372036854775809.0", ErrorCode.VALUE_OUT_OF_RANGE),
+        ("9223372036854775808", ErrorCode.VALUE_OUT_OF_RANGE),
+        ("9223372036854775808.0", ErrorCode.VALUE_OUT_OF_RANGE),
+        ("18446744073709551616", ErrorCode.VALUE_OUT_OF_RANGE),
+        ("-" + "9" * 300, ErrorCode.VALUE_OUT_OF_RANGE),
+        ("1e300", ErrorCode.VALUE_OUT_OF_RANGE),
+        ("1.5", ErrorCode.INVALID_TYPE),
+        ("9007199254740992.5", ErrorCode.INVALID_TYPE),
+        ("true", ErrorCode.INVALID_TYPE),
+        ('"1"', ErrorCode.INVALID_TYPE),
+    ],
+)
+def test_integers_out_of_range_are_refused_however_they_are_written(literal: str, code: ErrorCode) -> None:
+    with pytest.raises(PipelineError) as caught:
+        in_body("seed", literal)
+    assert (caught.value.code, caught.value.param) == (code, "seed")
+    if code is ErrorCode.VALUE_OUT_OF_RANGE:
+        assert str(INT64_MAX if literal[0] != "-" else -(2**63)) in caught.value.message
+
+
+INTEGER_FIELDS = {
+    "seed": (-(2**63), INT64_MAX),
+    "top_k": (-1, INT64_MAX),
+    "max_tokens": (1, 2**31 - 1),
+    "max_completion_tokens": (1, 2**31 - 1),
+    "min_tokens": (0, 2**31 - 1),
+    "priority": (1 - 2**31, 2**31 - 1),
+    "logprobs": (0, 20),
+    "n": (1, 8),
+    "best_of": (1, 8),
+    "truncate_prompt_tokens": (-1, 2**31 - 1),
+}
+
+
+@given(
+    st.sampled_from(sorted(INTEGER_FIELDS)),
+    st.one_of(st.integers(), st.integers(-(2**65), 2**65), st.sampled_from([2**bits for bits in (31, 53, 63, 64)])),
+    st.integers(-2, 2),
+)
+def test_every_integer_field_has_exact_bounds(name: str, near: int, offset: int) -> None:
+    value, (low, high) = near + offset, INTEGER_FIELDS[name]
+    if low <= value <= high and (name, value) != ("truncate_prompt_tokens", 0):
+        assert getattr(in_body(name, str(value)), name) == value
+        return
+    with pytest.raises(PipelineError) as caught:
+        in_body(name, str(value))
+    assert (caught.value.code, caught.value.param) == (ErrorCode.VALUE_OUT_OF_RANGE, name)
+
+
+@given(st.integers(-(2**63), INT64_MAX))
+def test_a_seed_is_the_same_with_a_fraction_of_zero(seed: int) -> None:
+    assert in_body("seed", f"{seed}.0").seed == in_body("seed", str(seed)).seed == seed
+
+
+def test_number_beyond_doubles_is_named_as_such() -> None:
+    with pytest.raises(PipelineError, match="beyond the range of doubles"):
+        parse_object(b'{"seed": 1' + b"0" * 400 + b"}")
+
+
+def test_token_limit_has_the_name_that_the_client_used() -> None:
+    error = refusal({"min_tokens": 4, "max_completion_tokens": 3})
+    assert error.message == "min_tokens must be at most max_completion_tokens, which is 3."
 
 
 def test_deepest_body_allowed() -> None:

@@ -56,6 +56,13 @@ async def test_continuous_usage(running: Running) -> None:
     assert [event["usage"]["total_tokens"] for event in sent_events] == [6, 7, 7]
 
 
+async def test_continuous_usage_needs_include_usage_as_in_vllm(running: Running) -> None:
+    options = {"continuous_usage_stats": True}
+    sent_events = events((await running.complete(max_tokens=2, stream=True, stream_options=options)).text)
+    assert len(sent_events) == 2
+    assert all("usage" not in event for event in sent_events)
+
+
 async def test_tokens_as_ids(running: Running) -> None:
     sent_events = events((await running.complete(max_tokens=2, stream=True, return_tokens_as_token_ids=True)).text)
     assert [event["choices"][0]["token_ids"] for event in sent_events] == [[101], [102]]
