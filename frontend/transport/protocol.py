@@ -20,6 +20,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from frontend.api.route_paths import is_health
+from frontend.response.cors import CorsPolicy
 from frontend.response.errors import error_bytes, error_headers
 from frontend.transport.connections import ConnectionTable
 from frontend.transport.half_closed import probe
@@ -54,6 +55,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         start_queue: StartQueue,
         max_head_bytes: int,
         schema_url: str,
+        cors: CorsPolicy,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -61,6 +63,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._start_queue = start_queue
         self._max_head_bytes = max_head_bytes
         self._schema_url = schema_url
+        self._cors = cors
         self._refusal: PipelineError | None = None  # the reason of an error that the parser reports as invalid HTTP
         self._head_bytes = 0  # without the first part, which may contain the end of another request
         self._overhead_bytes = 0  # received since the last part of a body or the last head
@@ -265,7 +268,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             "connection": "close",
             **error_headers(error),
         }
-        lines = [b"%s: %s\r\n" % (name, value) for name, value in self.server_state.default_headers]
+        origin = next((value for name, value in self.headers or () if name == b"origin"), None)
+        own = (*self.server_state.default_headers, *self._cors.response_headers(origin))
+        lines = [b"%s: %s\r\n" % header for header in own]
         lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
         self.transport.write(b"".join([STATUS_LINE[error.kind.status], *lines, b"\r\n", body]))
         self._linger()
@@ -284,7 +289,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.drop()
 
 
-def protocol_class(connections: ConnectionTable, *, max_head_bytes: int, schema_url: str) -> type[asyncio.Protocol]:
+def protocol_class(
+    connections: ConnectionTable, *, max_head_bytes: int, schema_url: str, cors: CorsPolicy
+) -> type[asyncio.Protocol]:
     """The class of the connections of one server. `schema_url` is the $schema of an error."""
     start_queue = StartQueue()
 
@@ -296,6 +303,7 @@ def protocol_class(connections: ConnectionTable, *, max_head_bytes: int, schema_
                 start_queue=start_queue,
                 max_head_bytes=max_head_bytes,
                 schema_url=schema_url,
+                cors=cors,
                 **kwargs,
             )
 
