@@ -25,6 +25,7 @@ from llm_pipeline.protocol.fields import (
     MAX_BIAS,
     MAX_BIASED_TOKENS,
     MAX_STOP_TOKEN_IDS,
+    TRUNCATION_SIDES,
     limits_of,
     range_of,
 )
@@ -155,6 +156,12 @@ def _short_text(value: Any, index: int | None, max_characters: int) -> str:
     return value
 
 
+def _truncation_side(value: Any) -> str:
+    if value not in TRUNCATION_SIDES:
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must be {' or '.join(TRUNCATION_SIDES)}")
+    return str(value)
+
+
 def _stop_token_ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise _error(ErrorCode.INVALID_TYPE, "must be a list of token ids")
@@ -232,6 +239,7 @@ MinTokens = Annotated[int, _in_range("min_tokens", _INT64), _AS_INTEGER]
 Priority = Annotated[int, _in_range("priority", _INT32), _AS_INTEGER]
 TruncatePromptTokens = Annotated[int, _in_range("truncate_prompt_tokens", _INT64), _AS_INTEGER]
 NumLogprobs = Annotated[int, _in_range("num_logprobs", _INT32), _AS_INTEGER]
+TruncationSide = Annotated[str, PlainValidator(_truncation_side), WithJsonSchema({"enum": [*TRUNCATION_SIDES]})]
 TopK = Annotated[int, _in_range("top_k", _INT64), _AS_INTEGER]
 Seed = Annotated[int, _in_range("seed", _INT64), _AS_INTEGER]
 TopP = Annotated[float, _in_range("top_p", _DOUBLE), _AS_NUMBER]
@@ -334,7 +342,11 @@ class CompletionRequest(BaseModel):
     stop_token_ids: StopTokenIds = Field((), description="Additional tokens that end the text")
     truncate_prompt_tokens: TruncatePromptTokens | None = Field(
         None,
-        description="Keep only this many tokens at the end of the prompt; -1 keeps what leaves room for max_tokens",
+        description="Keep only this many tokens of the prompt, the last ones unless truncation_side is right; -1 keeps "
+        "what leaves room for max_tokens",
+    )
+    truncation_side: TruncationSide | None = Field(
+        None, description="The side where truncate_prompt_tokens drops tokens: `left` or `right`. Default left"
     )
     add_special_tokens: Boolean = Field(True, description="Add the tokenizer's BOS token to a text prompt")
     priority: Priority | None = Field(
@@ -361,7 +373,11 @@ class CompletionRequest(BaseModel):
     return_tokens_as_token_ids: Boolean = Field(
         False, description="Return the text as `token_id:<id>` for each token, and the ids as `token_ids`"
     )
-    return_token_ids: Boolean = Field(False, description="Also return the token ids of the text, as `token_ids`")
+    return_token_ids: Boolean = Field(
+        False,
+        description="Also return the token ids of the text, as `token_ids`, and those of the prompt, as "
+        "`prompt_token_ids` (in a stream, on the first chunk)",
+    )
     stream: Boolean = Field(False, description="Send the text as server-sent events while it is generated")
     stream_options: StreamOptions | None = Field(None, description="Options of a stream; only with `stream: true`")
 

@@ -97,6 +97,10 @@ class JsonCompletionResponse:
         }
         if self._request.wants_token_ids:
             fields["token_ids"] = tuple(token_id for chunk in chunks for token_id in chunk.token_ids or ())
+        prompt_token_ids = next((chunk.prompt_token_ids for chunk in chunks if chunk.prompt_token_ids), ())
+        if self._request.return_token_ids:
+            fields["prompt_token_ids"] = prompt_token_ids
         if self._request.return_tokens_as_token_ids:
-            fields["text"] = sse.token_id_text(fields["token_ids"])
+            echoed = prompt_token_ids if self._request.echo else ()
+            fields["text"] = sse.token_id_text((*echoed, *fields["token_ids"]))
         return fields

@@ -134,6 +134,7 @@ class StreamingCompletionResponse:
             continuous_usage=options is not None and include_usage and options.continuous_usage_stats,  # as in vLLM
             as_token_ids=self._request.return_tokens_as_token_ids,
             with_token_ids=self._request.return_token_ids,
+            echo=self._request.echo,
         )
 
     async def _begin(self, send: Send) -> None:

@@ -74,6 +74,23 @@ def test_truncate_prompt_tokens_keeps_the_last_ones(cpu_stack: RunningStack) -> 
     assert (answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]) == (" France is", 2)
 
 
+def test_truncation_side_right_keeps_the_first_ones(cpu_stack: RunningStack) -> None:
+    body = {"prompt": [504, 3575, 282, 4649, 314], "max_tokens": 1, "return_token_ids": True, "temperature": 0}
+    for echo in (False, True):
+        whole = cpu_stack.complete(**body, truncate_prompt_tokens=2, truncation_side="right", echo=echo).json()
+        assert whole["choices"][0]["prompt_token_ids"] == [504, 3575]
+        assert len(whole["choices"][0]["token_ids"]) == whole["usage"]["completion_tokens"] == 1
+    assert cpu_stack.complete(**body, truncation_side="both").json()["error"]["param"] == "truncation_side"
+
+
+def test_ids_of_a_text_prompt_are_those_that_complete_it_alike(cpu_stack: RunningStack) -> None:
+    body = {"max_tokens": 4, "temperature": 0, "return_token_ids": True}
+    first = cpu_stack.complete(**body, prompt="The capital of France is").json()["choices"][0]
+    again = cpu_stack.complete(**body, prompt=first["prompt_token_ids"]).json()["choices"][0]
+    assert (again["text"], again["token_ids"]) == (first["text"], first["token_ids"])
+    assert again["prompt_token_ids"] == first["prompt_token_ids"]
+
+
 @pytest.mark.parametrize("stack", ["cpu_stack", "scripted_stack"])
 def test_the_models_list_has_the_capabilities_of_the_engine(stack: str, request: pytest.FixtureRequest) -> None:
     running: RunningStack = request.getfixturevalue(stack)

@@ -64,7 +64,11 @@ _HANDLED = {
     *("tenant", "tenant_share"),  # set by the front end, for queues and caches that are not NVIDIA's
     *_SCALARS,
 }
-_NO_OP_VALUES: dict[str, tuple[Any, ...]] = {"min_p": (None, 0.0), "priority": (None, 0)}
+_NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
+    "min_p": (None, 0.0),
+    "priority": (None, 0),
+    "truncation_side": (None, "left"),
+}
 # Names that clients use for fields with another name here. Checked first, as return_tokens_as_token_ids implies
 # return_token_ids.
 _CLIENT_NAMES = {

@@ -72,7 +72,17 @@ async def test_tokens_as_ids(running: Running) -> None:
 async def test_token_ids_with_the_text(running: Running) -> None:
     sent_events = events((await running.complete(max_tokens=2, stream=True, return_token_ids=True)).text)
     assert [event["choices"][0]["token_ids"] for event in sent_events] == [[101], [102]]
+    prompts = [event["choices"][0].get("prompt_token_ids") for event in sent_events]
+    assert prompts == [[1, 2, 3, 4, 5], None]  # on the first chunk alone, as in vLLM
     assert text_of(sent_events) == " Paris,"
+
+
+async def test_echoed_token_ids_are_in_the_text_and_not_among_those_of_the_completion(running: Running) -> None:
+    fields = {"return_tokens_as_token_ids": True, "echo": True, "return_token_ids": True, "stream": True}
+    sent_events = events((await running.complete(max_tokens=2, **fields)).text)
+    assert [event["choices"][0]["token_ids"] for event in sent_events] == [[101], [102]]
+    assert sent_events[0]["choices"][0]["prompt_token_ids"] == [1, 2, 3, 4, 5]
+    assert text_of(sent_events) == "".join(f"token_id:{number}" for number in (1, 2, 3, 4, 5, 101, 102))
 
 
 async def test_choices_interleave_with_their_index() -> None:
