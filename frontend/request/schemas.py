@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from frontend.request.logit_bias import LogitBias
 from frontend.request.structured_output import (
     GuidedChoice,
     GuidedGrammar,
@@ -22,8 +23,6 @@ from frontend.request.structured_output import (
 from llm_pipeline.protocol.errors import ErrorCode
 from llm_pipeline.protocol.fields import (
     INT32_MAX,
-    MAX_BIAS,
-    MAX_BIASED_TOKENS,
     MAX_STOP_TOKEN_IDS,
     TRUNCATION_SIDES,
     limits_of,
@@ -32,7 +31,6 @@ from llm_pipeline.protocol.fields import (
 from llm_pipeline.protocol.messages import Guide
 
 Prompt: TypeAlias = str | tuple[int, ...]
-_INT32_DIGITS = 10
 GUIDE_FIELDS = (
     "response_format",
     "structured_outputs",
@@ -46,10 +44,6 @@ GUIDE_FIELDS = (
 def _error(code: ErrorCode, message: str, index: int | None = None) -> PydanticCustomError:
     # Pydantic formats the message with the context, so that braces in it would need care: there are none.
     return PydanticCustomError(code.value, message, {} if index is None else {"index": index})
-
-
-def _error_at_key(code: ErrorCode, key: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError(code.value, message, {"key": key})
 
 
 def _integer(value: Any) -> Any:
@@ -173,35 +167,6 @@ def _stop_token_ids(value: Any) -> tuple[int, ...]:
     return ids
 
 
-def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
-    """OpenAI's map of token id (a string, because JSON has no other keys) to the number added to its logit."""
-    if not isinstance(value, dict):
-        raise _error(ErrorCode.INVALID_TYPE, "must be an object of token ids and numbers")
-    if len(value) > MAX_BIASED_TOKENS:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have at most {MAX_BIASED_TOKENS} tokens")
-    biases = tuple((_bias_key(name), _bias(name, bias)) for name, bias in value.items())
-    if len(dict(biases)) < len(biases):  # such as "7" and "07"
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "has two keys for one token id. Write ids without leading zeros")
-    return biases
-
-
-def _bias_key(name: str) -> int:
-    if not (name.isascii() and name.isdecimal() and len(name) <= _INT32_DIGITS):
-        raise _error_at_key(ErrorCode.INVALID_TYPE, name, 'is not a token id. Keys are ids, such as "50256"')
-    token_id = int(name)
-    if token_id > INT32_MAX:
-        raise _error_at_key(ErrorCode.VALUE_OUT_OF_RANGE, name, "is a token id outside the vocabulary")
-    return token_id
-
-
-def _bias(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _error_at_key(ErrorCode.INVALID_TYPE, name, "must be a number")
-    if not -MAX_BIAS <= value <= MAX_BIAS:
-        raise _error_at_key(ErrorCode.VALUE_OUT_OF_RANGE, name, f"must be from {-MAX_BIAS:g} to {MAX_BIAS:g}")
-    return float(value)
-
-
 _STRING = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX}, "minItems": 1}
 _PROMPT_SCHEMA = {
@@ -213,12 +178,6 @@ _PROMPT_SCHEMA = {
     ]
 }
 _STOP_TOKEN_IDS_SCHEMA = {"type": "array", "items": _IDS["items"], "maxItems": MAX_STOP_TOKEN_IDS}
-_LOGIT_BIAS_SCHEMA = {
-    "type": "object",
-    "propertyNames": {"pattern": "^[0-9]{1,10}$"},
-    "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
-    "maxProperties": MAX_BIASED_TOKENS,
-}
 _INT64 = {"type": "integer", "format": "int64"}
 _INT32 = {"type": "integer", "format": "int32"}
 _DOUBLE = {"type": "number", "format": "double"}
@@ -254,7 +213,6 @@ Prompts = Annotated[tuple[Prompt, ...], PlainValidator(_prompts), WithJsonSchema
 Stops = Annotated[tuple[str, ...], _texts("stop"), _texts_schema("stop")]
 BadWords = Annotated[tuple[str, ...], _texts("bad_words"), _texts_schema("bad_words")]
 StopTokenIds = Annotated[tuple[int, ...], PlainValidator(_stop_token_ids), WithJsonSchema(_STOP_TOKEN_IDS_SCHEMA)]
-LogitBias = Annotated[tuple[tuple[int, float], ...], PlainValidator(_logit_bias), WithJsonSchema(_LOGIT_BIAS_SCHEMA)]
 
 
 def _allow_null(schema: dict[str, Any]) -> None:

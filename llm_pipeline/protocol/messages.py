@@ -70,7 +70,7 @@ class CompletionParameters:
     ignore_eos: bool = False
     end_id: int | None = None  # replaces the model's own end tokens
     stop_token_ids: tuple[int, ...] = ()
-    truncate_prompt_tokens: int | None = None  # tokens of the prompt to keep; -1: as many as fit the context
+    truncate_prompt_tokens: int | None = None  # tokens of the prompt to keep; -1: those that fit the context
     truncation_side: str | None = None  # of the tokens that are dropped: "left" (if omitted) or "right"
     add_special_tokens: bool = True
     priority: int | None = None  # as in vLLM: any integer, lower goes first, 0 if omitted

@@ -33,7 +33,9 @@ def test_a_repetition_penalty_counts_the_prompt(cpu_stack: RunningStack) -> None
     loop = "one two one two one two one two one two"
     (plain,) = ids_of(cpu_stack, prompt=loop, max_tokens=1)
     (other,) = ids_of(cpu_stack, prompt=loop, max_tokens=1, repetition_penalty=10)
-    in_prompt = ids_of(cpu_stack, prompt=loop, max_tokens=0, echo=True)
+    in_prompt = cpu_stack.complete(prompt=loop, max_tokens=1, return_token_ids=True).json()["choices"][0][
+        "prompt_token_ids"
+    ]
     assert plain in in_prompt
     assert other not in in_prompt
 
