@@ -1,7 +1,7 @@
 // Derives the request fields, and the kind of control each one needs, from the server's OpenAPI document.
 
 const GROUPS = [
-  ["Length", ["max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos", "truncate_prompt_tokens", "truncation_side"]],
+  ["Length", ["max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos", "truncate_prompt_tokens"]],
   ["Sampling", ["temperature", "top_p", "top_k", "min_p", "seed", "n", "best_of"]],
   ["Stopping", ["stop", "include_stop_str_in_output", "stop_token_ids"]],
   ["Logprobs and text", [
