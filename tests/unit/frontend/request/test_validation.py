@@ -254,7 +254,7 @@ def test_no_op_values_of_unsupported_fields_are_accepted(fields: dict[str, Any])
         ({"use_beam_search": 0}, "use_beam_search"),
         ({"length_penalty": 2}, "length_penalty"),
         ({"length_penalty": True}, "length_penalty"),
-        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"repetition_min_count": 3}, "repetition_min_count"),
         ({"guided_whitespace_pattern": " ?"}, "guided_whitespace_pattern"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"stream": True, "stream_options": {"chunk_size": 8}}, "stream_options.chunk_size"),

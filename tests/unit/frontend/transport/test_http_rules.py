@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+import uvloop
 
 from frontend.backends.fake import FakeGenerator, chunks
 from tests.support.app import KEY, real_server, until
@@ -232,6 +233,29 @@ async def test_client_that_closes_before_its_response_is_noticed(version: bytes,
         connection.finish()
         await app.generator.until_cancelled()
         await until(lambda: app.dependencies.admission.in_flight == 0)
+
+
+def test_uvloop_tells_half_closed_clients_from_closed_ones() -> None:
+    """The event loop of production, whose transports are not asyncio's."""
+
+    async def close(*, half: bool) -> tuple[bytes, list[str]]:
+        event = asyncio.Event()
+        async with real_server(held(event)) as app, connect(app) as connection:
+            connection.write(completion_request())
+            await until(lambda: bool(app.generator.running))
+            if not half:
+                connection.finish()
+                await app.generator.until_cancelled()
+                return b"", app.generator.cancelled
+            connection.half_close()
+            for _ in range(3):
+                assert await connection.line() + await connection.line() == INTERIM
+            event.set()
+            return (await connection.until_closed()).replace(INTERIM, b""), app.generator.cancelled
+
+    received, cancelled = uvloop.run(close(half=True))
+    assert (received[:13], cancelled) == (b"HTTP/1.1 200 ", [])
+    assert len(uvloop.run(close(half=False))[1]) == 1
 
 
 async def test_incomplete_request_before_a_half_close_is_dropped() -> None:
