@@ -7,13 +7,13 @@ with the two values that do not fit and the fix.
 
 from __future__ import annotations
 
-import json
 import re
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest, GpuBuild, ManifestError
 from llm_pipeline.engine_files.trtllm_config import EngineConfig
 from llm_pipeline.executors.tensorrt_llm.engine import EngineOptions, GuidedDecodingConfig, Machine
 from llm_pipeline.runtime.settings import PipelineSettings
+from llm_pipeline.text.vocabulary import read_vocabulary
 
 _SUPPORTED = ((1, 0), (1, 3))  # first release, and first one that is not; pyproject.toml has the same range
 _FIRST_WITH_CACHE_SALT = (1, 1)
@@ -91,18 +91,6 @@ def engine_options(settings: PipelineSettings, manifest: EngineManifest, config:
         orchestrator_worker=(settings.trtllm_worker_path if settings.trtllm_parallel_mode == "orchestrator" else None),
         guided_decoding=_guided_decoding(settings, manifest),
     )
-
-
-def read_vocabulary(tokenizer_json: str) -> list[str]:
-    """Returns the tokens of a tokenizer.json in the order of their ids; an empty string for unused ids."""
-    document = json.loads(tokenizer_json)
-    vocab = document["model"]["vocab"]
-    # BPE and WordPiece map pieces to ids; Unigram lists pieces with their scores.
-    by_id = {index: piece for piece, index in vocab.items()} if isinstance(vocab, dict) else {}
-    if isinstance(vocab, list):
-        by_id = {index: piece for index, (piece, _score) in enumerate(vocab)}
-    by_id |= {token["id"]: token["content"] for token in document.get("added_tokens", [])}
-    return [by_id.get(index, "") for index in range(max(by_id, default=-1) + 1)]
 
 
 def _check_processes(settings: PipelineSettings, config: EngineConfig) -> None:

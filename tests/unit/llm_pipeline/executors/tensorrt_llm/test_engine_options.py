@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from llm_pipeline.engine_files.manifest import ManifestError
-from llm_pipeline.executors.tensorrt_llm.compatibility import read_vocabulary
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import FinishReason, Guide, GuideType
+from llm_pipeline.text.vocabulary import read_vocabulary
 from tests.support.sample_requests import make_request
 from tests.support.trtllm_bench import CreateBench, TrtllmBench, request_with
 
