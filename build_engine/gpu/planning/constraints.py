@@ -151,16 +151,15 @@ def _check_parallelism(spec: EngineSpec) -> Iterator[str]:
         valid = [str(tp) for tp in range(1, _MAX_SUGGESTED_PARALLELISM + 1) if not list(_tp_problems(model, tp))]
         for problem in problems:
             yield f"{problem}. {_choose('--tp', valid)}"
-    # The problem of tp alone names its own remedy.
-    if model.vocab_size % (spec.tp * pp) and not model.vocab_size % spec.tp:
+    if model.layers % pp:
+        valid = [str(stages) for stages in range(1, _MAX_SUGGESTED_PARALLELISM + 1) if model.layers % stages == 0]
+        yield f"{model.layers} layers can't be divided evenly into pp {pp} stages. {_choose('--pp', valid)}"
+    elif model.vocab_size % (spec.tp * pp) and not model.vocab_size % spec.tp:  # else tp alone is the problem
         valid = [str(stages) for stages in range(1, _MAX_SUGGESTED_PARALLELISM + 1) if _divides(model, spec.tp, stages)]
         yield (
             f"The vocabulary's {model.vocab_size} rows are not divisible by the {spec.tp * pp} GPUs of tp {spec.tp} x "
             f"pp {pp}, which logit_bias needs. {_choose('--pp', valid)}"
         )
-    if model.layers % pp:
-        valid = [str(stages) for stages in range(1, _MAX_SUGGESTED_PARALLELISM + 1) if model.layers % stages == 0]
-        yield f"{model.layers} layers can't be divided evenly into pp {pp} stages. {_choose('--pp', valid)}"
 
 
 def _divides(model: ModelConfig, tp: int, pp: int) -> bool:

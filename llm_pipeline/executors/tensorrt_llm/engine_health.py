@@ -16,7 +16,7 @@ class EngineFatalError(Exception):
 
 
 class EngineHealth:
-    """The signs of life of one engine: after `silence_s` without any it is silent, after `hang_s` it hangs; 0 is never.
+    """The progress of one engine: after `silence_s` without any it is silent, and after `hang_s` it hangs; 0 is never.
 
     A step with a very long prompt may take longer than `silence_s`: what is put off until then would have waited for
     the end of the step anyway. `is_silent` may be called from any thread.
@@ -27,19 +27,19 @@ class EngineHealth:
         self._silence_s = silence_s
         self._failed_rounds = 0
         self._excused_until = 0.0  # monotonic
-        self._life_at = time.monotonic()
+        self._progress_at = time.monotonic()
 
-    def on_life(self) -> None:
-        """Notes a response, an iteration, or the first request of an idle engine, which has neither."""
-        self._life_at = time.monotonic()
+    def on_progress(self) -> None:
+        """Records a response, an iteration, or the first request of an idle engine, which has neither."""
+        self._progress_at = time.monotonic()
 
     def is_silent(self) -> bool:
-        """Whether the engine has shown no sign of life for `silence_s`. One without requests may be."""
-        return time.monotonic() - self._life_at > self._silence_s
+        """Whether the engine has made no progress for `silence_s`; it makes none without requests."""
+        return time.monotonic() - self._progress_at > self._silence_s
 
     def check_hang(self, *, is_busy: bool) -> None:
-        """Raises EngineFatalError if the engine has work, and has not shown life for `hang_s`."""
-        if is_busy and self._hang_s and time.monotonic() - self._life_at > self._hang_s:
+        """Raises EngineFatalError if the engine has work, and has made no progress for `hang_s`."""
+        if is_busy and self._hang_s and time.monotonic() - self._progress_at > self._hang_s:
             raise EngineFatalError(f"no response and no iteration for {self._hang_s:.0f} s while requests are running")
 
     def on_round(self, responses: Sequence[EngineResponse], *, may_be_a_guides_fault: bool) -> None:

@@ -2,9 +2,9 @@
 
 One awaiter thread takes all responses, reads the iteration stats and checks two timeouts. No single response can end
 it: one that can't be handled fails its own request alone. An error that does end it is fatal to the engine: upstream's
-`await_responses` raises, the GPU is unusable, or nothing shows life (engine_health.py). Then all requests fail at once
-with ENGINE_UNAVAILABLE, new ones are rejected, the log gets the reason, and the process exits soon after, because a
-failed CUDA context can't be repaired inside its process and MPI can't be initialized twice. Whatever started Triton
+`await_responses` raises, the GPU is unusable, or nothing makes progress (engine_health.py). Then all requests fail at
+once with ENGINE_UNAVAILABLE, new ones are rejected, the log gets the reason, and the process exits soon after, because
+a failed CUDA context can't be repaired inside its process and MPI can't be initialized twice. Whatever started Triton
 restarts it (the launcher, or the orchestrator's restart policy).
 
 Cancels are put off while the engine is silent, because upstream's call may then block with the GIL (watchdog.py).
@@ -100,7 +100,7 @@ class TensorRtLlmExecutor:
         self._exit_process = exit_process
         self._watchdog = watchdog or NoWatchdog()
         self._health = EngineHealth(timeouts.hang_s, timeouts.silence_s)
-        self._late_cancels: deque[int] = deque()  # upstream's request ids, for when the engine shows life
+        self._late_cancels: deque[int] = deque()  # upstream's request ids, for when the engine makes progress
         self._lock = threading.Lock()  # guards the next six
         self._admission = Admission(max_batch_size)
         self._live: dict[int, LiveRequest] = {}  # the engine's, by upstream's request id
@@ -190,7 +190,7 @@ class TensorRtLlmExecutor:
             self._fatal_message = first_line(str(error))  # the awaiter raises it
             raise unavailable(_STOPPED) from error
         if not self._live:
-            self._health.on_life()
+            self._health.on_progress()
         self._live[request_id] = LiveRequest(waiting.number, waiting.request)
         self._ids[waiting.number] = request_id
         return True
@@ -244,7 +244,7 @@ class TensorRtLlmExecutor:
                     return
             responses = self._engine.await_responses(_AWAIT_S)
             if responses:
-                self._health.on_life()
+                self._health.on_progress()
                 self._relay(responses)
             if self._fatal_message is not None:
                 raise EngineFatalError(self._fatal_message)
@@ -345,7 +345,7 @@ class TensorRtLlmExecutor:
             self._has_logged_stats_error, stats = True, None
         if stats is None:
             return
-        self._health.on_life()
+        self._health.on_progress()
         self._limits = self._limits.with_kv_cache(stats.kv_cache_tokens)
         self._upstream_active = stats.active_requests
         if now - self._gauges_at >= _GAUGES_PERIOD_S:

@@ -42,7 +42,7 @@ def test_cancel_is_put_off_while_the_engine_is_silent(create_bench: CreateBench)
     bench.executor.cancel(number)
     assert bench.recorder.wait_for_end(number).finish_reason is FinishReason.CANCELLED
     assert bench.fake.cancels == []
-    bench.end_of(make_request("a sign of life", prompt_ids=(1,), max_tokens=1))
+    bench.end_of(make_request("progress", prompt_ids=(1,), max_tokens=1))
     wait_until(lambda: bench.fake.cancels == [1], limit_s=DEADLINE_S, what="the cancel that was put off")
 
 
