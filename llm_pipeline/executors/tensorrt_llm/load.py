@@ -11,7 +11,7 @@ from llm_pipeline.executors.port import Executor, OutputSink
 from llm_pipeline.executors.tensorrt_llm.compatibility import check_engine, check_machine, engine_options
 from llm_pipeline.executors.tensorrt_llm.engine import EngineOptions
 from llm_pipeline.executors.tensorrt_llm.executor import TensorRtLlmExecutor, Timeouts, exit_immediately
-from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
+from llm_pipeline.executors.tensorrt_llm.request_limits import MAX_LOGPROB_TOKENS, RequestLimits
 from llm_pipeline.executors.tensorrt_llm.watchdog import NoWatchdog, ProcessWatchdog, Watchdog
 from llm_pipeline.executors.tensorrt_llm.worker_rank import WorkerRankExecutor
 from llm_pipeline.runtime.settings import PipelineSettings
@@ -85,5 +85,6 @@ def _request_limits(options: EngineOptions, config: EngineConfig) -> RequestLimi
         max_prompt_tokens=max_seq_len if options.has_chunked_context else min(max_step_tokens, max_seq_len),
         has_guided_decoding=options.guided_decoding is not None,
         honors_logit_bias=config.pretrained_config.vocab_size % config.world_size == 0,
+        max_logprob_tokens=MAX_LOGPROB_TOKENS,
         kv_cache_tokens=options.kv_cache_tokens,
     )

@@ -31,7 +31,7 @@ class RequestLimits:
     max_prompt_tokens: int  # below max_seq_len if a prompt must fit into one step
     has_guided_decoding: bool
     honors_logit_bias: bool = True
-    max_logprob_tokens: int | None = MAX_LOGPROB_TOKENS  # max_tokens of a request with logprobs
+    max_logprob_tokens: int | None = None  # max_tokens of a request with logprobs
     kv_cache_tokens: int | None = None  # of prompt and completion, whatever the engine was built for
 
     def with_kv_cache(self, tokens: int | None) -> RequestLimits:

@@ -31,7 +31,8 @@ def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) 
             LIVE.append(self.fake)
 
         def enqueue_request(self, *args: Any, **kwargs: Any) -> int:
-            return self.fake.enqueue(arguments("enqueue_request", args, kwargs)["request"])
+            request_id: int = self.fake.enqueue(arguments("enqueue_request", args, kwargs)["request"])
+            return request_id
 
         def enqueue_requests(self, *args: Any, **kwargs: Any) -> list[int]:
             return [self.fake.enqueue(item) for item in arguments("enqueue_requests", args, kwargs)["requests"]]
@@ -40,7 +41,8 @@ def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) 
             bound = arguments("await_responses", args, kwargs)
             if bound.keys() - {"timeout"}:
                 raise AssertionError("the fake awaits any request's responses only")
-            return self.fake.await_responses(bound["timeout"])
+            responses: list[Any] = self.fake.await_responses(bound["timeout"])
+            return responses
 
         def cancel_request(self, *args: Any, **kwargs: Any) -> None:
             request_id = arguments("cancel_request", args, kwargs)["id"]
