@@ -35,6 +35,23 @@ class _StepError(Exception):
     """Fails the whole step."""
 
 
+def _guide_compiler(namespace: Mapping[str, Any], model_path: Path, vocab_size: int, config: Any) -> Any:
+    """Returns a function that compiles guides; None without a configuration."""
+    if config is None:
+        return None
+    backends = namespace["GuidedDecodingConfig"].GuidedDecodingBackend
+    if peek(config, "backend") is backends.LLGUIDANCE:
+        raise RuntimeError("LLGuidance is not supported for guided decoding in C++ runtime.")
+    # Not at import: only stacks with guides need xgrammar.
+    from llm_pipeline.guides.compilers.xgrammar_compiler import XgrammarCompiler
+    from llm_pipeline.protocol.messages import Guide, GuideType
+
+    compiler = XgrammarCompiler(
+        model_path / "tokenizer.json", vocab_size=vocab_size, stop_token_ids=list(peek(config, "stop_token_ids"))
+    )
+    return lambda kind, text: compiler.compile(Guide(GuideType[kind], text))
+
+
 class _Running:
     """One request and its output so far."""
 
@@ -350,23 +367,6 @@ class FakeEngine:
                 timestamp="11-23-2026 01:02:03.000000",
             )
         )  # fmt: skip
-
-
-def _guide_compiler(namespace: Mapping[str, Any], model_path: Path, vocab_size: int, config: Any) -> Any:
-    """Returns a function that compiles guides; None without a configuration."""
-    if config is None:
-        return None
-    backends = namespace["GuidedDecodingConfig"].GuidedDecodingBackend
-    if peek(config, "backend") is backends.LLGUIDANCE:
-        raise RuntimeError("LLGuidance is not supported for guided decoding in C++ runtime.")
-    # Not at import: only stacks with guides need xgrammar.
-    from llm_pipeline.guides.compilers.xgrammar_compiler import XgrammarCompiler
-    from llm_pipeline.protocol.messages import Guide, GuideType
-
-    compiler = XgrammarCompiler(
-        model_path / "tokenizer.json", vocab_size=vocab_size, stop_token_ids=list(peek(config, "stop_token_ids"))
-    )
-    return lambda kind, text: compiler.compile(Guide(GuideType[kind], text))
 
 
 class _BrokenResponse:
