@@ -270,7 +270,7 @@ def _read_result(request_id: int, result: Any) -> EngineResponse:
     return EngineResponse(
         request_id,
         token_ids=tuple(map(operator.index, beams[0])) if beams else (),
-        logprobs=logprobs[0] if logprobs else (),  # of all tokens so far: not copied once more
+        logprobs=tuple(logprobs[0]) if logprobs else (),
         ending=ending,
     )
 

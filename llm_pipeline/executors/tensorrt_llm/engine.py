@@ -56,7 +56,7 @@ class EngineResponse:
 
     request_id: int
     token_ids: tuple[int, ...] = ()
-    logprobs: Sequence[float | None] = ()  # natural logarithms
+    logprobs: tuple[float, ...] = ()  # natural logarithms
     ending: Ending | None = None
     error: str | None = None
     failure: FailureKind = FailureKind.UNKNOWN  # of the error

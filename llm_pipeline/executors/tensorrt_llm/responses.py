@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 
 from llm_pipeline.executors.step_builder import RequestOutput
 from llm_pipeline.executors.tensorrt_llm.engine import Ending, EngineResponse, FailureKind
@@ -135,7 +134,7 @@ def _logprobs(live: LiveRequest, response: EngineResponse, count: int) -> tuple[
     Upstream returns the logprobs of all tokens so far, also in a stream of new tokens (createResult in
     cpp/tensorrt_llm/batch_manager/llmRequest.cpp). A list of the new ones alone is accepted, too.
     """
-    values: Sequence[float | None] = response.logprobs
+    values: tuple[float | None, ...] = response.logprobs
     if live.token_count and len(values) >= live.token_count + len(response.token_ids):
         values = values[live.token_count :]
     return (*values, *[None] * count)[:count]
