@@ -9,6 +9,7 @@ Like with llguidance, a hostile guide has no limits here: it runs in a guide's o
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import sys
@@ -89,8 +90,8 @@ def _import_xgrammar() -> tuple[Any, Any, Any]:
         raise ImportError("xgrammar is missing")
     sys.modules.setdefault("xgrammar", importlib.util.module_from_spec(spec))
     with _PlaceholderOfTransformers():
-        with suppress(ModuleNotFoundError):  # loads the library from 0.2 on
-            pass
+        with suppress(ModuleNotFoundError):
+            importlib.import_module("xgrammar.load_binding")  # from 0.2 on; loads the C++ library
         from xgrammar.compiler import GrammarCompiler
         from xgrammar.grammar import Grammar
         from xgrammar.tokenizer_info import TokenizerInfo
