@@ -1,5 +1,8 @@
 """Keeps what Triton and the front end write private to their user: logs, sockets, and Triton's shared memory.
 
+None of them dumps its memory when it crashes. A dump contains prompts and keys, and while the kernel writes one, which
+takes minutes for the tens of GB of an engine, the process looks alive to stub_monitor.py.
+
 The regions of the Python backend in /dev/shm contain prompts. Its library creates them with mode 0644 and then calls
 fchmod with the same mode, which undoes the umask. A seccomp filter answers that one call without running it, so that
 the umask holds; a chmod afterwards would leave the regions open to a program that waits for them to appear.
@@ -10,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import stat
 import struct
 from contextlib import suppress
@@ -18,6 +22,7 @@ from typing import NamedTuple
 
 PRIVATE_UMASK = 0o077
 _OTHERS = 0o077  # mode bits of group and others
+_NO_CORE_BYTES = 1  # 0 does not stop a dump that the kernel pipes into a program (fs/coredump.c)
 _REGION_MODE = 0o644  # the mode of fchmod calls that are answered without an effect
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h; filters need it without CAP_SYS_ADMIN
 _SECCOMP_SET_MODE_FILTER = 1  # linux/seccomp.h
@@ -96,12 +101,15 @@ _filter = ctypes.create_string_buffer(
 
 
 def keep_files_private() -> None:
-    """Makes files and shared memory of the calling process, and of its children, private to its user.
+    """Makes files and shared memory of the calling process, and of its children, private, and turns core dumps off.
 
-    Meant for `preexec_fn`: it makes three system calls and takes no lock. On a kernel without seccomp, or another
-    architecture, only the umask applies.
+    Meant for `preexec_fn`: it makes five system calls and takes no lock. On a kernel without seccomp, or another
+    architecture, shared memory has the mode of its creator.
     """
     os.umask(PRIVATE_UMASK)
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    if hard:
+        resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE_BYTES, hard))
     if _abi is not None:
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -18,5 +18,5 @@
     verification/    config_checks, smoke_test, accuracy and target_checks; generate runs an engine in a child process
     building/        run executes the steps of a plan; convert is the first one; timing_cache and manifest
 
-Not run on TensorRT-LLM: no machine with it was available. Statements about it come from its sources, 1.0 to 1.2.
+Not run on TensorRT-LLM: no machine with it was available. Statements about it come from its sources, 1.1 and 1.2.
 """

@@ -1,6 +1,6 @@
 """Makes every call into TensorRT-LLM. The only module that imports it, inside the functions, since a plan needs none.
 
-NOT RUN: written against the sources of versions 1.0 to 1.2, on machines without it. Each docstring names the upstream
+NOT RUN: written against the sources of versions 1.1 and 1.2, on machines without it. Each docstring names the upstream
 source that the call relies on.
 """
 

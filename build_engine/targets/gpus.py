@@ -21,8 +21,8 @@ class Gpu:
 
     @property
     def min_trtllm(self) -> tuple[int, int]:
-        """First TensorRT-LLM version with this SM (its release notes: B300 in 1.1; RTX PRO 6000 and GB10 in 1.2)."""
-        return {103: (1, 1), 120: (1, 2), 121: (1, 2)}.get(self.sm, (1, 0))
+        """First TensorRT-LLM version with this SM (its release notes: RTX PRO 6000 and GB10 in 1.2)."""
+        return {120: (1, 2), 121: (1, 2)}.get(self.sm, (1, 1))
 
 
 GPUS = {

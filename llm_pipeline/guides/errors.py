@@ -25,7 +25,7 @@ _MEMORY_STATUSES = {
 
 
 def invalid_guide(guide: Guide, problem: str) -> PipelineError:
-    """The error of a guide that llguidance rejects."""
+    """The error of a guide that its compiler rejects."""
     return bad_guide(f"The {noun_of(guide)} can't be used: {problem}")
 
 

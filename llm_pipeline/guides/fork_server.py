@@ -22,7 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_pipeline.guides.compiler import GuideCompiler, validate
+from llm_pipeline.guides.compilers.llguidance_compiler import GuideCompiler, validate
+from llm_pipeline.guides.compilers.xgrammar_compiler import XgrammarCompiler
 from llm_pipeline.guides.guide_process import Compile, private_bytes, run_guide_process
 from llm_pipeline.guides.limits import MIB
 from llm_pipeline.guides.orders import (
@@ -166,12 +167,22 @@ class ForkServer:
 
 
 def load_compiler(settings: ForkServerSettings) -> Compile:
-    """Returns the function that compiles guides. Raises ImportError without llguidance."""
+    """Returns the function that compiles guides. Raises ImportError without its library."""
+    if settings.compiler == "xgrammar":
+        return _xgrammar(settings)
     if settings.tokenizer_file is None:
         if importlib.util.find_spec("llguidance") is None:
             raise ImportError("llguidance")
         return validate
-    compiler = GuideCompiler(Path(settings.tokenizer_file), vocab_size=settings.vocab_size, end_id=settings.end_id)
+    compiler = GuideCompiler(Path(settings.tokenizer_file), vocab_size=settings.vocab_size, end_id=settings.end_ids[0])
+    return compiler.compile
+
+
+def _xgrammar(settings: ForkServerSettings) -> Compile:
+    assert settings.tokenizer_file is not None
+    compiler = XgrammarCompiler(
+        Path(settings.tokenizer_file), vocab_size=settings.vocab_size, stop_token_ids=list(settings.end_ids)
+    )
     return compiler.compile
 
 

@@ -28,14 +28,17 @@ _COMPILE_NICENESS = 5  # that of the CPU engine's threads
 # Below them, so that masks take little from a step that is being computed.
 _MASK_NICENESS = 15
 _MASK_MEMORY_MIB = 128  # that masks may add to a compiled guide
+# TensorRT-LLM compiles a guide again on a thread of its own, and a guide that is nested too deeply for that thread's
+# stack ends the engine. glibc gives a thread the stack limit of its program, or 2 MiB if there is no limit.
+_XGRAMMAR_STACK_BYTES = MIB
 _PAGE_BYTES = resource.getpagesize()
 
 
 class Compile(Protocol):
-    """Compiles a guide: GuideCompiler.compile, or `validate` if no masks are made."""
+    """Compiles a guide: the method of a compiler, or llguidance's `validate` if no masks are made."""
 
     def __call__(self, guide: Guide) -> MaskMaker | None:
-        """Raises GuideError, and ImportError if this llguidance is too old for the guide's type."""
+        """Raises GuideError. llguidance also raises ImportError if it is too old for the guide's type."""
 
 
 def run_guide_process(
@@ -46,7 +49,9 @@ def run_guide_process(
     if os.getppid() != parent_pid:
         return 1
     base_bytes = address_space_bytes()
-    _limit_memory(base_bytes + settings.memory_mib * MIB)
+    _limit(resource.RLIMIT_AS, base_bytes + settings.memory_mib * MIB)
+    if settings.compiler == "xgrammar":
+        _limit(resource.RLIMIT_STACK, _XGRAMMAR_STACK_BYTES)
     signal.setitimer(signal.ITIMER_PROF, settings.compile_cpu_s)
     os.nice(_COMPILE_NICENESS)
     try:
@@ -99,7 +104,7 @@ def _serve(
         listener.bind(address)
         listener.listen(_BACKLOG)
         used_bytes = address_space_bytes()
-        _limit_memory(used_bytes + _MASK_MEMORY_MIB * MIB)
+        _limit(resource.RLIMIT_AS, used_bytes + _MASK_MEMORY_MIB * MIB)
         send_report(reports, Verdict(order.attempt, time.process_time(), None, max(used_bytes - base_bytes, 0)))
         reports.close()
         with suppress(OSError):
@@ -133,8 +138,8 @@ def _statm(pid: int | None = None) -> list[int]:
     return [int(value) for value in Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()]
 
 
-def _limit_memory(limit_bytes: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+def _limit(kind: int, limit_bytes: int) -> None:
+    _, hard = resource.getrlimit(kind)
     if hard != resource.RLIM_INFINITY:
         limit_bytes = min(limit_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
+    resource.setrlimit(kind, (limit_bytes, hard))

@@ -9,24 +9,30 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from llm_pipeline.protocol.messages import Guide, GuideType
 
 _LENGTH = struct.Struct("<I")
 _MAX_ERROR_CHARACTERS = 500
 MAX_REPORT_BYTES = 8192
+CompilerName: TypeAlias = Literal["llguidance", "xgrammar"]
 
 
 @dataclass(frozen=True)
 class ForkServerSettings:
-    """Settings of the fork server. Without `tokenizer_file`, guides are validated only, and no masks are made."""
+    """Settings of the fork server.
 
+    llguidance makes masks, unless `tokenizer_file` is None: then guides are only validated. xgrammar needs the file,
+    and makes no masks. The first of `end_ids` ends a text under llguidance's masks; for xgrammar, each of them does.
+    """
+
+    compiler: CompilerName
     tokenizer_file: str | None
     vocab_size: int
-    end_id: int
+    end_ids: Sequence[int]
     compile_cpu_s: float
     mask_cpu_s: float
     memory_mib: int
@@ -68,7 +74,7 @@ Order: TypeAlias = CompileOrder | DemoteOrder | KillOrder | StopOrder
 
 @dataclass(frozen=True)
 class ServerReady:
-    """The fork server accepts orders. `can_compile` is False if llguidance is missing, `problem` a failed start."""
+    """The fork server accepts orders. `can_compile` is False if the compiler is missing, `problem` a failed start."""
 
     can_compile: bool = True
     problem: str | None = None

@@ -68,7 +68,7 @@ class Preparations:
     """Guides from `prepare` until `release`. Not thread-safe: it belongs to the service's thread.
 
     `send` sends an order to the fork server. `directory` is where the sockets of guides' processes are; None if no
-    masks are made.
+    masks are made. `compiles_tags`: whether structural tags, a notation of xgrammar, are compiled too; else they pass.
     """
 
     def __init__(
@@ -77,12 +77,14 @@ class Preparations:
         send: Callable[[Order], None],
         directory: Path | None,
         *,
+        compiles_tags: bool = False,
         cpu_s_of: Callable[[int], float] = cpu_s_of,
     ) -> None:
         self._limits = limits
         self._cpu_s_of = cpu_s_of
         self._send = send
         self._directory = directory
+        self._compiles_tags = compiles_tags
         self._schedule = CompileSchedule(limits)
         self._verdicts = VerdictCache(limits.verdicts)
         self._numbers = itertools.count(1)
@@ -96,7 +98,7 @@ class Preparations:
 
     def prepare(self, ticket: int, guide: Guide, tenant: str, on_prepared: OnPrepared, now: float) -> None:
         """Calls `on_prepared` once the guide can be used or can't be, now or later, unless it is released before."""
-        if guide.type is GuideType.STRUCTURAL_TAG:  # TensorRT-LLM's own notation, which it validates itself
+        if guide.type is GuideType.STRUCTURAL_TAG and not self._compiles_tags:
             on_prepared(None, None)
             return
         digest = digest_of(guide)

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.guides import errors
 from llm_pipeline.guides.limits import GuideLimits
 from llm_pipeline.guides.orders import (
+    CompilerName,
     ForkServerSettings,
     Order,
     ProcessEnded,
@@ -65,23 +66,27 @@ _Message: TypeAlias = _Prepare | _Release
 
 
 class GuideService:
-    """Prepares guides. Thread-safe. `tokenizer_file` None: guides are validated only, and no masks are made."""
+    """Prepares guides. Thread-safe. ForkServerSettings describes the arguments, and which of them make masks."""
 
     def __init__(
         self,
         limits: GuideLimits,
         *,
+        compiler: CompilerName = "llguidance",
         tokenizer_file: Path | None = None,
         vocab_size: int = 0,
-        end_id: int = 0,
+        end_ids: Sequence[int] = (),
         start_server: Callable[[ForkServerSettings], ForkServerProcess] = ForkServerProcess,
     ) -> None:
+        self._compiler = compiler
+        makes_masks = compiler == "llguidance" and tokenizer_file is not None
         # Mode 0700, so that only this user's processes can ask for masks.
-        self._directory = None if tokenizer_file is None else Path(tempfile.mkdtemp(prefix="guides-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="guides-")) if makes_masks else None
         self._settings = ForkServerSettings(
+            compiler=compiler,
             tokenizer_file=None if tokenizer_file is None else str(tokenizer_file),
             vocab_size=vocab_size,
-            end_id=end_id,
+            end_ids=list(end_ids),
             compile_cpu_s=limits.compile_cpu_s,
             mask_cpu_s=limits.mask_cpu_s,
             memory_mib=limits.memory_mib,
@@ -96,11 +101,11 @@ class GuideService:
         self._wake.setblocking(False)
         self._woken.setblocking(False)
         # The rest belongs to the thread.
-        self._preparations = Preparations(limits, self._send, self._directory)
+        self._preparations = Preparations(limits, self._send, self._directory, compiles_tags=compiler == "xgrammar")
         self._server: ForkServerProcess | None = None
         self._started_at = 0.0
         self._is_ready = False
-        self._can_compile = True  # False: llguidance is missing
+        self._can_compile = True  # False: the compiler is missing
         self._has_failed = False  # since it was ready
         self._restart_at = 0.0
         self._backoff = RestartBackoff(RESTART_DELAYS_S, stable_s=_STABLE_S)
@@ -200,8 +205,9 @@ class GuideService:
                     self._guarded_callback(message)(None, self._without_compiler())
 
     def _without_compiler(self) -> PipelineError | None:
-        """Without masks, the executor checks guides itself."""
-        return None if self._directory is None else errors.guides_unavailable()
+        """The executor checks guides itself if llguidance makes no masks. Nothing else checks those for xgrammar."""
+        is_optional = self._directory is None and self._compiler == "llguidance"
+        return None if is_optional else errors.guides_unavailable()
 
     def _guarded_callback(self, message: _Prepare) -> OnPrepared:
         return lambda address, error: self._guarded(lambda: message.on_prepared(address, error))
@@ -231,7 +237,10 @@ class GuideService:
             self._is_ready = True
             self._has_failed = False
         else:
-            _log.warning("llguidance is missing; guides are not checked before they reach the executor")
+            consequence = "guides are not checked before they reach the executor"
+            if self._without_compiler() is not None:
+                consequence = "structured output is not available"
+            _log.warning("%s is missing; %s", self._compiler, consequence)
             self._can_compile = False
             self._preparations.refuse_all(self._without_compiler())
 
@@ -271,14 +280,16 @@ class GuideService:
 
 def create_guide_service(settings: PipelineSettings, manifest: EngineManifest) -> GuideService | None:
     """Returns None if the executor has no guided decoding, or the model no end token, without which no guide ends."""
-    if not capabilities_of(settings).guides or not manifest.tokens.eos:
+    if not capabilities_of(settings, manifest).guides or not manifest.tokens.eos:
         return None
     limits = GuideLimits.of(settings)
-    if settings.executor != "cpu":  # the others have guided decoding of their own
+    is_xgrammars = settings.executor != "cpu" and settings.trtllm_guided_decoding == "xgrammar"
+    if settings.executor != "cpu" and not is_xgrammars:  # TensorRT-LLM has llguidance of its own
         return GuideService(limits)
     return GuideService(
         limits,
+        compiler="xgrammar" if is_xgrammars else "llguidance",
         tokenizer_file=settings.engine_dir / TOKENIZER_NAME,
         vocab_size=manifest.limits.vocab_size,
-        end_id=manifest.tokens.eos[0],
+        end_ids=manifest.tokens.eos,
     )

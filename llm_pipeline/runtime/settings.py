@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities, without_guides
 from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.runtime.program_settings import ProgramSettings
@@ -145,7 +146,8 @@ class PipelineSettings(ProgramSettings):
         None, ge=1, description="tensorrt_llm: maximum tokens per step; unset: the engine's"
     )
     trtllm_guided_decoding: Literal["off", "xgrammar", "llguidance"] = Field(
-        "off", description="tensorrt_llm: backend of guided decoding"
+        "off",
+        description="tensorrt_llm: backend of guided decoding; llguidance is for TensorRT-LLM's PyTorch runtime only",
     )
     trtllm_parallel_mode: Literal["leader", "orchestrator"] = Field(
         "leader",
@@ -185,9 +187,14 @@ def settings_of_model(args: Mapping[str, str]) -> PipelineSettings:
     return PipelineSettings(**own)
 
 
-def capabilities_of(settings: PipelineSettings) -> Capabilities:
-    """The capabilities of the executor that the settings name, without those that they switch off."""
+def capabilities_of(settings: PipelineSettings, manifest: EngineManifest) -> Capabilities:
+    """The capabilities of the executor that the settings name, without those that they switch off.
+
+    An engine with pp above 1 has no guides: only its last stage compiles them, so a guide that fails there might leave
+    the others waiting. That has not been tried.
+    """
     capabilities = CAPABILITIES[settings.executor]
-    if settings.executor == "tensorrt_llm" and settings.trtllm_guided_decoding == "off":
+    has_stages = manifest.gpu is not None and manifest.gpu.pp > 1
+    if settings.executor == "tensorrt_llm" and (settings.trtllm_guided_decoding == "off" or has_stages):
         return without_guides(capabilities)
     return capabilities

@@ -150,6 +150,12 @@ def test_tensorrt_llm_version_is_that_of_the_planner() -> None:
     assert DEFAULT_TRTLLM in SpecifierSet(allowed)
 
 
+def test_open_mpi_copies_without_a_capability_that_the_container_lacks() -> None:
+    """Its shared memory otherwise logs an error for each large message between ranks (open-mpi/ompi#4948)."""
+    environment = " ".join(all_of(DOCKER / "triton-gpu.Dockerfile", "ENV"))
+    assert "OMPI_MCA_btl_vader_single_copy_mechanism=none" in environment
+
+
 def test_triton_tag_contains_the_tensorrt_llm_version() -> None:
     (tag,) = re.findall(r"^ARG TRITON_TAG=(.+)$", (DOCKER / "triton-gpu.Dockerfile").read_text(), re.MULTILINE)
     page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")

@@ -117,7 +117,8 @@ IMPORTED_BY = {
         "build_engine/artifact/tokenizer_checks.py",
         "build_engine/cpu/generation_checks.py",
     },
-    "llguidance": {"llm_pipeline/guides/compiler.py"},
+    "llguidance": {"llm_pipeline/guides/compilers/llguidance_compiler.py"},
+    "xgrammar": {"llm_pipeline/guides/compilers/xgrammar_compiler.py"},
     "openvino": {
         "llm_pipeline/executors/cpu/engine/graph.py",
         "llm_pipeline/executors/cpu/engine/paged_model.py",

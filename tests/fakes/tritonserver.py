@@ -44,9 +44,11 @@ while not (here / "rank0.json").exists():
 sys.exit(3)
 """
 
-# Ends with its server, which may have ended before this starts.
+# Ends with its server, which may have ended before this starts. An engine's fatal error ends one with status 70 on
+# SIGUSR1; SIGABRT has its usual effect.
 _STUB = f"""#!{sys.executable}
-import os, time
+import os, signal, time
+signal.signal(signal.SIGUSR1, lambda *_: os._exit(70))
 while os.getppid() == int(os.environ["SERVER"]):
     time.sleep(0.1)
 """

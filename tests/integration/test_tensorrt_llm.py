@@ -12,6 +12,7 @@ import concurrent.futures
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.triton
 
 VOCAB_SIZE, CONTEXT = 49152, 8192
 # Prompts (token ids) whose output RULES defines, in the form of tests/fakes/tensorrt_llm/script.py.
-BROKEN, UNREADABLE, TIMED_OUT, FULL, BAD, DEADLY = ([900 + number] * 3 for number in range(6))
+BROKEN, UNREADABLE, TIMED_OUT, FULL, BAD, DEADLY, ABORTING = ([900 + number] * 3 for number in range(7))
 RULES: list[dict[str, Any]] = [
     {"prompt_ids": BROKEN, "token_ids": [900], "error": "Encountered an error in forwardAsync function: secret words"},
     {"prompt_ids": UNREADABLE, "token_ids": [900], "breaks": True},
@@ -39,6 +40,7 @@ RULES: list[dict[str, Any]] = [
     {"prompt_ids": FULL, "enqueue_error": "Maximum queue size of 8 has been reached, please try again later"},
     {"prompt_ids": BAD, "enqueue_error": "Assertion failed: something secret"},
     {"prompt_ids": DEADLY, "token_ids": [900, 900], "death": "CUDA error: an illegal memory access was encountered"},
+    {"prompt_ids": ABORTING, "token_ids": [900], "step_error": "Assertion failed: something secret", "aborts": True},
 ]
 
 
@@ -55,7 +57,11 @@ def trtllm_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     script = write_script(folder / "script.json", steps_per_s=200, has_empty_final=True, rules=RULES)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(FAKES)
-        settings = {"EXECUTOR": "tensorrt_llm", "FAKE_TENSORRT_LLM": str(script)}
+        settings = {
+            "EXECUTOR": "tensorrt_llm",
+            "FAKE_TENSORRT_LLM": str(script),
+            "TRTLLM_GUIDED_DECODING": "xgrammar",
+        }
         with running_stack(folder / "run", make_engine(folder, engine_dir), **settings) as stack:
             yield stack
 
@@ -136,6 +142,47 @@ def test_the_engines_statistics_are_in_tritons_metrics(trtllm_stack: RunningStac
 def test_a_prompt_over_the_context_length_is_rejected(trtllm_stack: RunningStack) -> None:
     answer = complete(trtllm_stack, [5] * CONTEXT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("guide", "status"),
+    [
+        ({"guided_regex": "[a-z]+"}, 200),
+        ({"guided_grammar": 'root ::= "cat" | "dog"'}, 200),
+        ({"guided_json": {"type": "object", "properties": {"a": {"type": "integer"}}}}, 200),
+        ({"guided_choice": ["a.b", "(c)"]}, 200),
+        ({"response_format": {"type": "json_object"}}, 200),
+        ({"guided_regex": r"(a)\1"}, 400),
+        ({"guided_grammar": 'start: "cat" | "dog"'}, 400),
+        ({"guided_json": {"type": "objec"}}, 400),
+    ],
+    ids=str,
+)
+def test_a_guide_that_xgrammar_rejects_reaches_no_engine(
+    trtllm_stack: RunningStack, guide: dict[str, Any], status: int
+) -> None:
+    """The stand-in compiles guides as upstream does: inside the step, with an error for every running request."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        bystander = pool.submit(trtllm_stack.complete, prompt="Hello", max_tokens=100)
+        answer = complete(trtllm_stack, [5, 6], **guide)
+        assert bystander.result(30).json()["usage"]["completion_tokens"] == 100
+    assert answer.status_code == status, answer.text
+    if status == 400:
+        assert answer.json()["error"]["param"] in guide
+
+
+def test_an_engine_that_aborts_is_restarted(trtllm_stack: RunningStack) -> None:
+    """A sticky CUDA error fails one step, and leaves upstream's thread uncaught in the next: SIGABRT."""
+    with trtllm_stack.client() as client:
+        triton = trtllm_stack.triton.pid
+        answer = complete(trtllm_stack, ABORTING)
+        assert answer.status_code in (500, 502, 503)
+        assert "secret" not in answer.text
+        with suppress(httpx.HTTPError):
+            complete(trtllm_stack, [5, 6])  # its step is the next one
+        wait_until(lambda: trtllm_stack.triton.pid not in (None, triton), limit_s=30, what="Triton is restarted")
+        wait_until(lambda: client.get("/health/ready").status_code == 200, limit_s=60, what="the stack is ready again")
+    assert complete(trtllm_stack, [5, 6]).status_code == 200
 
 
 def test_a_dead_engine_fails_its_requests_and_readiness_until_it_restarts(trtllm_stack: RunningStack) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from llm_pipeline.guides.limits import GuideLimits
 from llm_pipeline.guides.masks import MaskSource
-from llm_pipeline.guides.orders import ForkServerSettings
+from llm_pipeline.guides.orders import CompilerName, ForkServerSettings
 from llm_pipeline.guides.server_process import ForkServerProcess
 from llm_pipeline.guides.service import GuideService
 from llm_pipeline.protocol.errors import PipelineError
@@ -40,22 +41,30 @@ class Prepared:
 
 
 class CreateService(Protocol):
-    """Creates a service that makes masks, unless `makes_masks` is False."""
+    """Creates a service that makes masks, unless `makes_masks` is False or xgrammar compiles."""
 
-    def __call__(self, limits: GuideLimits | None = None, *, makes_masks: bool = True) -> ServiceBench: ...
+    def __call__(
+        self, limits: GuideLimits | None = None, *, makes_masks: bool = True, compiler: CompilerName = "llguidance"
+    ) -> ServiceBench: ...
 
 
 class ServiceBench:
     """The service, and the processes that it has started."""
 
     def __init__(
-        self, limits: GuideLimits, *, tokenizer_file: Path | None, vocab_size: int, end_id: int, **options: Any
+        self,
+        limits: GuideLimits,
+        *,
+        tokenizer_file: Path | None,
+        vocab_size: int,
+        end_ids: Sequence[int],
+        **options: Any,
     ) -> None:
         self.vocab_size = vocab_size
         self.servers: list[ForkServerProcess] = []
         options.setdefault("start_server", self._start_server)
         self.service = GuideService(
-            limits, tokenizer_file=tokenizer_file, vocab_size=vocab_size, end_id=end_id, **options
+            limits, tokenizer_file=tokenizer_file, vocab_size=vocab_size, end_ids=end_ids, **options
         )
 
     def prepare(self, guide: Guide, tenant: str = "") -> Prepared:

@@ -24,6 +24,21 @@ from tests.support.sample_requests import make_request
 LONG = 10**6
 
 
+class RecordingWatchdog:
+    """Counts the calls: the real one would end the tests."""
+
+    def __init__(self) -> None:
+        self.feeds = 0
+        self.is_stopped = False
+
+    def feed(self) -> None:
+        self.feeds += 1
+        self.is_stopped = False
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
 class TrtllmBench:
     """One executor. `fake` is the fake engine: its requests, its cancellations, its end.
 
@@ -40,11 +55,12 @@ class TrtllmBench:
     ) -> None:
         self.exits: list[int] = []
         self.exited = threading.Event()
+        self.watchdog = RecordingWatchdog()
         self.recorder = StepRecorder()
         self._numbers = itertools.count(1)
         self._number_of: dict[str, int] = {}  # the newest request with this key
         with ExitStack() as opening:
-            script = {"steps_per_s": 2000, **script}
+            script = {"steps_per_s": 2000, "kv_block_tokens": 2 * LONG // 1024, **script}
             self.trtllm = opening.enter_context(fake_tensorrt_llm(write_script(folder / "script.json", **script)))
             make_gpu_engine(folder / "engine", **{"max_seq_len": 10**7, "max_batch_size": 3, **engine})
             self.settings = PipelineSettings(engine_dir=folder / "engine", executor="tensorrt_llm", **settings)
@@ -55,7 +71,12 @@ class TrtllmBench:
 
     def create(self, sink: OutputSink) -> Executor:
         return load_executor(
-            self.settings, self.manifest, sink, timeouts=self._timeouts, exit_process=self._record_exit
+            self.settings,
+            self.manifest,
+            sink,
+            timeouts=self._timeouts,
+            exit_process=self._record_exit,
+            watchdog=self.watchdog,
         )
 
     @property

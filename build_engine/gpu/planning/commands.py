@@ -1,6 +1,6 @@
 """The command lines of a GPU build, in order. Any machine can print them; only one with TensorRT-LLM can run them.
 
-Uses only `trtllm-build` flags of versions 1.0 to 1.2. Parallelism is not a flag: the checkpoint has one file per rank,
+Uses only `trtllm-build` flags of versions 1.1 and 1.2. Parallelism is not a flag: the checkpoint has one file per rank,
 and its config.json has the mapping.
 """
 

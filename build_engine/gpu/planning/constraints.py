@@ -24,7 +24,7 @@ from build_engine.targets.precisions import (
     Precision,
 )
 
-FIRST_TRTLLM, END_TRTLLM = (1, 0), (1, 3)
+FIRST_TRTLLM, END_TRTLLM = (1, 1), (1, 3)
 _MAX_SUGGESTED_PARALLELISM = 16
 _DENSE_ONLY = "int8-sq"
 
@@ -45,13 +45,16 @@ def check_constraints(spec: EngineSpec, memory: MemoryEstimate) -> list[str]:
 
 
 def _check_version(spec: EngineSpec) -> Iterator[str]:
-    """The TensorRT backend was removed before 1.3 (docs/source/legacy/tensorrt-backend-removal.md)."""
+    """The TensorRT backend was removed before 1.3 (docs/source/legacy/tensorrt-backend-removal.md).
+
+    Engines of 1.0 are not served: executors/tensorrt_llm/compatibility.py has the reasons.
+    """
     text, gpu = spec.trtllm_version, spec.gpu
     match = re.match(r"(\d+)\.(\d+)", text)
     version = (int(match[1]), int(match[2])) if match else None
     if version is None or not FIRST_TRTLLM <= version < END_TRTLLM:
         yield (
-            f"TensorRT-LLM {text} is not supported; 1.0 to 1.2 can build engines. "
+            f"TensorRT-LLM {text} is not supported; engines are built with 1.1 and 1.2. "
             "Choose --tensorrt-llm 1.2.1, or --runtime pytorch."
         )
     elif version < gpu.min_trtllm:
@@ -157,6 +160,17 @@ def _check_parallelism(spec: EngineSpec) -> Iterator[str]:
     if model.layers % pp:
         valid = [str(stages) for stages in range(1, _MAX_SUGGESTED_PARALLELISM + 1) if model.layers % stages == 0]
         yield f"{model.layers} layers can't be divided evenly into pp {pp} stages. {_choose('--pp', valid)}"
+    elif model.vocab_size % (spec.tp * pp) and not model.vocab_size % spec.tp:  # else tp alone is the problem
+        valid = [str(stages) for stages in range(1, _MAX_SUGGESTED_PARALLELISM + 1) if _divides(model, spec.tp, stages)]
+        yield (
+            f"The vocabulary's {model.vocab_size} rows are not divisible by the {spec.tp * pp} GPUs of tp {spec.tp} x "
+            f"pp {pp}, which logit_bias needs. {_choose('--pp', valid)}"
+        )
+
+
+def _divides(model: ModelConfig, tp: int, pp: int) -> bool:
+    """Whether `pp` stages of `tp` GPUs get equal parts of the layers, and divide the vocabulary evenly."""
+    return model.layers % pp == 0 and model.vocab_size % (tp * pp) == 0
 
 
 def _tp_problems(model: ModelConfig, tp: int) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Calls TensorRT-LLM (its executor bindings) and torch. The only module that imports them.
 
-NOT RUN on TensorRT-LLM: written against the sources of the 1.0 to 1.2 line and tested on a fake with the same
+NOT RUN on TensorRT-LLM: written against the sources of the 1.1 and 1.2 line and tested on a fake with the same
 signatures (tests/fakes). Sources: cpp/tensorrt_llm/nanobind/executor/{bindings,executor,executorConfig,request}.cpp,
 cpp/tensorrt_llm/executor/samplingConfig.cpp, cpp/include/tensorrt_llm/executor/executor.h. Optional arguments are
 passed only if they are set, because releases have different ones.
@@ -65,7 +65,6 @@ class UpstreamEngine:
 
     def __init__(self, options: EngineOptions) -> None:
         self._vocab_size = options.vocab_size
-        self._has_cache_salt = options.has_cache_salt
         self._executor = trtllm.Executor(options.engine_dir, trtllm.ModelType.DECODER_ONLY, _executor_config(options))
 
     def can_enqueue(self) -> bool:
@@ -73,7 +72,7 @@ class UpstreamEngine:
 
     def prepare(self, request: GenerationRequest) -> object:
         try:
-            arguments = _request_arguments(request, self._vocab_size, has_cache_salt=self._has_cache_salt)
+            arguments = _request_arguments(request, self._vocab_size)
             return trtllm.Request(list(request.prompt_ids), request.max_tokens, **arguments)
         except (RuntimeError, ValueError) as error:  # C++ range checks; a TypeError is our own bug
             raise InvalidValueError(str(error)) from error
@@ -158,14 +157,14 @@ def _parallel_config(options: EngineOptions) -> Any:
 def _guided_decoding_config(guided: GuidedDecodingConfig) -> Any:
     backends = trtllm.GuidedDecodingConfig.GuidedDecodingBackend
     return trtllm.GuidedDecodingConfig(
-        backend=backends.LLGUIDANCE if guided.backend == "llguidance" else backends.XGRAMMAR,
+        backend=backends.XGRAMMAR,  # LLGUIDANCE is for the PyTorch runtime: the C++ constructor refuses it
         encoded_vocab=list(guided.encoded_vocab),
         tokenizer_str=guided.tokenizer_json,
         stop_token_ids=list(guided.stop_token_ids),
     )
 
 
-def _request_arguments(request: GenerationRequest, vocab_size: int, *, has_cache_salt: bool) -> dict[str, Any]:
+def _request_arguments(request: GenerationRequest, vocab_size: int) -> dict[str, Any]:
     sampling = request.sampling
     arguments = {
         "streaming": True,
@@ -179,7 +178,7 @@ def _request_arguments(request: GenerationRequest, vocab_size: int, *, has_cache
         "guided_decoding_params": None if request.guide is None else _guide(request.guide),
         "priority": request.urgency,
         "allotted_time_ms": None if request.time_limit_s is None else timedelta(seconds=request.time_limit_s),
-        "cache_salt_id": request.cache_salt if has_cache_salt else None,
+        "cache_salt_id": request.cache_salt,
     }
     return _without_none(arguments)
 
@@ -285,7 +284,9 @@ def _stats(newest: Any) -> EngineStats:
         "max_active_requests": newest.max_num_active_requests,
         "gpu_memory_bytes": newest.gpu_mem_usage,
     }
+    kv_cache_tokens = None
     if (kv_cache := newest.kv_cache_stats) is not None:
+        kv_cache_tokens = (kv_cache.max_num_blocks * kv_cache.tokens_per_block) or None
         gauges |= {
             "kv_cache_max_blocks": kv_cache.max_num_blocks,
             "kv_cache_used_blocks": kv_cache.used_num_blocks,
@@ -302,4 +303,4 @@ def _stats(newest: Any) -> EngineStats:
             "paused_requests": batch.num_paused_requests,
             "context_tokens": batch.num_ctx_tokens,
         }
-    return EngineStats(newest.num_active_requests, newest.num_queued_requests, gauges)
+    return EngineStats(newest.num_active_requests, newest.num_queued_requests, gauges, kv_cache_tokens)

@@ -7,16 +7,18 @@ with the two values that do not fit and the fix.
 
 from __future__ import annotations
 
-import json
 import re
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest, GpuBuild, ManifestError
 from llm_pipeline.engine_files.trtllm_config import EngineConfig
 from llm_pipeline.executors.tensorrt_llm.engine import EngineOptions, GuidedDecodingConfig, Machine
 from llm_pipeline.runtime.settings import PipelineSettings
+from llm_pipeline.text.vocabulary import read_vocabulary
 
-_SUPPORTED = ((1, 0), (1, 3))  # first release, and first one that is not; pyproject.toml has the same range
-_FIRST_WITH_CACHE_SALT = (1, 1)
+# The first release that is supported, and the first one that is not; pyproject.toml has the same range. 1.0 can't keep
+# the prefix caches of tenants apart (Request has no cache_salt_id), and dies of a structural tag (guidedDecoder.cpp at
+# 000a01de). 1.2.1 is upstream's last stable release with the engine runtime, 1.3.0rc20 was the last candidate.
+_SUPPORTED = ((1, 1), (1, 3))
 _REBUILD = "Rebuild the engine on this machine, or serve it on a machine that it fits."
 
 
@@ -48,8 +50,9 @@ def check_machine(machine: Machine, build: GpuBuild, config: EngineConfig, setti
     low, high = _SUPPORTED
     if not low <= _release(machine.tensorrt_llm) < high:
         raise ManifestError(
-            f"TensorRT-LLM {machine.tensorrt_llm} is installed, but this executor is written for {_dotted(low)} up to, "
-            f"but not including, {_dotted(high)}. Install one of these."
+            f"TensorRT-LLM {machine.tensorrt_llm} is installed; engines are served with {_dotted(low)} up to, but not "
+            f"including, {_dotted(high)}. Install one of these, or serve a model directory with "
+            "EXECUTOR=tensorrt_llm_pytorch."
         )
     if machine.tensorrt_llm != config.version:
         raise ManifestError(
@@ -83,26 +86,13 @@ def engine_options(settings: PipelineSettings, manifest: EngineManifest, config:
         max_queue_size=settings.trtllm_max_queue_size,
         uses_max_utilization=settings.trtllm_scheduler_policy == "max_utilization",
         has_chunked_context=_paged("TRTLLM_CHUNKED_CONTEXT", settings.trtllm_chunked_context, config),
-        has_block_reuse=_block_reuse(settings, config),
-        has_cache_salt=_has_cache_salt(config),
+        has_block_reuse=_paged("TRTLLM_BLOCK_REUSE", settings.trtllm_block_reuse, config),
         kv_cache_free_fraction=settings.trtllm_kv_cache_free_fraction,
         kv_cache_tokens=settings.trtllm_kv_cache_tokens,
         kv_host_cache_bytes=int(settings.trtllm_kv_host_cache_gib * 2**30) or None,
         orchestrator_worker=(settings.trtllm_worker_path if settings.trtllm_parallel_mode == "orchestrator" else None),
-        guided_decoding=_guided_decoding(settings, manifest),
+        guided_decoding=_guided_decoding(settings, manifest, config),
     )
-
-
-def read_vocabulary(tokenizer_json: str) -> list[str]:
-    """Returns the tokens of a tokenizer.json in the order of their ids; an empty string for unused ids."""
-    document = json.loads(tokenizer_json)
-    vocab = document["model"]["vocab"]
-    # BPE and WordPiece map pieces to ids; Unigram lists pieces with their scores.
-    by_id = {index: piece for piece, index in vocab.items()} if isinstance(vocab, dict) else {}
-    if isinstance(vocab, list):
-        by_id = {index: piece for index, (piece, _score) in enumerate(vocab)}
-    by_id |= {token["id"]: token["content"] for token in document.get("added_tokens", [])}
-    return [by_id.get(index, "") for index in range(max(by_id, default=-1) + 1)]
 
 
 def _check_processes(settings: PipelineSettings, config: EngineConfig) -> None:
@@ -173,29 +163,20 @@ def _paged(name: str, setting: bool | None, config: EngineConfig) -> bool:
     return config.has_paged_context if setting is None else setting
 
 
-def _has_cache_salt(config: EngineConfig) -> bool:
-    return _release(config.version) >= _FIRST_WITH_CACHE_SALT
-
-
-def _block_reuse(settings: PipelineSettings, config: EngineConfig) -> bool:
-    """Off, unless it is set, if API keys would share reused blocks against the operator's will."""
-    has_reuse = _paged("TRTLLM_BLOCK_REUSE", settings.trtllm_block_reuse, config)
-    if not has_reuse or settings.share_prefix_cache or _has_cache_salt(config):
-        return has_reuse
-    if settings.trtllm_block_reuse:
-        raise ManifestError(
-            f"TRTLLM_BLOCK_REUSE is on, but TensorRT-LLM {config.version} can't keep the prefix caches of API keys "
-            f"apart; {_dotted(_FIRST_WITH_CACHE_SALT)} can. Unset it, or set SHARE_PREFIX_CACHE=true."
-        )
-    return False
-
-
-def _guided_decoding(settings: PipelineSettings, manifest: EngineManifest) -> GuidedDecodingConfig | None:
+def _guided_decoding(
+    settings: PipelineSettings, manifest: EngineManifest, config: EngineConfig
+) -> GuidedDecodingConfig | None:
     if settings.trtllm_guided_decoding == "off":
+        return None
+    if settings.trtllm_guided_decoding == "llguidance":
+        raise ManifestError(
+            "TRTLLM_GUIDED_DECODING is llguidance, which TensorRT-LLM has for its PyTorch runtime only. "
+            "Set it to xgrammar."
+        )
+    if config.pretrained_config.mapping.pp_size > 1:
         return None
     tokenizer_json = (settings.engine_dir / TOKENIZER_NAME).read_text(encoding="utf-8")
     return GuidedDecodingConfig(
-        backend=settings.trtllm_guided_decoding,
         encoded_vocab=read_vocabulary(tokenizer_json),
         tokenizer_json=tokenizer_json,
         stop_token_ids=tuple(manifest.tokens.eos),

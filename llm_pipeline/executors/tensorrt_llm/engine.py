@@ -65,18 +65,22 @@ class EngineResponse:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Numbers of the newest iteration; `gauges` are exported as metrics, by name."""
+    """Numbers of the newest iteration; `gauges` are exported as metrics, by name.
+
+    `kv_cache_tokens` is the size of the KV cache, which limits a request to fewer tokens than the engine was built for
+    if it is smaller than that; None if it is unknown.
+    """
 
     active_requests: int
     queued_requests: int
     gauges: Mapping[str, float] = field(default_factory=dict)
+    kv_cache_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class GuidedDecodingConfig:
-    """Input of the grammar compilers: the vocabulary in the order of token ids, and the content of tokenizer.json."""
+    """Input of xgrammar: the vocabulary in the order of token ids, and the content of tokenizer.json."""
 
-    backend: str
     encoded_vocab: Sequence[str]
     tokenizer_json: str
     stop_token_ids: Sequence[int]
@@ -94,7 +98,6 @@ class EngineOptions:
     uses_max_utilization: bool = False  # overcommits the KV cache, and pauses requests when it is full
     has_chunked_context: bool = False
     has_block_reuse: bool = False
-    has_cache_salt: bool = True  # whether this release can separate the reused blocks of different salts
     kv_cache_free_fraction: float = 0.9
     kv_cache_tokens: int | None = None
     kv_host_cache_bytes: int | None = None

@@ -10,6 +10,10 @@ Read in cpp/tensorrt_llm of NVIDIA/TensorRT-LLM, at b35ac1b6 (on the way to 1.2)
   validate() (batch_manager/llmRequest.cpp) rejects that one request.
 * executorImpl.cpp, forwardAsync and forwardSync: "Encountered an error in forwardAsync function: ", for every running
   request at once; the engine then goes on as if nothing had happened.
+* batch_manager/trtGptModelInflightBatching.cpp, executeContext: "Executing TRT engine failed!", without CUDA's words.
+  The next step fails outside of upstream's catch (`getNewReqWithIds`): the process mostly ends with SIGABRT first.
+* batch_manager/guidedDecoder.cpp, build: the words of xgrammar, "[15:04:05] /path/file.cc:75: ...", which may contain
+  parts of a guide.
 * include/tensorrt_llm/common/cudaUtils.h: "CUDA runtime error in %s: %s", with the text of cudaGetErrorString.
   runtime/utils/multiDeviceUtils.h: "Failed: NCCL error ...", "Failed: MPI error ...".
 
@@ -36,12 +40,17 @@ _UNUSABLE = re.compile(
     r"|not supported on global/shared address space|launch timed out and was terminated"
     r"|uncorrectable ECC error|uncorrectable NVLink error"
     r"|Failed[:,] (?:NCCL|MPI) error"
+    r"|Executing TRT engine failed"
 )
+# What a guide makes xgrammar report may contain any text of its sender, so it must not decide the fate of the engine.
+_OF_A_GUIDE = re.compile(r"Encountered an error in forward(?:Async|Sync) function: \[\d\d:\d\d:\d\d\] ")
 
 
 def classify(message: str) -> FailureKind:
     """Returns the kind of failure; UNKNOWN unless the text is certain."""
     line = first_line(message)
+    if _OF_A_GUIDE.match(line):
+        return FailureKind.UNKNOWN
     if _UNUSABLE.search(line) or _SHUT_DOWN.search(line):
         return FailureKind.ENGINE
     if _QUEUE_FULL.search(line):

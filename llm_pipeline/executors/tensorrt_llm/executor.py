@@ -2,10 +2,12 @@
 
 One awaiter thread takes all responses, reads the iteration stats and checks two timeouts. No single response can end
 it: one that can't be handled fails its own request alone. An error that does end it is fatal to the engine: upstream's
-`await_responses` raises, the GPU is unusable, or there is no progress. Then all requests fail at once with
-ENGINE_UNAVAILABLE, new ones are rejected, the log gets the reason, and the process exits soon after, because a failed
-CUDA context can't be repaired inside its process and MPI can't be initialized twice. Whatever started Triton restarts
-it (the launcher, or the orchestrator's restart policy).
+`await_responses` raises, the GPU is unusable, or nothing makes progress (engine_health.py). Then all requests fail at
+once with ENGINE_UNAVAILABLE, new ones are rejected, the log gets the reason, and the process exits soon after, because
+a failed CUDA context can't be repaired inside its process and MPI can't be initialized twice. Whatever started Triton
+restarts it (the launcher, or the orchestrator's restart policy).
+
+Cancels are put off while the engine is silent, because upstream's call may then block with the GIL (watchdog.py).
 
 Requests that the engine can't start soon wait here (admission.py), where tenants take turns. Upstream's own queue knows
 priorities only.
@@ -20,6 +22,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -34,6 +37,7 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
     InvalidValueError,
     QueueFullError,
 )
+from llm_pipeline.executors.tensorrt_llm.engine_health import EngineFatalError, EngineHealth
 from llm_pipeline.executors.tensorrt_llm.error_classification import first_line
 from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
 from llm_pipeline.executors.tensorrt_llm.responses import (
@@ -42,21 +46,17 @@ from llm_pipeline.executors.tensorrt_llm.responses import (
     to_output,
     unavailable,
 )
+from llm_pipeline.executors.tensorrt_llm.watchdog import NoWatchdog, Watchdog
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, RequestEnd, ends_only
 
 _log = logging.getLogger(__name__)
-_AWAIT_S = 0.05  # upstream returns at once when a response comes; this only bounds the period of the timeout checks
+_AWAIT_S = 0.05  # the period of the checks: upstream returns at once when a response comes
 _STATS_PERIOD_S = 0.1
 _GAUGES_PERIOD_S = 1.0  # exporting one costs Triton's stub a handshake
-MAX_FAILED_ROUNDS = 8  # assumption: more than one client's bad luck; a warm-up probe that succeeds resets the count
 _EXIT_STATUS = 70  # EX_SOFTWARE
 _SHUTTING_DOWN = "The engine is shutting down. Retry shortly."
 _STOPPED = "The engine has stopped and is restarting. Retry the request."
-
-
-class EngineFatalError(Exception):
-    """The engine is dead; the message contains the reason."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Timeouts:
 
     cancel_s: float  # until a cancelled request is ended without upstream's response
     hang_s: float  # without a response or an iteration while requests are live
+    silence_s: float = 2.0  # the same, until cancels are put off
     close_s: float = 3.0  # for cancelled requests to end when the executor is closed
     shutdown_s: float = 10.0  # for upstream's shutdown
     exit_s: float = 3.0  # between a fatal error and the end of the process, for decode to notify clients
@@ -78,7 +79,7 @@ def exit_immediately(status: int) -> None:
 class TensorRtLlmExecutor:
     """An Executor over a loaded engine, which decodes up to `max_batch_size` requests at once.
 
-    `exit_process` ends the process after a fatal error of the engine.
+    `exit_process` ends the process after a fatal error of the engine, and `watchdog` if the awaiter can't run any more.
     """
 
     def __init__(
@@ -90,12 +91,16 @@ class TensorRtLlmExecutor:
         max_batch_size: int,
         timeouts: Timeouts,
         exit_process: Callable[[int], None] = exit_immediately,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._engine = engine
         self._limits = limits
         self._output = GuardedSink(sink)
         self._timeouts = timeouts
         self._exit_process = exit_process
+        self._watchdog = watchdog or NoWatchdog()
+        self._health = EngineHealth(timeouts.hang_s, timeouts.silence_s)
+        self._late_cancels: deque[int] = deque()  # upstream's request ids, for when the engine makes progress
         self._lock = threading.Lock()  # guards the next six
         self._admission = Admission(max_batch_size)
         self._live: dict[int, LiveRequest] = {}  # the engine's, by upstream's request id
@@ -110,8 +115,6 @@ class TensorRtLlmExecutor:
         self._gauges: Mapping[str, float] = {}
         self._stats_at = self._gauges_at = 0.0
         self._has_logged_stats_error = False
-        self._failed_rounds = 0
-        self._progress_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="tensorrt-llm-awaiter", daemon=True)
         self._thread.start()
 
@@ -138,7 +141,7 @@ class TensorRtLlmExecutor:
     def stats(self) -> ExecutorStats:
         with self._lock:
             live, started, waiting = len(self._live), self._started_count, len(self._admission)
-        # Upstream's count is from its newest iteration: it lags, and an idle engine has no iterations.
+        # Upstream's count lags: it is from its newest iteration, and an idle engine has none.
         active = max(started, min(self._upstream_active, live))
         return ExecutorStats(active, live - active + waiting, self._gauges)
 
@@ -187,12 +190,15 @@ class TensorRtLlmExecutor:
             self._fatal_message = first_line(str(error))  # the awaiter raises it
             raise unavailable(_STOPPED) from error
         if not self._live:
-            self._progress_at = time.monotonic()  # an idle engine makes no progress
+            self._health.on_progress()
         self._live[request_id] = LiveRequest(waiting.number, waiting.request)
         self._ids[waiting.number] = request_id
         return True
 
     def _cancel_upstream(self, request_id: int) -> None:
+        if self._health.is_silent():
+            self._late_cancels.append(request_id)
+            return
         try:
             self._engine.cancel(request_id)
         except Exception:  # noqa: BLE001 - upstream's; the request ends by itself or after the cancel timeout
@@ -225,24 +231,28 @@ class TensorRtLlmExecutor:
             _log.exception("the engine's responses can't be awaited any more")
             self._fail_all_and_exit(f"{type(error).__name__}: {error}")
         else:
+            self._watchdog.stop()
             self._cancel_all()
 
     def _await_until_closed(self) -> None:
         deadline: float | None = None
         while True:
+            self._watchdog.feed()
             if self._closing.is_set():
                 deadline = deadline or time.monotonic() + self._timeouts.close_s
                 if not self._live or time.monotonic() > deadline:
                     return
             responses = self._engine.await_responses(_AWAIT_S)
             if responses:
-                self._progress_at = time.monotonic()
+                self._health.on_progress()
                 self._relay(responses)
             if self._fatal_message is not None:
                 raise EngineFatalError(self._fatal_message)
             if self._admission.needs_attention:
                 self._advance_queue()
             self._read_stats()
+            while self._late_cancels and not self._health.is_silent():
+                self._cancel_upstream(self._late_cancels.popleft())
             self._check_timeouts()
 
     def _advance_queue(self) -> None:
@@ -273,15 +283,16 @@ class TensorRtLlmExecutor:
 
     def _relay(self, responses: list[EngineResponse]) -> None:
         """Passes the output of all responses to the sink as one step."""
-        builder = StepBuilder()
-        must_cancel: list[int] = []
+        builder, must_cancel = StepBuilder(), list[int]()
         fatal: str | None = None
+        may_be_a_guides_fault = False
         with self._lock:
             had_tokens = self._started_total
             for response in responses:
                 live = self._live.get(response.request_id)
                 if live is None:
                     continue  # ended after the cancel timeout
+                may_be_a_guides_fault |= response.error is not None and live.may_compile_guide
                 if response.failure is FailureKind.ENGINE:
                     fatal = response.error
                     continue  # fails with all the others
@@ -302,16 +313,7 @@ class TensorRtLlmExecutor:
         if fatal is not None:
             _log.error("fatal error of the engine: %s", fatal)
             raise EngineFatalError(first_line(fatal))
-        self._count_failed_rounds(responses)
-
-    def _count_failed_rounds(self, responses: list[EngineResponse]) -> None:
-        """Raises EngineFatalError if every request fails: upstream itself goes on after each failed step."""
-        if any(response.error is None for response in responses):
-            self._failed_rounds = 0
-        elif any(response.failure is FailureKind.UNKNOWN and not response.must_cancel for response in responses):
-            self._failed_rounds += 1
-        if self._failed_rounds >= MAX_FAILED_ROUNDS:
-            raise EngineFatalError(f"all responses of the last {self._failed_rounds} rounds were errors, see above")
+        self._health.on_round(responses, may_be_a_guides_fault=may_be_a_guides_fault)
 
     def _output_of(self, live: LiveRequest, response: EngineResponse) -> RequestOutput | None:
         had_no_token = live.token_count == 0
@@ -340,11 +342,11 @@ class TensorRtLlmExecutor:
         except Exception:  # noqa: BLE001 - statistics must not fail requests
             if not self._has_logged_stats_error:  # else the same line ten times a second
                 _log.exception("the engine's statistics can't be read; its gauges are stale")
-            self._has_logged_stats_error = True
-            return
+            self._has_logged_stats_error, stats = True, None
         if stats is None:
             return
-        self._progress_at = now
+        self._health.on_progress()
+        self._limits = self._limits.with_kv_cache(stats.kv_cache_tokens)
         self._upstream_active = stats.active_requests
         if now - self._gauges_at >= _GAUGES_PERIOD_S:
             self._gauges, self._gauges_at = stats.gauges, now
@@ -364,10 +366,7 @@ class TensorRtLlmExecutor:
         if overdue:
             _log.warning("%d cancelled requests did not end within %.0f s", len(overdue), timeouts.cancel_s)
             self._output.emit(ends_only(ends))
-        if is_busy and timeouts.hang_s and now - self._progress_at > timeouts.hang_s:
-            raise EngineFatalError(
-                f"no response and no iteration for {timeouts.hang_s:.0f} s while requests are running"
-            )
+        self._health.check_hang(is_busy=is_busy)
 
     def _cancel_all(self) -> None:
         with self._lock:
@@ -387,6 +386,7 @@ class TensorRtLlmExecutor:
         if self._closing.is_set():
             _log.warning("the engine died while it was closing: %s", reason)
             self._is_dead = True
+            self._watchdog.stop()
             self._cancel_all()
             return
         with self._lock:

@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities, check_supported, without_guides
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.field_kinds import NumberField
 from llm_pipeline.protocol.fields import FIELDS_BY_NAME, SAMPLING_EXTENSIONS
-from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, SamplingParams
+from llm_pipeline.protocol.messages import GUIDE_PARAM, GenerationRequest, Guide, GuideType, SamplingParams
 
 _UINT64_END = 2**64
+# Upstream copies the logprobs of all tokens so far into each response (batch_manager/llmRequest.cpp, `createResult`),
+# and the bindings turn them into Python floats with the GIL held: n tokens cost n * n / 2 floats.
+MAX_LOGPROB_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Limits of the loaded engine."""
+    """Limits of the loaded engine. A limit of None does not exist, or is not known yet."""
 
     vocab_size: int
     max_seq_len: int  # prompt and completion
     max_prompt_tokens: int  # below max_seq_len if a prompt must fit into one step
     has_guided_decoding: bool
-    honors_cache_salt: bool = True
+    honors_logit_bias: bool = True
+    max_logprob_tokens: int | None = None  # max_tokens of a request with logprobs
+    kv_cache_tokens: int | None = None  # of prompt and completion, whatever the engine was built for
+
+    def with_kv_cache(self, tokens: int | None) -> RequestLimits:
+        """Returns the same for a KV cache of this size, which the engine reports with its iterations."""
+        return self if tokens in (None, self.kv_cache_tokens) else replace(self, kv_cache_tokens=tokens)
 
     def check(self, request: GenerationRequest) -> None:
         """Raises PipelineError if the request exceeds a limit; the message has the value, the limit and the fix."""
@@ -39,13 +48,13 @@ class RequestLimits:
         for sequence in request.stop_token_sequences:
             self._check_ids("stop", sequence)
         if request.guide is not None:
-            _check_guide(request.guide)
+            _check_guide(request.guide, request.stop_token_ids)
         if not 0 <= request.urgency <= 1:
             raise _out_of_range("priority", request.urgency, "from 0 to 1")
         if request.time_limit_s is not None and not 0 < request.time_limit_s < math.inf:
             raise _out_of_range("time_limit_s", request.time_limit_s, "above 0")
-        if request.cache_salt is not None:
-            self._check_cache_salt(request.cache_salt)
+        if request.cache_salt is not None and not 0 <= request.cache_salt < _UINT64_END:
+            raise _out_of_range("cache_salt", request.cache_salt, "an unsigned 64-bit number")
 
     @property
     def _capabilities(self) -> Capabilities:
@@ -63,6 +72,14 @@ class RequestLimits:
                 f"exceed {self.max_seq_len}. Shorten one of them.",
                 param="prompt",
             )
+        self._check_kv_cache(prompt_tokens, request.max_tokens)
+        if request.return_logprobs and self.max_logprob_tokens and request.max_tokens > self.max_logprob_tokens:
+            raise PipelineError(
+                ErrorCode.VALUE_OUT_OF_RANGE,
+                f"max_tokens is {request.max_tokens}; with logprobs, this server's engine generates at most "
+                f"{self.max_logprob_tokens} tokens. Lower max_tokens, or omit logprobs.",
+                param="max_tokens",
+            )
         if prompt_tokens > self.max_prompt_tokens:
             raise PipelineError(
                 ErrorCode.CONTEXT_LENGTH_EXCEEDED,
@@ -71,17 +88,24 @@ class RequestLimits:
                 param="prompt",
             )
 
-    def _check_cache_salt(self, salt: int) -> None:
-        if not self.honors_cache_salt:
+    def _check_kv_cache(self, prompt_tokens: int, max_tokens: int) -> None:
+        """Upstream accepts more and ends the request early, with a warning in its log (llmRequest.cpp, `validate`)."""
+        if self.kv_cache_tokens is not None and prompt_tokens + max_tokens > self.kv_cache_tokens:
             raise PipelineError(
-                ErrorCode.UNSUPPORTED_PARAMETER,
-                "cache_salt is not supported by this server's TensorRT-LLM. Omit it.",
-                param="cache_salt",
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"The prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}; together they must not exceed "
+                f"{self.kv_cache_tokens}, the size of this server's KV cache. Shorten one of them.",
+                param="prompt",
             )
-        if not 0 <= salt < _UINT64_END:
-            raise _out_of_range("cache_salt", salt, "an unsigned 64-bit number")
 
     def _check_sampling(self, sampling: SamplingParams) -> None:
+        if sampling.logit_bias and not self.honors_logit_bias:
+            raise PipelineError(
+                ErrorCode.UNSUPPORTED_PARAMETER,
+                "logit_bias is not supported by this server's engine: its vocabulary can't be divided evenly by its "
+                "GPUs. Omit logit_bias.",
+                param="logit_bias",
+            )
         for name in SAMPLING_EXTENSIONS:
             field, value = FIELDS_BY_NAME[name], getattr(sampling, name)
             if isinstance(field, NumberField) and field.range is not None and value not in field.range:
@@ -116,10 +140,20 @@ def _check_min_tokens(request: GenerationRequest) -> None:
         )
 
 
-def _check_guide(guide: Guide) -> None:
+def _check_guide(guide: Guide, stop_token_ids: Sequence[int]) -> None:
+    """Rejects what would fail the step of all requests (batch_manager/guidedDecoder.cpp, `build`).
+
+    A guided text ends with an end token. xgrammar raises if a request goes on after it.
+    """
     if guide.type is not GuideType.JSON and not guide.source:
         raise PipelineError(
             ErrorCode.VALUE_OUT_OF_RANGE, f"A guide of type {guide.type} must not be empty.", param="guide"
+        )
+    if not stop_token_ids:
+        raise PipelineError(
+            ErrorCode.UNSUPPORTED_PARAMETER,
+            "Structured output is not supported without an end token. Omit ignore_eos or the structured output.",
+            param=GUIDE_PARAM,
         )
 
 

@@ -23,16 +23,31 @@ _REASONS = {
 class LiveRequest:
     """A request that the engine is working on."""
 
-    __slots__ = ("cancelled_at", "end_id", "is_cancelled", "last_id", "number", "returns_logprobs", "token_count")
+    __slots__ = (
+        "cancelled_at",
+        "end_id",
+        "is_cancelled",
+        "is_guided",
+        "last_id",
+        "number",
+        "returns_logprobs",
+        "token_count",
+    )
 
     def __init__(self, number: int, request: GenerationRequest) -> None:
         self.number = number
         self.end_id = request.stop_token_ids[0] if request.stop_token_ids else None
         self.returns_logprobs = request.return_logprobs
+        self.is_guided = request.guide is not None
         self.last_id: int | None = None
         self.token_count = 0
         self.is_cancelled = False
         self.cancelled_at = 0.0  # monotonic
+
+    @property
+    def may_compile_guide(self) -> bool:
+        """Whether the engine may be compiling its guide: it does so in the first step of the request."""
+        return self.is_guided and self.token_count == 0
 
     def cancel(self) -> None:
         """Marks the request as cancelled; the caller cancels it upstream."""

@@ -3,11 +3,16 @@
 Tokens are words of the engine's tokenizer, chosen by a hash of all previous tokens and, for sampled requests, of the
 sampling parameters and the seed. So equal requests give equal text, alone and in a batch. A prompt that contains the
 tokenizer's second added token (a chat turn of the default model) gets a completion that ends by itself.
+
+A guide is compiled with xgrammar in the first step of its request, and one that fails ends all running requests, like
+everything that fails a step. Masks are not applied.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from collections import deque
@@ -16,13 +21,34 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tensorrt_llm.api import bind, new, peek
+from tensorrt_llm.api import new, peek
 from tensorrt_llm.script import Rule, Script, read_script
 from tensorrt_llm.words import pick, words_of
 
 _CHAT_TOKEN = 1  # <|im_start|> of the default engine's tokenizer
-_BLOCK_TOKENS = 32
+_BLOCKS = 1024
 LIVE: list[Any] = []  # the engines of this process, newest last, for tests
+
+
+class _StepError(Exception):
+    """Fails the whole step."""
+
+
+def _guide_compiler(namespace: Mapping[str, Any], model_path: Path, vocab_size: int, config: Any) -> Any:
+    """Returns a function that compiles guides; None without a configuration."""
+    if config is None:
+        return None
+    backends = namespace["GuidedDecodingConfig"].GuidedDecodingBackend
+    if peek(config, "backend") is backends.LLGUIDANCE:
+        raise RuntimeError("LLGuidance is not supported for guided decoding in C++ runtime.")
+    # Not at import: only stacks with guides need xgrammar.
+    from llm_pipeline.guides.compilers.xgrammar_compiler import XgrammarCompiler
+    from llm_pipeline.protocol.messages import Guide, GuideType
+
+    compiler = XgrammarCompiler(
+        model_path / "tokenizer.json", vocab_size=vocab_size, stop_token_ids=list(peek(config, "stop_token_ids"))
+    )
+    return lambda kind, text: compiler.compile(Guide(GuideType[kind], text))
 
 
 class _Running:
@@ -40,15 +66,23 @@ class _Running:
         allotted = request.allotted_time_ms
         self.deadline = None if allotted is None else now + allotted.total_seconds()
         self.has_started = False
+        self.has_compiled_guide = request.guided_decoding_params is None
 
 
-class _Engine:
+class FakeEngine:
+    """One loaded engine."""
+
     def __init__(self, namespace: Mapping[str, Any], model_path: Path, config: Any) -> None:
         self.types = namespace
         self.config = config
         self.script: Script = read_script()
         engine = json.loads((Path(model_path) / "config.json").read_bytes())
         self.vocab_size: int = engine["pretrained_config"]["vocab_size"]
+        self.world_size: int = engine["pretrained_config"].get("mapping", {}).get("world_size", 1)
+        self.model_path = Path(model_path)
+        self.guides = _guide_compiler(namespace, self.model_path, self.vocab_size, config.guided_decoding_config)
+        self.kv_tokens = _BLOCKS * self.script.kv_block_tokens
+        self.has_failed_for_good = False
         self.max_seq_len: int = engine["build_config"]["max_seq_len"]
         self.max_batch_size: int = config.max_batch_size or engine["build_config"]["max_batch_size"]
         self.words = words_of(Path(model_path), self.vocab_size)
@@ -139,8 +173,15 @@ class _Engine:
             self._respond(item, [], "CANCELLED")
         while self.queue and len(self.running) < self.max_batch_size:
             self.running.append(self.queue.pop(0))
-        for item in list(self.running):
-            self._advance(item)
+        if self.has_failed_for_good:  # a sticky CUDA error, outside of upstream's catch: std::terminate
+            os.kill(os.getpid(), signal.SIGABRT)
+        try:
+            for item in list(self.running):
+                self._check_tensors(item)
+                self._advance(item)
+        except _StepError as error:
+            for item in list(self.running):
+                self._fail(item, f"Encountered an error in forwardAsync function: {error}")
         self._add_stats()
         self.lock.notify_all()
 
@@ -156,10 +197,25 @@ class _Engine:
         else:
             self._generate(item)
 
+    def _check_tensors(self, item: _Running) -> None:
+        """What upstream does in the first step of a request, with an exception for the whole step if it fails."""
+        if not item.has_compiled_guide and self.guides is not None:
+            params = item.request.guided_decoding_params
+            try:
+                self.guides(params.guide_type.name, params.guide)
+            except Exception as error:
+                raise _StepError(f"[15:04:05] /project/cpp/grammar.cc:75: {error}\n") from error
+            item.has_compiled_guide = True
+        if item.request.embedding_bias is not None and self.vocab_size % self.world_size:
+            raise _StepError("[TensorRT-LLM][ERROR] Assertion failed: tensor sizes differ")
+
     def _apply_rule(self, item: _Running) -> bool:
         """Ends or stalls the request as its rule demands. Returns False if the rule does neither."""
         rule = item.rule
         assert rule is not None
+        if rule.step_error is not None:
+            self.has_failed_for_good = rule.aborts
+            raise _StepError(rule.step_error)
         if rule.death is not None:
             self.death = rule.death
         elif rule.error is not None:
@@ -190,8 +246,8 @@ class _Engine:
             item.generated += 1
             if any(item.history[-len(word) :] == list(word) for word in request.stop_words or []):  # prompt included
                 ending = "STOP_WORDS"
-            elif item.generated >= request.max_tokens:
-                ending = "LENGTH"
+            elif item.generated >= request.max_tokens or len(item.history) >= self.kv_tokens:
+                ending = "LENGTH"  # silently, if the KV cache is smaller than the engine was built for
         if ending is None and item.rule and item.rule.finish and item.generated >= len(item.rule.token_ids):
             if self.script.has_empty_final or item.rule.finish == "END_ID":
                 pass
@@ -277,13 +333,14 @@ class _Engine:
 
     def _add_stats(self) -> None:
         self.iteration += 1
-        used = sum(-(-len(item.history) // _BLOCK_TOKENS) for item in self.running)
+        block_tokens = self.script.kv_block_tokens
+        used = sum(-(-len(item.history) // block_tokens) for item in self.running)
         kv_cache = new(
             self.types["KvCacheStats"],
-            max_num_blocks=1024,
+            max_num_blocks=_BLOCKS,
             used_num_blocks=used,
-            free_num_blocks=1024 - used,
-            tokens_per_block=_BLOCK_TOKENS,
+            free_num_blocks=_BLOCKS - used,
+            tokens_per_block=block_tokens,
             reused_blocks=0,
             cache_hit_rate=0.0,
         )
@@ -318,67 +375,3 @@ class _BrokenResponse:
     @property
     def result(self) -> Any:
         raise RuntimeError("bad variant access")
-
-
-def make_executor_class(namespace: Mapping[str, Any], facts: Mapping[str, Any]) -> type:
-    """Returns an Executor class with the signatures of the API facts."""
-
-    def overloads_of(method: str) -> list[Any]:
-        described = facts["methods"][method]
-        return (
-            [item["params"] for item in described["overloads"]] if "overloads" in described else [described["params"]]
-        )
-
-    def arguments(method: str, args: Any, kwargs: Any) -> dict[str, Any]:
-        bound: dict[str, Any] = bind(f"Executor.{method}", overloads_of(method), args, kwargs, namespace)
-        return bound
-
-    class Executor:
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            bound = bind("Executor.__init__", facts["constructor_overloads"], args, kwargs, namespace)
-            if "model_path" not in bound:
-                raise AssertionError("the fake loads decoder-only engine directories")
-            self.fake = _Engine(namespace, bound["model_path"], bound["executor_config"])
-            LIVE.append(self.fake)
-
-        def enqueue_request(self, *args: Any, **kwargs: Any) -> int:
-            return self.fake.enqueue(arguments("enqueue_request", args, kwargs)["request"])
-
-        def enqueue_requests(self, *args: Any, **kwargs: Any) -> list[int]:
-            return [self.fake.enqueue(item) for item in arguments("enqueue_requests", args, kwargs)["requests"]]
-
-        def await_responses(self, *args: Any, **kwargs: Any) -> list[Any]:
-            bound = arguments("await_responses", args, kwargs)
-            if bound.keys() - {"timeout"}:
-                raise AssertionError("the fake awaits any request's responses only")
-            return self.fake.await_responses(bound["timeout"])
-
-        def cancel_request(self, *args: Any, **kwargs: Any) -> None:
-            request_id = arguments("cancel_request", args, kwargs)["id"]
-            if request_id is None:
-                raise TypeError("cancel_request(): the C++ side needs an id")
-            self.fake.cancel(request_id)
-
-        def can_enqueue_requests(self) -> bool:
-            return bool(self.fake.is_enqueueable)
-
-        def get_latest_iteration_stats(self) -> list[Any]:
-            if self.fake.script.stats == "none":
-                return []
-            if self.fake.script.stats == "unreadable":
-                return [object()]
-            with self.fake.lock:
-                drained = list(self.fake.stats)
-                self.fake.stats.clear()
-            return drained
-
-        def shutdown(self) -> None:
-            self.fake.shutdown()
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *values: Any) -> None:
-            raise TypeError("__exit__(): incompatible function arguments")  # as an early nanobind version did on None
-
-    return Executor

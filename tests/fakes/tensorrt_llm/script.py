@@ -15,6 +15,9 @@ from pathlib import Path
 class Rule:
     """Completion of prompts that equal `prompt_ids`, or begin with them if `is_prefix`.
 
+    `step_error` fails the step of all running requests; if the rule also `aborts`, the next step ends the process with
+    SIGABRT.
+
     `token_ids`, then `finish` (a FinishReason; None: the engine continues by itself), or `error` instead of a finish.
     `enqueue_error` is raised by enqueue; `death` is raised by every await from then on. `stalls` sends nothing more
     until the request is cancelled, and `ignores_cancel` not even then. Each response contains `burst` tokens. `breaks`
@@ -25,6 +28,8 @@ class Rule:
 
     prompt_ids: list[int]
     is_prefix: bool = False
+    step_error: str | None = None
+    aborts: bool = False
     token_ids: list[int] = field(default_factory=list)
     finish: str | None = None
     error: str | None = None
@@ -46,6 +51,7 @@ class Script:
     sms: list[int] = field(default_factory=lambda: [90])
     is_leader: bool = True
     steps_per_s: float = 200.0
+    kv_block_tokens: int = 32
     burst: int = 1
     has_empty_final: bool = False  # the last response is then separate, without tokens
     repeats_log_probs: bool = False  # each response has those of all tokens so far

@@ -45,6 +45,16 @@ def test_other_modes_can_still_be_set(tmp_path: Path) -> None:
     assert mode_of(tmp_path / "file") == 0o640
 
 
+def test_children_of_a_private_process_dump_no_core(tmp_path: Path) -> None:
+    """A dump would contain prompts, and a process looks alive while it is written."""
+    run_private(
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]], check=True)",
+        "import resource, sys; open(sys.argv[1], 'w').write(str(resource.getrlimit(resource.RLIMIT_CORE)[0]))",
+        tmp_path / "limit",
+    )
+    assert int((tmp_path / "limit").read_text()) in (0, 1)
+
+
 def test_existing_directory_and_its_files_become_private(tmp_path: Path) -> None:
     folder = tmp_path / "logs"
     folder.mkdir(mode=0o755)

@@ -50,15 +50,15 @@ class Launched:
     def drained(self) -> list[str]:
         return sorted(path.name for path in self._records.glob("drained*"))
 
-    def kill_stub(self, model: str, rank: int) -> None:
-        """Kills a stub that the launcher has had time to count."""
+    def kill_stub(self, model: str, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
+        """Ends a stub that the launcher has had time to count."""
         time.sleep(2 * POLL_PERIOD_S)
         (stub,) = [
             child
             for child in psutil.Process(self.process.pid).children(recursive=True)
             if f"/models/{model}/1/model.py" in child.cmdline() and f"--id=rank{rank}" in parent_of(child).cmdline()
         ]
-        stub.kill()
+        stub.send_signal(number)
 
 
 @contextmanager
@@ -172,6 +172,15 @@ def test_dead_stub_ends_all_servers_with_status_70_and_one_line(
         "exit status 70. Restart the container."
     ]
     assert running.drained() == [f"drained{rank}" for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGUSR1], ids=["std::terminate", "status 70"])
+def test_stub_that_ends_itself_is_noticed_like_one_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
+    """A sticky CUDA error mostly leaves upstream's thread uncaught, before our executor can exit with status 70."""
+    with launched(tmp_path, ranks=2) as running:
+        running.await_ranks(2)
+        running.kill_stub("decode", 1, number)
+        assert running.process.wait(DEADLINE_S) == DEAD_STUB_STATUS
 
 
 def test_server_that_does_not_end_after_its_stub_is_killed(tmp_path: Path) -> None:

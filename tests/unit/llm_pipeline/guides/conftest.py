@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from llm_pipeline.guides.compiler import GuideCompiler
+from llm_pipeline.guides.compilers.llguidance_compiler import GuideCompiler
+from llm_pipeline.guides.compilers.xgrammar_compiler import XgrammarCompiler
 from llm_pipeline.guides.limits import GuideLimits
+from llm_pipeline.guides.orders import CompilerName
 from tests.support.guide_schemas import SCHEMAS
 from tests.support.guide_service import CreateService, ServiceBench
 
@@ -43,13 +45,26 @@ def compiler(library: tokenizers.Tokenizer, tokenizer_file: Path) -> GuideCompil
     return GuideCompiler(tokenizer_file, vocab_size=size + 5, end_id=size - 1)
 
 
+@pytest.fixture(scope="session")
+def xgrammar_compiler(library: tokenizers.Tokenizer, tokenizer_file: Path) -> XgrammarCompiler:
+    size = library.get_vocab_size()
+    return XgrammarCompiler(tokenizer_file, vocab_size=size + 5, stop_token_ids=[size - 1])
+
+
 def _creating_services(library: tokenizers.Tokenizer, tokenizer_file: Path) -> Iterator[CreateService]:
     size = library.get_vocab_size()
     with ExitStack() as services:
 
-        def create(limits: GuideLimits | None = None, *, makes_masks: bool = True) -> ServiceBench:
-            file = tokenizer_file if makes_masks else None
-            bench = ServiceBench(limits or GuideLimits(), tokenizer_file=file, vocab_size=size + 5, end_id=size - 1)
+        def create(
+            limits: GuideLimits | None = None, *, makes_masks: bool = True, compiler: CompilerName = "llguidance"
+        ) -> ServiceBench:
+            bench = ServiceBench(
+                limits or GuideLimits(),
+                compiler=compiler,
+                tokenizer_file=tokenizer_file if makes_masks else None,
+                vocab_size=size + 5,
+                end_ids=[size - 1],
+            )
             services.callback(bench.close)
             return bench
 

@@ -222,7 +222,7 @@ def test_a_fork_server_that_dies_is_restarted_and_no_guide_is_blamed(create_serv
 
 
 def test_guides_are_answered_503_while_the_fork_server_cannot_start(tmp_path: Path) -> None:
-    bench = ServiceBench(GuideLimits(), tokenizer_file=tmp_path / "missing.json", vocab_size=100, end_id=1)
+    bench = ServiceBench(GuideLimits(), tokenizer_file=tmp_path / "missing.json", vocab_size=100, end_ids=[1])
     try:
         for _ in range(2):
             assert code_of(bench.prepare(honest(1)).wait().error) is ErrorCode.SERVICE_UNAVAILABLE
@@ -235,7 +235,7 @@ def test_guides_are_answered_503_while_no_process_can_be_started(tmp_path: Path)
         raise BlockingIOError("no more processes")
 
     bench = ServiceBench(
-        GuideLimits(), tokenizer_file=tmp_path / "missing.json", vocab_size=100, end_id=1, start_server=fail
+        GuideLimits(), tokenizer_file=tmp_path / "missing.json", vocab_size=100, end_ids=[1], start_server=fail
     )
     try:
         assert code_of(bench.prepare(honest(1)).wait().error) is ErrorCode.SERVICE_UNAVAILABLE
@@ -258,7 +258,7 @@ from pathlib import Path
 from llm_pipeline.guides.service import GuideLimits, GuideService
 from llm_pipeline.protocol.messages import Guide, GuideType
 file, vocab_size, end_id = sys.argv[1:]
-service = GuideService(GuideLimits(), tokenizer_file=Path(file), vocab_size=int(vocab_size), end_id=int(end_id))
+service = GuideService(GuideLimits(), tokenizer_file=Path(file), vocab_size=int(vocab_size), end_ids=[int(end_id)])
 done = threading.Event()
 service.prepare(Guide(GuideType.REGEX, "a"), "", lambda address, error: (print(address, flush=True), done.set()))
 done.wait(60)

@@ -21,7 +21,8 @@ from llm_pipeline.protocol.fields import SAMPLING_EXTENSIONS
 from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, SamplingParams
 from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.settings import PipelineSettings, capabilities_of
-from tests.support.sample_requests import make_request
+from tests.fakes.gpu_engine import make_gpu_engine
+from tests.support.sample_requests import make_manifest, make_request
 
 COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"}
 COMMON_REQUEST = {"key", "prompt_ids", "max_tokens", "sampling", "stop_token_ids", "text_options"}
@@ -37,7 +38,7 @@ EXTENSION_CASES: dict[str, dict[str, Any]] = {
     "return_logprobs": {"return_logprobs": True},
     "num_top_logprobs": {"return_logprobs": True, "num_top_logprobs": 1},
     "return_prompt_logprobs": {"return_logprobs": True, "return_prompt_logprobs": True},
-    "guide": {"guide": Guide(GuideType.JSON)},
+    "guide": {"guide": Guide(GuideType.JSON), "stop_token_ids": (2,)},
     "urgency": {"urgency": 0.9},
     "time_limit_s": {"time_limit_s": 3.0},
 }
@@ -105,7 +106,14 @@ def test_model_info_survives_json(row: Capabilities) -> None:
 @pytest.mark.parametrize(("backend", "has_guides"), [("off", False), ("xgrammar", True)])
 def test_disabled_guided_decoding_is_not_a_capability(backend: str, has_guides: bool) -> None:
     settings = PipelineSettings(engine_dir=Path(), executor="tensorrt_llm", trtllm_guided_decoding=backend)
-    assert bool(capabilities_of(settings).guides) == has_guides
+    assert bool(capabilities_of(settings, make_manifest()).guides) == has_guides
+
+
+@pytest.mark.parametrize(("pp", "has_guides"), [(1, True), (2, False)])
+def test_an_engine_of_several_stages_has_no_guides(tmp_path: Path, pp: int, has_guides: bool) -> None:
+    manifest = make_gpu_engine(tmp_path, pp=pp)
+    settings = PipelineSettings(engine_dir=tmp_path, executor="tensorrt_llm", trtllm_guided_decoding="xgrammar")
+    assert bool(capabilities_of(settings, manifest).guides) == has_guides
 
 
 def test_stop_sequence_hint_and_cache_salt_are_ignorable() -> None:

@@ -35,9 +35,9 @@ LLAMA = MODELS["llama-3.1-8b"]
         ("h100", {"max_seq_len": 1}, ["no room", "--max-seq-len 2 or more"]),
         ("h100", {"max_batch_size": 100, "max_num_tokens": 64}, ["64", "100", "--max-num-tokens 100"]),
         ("h100", {"max_batch_size": 5000}, ["5000 requests", "h100", "--max-batch-size 115"]),
-        ("h100", {"tensorrt_llm": "1.3.0"}, ["TensorRT-LLM 1.3.0", "1.0 to 1.2", "1.2.1", "--runtime pytorch"]),
+        ("h100", {"tensorrt_llm": "1.3.0"}, ["TensorRT-LLM 1.3.0", "1.1 and 1.2", "1.2.1", "--runtime pytorch"]),
+        ("h100", {"tensorrt_llm": "1.0.0"}, ["TensorRT-LLM 1.0.0", "1.1 and 1.2", "1.2.1"]),
         ("h100", {"tensorrt_llm": "latest"}, ["latest", "1.2.1"]),
-        ("b300", {"tensorrt_llm": "1.0.0"}, ["SM 103", "from 1.1 on"]),
         ("rtx-pro-6000", {"tensorrt_llm": "1.1.0"}, ["SM 120", "from 1.2 on"]),
     ],
 )
@@ -54,6 +54,7 @@ def test_a_refusal_has_the_value_its_limit_and_an_alternative(
     [
         (replace(LLAMA, heads=30), {"tp": 4}, ["30 attention heads", "tp 4", "Choose --tp 1 or 2."]),
         (replace(LLAMA, vocab_size=128_257), {"tp": 2}, ["128257 rows", "tp 2", "Choose --tp 1."]),
+        (replace(LLAMA, vocab_size=128_258), {"tp": 2, "pp": 2}, ["128258 rows", "4 GPUs", "logit_bias", "--pp 1."]),
         (
             replace(LLAMA, intermediate_size=14_335, kv_heads=8),
             {"tp": 2, "precision": "bf16"},
@@ -70,7 +71,18 @@ def test_a_refusal_has_the_value_its_limit_and_an_alternative(
         (MODELS["smollm2-135m"], {"precision": "int4-awq"}, ["multiple of 128 inputs", "576", "fp8"]),
         (MODELS["llama-3.1-70b"], {"precision": "bf16"}, ["Weights, activations", "h100", "--tp"]),
     ],
-    ids=["heads", "vocabulary", "mlp", "kv-heads", "architecture", "quantized", "experts", "groups", "weights"],
+    ids=[
+        "heads",
+        "vocabulary",
+        "pp",
+        "mlp",
+        "kv-heads",
+        "architecture",
+        "quantized",
+        "experts",
+        "groups",
+        "weights",
+    ],
 )
 def test_an_unsuitable_model_is_refused(model: ModelConfig, options: dict[str, Any], words: list[str]) -> None:
     refusals = plan_for(model, "h100", **options).refusals

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from build_engine.cpu.reference import ReferenceCase
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
-from llm_pipeline.guides.compiler import ConstraintMatcher, GuideCompiler
+from llm_pipeline.guides.compilers.llguidance_compiler import ConstraintMatcher, GuideCompiler
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, Guide, GuideType, SamplingParams
 from llm_pipeline.runtime.settings import PipelineSettings

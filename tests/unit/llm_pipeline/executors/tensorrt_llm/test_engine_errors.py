@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_pipeline.executors.tensorrt_llm.executor import MAX_FAILED_ROUNDS
+from llm_pipeline.executors.tensorrt_llm.engine_health import MAX_FAILED_ROUNDS
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import FinishReason
+from llm_pipeline.protocol.messages import FinishReason, Guide, GuideType
 from tests.support.executor_rules import DEADLINE_S
 from tests.support.sample_requests import make_request
 from tests.support.trtllm_bench import LONG, CreateBench, error_of, script
@@ -93,6 +96,7 @@ def test_error_response_has_the_error_code_of_its_cause(
         "Encountered an error in forwardAsync function: [TensorRT-LLM][ERROR] Assertion failed: Failed: NCCL error "
         "/src/allreducePlugin.cpp:300 'unhandled cuda error (run with NCCL_DEBUG=INFO for details)'",
         "[TensorRT-LLM][ERROR] Assertion failed: Shutdown called",
+        "Encountered an error in forwardAsync function: Executing TRT engine failed!",
     ],
 )
 def test_error_that_leaves_the_gpu_unusable_is_fatal(create_bench: CreateBench, message: str) -> None:
@@ -117,6 +121,39 @@ def test_engine_that_completes_other_requests_is_not_dead(create_bench: CreateBe
         assert error_of(bench, make_request(f"bad {number}")).code is ErrorCode.INTERNAL_ERROR
         bench.end_of(make_request(f"good {number}", prompt_ids=(1,), max_tokens=1))
     assert bench.exits == []
+
+
+BAD_GUIDE = "[15:04:05] /project/cpp/regex_converter.cc:75: {}"
+
+
+def test_guide_that_fails_the_step_of_all_requests_does_not_count_against_the_engine(
+    create_bench: CreateBench, tmp_path: Path
+) -> None:
+    """Its sender could otherwise end the process at will, and loading the engine takes minutes."""
+    tokenizer = {"model": {"vocab": {"Ġa": 8, "Ġb": 9}}, "decoder": {"type": "ByteLevel"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    bench = create_bench(engine={"tokenizer": tmp_path / "tokenizer.json"}, trtllm_guided_decoding="xgrammar")
+    for number in range(2 * MAX_FAILED_ROUNDS):
+        other = bench.submit(make_request(f"other {number}", prompt_ids=(1,), max_tokens=LONG))
+        bad = replace(make_request("bad", stop_token_ids=(2,)), guide=Guide(GuideType.REGEX, "(a"))
+        assert error_of(bench, bad).code is ErrorCode.INTERNAL_ERROR
+        assert bench.recorder.wait_for_end(other).error is not None
+    assert bench.exits == []
+    assert bench.end_of(make_request("next", prompt_ids=(1,))).finish_reason is FinishReason.LENGTH
+
+
+def test_words_of_a_guide_in_an_error_are_not_taken_for_a_dead_engine(create_bench: CreateBench) -> None:
+    message = BAD_GUIDE.format("Unexpected: Executing TRT engine failed! an illegal memory access was encountered")
+    bench = create_bench(script=script(step_error=message))
+    assert error_of(bench, make_request()).code is ErrorCode.INTERNAL_ERROR
+    assert bench.exits == []
+
+
+def test_step_that_fails_without_a_guide_counts(create_bench: CreateBench) -> None:
+    bench = create_bench(script=script(step_error="an unknown error"))
+    for number in range(MAX_FAILED_ROUNDS):
+        error_of(bench, make_request(f"request {number}"))
+    assert bench.exited.wait(DEADLINE_S)
 
 
 def test_request_waits_in_front_of_an_engine_whose_queue_is_full(create_bench: CreateBench) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from llm_pipeline.engine_files.manifest import ManifestError
-from llm_pipeline.executors.tensorrt_llm.compatibility import read_vocabulary
 from llm_pipeline.protocol.errors import PipelineError
-from llm_pipeline.protocol.messages import FinishReason, Guide, GuideType
+from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, Guide, GuideType
+from llm_pipeline.text.vocabulary import read_vocabulary
 from tests.support.sample_requests import make_request
 from tests.support.trtllm_bench import CreateBench, TrtllmBench, request_with
 
@@ -24,19 +24,54 @@ def added_token(token_id: int, content: str) -> dict[str, Any]:
     return {"id": token_id, "content": content}
 
 
+def write_tokenizer(folder: Path) -> Path:
+    """Writes a tokenizer.json with three tokens, as far as upstream reads it."""
+    document = {
+        "model": {"type": "BPE", "vocab": {"Ġa": 1, "Ġb": 0}},
+        "decoder": {"type": "ByteLevel"},
+        "added_tokens": [added_token(3, "<end>")],
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    return folder / "tokenizer.json"
+
+
 def test_guide_goes_upstream_with_its_type(create_bench: CreateBench, tmp_path: Path) -> None:
-    tokenizer = tmp_path / "tokenizer.json"
-    tokenizer.write_text(
-        json.dumps({"model": {"vocab": {"Ġa": 1, "Ġb": 0}}, "added_tokens": [added_token(3, "<end>")]})
-    )
+    tokenizer = write_tokenizer(tmp_path)
     bench = create_bench(engine={"tokenizer": tokenizer}, trtllm_guided_decoding="xgrammar")
-    sent = bench.sent(request_with(guide=Guide(GuideType.REGEX, "[ab]+")))
+    sent = bench.sent(request_with(guide=Guide(GuideType.REGEX, "[ab]+"), stop_token_ids=(2,)))
     assert sent.guided_decoding_params.guide == "[ab]+"
     assert sent.guided_decoding_params.guide_type is bench.trtllm.GuidedDecodingParams.GuideType.REGEX
     config = bench.fake.config.guided_decoding_config
+    assert config.backend is bench.trtllm.GuidedDecodingConfig.GuidedDecodingBackend.XGRAMMAR
     assert config.encoded_vocab == ["Ġb", "Ġa", "", "<end>"]
     assert config.stop_token_ids == [2]
     assert config.tokenizer_str == tokenizer.read_text()
+
+
+def test_guides_are_off_for_an_engine_of_several_stages(
+    create_bench: CreateBench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the last stage compiles them: one that failed there could leave the others waiting."""
+    bench = create_bench(
+        engine={"pp": 2, "tokenizer": write_tokenizer(tmp_path)},
+        script={"sms": [90, 90]},
+        ompi_comm_world_size=2,
+        ompi_comm_world_local_size=2,
+        trtllm_guided_decoding="xgrammar",
+    )
+    assert bench.fake.config.guided_decoding_config is None
+    assert "structured output is off" in caplog.text
+    with pytest.raises(PipelineError) as caught:
+        bench.submit(request_with(guide=Guide(GuideType.REGEX, "[ab]+"), stop_token_ids=(2,)))
+    assert caught.value.param == GUIDE_PARAM
+
+
+def test_guide_without_an_end_token_is_rejected(create_bench: CreateBench, tmp_path: Path) -> None:
+    """xgrammar raises in the step after the end of the guided text, which fails the step of all requests."""
+    bench = create_bench(engine={"tokenizer": write_tokenizer(tmp_path)}, trtllm_guided_decoding="xgrammar")
+    with pytest.raises(PipelineError) as caught:
+        bench.submit(request_with(guide=Guide(GuideType.REGEX, "[ab]+"), stop_token_ids=()))
+    assert caught.value.param == GUIDE_PARAM
 
 
 def test_unigram_vocabulary_is_read() -> None:
@@ -88,32 +123,6 @@ def test_block_reuse_and_chunked_context_default_to_the_build(create_bench: Crea
 def test_setting_that_needs_paged_context_is_rejected_without_it(create_bench: CreateBench, name: str) -> None:
     with pytest.raises(ManifestError, match=name.upper()):
         create_bench(engine={"has_paged_context": False}, **{name: True})
-
-
-OLD: dict[str, Any] = {"engine": {"version": "1.0.0"}, "script": {"version": "1.0.0"}}
-
-
-def test_block_reuse_is_off_if_it_can_not_keep_tenants_apart(
-    create_bench: CreateBench, caplog: pytest.LogCaptureFixture
-) -> None:
-    """cache_salt_id is a parameter of Request from 1.1 on."""
-    assert create_bench(**OLD).fake.config.kv_cache_config.enable_block_reuse is False
-    assert "block reuse is off" in caplog.text
-
-
-def test_block_reuse_that_can_not_keep_tenants_apart_is_rejected_if_it_is_set(create_bench: CreateBench) -> None:
-    with pytest.raises(ManifestError, match=r"1\.1 can\. Unset it, or set SHARE_PREFIX_CACHE=true"):
-        create_bench(**OLD, trtllm_block_reuse=True)
-
-
-def test_block_reuse_that_can_not_keep_tenants_apart_is_on_if_they_share_it(
-    create_bench: CreateBench, caplog: pytest.LogCaptureFixture
-) -> None:
-    bench = create_bench(**OLD, share_prefix_cache=True)
-    assert bench.fake.config.kv_cache_config.enable_block_reuse is True
-    assert "block reuse" not in caplog.text
-    with pytest.raises(PipelineError, match="cache_salt is not supported"):
-        bench.submit(request_with(cache_salt=7))
 
 
 @pytest.mark.parametrize("name", ["trtllm_max_batch_size", "trtllm_max_num_tokens"])

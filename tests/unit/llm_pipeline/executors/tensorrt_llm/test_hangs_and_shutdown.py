@@ -13,6 +13,7 @@ from llm_pipeline.protocol.messages import FinishReason
 from tests.support.executor_rules import DEADLINE_S
 from tests.support.sample_requests import make_request
 from tests.support.trtllm_bench import CreateBench, TrtllmBench, error_of, script
+from tests.support.waiting import wait_until
 
 
 def test_engine_without_progress_is_dead(create_bench: CreateBench) -> None:
@@ -31,6 +32,41 @@ def test_idle_engine_is_not_hung(create_bench: CreateBench) -> None:
     bench.executor.cancel(number)
     assert bench.recorder.wait_for_end(number).finish_reason is FinishReason.CANCELLED
     assert bench.exits == []
+
+
+def test_cancel_is_put_off_while_the_engine_is_silent(create_bench: CreateBench) -> None:
+    """Upstream's call may wait with the GIL for a lock that a blocked step holds, and stop every thread."""
+    bench = create_bench(script={**script(stalls=True), "stats": "none"}, timeouts={"silence_s": 0.2, "cancel_s": 0.3})
+    number = bench.submit(make_request())
+    time.sleep(0.4)  # the silence
+    bench.executor.cancel(number)
+    assert bench.recorder.wait_for_end(number).finish_reason is FinishReason.CANCELLED
+    assert bench.fake.cancels == []
+    bench.end_of(make_request("progress", prompt_ids=(1,), max_tokens=1))
+    wait_until(lambda: bench.fake.cancels == [1], limit_s=DEADLINE_S, what="the cancel that was put off")
+
+
+def test_cancel_goes_upstream_at_once_while_iterations_end(create_bench: CreateBench) -> None:
+    bench = create_bench(script={**script(stalls=True), "steps_per_s": 50}, timeouts={"silence_s": 1.0})
+    number = bench.submit(make_request())
+    time.sleep(1.5)  # longer than an engine without iterations may take
+    bench.executor.cancel(number)
+    assert bench.fake.cancels == [1]
+    assert bench.recorder.wait_for_end(number).finish_reason is FinishReason.CANCELLED
+
+
+def test_watchdog_is_fed_by_the_awaiter_and_stops_with_it(bench: TrtllmBench) -> None:
+    before = bench.watchdog.feeds
+    wait_until(lambda: bench.watchdog.feeds > before + 2, limit_s=DEADLINE_S, what="it is fed while the engine is idle")
+    bench.executor.close()
+    assert bench.watchdog.is_stopped
+
+
+def test_watchdog_stays_armed_after_a_fatal_error(create_bench: CreateBench) -> None:
+    bench = create_bench(script=script(death="MPI worker is gone"))
+    error_of(bench, make_request())
+    assert bench.exited.wait(DEADLINE_S)
+    assert not bench.watchdog.is_stopped
 
 
 def test_close_ends_the_requests_of_a_hung_engine(create_bench: CreateBench, monkeypatch: pytest.MonkeyPatch) -> None:

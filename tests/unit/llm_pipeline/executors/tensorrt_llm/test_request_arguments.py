@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 
+from llm_pipeline.executors.tensorrt_llm.request_limits import MAX_LOGPROB_TOKENS
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GUIDE_PARAM, FinishReason, Guide, GuideType, SamplingParams
 from tests.support.sample_requests import make_request
@@ -102,21 +103,6 @@ def test_responses_contain_only_new_tokens(bench: TrtllmBench) -> None:
     assert len(bench.token_ids("request")) == 5
 
 
-def test_unset_arguments_are_not_passed_because_releases_differ(
-    create_bench: CreateBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A Request of 1.0 has no salt. Block reuse is off there, so that requests of different salts share nothing."""
-    bench = create_bench(engine={"version": "1.0.0"}, script={"version": "1.0.0"})
-    from tensorrt_llm.api import BINDINGS, make_class  # type: ignore[import-not-found, unused-ignore]
-
-    parameters = [item for item in BINDINGS["Request"]["params"] if item["name"] != "cache_salt_id"]
-    monkeypatch.setitem(BINDINGS["Request"], "params", parameters)
-    older_request = make_class("Request", BINDINGS["Request"], vars(bench.trtllm))
-    monkeypatch.setattr("tensorrt_llm.bindings.executor.Request", older_request)
-    assert bench.end_of(request_with(key="without")).finish_reason is FinishReason.LENGTH
-    assert bench.end_of(request_with(key="with", cache_salt=7)).finish_reason is FinishReason.LENGTH
-
-
 def test_cache_salt_goes_upstream(bench: TrtllmBench) -> None:
     assert bench.sent(request_with(cache_salt=2**64 - 1)).cache_salt_id == 2**64 - 1
 
@@ -144,3 +130,52 @@ def test_without_chunked_context_a_prompt_must_fit_into_one_step(create_bench: C
         bench.submit(make_request(prompt_ids=(1,) * 9, max_tokens=2))
     assert caught.value.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
     assert "8" in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["from the stats", "from the setting"])
+def test_request_beyond_the_kv_cache_is_rejected(create_bench: CreateBench, name: str) -> None:
+    """Upstream accepts it, and ends it early with the finish reason LENGTH."""
+    engine = {"max_seq_len": 4096}
+    if name == "from the setting":
+        bench = create_bench(engine=engine, trtllm_kv_cache_tokens=1024)
+    else:
+        bench = create_bench(engine=engine, script={"kv_block_tokens": 1})
+        bench.submit(make_request("first", max_tokens=100))
+        bench.recorder.wait_for(lambda: bench.executor.stats().gauges.get("kv_cache_max_blocks", 0) == 1024)
+    with pytest.raises(PipelineError, match=r"1022; together they must not exceed 1024, .* KV cache") as caught:
+        bench.submit(make_request(prompt_ids=(1, 2, 3), max_tokens=1022))
+    assert caught.value.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert (
+        bench.end_of(make_request("fits", prompt_ids=(1, 2, 3), max_tokens=1021)).finish_reason is FinishReason.LENGTH
+    )
+    assert len(bench.token_ids("fits")) == 1021
+
+
+def test_logprobs_limit_max_tokens(bench: TrtllmBench) -> None:
+    """Each response has the logprobs of all tokens so far: their cost grows with the square of max_tokens."""
+    with pytest.raises(PipelineError, match=f"at most {MAX_LOGPROB_TOKENS} tokens") as caught:
+        bench.submit(request_with(return_logprobs=True, max_tokens=MAX_LOGPROB_TOKENS + 1))
+    assert (caught.value.code, caught.value.param) == (ErrorCode.VALUE_OUT_OF_RANGE, "max_tokens")
+    without = make_request("without", max_tokens=MAX_LOGPROB_TOKENS + 1)
+    assert bench.end_of(without).finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(("vocab_size", "is_honored"), [(1000, True), (1002, False)])
+def test_logit_bias_needs_a_vocabulary_that_the_gpus_divide_evenly(
+    create_bench: CreateBench, vocab_size: int, is_honored: bool
+) -> None:
+    """Upstream copies the tensor into one of the padded vocabulary; other sizes fail the step of all requests."""
+    bench = create_bench(
+        engine={"tp": 2, "pp": 2, "vocab_size": vocab_size},
+        script={"sms": [90] * 4},
+        ompi_comm_world_size=4,
+        ompi_comm_world_local_size=4,
+    )
+    biased = request_with(sampling=SamplingParams(logit_bias=((7, 100.0),)))
+    if is_honored:
+        assert bench.end_of(biased).finish_reason is FinishReason.LENGTH
+        assert set(bench.token_ids("request")) == {7}
+        return
+    with pytest.raises(PipelineError) as caught:
+        bench.submit(biased)
+    assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "logit_bias")
