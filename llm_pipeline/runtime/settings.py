@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities, without_guides
+from llm_pipeline.engine_files.manifest import EngineManifest
+from llm_pipeline.engine_files.trtllm_releases import pytorch_profile_of
+from llm_pipeline.protocol.capabilities import CAPABILITIES, PYTORCH_CAPABILITIES, Capabilities, without_guides
 from llm_pipeline.protocol.executor_names import ExecutorName
+from llm_pipeline.protocol.messages import GuideType
 from llm_pipeline.runtime.program_settings import ProgramSettings
+
+# The environment has JSON, which pydantic reads; config.pbtxt has the same text.
+_JsonText = BeforeValidator(lambda value: json.loads(value) if isinstance(value, str) else value)
+_AdapterName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class PipelineSettings(ProgramSettings):
@@ -20,7 +28,8 @@ class PipelineSettings(ProgramSettings):
     engine_dir: Path = Field(description="Engine directory made by build_engine")
     executor: ExecutorName = Field(
         "cpu",
-        description="What generates the tokens: the embedded CPU engine, TensorRT-LLM, or scripts for load tests",
+        description="What generates the tokens: the embedded CPU engine, TensorRT-LLM's engine runtime or its PyTorch "
+        "runtime, or scripts for load tests",
     )
     default_max_tokens: int = Field(16, ge=0, description="max_tokens of requests that omit it; 0 fills the context")
     max_queued_requests: int = Field(
@@ -167,6 +176,31 @@ class PipelineSettings(ProgramSettings):
         ge=0,
         description="tensorrt_llm: seconds without progress after which an engine with work counts as dead; 0 is never",
     )
+    trtllm_single_process: bool = Field(
+        True,
+        description="tensorrt_llm_pytorch on one GPU: run the engine in decode's own process, not in one that upstream "
+        "spawns",
+    )
+    trtllm_lora_adapters: Annotated[dict[_AdapterName, Path], _JsonText] = Field(
+        {},
+        description="tensorrt_llm_pytorch: LoRA adapters, as a JSON object of names and directories; a deployment file "
+        "sets it for the `parent` of each model with `lora_dir`",
+    )
+    trtllm_max_loras: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="tensorrt_llm_pytorch: LoRA adapters in GPU memory at once; others wait in host memory",
+    )
+    trtllm_max_lora_rank: int = Field(
+        64,
+        ge=1,
+        le=512,
+        description="tensorrt_llm_pytorch: largest rank of a LoRA adapter, for which memory is reserved",
+    )
+    tllm_spawn_proxy_process: bool = Field(
+        False, description="Whether the ranks run on several machines; set by trtllm-llmapi-launch"
+    )
     ompi_comm_world_size: int = Field(1, ge=1, description="Number of processes in the MPI job; set by mpirun")
     ompi_comm_world_rank: int = Field(0, ge=0, description="Rank of this process; set by mpirun")
     ompi_comm_world_local_size: int = Field(1, ge=1, description="Number of processes on this machine; set by mpirun")
@@ -185,9 +219,31 @@ def settings_of_model(args: Mapping[str, str]) -> PipelineSettings:
     return PipelineSettings(**own)
 
 
-def capabilities_of(settings: PipelineSettings) -> Capabilities:
-    """The capabilities of the executor that the settings name, without those that they switch off."""
+def capabilities_of(settings: PipelineSettings, manifest: EngineManifest) -> Capabilities:
+    """The capabilities of the executor that the settings name, without those that they switch off.
+
+    For the PyTorch runtime, those of the release that the manifest names: the executor refuses to start with a release
+    of another profile.
+    """
+    if settings.executor == "tensorrt_llm_pytorch":
+        return _pytorch_capabilities(settings, manifest)
     capabilities = CAPABILITIES[settings.executor]
     if settings.executor == "tensorrt_llm" and settings.trtllm_guided_decoding == "off":
         return without_guides(capabilities)
     return capabilities
+
+
+def _pytorch_capabilities(settings: PipelineSettings, manifest: EngineManifest) -> Capabilities:
+    profile = None if manifest.pytorch is None else pytorch_profile_of(manifest.pytorch.tensorrt_llm)
+    capabilities = CAPABILITIES["tensorrt_llm_pytorch"] if profile is None else PYTORCH_CAPABILITIES[profile]
+    guides = {
+        "off": (),
+        "xgrammar": capabilities.guides,
+        # GuidedDecodingParams: "Structural tag is supported by xgrammar backend only."
+        "llguidance": tuple(guide for guide in capabilities.guides if guide is not GuideType.STRUCTURAL_TAG),
+    }
+    return replace(
+        capabilities,
+        guides=guides[settings.trtllm_guided_decoding],
+        lora=capabilities.lora and bool(settings.trtllm_lora_adapters),
+    )
