@@ -66,7 +66,8 @@ _TENSORRT_LLM = Capabilities(
     logprobs=0,
     guides=tuple(GuideType),
 )
-# `priority` and `time_limit` are honored in front of the LLM API. `min_tokens` is missing: TorchSampler holds back one end token, and counts the prompt's tokens as generated (_apply_min_length_penalty in
+# `priority` and `time_limit` are honored in front of the LLM API. `min_tokens` is missing: TorchSampler holds back one
+# end token, and counts the prompt's tokens as generated (_apply_min_length_penalty in
 # tensorrt_llm/_torch/pyexecutor/sampler.py, NVIDIA/TensorRT-LLM at 28edbcdb).
 _PYTORCH_1_3 = Capabilities(
     "tensorrt_llm_pytorch",

@@ -53,7 +53,7 @@ def check_machine(machine: Machine, model: PyTorchModel, settings: PipelineSetti
     if installed is not made_for:
         raise ManifestError(
             f"The model directory was made for TensorRT-LLM {model.tensorrt_llm} and {machine.tensorrt_llm} is "
-            "installed, which honors other request fields. Make the directory again for this version: build with --force."
+            "installed, which honors other request fields. Make the directory again for this version, with --force."
         )
     if not machine.sms:
         raise ManifestError("No GPU is visible to this process. Check the driver, and CUDA_VISIBLE_DEVICES.")

@@ -1,8 +1,8 @@
 """An Engine over the LLM API: one event loop in a thread of its own, in which every call of the LLM is made.
 
 Upstream's results bind to the loop in which `generate_async` is called. Its own queue has no limit and no turns, and
-its requests no time limit: the executor's admission stands in front of it, and a timer here ends a request that takes too
-long. Request ids are given here, so that a request can be cancelled before upstream has seen it.
+its requests no time limit: the executor's admission stands in front of it, and a timer here ends a request that takes
+too long. Request ids are given here, so that a request can be cancelled before upstream has seen it.
 
 Responses of one iteration of the loop, which are those of one step of the engine, reach the executor together.
 
@@ -174,7 +174,7 @@ class LlmEngine:
             collector = self._loop.create_task(self._collect_stats())
             self._loop.run_forever()
             self._loop.run_until_complete(_cancel([collector, *(item.task for item in self._running.values())]))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - upstream's callbacks run in it; the awaiter reports it
             _log.exception("the event loop of the LLM API failed")
             reason = f"{reason}: {error!r}"
         finally:
@@ -245,7 +245,7 @@ class LlmEngine:
             return
         try:
             running.generation.abort()
-        except Exception:
+        except Exception:  # noqa: BLE001 - upstream's
             _log.exception("the LLM API failed to abort a request; it ends by itself or after the cancel timeout")
 
     def _send(self, response: EngineResponse) -> None:
