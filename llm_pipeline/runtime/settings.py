@@ -242,8 +242,10 @@ def _pytorch_capabilities(settings: PipelineSettings, manifest: EngineManifest) 
         # GuidedDecodingParams: "Structural tag is supported by xgrammar backend only."
         "llguidance": tuple(guide for guide in capabilities.guides if guide is not GuideType.STRUCTURAL_TAG),
     }
+    # Only the last of several stages has the guided decoder: a guide that fails there might leave the others waiting.
+    has_stages = manifest.pytorch is not None and manifest.pytorch.pp > 1
     return replace(
         capabilities,
-        guides=guides[settings.trtllm_guided_decoding],
+        guides=() if has_stages else guides[settings.trtllm_guided_decoding],
         lora=capabilities.lora and bool(settings.trtllm_lora_adapters),
     )

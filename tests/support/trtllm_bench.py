@@ -57,9 +57,7 @@ class TrtllmBench:
             self._open = opening.pop_all()
 
     def create(self, sink: OutputSink) -> Executor:
-        return self.load(
-            self.settings, self.manifest, sink, timeouts=self._timeouts, exit_process=self._record_exit
-        )
+        return self.load(self.settings, self.manifest, sink, timeouts=self._timeouts, exit_process=self._record_exit)
 
     @property
     def fake(self) -> Any:
@@ -110,8 +108,8 @@ CreateBench: TypeAlias = Callable[..., TrtllmBench]
 def trtllm_bench(folder: Path, kind: type[TrtllmBench] = TrtllmBench) -> Iterator[CreateBench]:
     """Yields a function that creates a bench, closed afterwards.
 
-    `engine` are arguments of make_gpu_engine (or of make_model_directory), `script` fields of the fake's script, `timeouts` fields of Timeouts, and
-    all others are settings.
+    `engine` are arguments of make_gpu_engine (or of make_model_directory), `script` fields of the fake's script,
+    `timeouts` fields of Timeouts, and all others are settings.
     """
     benches: list[TrtllmBench] = []
 

@@ -63,9 +63,8 @@ class UpstreamLlm:
     def __init__(self, options: LlmOptions) -> None:
         self._options = options
         self._adapters = {adapter.name: _lora_request(adapter) for adapter in options.adapters}
-        if options.launch is Launch.IN_PROCESS:
-            # Read once by enable_worker_single_process_for_tp1 (tensorrt_llm/llmapi/utils.py).
-            os.environ["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1"
+        # Read once, by enable_worker_single_process_for_tp1 (tensorrt_llm/llmapi/utils.py).
+        os.environ["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1" if options.launch is Launch.IN_PROCESS else "0"
         self._llm = LLM(**llm_arguments(options))
 
     def prepare(self, request: GenerationRequest) -> object:

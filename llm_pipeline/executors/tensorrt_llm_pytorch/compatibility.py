@@ -13,7 +13,7 @@ from llm_pipeline.executors.tensorrt_llm.engine import Machine
 from llm_pipeline.executors.tensorrt_llm_pytorch.adapters import read_adapters
 from llm_pipeline.executors.tensorrt_llm_pytorch.options import Launch, LlmOptions
 from llm_pipeline.protocol.capabilities import PyTorchProfile
-from llm_pipeline.runtime.settings import PipelineSettings
+from llm_pipeline.runtime.settings import PipelineSettings, capabilities_of
 
 # Settings of the engine runtime that the LLM API has no counterpart for.
 _OF_ENGINES = ("trtllm_max_queue_size", "trtllm_worker_path")
@@ -92,7 +92,7 @@ def llm_options(settings: PipelineSettings, manifest: EngineManifest, model: PyT
         kv_cache_free_fraction=settings.trtllm_kv_cache_free_fraction,
         kv_cache_tokens=settings.trtllm_kv_cache_tokens,
         kv_host_cache_bytes=int(settings.trtllm_kv_host_cache_gib * 2**30) or None,
-        guided_decoding=None if settings.trtllm_guided_decoding == "off" else settings.trtllm_guided_decoding,
+        guided_decoding=settings.trtllm_guided_decoding if capabilities_of(settings, manifest).guides else None,
         adapters=adapters,
         lora_modules=lora_modules,
         max_loras=min(settings.trtllm_max_loras, max(len(adapters), 1)),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.executors.port import EngineStartError, Executor, OutputSink
@@ -18,6 +20,7 @@ from llm_pipeline.protocol.capabilities import Capabilities
 from llm_pipeline.runtime.settings import PipelineSettings, capabilities_of
 
 _log = logging.getLogger(__name__)
+_END_TIMEOUT_S = 5.0  # for the ranks of a dead LLM to end before this process does
 
 
 def load_executor(
@@ -53,14 +56,32 @@ def load_executor(
         llm = bindings.UpstreamLlm(options)
     except Exception as error:
         raise EngineStartError(f"TensorRT-LLM could not load {manifest.model_name}: {error}") from error
+    engine = LlmEngine(llm)
+
+    def end(status: int) -> None:
+        _end_ranks(engine)
+        exit_process(status)
+
     return TensorRtLlmExecutor(
-        LlmEngine(llm),
+        engine,
         _request_limits(options, capabilities_of(settings, manifest)),
         sink,
         max_batch_size=options.max_batch_size,
         timeouts=timeouts or default_timeouts(settings),
-        exit_process=exit_process,
+        exit_process=end,
     )
+
+
+def _end_ranks(engine: LlmEngine) -> None:
+    """Shuts a dead LLM down as far as that works: spawned ranks would outlive this process, with their GPU memory."""
+
+    def shut_down() -> None:
+        with suppress(Exception):
+            engine.shutdown()
+
+    thread = threading.Thread(target=shut_down, name="tensorrt-llm-end", daemon=True)
+    thread.start()
+    thread.join(_END_TIMEOUT_S)
 
 
 def _request_limits(options: LlmOptions, capabilities: Capabilities) -> RequestLimits:
