@@ -73,10 +73,10 @@ class PreprocessStage:
             cache_salt=None if self._share_prefix_cache else checks.cache_salt_of(parameters.tenant),
             tenant=checks.checked_tenant(parameters.tenant),
             tenant_share=checks.checked_tenant_share(parameters.tenant_share),
-            adapter=parameters.adapter,
+            adapter=parameters.adapter or None,
         )
         check_supported(request, self._capabilities)
-        checks.check_adapter(parameters.adapter, self._adapters)
+        checks.check_adapter(request.adapter, self._adapters)
         if parameters.guide is not None:
             checks.check_guided(parameters, self._eos_token_ids)
             check_guide(parameters.guide)

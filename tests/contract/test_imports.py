@@ -169,6 +169,7 @@ READ_ENVIRONMENT = {
     "launcher/local/triton_wheel.py",
     "benchmarks/systems/servers.py",
     "llm_pipeline/runtime/program_settings.py",
+    "llm_pipeline/executors/tensorrt_llm_pytorch/bindings.py",  # sets what upstream reads there
 }
 
 

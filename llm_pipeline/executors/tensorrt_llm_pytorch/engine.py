@@ -198,7 +198,7 @@ class LlmEngine:
             async for result in running.generation:
                 response = reader.read(request_id, result)
                 if running.is_over:
-                    continue  # timed out: the rest is for nobody
+                    continue  # timed out: the rest is dropped
                 if response is not None:
                     self._send(response)
                     running.is_over = response.ending is not None
