@@ -120,26 +120,27 @@ class PipelineSettings(ProgramSettings):
         0.9,
         gt=0,
         lt=1,
-        description="tensorrt_llm: fraction of the free GPU memory after loading for the KV cache",
+        description="TensorRT-LLM: fraction of the free GPU memory after loading for the KV cache",
     )
     trtllm_kv_cache_tokens: int | None = Field(
         None,
         ge=1,
-        description="tensorrt_llm: maximum KV cache size in tokens; unset: limited by memory only",
+        description="TensorRT-LLM: maximum KV cache size in tokens; unset: limited by memory only",
     )
     trtllm_kv_host_cache_gib: float = Field(
-        0.0, ge=0, description="tensorrt_llm: host memory for offloaded KV cache blocks, in GiB"
+        0.0, ge=0, description="TensorRT-LLM: host memory for offloaded KV cache blocks, in GiB"
     )
     trtllm_block_reuse: bool | None = Field(
         None,
-        description="tensorrt_llm: prefix cache: reuse KV cache blocks; unset: on if the engine was built for it",
+        description="TensorRT-LLM: prefix cache: reuse KV cache blocks; unset: on, unless an engine was built without",
     )
     trtllm_chunked_context: bool | None = Field(
-        None, description="tensorrt_llm: prefill long prompts in chunks; unset: on if the engine was built for it"
+        None,
+        description="TensorRT-LLM: prefill long prompts in chunks; unset: on, unless an engine was built without",
     )
     trtllm_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = Field(
         "guaranteed_no_evict",
-        description="tensorrt_llm: admit only requests that are certain to fit into the KV cache; `max_utilization`: "
+        description="TensorRT-LLM: admit only requests that are certain to fit into the KV cache; `max_utilization`: "
         "fill it and pause requests if necessary",
     )
     trtllm_max_queue_size: int | None = Field(
@@ -148,13 +149,13 @@ class PipelineSettings(ProgramSettings):
         description="tensorrt_llm: requests that may wait inside the engine; more wait in front of it",
     )
     trtllm_max_batch_size: int | None = Field(
-        None, ge=1, description="tensorrt_llm: maximum batch size; unset: the engine's"
+        None, ge=1, description="TensorRT-LLM: maximum batch size; unset: the one it was built or planned for"
     )
     trtllm_max_num_tokens: int | None = Field(
-        None, ge=1, description="tensorrt_llm: maximum tokens per step; unset: the engine's"
+        None, ge=1, description="TensorRT-LLM: maximum tokens per step; unset: those it was built or planned for"
     )
     trtllm_guided_decoding: Literal["off", "xgrammar", "llguidance"] = Field(
-        "off", description="tensorrt_llm: backend of guided decoding"
+        "off", description="TensorRT-LLM: backend of guided decoding"
     )
     trtllm_parallel_mode: Literal["leader", "orchestrator"] = Field(
         "leader",
@@ -166,15 +167,15 @@ class PipelineSettings(ProgramSettings):
         description="tensorrt_llm: worker executable for orchestrator mode",
     )
     trtllm_check_files: Literal["sha256", "size"] = Field(
-        "sha256", description="tensorrt_llm: how engine files are checked against the manifest at load; size is faster"
+        "sha256", description="TensorRT-LLM: how engine files are checked against the manifest at load; size is faster"
     )
     trtllm_cancel_timeout_s: float = Field(
-        15.0, gt=0, description="tensorrt_llm: seconds that a cancelled request may take to end in the engine"
+        15.0, gt=0, description="TensorRT-LLM: seconds that a cancelled request may take to end in the engine"
     )
     trtllm_hang_timeout_s: float = Field(
         300.0,
         ge=0,
-        description="tensorrt_llm: seconds without progress after which an engine with work counts as dead; 0 is never",
+        description="TensorRT-LLM: seconds without progress after which an engine with work counts as dead; 0 is never",
     )
     trtllm_single_process: bool = Field(
         True,

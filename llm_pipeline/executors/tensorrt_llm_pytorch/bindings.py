@@ -200,12 +200,13 @@ def _lora_config(options: LlmOptions) -> Any:
 
 
 def _comm_session(options: LlmOptions) -> Any:
-    """Returns the session over the ranks that mpirun has started, as NVIDIA's own Triton model makes it
-    (triton_backend/all_models/llmapi/tensorrt_llm/1/model.py at 044a90d2)."""
-    from mpi4py.MPI import COMM_WORLD  # type: ignore[import-not-found, unused-ignore]
+    """Returns the session over the ranks that mpirun has started, as NVIDIA's own Triton model makes it.
+
+    (triton_backend/all_models/llmapi/tensorrt_llm/1/model.py at 044a90d2; the communicator's default is COMM_WORLD.)
+    """
     from tensorrt_llm.llmapi import MpiCommSession
 
-    return MpiCommSession(comm=COMM_WORLD, n_workers=options.tp * options.pp)
+    return MpiCommSession(n_workers=options.tp * options.pp)
 
 
 class WorkerRank:
@@ -213,7 +214,7 @@ class WorkerRank:
 
     def shutdown(self) -> None:
         """Computes until rank 0 ends its session. Blocks all the while."""
-        from mpi4py.futures import MPICommExecutor  # type: ignore[import-not-found, unused-ignore]
+        from mpi4py.futures import MPICommExecutor
         from mpi4py.MPI import COMM_WORLD
 
         with MPICommExecutor(COMM_WORLD) as pool:

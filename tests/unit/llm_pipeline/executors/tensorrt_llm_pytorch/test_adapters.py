@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def make_adapter(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def settings_with(folder: Path, config: dict[str, Any] | None = None, **adapters: Path) -> PipelineSettings:
+def settings_with(folder: Path, adapters: Mapping[str, Path], config: dict[str, Any] | None = None) -> PipelineSettings:
+    """Returns settings with these adapters of a model in `folder`, whose config.json is written."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config or {}))
     names = {name: str(path) for name, path in adapters.items()}
@@ -41,7 +43,7 @@ def settings_with(folder: Path, config: dict[str, Any] | None = None, **adapters
 
 def test_adapters_are_numbered_from_1_and_their_modules_have_upstreams_names(tmp_path: Path) -> None:
     paths = {"b": make_adapter(tmp_path / "b"), "a": make_adapter(tmp_path / "a", target_modules=["model.o_proj"])}
-    adapters, modules = read_adapters(settings_with(tmp_path / "model", **paths))
+    adapters, modules = read_adapters(settings_with(tmp_path / "model", paths))
     assert [(adapter.name, adapter.number) for adapter in adapters] == [("a", 1), ("b", 2)]
     assert modules == ("attn_dense", "attn_q", "attn_v")
 
@@ -69,7 +71,7 @@ def test_adapter_that_upstream_could_not_apply_is_rejected(
 ) -> None:
     path = make_adapter(tmp_path / "adapter", **changes)
     with pytest.raises(ManifestError) as caught:
-        read_adapters(settings_with(tmp_path / "model", mine=path))
+        read_adapters(settings_with(tmp_path / "model", {"mine": path}))
     assert message in str(caught.value)
     assert "mine" in str(caught.value)
     assert str(caught.value).endswith(".")
@@ -81,7 +83,7 @@ def test_adapter_with_a_pickle_is_rejected(tmp_path: Path, name: str) -> None:
     path = make_adapter(tmp_path / "adapter")
     (path / name).write_bytes(b"")
     with pytest.raises(ManifestError, match=f"{name}, a pickle"):
-        read_adapters(settings_with(tmp_path / "model", mine=path))
+        read_adapters(settings_with(tmp_path / "model", {"mine": path}))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -89,7 +91,7 @@ def test_adapter_without_a_file_is_rejected(tmp_path: Path, name: str) -> None:
     path = make_adapter(tmp_path / "adapter")
     (path / name).unlink()
     with pytest.raises(ManifestError, match=name):
-        read_adapters(settings_with(tmp_path / "model", mine=path))
+        read_adapters(settings_with(tmp_path / "model", {"mine": path}))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{"])
@@ -97,22 +99,22 @@ def test_adapter_with_an_invalid_config_is_rejected(tmp_path: Path, text: str) -
     path = make_adapter(tmp_path / "adapter")
     (path / "adapter_config.json").write_text(text)
     with pytest.raises(ManifestError, match=r"adapter_config\.json"):
-        read_adapters(settings_with(tmp_path / "model", mine=path))
+        read_adapters(settings_with(tmp_path / "model", {"mine": path}))
 
 
 @pytest.mark.parametrize("config", [{"num_experts": 8}, {"text_config": {"num_local_experts": 8}}])
 def test_adapter_of_experts_is_rejected(tmp_path: Path, config: dict[str, Any]) -> None:
     of_experts = make_adapter(tmp_path / "experts", target_modules=["q_proj", "up_proj"])
     with pytest.raises(ManifestError, match="changes up_proj of a model with experts"):
-        read_adapters(settings_with(tmp_path / "model", config, mine=of_experts))
+        read_adapters(settings_with(tmp_path / "model", {"mine": of_experts}, config))
     attention = make_adapter(tmp_path / "attention")
-    assert read_adapters(settings_with(tmp_path / "model", config, mine=attention))[1] == ("attn_q", "attn_v")
+    assert read_adapters(settings_with(tmp_path / "model", {"mine": attention}, config))[1] == ("attn_q", "attn_v")
 
 
 def test_too_many_adapters_are_rejected(tmp_path: Path) -> None:
     adapters = {f"a{number}": tmp_path for number in range(MAX_ADAPTERS + 1)}
     with pytest.raises(ManifestError, match=f"the limit is {MAX_ADAPTERS}"):
-        read_adapters(settings_with(tmp_path / "model", **adapters))
+        read_adapters(settings_with(tmp_path / "model", adapters))
 
 
 def test_other_executors_refuse_adapters_at_the_start(tmp_path: Path) -> None:

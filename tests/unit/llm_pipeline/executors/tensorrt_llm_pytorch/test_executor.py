@@ -136,3 +136,16 @@ def test_executor_shuts_the_llm_down_and_leaves_no_thread(create_bench: CreateBe
     assert bench.fake.is_down
     names = {thread.name for thread in threading.enumerate()}
     assert not names & {"tensorrt-llm-loop", "tensorrt-llm-awaiter"}
+
+
+def test_more_urgent_request_is_decoded_first(create_bench: CreateBench, version: str) -> None:
+    """The queue in front of the LLM knows urgencies; the LLM's own is by arrival."""
+    bench = create_bench(script={"version": version}, engine={"version": version, "max_batch_size": 1})
+    running = bench.submit(make_request("running", max_tokens=LONG))
+    bench.recorder.wait_for_token(running)
+    others = [bench.submit(make_request(f"other {n}", max_tokens=1)) for n in range(6)]
+    urgent = bench.submit(replace(make_request("urgent", max_tokens=1), urgency=0.9))
+    bench.executor.cancel(running)
+    for number in (*others, urgent):
+        bench.recorder.wait_for_end(number)
+    assert bench.recorder.ended.index(urgent) < bench.recorder.ended.index(others[-1])
