@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fakes.installed import FAKES
 from tests.support.llm_api import DEADLINE_S, LlmApi, llm_api
 from tests.support.waiting import wait_until
 
@@ -294,19 +289,6 @@ async def test_an_error_of_the_background_shuts_the_llm_down(plain: tuple[LlmApi
         llm.generate_async(PROMPT, api.params())
 
 
-@pytest.mark.parametrize("cause", ["hangs_engine", "kills_worker"])
-async def test_nothing_comes_from_a_worker_that_is_dead_or_hangs(tmp_path: Path, cause: str) -> None:
-    value: object = True if cause == "hangs_engine" else 1
-    options = {"rules": rule(token_ids=[10], **{cause: value}), "sms": [90, 90]}
-    with opened(tmp_path, is_single_process=False, arguments={"tensor_parallel_size": 2}, **options) as (api, llm):
-        result = llm.generate_async(PROMPT, api.params(), streaming=True)
-        await result.__anext__()
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(result.__anext__(), 0.3)
-        llm.generate_async([8], api.params())  # accepted, and never answered
-        assert sum(is_running(pid) for pid in api.engine.workers) == (2 if cause == "hangs_engine" else 1)
-
-
 async def test_there_is_no_limit_of_waiting_requests(tmp_path: Path) -> None:
     with opened(tmp_path, arguments={"max_batch_size": 1}, rules=rule(stalls=True)) as (api, llm):
         results = [llm.generate_async(PROMPT, api.params(), streaming=True) for _ in range(500)]
@@ -367,97 +349,3 @@ async def test_statistics_come_after_the_first_request_if_they_are_on(tmp_path: 
             assert found[0]["kvCacheStats"]["maxNumBlocks"] == 1024
             assert found[0]["inflightBatchingStats"]["numGenRequests"] == 1
         assert [item async for item in llm.get_stats_async(0.05)] == []  # until the next request
-
-
-# --- Processes -------------------------------------------------------------------------------------------------------
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def command(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-
-
-@pytest.mark.parametrize(("is_single", "tp", "count"), [(True, 1, 0), (False, 1, 1), (True, 2, 2)])
-def test_ranks_are_processes_below_orted_also_for_one_gpu(tmp_path: Path, is_single: bool, tp: int, count: int) -> None:
-    options: dict[str, Any] = {
-        "sms": [90] * 2,
-        "is_single_process": is_single,
-        "arguments": {"tensor_parallel_size": tp},
-    }
-    with opened(tmp_path, **options) as (api, llm):
-        pids = list(api.engine.workers)
-        assert len(pids) == count
-        for pid in pids:
-            assert command(pid)[-3:-1] == ["-m", "mpi4py.futures.server"]
-            parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
-            assert Path(f"/proc/{parent}/comm").read_text() == "orted\n"
-            assert os.getpgid(pid) == pid
-        llm.shutdown()
-        wait_until(lambda: not any(map(is_running, pids)))
-
-
-def test_ranks_outlive_a_leader_that_is_killed(tmp_path: Path) -> None:
-    with llm_api(tmp_path) as api:
-        program = (
-            "import time; from tensorrt_llm import LLM; from tensorrt_llm.pytorch_engine import LIVE\n"
-            f"llm = LLM(model={str(api.folder)!r}, skip_tokenizer_init=True)\n"
-            "print(*LIVE[-1].workers, flush=True); time.sleep(60)"
-        )
-        environment = {**os.environ, "PYTHONPATH": str(FAKES), "TLLM_WORKER_USE_SINGLE_PROCESS": "0"}
-        with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE) as leader:
-            assert leader.stdout is not None
-            pids = list(map(int, leader.stdout.readline().split()))
-            leader.kill()
-        assert pids
-        try:
-            assert all(map(is_running, pids))
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
-
-
-UNDER_MPIRUN: dict[str, tuple[type[Exception], Callable[[LlmApi], Any]]] = {
-    "a follower's session": (RuntimeError, lambda api: _session(api, rank="1")),
-    "a session of another size": (ValueError, lambda api: api.llmapi.MpiCommSession(n_workers=3)),
-    "no session": (AssertionError, lambda api: api.open(tensor_parallel_size=2)),
-}
-
-
-def _session(api: LlmApi, rank: str) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMPI_COMM_WORLD_RANK", rank)
-        return api.llmapi.MpiCommSession(n_workers=2)
-
-
-@pytest.mark.parametrize(("error", "call"), UNDER_MPIRUN.values(), ids=UNDER_MPIRUN.keys())
-def test_under_mpirun_the_llm_needs_the_session_of_rank_0(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], call: Callable[[LlmApi], Any]
-) -> None:
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with llm_api(tmp_path, sms=[90, 90]) as api:
-        with pytest.raises(error):
-            call(api)
-        with api.open(tensor_parallel_size=2, _mpi_session=_session(api, rank="0")) as llm:
-            assert api.engine.workers == []
-            assert llm.generate_async(PROMPT, api.params()).result().finished
-
-
-def test_llm_takes_its_time_to_load(tmp_path: Path) -> None:
-    with llm_api(tmp_path, load_s=0.3) as api:
-        loaded = threading.Event()
-
-        def load() -> None:
-            with api.open():
-                loaded.set()
-
-        thread = threading.Thread(target=load)
-        thread.start()
-        assert not loaded.wait(0.2)
-        thread.join(DEADLINE_S)
-        assert loaded.is_set()
