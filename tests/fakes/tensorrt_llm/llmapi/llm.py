@@ -80,7 +80,7 @@ class LLM:
         bound = _GENERATE.bind(*args, **kwargs)
         bound.apply_defaults()
         values = bound.arguments
-        if self._executor is None or self._executor.is_shutdown:
+        if self._executor is None or self._executor.is_shutdown():
             raise RuntimeError("LLM is shutting down")
         params = self._prepare_sampling_params(values["sampling_params"])
         salt = values["cache_salt"]
@@ -192,7 +192,7 @@ class _Executor:
         self._start_workers(args)
         self.engine = PyTorchEngine(args, self.workers)
         self.stats: IterationResult | None = None
-        self.is_shutdown = False
+        self.doing_shutdown = False
         self._tokenizer = tokenizer
         self._ids = itertools.count(2)  # upstream's first client id
 
@@ -238,10 +238,13 @@ class _Executor:
             self.shutdown()
             raise found
 
+    def is_shutdown(self) -> bool:
+        return self.doing_shutdown
+
     def shutdown(self) -> None:
-        if self.is_shutdown:
+        if self.doing_shutdown:
             return
-        self.is_shutdown = True
+        self.doing_shutdown = True
         self.engine.shutdown()
         for pid in self.workers:
             with suppress(ProcessLookupError):  # dead before

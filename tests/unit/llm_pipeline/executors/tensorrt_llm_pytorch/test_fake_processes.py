@@ -34,12 +34,10 @@ def command(pid: int) -> list[str]:
 
 @pytest.mark.parametrize(("is_single", "tp", "count"), [(True, 1, 0), (False, 1, 1), (True, 2, 2)])
 def test_ranks_are_processes_below_orted_also_for_one_gpu(tmp_path: Path, is_single: bool, tp: int, count: int) -> None:
-    options: dict[str, Any] = {
-        "sms": [90] * 2,
-        "is_single_process": is_single,
-        "arguments": {"tensor_parallel_size": tp},
-    }
-    with opened(tmp_path, **options) as (api, llm):
+    with (
+        llm_api(tmp_path, sms=[90, 90], is_single_process=is_single) as api,
+        api.open(tensor_parallel_size=tp) as llm,
+    ):
         pids = list(api.engine.workers)
         assert len(pids) == count
         for pid in pids:
