@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from launcher.private_files import keep_files_private
-from launcher.stub_monitor import POLL_PERIOD_S, StubInventory, child_pids, command_line
+from launcher.stub_monitor import POLL_PERIOD_S, StubInventory
 
 DEAD_STUB_STATUS = 70  # EX_SOFTWARE, which the stub itself uses when its engine has died
 RANK_ARGUMENT = "--id=rank"

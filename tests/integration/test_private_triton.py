@@ -24,7 +24,7 @@ from launcher.local import triton_wheel
 from launcher.local.processes import ChildProcess
 from launcher.ports import free_ports
 from launcher.settings import StackSettings
-from launcher.stub_monitor import command_line
+from llm_pipeline.runtime.process_tree import command_line
 from launcher.triton_access import MANAGEMENT_APIS
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters

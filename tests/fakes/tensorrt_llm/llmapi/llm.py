@@ -205,7 +205,7 @@ class _Executor:
                 "under mpirun with several ranks, an LLM without _mpi_session spawns others on its GPUs"
             )
         elif not self.is_single_process:
-            self._orted, self.workers = spawn(args.world_size)
+            self._orted, self.workers = spawn(args.world_size, outlive=read_script().ranks_outlive)
 
     def submit(self, token_ids: list[int], prompt: str | None, params: Any, values: dict[str, Any]) -> RequestOutput:
         if self.stats is None:
@@ -250,6 +250,7 @@ class _Executor:
             with suppress(ProcessLookupError):  # dead before
                 os.kill(pid, signal.SIGTERM)
         if self._orted is not None:
+            self._orted.stdin.close()
             self._orted.wait(10)
 
 
