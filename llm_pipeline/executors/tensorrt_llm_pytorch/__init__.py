@@ -8,6 +8,7 @@ compatibility.py         checks model directory, machine and settings against ea
 adapters.py              checks the directories of LoRA adapters
 options.py               the options of the LLM, in our own terms
 sampling_arguments.py    a request's sampling params -> arguments of upstream's SamplingParams
+ranks.py                 finds dead processes of spawned ranks
 engine.py                an Engine over the LLM: one event loop in a thread of its own
 outputs.py               upstream's results -> responses of the engine
 error_classification.py  error texts of upstream -> kinds of failure

@@ -31,6 +31,7 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
 )
 from llm_pipeline.executors.tensorrt_llm_pytorch.error_classification import classify
 from llm_pipeline.executors.tensorrt_llm_pytorch.outputs import OutputReader
+from llm_pipeline.executors.tensorrt_llm_pytorch.ranks import RankWatch
 from llm_pipeline.protocol.messages import GenerationRequest
 
 _log = logging.getLogger(__name__)
@@ -81,10 +82,11 @@ class _Prepared(NamedTuple):
 
 
 class LlmEngine:
-    """An Engine that a loaded LLM serves. Starts its event loop at once."""
+    """An Engine that a loaded LLM serves. Starts its event loop at once. `ranks` are the processes that it spawned."""
 
-    def __init__(self, llm: Llm) -> None:
+    def __init__(self, llm: Llm, ranks: RankWatch | None = None) -> None:
         self._llm = llm
+        self._ranks = ranks
         self._ids = itertools.count(1)
         self._ready: SimpleQueue[list[EngineResponse]] = SimpleQueue()
         self._death: str | None = None  # set: the event loop has ended
@@ -149,11 +151,13 @@ class LlmEngine:
             raise EngineDownError(self._death or "the event loop of the LLM API has ended") from error
 
     def _check_alive(self) -> None:
-        """Raises RuntimeError if the loop or the LLM has ended, which idle ones would not show in any other way."""
+        """Raises RuntimeError if the loop, a rank or the LLM has ended: nothing that is awaited would show it."""
         if self._is_closing.is_set():
             return
         if self._death is not None:
             raise RuntimeError(self._death)
+        if self._ranks is not None and (pid := self._ranks.find_dead()) is not None:
+            raise RuntimeError(f"the process of a rank has died: {pid}")
         if not self._llm.is_shut_down():
             return
         self._shut_down_at = self._shut_down_at or time.monotonic()

@@ -15,7 +15,8 @@ from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
 from llm_pipeline.executors.tensorrt_llm.worker_rank import WorkerRankExecutor
 from llm_pipeline.executors.tensorrt_llm_pytorch.compatibility import check_machine, check_model, llm_options
 from llm_pipeline.executors.tensorrt_llm_pytorch.engine import LlmEngine
-from llm_pipeline.executors.tensorrt_llm_pytorch.options import LlmOptions
+from llm_pipeline.executors.tensorrt_llm_pytorch.options import Launch, LlmOptions
+from llm_pipeline.executors.tensorrt_llm_pytorch.ranks import RankWatch
 from llm_pipeline.protocol.capabilities import Capabilities
 from llm_pipeline.runtime.settings import PipelineSettings, capabilities_of
 
@@ -56,7 +57,7 @@ def load_executor(
         llm = bindings.UpstreamLlm(options)
     except Exception as error:
         raise EngineStartError(f"TensorRT-LLM could not load {manifest.model_name}: {error}") from error
-    engine = LlmEngine(llm)
+    engine = LlmEngine(llm, _watch(options, settings))
 
     def end(status: int) -> None:
         _end_ranks(engine)
@@ -70,6 +71,12 @@ def load_executor(
         timeouts=timeouts or default_timeouts(settings),
         exit_process=end,
     )
+
+
+def _watch(options: LlmOptions, settings: PipelineSettings) -> RankWatch | None:
+    """Ranks of mpirun and of trtllm-llmapi-launch belong to these programs, which end with them."""
+    is_ours = options.launch is Launch.SPAWNED and not settings.tllm_spawn_proxy_process
+    return RankWatch(options.tp * options.pp) if is_ours else None
 
 
 def _end_ranks(engine: LlmEngine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 from types import ModuleType
@@ -13,7 +15,7 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import FinishReason
 from tests.support.executor_rules import DEADLINE_S
 from tests.support.sample_requests import make_request
-from tests.support.trtllm_bench import CreateBench
+from tests.support.trtllm_bench import LONG, CreateBench, error_of
 
 
 class Communicator:
@@ -67,6 +69,28 @@ def test_other_ranks_compute_until_rank_0_ends(create_bench: CreateBench, monkey
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
     Communicator.released.set()
     bench.executor.close()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_death_of_a_spawned_rank_ends_all_requests_and_the_process(create_bench: CreateBench, rank: int) -> None:
+    """Upstream's proxy does not notice it."""
+    bench = create_bench(
+        engine={"tp": 2},
+        script={"sms": [90, 90], "rules": [{"prompt_ids": [5, 6, 7], "token_ids": [8], "kills_worker": rank}]},
+    )
+    other = bench.submit(make_request("other", prompt_ids=(1,), max_tokens=LONG))
+    error = error_of(bench, make_request())
+    assert error.code is ErrorCode.ENGINE_UNAVAILABLE
+    end = bench.recorder.wait_for_end(other)
+    assert end.error is not None
+    assert end.error.code is ErrorCode.ENGINE_UNAVAILABLE
+    assert bench.exited.wait(DEADLINE_S)
+
+
+def test_death_of_an_idle_rank_ends_the_process(create_bench: CreateBench) -> None:
+    bench = create_bench(trtllm_single_process=False)
+    os.kill(bench.fake.workers[0], signal.SIGKILL)
+    assert bench.exited.wait(DEADLINE_S)
 
 
 def test_fewer_gpus_than_ranks_on_this_machine_are_rejected(
