@@ -18,19 +18,9 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import FinishReason
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.executor_rules import StepRecorder
+from tests.support.pytorch_models import make_adapter
 from tests.support.sample_requests import make_manifest, make_request
 from tests.support.trtllm_bench import CreateBench
-
-CONFIG = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]}
-
-
-def make_adapter(folder: Path, **changes: Any) -> Path:
-    """Writes an adapter of PEFT without weights; None removes a key of its config."""
-    folder.mkdir(parents=True)
-    config = {name: value for name, value in {**CONFIG, **changes}.items() if value is not None}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    (folder / "adapter_model.safetensors").write_bytes(b"no weights")
-    return folder
 
 
 def settings_with(folder: Path, adapters: Mapping[str, Path], config: dict[str, Any] | None = None) -> PipelineSettings:
