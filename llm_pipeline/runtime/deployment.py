@@ -23,14 +23,13 @@ from llm_pipeline.protocol.fields import INT32_MAX, range_of
 from llm_pipeline.protocol.messages import CompletionParameters
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, STAGE_MODELS, stage_model
 from llm_pipeline.runtime.deployment_errors import DeploymentError, problems
-from llm_pipeline.runtime.settings import PipelineSettings
+from llm_pipeline.runtime.settings import ModelName, PipelineSettings
 
 # Settings with a key of their own in the file.
 _NOT_IN_SETTINGS = {"engine_dir", "executor", "default_max_tokens", "trtllm_lora_adapters"}
 _LAUNCHER_PREFIXES = ("ompi_", "tllm_")  # set by mpirun and trtllm-llmapi-launch
 
-# org/model:adapter is one name. Blanks, control characters and characters with a meaning in URLs are not allowed.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/@+-]*[A-Za-z0-9._:@+-])?$", max_length=200)]
+Name = ModelName
 TritonName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 TritonAddress = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
 TritonAddresses = Annotated[

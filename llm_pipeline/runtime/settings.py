@@ -12,14 +12,22 @@ from pydantic import BeforeValidator, Field
 
 from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.engine_files.trtllm_releases import pytorch_profile_of
-from llm_pipeline.protocol.capabilities import CAPABILITIES, PYTORCH_CAPABILITIES, Capabilities, without_guides
+from llm_pipeline.protocol.capabilities import (
+    CAPABILITIES,
+    PYTORCH_CAPABILITIES,
+    Capabilities,
+    PyTorchProfile,
+    without_guides,
+)
 from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.protocol.messages import GuideType
 from llm_pipeline.runtime.program_settings import ProgramSettings
 
 # The environment has JSON, which pydantic reads; config.pbtxt has the same text.
 _JsonText = BeforeValidator(lambda value: json.loads(value) if isinstance(value, str) else value)
-_AdapterName = Annotated[str, Field(min_length=1, max_length=200)]
+# Names of models and adapters. org/model:adapter is one name. Blanks, control characters and characters with a meaning
+# in URLs are not allowed.
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/@+-]*[A-Za-z0-9._:@+-])?$", max_length=200)]
 
 
 class PipelineSettings(ProgramSettings):
@@ -182,7 +190,7 @@ class PipelineSettings(ProgramSettings):
         description="tensorrt_llm_pytorch on one GPU: run the engine in decode's own process, not in one that upstream "
         "spawns",
     )
-    trtllm_lora_adapters: Annotated[dict[_AdapterName, Path], _JsonText] = Field(
+    trtllm_lora_adapters: Annotated[dict[ModelName, Path], _JsonText] = Field(
         {},
         description="tensorrt_llm_pytorch: LoRA adapters, as a JSON object of names and directories; a deployment file "
         "sets it for the `parent` of each model with `lora_dir`",
@@ -245,8 +253,15 @@ def _pytorch_capabilities(settings: PipelineSettings, manifest: EngineManifest) 
     }
     # Only the last of several stages has the guided decoder: a guide that fails there might leave the others waiting.
     has_stages = manifest.pytorch is not None and manifest.pytorch.pp > 1
+    sampling = set(capabilities.sampling)
+    if profile is PyTorchProfile.V1_2 and manifest.pytorch is not None:
+        # TRTLLMSampler copies logit_bias into a tensor of the vocabulary rounded up to a multiple of the GPUs. Another
+        # size fails the step of all requests (batch_manager/createNewDecoderRequests.cpp, `initializeEmbeddingBias`).
+        ranks = manifest.pytorch.tp * manifest.pytorch.pp
+        sampling -= {"logit_bias"} if manifest.limits.vocab_size % ranks else set()
     return replace(
         capabilities,
+        sampling=tuple(name for name in capabilities.sampling if name in sampling),
         guides=() if has_stages else guides[settings.trtllm_guided_decoding],
         lora=capabilities.lora and bool(settings.trtllm_lora_adapters),
     )

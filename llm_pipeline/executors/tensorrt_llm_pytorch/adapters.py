@@ -54,6 +54,8 @@ def read_adapters(settings: PipelineSettings) -> tuple[tuple[LoraAdapter, ...], 
 
 def _checked_modules(name: str, path: Path, max_rank: int, *, has_experts: bool) -> set[str]:
     adapter = f"The LoRA adapter {name} in {path}"
+    if not path.is_absolute():
+        raise ManifestError(f"{adapter} has a relative path. Set an absolute one in TRTLLM_LORA_ADAPTERS.")
     if pickles := sorted(file.name for file in path.glob("*") if file.suffix in _PICKLES):
         raise ManifestError(
             f"{adapter} has {pickles[0]}, a pickle, which can run code when it is read. Keep {_CONFIG} and "

@@ -94,9 +94,10 @@ def test_number_of_logprobs_is_limited_by_the_executor(count: int) -> None:
         assert caught.value.param == "logprobs"
 
 
-def pytorch_capabilities(version: str, **settings: Any) -> Capabilities:
+def pytorch_capabilities(version: str, *, tp: int = 1, pp: int = 1, **settings: Any) -> Capabilities:
     return capabilities_of(
-        PipelineSettings(engine_dir=Path(), executor="tensorrt_llm_pytorch", **settings), make_pytorch_manifest(version)
+        PipelineSettings(engine_dir=Path(), executor="tensorrt_llm_pytorch", **settings),
+        make_pytorch_manifest(version, tp=tp, pp=pp),
     )
 
 
@@ -126,6 +127,21 @@ def test_pytorch_runtime_has_structural_tags_with_xgrammar_alone() -> None:
     }
     assert guides["off"] == ()
     assert set(guides["xgrammar"]) - set(guides["llguidance"]) == {GuideType.STRUCTURAL_TAG}
+
+
+@pytest.mark.parametrize(("pp", "has_guides"), [(1, True), (2, False)])
+def test_model_directory_of_several_stages_has_no_guides(pp: int, has_guides: bool) -> None:
+    assert bool(pytorch_capabilities("1.3.0", pp=pp, trtllm_guided_decoding="xgrammar").guides) == has_guides
+
+
+@pytest.mark.parametrize(
+    ("version", "tp", "has_bias"), [("1.2.1", 1, True), ("1.2.1", 8, True), ("1.2.1", 3, False), ("1.3.0", 3, True)]
+)
+def test_logit_bias_of_older_releases_needs_a_vocabulary_that_the_gpus_divide(
+    version: str, tp: int, has_bias: bool
+) -> None:
+    """The vocabulary has 1,000 tokens."""
+    assert ("logit_bias" in pytorch_capabilities(version, tp=tp).sampling) == has_bias
 
 
 def test_pytorch_runtime_has_lora_if_there_are_adapters() -> None:

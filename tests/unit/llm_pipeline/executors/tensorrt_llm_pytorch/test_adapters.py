@@ -113,9 +113,15 @@ def test_other_executors_refuse_adapters_at_the_start(tmp_path: Path) -> None:
         create_executor(settings, make_manifest(), StepRecorder())
 
 
-def test_empty_name_of_an_adapter_is_invalid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["", "a b", "a?b", "a/", "a\\n", "a" * 201])
+def test_name_that_no_model_may_have_is_invalid(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="trtllm_lora_adapters"):
-        PipelineSettings(engine_dir=tmp_path, trtllm_lora_adapters='{"": "/adapters/a"}')
+        PipelineSettings(engine_dir=tmp_path, trtllm_lora_adapters={name: "/adapters/a"})
+
+
+def test_relative_path_of_an_adapter_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="relative path"):
+        read_adapters(settings_with(tmp_path / "model", {"mine": Path("adapters/mine")}))
 
 
 @pytest.mark.parametrize("version", ["1.2.1", "1.3.0"])
