@@ -29,7 +29,7 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
     EngineStats,
     FailureKind,
 )
-from llm_pipeline.executors.tensorrt_llm_pytorch.error_classification import classify
+from llm_pipeline.executors.tensorrt_llm_pytorch.error_classification import classify, loggable
 from llm_pipeline.executors.tensorrt_llm_pytorch.outputs import OutputReader
 from llm_pipeline.executors.tensorrt_llm_pytorch.ranks import RankWatch
 from llm_pipeline.protocol.messages import GenerationRequest
@@ -225,10 +225,12 @@ class LlmEngine:
         if isinstance(error, RequestRefusedError):
             kind = classify(message)
             return EngineResponse(
-                request_id, error=message, failure=FailureKind.REQUEST if kind is FailureKind.UNKNOWN else kind
+                request_id,
+                error=loggable(message),
+                failure=FailureKind.REQUEST if kind is FailureKind.UNKNOWN else kind,
             )
         if isinstance(error, self._llm.request_error):
-            return EngineResponse(request_id, error=message, failure=classify(message))
+            return EngineResponse(request_id, error=loggable(message), failure=classify(message))
         if self._llm.is_shut_down():
             return EngineResponse(request_id, error=f"{type(error).__name__}: {message}", failure=FailureKind.ENGINE)
         _log.error("a result of the LLM API could not be read", exc_info=error)

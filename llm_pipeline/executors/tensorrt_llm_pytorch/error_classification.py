@@ -11,8 +11,19 @@ from llm_pipeline.executors.tensorrt_llm import error_classification as of_engin
 from llm_pipeline.executors.tensorrt_llm.engine import FailureKind
 
 
+_OF_A_GUIDE = "Guided decoding error: "
+
+
 def classify(message: str) -> FailureKind:
-    """Returns the kind of failure; UNKNOWN unless the text is certain."""
-    if message.startswith("Guided decoding error: "):
+    """Returns the kind of failure; UNKNOWN unless the text is certain.
+
+    A guide may make its compiler say anything, so what follows must not decide the fate of the engine.
+    """
+    if message.startswith(_OF_A_GUIDE):
         return FailureKind.REQUEST
     return of_engines.classify(message)
+
+
+def loggable(message: str) -> str:
+    """Returns the message without what may be a part of a guide."""
+    return f"{_OF_A_GUIDE}its text is not logged" if message.startswith(_OF_A_GUIDE) else message
