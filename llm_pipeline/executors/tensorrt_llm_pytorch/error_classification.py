@@ -10,7 +10,6 @@ from __future__ import annotations
 from llm_pipeline.executors.tensorrt_llm import error_classification as of_engines
 from llm_pipeline.executors.tensorrt_llm.engine import FailureKind
 
-
 _OF_A_GUIDE = "Guided decoding error: "
 
 
