@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import argparse
-import re
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from launcher.gpu.served_engine import LaunchError, ServedEngine, read_engine
-from launcher.gpu.server_group import RANK_ARGUMENT, ServerGroup
+from launcher.gpu.server_group import RANK_ARGUMENT, SERVE_ARGUMENTS, ServerGroup
 from launcher.settings import REPOSITORY_ROOT, OpenApis
 from launcher.triton_access import closing_arguments, inference_arguments
 from llm_pipeline.protocol.tensors import DECODE_MODEL
@@ -36,7 +36,6 @@ Mode = Literal["single", "leader", "orchestrator", "multi-node"]
 # --oversubscribe: mpirun refuses more ranks than cores; ours use a GPU each, which it does not count.
 # --tag-output: every log line begins with its rank.
 _MPIRUN_OPTIONS = ("--bind-to", "none", "--oversubscribe", "--tag-output")
-_SHELL_CHARACTERS = re.compile(r"[\s*?\[]")
 
 
 class LaunchSettings(ProgramSettings):
@@ -125,9 +124,6 @@ def _check_multi_node(settings: LaunchSettings, engine: ServedEngine) -> None:
             f"{settings.engine_dir} is a compiled engine; LAUNCH_MODE=multi-node is for model directories, which "
             "build_engine makes with --runtime pytorch."
         )
-    # trtllm-llmapi-launch expands the command line without quotes.
-    if bad := [part for part in _serving_rank(settings) if _SHELL_CHARACTERS.search(part)]:
-        raise LaunchError(f"LAUNCH_MODE=multi-node can't pass {bad[0]!r}: it must not contain spaces, *, ? or [.")
 
 
 def command(settings: LaunchSettings, mode: Mode, world_size: int) -> list[str]:
@@ -138,7 +134,8 @@ def command(settings: LaunchSettings, mode: Mode, world_size: int) -> list[str]:
         hosts = [] if settings.mpirun_hostfile is None else ["--hostfile", str(settings.mpirun_hostfile)]
         return [
             *(settings.mpirun, *_MPIRUN_OPTIONS, *hosts, "-n", str(world_size)),
-            *(settings.trtllm_llmapi_launch, *_serving_rank(settings)),
+            # It splits its arguments at spaces, and the server's contain a line break: triton_access.py.
+            *(settings.trtllm_llmapi_launch, sys.executable, *SERVE_ARGUMENTS),
         ]
     if mode == "orchestrator":
         return [
@@ -209,13 +206,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status: 2 for invalid settings, 1 if Triton cannot be started."""
     parser = argparse.ArgumentParser(prog="python -m launcher.gpu", description="Run Triton with one engine.")
     parser.add_argument("--dry-run", action="store_true", help="print the command without running it")
-    is_dry_run: bool = parser.parse_args(arguments).dry_run
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="become the server that clients connect to, as multi-node does beside rank 0",
+    )
+    options = parser.parse_args(arguments)
     try:
         settings = LaunchSettings()
         engine = read_engine(settings.engine_dir)
         mode = choose_mode(settings, engine)
         line = command(settings, mode, engine.world_size)
-        if is_dry_run:
+        if options.serve:
+            _become(_serving_rank(settings))
+        if options.dry_run:
             sys.stdout.write(format_command(line))
             return 0
         return _run(line, mode)
@@ -228,9 +232,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _become(line: list[str]) -> None:
+    try:
+        os.execv(line[0], line)
+    except OSError as error:
+        raise LaunchError(f"{line[0]} (TRITONSERVER) cannot be run: {error.strerror}.") from error
+
+
 def _run(line: Sequence[str], mode: Mode) -> int:
     try:
-        return ServerGroup(line, is_mpirun=mode != "single").run()
+        return ServerGroup(line, is_mpirun=mode != "single", is_multi_node=mode == "multi-node").run()
     except OSError as error:
         setting = "TRITONSERVER" if mode == "single" else "MPIRUN"
         raise LaunchError(f"{line[0]} ({setting}) cannot be run: {error.strerror}.") from error

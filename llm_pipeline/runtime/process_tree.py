@@ -5,6 +5,7 @@ A process is known by its id and its start, so that a later process with the sam
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 _PROC = Path("/proc")
 _POLL_PERIOD_S = 0.05
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 class ProcessId(NamedTuple):
@@ -22,6 +24,14 @@ class ProcessId(NamedTuple):
 
     pid: int
     started: int  # clock ticks since boot
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of every process below it whose own parent dies, whatever its session is.
+
+    It must `reap` them, as process 1 would.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def child_pids(parent_pid: int) -> Iterator[int]:
