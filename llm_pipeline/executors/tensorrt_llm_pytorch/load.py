@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.executors.port import EngineStartError, Executor, OutputSink
+from llm_pipeline.executors.tensorrt_llm.error_classification import first_line
 from llm_pipeline.executors.tensorrt_llm.executor import TensorRtLlmExecutor, Timeouts, exit_immediately
 from llm_pipeline.executors.tensorrt_llm.load import default_timeouts
 from llm_pipeline.executors.tensorrt_llm.request_limits import RequestLimits
@@ -56,7 +57,8 @@ def load_executor(
     try:
         llm = bindings.UpstreamLlm(options)
     except Exception as error:
-        raise EngineStartError(f"TensorRT-LLM could not load {manifest.model_name}: {error}") from error
+        reason = first_line(str(error)) or type(error).__name__
+        raise EngineStartError(f"TensorRT-LLM could not load {manifest.model_name}: {reason}") from error
     engine = LlmEngine(llm, _watch(options, settings))
 
     def end(status: int) -> None:
