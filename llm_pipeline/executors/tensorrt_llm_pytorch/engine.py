@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 _STATS_PAUSE_S = 0.2  # upstream forwards them no faster (GenerationExecutorProxy._iteration_result_task)
 _REASON_GRACE_S = 5.0  # for the error that shut the LLM down to reach a request, so that the log has it
 _LOOP_END_TIMEOUT_S = 5.0
+RANKS_END_TIMEOUT_S = 8.0  # below Timeouts.shutdown_s, after which this process ends
 
 
 class RequestRefusedError(Exception):
@@ -139,10 +140,19 @@ class LlmEngine:
 
     def shutdown(self) -> None:
         self._is_closing.set()
+        killer = threading.Timer(RANKS_END_TIMEOUT_S, self.kill_ranks)  # upstream waits for a dead one without end
+        killer.daemon = True
+        killer.start()
         try:
             self._llm.shutdown()
         finally:
+            killer.cancel()
             self._end_loop()
+
+    def kill_ranks(self) -> None:
+        """Kills the processes of spawned ranks, which may outlive this one and keep their GPU memory."""
+        if self._ranks is not None:
+            self._ranks.kill()
 
     def _call(self, function: Any, *arguments: object) -> None:
         try:

@@ -82,7 +82,7 @@ def _watch(options: LlmOptions, settings: PipelineSettings) -> RankWatch | None:
 
 
 def _end_ranks(engine: LlmEngine) -> None:
-    """Shuts a dead LLM down as far as that works: spawned ranks would outlive this process, with their GPU memory."""
+    """Shuts a dead LLM down as far as that works, and kills the ranks that are left, which have GPU memory."""
 
     def shut_down() -> None:
         with suppress(Exception):
@@ -91,6 +91,7 @@ def _end_ranks(engine: LlmEngine) -> None:
     thread = threading.Thread(target=shut_down, name="tensorrt-llm-end", daemon=True)
     thread.start()
     thread.join(_END_TIMEOUT_S)
+    engine.kill_ranks()
 
 
 def _request_limits(options: LlmOptions, capabilities: Capabilities) -> RequestLimits:

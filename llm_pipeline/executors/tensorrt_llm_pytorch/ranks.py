@@ -1,7 +1,8 @@
 """The processes of the ranks that upstream spawns. Upstream does not notice when one dies, and waits for it.
 
 They are started by mpi4py through an orted, so they are not children of this process (MpiPoolSession in
-tensorrt_llm/llmapi/mpi_session.py at cc4777e9). launcher/gpu/server_group.py ends those that outlive it.
+tensorrt_llm/llmapi/mpi_session.py at cc4777e9). They end with this process as a rule, but not if they are stuck, so it
+ends them before itself; launcher/gpu/server_group.py ends those of a process that was killed.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import logging
 import os
 import time
 
-from llm_pipeline.runtime.process_tree import command_line, descendants, is_alive
+from llm_pipeline.runtime.process_tree import command_line, descendants, is_alive, kill_and_wait
 
 _log = logging.getLogger(__name__)
 _RANK_MODULE = "mpi4py.futures.server"
 _PERIOD_S = 1.0
+_KILL_TIMEOUT_S = 5.0  # the driver frees a killed rank's GPU memory first
 
 
 class RankWatch:
@@ -33,3 +35,11 @@ class RankWatch:
             return None
         self._checked_at = now
         return next((rank.pid for rank in self._ranks if not is_alive(rank)), None)
+
+    def kill(self) -> None:
+        """Kills the ranks that are left."""
+        if left := kill_and_wait(self._ranks, _KILL_TIMEOUT_S):
+            pids = ", ".join(str(rank.pid) for rank in left)
+            _log.error(
+                "ranks are still there %.0f s after they were killed, with GPU memory: %s", _KILL_TIMEOUT_S, pids
+            )

@@ -68,7 +68,7 @@ class LLM:
             **kwargs,
         )
         self._executor: Any = None
-        if self.args.world_size > len(script.sms):
+        if self.args.world_size > len(script.sms) and not mpi_session.has_remote_session():
             raise RuntimeError(f"Only {len(script.sms)} GPUs are available, but {self.args.world_size} are required.")
         time.sleep(script.load_s)
         self.tokenizer = None if skip_tokenizer_init else load_tokenizer(Path(tokenizer or model))
@@ -197,6 +197,8 @@ class _Executor:
         self._ids = itertools.count(2)  # upstream's first client id
 
     def _start_workers(self, args: Any) -> None:
+        if mpi_session.has_remote_session():
+            return  # the ranks are those of trtllm-llmapi-launch, on any machine
         if args.mpi_session is not None:
             if args.mpi_session.n_workers != args.world_size:
                 raise ValueError(f"{args.mpi_session.n_workers} ranks for a model of {args.world_size}")
