@@ -12,7 +12,7 @@ import pytest
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from tests.fakes.installed import FAKES, write_script
 from tests.fakes.model_directory import make_model_directory
-from tests.support.pytorch_models import make_adapter
+from tests.support.pytorch_manifests import make_adapter
 from tests.support.stack import MODEL, RunningStack, running_stack
 
 pytestmark = pytest.mark.triton

@@ -21,7 +21,7 @@ from llm_pipeline.protocol.fields import SAMPLING_EXTENSIONS
 from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, SamplingParams
 from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.settings import PipelineSettings, capabilities_of
-from tests.support.pytorch_models import make_pytorch_manifest
+from tests.support.pytorch_manifests import make_pytorch_manifest
 from tests.support.sample_requests import make_manifest, make_request
 
 COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"}

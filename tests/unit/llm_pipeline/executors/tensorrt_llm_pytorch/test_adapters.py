@@ -18,7 +18,7 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import FinishReason
 from llm_pipeline.runtime.settings import PipelineSettings
 from tests.support.executor_rules import StepRecorder
-from tests.support.pytorch_models import make_adapter
+from tests.support.pytorch_manifests import make_adapter
 from tests.support.sample_requests import make_manifest, make_request
 from tests.support.trtllm_bench import CreateBench
 
