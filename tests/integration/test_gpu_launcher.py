@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,6 +23,11 @@ from launcher.local import triton_wheel
 from launcher.ports import free_ports
 from launcher.settings import StackSettings
 from launcher.stub_monitor import POLL_PERIOD_S
+from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
+from llm_pipeline.protocol.executor_names import ExecutorName
+from tests.fakes.installed import FAKES, write_script
+from tests.fakes.model_directory import make_model_directory
+from tests.fakes.tritonserver import write_llmapi_launch
 from tests.support.trtllm_engine import make_engine
 from tests.support.waiting import wait_until
 
@@ -35,36 +41,49 @@ pytestmark = [
 
 @contextmanager
 def real_servers(
-    tmp_path: Path, engine_dir: Path, mode: Mode, ranks: int
+    tmp_path: Path,
+    engine_dir: Path,
+    mode: Mode,
+    ranks: int,
+    *,
+    executor: ExecutorName = "scripted",
+    llmapi_launch: Path | None = None,
+    **environment: str,
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Yields the launcher's process and the HTTP port of rank 0."""
+    """Yields the launcher's process and the HTTP port of rank 0. Triton's stubs run in tests/fakes."""
     http, grpc, metrics = free_ports(3)
-    stack = StackSettings(executor="scripted")
-    line = command(
-        LaunchSettings(
-            engine_dir=make_engine(tmp_path / "engine"),
-            tritonserver=Path(triton_wheel.tritonserver_command(stack, tmp_path)[0]),
-            triton_backends=triton_wheel.prepare_backends(tmp_path / "run"),
-            triton_http_port=http,
-            triton_grpc_port=grpc,
-            triton_metrics_port=metrics,
-        ),
-        mode,
-        ranks,
-    )
+    stack = StackSettings(executor=executor)
+    server = {
+        "TRITONSERVER": triton_wheel.tritonserver_command(stack, tmp_path)[0],
+        "TRITON_BACKENDS": str(triton_wheel.prepare_backends(tmp_path / "run")),
+        "TRITON_HTTP_PORT": str(http),
+        "TRITON_GRPC_PORT": str(grpc),
+        "TRITON_METRICS_PORT": str(metrics),
+        "LAUNCH_MODE": mode,
+        **({} if llmapi_launch is None else {"TRTLLM_LLMAPI_LAUNCH": str(llmapi_launch)}),
+    }
+    if executor == "scripted":  # decode reads the CPU engine's files, the launcher those of an engine for GPUs
+        launched = make_engine(tmp_path / "engine")
+        settings = LaunchSettings(engine_dir=launched, **{name.lower(): value for name, value in server.items()})  # type: ignore[arg-type]
+        line = command(settings, mode, ranks)
+        run = (
+            "import sys; from launcher.gpu.server_group import ServerGroup; "
+            f"sys.exit(ServerGroup({line!r}, is_mpirun={mode != 'single'}).run())"
+        )
+        program = ["-c", run]
+    else:
+        program = ["-m", "launcher.gpu"]
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    run = (
-        "import sys; from launcher.gpu.server_group import ServerGroup; "
-        f"sys.exit(ServerGroup({line!r}, is_mpirun={mode != 'single'}).run())"
-    )
+    root["OMPI_MCA_oob_tcp_dynamic_ipv4_ports"] = "15000-15099"  # mpirun's own, which else may be one of the three
     log = tmp_path / "log"
     with (
         log.open("w") as output,
         subprocess.Popen(
-            [sys.executable, "-c", run],
-            env={**triton_wheel.environment(stack, engine_dir), **root},
+            [sys.executable, *program],
+            env={**triton_wheel.environment(stack, engine_dir), **server, **root, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
+            cwd=FAKES,
         ) as process,
     ):
         try:
@@ -96,6 +115,82 @@ def test_server_whose_decode_has_died_ends_and_leaves_no_process(tmp_path: Path,
         _gone, alive = psutil.wait_procs(below, timeout=10)
         assert not alive
     assert "'decode' has died (rank0)" in (tmp_path / "log").read_text()
+
+
+# --- Model directories, whose runtime has processes of its own --------------------------------------------------------
+
+
+@contextmanager
+def pytorch_servers(
+    tmp_path: Path, engine_dir: Path, mode: Mode = "single", **options: Any
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Runs a model directory of two ranks on the stand-in, whose ranks stay when their leader dies."""
+    sizes: dict[str, Any] = {"vocab_size": 49152, "max_seq_len": 8192, "max_batch_size": 64}
+    make_model_directory(tmp_path / "model", tokenizer=engine_dir / TOKENIZER_NAME, tp=2, **sizes)
+    script = write_script(tmp_path / "script.json", sms=[90, 90], steps_per_s=200, ranks_outlive=True)
+    environment = {"ENGINE_DIR": str(tmp_path / "model"), "FAKE_TENSORRT_LLM": str(script), **options}
+    with real_servers(tmp_path, engine_dir, mode, 2, executor="tensorrt_llm_pytorch", **environment) as both:
+        yield both
+
+
+def generated_tokens(http: int) -> int:
+    body = json.dumps({"text_input": "hello", "max_tokens": 5}).encode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{http}/v2/models/ensemble/generate", body, 20) as response:
+        return int(json.load(response)["num_output_tokens"])
+
+
+MARKS = {"rank": "mpi4py.futures.server", "stub": "/decode/1/model.py"}
+
+
+def victim_of(kind: str, below: list[psutil.Process]) -> psutil.Process:
+    def is_wanted(child: psutil.Process) -> bool:
+        if kind == "orted":
+            return child.name() == "orted"
+        return any(MARKS[kind] in part for part in child.cmdline())
+
+    return next(filter(is_wanted, below))
+
+
+@pytest.mark.parametrize("kind", ["rank", "stub"])
+def test_death_of_a_rank_or_of_its_leader_ends_the_server_and_leaves_no_process(
+    tmp_path: Path, engine_dir: Path, kind: str
+) -> None:
+    with pytorch_servers(tmp_path, engine_dir) as (process, http):
+        assert generated_tokens(http) == 5
+        time.sleep(2 * POLL_PERIOD_S)
+        below = psutil.Process(process.pid).children(recursive=True)
+        victim = victim_of(kind, below)
+        if kind == "stub":
+            victim_of("orted", below).kill()  # nothing connects the ranks with their leader any more
+        victim.kill()
+        killed_at = time.monotonic()
+        assert process.wait(60) == DEAD_STUB_STATUS, (tmp_path / "log").read_text()
+        print(f"ended {time.monotonic() - killed_at:.1f} s after the death of the {kind}")
+        alive = [child for child in below if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert not alive, (tmp_path / "log").read_text()
+
+
+def test_drained_server_leaves_no_rank(tmp_path: Path, engine_dir: Path) -> None:
+    with pytorch_servers(tmp_path, engine_dir) as (process, http):
+        assert generated_tokens(http) == 5
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.wait(60) == 0, (tmp_path / "log").read_text()
+        assert not [child for child in below if child.is_running()]
+
+
+def test_server_beside_the_ranks_of_several_machines_serves_and_ends_with_them(
+    tmp_path: Path, engine_dir: Path
+) -> None:
+    options = {"llmapi_launch": write_llmapi_launch(tmp_path), "RECORDS": str(tmp_path)}
+    with pytorch_servers(tmp_path, engine_dir, "multi-node", **options) as (process, http):
+        assert generated_tokens(http) == 5, (tmp_path / "log").read_text()
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert not [child for child in below if "mpi4py.futures.server" in child.cmdline()]
+        process.terminate()
+        assert process.wait(60) == 0, (tmp_path / "log").read_text()
+        _gone, alive = psutil.wait_procs(below, timeout=5)
+        assert not alive
 
 
 def is_ready(port: int) -> bool:

@@ -1,6 +1,7 @@
-"""The TensorRT-LLM executor behind the real Triton and the front end, on the stand-in for tensorrt_llm.
+"""The two TensorRT-LLM executors behind the real Triton and the front end, on the stand-ins for tensorrt_llm.
 
-It is held to the rules of tests/support/completion_rules.py, as the other executors are.
+They are held to the rules of tests/support/completion_rules.py, as the other executors are: engines through the
+bindings, and model directories through the LLM API of two releases.
 
 Triton's Python stubs import modules from their working directory and ignore PYTHONPATH, so the stacks of this module
 are started in tests/fakes.
@@ -10,13 +11,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import re
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from launcher.local.errors import StartError
@@ -24,6 +28,7 @@ from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from llm_pipeline.text.tokenizer import Tokenizer
 from tests.fakes.gpu_engine import make_gpu_engine
 from tests.fakes.installed import FAKES, write_script
+from tests.fakes.model_directory import make_model_directory
 from tests.support.completion_rules import CancelRules, ManyCancelRules, PaceRules, RequestRules, TextRules
 from tests.support.stack import MODEL, RunningStack, running_stack
 from tests.support.waiting import wait_until
@@ -44,26 +49,62 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
-def make_engine(folder: Path, engine_dir: Path, **changes: Any) -> Path:
-    """An engine directory for GPUs with the default engine's tokenizer."""
-    fields = {"model_name": MODEL, "vocab_size": VOCAB_SIZE, "max_seq_len": CONTEXT, "max_batch_size": 256, **changes}
-    make_gpu_engine(folder / "engine", tokenizer=engine_dir / TOKENIZER_NAME, **fields)
-    return folder / "engine"
+@dataclass(frozen=True)
+class Runtime:
+    """An executor, and the release of TensorRT-LLM that it runs on."""
+
+    executor: str
+    version: str = "1.2.1"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    refusal: tuple[int, str] = (500, "internal_error")  # of a request that upstream refuses for an unknown reason
+
+    def make_engine(self, folder: Path, engine_dir: Path, **changes: Any) -> Path:
+        """An engine or model directory for GPUs with the default engine's tokenizer."""
+        sizes = {"vocab_size": VOCAB_SIZE, "max_seq_len": CONTEXT, "max_batch_size": 256}
+        make = make_model_directory if self.executor == "tensorrt_llm_pytorch" else make_gpu_engine
+        fields = {"model_name": MODEL, "version": self.version, **sizes, **changes}
+        make(folder / "engine", tokenizer=engine_dir / TOKENIZER_NAME, **fields)
+        return folder / "engine"
+
+    @contextmanager
+    def serve(self, folder: Path, engine_dir: Path, *, changes: Any = None, **script: Any) -> Iterator[RunningStack]:
+        """Runs a stack. `changes` are arguments of make_engine, `script` fields of the stand-in's script."""
+        path = write_script(folder / "script.json", **{"version": self.version, **script})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(FAKES)
+            settings = {
+                "EXECUTOR": self.executor,
+                "FAKE_TENSORRT_LLM": str(path),
+                "TRTLLM_GUIDED_DECODING": "xgrammar",
+                **self.settings,
+            }
+            with running_stack(
+                folder / "run", self.make_engine(folder, engine_dir, **changes or {}), **settings
+            ) as stack:
+                yield stack
+
+
+ENGINE = Runtime("tensorrt_llm")
+RUNTIMES = {
+    "engine": ENGINE,
+    # In one process, upstream's refusal of a request differs from a failure of it.
+    "pytorch 1.2": Runtime("tensorrt_llm_pytorch", refusal=(400, "value_out_of_range")),
+    "pytorch 1.3": Runtime("tensorrt_llm_pytorch", "1.3.0", {"TRTLLM_SINGLE_PROCESS": "false"}),
+}
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    return RUNTIMES[request.param]
 
 
 @pytest.fixture(scope="module")
-def trtllm_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def trtllm_stack(
+    runtime: Runtime, engine_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStack]:
     folder = tmp_path_factory.mktemp("tensorrt_llm")
-    script = write_script(folder / "script.json", steps_per_s=200, has_empty_final=True, rules=RULES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(FAKES)
-        settings = {
-            "EXECUTOR": "tensorrt_llm",
-            "FAKE_TENSORRT_LLM": str(script),
-            "TRTLLM_GUIDED_DECODING": "xgrammar",
-        }
-        with running_stack(folder / "run", make_engine(folder, engine_dir), **settings) as stack:
-            yield stack
+    with runtime.serve(folder, engine_dir, steps_per_s=200, has_empty_final=True, rules=RULES) as stack:
+        yield stack
 
 
 class TestCompletionsOfTensorRtLlm(TextRules, RequestRules, CancelRules, ManyCancelRules, PaceRules):
@@ -107,9 +148,8 @@ def test_a_stop_string_frees_the_slot(trtllm_stack: RunningStack) -> None:
         (UNREADABLE, 500, "internal_error"),
         (TIMED_OUT, 504, "deadline_exceeded"),
         (FULL, 429, "queue_full"),
-        (BAD, 500, "internal_error"),
     ],
-    ids=["error response", "unreadable response", "timed out", "queue full", "enqueue fails"],
+    ids=["error response", "unreadable response", "timed out", "queue full"],
 )
 def test_engine_errors_have_their_own_status_codes(
     trtllm_stack: RunningStack, prompt_ids: list[int], status: int, code: str
@@ -122,6 +162,13 @@ def test_engine_errors_have_their_own_status_codes(
     assert "secret" not in answer.text
     if status == 429:
         assert int(answer.headers["retry-after"]) >= 1
+    assert complete(trtllm_stack, [5, 6]).status_code == 200
+
+
+def test_a_refused_request_has_its_own_status_code(trtllm_stack: RunningStack, runtime: Runtime) -> None:
+    answer = complete(trtllm_stack, BAD)
+    assert (answer.status_code, answer.json()["error"]["code"]) == runtime.refusal
+    assert "secret" not in answer.text
     assert complete(trtllm_stack, [5, 6]).status_code == 200
 
 
@@ -200,9 +247,39 @@ def test_a_dead_engine_fails_its_requests_and_readiness_until_it_restarts(trtllm
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
         wait_until(lambda: not is_ready(), limit_s=10, what="readiness is off")
         log = trtllm_stack.triton.log_path.read_text(errors="replace")
-        assert "the engine is dead: RuntimeError: CUDA error: an illegal memory access" in log
+        assert re.search("the engine is dead: (RuntimeError: )?CUDA error: an illegal memory access", log)
         wait_until(is_ready, limit_s=60, what="the stack is ready again")
     assert complete(trtllm_stack, [5, 6]).status_code == 200
+
+
+def ranks_below(pid: int) -> list[psutil.Process]:
+    """The ranks that the stand-in has spawned, and their orted."""
+    below = psutil.Process(pid).children(recursive=True)
+    return [child for child in below if "mpi4py.futures.server" in child.cmdline() or child.name() == "orted"]
+
+
+def test_a_dead_rank_fails_all_requests_and_the_next_engine_has_ranks_of_its_own(
+    engine_dir: Path, tmp_path: Path
+) -> None:
+    runtime = RUNTIMES["pytorch 1.2"]
+    with runtime.serve(tmp_path, engine_dir, changes={"tp": 2}, sms=[90, 90], steps_per_s=200) as stack:
+        first = ranks_below(os.getpid())
+        assert len(first) == 3
+        with concurrent.futures.ThreadPoolExecutor(3) as pool, stack.client() as client:
+            answers = [pool.submit(stack.complete, prompt=f"Long {n}", max_tokens=4000) for n in range(3)]
+            wait_until(lambda: stack.decode_metric("decode_active_requests") >= 3, limit_s=10, what="all three run")
+            next(rank for rank in first if rank.name() != "orted").kill()
+            assert [answer.result(10).status_code for answer in answers] == [503] * 3
+            wait_until(lambda: client.get("/health/ready").status_code != 200, limit_s=10, what="readiness is off")
+            wait_until(lambda: client.get("/health/ready").status_code == 200, limit_s=60, what="it is ready again")
+        assert "the process of a rank has died" in stack.triton.log_path.read_text(errors="replace")
+        assert complete(stack, [5, 6]).status_code == 200
+        _gone, alive = psutil.wait_procs(first, timeout=5)
+        assert not alive
+        second = ranks_below(os.getpid())
+        assert len(second) == 3
+    _gone, alive = psutil.wait_procs(second, timeout=5)
+    assert not alive
 
 
 @pytest.mark.parametrize(
@@ -216,15 +293,11 @@ def test_a_dead_engine_fails_its_requests_and_readiness_until_it_restarts(trtllm
 def test_an_incompatible_engine_stops_the_start_with_one_sentence(
     engine_dir: Path, tmp_path: Path, changes: dict[str, Any], script: dict[str, Any], message: str
 ) -> None:
-    path = write_script(tmp_path / "script.json", **script)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(FAKES)
-        settings = {"EXECUTOR": "tensorrt_llm", "FAKE_TENSORRT_LLM": str(path)}
-        with (
-            pytest.raises(StartError, match="exited during startup"),
-            running_stack(tmp_path / "run", make_engine(tmp_path, engine_dir, **changes), **settings),
-        ):
-            pass
+    with (
+        pytest.raises(StartError, match="exited during startup"),
+        ENGINE.serve(tmp_path, engine_dir, changes=changes, **script),
+    ):
+        pass
     logs = "".join(log.read_text(errors="replace") for log in (tmp_path / "run").rglob("triton.log"))
     assert message in logs
 

@@ -55,12 +55,12 @@ def load_executor(
         max_batch_size=options.max_batch_size or config.build_config.max_batch_size,
         timeouts=timeouts,
         exit_process=exit_process,
-        watchdog=watchdog or _watchdog(timeouts),
+        watchdog=watchdog or default_watchdog(timeouts),
     )
 
 
-def _watchdog(timeouts: Timeouts) -> Watchdog:
-    """Later than the check for a hang, which reports the reason and ends the requests first if it can run."""
+def default_watchdog(timeouts: Timeouts) -> Watchdog:
+    """Returns a watchdog that acts later than the check for a hang, which gives the reason and ends the requests."""
     return ProcessWatchdog(timeouts.hang_s + _WATCHDOG_MARGIN_S) if timeouts.hang_s else NoWatchdog()
 
 

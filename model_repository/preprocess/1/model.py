@@ -44,6 +44,7 @@ class TritonPythonModel:
             capabilities_of(settings, manifest),
             default_max_tokens=settings.default_max_tokens,
             share_prefix_cache=settings.share_prefix_cache,
+            adapters=settings.trtllm_lora_adapters,
         )
         freeze_startup_objects()
 

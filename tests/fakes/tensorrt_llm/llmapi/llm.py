@@ -24,6 +24,8 @@ from tensorrt_llm.sampling_params import SamplingParams
 from tensorrt_llm.script import read_script
 from tensorrt_llm.spawned import spawn
 
+_LIFE_S = 60.0
+
 
 class RequestOutput(GenerationResult):  # type: ignore[misc, unused-ignore]
     """What `generate_async` returns. Only the LLM makes it."""
@@ -68,7 +70,7 @@ class LLM:
             **kwargs,
         )
         self._executor: Any = None
-        if self.args.world_size > len(script.sms):
+        if self.args.world_size > len(script.sms) and not mpi_session.has_remote_session():
             raise RuntimeError(f"Only {len(script.sms)} GPUs are available, but {self.args.world_size} are required.")
         time.sleep(script.load_s)
         self.tokenizer = None if skip_tokenizer_init else load_tokenizer(Path(tokenizer or model))
@@ -80,7 +82,7 @@ class LLM:
         bound = _GENERATE.bind(*args, **kwargs)
         bound.apply_defaults()
         values = bound.arguments
-        if self._executor is None or self._executor.is_shutdown:
+        if self._executor is None or self._executor.is_shutdown():
             raise RuntimeError("LLM is shutting down")
         params = self._prepare_sampling_params(values["sampling_params"])
         salt = values["cache_salt"]
@@ -192,11 +194,13 @@ class _Executor:
         self._start_workers(args)
         self.engine = PyTorchEngine(args, self.workers)
         self.stats: IterationResult | None = None
-        self.is_shutdown = False
+        self.doing_shutdown = False
         self._tokenizer = tokenizer
         self._ids = itertools.count(2)  # upstream's first client id
 
     def _start_workers(self, args: Any) -> None:
+        if mpi_session.has_remote_session():
+            return  # the ranks are those of trtllm-llmapi-launch, on any machine
         if args.mpi_session is not None:
             if args.mpi_session.n_workers != args.world_size:
                 raise ValueError(f"{args.mpi_session.n_workers} ranks for a model of {args.world_size}")
@@ -205,7 +209,7 @@ class _Executor:
                 "under mpirun with several ranks, an LLM without _mpi_session spawns others on its GPUs"
             )
         elif not self.is_single_process:
-            self._orted, self.workers = spawn(args.world_size)
+            self._orted, self.workers = spawn(args.world_size, outlive=read_script().ranks_outlive)
 
     def submit(self, token_ids: list[int], prompt: str | None, params: Any, values: dict[str, Any]) -> RequestOutput:
         if self.stats is None:
@@ -238,16 +242,20 @@ class _Executor:
             self.shutdown()
             raise found
 
+    def is_shutdown(self) -> bool:
+        return self.doing_shutdown
+
     def shutdown(self) -> None:
-        if self.is_shutdown:
+        if self.doing_shutdown:
             return
-        self.is_shutdown = True
+        self.doing_shutdown = True
         self.engine.shutdown()
         for pid in self.workers:
             with suppress(ProcessLookupError):  # dead before
                 os.kill(pid, signal.SIGTERM)
         if self._orted is not None:
-            self._orted.wait(10)
+            self._orted.stdin.close()
+            self._orted.wait(_LIFE_S)  # upstream waits for its ranks without a limit
 
 
 def _signature() -> inspect.Signature:

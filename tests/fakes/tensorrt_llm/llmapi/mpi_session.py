@@ -14,6 +14,11 @@ def rank() -> int:
     return int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
 
 
+def has_remote_session() -> bool:
+    """Whether trtllm-llmapi-launch has started this process (get_spawn_proxy_process_env in executor/utils.py)."""
+    return os.environ.get("TLLM_SPAWN_PROXY_PROCESS") == "1"
+
+
 class MpiCommSession:
     """The ranks that mpirun has started. `comm` is mpi4py's communicator; upstream takes COMM_WORLD without one."""
 
