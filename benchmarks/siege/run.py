@@ -110,10 +110,10 @@ def run_siege(
     *,
     seed: int,
     memory_limit_mib: float,
-    executor: ExecutorName,
     console: Console,
     on_progress: Report,
     on_result: Callable[[Siege, PhaseResult], None],
+    executor: ExecutorName = "cpu",
 ) -> Siege:
     """Runs all phases. Raises PreflightError or StartError if the stack does not start."""
     siege = Siege(

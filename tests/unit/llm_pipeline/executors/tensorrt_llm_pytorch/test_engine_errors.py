@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from llm_pipeline.executors.tensorrt_llm.executor import MAX_FAILED_ROUNDS
+from llm_pipeline.executors.tensorrt_llm.engine_health import MAX_FAILED_ROUNDS
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import FinishReason, Guide, GuideType
 from tests.support.executor_rules import DEADLINE_S
