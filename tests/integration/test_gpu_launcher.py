@@ -74,7 +74,7 @@ def real_servers(
     else:
         program = ["-m", "launcher.gpu"]
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    root["OMPI_MCA_oob_tcp_dynamic_ipv4_ports"] = "15000-20000"  # mpirun's own, which else may be one of the three
+    root["OMPI_MCA_oob_tcp_dynamic_ipv4_ports"] = "15000-15099"  # mpirun's own, which else may be one of the three
     log = tmp_path / "log"
     with (
         log.open("w") as output,

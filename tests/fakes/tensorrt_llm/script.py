@@ -52,7 +52,7 @@ class Script:
     stats: str = "normal"
     shutdown_s: float = 0.0  # duration of shutdown; on other ranks than the leader's, until tests release it
     load_s: float = 0.0  # duration of LLM's constructor
-    ranks_outlive: bool = False  # spawned ranks stay when their leader dies
+    ranks_outlive: bool = False  # spawned ranks are stuck: they end by SIGKILL alone
     rules: list[Rule] = field(default_factory=list)
 
     def rule_for(self, prompt_ids: list[int]) -> Rule | None:

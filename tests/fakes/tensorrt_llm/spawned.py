@@ -3,7 +3,8 @@
 Run as a program only. Their habits were measured with Open MPI 4.1.4 and mpi4py 4.1.2, idle ranks: orted has a session
 of its own (`--set-sid`) and each rank a process group; when a rank is killed, orted ends the others within 2 s, and the
 leader goes on and waits without end; when the leader or orted is killed, the ranks end within 2 s. Ranks that are busy
-in a driver are not so quick: with `outlive`, they stay. A time limit ends them when a test has not.
+in a driver are not so quick: with `outlive`, they stay until they are killed. A time limit ends them when a test has
+not.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _run_orted(count: int, options: Sequence[str]) -> None:
     ]
     sys.stdout.write("".join(f"{item.pid}\n" for item in ranks))
     sys.stdout.close()
-    os.set_blocking(0, False)  # the pipe that tells of the leader's death
+    os.set_blocking(0, False)  # the pipe that ends with the leader
     while not _has_ended(0) and any(item.poll() is None for item in ranks):
         if any(item.poll() for item in ranks):  # a signal; 0 is a rank that has ended by itself
             break
@@ -56,8 +57,9 @@ def _run_orted(count: int, options: Sequence[str]) -> None:
     noticed = time.monotonic() + _NOTICE_S
     while time.monotonic() < noticed and any(item.poll() is None for item in ranks):
         time.sleep(_PERIOD_S / 4)
-    for item in ranks if "outlive" not in options else ():
-        item.kill()
+    for item in ranks:
+        if "outlive" not in options:
+            item.kill()
         item.wait()
     while not _has_ended(0):
         time.sleep(_PERIOD_S)
@@ -72,7 +74,7 @@ def _has_ended(pipe: int) -> bool:
 
 def _run_rank(options: Sequence[str]) -> None:
     parent = os.getppid()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if "outlive" in options else lambda *_: os._exit(0))
     while os.getppid() == parent or "outlive" in options:
         time.sleep(_PERIOD_S)
     time.sleep(_NOTICE_S)

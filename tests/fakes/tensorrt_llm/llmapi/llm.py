@@ -24,6 +24,8 @@ from tensorrt_llm.sampling_params import SamplingParams
 from tensorrt_llm.script import read_script
 from tensorrt_llm.spawned import spawn
 
+_LIFE_S = 60.0
+
 
 class RequestOutput(GenerationResult):  # type: ignore[misc, unused-ignore]
     """What `generate_async` returns. Only the LLM makes it."""
@@ -162,6 +164,8 @@ class LLM:
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
+        if self.args.mpi_session is not None:
+            self.args.mpi_session.shutdown()
 
     @staticmethod
     def _shutdown_wrapper(reference: weakref.ref[LLM]) -> None:
@@ -253,7 +257,7 @@ class _Executor:
                 os.kill(pid, signal.SIGTERM)
         if self._orted is not None:
             self._orted.stdin.close()
-            self._orted.wait(10)
+            self._orted.wait(_LIFE_S)  # upstream waits for its ranks without a limit
 
 
 def _signature() -> inspect.Signature:
