@@ -22,8 +22,8 @@ class Rule:
     `enqueue_error` is raised by enqueue; `death` is raised by every await from then on. `stalls` sends nothing more
     until the request is cancelled, and `ignores_cancel` not even then. Each response contains `burst` tokens. `breaks`
     sends a response whose result can't be read. In the LLM API's stand-in, `death` fails every active request in this
-    and all later steps; `kills_worker` kills the process of that rank, and `hangs_engine` ends the worker's loop:
-    nothing comes after either.
+    and all later steps, `step_error` in this one (then, `aborts` ends the worker's process in the next). `kills_worker`
+    kills the process of that rank, and `hangs_engine` ends the worker's loop: nothing comes after either.
     """
 
     prompt_ids: list[int]
@@ -38,6 +38,8 @@ class Rule:
     stalls: bool = False
     ignores_cancel: bool = False
     breaks: bool = False
+    step_error: str | None = None
+    aborts: bool = False
     burst: int = 1
     kills_worker: int | None = None
     hangs_engine: bool = False
