@@ -139,11 +139,14 @@ def _mixtral_layers(config: ConfigValues, _architecture: str) -> list[Layer]:
 
 
 def _qwen_moe_layers(config: ConfigValues, architecture: str) -> list[Layer]:
-    """Qwen 2 and 3 with experts; `mlp_only_layers` and those between the sparse steps have an MLP."""
+    """Qwen 2 and 3 with experts; `mlp_only_layers` and those between the sparse steps have an MLP.
+
+    transformers 5 writes `num_local_experts` for Qwen 3.
+    """
     is_qwen3 = architecture.startswith("Qwen3")
     shared = 0 if is_qwen3 else config.whole("shared_expert_intermediate_size")
     experts = Experts(
-        count=config.whole("num_experts"),
+        count=config.whole("num_experts" if config.value("num_local_experts") is None else "num_local_experts"),
         per_token=config.whole("num_experts_per_tok"),
         inner=config.whole("moe_intermediate_size"),
         shared_inner=shared,
