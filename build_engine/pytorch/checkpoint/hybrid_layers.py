@@ -43,9 +43,9 @@ def _kinds_by_interval(config: ConfigValues, count: int) -> list[str]:
 
 
 def _qwen_feed_forward(config: ConfigValues) -> FeedForward:
-    if not config.value("num_experts"):
+    if not config.count("num_experts"):
         return Mlp(config.whole("intermediate_size"))
-    shared = config.value("shared_expert_intermediate_size") or 0
+    shared = config.count("shared_expert_intermediate_size")
     return Experts(
         count=config.whole("num_experts"),
         per_token=config.whole("num_experts_per_tok"),
@@ -98,16 +98,14 @@ def _mamba(config: ConfigValues) -> Mamba2:
 
 def _experts(config: ConfigValues) -> Experts:
     """Nemotron 3 Super and Ultra have experts of a smaller width. Upstream: modeling_nemotron_h.py @00620eb0."""
-    shared_count = config.value("n_shared_experts")
-    shared_inner = config.value("moe_shared_expert_intermediate_size") or 0
     return Experts(
         count=config.whole("n_routed_experts"),
         per_token=config.whole("num_experts_per_tok"),
         inner=config.whole("moe_intermediate_size"),
-        shared_inner=shared_inner * (1 if shared_count is None else shared_count),
+        shared_inner=config.count("n_shared_experts", 1) * config.count("moe_shared_expert_intermediate_size"),
         has_gate=False,
         has_correction_bias=True,
-        latent=config.whole("moe_latent_size") if config.value("moe_latent_size") is not None else None,
+        latent=config.whole_or_none("moe_latent_size"),
     )
 
 
