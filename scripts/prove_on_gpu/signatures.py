@@ -1,0 +1,105 @@
+"""Compares the installed tensorrt_llm with the data that the tests' stand-ins are made from (tests/data).
+
+Only names are compared: symbols, parameters and enum members. Types in a binding's docstring are spelled differently
+from release to release.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
+_PATTERN = "tensorrt_llm*api*.json"
+_SKIPPED_PARAMETERS = {"self", "args", "kwargs"}
+_COMPARED_KINDS = {"class", "function", "enum"}
+
+
+def compare_installed() -> dict[str, Any]:
+    """Returns the version and file of the installed package and one row for each symbol of the data."""
+    package: Any = importlib.import_module("tensorrt_llm")
+    symbols = [
+        {"data": name, **compare_symbol(symbol, facts)} for name, symbols in stored() for symbol, facts in symbols
+    ]
+    return {"version": str(package.__version__), "file": str(package.__file__), "symbols": symbols}
+
+
+def stored() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """Yields each file's name and its symbols with their facts."""
+    for path in sorted(DATA.glob(_PATTERN)):
+        symbols = json.loads(path.read_text(encoding="utf-8")).get("symbols", {})
+        yield path.name, [(name, facts) for name, facts in symbols.items() if _is_comparable(name, facts)]
+
+
+def _is_comparable(name: str, facts: Mapping[str, Any]) -> bool:
+    return name.startswith("tensorrt_llm.") and facts.get("kind") in _COMPARED_KINDS
+
+
+def compare_symbol(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the differences of one symbol: what is missing in the installed package, and what is new there."""
+    try:
+        found = resolve(name)
+    except (ImportError, AttributeError) as error:
+        return {"symbol": name, "is_missing": True, "reason": str(error).splitlines()[0], "missing": [], "new": []}
+    missing: list[str] = []
+    new: list[str] = []
+    for kind, known, installed in _name_sets(facts, found):
+        if installed is not None:
+            missing += [f"{kind}{item}" for item in sorted(known - installed)]
+            new += [f"{kind}{item}" for item in sorted(installed - known)]
+    return {"symbol": name, "is_missing": False, "reason": "", "missing": missing, "new": new}
+
+
+def resolve(name: str) -> Any:
+    """Returns the object with this dotted name. Raises ImportError or AttributeError if it does not exist."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError as error:
+            if error.name is not None and name.startswith(error.name):
+                continue  # a class, or a module that this release lacks
+            raise
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return found
+    raise ImportError(f"no module {name}")
+
+
+def _name_sets(facts: Mapping[str, Any], found: Any) -> Iterator[tuple[str, set[str], set[str] | None]]:
+    """Yields a prefix, the names in the data, and the installed ones; None if those can't be read."""
+    if facts["kind"] == "enum":
+        members = getattr(found, "__members__", None)
+        yield "", set(facts["values"]), set(members) if members is not None else None
+        return
+    overloads = facts.get("constructor_overloads") or [facts.get("params")]
+    if overloads[0] is not None:
+        yield "", {item["name"] for overload in overloads for item in overload}, parameter_names(found)
+    for method, described in (facts.get("methods") or {}).items():
+        bound = getattr(found, method, None)
+        if bound is None:
+            yield f"{method}()", {""}, set()
+        elif (parameters := described.get("params")) is not None:
+            yield f"{method}: ", {item["name"] for item in parameters}, parameter_names(bound)
+
+
+def parameter_names(found: Any) -> set[str] | None:
+    """Returns the parameters of a class or function: from nanobind's docstring, or from Python's signature.
+
+    None if neither can be read, or if it takes any keyword.
+    """
+    document = (getattr(found, "__init__", None).__doc__ if inspect.isclass(found) else found.__doc__) or ""
+    if re.search(r"^\w+\(self\b", document):
+        return set(re.findall(r"[(,*]\s*(\w+):", document)) - _SKIPPED_PARAMETERS
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters} - _SKIPPED_PARAMETERS
