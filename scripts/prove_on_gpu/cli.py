@@ -1,5 +1,6 @@
-"""The command line. Exit status: 0 everything passed, 1 a step failed, 2 wrong usage, 4 none failed and some were skipped
-because this machine lacks something.
+"""The command line.
+
+Exit status: 0 everything passed, 1 a step failed, 2 wrong usage, 4 none failed and some were skipped.
 """
 
 from __future__ import annotations

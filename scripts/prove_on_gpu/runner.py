@@ -38,12 +38,13 @@ STEPS = (
     Step("verify", "Verification of what was built", 180, "what `build` built"),
     Step("serve", "Start of Triton and the front end", 300, "Triton, TensorRT-LLM, an engine directory"),
     Step("fields", "Request fields, by their effect", 180, "what `serve` started"),
-    Step("guides", "Structured output, and bad guides beside good requests", 120, "what `serve` started"),
+    Step("guides", "Structured output", 90, "what `serve` started"),
+    Step("isolation", "Bad guides beside ten good requests", 90, "what `serve` started"),
     Step("cancel", "Time from a disconnect to a free slot", 90, "what `serve` started"),
     Step("load", "Throughput and time to first token", 120, "what `serve` started"),
     Step("death", "Death of a worker, and restart", 420, "what `serve` started"),
 )
-_SERVED = {"fields", "guides", "cancel", "load", "death"}
+_SERVED = {"fields", "guides", "isolation", "cancel", "load", "death"}
 # The releases with each runtime that this project supports: docs/tensorrt-llm.md.
 _SUPPORTED: dict[Runtime, str] = {"engine": ">=1.1,<1.3.0.dev0", "pytorch": ">=1.2.1"}
 

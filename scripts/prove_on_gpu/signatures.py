@@ -10,11 +10,13 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
+_ROOT = Path(__file__).resolve().parents[2]
+DATA = _ROOT / "tests" / "data"
+_PRODUCT = ("llm_pipeline", "build_engine")
 _PATTERN = "tensorrt_llm*api*.json"
 _SKIPPED_PARAMETERS = {"self", "args", "kwargs"}
 _COMPARED_KINDS = {"class", "function", "enum"}
@@ -23,10 +25,22 @@ _COMPARED_KINDS = {"class", "function", "enum"}
 def compare_installed() -> dict[str, Any]:
     """Returns the version and file of the installed package and one row for each symbol of the data."""
     package: Any = importlib.import_module("tensorrt_llm")
+    words = used_words()
     symbols = [
-        {"data": name, **compare_symbol(symbol, facts)} for name, symbols in stored() for symbol, facts in symbols
+        {"data": name, "is_used": symbol.rsplit(".", 1)[-1] in words, **compare_symbol(symbol, facts, words)}
+        for name, symbols in stored()
+        for symbol, facts in symbols
     ]
     return {"version": str(package.__version__), "file": str(package.__file__), "symbols": symbols}
+
+
+def used_words() -> frozenset[str]:
+    """Returns every word of the modules that import tensorrt_llm: a symbol or parameter that is not among them is not
+    used here, and its absence breaks nothing.
+    """
+    texts = [path.read_text(encoding="utf-8") for package in _PRODUCT for path in (_ROOT / package).rglob("*.py")]
+    users = [text for text in texts if re.search(r"(import|from) tensorrt_llm\b", text)]
+    return frozenset(word for text in users for word in re.findall(r"\w+", text))
 
 
 def stored() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
@@ -40,19 +54,25 @@ def _is_comparable(name: str, facts: Mapping[str, Any]) -> bool:
     return name.startswith("tensorrt_llm.") and facts.get("kind") in _COMPARED_KINDS
 
 
-def compare_symbol(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the differences of one symbol: what is missing in the installed package, and what is new there."""
+def compare_symbol(name: str, facts: Mapping[str, Any], words: Set[str]) -> dict[str, Any]:
+    """Returns the differences of one symbol: what is missing in the installed package, which of it is used here (among
+    `words`), and what is new.
+    """
     try:
         found = resolve(name)
     except (ImportError, AttributeError) as error:
-        return {"symbol": name, "is_missing": True, "reason": str(error).splitlines()[0], "missing": [], "new": []}
+        reason = str(error).splitlines()[0]
+        return {"symbol": name, "is_missing": True, "reason": reason, "missing": [], "missing_used": [], "new": []}
     missing: list[str] = []
+    used: list[str] = []
     new: list[str] = []
-    for kind, known, installed in _name_sets(facts, found):
+    for owner, known, installed in _name_sets(facts, found):
         if installed is not None:
-            missing += [f"{kind}{item}" for item in sorted(known - installed)]
-            new += [f"{kind}{item}" for item in sorted(installed - known)]
-    return {"symbol": name, "is_missing": False, "reason": "", "missing": missing, "new": new}
+            prefix = f"{owner}: " if owner else ""
+            missing += [prefix + item for item in sorted(known - installed)]
+            used += [prefix + item for item in sorted((known - installed) & words)]
+            new += [prefix + item for item in sorted(installed - known)]
+    return {"symbol": name, "is_missing": False, "reason": "", "missing": missing, "missing_used": used, "new": new}
 
 
 def resolve(name: str) -> Any:
@@ -72,7 +92,9 @@ def resolve(name: str) -> Any:
 
 
 def _name_sets(facts: Mapping[str, Any], found: Any) -> Iterator[tuple[str, set[str], set[str] | None]]:
-    """Yields a prefix, the names in the data, and the installed ones; None if those can't be read."""
+    """Yields the method that has the names ("" for the symbol itself), the names in the data, and the installed ones;
+    None if those can't be read.
+    """
     if facts["kind"] == "enum":
         members = getattr(found, "__members__", None)
         yield "", set(facts["values"]), set(members) if members is not None else None
@@ -80,18 +102,17 @@ def _name_sets(facts: Mapping[str, Any], found: Any) -> Iterator[tuple[str, set[
     overloads = facts.get("constructor_overloads") or [facts.get("params")]
     if overloads[0] is not None:
         yield "", {item["name"] for overload in overloads for item in overload}, parameter_names(found)
-    for method, described in (facts.get("methods") or {}).items():
-        bound = getattr(found, method, None)
-        if bound is None:
-            yield f"{method}()", {""}, set()
-        elif (parameters := described.get("params")) is not None:
-            yield f"{method}: ", {item["name"] for item in parameters}, parameter_names(bound)
+    methods = facts.get("methods") or {}
+    yield "", set(methods), {method for method in methods if hasattr(found, method)}
+    for method, described in methods.items():
+        if hasattr(found, method) and (parameters := described.get("params")) is not None:
+            yield method, {item["name"] for item in parameters}, parameter_names(getattr(found, method))
 
 
 def parameter_names(found: Any) -> set[str] | None:
     """Returns the parameters of a class or function: from nanobind's docstring, or from Python's signature.
 
-    None if neither can be read, or if it takes any keyword.
+    None if neither can be read, or if it takes any argument.
     """
     document = (getattr(found, "__init__", None).__doc__ if inspect.isclass(found) else found.__doc__) or ""
     if re.search(r"^\w+\(self\b", document):
@@ -100,6 +121,6 @@ def parameter_names(found: Any) -> set[str] | None:
         parameters = inspect.signature(found).parameters.values()
     except (TypeError, ValueError):
         return None
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+    if any(parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in parameters):
         return None
     return {parameter.name for parameter in parameters} - _SKIPPED_PARAMETERS

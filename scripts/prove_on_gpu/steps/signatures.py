@@ -16,23 +16,24 @@ _ENGINE_PATH = ("tensorrt_llm.bindings.executor.Executor", "tensorrt_llm._tensor
 
 
 def run(context: Context) -> Outcome:
-    """Fails if something that the data has is missing: then the stand-ins allow calls that would raise."""
+    """Fails if something is missing that this project uses: then the stand-ins allow calls that would raise."""
     found = context.run_probe("signatures", limit_s=_PROBE_LIMIT_S)
     has_engine_path = Version(found["version"]) < _ENGINE_PATH_ENDS
     rows: list[tuple[str, ...]] = []
     problems = []
     for symbol in found["symbols"]:
         is_expected = symbol["is_missing"] and not has_engine_path and symbol["symbol"].startswith(_ENGINE_PATH)
-        if (symbol["is_missing"] or symbol["missing"]) and not is_expected:
-            problems.append(symbol["symbol"])
+        if symbol["missing_used"] or (symbol["is_missing"] and symbol["is_used"] and not is_expected):
+            problems.append(": ".join([symbol["symbol"], *symbol["missing_used"]]))
         if symbol["is_missing"] or symbol["missing"] or symbol["new"]:
             rows.append(_row(symbol, is_expected=is_expected))
-    summary = (
-        f"{len(found['symbols'])} symbols of {found['version']}: {len(rows)} differ, {len(problems)} lack something"
-    )
-    outcome = Outcome(summary, (Table(("symbol", "missing here", "new here"), rows),), found)
+    count = len(found["symbols"])
+    summary = f"{count} symbols of {found['version']}: {len(rows)} differ, {len(problems)} lack something used here"
+    outcome = Outcome(summary, (Table(("symbol", "used here", "missing", "new"), rows),), found)
     if problems:
-        raise StepFailedError(f"The stand-ins have more than the installed release: {', '.join(problems)}.", outcome)
+        raise StepFailedError(
+            f"Missing in TensorRT-LLM {found['version']}, and used here: {'; '.join(problems)}.", outcome
+        )
     return outcome
 
 
@@ -40,4 +41,5 @@ def _row(symbol: dict[str, Any], *, is_expected: bool) -> tuple[str, ...]:
     missing = ", ".join(symbol["missing"]) or "-"
     if symbol["is_missing"]:
         missing = "removed, as expected" if is_expected else f"all of it: {symbol['reason']}"
-    return symbol["symbol"], missing, ", ".join(symbol["new"]) or "-"
+    used = ", ".join(symbol["missing_used"]) or ("yes" if symbol["is_used"] else "no")
+    return symbol["symbol"], used, missing, ", ".join(symbol["new"]) or "-"

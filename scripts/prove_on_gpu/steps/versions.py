@@ -16,13 +16,16 @@ _PROBE_LIMIT_S = 120
 def run(context: Context) -> Outcome:
     """Never fails for a missing part: the report says what is missing."""
     found = context.run_probe("versions", limit_s=_PROBE_LIMIT_S)
-    for probe in ("driver", "torch_devices"):
-        try:
-            found[probe] = context.run_probe(probe, limit_s=_PROBE_LIMIT_S)
-        except StepFailedError as error:
-            found[probe] = {"missing": str(error).splitlines()[-1]}
+    found |= {probe: _probe(context, probe) for probe in ("driver", "torch_devices")}
     found["triton"] = triton_version()
     return Outcome(_summary(found), (Table(("what", "version"), _rows(found)),), found)
+
+
+def _probe(context: Context, name: str) -> dict[str, Any]:
+    try:
+        return context.run_probe(name, limit_s=_PROBE_LIMIT_S)
+    except StepFailedError as error:
+        return {"missing": str(error)}
 
 
 def triton_version() -> str | None:
