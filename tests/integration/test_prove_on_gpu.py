@@ -1,0 +1,92 @@
+"""scripts/prove-on-gpu with the stand-in for tensorrt_llm behind the real Triton: every step runs, and the report says
+that it was made with stand-ins.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
+from tests.fakes.gpu_engine import make_gpu_engine
+from tests.fakes.installed import FAKES, write_script
+from tests.support.proof import Proof, run_proof
+
+pytestmark = pytest.mark.triton
+
+VOCAB_SIZE, CONTEXT = 49152, 8192
+
+
+@pytest.fixture(scope="module")
+def proof(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Proof:
+    folder = tmp_path_factory.mktemp("proof")
+    engine = folder / "engine"
+    make_gpu_engine(
+        engine,
+        tokenizer=engine_dir / TOKENIZER_NAME,
+        vocab_size=VOCAB_SIZE,
+        max_seq_len=CONTEXT,
+        max_batch_size=256,
+    )
+    script = write_script(folder / "script.json", steps_per_s=200, has_empty_final=True)
+    return run_proof(
+        folder / "output",
+        *("--engine", f"engine={engine}", "--skip", "pytorch"),
+        *("--cancels", "5", "--concurrency", "1,4", "--max-tokens", "16"),
+        PROVE_STAND_INS=str(FAKES),
+        FAKE_TENSORRT_LLM=str(script),
+    )
+
+
+def test_every_step_runs_except_those_that_stand_ins_can_not_pass(proof: Proof) -> None:
+    # The stand-in lacks what builds engines, and follows no guide. An engine that is given is not built.
+    assert proof.statuses == {
+        "versions": "passed",
+        "target": "passed",
+        "plan": "passed",
+        "signatures": "failed",
+        "engine/build": "skipped",
+        "engine/verify": "passed",
+        "engine/serve": "passed",
+        "engine/fields": "passed",
+        "engine/guides": "failed",
+        "engine/isolation": "passed",
+        "engine/cancel": "passed",
+        "engine/load": "passed",
+        "engine/death": "passed",
+    }, proof.output
+    assert proof.status == 1
+
+
+def test_the_report_says_that_it_was_made_with_stand_ins(proof: Proof) -> None:
+    assert proof.document["is_stand_in"] is True
+    assert "**Made with stand-ins for tensorrt_llm." in proof.page
+
+
+def test_fields_are_judged_one_by_one(proof: Proof) -> None:
+    findings = proof.results["engine/fields"]["outcome"]["data"]["findings"]
+    verdicts = {(finding["field"], finding["verdict"]) for finding in findings}
+    assert {("seed", "honoured"), ("logit_bias", "honoured"), ("repetition_penalty", "honoured")} <= verdicts
+    assert ("echo", "refused") in verdicts
+
+
+def test_bad_guides_are_refused_beside_good_requests(proof: Proof) -> None:
+    data = proof.results["engine/isolation"]["outcome"]["data"]
+    assert data["complete"] == 10
+    # Only a compiler that knows Lark's syntax may take such a grammar.
+    assert {name for name, status in data["statuses"].items() if status != 400} <= {"a Lark grammar"}
+
+
+def test_a_death_ends_streams_with_an_error_and_the_launcher_with_its_status(proof: Proof) -> None:
+    data = proof.results["engine/death"]["outcome"]["data"]
+    assert data["launcher_status"] == 70
+    assert [ending.split(":")[0] for ending in data["endings"]] == ["error event"] * 4
+    assert data["leftover"] == []
+    assert 0 < data["restart_s"] < 60
+
+
+def test_load_is_measured_at_each_concurrency(proof: Proof) -> None:
+    points = proof.results["engine/load"]["outcome"]["data"]["points"]
+    assert [point["streams"] for point in points] == [1, 4]
+    assert all(point["tokens_per_s"] > 0 and point["ttft_p50_s"] > 0 for point in points)

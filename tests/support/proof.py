@@ -1,0 +1,51 @@
+"""Runs scripts/prove-on-gpu as a process, with stand-ins in place of TensorRT-LLM and the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.fakes.installed import FAKES
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prove-on-gpu"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A finished run: its exit status, its output, and its report."""
+
+    status: int
+    output: str
+    page: str
+    document: dict[str, Any]
+
+    @property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """The steps by name."""
+        return {result["name"]: result for result in self.document["results"]}
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        """Each step's status by its name."""
+        return {name: result["status"] for name, result in self.results.items()}
+
+
+def run_proof(output: Path, *arguments: str, limit_s: float = 150, **environment: str) -> Proof:
+    """Runs the script to its end. Without PROVE_STAND_INS among `environment`, TensorRT-LLM is not installed."""
+    done = subprocess.run(
+        [str(SCRIPT), "--output", str(output), *arguments],
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(FAKES / "nvml"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        check=False,
+    )
+    report = output / "report.json"
+    document = json.loads(report.read_bytes()) if report.exists() else {"results": []}
+    page = (output / "report.md").read_text(encoding="utf-8") if report.exists() else ""
+    return Proof(done.returncode, done.stdout + done.stderr, page, document)
