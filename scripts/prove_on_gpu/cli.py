@@ -68,6 +68,7 @@ def prove(
     concurrency: Annotated[str, typer.Option(help="Concurrent streams of `load`, comma separated.")] = "1,8,32",
     cancels: Annotated[int, typer.Option(help="Disconnects of `cancel`.", min=2)] = 40,
     max_tokens: Annotated[int, typer.Option(help="Tokens of each completion of `load`.", min=8)] = 128,
+    minutes: Annotated[float, typer.Option(help="Limit of the whole run; steps that are left are skipped.")] = 30,
     list_steps: Annotated[bool, typer.Option("--list", help="List the steps and what each needs.")] = False,
 ) -> None:
     """Check on a GPU machine what could not be checked without one, and write a report.
@@ -88,6 +89,7 @@ def prove(
             concurrency=tuple(int(word) for word in _words(concurrency)),
             cancels=cancels,
             max_tokens=max_tokens,
+            minutes=minutes,
             stand_ins=Path(stand_ins).absolute() if stand_ins else None,
         )
         jobs = select(_words(only), _words(skip))

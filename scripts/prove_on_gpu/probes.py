@@ -12,10 +12,13 @@ import sys
 from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scripts.prove_on_gpu.context import PROBE_FAILED
 from scripts.prove_on_gpu.signatures import compare_installed
+
+if TYPE_CHECKING:
+    from build_engine.targets.nvml import DetectedGpus
 
 _PACKAGES = (
     *("tensorrt_llm", "tensorrt", "torch", "triton", "transformers", "xgrammar", "llguidance", "nvidia-modelopt"),
@@ -103,24 +106,33 @@ def target() -> dict[str, Any]:
 def plan(*models: str) -> dict[str, Any]:
     """What `build_engine plan --target auto` says of each model directory, for every runtime.
 
-    The planner is called directly: the program would need the libraries of every command.
+    The planners are called directly: the program would need the libraries of every command.
     """
     from build_engine.errors import EngineRefusedError
-    from build_engine.gpu.planning.model_config import read_model_config
-    from build_engine.gpu.planning.plan_json import plan_json, refused_json
-    from build_engine.gpu.planning.planner import PlanRequest, make_plan
+    from build_engine.gpu.planning.plan_json import refused_json
     from build_engine.targets.nvml import PynvmlNvml, detect_gpu
 
     detected = detect_gpu(PynvmlNvml())
     plans = []
     for folder in map(Path, models):
-        try:
-            request = PlanRequest(read_model_config(folder), folder, detected.gpu, detected.count)
-            document = plan_json(make_plan(request))
-        except EngineRefusedError as error:
-            document = refused_json(str(error))
-        plans.append({"model_dir": folder.name, "runtime": "engine", **document})
+        for runtime, make_plan in _PLANNERS.items():
+            try:
+                document = make_plan(folder, detected)
+            except EngineRefusedError as error:
+                document = refused_json(str(error))
+            plans.append({**document, "model_dir": folder.name, "runtime": runtime})
     return {"plans": plans}
+
+
+def _plan_engine(folder: Path, detected: DetectedGpus) -> dict[str, Any]:
+    from build_engine.gpu.planning.model_config import read_model_config
+    from build_engine.gpu.planning.plan_json import plan_json
+    from build_engine.gpu.planning.planner import PlanRequest, make_plan
+
+    return plan_json(make_plan(PlanRequest(read_model_config(folder), folder, detected.gpu, detected.count)))
+
+
+_PLANNERS: dict[str, Callable[[Path, DetectedGpus], dict[str, Any]]] = {"engine": _plan_engine}
 
 
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {

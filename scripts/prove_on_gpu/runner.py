@@ -46,7 +46,10 @@ STEPS = (
 )
 _SERVED = {"fields", "guides", "isolation", "cancel", "load", "death"}
 # The releases with each runtime that this project supports: docs/tensorrt-llm.md.
-_SUPPORTED: dict[Runtime, str] = {"engine": ">=1.1,<1.3.0.dev0", "pytorch": ">=1.2.1"}
+_SUPPORTED: dict[Runtime, tuple[str, ...]] = {
+    "engine": (">=1.1,<1.3.dev0",),
+    "pytorch": (">=1.2.1,<1.3.dev0", ">=1.3.0rc26,<1.5.dev0"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,21 @@ def runs_runtime(runtime: Runtime, version: str) -> bool:
     """Returns whether a release of TensorRT-LLM has a runtime that this project supports there."""
     from packaging.specifiers import SpecifierSet
 
-    return SpecifierSet(_SUPPORTED[runtime]).contains(version, prereleases=True)
+    return any(SpecifierSet(span).contains(version, prereleases=True) for span in _SUPPORTED[runtime])
 
 
 def run_jobs(jobs: Sequence[Job], context: Context, console: Console) -> Iterator[StepResult]:
-    """Runs the jobs in order and yields each result. The server of a runtime ends with the runtime's last step."""
+    """Runs the jobs in order and yields each result. The server of a runtime ends with the runtime's last step.
+
+    Steps that have not begun when the time of the whole run has passed are skipped.
+    """
+    end_s = time.monotonic() + 60 * context.options.minutes
     try:
         for number, job in enumerate(jobs, 1):
             if context.server is not None and job.runtime != context.runtime:
                 _stop_server(context)
             console.print(f"[{number}/{len(jobs)}] {job.name}: {job.step.title} ...", markup=False, highlight=False)
-            result = _run_job(job, context)
+            result = _run_job(job, context, end_s)
             colour = {Status.PASSED: "green", Status.FAILED: "bold red", Status.SKIPPED: "yellow"}[result.status]
             console.print(f"    [{colour}]{result.status.value}[/] in {result.duration_s:.1f} s", end=": ")
             console.print(result.message, markup=False, highlight=False, soft_wrap=True)
@@ -112,18 +119,20 @@ def _stop_server(context: Context) -> None:
         context.server = None
 
 
-def _run_job(job: Job, context: Context) -> StepResult:
+def _run_job(job: Job, context: Context, end_s: float) -> StepResult:
     started = time.monotonic()
     context.runtime = job.runtime
-    context.deadline_s = started + job.step.limit_s
 
     def result(status: Status, message: str, outcome: Outcome) -> StepResult:
         duration_s = round(time.monotonic() - started, 2)
         return StepResult(job.name, job.step.title, status, duration_s, job.step.limit_s, message, outcome)
 
+    if started >= end_s:
+        minutes = context.options.minutes
+        return result(Status.SKIPPED, f"The {minutes:g} minutes of the run have passed: --minutes.", Outcome())
+    context.deadline_s = min(started + job.step.limit_s, end_s)
     try:
         _check_needs(job, context)
-        context.deadline_s = time.monotonic() + job.step.limit_s
         outcome = _load(job.step)(context)
     except StepSkippedError as error:
         return result(Status.SKIPPED, str(error), Outcome())

@@ -69,8 +69,10 @@ def test_an_unknown_step_lists_the_known_ones() -> None:
         ("1.0.0", False, False),
         ("1.1.0", True, False),
         ("1.2.1", True, True),
+        ("1.3.0rc20", False, False),
         ("1.3.0rc26", False, True),
         ("1.4.0rc1", False, True),
+        ("1.5.0", False, False),
     ],
 )
 def test_a_release_has_the_runtimes_that_are_supported(version: str, engine: bool, pytorch: bool) -> None:
@@ -128,6 +130,12 @@ def test_a_child_that_hangs_is_killed_with_its_own_children_at_the_limit(
         [psutil.Process(int(pid)) for pid in pids.read_text().split() if psutil.pid_exists(int(pid))], timeout=10
     )
     assert alive == []
+
+
+def test_steps_beyond_the_time_of_the_run_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(Options(output=tmp_path, minutes=0))
+    result, _ = run_step(context, monkeypatch, lambda context: Outcome())
+    assert (result.status, result.message) == (Status.SKIPPED, "The 0 minutes of the run have passed: --minutes.")
 
 
 def test_a_child_that_fails_is_quoted(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
