@@ -19,19 +19,21 @@ DATA = _ROOT / "tests" / "data"
 _PRODUCT = ("llm_pipeline", "build_engine")
 _PATTERN = "tensorrt_llm*api*.json"
 _SKIPPED_PARAMETERS = {"self", "args", "kwargs"}
-_COMPARED_KINDS = {"class", "function", "enum"}
+_CLASSES = ("class", "dataclass", "model", "exception")
+_COMPARED_KINDS = {*_CLASSES, "function", "enum"}
 
 
 def compare_installed() -> dict[str, Any]:
     """Returns the version and file of the installed package and one row for each symbol of the data."""
     package: Any = importlib.import_module("tensorrt_llm")
     words = used_words()
+    version = str(package.__version__)
     symbols = [
         {"data": name, "is_used": symbol.rsplit(".", 1)[-1] in words, **compare_symbol(symbol, facts, words)}
-        for name, symbols in stored()
+        for name, symbols in stored(version)
         for symbol, facts in symbols
     ]
-    return {"version": str(package.__version__), "file": str(package.__file__), "symbols": symbols}
+    return {"version": version, "file": str(package.__file__), "symbols": symbols}
 
 
 def used_words() -> frozenset[str]:
@@ -43,11 +45,26 @@ def used_words() -> frozenset[str]:
     return frozenset(word for text in users for word in re.findall(r"\w+", text))
 
 
-def stored() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    """Yields each file's name and its symbols with their facts."""
+def stored(version: str) -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """Yields each file's name and its symbols with their facts, those of the release line that `version` is of."""
     for path in sorted(DATA.glob(_PATTERN)):
         symbols = json.loads(path.read_text(encoding="utf-8")).get("symbols", {})
-        yield path.name, [(name, facts) for name, facts in symbols.items() if _is_comparable(name, facts)]
+        facts = {name: of_release(item, version) for name, item in symbols.items()}
+        yield path.name, [(name, item) for name, item in facts.items() if item and _is_comparable(name, item)]
+
+
+def of_release(facts: Mapping[str, Any], version: str) -> dict[str, Any] | None:
+    """Returns the facts of a symbol in a release line such as 1.2, or the newest one before it; None if it had none."""
+    if "releases" not in facts:
+        return dict(facts)
+    number = _minor(version)
+    lines = sorted((_minor(line), line) for line in facts["releases"] if _minor(line) <= number)
+    return {"kind": facts["kind"], **facts["releases"][lines[-1][1]]} if lines else None
+
+
+def _minor(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def _is_comparable(name: str, facts: Mapping[str, Any]) -> bool:
@@ -105,7 +122,8 @@ def _name_sets(facts: Mapping[str, Any], found: Any) -> Iterator[tuple[str, set[
     methods = facts.get("methods") or {}
     yield "", set(methods), {method for method in methods if hasattr(found, method)}
     for method, described in methods.items():
-        if hasattr(found, method) and (parameters := described.get("params")) is not None:
+        parameters = described if isinstance(described, list) else described.get("params")
+        if hasattr(found, method) and parameters is not None:
             yield method, {item["name"] for item in parameters}, parameter_names(getattr(found, method))
 
 

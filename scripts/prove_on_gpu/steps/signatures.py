@@ -10,9 +10,9 @@ from scripts.prove_on_gpu.context import Context
 from scripts.prove_on_gpu.outcome import Outcome, StepFailedError, Table
 
 _PROBE_LIMIT_S = 300  # the first import compiles kernels of flashinfer on some releases
-# Removed with the engine path after 1.3.0rc20: docs/tensorrt-llm.md.
+# The engine runtime was removed after 1.3.0rc20 (docs/tensorrt-llm.md), with most of what this file describes.
 _ENGINE_PATH_ENDS = Version("1.3.0rc21")
-_ENGINE_PATH = ("tensorrt_llm.bindings.executor.Executor", "tensorrt_llm._tensorrt_engine", "tensorrt_llm.build")
+_ENGINE_PATH = "tensorrt_llm_api.json"
 
 
 def run(context: Context) -> Outcome:
@@ -22,8 +22,9 @@ def run(context: Context) -> Outcome:
     rows: list[tuple[str, ...]] = []
     problems = []
     for symbol in found["symbols"]:
-        is_expected = symbol["is_missing"] and not has_engine_path and symbol["symbol"].startswith(_ENGINE_PATH)
-        if symbol["missing_used"] or (symbol["is_missing"] and symbol["is_used"] and not is_expected):
+        is_expected = symbol["data"] == _ENGINE_PATH and not has_engine_path
+        is_lacking = symbol["missing_used"] or (symbol["is_missing"] and symbol["is_used"])
+        if is_lacking and not is_expected:
             problems.append(": ".join([symbol["symbol"], *symbol["missing_used"]]))
         if symbol["is_missing"] or symbol["missing"] or symbol["new"]:
             rows.append(_row(symbol, is_expected=is_expected))
@@ -40,6 +41,6 @@ def run(context: Context) -> Outcome:
 def _row(symbol: dict[str, Any], *, is_expected: bool) -> tuple[str, ...]:
     missing = ", ".join(symbol["missing"]) or "-"
     if symbol["is_missing"]:
-        missing = "removed, as expected" if is_expected else f"all of it: {symbol['reason']}"
+        missing = "removed with the engine runtime" if is_expected else f"all of it: {symbol['reason']}"
     used = ", ".join(symbol["missing_used"]) or ("yes" if symbol["is_used"] else "no")
     return symbol["symbol"], used, missing, ", ".join(symbol["new"]) or "-"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scripts.prove_on_gpu.signatures import compare_symbol, parameter_names, stored, used_words
+from scripts.prove_on_gpu.signatures import compare_symbol, of_release, parameter_names, stored, used_words
 
 PARAMETERS = [{"name": "top_k"}, {"name": "top_p"}, {"name": "gone"}]
 
@@ -73,8 +73,17 @@ def test_parameters_of_a_callable_that_takes_anything_are_unknown() -> None:
 
 
 def test_stored_symbols_are_those_of_the_stand_ins() -> None:
-    names = {name for _, symbols in stored() for name, _ in symbols}
+    names = {name for _, symbols in stored("1.2.1") for name, _ in symbols}
     assert {"tensorrt_llm.bindings.executor.Request", "tensorrt_llm.LLM"} <= names
+
+
+@pytest.mark.parametrize(
+    ("version", "values"), [("1.1.0", None), ("1.2.1", ["A"]), ("1.3.0rc26", ["B"]), ("1.4.0rc1", ["B"])]
+)
+def test_facts_are_those_of_the_newest_release_line_that_is_not_newer(version: str, values: list[str] | None) -> None:
+    facts = {"kind": "enum", "releases": {"1.2": {"values": ["A"]}, "1.3": {"values": ["B"]}}}
+    found = of_release(facts, version)
+    assert (None if found is None else found["values"]) == values
 
 
 def test_used_words_are_those_of_the_modules_that_import_tensorrt_llm() -> None:
