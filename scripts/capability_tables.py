@@ -25,11 +25,13 @@ PROFILES: dict[str, Capabilities] = {
 
 
 def capability_table() -> str:
-    """Returns the table as Markdown: a row for each field that not every profile honors alike."""
+    """Returns the table as Markdown: a row for each field that an executor may lack.
+
+    `time_limit` is left out: no request field sets it.
+    """
     rows = [
         *((f"`{name}`", [_yes(name in item.sampling) for item in PROFILES.values()]) for name in SAMPLING_EXTENSIONS),
         ("`priority`", [_yes(item.priority) for item in PROFILES.values()]),
-        ("time limit in the engine", [_yes(item.time_limit) for item in PROFILES.values()]),
         ("`logprobs`", [_logprobs(item.logprobs) for item in PROFILES.values()]),
         ("`echo` with `logprobs`", [_yes(item.prompt_logprobs) for item in PROFILES.values()]),
         *((f"guide: {kind}", [_yes(kind in item.guides) for item in PROFILES.values()]) for kind in GuideType),

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.prove_on_gpu.context import ROOT, Context, Options, Runtime
-from scripts.prove_on_gpu.outcome import Status
+from scripts.prove_on_gpu.outcome import Status, StepResult
 from scripts.prove_on_gpu.report import Report
 from scripts.prove_on_gpu.runner import STEPS, run_jobs, select
 
@@ -97,16 +97,22 @@ def prove(
         console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     started, started_at = time.monotonic(), datetime.now(timezone.utc)
-    results = list(run_jobs(jobs, Context(options, engine_dirs=dict(options.engines)), console))
-    report = Report(
-        started=started_at.isoformat(timespec="seconds"),
-        duration_s=round(time.monotonic() - started, 1),
-        git_commit=_git_commit(),
-        is_stand_in=options.stand_ins is not None,
-        command=shlex.join(["scripts/prove-on-gpu", *sys.argv[1:]]),
-        results=results,
-    )
-    for path in report.save(options.output):
+    results: list[StepResult] = []
+
+    def report() -> Report:
+        return Report(
+            started=started_at.isoformat(timespec="seconds"),
+            duration_s=round(time.monotonic() - started, 1),
+            git_commit=_git_commit(),
+            is_stand_in=options.stand_ins is not None,
+            command=shlex.join(["scripts/prove-on-gpu", *sys.argv[1:]]),
+            results=results,
+        )
+
+    for result in run_jobs(jobs, Context(options, engine_dirs=dict(options.engines)), console):
+        results.append(result)
+        report().save(options.output)  # also for a run that is killed
+    for path in report().save(options.output):
         console.print(f"Written: {path}", highlight=False, soft_wrap=True)
     statuses = {result.status for result in results}
     if Status.FAILED in statuses:

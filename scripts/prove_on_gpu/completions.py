@@ -38,9 +38,9 @@ class Completions:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def post(self, **body: Any) -> httpx.Response:
+    def post(self, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
         """Sends one request."""
-        return self._client.post(PATH, json={"model": self.model, **body})
+        return self._client.post(PATH, json={"model": self.model, **body}, headers=headers)
 
     def choice(self, **body: Any) -> dict[str, Any]:
         """Returns the first choice of a completion, with its token ids.

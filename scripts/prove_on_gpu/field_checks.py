@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ class Bench:
 
     completions: Completions
     eos: int | None
+    longest_completion: int  # tokens of a completion of a short prompt
 
     def ids(self, **body: Any) -> list[int]:
         """Returns the tokens of one completion."""
@@ -164,6 +166,14 @@ def _prompt_logprobs(bench: Bench) -> str | None:
     return _unless(is_whole, f"echo with logprobs gave {values[:4]}")
 
 
+def _time_limit(bench: Bench) -> str | None:
+    started = time.monotonic()
+    limit = {"x-request-timeout-s": "0.3"}
+    answer = bench.completions.post(headers=limit, **{**_GREEDY, "max_tokens": bench.longest_completion})
+    took_s = time.monotonic() - started
+    return _unless(answer.status_code == 504 and took_s < 5, f"status {answer.status_code} after {took_s:.1f} s")
+
+
 def _accepted(**fields: Any) -> Callable[[Bench], str | None]:
     def check(bench: Bench) -> str | None:
         return _unless(bench.greedy(**fields) == bench.greedy(), f"{fields} changed a greedy text")
@@ -192,13 +202,14 @@ CHECKS = (
     FieldCheck("logprobs", "0: the chosen tokens'", _logprobs(0)),
     FieldCheck("logprobs", "2: the most likely tokens'", _logprobs(2), "top_logprobs"),
     FieldCheck("echo", "with logprobs: the prompt's", _prompt_logprobs, "prompt_logprobs"),
+    FieldCheck("x-request-timeout-s", "0.3 ends a long completion with 504", _time_limit),
     FieldCheck("priority", "is accepted (the order is not measured)", _accepted(priority=-5)),
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. `verdict` is honoured, refused, no effect or not checked."""
+    """The result of one check. `verdict` is honored, refused, no effect or not checked."""
 
     field: str
     effect: str
@@ -222,13 +233,13 @@ def run_check(check: FieldCheck, bench: Bench, capabilities: dict[str, Any]) -> 
         verdict = "refused" if named else "no effect"
         return Finding(check.field, check.effect, is_promised, verdict, json.dumps(error.message))
     if detail is None:
-        return Finding(check.field, check.effect, is_promised, "honoured", "")
+        return Finding(check.field, check.effect, is_promised, "honored", "")
     verdict = "not checked" if detail.startswith("not checked") else "no effect"
     return Finding(check.field, check.effect, is_promised, verdict, detail)
 
 
 def _is_promised(check: FieldCheck, capabilities: dict[str, Any]) -> bool:
-    """Fields that no capability is about are honoured by every executor."""
+    """Fields that no capability is about are honored by every executor."""
     if check.field == "logprobs":
         most = capabilities.get("logprobs")
         return most is not None and most >= (2 if check.capability else 0)

@@ -67,7 +67,7 @@ def test_the_report_says_that_it_was_made_with_stand_ins(proof: Proof) -> None:
 def test_fields_are_judged_one_by_one(proof: Proof) -> None:
     findings = proof.results["engine/fields"]["outcome"]["data"]["findings"]
     verdicts = {(finding["field"], finding["verdict"]) for finding in findings}
-    assert {("seed", "honoured"), ("logit_bias", "honoured"), ("repetition_penalty", "honoured")} <= verdicts
+    assert {("seed", "honored"), ("logit_bias", "honored"), ("repetition_penalty", "honored")} <= verdicts
     assert ("echo", "refused") in verdicts
 
 

@@ -1,4 +1,4 @@
-"""Every request field: honoured, refused by name, or without effect; compared with what /v1/models promises."""
+"""Every request field: honored, refused by name, or without effect; compared with what /v1/models promises."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(context: Context) -> Outcome:
     findings: list[Finding] = []
     with Completions(server) as completions:
         capabilities = completions.capabilities()
-        bench = Bench(completions, next(iter(server.manifest.tokens.eos), None))
+        bench = Bench(completions, next(iter(server.manifest.tokens.eos), None), server.longest_completion)
         for check in CHECKS:
             context.left_s()
             findings.append(run_check(check, bench, capabilities))
@@ -31,10 +31,10 @@ def run(context: Context) -> Outcome:
         )
         for finding in findings
     ]
-    honoured = sum(finding.verdict == "honoured" for finding in findings)
+    honored = sum(finding.verdict == "honored" for finding in findings)
     refused = sum(finding.verdict == "refused" for finding in findings)
     outcome = Outcome(
-        f"{honoured} honoured, {refused} refused by name",
+        f"{honored} honored, {refused} refused by name",
         (Table(("field", "effect", "promised", "result", "detail"), rows),),
         {"capabilities": capabilities, "findings": [asdict(finding) for finding in findings]},
     )

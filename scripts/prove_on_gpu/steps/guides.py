@@ -82,7 +82,7 @@ def run(context: Context) -> Outcome:
             context.left_s()
             verdict, text = _check(completions, check)
             rows.append((check.name, verdict, text))
-            if verdict not in ("honoured", "refused") or (verdict == "refused") == (check.kind in promised):
+            if verdict not in ("honored", "refused") or (verdict == "refused") == (check.kind in promised):
                 problems.append(f"{check.name} ({verdict})")
     outcome = Outcome(
         f"{len(rows)} guides; promised: {', '.join(promised) or 'none'}",
@@ -100,4 +100,4 @@ def _check(completions: Completions, check: GuideCheck) -> tuple[str, str]:
     except RefusedError as error:
         return "refused", error.message
     text = choice["text"]
-    return ("honoured" if check.fits(text) else "does not fit"), repr(text)
+    return ("honored" if check.fits(text) else "does not fit"), repr(text)

@@ -9,7 +9,7 @@ import pytest
 from scripts.prove_on_gpu.completions import Completions, RefusedError
 from scripts.prove_on_gpu.field_checks import CHECKS, Bench, FieldCheck, run_check
 
-BENCH = Bench(cast("Completions", None), None)
+BENCH = Bench(cast("Completions", None), None, 100)
 
 
 def check(result: str | Exception | None) -> FieldCheck:
@@ -24,7 +24,7 @@ def check(result: str | Exception | None) -> FieldCheck:
 @pytest.mark.parametrize(
     ("result", "is_promised", "verdict", "is_problem"),
     [
-        (None, True, "honoured", False),
+        (None, True, "honored", False),
         ("two texts", True, "no effect", True),
         ("two texts", False, "no effect", True),
         (RefusedError(400, "seed", "seed is not supported"), False, "refused", False),
@@ -32,9 +32,9 @@ def check(result: str | Exception | None) -> FieldCheck:
         (RefusedError(400, None, "something is wrong"), False, "no effect", True),
         ("not checked: no end token", True, "not checked", False),
     ],
-    ids=["honoured", "ignored", "ignored as announced", "refused", "promised and refused", "not named", "not checked"],
+    ids=["honored", "ignored", "ignored as announced", "refused", "promised and refused", "not named", "not checked"],
 )
-def test_a_field_is_honoured_or_refused_by_name(
+def test_a_field_is_honored_or_refused_by_name(
     result: str | Exception | None, is_promised: bool, verdict: str, is_problem: bool
 ) -> None:
     finding = run_check(check(result), BENCH, {"seed": is_promised})
