@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ from rich.table import Table
 from scripts.prove_on_gpu.context import ROOT, Context, Options, Runtime
 from scripts.prove_on_gpu.outcome import Status, StepResult
 from scripts.prove_on_gpu.report import Report
-from scripts.prove_on_gpu.runner import STEPS, run_jobs, select
+from scripts.prove_on_gpu.runner import STEPS, Job, run_jobs, select
 
 STAND_INS = "PROVE_STAND_INS"  # environment variable: directory of a stand-in for tensorrt_llm; for tests
 _INCOMPLETE = 4
@@ -93,14 +94,21 @@ def prove(
             stand_ins=Path(stand_ins).absolute() if stand_ins else None,
         )
         jobs = select(_words(only), _words(skip))
+        if not jobs:
+            raise ValueError("--only and --skip leave no step.")
     except ValueError as error:
         console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
+    raise typer.Exit(_run(jobs, options, console))
+
+
+def _run(jobs: Sequence[Job], options: Options, console: Console) -> int:
+    """Runs the jobs and returns the exit status. The report is saved after each, so that a killed run has one too."""
     started, started_at = time.monotonic(), datetime.now(timezone.utc)
     results: list[StepResult] = []
-
-    def report() -> Report:
-        return Report(
+    for result in run_jobs(jobs, Context(options, engine_dirs=dict(options.engines)), console):
+        results.append(result)
+        report = Report(
             started=started_at.isoformat(timespec="seconds"),
             duration_s=round(time.monotonic() - started, 1),
             git_commit=_git_commit(),
@@ -108,17 +116,12 @@ def prove(
             command=shlex.join(["scripts/prove-on-gpu", *sys.argv[1:]]),
             results=results,
         )
-
-    for result in run_jobs(jobs, Context(options, engine_dirs=dict(options.engines)), console):
-        results.append(result)
-        report().save(options.output)  # also for a run that is killed
-    for path in report().save(options.output):
-        console.print(f"Written: {path}", highlight=False, soft_wrap=True)
+        report.save(options.output)
+    console.print(f"Written: {options.output}/report.md and report.json", highlight=False, soft_wrap=True)
     statuses = {result.status for result in results}
     if Status.FAILED in statuses:
-        raise typer.Exit(1)
-    if Status.SKIPPED in statuses:
-        raise typer.Exit(_INCOMPLETE)
+        return 1
+    return _INCOMPLETE if Status.SKIPPED in statuses else 0
 
 
 def _steps_table() -> Table:

@@ -47,8 +47,9 @@ def test_a_failed_step_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
         (["--engine", "engine=/nowhere"], "where DIR has a manifest.json"),
         (["--engine", "cpu=/nowhere"], "write engine=DIR or pytorch=DIR"),
         (["--concurrency", "many"], "many"),
+        (["--only", "plan", "--skip", "plan"], "leave no step"),
     ],
-    ids=["unknown step", "no engine", "unknown runtime", "no number"],
+    ids=["unknown step", "no engine", "unknown runtime", "no number", "nothing left"],
 )
 def test_wrong_usage_starts_nothing(tmp_path: Path, arguments: list[str], message: str) -> None:
     proof = run_proof(tmp_path, *arguments)
