@@ -19,6 +19,7 @@ from launcher.local import triton_wheel
 from launcher.ports import free_ports
 from launcher.settings import StackSettings
 from llm_pipeline.engine_files.manifest import EngineManifest
+from llm_pipeline.runtime.subprocesses import end_with_parent
 from scripts.prove_on_gpu.context import ROOT, Context, Runtime, tail_of
 from scripts.prove_on_gpu.outcome import StepFailedError
 
@@ -162,6 +163,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
             )
 
     def _log(self, name: str) -> Path:

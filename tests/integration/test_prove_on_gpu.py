@@ -4,14 +4,18 @@ that it was made with stand-ins.
 
 from __future__ import annotations
 
+import json
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME
 from tests.fakes.gpu_engine import make_gpu_engine
 from tests.fakes.installed import FAKES, write_script
-from tests.support.proof import Proof, run_proof
+from tests.support.proof import Proof, proof_command, proof_environment, run_proof
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -19,23 +23,27 @@ VOCAB_SIZE, CONTEXT = 49152, 8192
 
 
 @pytest.fixture(scope="module")
-def proof(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Proof:
+def stand_ins(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment variables of the stand-ins, and ENGINE: an engine directory for them."""
     folder = tmp_path_factory.mktemp("proof")
-    engine = folder / "engine"
     make_gpu_engine(
-        engine,
+        folder / "engine",
         tokenizer=engine_dir / TOKENIZER_NAME,
         vocab_size=VOCAB_SIZE,
         max_seq_len=CONTEXT,
         max_batch_size=256,
     )
     script = write_script(folder / "script.json", steps_per_s=200, has_empty_final=True)
+    return {"PROVE_STAND_INS": str(FAKES), "FAKE_TENSORRT_LLM": str(script), "ENGINE": str(folder / "engine")}
+
+
+@pytest.fixture(scope="module")
+def proof(stand_ins: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Proof:
     return run_proof(
-        folder / "output",
-        *("--engine", f"engine={engine}", "--skip", "pytorch"),
+        tmp_path_factory.mktemp("proof"),
+        *("--engine", f"engine={stand_ins['ENGINE']}", "--skip", "pytorch"),
         *("--cancels", "5", "--concurrency", "1,4", "--max-tokens", "16"),
-        PROVE_STAND_INS=str(FAKES),
-        FAKE_TENSORRT_LLM=str(script),
+        **stand_ins,
     )
 
 
@@ -90,3 +98,20 @@ def test_load_is_measured_at_each_concurrency(proof: Proof) -> None:
     points = proof.results["engine/load"]["outcome"]["data"]["points"]
     assert [point["streams"] for point in points] == [1, 4]
     assert all(point["tokens_per_s"] > 0 and point["ttft_p50_s"] > 0 for point in points)
+
+
+def test_a_run_that_is_killed_leaves_its_report_and_no_server(stand_ins: dict[str, str], tmp_path: Path) -> None:
+    steps = ("--only", "versions,engine/serve,engine/cancel", "--cancels", "100000")
+    command = proof_command(tmp_path, "--engine", f"engine={stand_ins['ENGINE']}", *steps)
+    with subprocess.Popen(command, env=proof_environment(**stand_ins), stdout=subprocess.DEVNULL) as process:
+        report = tmp_path / "report.json"
+        served = '"name": "engine/serve"'
+        wait_until(lambda: report.exists() and served in report.read_text(), limit_s=60, what="it serves")
+        below = psutil.Process(process.pid).children(recursive=True)
+        words = {word for child in below for word in child.cmdline()}
+        process.kill()
+    assert {"frontend", "launcher.gpu"} <= words
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert alive == []
+    statuses = {result["name"]: result["status"] for result in json.loads(report.read_bytes())["results"]}
+    assert statuses == {"versions": "passed", "engine/serve": "passed"}

@@ -35,11 +35,21 @@ class Proof:
         return {name: result["status"] for name, result in self.results.items()}
 
 
+def proof_command(output: Path, *arguments: str) -> list[str]:
+    """Returns the command line of the script."""
+    return [str(SCRIPT), "--output", str(output), *arguments]
+
+
+def proof_environment(**environment: str) -> dict[str, str]:
+    """Returns an environment with a stand-in for NVML, and for TensorRT-LLM if PROVE_STAND_INS is among the values."""
+    return {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(FAKES / "nvml"), **environment}
+
+
 def run_proof(output: Path, *arguments: str, limit_s: float = 150, **environment: str) -> Proof:
-    """Runs the script to its end. Without PROVE_STAND_INS among `environment`, TensorRT-LLM is not installed."""
+    """Runs the script to its end."""
     done = subprocess.run(
-        [str(SCRIPT), "--output", str(output), *arguments],
-        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(FAKES / "nvml"), **environment},
+        proof_command(output, *arguments),
+        env=proof_environment(**environment),
         capture_output=True,
         text=True,
         timeout=limit_s,
