@@ -29,8 +29,10 @@ class Completions:
     """Completions of one model. Use it as a context manager."""
 
     def __init__(self, server: Server, timeout_s: float = 60) -> None:
+        """`timeout_s` is for each read, and the server sends comments in between: streams end at the step's limit."""
         self.model = server.manifest.model_name
         self._client = server.client(timeout_s)
+        self._left_s = server.left_s
 
     def __enter__(self) -> Completions:
         return self
@@ -79,10 +81,10 @@ class Completions:
         with self._client.stream("POST", PATH, json=request) as answer:
             if answer.is_error:
                 raise StepFailedError(f"A stream failed with {answer.status_code}: {answer.read()[:300]!r}")
-            yield _events(answer)
+            yield self._events(answer)
 
-
-def _events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
-    for line in answer.iter_lines():
-        if line.startswith("data: ") and line != "data: [DONE]":
-            yield json.loads(line.removeprefix("data: "))
+    def _events(self, answer: httpx.Response) -> Iterator[dict[str, Any]]:
+        for line in answer.iter_lines():
+            self._left_s()
+            if line.startswith("data: ") and line != "data: [DONE]":
+                yield json.loads(line.removeprefix("data: "))

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
+
 from scripts.prove_on_gpu.completions import Completions, RefusedError
+from scripts.prove_on_gpu.outcome import StepFailedError
 
 _PROMPT = "Once upon a time, in a small village, there was"
 _REPETITIVE = "one two three one two three one two three one two three one two three one two three"
@@ -209,18 +212,18 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. `verdict` is honored, refused, no effect or not checked."""
+    """The result of one check."""
 
     field: str
     effect: str
     is_promised: bool  # by the capabilities in /v1/models
-    verdict: str
+    verdict: str  # honored, refused, no effect, not checked or error
     detail: str
 
     @property
     def is_problem(self) -> bool:
         """Whether the server ignores a field in silence, or refuses one that it promises."""
-        return self.verdict == "no effect" or (self.verdict == "refused" and self.is_promised)
+        return self.verdict in ("no effect", "error") or (self.verdict == "refused" and self.is_promised)
 
 
 def run_check(check: FieldCheck, bench: Bench, capabilities: dict[str, Any]) -> Finding:
@@ -232,6 +235,8 @@ def run_check(check: FieldCheck, bench: Bench, capabilities: dict[str, Any]) -> 
         named = error.param == check.field or check.field in error.message
         verdict = "refused" if named else "no effect"
         return Finding(check.field, check.effect, is_promised, verdict, json.dumps(error.message))
+    except (httpx.HTTPError, StepFailedError) as error:
+        return Finding(check.field, check.effect, is_promised, "error", f"{type(error).__name__}: {error}")
     if detail is None:
         return Finding(check.field, check.effect, is_promised, "honored", "")
     verdict = "not checked" if detail.startswith("not checked") else "no effect"

@@ -18,6 +18,7 @@ from scripts.prove_on_gpu.context import PROBE_FAILED
 from scripts.prove_on_gpu.signatures import compare_installed
 
 if TYPE_CHECKING:
+    from build_engine.gpu.planning.options import GpuOptions
     from build_engine.targets.nvml import DetectedGpus
 
 _PACKAGES = (
@@ -103,36 +104,39 @@ def target() -> dict[str, Any]:
     }
 
 
-def plan(*models: str) -> dict[str, Any]:
+def plan(version: str, *models: str) -> dict[str, Any]:
     """What `build_engine plan --target auto` says of each model directory, for every runtime.
 
-    The planners are called directly: the program would need the libraries of every command.
+    `version` is TensorRT-LLM's; "" is the default. The planners are called directly: the program would need the libraries of every command.
     """
     from build_engine.errors import EngineRefusedError
+    from build_engine.gpu.planning.options import GpuOptions
     from build_engine.gpu.planning.plan_json import refused_json
     from build_engine.targets.nvml import PynvmlNvml, detect_gpu
 
     detected = detect_gpu(PynvmlNvml())
+    options = GpuOptions(tensorrt_llm=version) if version else GpuOptions()
     plans = []
     for folder in map(Path, models):
         for runtime, make_plan in _PLANNERS.items():
             try:
-                document = make_plan(folder, detected)
+                document = make_plan(folder, detected, options)
             except EngineRefusedError as error:
                 document = refused_json(str(error))
             plans.append({**document, "model_dir": folder.name, "runtime": runtime})
     return {"plans": plans}
 
 
-def _plan_engine(folder: Path, detected: DetectedGpus) -> dict[str, Any]:
+def _plan_engine(folder: Path, detected: DetectedGpus, options: GpuOptions) -> dict[str, Any]:
     from build_engine.gpu.planning.model_config import read_model_config
     from build_engine.gpu.planning.plan_json import plan_json
     from build_engine.gpu.planning.planner import PlanRequest, make_plan
 
-    return plan_json(make_plan(PlanRequest(read_model_config(folder), folder, detected.gpu, detected.count)))
+    model = read_model_config(folder)
+    return plan_json(make_plan(PlanRequest(model, folder, detected.gpu, detected.count, options=options)))
 
 
-_PLANNERS: dict[str, Callable[[Path, DetectedGpus], dict[str, Any]]] = {"engine": _plan_engine}
+_PLANNERS: dict[str, Callable[[Path, DetectedGpus, GpuOptions], dict[str, Any]]] = {"engine": _plan_engine}
 
 
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {

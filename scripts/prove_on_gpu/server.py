@@ -64,6 +64,10 @@ class Server:
         """Base URL of the API."""
         return f"http://127.0.0.1:{self.ports.front_end}"
 
+    def left_s(self) -> float:
+        """Returns the seconds that the running step has left. Raises StepFailedError when there are none."""
+        return self._context.left_s()
+
     @property
     def longest_completion(self) -> int:
         """Tokens that a completion of a short prompt may have."""

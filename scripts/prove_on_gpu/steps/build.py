@@ -21,6 +21,7 @@ def run(context: Context) -> Outcome:
         [
             *(sys.executable, "-m", "build_engine", "build", "--target", "auto", "--runtime", runtime),
             *("--model", str(options.model), "--precision", options.precision),
+            *("--tensorrt-llm", str(context.tensorrt_llm)),  # not the default: the one that will serve it
             *("--root", str(options.output / "engines"), "--json"),
         ],
         log=f"{runtime}-build.log",

@@ -1,4 +1,7 @@
-"""Plans for the GPU of this machine: every stored model configuration and --model, for each runtime."""
+"""Plans for the GPU of this machine: every stored model configuration and --model, for each runtime.
+
+They are for the installed release of TensorRT-LLM, or for the default one where none is installed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def run(context: Context) -> Outcome:
     """Fails if no model can be planned for this GPU; a refusal of one, with its reasons, is a plan."""
     models = sorted(path.parent for path in CONFIGS.glob("*/config.json"))
     models += [context.options.model] if context.options.model is not None else []
-    plans = context.run_probe("plan", *map(str, models))["plans"]
+    plans = context.run_probe("plan", context.tensorrt_llm or "", *map(str, models))["plans"]
     accepted = sum(plan["accepted"] for plan in plans)
     rows: list[tuple[str, ...]] = [(plan["model_dir"], plan["runtime"], *_cells(plan)) for plan in plans]
     header = ("model", "runtime", "plan", "memory of each GPU", "batch x tokens")

@@ -18,7 +18,8 @@ def run(context: Context) -> Outcome:
     folder = context.engine_dirs.get(runtime)
     if folder is None:
         raise StepSkippedError(f"There is no engine directory: `{runtime}/build` was left out or failed.")
-    checkpoint = [] if model is None else ["--model", str(model)]
+    # A model directory has the model's own weights: there is nothing to compare their accuracy with.
+    checkpoint = [] if model is None or runtime == "pytorch" else ["--model", str(model)]
     status, text = context.run_child(
         [sys.executable, "-m", "build_engine", "verify", str(folder), *checkpoint, "--json"],
         log=f"{runtime}-verify.log",

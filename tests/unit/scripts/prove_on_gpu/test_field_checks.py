@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import httpx
 import pytest
 
 from scripts.prove_on_gpu.completions import Completions, RefusedError
 from scripts.prove_on_gpu.field_checks import CHECKS, Bench, FieldCheck, run_check
+from scripts.prove_on_gpu.outcome import StepFailedError
 
 BENCH = Bench(cast("Completions", None), None, 100)
 
@@ -31,8 +33,20 @@ def check(result: str | Exception | None) -> FieldCheck:
         (RefusedError(400, "seed", "seed is not supported"), True, "refused", True),
         (RefusedError(400, None, "something is wrong"), False, "no effect", True),
         ("not checked: no end token", True, "not checked", False),
+        (httpx.ReadTimeout("timed out"), True, "error", True),
+        (StepFailedError("status 500"), False, "error", True),
     ],
-    ids=["honored", "ignored", "ignored as announced", "refused", "promised and refused", "not named", "not checked"],
+    ids=[
+        "honored",
+        "ignored",
+        "ignored as announced",
+        "refused",
+        "promised and refused",
+        "not named",
+        "not checked",
+        "timeout",
+        "500",
+    ],
 )
 def test_a_field_is_honored_or_refused_by_name(
     result: str | Exception | None, is_promised: bool, verdict: str, is_problem: bool
