@@ -107,7 +107,8 @@ def target() -> dict[str, Any]:
 def plan(version: str, *models: str) -> dict[str, Any]:
     """What `build_engine plan --target auto` says of each model directory, for every runtime.
 
-    `version` is TensorRT-LLM's; "" is the default. The planners are called directly: the program would need the libraries of every command.
+    `version` is TensorRT-LLM's; "" is the default. The planners are called directly: the program would need the
+    libraries of every command.
     """
     from build_engine.errors import EngineRefusedError
     from build_engine.gpu.planning.options import GpuOptions
