@@ -122,7 +122,7 @@ def plan(version: str, *models: str) -> dict[str, Any]:
         for runtime, make_plan in _PLANNERS.items():
             try:
                 document = make_plan(folder, detected, options)
-            except EngineRefusedError as error:
+            except (EngineRefusedError, ModuleNotFoundError) as error:  # a bare machine may lack a library
                 document = refused_json(str(error))
             plans.append({**document, "model_dir": folder.name, "runtime": runtime})
     return {"plans": plans}
@@ -137,7 +137,19 @@ def _plan_engine(folder: Path, detected: DetectedGpus, options: GpuOptions) -> d
     return plan_json(make_plan(PlanRequest(model, folder, detected.gpu, detected.count, options=options)))
 
 
-_PLANNERS: dict[str, Callable[[Path, DetectedGpus, GpuOptions], dict[str, Any]]] = {"engine": _plan_engine}
+def _plan_pytorch(folder: Path, detected: DetectedGpus, options: GpuOptions) -> dict[str, Any]:
+    from build_engine.pytorch.checkpoint.model_directory import read_model_directory
+    from build_engine.pytorch.planning.plan_json import plan_json
+    from build_engine.pytorch.planning.planner import PyTorchRequest, plan_model
+
+    model = read_model_directory(folder)
+    return plan_json(plan_model(PyTorchRequest(model, detected.gpu, detected.count, options=options)))
+
+
+_PLANNERS: dict[str, Callable[[Path, DetectedGpus, GpuOptions], dict[str, Any]]] = {
+    "engine": _plan_engine,
+    "pytorch": _plan_pytorch,
+}
 
 
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {

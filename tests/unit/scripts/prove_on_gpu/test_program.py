@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.installed import FAKES, write_script
+from tests.support.hugging_face_models import REFERENCE_MODELS
 from tests.support.proof import run_proof
 
 
@@ -20,7 +22,11 @@ def test_steps_without_tensorrt_llm_pass_on_a_gpu_alone(tmp_path: Path) -> None:
     target = proof.results["target"]["outcome"]["data"]["target"]
     assert (target["name"], target["sm"], target["count"]) == ("h100", 90, 1)
     plans = proof.results["plan"]["outcome"]["data"]["plans"]
-    assert {plan["model_dir"] for plan in plans} >= {"llama-3.1-8b", "smollm2-135m"}
+    planned = {(plan["model_dir"], plan["runtime"]) for plan in plans}
+    assert planned >= {
+        (name, runtime) for name in ("llama-3.1-8b", "smollm2-135m") for runtime in ("engine", "pytorch")
+    }
+    assert {plan["runtime"] for plan in plans if plan["accepted"]} == {"engine", "pytorch"}
     assert "stand-in" not in proof.page
 
 
@@ -30,6 +36,16 @@ def test_a_machine_without_tensorrt_llm_skips_the_other_steps_with_a_reason(tmp_
     skipped = {name: result["message"] for name, result in proof.results.items() if result["status"] == "skipped"}
     assert proof.statuses.keys() - skipped.keys() == {"versions", "target"}
     assert all("TensorRT-LLM is not installed" in reason for reason in skipped.values())
+
+
+def test_a_model_is_built_for_the_installed_release_and_verified(tmp_path: Path) -> None:
+    script = write_script(tmp_path / "script.json", version="1.3.0rc26")
+    model = REFERENCE_MODELS["llama"].write(tmp_path / "model")
+    steps = ("--only", "pytorch/build,pytorch/verify,engine/build", "--model", str(model))
+    proof = run_proof(tmp_path / "output", *steps, PROVE_STAND_INS=str(FAKES), FAKE_TENSORRT_LLM=str(script))
+    assert proof.statuses == {"engine/build": "skipped", "pytorch/build": "passed", "pytorch/verify": "passed"}
+    assert proof.results["pytorch/build"]["outcome"]["data"]["manifest"]["pytorch"]["tensorrt_llm"] == "1.3.0rc26"
+    assert "1.3.0rc26 has no engine runtime" in proof.results["engine/build"]["message"]
 
 
 def test_a_failed_step_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
