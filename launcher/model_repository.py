@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ def render_model_repository(deployment: Deployment, source: Path, folder: Path) 
         draft.chmod(0o755)
         (draft / _MARKER).touch()
         for model in deployment.models:
-            if model.is_local:
-                _render_model(model, source, draft)
+            if model.has_own_ensemble:
+                _render_model(model, deployment.adapters_of(model), source, draft)
         if folder.exists():
             folder.rename(workspace / "old")
         draft.rename(folder)
@@ -50,7 +50,7 @@ def render_model_repository(deployment: Deployment, source: Path, folder: Path) 
     return folder
 
 
-def _render_model(model: DeployedModel, source: Path, folder: Path) -> None:
+def _render_model(model: DeployedModel, adapters: Mapping[str, Path], source: Path, folder: Path) -> None:
     names = {stage: stage_model(model.ensemble, stage) for stage in STAGE_MODELS}
     names[ENSEMBLE_MODEL] = model.ensemble
     for name, own_name in names.items():
@@ -58,7 +58,7 @@ def _render_model(model: DeployedModel, source: Path, folder: Path) -> None:
         config = folder / own_name / _CONFIG
         text = _renamed(config.read_text(encoding="utf-8"), names)
         if name != ENSEMBLE_MODEL:
-            text += _parameters(model)
+            text += _parameters(model, adapters)
         config.write_text(text, encoding="utf-8")
 
 
@@ -72,7 +72,7 @@ def _renamed(text: str, names: dict[str, str]) -> str:
     )
 
 
-def _parameters(model: DeployedModel) -> str:
+def _parameters(model: DeployedModel, adapters: Mapping[str, Path]) -> str:
     values: dict[str, Any] = model.settings.model_dump(mode="json", exclude_unset=True)
     if model.engine_dir is not None:
         values["engine_dir"] = str(model.engine_dir)
@@ -80,6 +80,8 @@ def _parameters(model: DeployedModel) -> str:
         values["executor"] = model.executor
     if model.default_max_tokens is not None:
         values["default_max_tokens"] = model.default_max_tokens
+    if adapters:
+        values["trtllm_lora_adapters"] = json.dumps({name: str(path) for name, path in adapters.items()})
     return "".join(
         f"parameters {{ key: {_quoted(name)} value: {{ string_value: {_quoted(str(value))} }} }}\n"
         for name, value in values.items()

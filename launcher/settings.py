@@ -52,7 +52,9 @@ class StackSettings(ProgramSettings):
         description="TOML file of several models (docs/models.md), used instead of MODEL_NAME and ENGINE_DIR",
     )
     model_name: str = Field("smollm2-135m-instruct", description="Name under which the model is served")
-    executor: ExecutorName = Field("cpu", description="What generates the tokens: `cpu`, `tensorrt_llm` or `scripted`")
+    executor: ExecutorName = Field(
+        "cpu", description="What generates the tokens: `cpu`, `tensorrt_llm`, `tensorrt_llm_pytorch` or `scripted`"
+    )
     cpu_kv_cache_gib: float = Field(1.0, gt=0, description="cpu: size of the KV cache in GiB")
     cpu_f32_copy_mib: int = Field(
         1536,

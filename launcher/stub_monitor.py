@@ -2,15 +2,15 @@
 
 Triton 2.51 never restarts the dead stub of a decoupled model, and that of preprocess not always: every later request
 to it fails with "Stub process 'decode_0_0' is not healthy" (both seen), while the server reports live and ready. So the
-parent of the server has to poll. Reads /proc only, because the GPU image does not contain psutil.
+parent of the server has to poll.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
+
+from llm_pipeline.runtime.process_tree import child_pids, command_line, process_name
 
 POLL_PERIOD_S = 0.5
 _MISSING_POLLS = 2  # consecutive polls: a single one may fall between the end of one process and its successor
@@ -44,26 +44,8 @@ def count_stubs(server_pid: int) -> Counter[str] | None:
     return Counter(name for pid in child_pids(server_pid) if (name := _model_of(pid)))
 
 
-def child_pids(parent_pid: int) -> Iterator[int]:
-    """Yields the children of all threads of a process; nothing if it has ended."""
-    for children in (_PROC / str(parent_pid) / "task").glob("*/children"):
-        with suppress(OSError):  # the thread has just ended
-            yield from map(int, children.read_text().split())
-
-
-def command_line(pid: int) -> list[str]:
-    """Returns the arguments of a process; an empty list if it has ended or is a zombie."""
-    try:
-        return [part.decode(errors="replace") for part in (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")]
-    except OSError:
-        return []
-
-
 def _model_of(pid: int) -> str | None:
     """Returns the model of a stub, whose arguments contain MODEL/VERSION/model.py; None for other processes."""
-    try:
-        if not (_PROC / str(pid) / "comm").read_text().startswith(_STUB_NAME):
-            return None
-    except OSError:
+    if not process_name(pid).startswith(_STUB_NAME):
         return None
     return next((Path(part).parts[-3] for part in command_line(pid) if part.endswith("/model.py")), None)

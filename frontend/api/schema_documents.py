@@ -125,6 +125,7 @@ _CAPABILITY_DESCRIPTIONS = {
     "logprobs": "The maximum value of `logprobs`; 0: only each token's own logprob; null: no logprobs at all",
     "prompt_logprobs": "Whether `echo` is supported with `logprobs`",
     "guides": "The kinds of structured output",
+    "lora": "Whether the model has LoRA adapters, or is one",
 }
 
 

@@ -1,9 +1,12 @@
 """Settings, launch modes and command lines of Triton for one TensorRT-LLM engine, on one or several GPUs.
 
-    single        one GPU: tritonserver itself
-    leader        several: one mpirun with a tritonserver for each GPU. Rank 0 serves; the others load only decode,
-                  listen on no port, and their executors work for that of rank 0
-    orchestrator  one tritonserver, whose executor spawns a worker for each GPU (MPI_Comm_spawn)
+    single        tritonserver itself: for an engine of one GPU, and for a model directory of any number, whose
+                  PyTorch runtime spawns its ranks itself
+    leader        one mpirun with a tritonserver for each GPU. Rank 0 serves; the others load only decode, listen on no
+                  port, and their executors work for that of rank 0
+    orchestrator  one tritonserver, whose executor spawns a worker for each GPU of an engine (MPI_Comm_spawn)
+    multi-node    a model directory on several machines: an mpirun over their GPUs with NVIDIA's trtllm-llmapi-launch,
+                  which runs the one tritonserver beside rank 0, and waits for its work in the others
 
 `--dry-run` prints the command; server_group.py runs it. Not run on GPUs yet.
 """
@@ -11,6 +14,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,15 +23,14 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from launcher.gpu.server_group import RANK_ARGUMENT, ServerGroup
+from launcher.gpu.served_engine import LaunchError, ServedEngine, read_engine
+from launcher.gpu.server_group import RANK_ARGUMENT, SERVE_ARGUMENTS, ServerGroup
 from launcher.settings import REPOSITORY_ROOT, OpenApis
 from launcher.triton_access import closing_arguments, inference_arguments
-from llm_pipeline.engine_files.manifest import ManifestError
-from llm_pipeline.engine_files.trtllm_config import EngineConfig
 from llm_pipeline.protocol.tensors import DECODE_MODEL
 from llm_pipeline.runtime.program_settings import HeaderSecret, ProgramSettings
 
-Mode = Literal["single", "leader", "orchestrator"]
+Mode = Literal["single", "leader", "orchestrator", "multi-node"]
 
 # --bind-to none: mpirun's default pins each of two ranks, stubs included, to one core (measured with 4.1.4).
 # --oversubscribe: mpirun refuses more ranks than cores; ours use a GPU each, which it does not count.
@@ -38,8 +41,9 @@ _MPIRUN_OPTIONS = ("--bind-to", "none", "--oversubscribe", "--tag-output")
 class LaunchSettings(ProgramSettings):
     """Where the server is, what it serves, and on how many GPUs."""
 
-    launch_mode: Literal["auto", "single", "leader", "orchestrator"] = Field(
-        "auto", description="How Triton uses several GPUs. auto: single for an engine of one GPU, otherwise leader"
+    launch_mode: Literal["auto", "single", "leader", "orchestrator", "multi-node"] = Field(
+        "auto",
+        description="How Triton uses several GPUs. auto: leader for an engine of several GPUs, otherwise single",
     )
     engine_dir: Path = Field(description="Engine directory made by build_engine")
     gpu_count: int | None = Field(
@@ -51,6 +55,12 @@ class LaunchSettings(ProgramSettings):
     )
     triton_backends: Path | None = Field(None, description="Directory of Triton's backends. Unset: the server's own")
     mpirun: str = Field("mpirun", description="Open MPI's mpirun program, which starts a server for each GPU")
+    mpirun_hostfile: Path | None = Field(
+        None, description="multi-node: Open MPI's hostfile, with the machines and the number of GPUs (slots) of each"
+    )
+    trtllm_llmapi_launch: str = Field(
+        "trtllm-llmapi-launch", description="multi-node: TensorRT-LLM's program of this name, on every machine"
+    )
     triton_host: str = Field("127.0.0.1", description="Address that Triton listens on; see TRITON_SECRET")
     triton_http_port: int = Field(8000, ge=1, le=65535, description="Port of Triton's HTTP service")
     triton_grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC service")
@@ -75,43 +85,24 @@ class LaunchSettings(ProgramSettings):
     )
 
 
-class LaunchError(Exception):
-    """Engine, GPUs and launch mode are incompatible, or a program is missing. The message names the remedy."""
-
-
-def read_world_size(engine_dir: Path) -> int:
-    """Returns the number of GPUs that the engine was built for.
-
-    Raises LaunchError if its files are incomplete or contradict each other.
-    """
-    try:
-        world_size = EngineConfig.load(engine_dir).world_size
-    except ManifestError as error:
-        raise LaunchError(f"ENGINE_DIR: {error}") from error
-    expected = {f"rank{rank}.engine" for rank in range(world_size)}
-    present = {file.name for file in engine_dir.glob("rank*.engine")}
-    if present != expected:
-        raise LaunchError(
-            f"The engine in {engine_dir} is for {world_size} GPUs: rank0 to rank{world_size - 1}.engine. "
-            f"Missing: {_listed(expected - present)}; unexpected: {_listed(present - expected)}. Build it again."
-        )
-    return world_size
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def choose_mode(settings: LaunchSettings, world_size: int) -> Mode:
+def choose_mode(settings: LaunchSettings, engine: ServedEngine) -> Mode:
     """Returns the mode, with `auto` resolved. Raises LaunchError if engine, GPUs and mode are incompatible."""
-    mode = settings.launch_mode
+    mode, is_pytorch = settings.launch_mode, engine.runtime == "pytorch"
     if mode == "auto":
-        mode = "single" if world_size == 1 else "leader"
-    if mode == "single" and world_size > 1:
-        raise LaunchError(f"The engine is for {world_size} GPUs; LAUNCH_MODE=single supports one. Unset LAUNCH_MODE.")
-    gpus = settings.gpu_count
-    # An orchestrator's server may serve other engines too, so it may have more GPUs.
-    if gpus is not None and (gpus < world_size if mode == "orchestrator" else gpus != world_size):
+        mode = "single" if is_pytorch or engine.world_size == 1 else "leader"
+    if mode == "single" and engine.world_size > 1 and not is_pytorch:
+        raise LaunchError(
+            f"The engine is for {engine.world_size} GPUs; LAUNCH_MODE=single supports one. Unset LAUNCH_MODE."
+        )
+    if mode == "orchestrator" and is_pytorch:
+        raise LaunchError(
+            f"{settings.engine_dir} is a model directory, whose runtime starts its ranks itself; "
+            "LAUNCH_MODE=orchestrator is for engines. Unset LAUNCH_MODE."
+        )
+    if mode == "multi-node":
+        _check_multi_node(settings, engine)
+    gpus, world_size = settings.gpu_count, engine.world_size
+    if gpus is not None and not _fits(mode, gpus, world_size):
         raise LaunchError(
             f"The engine in {settings.engine_dir} was built for {world_size} GPUs; this server has {gpus} (GPU_COUNT). "
             "Use the number of GPUs that the engine was built for, or build another engine with --tp and --pp."
@@ -119,10 +110,33 @@ def choose_mode(settings: LaunchSettings, world_size: int) -> Mode:
     return mode
 
 
+def _fits(mode: Mode, gpus: int, world_size: int) -> bool:
+    if mode == "multi-node":
+        return True  # each machine has fewer
+    if mode == "orchestrator":
+        return gpus >= world_size  # its server may serve other engines too
+    return gpus == world_size
+
+
+def _check_multi_node(settings: LaunchSettings, engine: ServedEngine) -> None:
+    if engine.runtime != "pytorch":
+        raise LaunchError(
+            f"{settings.engine_dir} is a compiled engine; LAUNCH_MODE=multi-node is for model directories, which "
+            "build_engine makes with --runtime pytorch."
+        )
+
+
 def command(settings: LaunchSettings, mode: Mode, world_size: int) -> list[str]:
     """Returns the command line of all servers."""
     if mode == "single":
         return _serving_rank(settings)
+    if mode == "multi-node":
+        hosts = [] if settings.mpirun_hostfile is None else ["--hostfile", str(settings.mpirun_hostfile)]
+        return [
+            *(settings.mpirun, *_MPIRUN_OPTIONS, *hosts, "-n", str(world_size)),
+            # It splits its arguments at spaces, and the server's contain a line break: triton_access.py.
+            *(settings.trtllm_llmapi_launch, sys.executable, *SERVE_ARGUMENTS),
+        ]
     if mode == "orchestrator":
         return [
             *(settings.mpirun, *_MPIRUN_OPTIONS),
@@ -192,13 +206,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status: 2 for invalid settings, 1 if Triton cannot be started."""
     parser = argparse.ArgumentParser(prog="python -m launcher.gpu", description="Run Triton with one engine.")
     parser.add_argument("--dry-run", action="store_true", help="print the command without running it")
-    is_dry_run: bool = parser.parse_args(arguments).dry_run
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="become the server that clients connect to, as multi-node does beside rank 0",
+    )
+    options = parser.parse_args(arguments)
     try:
         settings = LaunchSettings()
-        world_size = read_world_size(settings.engine_dir)
-        mode = choose_mode(settings, world_size)
-        line = command(settings, mode, world_size)
-        if is_dry_run:
+        engine = read_engine(settings.engine_dir)
+        mode = choose_mode(settings, engine)
+        line = command(settings, mode, engine.world_size)
+        if options.serve:
+            _become(_serving_rank(settings))
+        if options.dry_run:
             sys.stdout.write(format_command(line))
             return 0
         return _run(line, mode)
@@ -211,9 +232,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _become(line: list[str]) -> None:
+    try:
+        os.execv(line[0], line)
+    except OSError as error:
+        raise LaunchError(f"{line[0]} (TRITONSERVER) cannot be run: {error.strerror}.") from error
+
+
 def _run(line: Sequence[str], mode: Mode) -> int:
     try:
-        return ServerGroup(line, is_mpirun=mode != "single").run()
+        return ServerGroup(line, is_mpirun=mode != "single", is_multi_node=mode == "multi-node").run()
     except OSError as error:
         setting = "TRITONSERVER" if mode == "single" else "MPIRUN"
         raise LaunchError(f"{line[0]} ({setting}) cannot be run: {error.strerror}.") from error

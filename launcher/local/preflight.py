@@ -142,11 +142,12 @@ def _check_models(settings: StackSettings, deployment: Deployment | None) -> lis
 
 def _check_engine_dir(executor: str, engine_dir: Path | None, which: str) -> str | None:
     """Without ENGINE_DIR, the default engine is built, which is for CPUs."""
-    if executor != "tensorrt_llm" or engine_dir is not None:
+    if not executor.startswith("tensorrt_llm") or engine_dir is not None:
         return None
+    runtime = " --runtime pytorch" if executor == "tensorrt_llm_pytorch" else ""
     return (
-        f"{which}EXECUTOR=tensorrt_llm needs ENGINE_DIR, the directory of an engine for this machine's GPU. Build one: "
-        "`python -m build_engine build --target auto --model DIR`."
+        f"{which}EXECUTOR={executor} needs ENGINE_DIR, the directory of an engine for this machine's GPU. Build one: "
+        f"`python -m build_engine build --target auto{runtime} --model DIR`."
     )
 
 
@@ -157,7 +158,7 @@ def _check_triton(model: DeployedModel) -> str | None:
 
 
 def _local_models(deployment: Deployment) -> list[DeployedModel]:
-    return [model for model in deployment.models if model.is_local]
+    return [model for model in deployment.models if model.has_own_ensemble]
 
 
 def _check_memory(settings: StackSettings, deployment: Deployment | None) -> str | None:

@@ -157,7 +157,7 @@ class Stack:
         """The ensembles of this stack's own Triton."""
         if self.deployment is None:
             return [ENSEMBLE_MODEL]
-        return [model.ensemble for model in self.deployment.models if model.is_local]
+        return [model.ensemble for model in self.deployment.models if model.has_own_ensemble]
 
     def _render_model_repository(self) -> Path:
         """Returns the repository's own models, or a rendered folder with an ensemble for each model of a deployment."""

@@ -25,6 +25,12 @@ def _import_tensorrt_llm() -> LoadExecutor:
     return load_executor
 
 
+def _import_tensorrt_llm_pytorch() -> LoadExecutor:
+    from llm_pipeline.executors.tensorrt_llm_pytorch.load import load_executor
+
+    return load_executor
+
+
 def _import_scripted() -> LoadExecutor:
     from llm_pipeline.executors.scripted.load import load_executor
 
@@ -39,12 +45,11 @@ class _Entry:
     remedy: str
 
 
+_TENSORRT_LLM_IMAGE = "Start from NVIDIA's trtllm-python-py3 image, or: pip install 'triton-completions[{}]'"
 _EXECUTORS = {
     "cpu": _Entry(_import_cpu, "Install it with: pip install 'triton-completions[cpu]'"),
-    "tensorrt_llm": _Entry(
-        _import_tensorrt_llm,
-        "Start from NVIDIA's trtllm-python-py3 image, or: pip install 'triton-completions[tensorrt-llm]'",
-    ),
+    "tensorrt_llm": _Entry(_import_tensorrt_llm, _TENSORRT_LLM_IMAGE.format("tensorrt-llm")),
+    "tensorrt_llm_pytorch": _Entry(_import_tensorrt_llm_pytorch, _TENSORRT_LLM_IMAGE.format("tensorrt-llm-pytorch")),
     "scripted": _Entry(_import_scripted, "Install it with: pip install triton-completions"),
 }
 EXECUTOR_NAMES = tuple(_EXECUTORS)
@@ -60,6 +65,11 @@ def create_executor(settings: PipelineSettings, manifest: EngineManifest, sink: 
     entry = _EXECUTORS.get(name)
     if entry is None:
         raise EngineStartError(f"Unknown EXECUTOR {name!r}. Known executors: {', '.join(EXECUTOR_NAMES)}.")
+    if settings.trtllm_lora_adapters and name != "tensorrt_llm_pytorch":
+        raise EngineStartError(
+            f"TRTLLM_LORA_ADAPTERS is set, but EXECUTOR={name} has no LoRA. Unset it, or serve a model directory with "
+            "EXECUTOR=tensorrt_llm_pytorch."
+        )
     try:
         return entry.import_load()(settings, manifest, sink)
     except ImportError as error:

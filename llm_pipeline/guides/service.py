@@ -271,7 +271,7 @@ class GuideService:
 
 def create_guide_service(settings: PipelineSettings, manifest: EngineManifest) -> GuideService | None:
     """Returns None if the executor has no guided decoding, or the model no end token, without which no guide ends."""
-    if not capabilities_of(settings).guides or not manifest.tokens.eos:
+    if not capabilities_of(settings, manifest).guides or not manifest.tokens.eos:
         return None
     limits = GuideLimits.of(settings)
     if settings.executor != "cpu":  # the others have guided decoding of their own

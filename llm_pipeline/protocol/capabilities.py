@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from typing import Any
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -33,6 +34,7 @@ class Capabilities:
     logprobs: int | None = None
     prompt_logprobs: bool = False  # `echo` with `logprobs`
     guides: tuple[GuideType, ...] = ()
+    lora: bool = False  # LoRA adapters, as models of their own
 
     def as_document(self) -> dict[str, Any]:
         """The JSON form in /models: a boolean for each extension of sampling."""
@@ -64,13 +66,45 @@ _TENSORRT_LLM = Capabilities(
     logprobs=0,
     guides=tuple(GuideType),
 )
+# `priority` and `time_limit` are honored in front of the LLM API. `min_tokens` is missing: TorchSampler holds back one
+# end token, and counts the prompt's tokens as generated (_apply_min_length_penalty in
+# tensorrt_llm/_torch/pyexecutor/sampler.py, NVIDIA/TensorRT-LLM at 28edbcdb).
+_PYTORCH_1_3 = Capabilities(
+    "tensorrt_llm_pytorch",
+    sampling=_honored_by("tensorrt_llm_pytorch"),
+    priority=True,
+    time_limit=True,
+    logprobs=MAX_LOGPROBS,
+    prompt_logprobs=True,
+    guides=tuple(GuideType),
+    lora=True,
+)
+# TRTLLMSampler is the engine runtime's sampler, with its parameters and the chosen token's logprob alone
+# (update_requests_single_beam_single_step in sampler.py). Prompt logprobs need not contain the prompt's own tokens
+# (compute_logprobs in tensorrt_llm/executor/result.py, at 005bc848).
+_PYTORCH_1_2 = replace(_PYTORCH_1_3, sampling=_honored_by("tensorrt_llm"), logprobs=0, prompt_logprobs=False)
 _SCRIPTED = Capabilities("scripted", sampling=_honored_by("scripted"), priority=True)
+
+
+class PyTorchProfile(str, Enum):
+    """A line of TensorRT-LLM releases whose PyTorch runtime honors the same fields, named by its first release."""
+
+    V1_2 = "1.2.1"  # TRTLLMSampler
+    V1_3 = "1.3"  # TorchSampler, since it replaces the other
+
+    def __str__(self) -> str:
+        return self.value
+
+
+PYTORCH_CAPABILITIES = {PyTorchProfile.V1_2: _PYTORCH_1_2, PyTorchProfile.V1_3: _PYTORCH_1_3}
 
 CAPABILITIES: dict[ExecutorName, Capabilities] = {
     "cpu": _CPU,
     "tensorrt_llm": _TENSORRT_LLM,
+    "tensorrt_llm_pytorch": PYTORCH_CAPABILITIES[PyTorchProfile.V1_3],
     "scripted": _SCRIPTED,
 }
+"""Of each executor; for `tensorrt_llm_pytorch`, those of the newest profile (runtime/settings.py: capabilities_of)."""
 
 
 def without_guides(capabilities: Capabilities) -> Capabilities:
@@ -96,6 +130,7 @@ REQUEST_EXTENSIONS: dict[str, Extension] = {
         GUIDE_PARAM, lambda request, can: request.guide is not None and request.guide.type not in can.guides
     ),
     "urgency": Extension("priority", lambda request, can: request.urgency != 0.5 and not can.priority),
+    "adapter": Extension("model", lambda request, can: request.adapter is not None and not can.lora),
     "time_limit_s": Extension(
         "time_limit_s", lambda request, can: request.time_limit_s is not None and not can.time_limit
     ),
@@ -118,6 +153,7 @@ def _unsupported(name: str, param: str, capabilities: Capabilities) -> PipelineE
     engine = f"this server's engine ({capabilities.executor})"
     messages = {
         "guide": f"This kind of structured output is not supported by {engine}. Omit it.",
+        "adapter": f"LoRA adapters are not supported by {engine}. Use the base model's name.",
         "return_prompt_logprobs": f"Logprobs of prompts are not supported by {engine}. Omit echo or logprobs.",
     }
     message = messages.get(name, f"{param} is not supported by {engine}. Omit it.")

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-ExecutorName: TypeAlias = Literal["cpu", "tensorrt_llm", "scripted"]
+ExecutorName: TypeAlias = Literal["cpu", "tensorrt_llm", "tensorrt_llm_pytorch", "scripted"]

@@ -43,8 +43,7 @@ _PENALTY = Range(-2.0, 2.0)
 _FACTOR = Range(0.01, 100.0)  # far outside this range, logits overflow float32
 _TOKEN_COUNT = Range(0, INT32_MAX)
 
-_ENGINES: tuple[ExecutorName, ...] = ("cpu", "tensorrt_llm")
-_ALL: tuple[ExecutorName, ...] = ("cpu", "tensorrt_llm", "scripted")
+_ENGINES: tuple[ExecutorName, ...] = ("cpu", "tensorrt_llm", "tensorrt_llm_pytorch")
 
 
 def _as_int32(value: int) -> int:
@@ -113,7 +112,7 @@ FIELDS: tuple[RequestField, ...] = (
         TensorSpec("min_tokens", "INT32"),
         range=_TOKEN_COUNT,
         former_name="min_length",
-        executors=_ALL,
+        executors=("cpu", "tensorrt_llm", "scripted"),
     ),
     FlagField("ignore_eos", TensorSpec("ignore_eos", "BOOL")),
     NumberField("end_id", TensorSpec("end_id", "INT32")),
@@ -127,6 +126,7 @@ FIELDS: tuple[RequestField, ...] = (
     TextField("suffix", TensorSpec("suffix", "BYTES")),
     TextField("tenant", TensorSpec("tenant", "BYTES")),
     NumberField("tenant_share", TensorSpec("tenant_share", "INT32"), range=Range(1, MAX_TENANT_SHARE)),
+    TextField("adapter", TensorSpec("lora_name", "BYTES")),
     GuideField(
         "guide",
         TensorSpec("guided_decoding_guide_type", "BYTES"),

@@ -76,6 +76,7 @@ class CompletionParameters:
     suffix: str | None = None  # text after the completion
     tenant: str | None = None  # an opaque name, equal for all requests that share one turn in the queue and KV cache
     tenant_share: int | None = None  # weight of the tenant's turn, 1 if omitted
+    adapter: str | None = None  # name of a LoRA adapter of the model
     guide: Guide | None = None
     guide_param: str = GUIDE_PARAM  # the client's name of the guide, for errors; not sent to Triton
 
@@ -185,6 +186,7 @@ class GenerationRequest:
     cache_salt: int | None = None  # uint64; requests with different salts share no KV cache
     tenant: str = ""  # requests of different tenants take turns in the executor's queue (executors/waiting_queue.py)
     tenant_share: int = 1  # weight of the tenant's turn
+    adapter: str | None = None  # name of a LoRA adapter that the executor has
     guide_address: str | None = None  # of the process that makes the guide's masks, set by decode (guides/)
 
 

@@ -23,14 +23,13 @@ from llm_pipeline.protocol.fields import INT32_MAX, range_of
 from llm_pipeline.protocol.messages import CompletionParameters
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, STAGE_MODELS, stage_model
 from llm_pipeline.runtime.deployment_errors import DeploymentError, problems
-from llm_pipeline.runtime.settings import PipelineSettings
+from llm_pipeline.runtime.settings import ModelName, PipelineSettings
 
 # Settings with a key of their own in the file.
-_NOT_IN_SETTINGS = {"engine_dir", "executor", "default_max_tokens"}
-_MPIRUN_PREFIX = "ompi_"
+_NOT_IN_SETTINGS = {"engine_dir", "executor", "default_max_tokens", "trtllm_lora_adapters"}
+_LAUNCHER_PREFIXES = ("ompi_", "tllm_")  # set by mpirun and trtllm-llmapi-launch
 
-# org/model:adapter is one name. Blanks, control characters and characters with a meaning in URLs are not allowed.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/@+-]*[A-Za-z0-9._:@+-])?$", max_length=200)]
+Name = ModelName
 TritonName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 TritonAddress = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
 TritonAddresses = Annotated[
@@ -55,7 +54,7 @@ class _Strict(BaseModel):
 _SETTINGS: dict[str, Any] = {
     name: (field.annotation, field)
     for name, field in PipelineSettings.model_fields.items()
-    if name not in _NOT_IN_SETTINGS and not name.startswith(_MPIRUN_PREFIX)
+    if name not in _NOT_IN_SETTINGS and not name.startswith(_LAUNCHER_PREFIXES)
 }
 # Any setting of Triton's models (llm_pipeline/runtime/settings.py), for one model alone.
 ModelSettings: Any = create_model("ModelSettings", __base__=_Strict, **_SETTINGS)
@@ -105,6 +104,10 @@ class DeployedModel(_Strict):
     executor: ExecutorName | None = None  # None: the setting
     settings: ModelSettings = ModelSettings()  # for this model alone; unset ones come from the environment
 
+    # A LoRA adapter of the model that `parent` names; its Triton, engine and executor are the parent's.
+    lora_dir: Path | None = None  # the adapter's directory, if this deployment's own Triton serves the parent
+    lora_name: Name | None = None  # the adapter's name on another Triton, in its TRTLLM_LORA_ADAPTERS
+
     # NVIDIA's ensemble.
     engine_model: TritonName = "tensorrt_llm"  # the model that cancels requests
     cumulative_text: bool = False  # tensorrt_llm_bls with accumulate_tokens: each response has the text so far
@@ -113,13 +116,16 @@ class DeployedModel(_Strict):
     @model_validator(mode="after")
     def _check_keys_of_kind(self) -> Self:
         if self.kind is ModelKind.INFLIGHT_BATCHER_LLM:
-            self._refuse("engine_dir", "executor", "settings", because="is for kind ensemble")
+            self._refuse("engine_dir", "executor", "settings", "lora_dir", "lora_name", because="is for kind ensemble")
             if self.default_max_tokens == 0:
                 raise ValueError(
                     "default_max_tokens = 0 (fill the context) is for kind ensemble. Set a number greater than 0"
                 )
             return self
         self._refuse("engine_model", "cumulative_text", "lora_task_id", because='needs kind = "inflight_batcher_llm"')
+        if self.is_adapter:
+            self._check_keys_of_adapter()
+            return self
         if self.triton:
             self._refuse(
                 "settings", because="is for models of the deployment's own Triton. Set them on the other Triton"
@@ -130,6 +136,13 @@ class DeployedModel(_Strict):
                 )
         return self
 
+    def _check_keys_of_adapter(self) -> None:
+        if self.parent is None:
+            raise ValueError("a LoRA adapter needs parent, the name of its base model")
+        if self.lora_dir is not None and self.lora_name is not None:
+            raise ValueError("lora_dir and lora_name exclude each other")
+        self._refuse(*_OF_THE_PARENT, because="is the parent's, and can't be set for a LoRA adapter")
+
     def _refuse(self, *fields: str, because: str) -> None:
         for field in fields:
             if field in self.model_fields_set:
@@ -139,6 +152,11 @@ class DeployedModel(_Strict):
     def names(self) -> tuple[str, ...]:
         """All names of the model, its own first."""
         return (self.name, *(alias for alias in self.aliases if alias != self.name))
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether this is a LoRA adapter of its parent, served by the parent's Triton models."""
+        return self.lora_dir is not None or self.lora_name is not None
 
     @property
     def ensemble(self) -> str:
@@ -154,6 +172,11 @@ class DeployedModel(_Strict):
         """Whether the deployment's own Triton serves it, from a repository that the launcher renders."""
         return self.kind is ModelKind.ENSEMBLE and not self.triton
 
+    @property
+    def has_own_ensemble(self) -> bool:
+        """Whether the launcher renders Triton models for it."""
+        return self.is_local and not self.is_adapter
+
     def with_defaults(self, parameters: CompletionParameters) -> CompletionParameters:
         """The parameters with this model's defaults for fields that the client omitted."""
         defaults: dict[str, Any] = {
@@ -163,7 +186,12 @@ class DeployedModel(_Strict):
         }
         if parameters.max_tokens is None and self.default_max_tokens:
             defaults["max_tokens"] = self.default_max_tokens
+        if self.is_adapter:
+            defaults["adapter"] = self.lora_name or self.name
         return replace(parameters, **defaults) if defaults else parameters
+
+
+_OF_THE_PARENT = ("engine_dir", "executor", "settings", "triton", "triton_model", "max_model_len")
 
 
 class Deployment(_Strict):
@@ -187,7 +215,7 @@ class Deployment(_Strict):
     def _check_unique_triton_models(self) -> Self:
         owners: dict[str, str] = {}
         for model in self.models:
-            if not model.is_local:
+            if not model.has_own_ensemble:
                 continue
             for name in (model.ensemble, *(stage_model(model.ensemble, stage) for stage in STAGE_MODELS)):
                 if name in owners:
@@ -196,6 +224,14 @@ class Deployment(_Strict):
                         "Set another triton_model for one of them"
                     )
                 owners[name] = model.name
+        return self
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> Self:
+        by_name = {name: model for model in self.models for name in model.names}
+        for model in self.models:
+            if model.is_adapter:
+                _check_adapter(model, by_name.get(model.parent or ""))
         return self
 
     @classmethod
@@ -215,14 +251,62 @@ class Deployment(_Strict):
             deployment = cls.model_validate(document)
         except ValidationError as error:
             raise DeploymentError("\n".join(problems(path, text, error, cls))) from None
-        models = (_from_folder(model, path.absolute().parent) for model in deployment.models)
-        return deployment.model_copy(update={"models": tuple(models)})
+        models = tuple(_from_folder(model, path.absolute().parent) for model in deployment.models)
+        return deployment.model_copy(update={"models": _with_inherited(models)})
+
+    def adapters_of(self, base: DeployedModel) -> dict[str, Path]:
+        """Returns the directories of the LoRA adapters of a model of this deployment's own Triton, by name."""
+        return {
+            model.name: model.lora_dir
+            for model in self.models
+            if model.lora_dir is not None and model.parent in base.names
+        }
+
+
+def _check_adapter(adapter: DeployedModel, parent: DeployedModel | None) -> None:
+    """Raises ValueError if an adapter has no parent that can serve it."""
+    if parent is None or parent.is_adapter or parent.kind is not ModelKind.ENSEMBLE:
+        raise ValueError(
+            f"the parent of {adapter.name} must be a model of this file, of kind ensemble and not itself an adapter"
+        )
+    if parent.executor not in (None, "tensorrt_llm_pytorch"):
+        raise ValueError(
+            f"{adapter.name} is a LoRA adapter, but the executor of {parent.name} is {parent.executor}, without LoRA. "
+            'Serve a model directory with executor = "tensorrt_llm_pytorch"'
+        )
+    if parent.is_local and adapter.lora_dir is None:
+        raise ValueError(f"{adapter.name} needs lora_dir: this deployment's own Triton serves {parent.name}")
+    if not parent.is_local and adapter.lora_name is None:
+        raise ValueError(
+            f"{adapter.name} needs lora_name in place of lora_dir: another Triton serves {parent.name}, and has the "
+            "adapter in its TRTLLM_LORA_ADAPTERS"
+        )
+
+
+def _with_inherited(models: tuple[DeployedModel, ...]) -> tuple[DeployedModel, ...]:
+    """Returns the models, with the parent's engine and Triton in each adapter."""
+    by_name = {name: model for model in models for name in model.names}
+    return tuple(_inheriting(model, by_name[model.parent or ""]) if model.is_adapter else model for model in models)
+
+
+def _inheriting(adapter: DeployedModel, parent: DeployedModel) -> DeployedModel:
+    inherited: dict[str, Any] = {
+        "engine_dir": parent.engine_dir,
+        "executor": parent.executor,
+        "triton": parent.triton,
+        "triton_model": parent.ensemble,
+        "max_model_len": parent.max_model_len,
+    }
+    if adapter.default_max_tokens is None:
+        inherited["default_max_tokens"] = parent.default_max_tokens
+    return adapter.model_copy(update=inherited)
 
 
 def _from_folder(model: DeployedModel, folder: Path) -> DeployedModel:
-    if model.engine_dir is None:
-        return model
-    return model.model_copy(update={"engine_dir": folder / model.engine_dir.expanduser()})
+    paths = {"engine_dir": model.engine_dir, "lora_dir": model.lora_dir}
+    return model.model_copy(
+        update={name: folder / path.expanduser() for name, path in paths.items() if path is not None}
+    )
 
 
 def _toml_reader() -> Any:

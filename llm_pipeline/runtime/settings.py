@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from llm_pipeline.protocol.capabilities import CAPABILITIES, Capabilities, without_guides
+from llm_pipeline.engine_files.manifest import EngineManifest
+from llm_pipeline.engine_files.trtllm_releases import pytorch_profile_of
+from llm_pipeline.protocol.capabilities import (
+    CAPABILITIES,
+    PYTORCH_CAPABILITIES,
+    Capabilities,
+    PyTorchProfile,
+    without_guides,
+)
 from llm_pipeline.protocol.executor_names import ExecutorName
+from llm_pipeline.protocol.messages import GuideType
 from llm_pipeline.runtime.program_settings import ProgramSettings
+
+# The environment has JSON, which pydantic reads; config.pbtxt has the same text.
+_JsonText = BeforeValidator(lambda value: json.loads(value) if isinstance(value, str) else value)
+# Names of models and adapters. org/model:adapter is one name. Blanks, control characters and characters with a meaning
+# in URLs are not allowed.
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/@+-]*[A-Za-z0-9._:@+-])?$", max_length=200)]
 
 
 class PipelineSettings(ProgramSettings):
@@ -20,7 +36,8 @@ class PipelineSettings(ProgramSettings):
     engine_dir: Path = Field(description="Engine directory made by build_engine")
     executor: ExecutorName = Field(
         "cpu",
-        description="What generates the tokens: the embedded CPU engine, TensorRT-LLM, or scripts for load tests",
+        description="What generates the tokens: the embedded CPU engine, TensorRT-LLM's engine runtime or its PyTorch "
+        "runtime, or scripts for load tests",
     )
     default_max_tokens: int = Field(16, ge=0, description="max_tokens of requests that omit it; 0 fills the context")
     max_queued_requests: int = Field(
@@ -111,26 +128,27 @@ class PipelineSettings(ProgramSettings):
         0.9,
         gt=0,
         lt=1,
-        description="tensorrt_llm: fraction of the free GPU memory after loading for the KV cache",
+        description="TensorRT-LLM: fraction of the free GPU memory after loading for the KV cache",
     )
     trtllm_kv_cache_tokens: int | None = Field(
         None,
         ge=1,
-        description="tensorrt_llm: maximum KV cache size in tokens; unset: limited by memory only",
+        description="TensorRT-LLM: maximum KV cache size in tokens; unset: limited by memory only",
     )
     trtllm_kv_host_cache_gib: float = Field(
-        0.0, ge=0, description="tensorrt_llm: host memory for offloaded KV cache blocks, in GiB"
+        0.0, ge=0, description="TensorRT-LLM: host memory for offloaded KV cache blocks, in GiB"
     )
     trtllm_block_reuse: bool | None = Field(
         None,
-        description="tensorrt_llm: prefix cache: reuse KV cache blocks; unset: on if the engine was built for it",
+        description="TensorRT-LLM: prefix cache: reuse KV cache blocks; unset: on, unless an engine was built without",
     )
     trtllm_chunked_context: bool | None = Field(
-        None, description="tensorrt_llm: prefill long prompts in chunks; unset: on if the engine was built for it"
+        None,
+        description="TensorRT-LLM: prefill long prompts in chunks; unset: on, unless an engine was built without",
     )
     trtllm_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = Field(
         "guaranteed_no_evict",
-        description="tensorrt_llm: admit only requests that are certain to fit into the KV cache; `max_utilization`: "
+        description="TensorRT-LLM: admit only requests that are certain to fit into the KV cache; `max_utilization`: "
         "fill it and pause requests if necessary",
     )
     trtllm_max_queue_size: int | None = Field(
@@ -139,13 +157,13 @@ class PipelineSettings(ProgramSettings):
         description="tensorrt_llm: requests that may wait inside the engine; more wait in front of it",
     )
     trtllm_max_batch_size: int | None = Field(
-        None, ge=1, description="tensorrt_llm: maximum batch size; unset: the engine's"
+        None, ge=1, description="TensorRT-LLM: maximum batch size; unset: the one it was built or planned for"
     )
     trtllm_max_num_tokens: int | None = Field(
-        None, ge=1, description="tensorrt_llm: maximum tokens per step; unset: the engine's"
+        None, ge=1, description="TensorRT-LLM: maximum tokens per step; unset: those it was built or planned for"
     )
     trtllm_guided_decoding: Literal["off", "xgrammar", "llguidance"] = Field(
-        "off", description="tensorrt_llm: backend of guided decoding"
+        "off", description="TensorRT-LLM: backend of guided decoding"
     )
     trtllm_parallel_mode: Literal["leader", "orchestrator"] = Field(
         "leader",
@@ -157,15 +175,40 @@ class PipelineSettings(ProgramSettings):
         description="tensorrt_llm: worker executable for orchestrator mode",
     )
     trtllm_check_files: Literal["sha256", "size"] = Field(
-        "sha256", description="tensorrt_llm: how engine files are checked against the manifest at load; size is faster"
+        "sha256", description="TensorRT-LLM: how engine files are checked against the manifest at load; size is faster"
     )
     trtllm_cancel_timeout_s: float = Field(
-        15.0, gt=0, description="tensorrt_llm: seconds that a cancelled request may take to end in the engine"
+        15.0, gt=0, description="TensorRT-LLM: seconds that a cancelled request may take to end in the engine"
     )
     trtllm_hang_timeout_s: float = Field(
         300.0,
         ge=0,
-        description="tensorrt_llm: seconds without progress after which an engine with work counts as dead; 0 is never",
+        description="TensorRT-LLM: seconds without progress after which an engine with work counts as dead; 0 is never",
+    )
+    trtllm_single_process: bool = Field(
+        True,
+        description="tensorrt_llm_pytorch on one GPU: run the engine in decode's own process, not in one that upstream "
+        "spawns",
+    )
+    trtllm_lora_adapters: Annotated[dict[ModelName, Path], _JsonText] = Field(
+        {},
+        description="tensorrt_llm_pytorch: LoRA adapters, as a JSON object of names and directories; a deployment file "
+        "sets it for the `parent` of each model with `lora_dir`",
+    )
+    trtllm_max_loras: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="tensorrt_llm_pytorch: LoRA adapters in GPU memory at once; others wait in host memory",
+    )
+    trtllm_max_lora_rank: int = Field(
+        64,
+        ge=1,
+        le=512,
+        description="tensorrt_llm_pytorch: largest rank of a LoRA adapter, for which memory is reserved",
+    )
+    tllm_spawn_proxy_process: bool = Field(
+        False, description="Whether the ranks run on several machines; set by trtllm-llmapi-launch"
     )
     ompi_comm_world_size: int = Field(1, ge=1, description="Number of processes in the MPI job; set by mpirun")
     ompi_comm_world_rank: int = Field(0, ge=0, description="Rank of this process; set by mpirun")
@@ -185,9 +228,40 @@ def settings_of_model(args: Mapping[str, str]) -> PipelineSettings:
     return PipelineSettings(**own)
 
 
-def capabilities_of(settings: PipelineSettings) -> Capabilities:
-    """The capabilities of the executor that the settings name, without those that they switch off."""
+def capabilities_of(settings: PipelineSettings, manifest: EngineManifest) -> Capabilities:
+    """The capabilities of the executor that the settings name, without those that they switch off.
+
+    For the PyTorch runtime, those of the release that the manifest names: the executor refuses to start with a release
+    of another profile.
+    """
+    if settings.executor == "tensorrt_llm_pytorch":
+        return _pytorch_capabilities(settings, manifest)
     capabilities = CAPABILITIES[settings.executor]
     if settings.executor == "tensorrt_llm" and settings.trtllm_guided_decoding == "off":
         return without_guides(capabilities)
     return capabilities
+
+
+def _pytorch_capabilities(settings: PipelineSettings, manifest: EngineManifest) -> Capabilities:
+    profile = None if manifest.pytorch is None else pytorch_profile_of(manifest.pytorch.tensorrt_llm)
+    capabilities = CAPABILITIES["tensorrt_llm_pytorch"] if profile is None else PYTORCH_CAPABILITIES[profile]
+    guides = {
+        "off": (),
+        "xgrammar": capabilities.guides,
+        # GuidedDecodingParams: "Structural tag is supported by xgrammar backend only."
+        "llguidance": tuple(guide for guide in capabilities.guides if guide is not GuideType.STRUCTURAL_TAG),
+    }
+    # Only the last of several stages has the guided decoder: a guide that fails there might leave the others waiting.
+    has_stages = manifest.pytorch is not None and manifest.pytorch.pp > 1
+    sampling = set(capabilities.sampling)
+    if profile is PyTorchProfile.V1_2 and manifest.pytorch is not None:
+        # TRTLLMSampler copies logit_bias into a tensor of the vocabulary rounded up to a multiple of the GPUs. Another
+        # size fails the step of all requests (batch_manager/createNewDecoderRequests.cpp, `initializeEmbeddingBias`).
+        ranks = manifest.pytorch.tp * manifest.pytorch.pp
+        sampling -= {"logit_bias"} if manifest.limits.vocab_size % ranks else set()
+    return replace(
+        capabilities,
+        sampling=tuple(name for name in capabilities.sampling if name in sampling),
+        guides=() if has_stages else guides[settings.trtllm_guided_decoding],
+        lora=capabilities.lora and bool(settings.trtllm_lora_adapters),
+    )

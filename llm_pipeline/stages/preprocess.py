@@ -6,7 +6,7 @@ range checks of the front end (validation.py), so that clients of Triton's own g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from llm_pipeline.engine_files.manifest import EngineManifest
 from llm_pipeline.guides.checks import check_guide
@@ -26,7 +26,8 @@ _CONTEXT_IDS = 4
 class PreprocessStage:
     """Validates and tokenizes requests for one engine.
 
-    `default_max_tokens` 0 fills the context. `share_prefix_cache` lets tenants reuse each other's KV cache.
+    `default_max_tokens` 0 fills the context. `share_prefix_cache` lets tenants reuse each other's KV cache. `adapters`
+    are the names of the executor's LoRA adapters.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class PreprocessStage:
         *,
         default_max_tokens: int,
         share_prefix_cache: bool = False,
+        adapters: Collection[str] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._fill_in_middle = FillInMiddle.of(tokenizer)
@@ -46,6 +48,7 @@ class PreprocessStage:
         self._eos_token_ids = tuple(manifest.tokens.eos)
         self._default_max_tokens = default_max_tokens
         self._share_prefix_cache = share_prefix_cache
+        self._adapters = frozenset(adapters)
 
     def prepare(self, parameters: CompletionParameters) -> GenerationRequest:
         """The validated request: nothing downstream checks it again. Raises PipelineError (400) if it is invalid."""
@@ -70,8 +73,10 @@ class PreprocessStage:
             cache_salt=None if self._share_prefix_cache else checks.cache_salt_of(parameters.tenant),
             tenant=checks.checked_tenant(parameters.tenant),
             tenant_share=checks.checked_tenant_share(parameters.tenant_share),
+            adapter=parameters.adapter or None,
         )
         check_supported(request, self._capabilities)
+        checks.check_adapter(request.adapter, self._adapters)
         if parameters.guide is not None:
             checks.check_guided(parameters, self._eos_token_ids)
             check_guide(parameters.guide)

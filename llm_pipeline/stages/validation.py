@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.field_kinds import NumberField
@@ -170,6 +170,14 @@ def checked_tenant_share(share: int | None) -> int:
     if share not in (allowed := range_of("tenant_share")):
         raise out_of_range("tenant_share", share, str(allowed))
     return share
+
+
+def check_adapter(name: str | None, known: Collection[str]) -> None:
+    """Raises PipelineError (404) for a LoRA adapter that the executor does not have."""
+    if name is not None and name not in known:
+        raise PipelineError(
+            ErrorCode.MODEL_NOT_FOUND, "This model has no LoRA adapter of the requested name.", param="model"
+        )
 
 
 def cache_salt_of(tenant: str | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm_pipeline.protocol.capabilities import CAPABILITIES
+from llm_pipeline.protocol.capabilities import CAPABILITIES, PYTORCH_CAPABILITIES
 from llm_pipeline.protocol.errors import ERRORS
 from llm_pipeline.protocol.tensors import ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS
 from scripts.settings_page import settings_page
@@ -39,7 +39,14 @@ def test_the_readme_names_every_request_field() -> None:
 
 def test_the_page_of_request_fields_has_the_capability_table() -> None:
     page = (ROOT / "docs" / "request-fields.md").read_text(encoding="utf-8")
-    rows = [capabilities.as_document() for capabilities in CAPABILITIES.values()]
+    columns = [
+        CAPABILITIES["cpu"],
+        CAPABILITIES["tensorrt_llm"],
+        *PYTORCH_CAPABILITIES.values(),
+        CAPABILITIES["scripted"],
+    ]
+    assert all(capabilities in columns for capabilities in CAPABILITIES.values())
+    rows = [capabilities.as_document() for capabilities in columns]
     for name in rows[0]:
         if name != "executor":
             cells = [_cell(row[name]) for row in rows]

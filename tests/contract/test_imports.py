@@ -42,6 +42,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("executors/port", "executors/step_builder", "executors/waiting_queue"),
         ("executors/cpu/engine",),
         ("executors/cpu", "executors/tensorrt_llm", "executors/scripted"),
+        ("executors/tensorrt_llm_pytorch",),
         ("executors/registry",),
         ("stages",),
         ("triton",),
@@ -147,8 +148,16 @@ IMPORTED_BY = {
     "httpx_sse": {"benchmarks/soak/traffic.py", "complete_cli/client.py"},
     "h11": {"benchmarks/load/http_recording.py"},
     "matplotlib": {"benchmarks/report/plots.py", "benchmarks/soak/report.py", "benchmarks/siege/report.py"},
-    "tensorrt_llm": {"llm_pipeline/executors/tensorrt_llm/bindings.py", "build_engine/gpu/trtllm.py"},
-    "torch": {"llm_pipeline/executors/tensorrt_llm/bindings.py"},
+    "tensorrt_llm": {
+        "llm_pipeline/executors/tensorrt_llm/bindings.py",
+        "llm_pipeline/executors/tensorrt_llm_pytorch/bindings.py",
+        "build_engine/gpu/trtllm.py",
+    },
+    "torch": {
+        "llm_pipeline/executors/tensorrt_llm/bindings.py",
+        "llm_pipeline/executors/tensorrt_llm_pytorch/bindings.py",
+    },
+    "mpi4py": {"llm_pipeline/executors/tensorrt_llm_pytorch/bindings.py"},
     "transformers": set(),
     "pytriton": set(),
 }
@@ -160,6 +169,7 @@ READ_ENVIRONMENT = {
     "launcher/local/triton_wheel.py",
     "benchmarks/systems/servers.py",
     "llm_pipeline/runtime/program_settings.py",
+    "llm_pipeline/executors/tensorrt_llm_pytorch/bindings.py",  # sets what upstream reads there
 }
 
 

@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 
 FAKES = Path(__file__).parent
-_FAKED = ("tensorrt_llm", "torch", "llm_pipeline.executors.tensorrt_llm.bindings")
+_FAKED = (
+    "tensorrt_llm",
+    "torch",
+    "llm_pipeline.executors.tensorrt_llm.bindings",
+    "llm_pipeline.executors.tensorrt_llm_pytorch.bindings",
+)
 
 
 def write_script(path: Path, **script: Any) -> Path:
@@ -54,8 +59,9 @@ def _remove_modules() -> dict[str, ModuleType]:
 
 
 def _end_engines() -> None:
-    for engine in sys.modules["tensorrt_llm.engine"].LIVE:
-        engine.end()
+    for name in ("tensorrt_llm.engine", "tensorrt_llm.pytorch_engine"):
+        for engine in sys.modules[name].LIVE if name in sys.modules else ():
+            engine.end()
 
 
 def _is_faked(name: str) -> bool:

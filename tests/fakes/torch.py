@@ -19,9 +19,23 @@ class Tensor:
     def __getitem__(self, index: int) -> float:
         return self.values[index]
 
+    def detach(self) -> "Tensor":
+        return self
+
+    def clone(self) -> "Tensor":
+        copy = Tensor(self.shape[0], self.dtype)
+        copy.values = list(self.values)
+        return copy
+
 
 def zeros(size: int, *, dtype: str) -> Tensor:
     return Tensor(size, dtype)
+
+
+def tensor(values: list[float], *, dtype: str) -> Tensor:
+    made = Tensor(len(values), dtype)
+    made.values = [float(value) for value in values]
+    return made
 
 
 class cuda:  # noqa: N801 - torch's name

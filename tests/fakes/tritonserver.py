@@ -5,6 +5,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+FAKES = Path(__file__).parent
+
+# Upstream's trtllm-llmapi-launch, as far as it matters here (tensorrt_llm/llmapi/trtllm-llmapi-launch at cbe4c0ae):
+# rank 0 runs the command without the variables of MPI and Slurm, split at spaces, and does not wait for it.
+_LLMAPI_LAUNCH = f"""#!{sys.executable}
+import os, subprocess, sys, time
+from pathlib import Path
+PREFIXES = "OMPI_ PMIX_ PMI_ SLURM_ MPI_ UCX_ I_MPI_ HYDRA_ KMP_ MPICH_ MV2_ CRAY_".split()
+rank = os.environ["OMPI_COMM_WORLD_RANK"]
+(Path(os.environ["RECORDS"]) / f"node{{rank}}").write_text(str(os.getpid()))
+if rank == "0":
+    own = {{"TLLM_SPAWN_PROXY_PROCESS": "1", "tllm_mpi_size": os.environ["OMPI_COMM_WORLD_SIZE"]}}
+    clean = {{name: value for name, value in os.environ.items() if not name.startswith(tuple(PREFIXES))}}
+    subprocess.Popen(" ".join(sys.argv[1:]).split(), env=clean | own)
+time.sleep(600)
+"""
+
 # Records its arguments and environment, starts the stubs of its models, and drains for DRAIN_S at SIGTERM. FAIL is the
 # rank that exits by itself; with REVIVES, a dead stub of decode is restarted.
 _SERVER = f"""#!{sys.executable} -u
@@ -28,7 +45,7 @@ def drain(number, frame):
     sys.exit(0)
 
 signal.signal(signal.SIGTERM, drain)
-names = ("OMPI_COMM_WORLD_SIZE", "TRTLLM_PARALLEL_MODE", "EXECUTOR")
+names = ("OMPI_COMM_WORLD_SIZE", "TRTLLM_PARALLEL_MODE", "EXECUTOR", "TLLM_SPAWN_PROXY_PROCESS", "PMIX_RANK")
 seen = {{"argv": sys.argv, "cores": len(os.sched_getaffinity(0)), **{{name: os.environ.get(name) for name in names}}}}
 draft = here / f"draft{{rank}}"
 draft.write_text(json.dumps(seen))
@@ -44,18 +61,35 @@ while not (here / "rank0.json").exists():
 sys.exit(3)
 """
 
-# Ends with its server, which may have ended before this starts.
+# Ends with its server, which may have ended before this starts. Decode's spawns RANKS ranks, as TensorRT-LLM does; with
+# OUTLIVE, they stay.
 _STUB = f"""#!{sys.executable}
-import os, time
+import json, os, sys, time
+from pathlib import Path
+if os.environ.get("RANKS") and "/decode/" in sys.argv[1]:
+    sys.path.insert(0, {str(FAKES / "tensorrt_llm")!r})
+    from spawned import spawn
+    orted, pids = spawn(int(os.environ["RANKS"]), outlive="OUTLIVE" in os.environ)
+    draft = Path(os.environ["RECORDS"]) / "ranks-draft"
+    draft.write_text(json.dumps([orted.pid, *pids]))
+    draft.rename(draft.with_name("ranks"))
 while os.getppid() == int(os.environ["SERVER"]):
     time.sleep(0.1)
 """
 
 
+def write_llmapi_launch(folder: Path) -> Path:
+    """Writes trtllm-llmapi-launch into `folder` and returns its path. It reads RECORDS from the environment."""
+    path = folder / "trtllm-llmapi-launch"
+    path.write_text(_LLMAPI_LAUNCH)
+    path.chmod(0o755)
+    return path
+
+
 def write_tritonserver(folder: Path) -> Path:
     """Writes the server and its stub into `folder` and returns the server's path.
 
-    It reads RECORDS (the same folder), DRAIN_S, and optionally FAIL and REVIVES from the environment.
+    It reads RECORDS (the same folder), DRAIN_S, and optionally FAIL, REVIVES, RANKS and OUTLIVE from the environment.
     """
     for name, script in (("tritonserver", _SERVER), ("triton_python_backend_stub", _STUB)):
         (folder / name).write_text(script)

@@ -24,10 +24,10 @@ from launcher.local import triton_wheel
 from launcher.local.processes import ChildProcess
 from launcher.ports import free_ports
 from launcher.settings import StackSettings
-from launcher.stub_monitor import command_line
 from launcher.triton_access import MANAGEMENT_APIS
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters
+from llm_pipeline.runtime.process_tree import command_line
 from tests.support.app import completed
 from tests.support.load import completes
 from tests.support.stack import RunningStack, running_stack

@@ -30,6 +30,9 @@ class TrtllmBench:
     `timeouts` are fields of `Timeouts` that replace those of the settings.
     """
 
+    name = "tensorrt_llm"
+    load = staticmethod(load_executor)
+
     def __init__(
         self,
         folder: Path,
@@ -46,17 +49,15 @@ class TrtllmBench:
         with ExitStack() as opening:
             script = {"steps_per_s": 2000, **script}
             self.trtllm = opening.enter_context(fake_tensorrt_llm(write_script(folder / "script.json", **script)))
-            make_gpu_engine(folder / "engine", **{"max_seq_len": 10**7, "max_batch_size": 3, **engine})
-            self.settings = PipelineSettings(engine_dir=folder / "engine", executor="tensorrt_llm", **settings)
+            self._make_directory(folder / "engine", **{"max_seq_len": 10**7, "max_batch_size": 3, **engine})
+            self.settings = PipelineSettings(engine_dir=folder / "engine", executor=self.name, **settings)
             self.manifest = EngineManifest.load(self.settings.engine_dir)
             self._timeouts = replace(default_timeouts(self.settings), **{"exit_s": 0.1, **timeouts})
             self.executor = self.create(self.recorder)
             self._open = opening.pop_all()
 
     def create(self, sink: OutputSink) -> Executor:
-        return load_executor(
-            self.settings, self.manifest, sink, timeouts=self._timeouts, exit_process=self._record_exit
-        )
+        return self.load(self.settings, self.manifest, sink, timeouts=self._timeouts, exit_process=self._record_exit)
 
     @property
     def fake(self) -> Any:
@@ -92,6 +93,9 @@ class TrtllmBench:
         self.executor.close()
         self._open.close()
 
+    def _make_directory(self, folder: Path, **engine: Any) -> None:
+        make_gpu_engine(folder, **engine)
+
     def _record_exit(self, status: int) -> None:
         self.exits.append(status)
         self.exited.set()
@@ -101,11 +105,11 @@ CreateBench: TypeAlias = Callable[..., TrtllmBench]
 
 
 @contextmanager
-def trtllm_bench(folder: Path) -> Iterator[CreateBench]:
+def trtllm_bench(folder: Path, kind: type[TrtllmBench] = TrtllmBench) -> Iterator[CreateBench]:
     """Yields a function that creates a bench, closed afterwards.
 
-    `engine` are arguments of make_gpu_engine, `script` fields of the fake's script, `timeouts` fields of Timeouts, and
-    all others are settings.
+    `engine` are arguments of make_gpu_engine (or of make_model_directory), `script` fields of the fake's script,
+    `timeouts` fields of Timeouts, and all others are settings.
     """
     benches: list[TrtllmBench] = []
 
@@ -116,7 +120,7 @@ def trtllm_bench(folder: Path) -> Iterator[CreateBench]:
         timeouts: dict[str, float] | None = None,
         **settings: Any,
     ) -> TrtllmBench:
-        benches.append(TrtllmBench(folder, script or {}, engine or {}, timeouts or {}, settings))
+        benches.append(kind(folder, script or {}, engine or {}, timeouts or {}, settings))
         return benches[-1]
 
     yield create

@@ -62,6 +62,7 @@ _HANDLED = {
     *("stop", "include_stop_str_in_output", "stream", "bad_words", "bias_words", "guide", "ignore_eos", "end_id"),
     "guide_param",
     *("tenant", "tenant_share"),  # set by the front end, for queues and caches that are not NVIDIA's
+    "adapter",  # of our ensemble; NVIDIA's has lora_task_id
     *_SCALARS,
 }
 _NO_OP_VALUES: dict[str, tuple[Any, ...]] = {"min_p": (None, 0.0), "priority": (None, 0)}

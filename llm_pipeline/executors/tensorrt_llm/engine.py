@@ -1,6 +1,6 @@
 """The Engine port: the interface between the executor and TensorRT-LLM, without any of upstream's types.
 
-Another adapter can implement it, such as one for the PyTorch LLM API, the only one that upstream keeps after 1.2.
+Two adapters implement it: bindings.py for engines, executors/tensorrt_llm_pytorch for model directories.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
-from llm_pipeline.protocol.messages import GenerationRequest
+from llm_pipeline.protocol.messages import GenerationRequest, PromptLogprobs, TopLogprobs
 
 
 class QueueFullError(Exception):
@@ -56,7 +56,9 @@ class EngineResponse:
 
     request_id: int
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()  # natural logarithms
+    logprobs: tuple[float | None, ...] = ()  # natural logarithms
+    top_logprobs: tuple[TopLogprobs, ...] = ()  # of `token_ids`, if requested
+    prompt_logprobs: PromptLogprobs | None = None  # with the first response, if requested
     ending: Ending | None = None
     error: str | None = None
     failure: FailureKind = FailureKind.UNKNOWN  # of the error

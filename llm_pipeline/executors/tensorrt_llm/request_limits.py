@@ -28,6 +28,7 @@ class RequestLimits:
     max_prompt_tokens: int  # below max_seq_len if a prompt must fit into one step
     has_guided_decoding: bool
     honors_cache_salt: bool = True
+    capabilities: Capabilities = CAPABILITIES["tensorrt_llm"]
 
     def check(self, request: GenerationRequest) -> None:
         """Raises PipelineError if the request exceeds a limit; the message has the value, the limit and the fix."""
@@ -49,12 +50,11 @@ class RequestLimits:
 
     @property
     def _capabilities(self) -> Capabilities:
-        capabilities = CAPABILITIES["tensorrt_llm"]
-        return capabilities if self.has_guided_decoding else without_guides(capabilities)
+        return self.capabilities if self.has_guided_decoding else without_guides(self.capabilities)
 
     def _check_length(self, request: GenerationRequest) -> None:
         prompt_tokens = len(request.prompt_ids)
-        if request.max_tokens < 1:
+        if request.max_tokens < (0 if request.return_prompt_logprobs else 1):
             raise _out_of_range("max_tokens", request.max_tokens, "at least 1")
         if prompt_tokens + request.max_tokens > self.max_seq_len:
             raise PipelineError(

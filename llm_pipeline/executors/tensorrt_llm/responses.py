@@ -8,9 +8,10 @@ import time
 from llm_pipeline.executors.step_builder import RequestOutput
 from llm_pipeline.executors.tensorrt_llm.engine import Ending, EngineResponse, FailureKind
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, RequestLogprobs
+from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, RequestLogprobs, TopLogprobs
 
 _log = logging.getLogger(__name__)
+NO_TOPS: TopLogprobs = ((), ())
 _RETRY_QUEUE_AFTER_S = 2.0
 _RETRY_AFTER_S = 30.0  # loading takes minutes; clients may try another replica before that
 _REASONS = {
@@ -50,7 +51,7 @@ def to_output(live: LiveRequest, response: EngineResponse) -> RequestOutput | No
         # Upstream omits the end token (its sampling kernels do not advance the length on it), but our output ends with
         # it. If a release begins to include it, it is not added twice.
         ids = (*ids, live.end_id)
-    logprobs = RequestLogprobs(_logprobs(live, response, len(ids))) if live.returns_logprobs else None
+    logprobs = _request_logprobs(live, response, len(ids)) if live.returns_logprobs else None
     live.token_count += len(ids)
     if response.ending is None:
         return RequestOutput(ids, logprobs=logprobs) if ids else None
@@ -111,6 +112,14 @@ def _unusual_end(live: LiveRequest, ending: Ending) -> RequestOutput:
         return RequestOutput(error=unavailable("The engine dropped this request. Retry it."))
     _log.error("the engine ended a request for an unknown reason")
     return RequestOutput(error=internal_error())
+
+
+def _request_logprobs(live: LiveRequest, response: EngineResponse, count: int) -> RequestLogprobs:
+    """Returns the logprobs of `count` tokens. An end token that the response does not contain has none."""
+    tops = response.top_logprobs
+    if tops:
+        tops = (*tops, *[NO_TOPS] * count)[:count]
+    return RequestLogprobs(_logprobs(live, response, count), tops, response.prompt_logprobs)
 
 
 def _logprobs(live: LiveRequest, response: EngineResponse, count: int) -> tuple[float | None, ...]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import Protocol
 
 from llm_pipeline.executors.port import ExecutorStats
-from llm_pipeline.executors.tensorrt_llm.engine import Engine
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import GenerationRequest
 
 _log = logging.getLogger(__name__)
 _JOIN_TIMEOUT_S = 10.0
+
+
+class WorkerRank(Protocol):
+    """The part of a rank above 0 that is used: an Engine has it."""
+
+    def shutdown(self) -> None:
+        """Returns when the leader is down."""
 
 
 class WorkerRankExecutor:
@@ -20,7 +27,7 @@ class WorkerRankExecutor:
     On the caller's thread, Triton would never finish loading the model and could not handle SIGTERM.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: WorkerRank) -> None:
         self._engine = engine
         self._thread = threading.Thread(target=self._wait_for_leader, name="tensorrt-llm-worker-rank", daemon=True)
         self._thread.start()

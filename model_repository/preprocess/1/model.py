@@ -37,12 +37,14 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_logging()
         settings = settings_of_model(args)
+        manifest = EngineManifest.load(settings.engine_dir)
         self._stage = PreprocessStage(
             Tokenizer.load(settings.engine_dir / TOKENIZER_NAME),
-            EngineManifest.load(settings.engine_dir),
-            capabilities_of(settings),
+            manifest,
+            capabilities_of(settings, manifest),
             default_max_tokens=settings.default_max_tokens,
             share_prefix_cache=settings.share_prefix_cache,
+            adapters=settings.trtllm_lora_adapters,
         )
         freeze_startup_objects()
 

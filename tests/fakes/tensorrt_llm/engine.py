@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Mapping
 from datetime import timedelta
@@ -19,7 +18,7 @@ from typing import Any
 
 from tensorrt_llm.api import bind, new, peek
 from tensorrt_llm.script import Rule, Script, read_script
-from tensorrt_llm.words import words_of
+from tensorrt_llm.words import pick, words_of
 
 _CHAT_TOKEN = 1  # <|im_start|> of the default engine's tokenizer
 _BLOCK_TOKENS = 32
@@ -225,12 +224,7 @@ class _Engine:
             if bias[best] >= 50:
                 return best
             banned |= {index for index in self.words if bias[index] <= -50}
-        start = zlib.crc32(repr((item.history, self._randomness(sampling))).encode())
-        for offset in range(len(self.words)):
-            word = self.words[(start + offset) % len(self.words)]
-            if word not in banned:
-                return int(word)
-        raise AssertionError("every word is banned")
+        return int(pick(self.words, item.history, self._randomness(sampling), banned))
 
     def _randomness(self, sampling: Any) -> Any:
         """Everything that the choice of a token depends on besides the history; None when greedy without penalties.

@@ -18,7 +18,9 @@ class Rule:
     `token_ids`, then `finish` (a FinishReason; None: the engine continues by itself), or `error` instead of a finish.
     `enqueue_error` is raised by enqueue; `death` is raised by every await from then on. `stalls` sends nothing more
     until the request is cancelled, and `ignores_cancel` not even then. Each response contains `burst` tokens. `breaks`
-    sends a response whose result can't be read.
+    sends a response whose result can't be read. In the LLM API's stand-in, `death` fails every active request in this
+    and all later steps; `kills_worker` kills the process of that rank, and `hangs_engine` ends the worker's loop:
+    nothing comes after either.
     """
 
     prompt_ids: list[int]
@@ -32,6 +34,8 @@ class Rule:
     ignores_cancel: bool = False
     breaks: bool = False
     burst: int = 1
+    kills_worker: int | None = None
+    hangs_engine: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Script:
     repeats_log_probs: bool = False  # each response has those of all tokens so far
     stats: str = "normal"
     shutdown_s: float = 0.0  # duration of shutdown; on other ranks than the leader's, until tests release it
+    load_s: float = 0.0  # duration of LLM's constructor
+    ranks_outlive: bool = False  # spawned ranks stay when their leader dies
     rules: list[Rule] = field(default_factory=list)
 
     def rule_for(self, prompt_ids: list[int]) -> Rule | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 _WORDS = 997
 
@@ -20,3 +23,13 @@ def words_of(engine_dir: Path, vocab_size: int) -> list[int]:
         if piece[:1] in ("Ġ", "▁") and piece[1:].isascii() and piece[1:].isalpha()
     ]
     return sorted(words)[:_WORDS]
+
+
+def pick(words: Sequence[int], history: Sequence[int], randomness: Any, banned: Collection[int]) -> int:
+    """Returns the next token: a hash of all tokens so far and of the parameters that make a request random."""
+    start = zlib.crc32(repr((list(history), randomness)).encode())
+    for offset in range(len(words)):
+        word = words[(start + offset) % len(words)]
+        if word not in banned:
+            return int(word)
+    raise AssertionError("every word is banned")

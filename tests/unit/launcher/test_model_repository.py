@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from launcher.model_repository import main, render_model_repository
 from launcher.settings import REPOSITORY_ROOT
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, STAGE_MODELS
 from llm_pipeline.runtime.deployment import Deployment
+from llm_pipeline.runtime.settings import settings_of_model
 
 SOURCE = REPOSITORY_ROOT / "model_repository"
 FILE = """
@@ -162,3 +164,21 @@ def test_program_reports_the_line_of_an_invalid_deployment(tmp_path: Path, capsy
     (tmp_path / "d.toml").write_text("[[models]]\n")
     assert main([str(tmp_path / "d.toml"), str(tmp_path / "new")]) == 2
     assert "line 1: models[0].name: Field required" in capsys.readouterr().err
+
+
+def test_adapters_are_settings_of_their_parent_and_have_no_models_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "deployment.toml").write_text(
+        '[[models]]\nname = "base"\nexecutor = "tensorrt_llm_pytorch"\nengine_dir = "e"\n'
+        '[[models]]\nname = "base:one"\nparent = "base"\nlora_dir = "one"\n'
+        '[[models]]\nname = "base:two"\nparent = "base"\nlora_dir = "/two"\n'
+    )
+    deployment = Deployment.load(tmp_path / "deployment.toml")
+    folder = render_model_repository(deployment, SOURCE, tmp_path / "rendered" / "repository")
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        *("base", "base-preprocess", "base-decode", "base-postprocess")
+    }
+    sent = parameters(folder, "base-decode")
+    settings = settings_of_model(
+        {"model_config": json.dumps({"parameters": {key: {"string_value": value} for key, value in sent.items()}})}
+    )
+    assert settings.trtllm_lora_adapters == {"base:one": tmp_path / "one", "base:two": Path("/two")}

@@ -245,3 +245,22 @@ def test_kind_of_a_model_selects_its_generator(tmp_path: Path) -> None:
     settings, observer = make_settings(deployment=path), Metrics().endpoints_of_model("ours")
     generators = [create_generator(model, settings, observer) for model in Deployment.load(path).models]
     assert [type(generator) for generator in generators] == [TritonGenerator, InflightBatcherGenerator]
+
+
+async def test_lora_adapter_is_a_model_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        '[[models]]\nname = "base"\ntriton = "a:8001"\n'
+        '[[models]]\nname = "base:support"\nparent = "base"\nlora_name = "support"\n'
+    )
+    monkeypatch.setattr("tests.unit.frontend.models.test_several_models.FILE", text)
+    async with several(tmp_path) as app:
+        for name in ("base", "base:support"):
+            assert (await app.complete(name)).status_code == 200
+        assert [sent.adapter for generator in app.generators.values() for sent in generator.requests] == [
+            None,
+            "support",
+        ]
+        listed = (await app.client.get("/openai/v1/models/base:support")).json()
+        assert (listed["id"], listed["parent"], listed["root"]) == ("base:support", "base", "base:support")
+        unknown = await app.complete("base:other")
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from launcher.gpu.launch import LaunchError, LaunchSettings, Mode, choose_mode, main, read_world_size
+from launcher.gpu.launch import LaunchSettings, Mode, choose_mode, main
 from launcher.gpu.launch import command as full_command
+from launcher.gpu.served_engine import LaunchError, ServedEngine, read_engine
 from llm_pipeline.runtime.settings import PipelineSettings
+from tests.fakes.gpu_engine import make_gpu_engine
+from tests.fakes.model_directory import make_model_directory
 from tests.support.trtllm_engine import MAPPING, make_engine
 
 
@@ -124,6 +129,34 @@ def test_only_rank_0_listens() -> None:
         assert f"--{service}-" not in second
 
 
+def test_multi_node_mode_starts_upstreams_launcher_for_each_gpu() -> None:
+    """The server's arguments contain a line break, so that launcher gets a program that makes them."""
+    settings = make_settings(mpirun_hostfile=Path("/hosts"), trtllm_llmapi_launch="launch")
+    serving = ["launch", sys.executable, "-m", "launcher.gpu", "--serve"]
+    assert command(settings, "multi-node", 16) == [*MPIRUN, "--hostfile", "/hosts", "-n", "16", *serving]
+
+
+def test_no_setting_of_the_server_is_among_the_variables_that_upstreams_launcher_unsets() -> None:
+    """tensorrt_llm/llmapi/trtllm-llmapi-launch at cbe4c0ae; the ranks of MPI are to be unset."""
+    prefixes = [
+        "OMPI_",
+        "PMIX_",
+        "PMI_",
+        "SLURM_",
+        "MPI_",
+        "UCX_",
+        "I_MPI_",
+        "HYDRA_",
+        "KMP_",
+        "MPICH_",
+        "MV2_",
+        "CRAY_",
+    ]
+    names = {name.upper() for settings in (LaunchSettings, PipelineSettings) for name in settings.model_fields}
+    unset = {name for name in names if name.startswith(tuple(prefixes))}
+    assert unset == {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"}
+
+
 @pytest.mark.parametrize(("mode", "ranks"), [("single", 1), ("leader", 2), ("orchestrator", 2)])
 def test_management_apis_of_the_serving_rank_are_closed(mode: Mode, ranks: int) -> None:
     line = full_command(make_settings(triton_open_apis="trace, statistics"), mode, ranks)
@@ -167,12 +200,41 @@ def test_metrics_may_listen_on_another_address() -> None:
     ],
 )
 def test_mode_follows_from_setting_and_engine(requested: str, world_size: int, chosen: Mode) -> None:
-    assert choose_mode(make_settings(launch_mode=requested), world_size) == chosen
+    assert choose_mode(make_settings(launch_mode=requested), ServedEngine(world_size)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("requested", "world_size", "chosen"),
+    [
+        ("auto", 1, "single"),
+        ("auto", 4, "single"),
+        ("single", 4, "single"),
+        ("leader", 4, "leader"),
+        ("multi-node", 16, "multi-node"),
+    ],
+)
+def test_ranks_of_a_model_directory_are_spawned_unless_mpirun_starts_them(
+    requested: str, world_size: int, chosen: Mode
+) -> None:
+    settings = make_settings(launch_mode=requested, gpu_count=8 if chosen == "multi-node" else world_size)
+    assert choose_mode(settings, ServedEngine(world_size, "pytorch")) == chosen
+
+
+@pytest.mark.parametrize(
+    ("mode", "runtime", "message"),
+    [
+        ("orchestrator", "pytorch", "is a model directory, whose runtime starts its ranks itself"),
+        ("multi-node", "engine", "is a compiled engine; LAUNCH_MODE=multi-node is for model directories"),
+    ],
+)
+def test_modes_of_the_other_runtime_are_rejected(mode: str, runtime: Any, message: str) -> None:
+    with pytest.raises(LaunchError, match=message):
+        choose_mode(make_settings(launch_mode=mode), ServedEngine(2, runtime))
 
 
 def test_single_mode_rejects_an_engine_for_two_gpus() -> None:
     with pytest.raises(LaunchError, match="is for 2 GPUs; LAUNCH_MODE=single"):
-        choose_mode(make_settings(launch_mode="single"), 2)
+        choose_mode(make_settings(launch_mode="single"), ServedEngine(2))
 
 
 @pytest.mark.parametrize(
@@ -192,10 +254,10 @@ def test_engine_for_another_number_of_gpus_is_rejected(
 ) -> None:
     settings = make_settings(launch_mode=mode, gpu_count=gpu_count)
     if is_fine:
-        choose_mode(settings, world_size)
+        choose_mode(settings, ServedEngine(world_size))
         return
     with pytest.raises(LaunchError, match=rf"built for {world_size} GPUs; this server has {gpu_count} \(GPU_COUNT"):
-        choose_mode(settings, world_size)
+        choose_mode(settings, ServedEngine(world_size))
 
 
 # --- The engine ------------------------------------------------------------------------------------------------------
@@ -212,12 +274,30 @@ def test_engine_for_another_number_of_gpus_is_rejected(
     ids=["no parallelism", "tp", "tp and pp", "tp and cp"],
 )
 def test_the_world_size_is_the_engines(tmp_path: Path, mapping: dict[str, int], world_size: int) -> None:
-    assert read_world_size(make_engine(tmp_path, mapping, ranks=world_size)) == world_size
+    assert read_engine(make_engine(tmp_path, mapping, ranks=world_size)) == ServedEngine(world_size)
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (4, 1), (4, 2)])
+def test_the_world_size_of_a_model_directory_is_the_manifests(tmp_path: Path, tp: int, pp: int) -> None:
+    make_model_directory(tmp_path, tp=tp, pp=pp)
+    assert read_engine(tmp_path) == ServedEngine(tp * pp, "pytorch")
+
+
+def test_an_engine_with_a_manifest_is_an_engine(tmp_path: Path) -> None:
+    make_gpu_engine(tmp_path, tp=2)
+    assert read_engine(tmp_path) == ServedEngine(2, "engine")
+
+
+def test_a_manifest_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    make_engine(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(LaunchError, match=r"ENGINE_DIR: .*can't be read as an engine manifest"):
+        read_engine(tmp_path)
 
 
 def test_an_engine_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="world_size is 2, but tp 2 x pp 2 x cp 1 is 4"):
-        read_world_size(make_engine(tmp_path, {**MAPPING, "pp_size": 2}))
+        read_engine(make_engine(tmp_path, {**MAPPING, "pp_size": 2}))
 
 
 @pytest.mark.parametrize(
@@ -226,12 +306,12 @@ def test_an_engine_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
 )
 def test_an_engine_without_exactly_its_ranks_is_refused(tmp_path: Path, ranks: int, said: str) -> None:
     with pytest.raises(LaunchError, match=said):
-        read_world_size(make_engine(tmp_path, ranks=ranks))
+        read_engine(make_engine(tmp_path, ranks=ranks))
 
 
 def test_a_directory_without_an_engine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"ENGINE_DIR: No TensorRT-LLM engine in .*: No such file"):
-        read_world_size(tmp_path)
+        read_engine(tmp_path)
 
 
 @pytest.mark.parametrize("config", ["{}", "not json", '{"pretrained_config": {"mapping": {"tp_size": 0}}}'])
@@ -239,7 +319,7 @@ def test_a_config_that_trtllm_build_has_not_written_is_refused(tmp_path: Path, c
     make_engine(tmp_path)
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(LaunchError, match="can't be read as a TensorRT-LLM engine's configuration"):
-        read_world_size(tmp_path)
+        read_engine(tmp_path)
 
 
 # --- The program -----------------------------------------------------------------------------------------------------
@@ -258,6 +338,34 @@ def test_dry_run_prints_shell_input(
     parts = read.stdout.removesuffix("\0").split("\0")
     assert [part for part in parts if "-restricted-" not in part] == command(settings, "leader", 2)
     assert len(parts) == len(full_command(settings, "leader", 2))
+
+
+def test_serve_becomes_the_server(tmp_path: Path) -> None:
+    make_model_directory(tmp_path / "engine", tp=2)
+    server = tmp_path / "tritonserver"
+    server.write_text(f"#!{sys.executable}\nimport os, sys\nprint(os.getpid(), *sys.argv[1:3])\n")
+    server.chmod(0o755)
+    environment = {**os.environ, "ENGINE_DIR": str(tmp_path / "engine"), "TRITONSERVER": str(server)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "launcher.gpu", "--serve"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        output, _ = process.communicate(timeout=30)
+    assert output.split()[:2] == [str(process.pid), "--id=rank0"]
+
+
+def test_serve_reports_a_missing_server(tmp_path: Path) -> None:
+    make_model_directory(tmp_path / "engine")
+    environment = {**os.environ, "ENGINE_DIR": str(tmp_path / "engine"), "TRITONSERVER": str(tmp_path / "nothing")}
+    run = subprocess.run(
+        [sys.executable, "-m", "launcher.gpu", "--serve"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "nothing (TRITONSERVER) cannot be run" in run.stderr
 
 
 @pytest.mark.parametrize(("ranks", "setting"), [(1, "TRITONSERVER"), (2, "MPIRUN")])

@@ -20,7 +20,8 @@ import pytest
 from launcher.gpu.launch import LaunchSettings
 from launcher.gpu.server_group import DEAD_STUB_STATUS
 from launcher.stub_monitor import POLL_PERIOD_S
-from tests.fakes.tritonserver import write_tritonserver
+from tests.fakes.model_directory import make_model_directory
+from tests.fakes.tritonserver import write_llmapi_launch, write_tritonserver
 from tests.support.trtllm_engine import make_engine
 from tests.support.waiting import DEADLINE_S, wait_until
 
@@ -50,6 +51,13 @@ class Launched:
     def drained(self) -> list[str]:
         return sorted(path.name for path in self._records.glob("drained*"))
 
+    def await_spawned(self) -> list[int]:
+        """Returns the process ids of orted and of the ranks that decode's stub has spawned."""
+        path = self._records / "ranks"
+        wait_until(path.exists)
+        pids: list[int] = json.loads(path.read_text())
+        return pids
+
     def kill_stub(self, model: str, rank: int) -> None:
         """Kills a stub that the launcher has had time to count."""
         time.sleep(2 * POLL_PERIOD_S)
@@ -64,7 +72,11 @@ class Launched:
 @contextmanager
 def launched(tmp_path: Path, ranks: int = 2, drain_s: float = 0.0, **settings: str) -> Iterator[Launched]:
     server = write_tritonserver(tmp_path)
-    engine = make_engine(tmp_path / "engine", {"world_size": ranks, "tp_size": ranks}, ranks)
+    engine = tmp_path / "engine"
+    if settings.get("EXECUTOR") == "tensorrt_llm_pytorch":
+        make_model_directory(engine, tp=ranks)
+    else:
+        make_engine(engine, {"world_size": ranks, "tp_size": ranks}, ranks)
     environment = {
         **{name: value for name, value in os.environ.items() if name.lower() not in LaunchSettings.model_fields},
         "ENGINE_DIR": str(engine),
@@ -189,3 +201,124 @@ def test_stub_that_triton_restarts_does_not_count_as_dead(tmp_path: Path) -> Non
         wait_until((tmp_path / "revived").exists)
         with pytest.raises(subprocess.TimeoutExpired):
             running.process.wait(8 * POLL_PERIOD_S)  # longer than a stub may be missing
+
+
+# --- The PyTorch runtime's ranks -------------------------------------------------------------------------------------
+
+PYTORCH: dict[str, Any] = {"EXECUTOR": "tensorrt_llm_pytorch", "RANKS": "2"}
+
+
+def assert_gone(pids: list[int]) -> None:
+    wait_until(lambda: not any(map(psutil.pid_exists, pids)), what="the ranks are gone")
+
+
+def test_spawned_ranks_are_below_one_server(tmp_path: Path) -> None:
+    with launched(tmp_path, **PYTORCH) as running:
+        (rank,) = running.await_ranks(1)
+        pids = running.await_spawned()
+        assert rank["OMPI_COMM_WORLD_SIZE"] is None
+        assert not (tmp_path / "rank1.json").exists()
+        below = {child.pid for child in psutil.Process(running.process.pid).children(recursive=True)}
+        assert set(pids) < below
+        running.process.terminate()
+        assert running.process.wait(DEADLINE_S) == 0
+    assert_gone(pids)
+
+
+@pytest.mark.parametrize("outlive", [False, True], ids=["they end by themselves", "they stay"])
+def test_ranks_of_a_dead_stub_are_gone_when_the_launcher_ends(tmp_path: Path, outlive: bool) -> None:
+    """They hold GPU memory, and would make the next start fail."""
+    settings: dict[str, Any] = {**PYTORCH, **({"OUTLIVE": "1"} if outlive else {})}
+    with launched(tmp_path, ranks=2, **settings) as running:
+        running.await_ranks(1)
+        orted, *pids = running.await_spawned()
+        running.kill_stub("decode", 0)
+        if outlive:
+            psutil.Process(orted).kill()  # so that nothing connects the ranks with the server any more
+        _, errors = running.process.communicate(timeout=DEADLINE_S)
+    assert running.process.returncode == DEAD_STUB_STATUS
+    assert not any(map(psutil.pid_exists, [orted, *pids]))
+    assert "left behind" in errors or not outlive
+
+
+def test_ranks_of_a_server_that_is_killed_are_gone_when_the_launcher_ends(tmp_path: Path) -> None:
+    with launched(tmp_path, OUTLIVE="1", **PYTORCH) as running:
+        running.await_ranks(1)
+        pids = running.await_spawned()
+        (server,) = psutil.Process(running.process.pid).children()
+        server.kill()
+        assert running.process.wait(DEADLINE_S) == 128 + signal.SIGKILL
+        assert not any(map(psutil.pid_exists, pids))
+
+
+def test_orphans_leave_no_zombies_while_the_server_runs(tmp_path: Path) -> None:
+    with launched(tmp_path, REVIVES="1", **PYTORCH) as running:
+        running.await_ranks(1)
+        first = running.await_spawned()
+        running.kill_stub("decode", 0)  # Triton revives it
+        assert_gone(first)
+
+
+# --- Several machines ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def launched_on_nodes(tmp_path: Path, **settings: Any) -> Iterator[Launched]:
+    program = str(write_llmapi_launch(tmp_path))
+    modes: dict[str, Any] = {
+        "LAUNCH_MODE": "multi-node",
+        "EXECUTOR": "tensorrt_llm_pytorch",
+        "TRTLLM_LLMAPI_LAUNCH": program,
+    }
+    with launched(tmp_path, **modes, **settings) as running:
+        yield running
+
+
+def nodes(tmp_path: Path) -> list[int]:
+    files = [tmp_path / f"node{rank}" for rank in range(2)]
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    return [int(file.read_text()) for file in files]
+
+
+def test_one_server_runs_beside_the_ranks_of_all_nodes_without_mpi_variables(tmp_path: Path) -> None:
+    with launched_on_nodes(tmp_path) as running:
+        (rank,) = running.await_ranks(1)
+        pids = nodes(tmp_path)
+        assert (rank["OMPI_COMM_WORLD_SIZE"], rank["PMIX_RANK"]) == (None, None)
+        assert rank["TLLM_SPAWN_PROXY_PROCESS"] == "1"
+        running.process.terminate()
+        assert running.process.wait(DEADLINE_S) == 0
+    assert running.drained() == ["drained0"]
+    assert_gone(pids)
+
+
+def test_ranks_of_all_nodes_end_with_the_server(tmp_path: Path) -> None:
+    with launched_on_nodes(tmp_path, FAIL="0") as running:
+        running.await_ranks(1)
+        pids = nodes(tmp_path)
+        _, errors = running.process.communicate(timeout=DEADLINE_S)
+        assert running.process.returncode == DEAD_STUB_STATUS
+        assert "Triton has ended" in errors
+    assert_gone(pids)
+
+
+def test_dead_stub_ends_the_ranks_of_all_nodes(tmp_path: Path) -> None:
+    with launched_on_nodes(tmp_path) as running:
+        running.await_ranks(1)
+        pids = nodes(tmp_path)
+        running.kill_stub("decode", 0)
+        _, errors = running.process.communicate(timeout=DEADLINE_S)
+        assert running.process.returncode == DEAD_STUB_STATUS
+        assert "'decode' has died (rank0)" in errors
+    assert_gone(pids)
+
+
+def test_dead_rank_of_a_node_ends_the_server(tmp_path: Path) -> None:
+    with launched_on_nodes(tmp_path) as running:
+        running.await_ranks(1)
+        pids = nodes(tmp_path)
+        below = psutil.Process(running.process.pid).children(recursive=True)
+        psutil.Process(pids[1]).kill()
+        assert running.process.wait(DEADLINE_S) != 0
+        _gone, alive = psutil.wait_procs(below, timeout=DEADLINE_S)
+        assert not alive

@@ -21,7 +21,7 @@ def test_every_executor_of_the_settings_is_registered() -> None:
 
 def test_unknown_name_is_rejected_with_the_known_ones(tmp_path: Path) -> None:
     settings = PipelineSettings(engine_dir=tmp_path).model_copy(update={"executor": "gpu"})
-    with pytest.raises(EngineStartError, match=r"'gpu'.*cpu, tensorrt_llm, scripted"):
+    with pytest.raises(EngineStartError, match=r"'gpu'.*cpu, tensorrt_llm, tensorrt_llm_pytorch, scripted"):
         create_executor(settings, make_manifest(), lambda step: None)
 
 

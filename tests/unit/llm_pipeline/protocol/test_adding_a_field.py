@@ -124,7 +124,7 @@ def test_edits_of_the_page_bring_the_field_to_the_executor(edited_tree: Path) ->
         "omitted": 0.0,
         "out of range": "value_out_of_range top_n_sigma",
         "not honored": "unsupported_parameter top_n_sigma",
-        "capabilities": [True, False, False],
+        "capabilities": [True, False, False, False],
         "is a tensor": True,
     }
 
@@ -146,6 +146,7 @@ def test_existing_field_is_named_only_in_the_page_s_places_and_executors() -> No
     executors = {
         "llm_pipeline/executors/cpu/engine/logits_processor.py",
         "llm_pipeline/executors/tensorrt_llm/bindings.py",
+        "llm_pipeline/executors/tensorrt_llm_pytorch/sampling_arguments.py",
     }
     folders = ("llm_pipeline", "frontend", "model_repository", "launcher")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".pbtxt")]

@@ -21,7 +21,8 @@ from llm_pipeline.protocol.fields import SAMPLING_EXTENSIONS
 from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, SamplingParams
 from llm_pipeline.protocol.model_info import ModelInfo
 from llm_pipeline.runtime.settings import PipelineSettings, capabilities_of
-from tests.support.sample_requests import make_request
+from tests.support.pytorch_models import make_pytorch_manifest
+from tests.support.sample_requests import make_manifest, make_request
 
 COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"}
 COMMON_REQUEST = {"key", "prompt_ids", "max_tokens", "sampling", "stop_token_ids", "text_options"}
@@ -40,6 +41,7 @@ EXTENSION_CASES: dict[str, dict[str, Any]] = {
     "guide": {"guide": Guide(GuideType.JSON)},
     "urgency": {"urgency": 0.9},
     "time_limit_s": {"time_limit_s": 3.0},
+    "adapter": {"adapter": "support-agent"},
 }
 
 
@@ -64,6 +66,7 @@ EVERYTHING = Capabilities(
     prompt_logprobs=True,
     logprobs=20,
     guides=tuple(GuideType),
+    lora=True,
 )
 
 
@@ -91,6 +94,61 @@ def test_number_of_logprobs_is_limited_by_the_executor(count: int) -> None:
         assert caught.value.param == "logprobs"
 
 
+def pytorch_capabilities(version: str, *, tp: int = 1, pp: int = 1, **settings: Any) -> Capabilities:
+    return capabilities_of(
+        PipelineSettings(engine_dir=Path(), executor="tensorrt_llm_pytorch", **settings),
+        make_pytorch_manifest(version, tp=tp, pp=pp),
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"),
+    [
+        ("1.2.1", {"num_top_logprobs", "return_prompt_logprobs", "guide", "adapter"}),
+        ("1.3.0rc26", {"min_tokens", "guide", "adapter"}),
+        ("1.4.0rc4", {"min_tokens", "guide", "adapter"}),
+    ],
+)
+def test_pytorch_runtime_refuses_what_the_sampler_of_its_release_ignores(version: str, refused: set[str]) -> None:
+    capabilities = pytorch_capabilities(version)
+    for name, fields_of_request in EXTENSION_CASES.items():
+        if name not in refused:
+            check_supported(asking(**fields_of_request), capabilities)
+            continue
+        with pytest.raises(PipelineError) as caught:
+            check_supported(asking(**fields_of_request), capabilities)
+        assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
+
+
+def test_pytorch_runtime_has_structural_tags_with_xgrammar_alone() -> None:
+    guides = {
+        backend: pytorch_capabilities("1.3.0", trtllm_guided_decoding=backend).guides
+        for backend in ("off", "xgrammar", "llguidance")
+    }
+    assert guides["off"] == ()
+    assert set(guides["xgrammar"]) - set(guides["llguidance"]) == {GuideType.STRUCTURAL_TAG}
+
+
+@pytest.mark.parametrize(("pp", "has_guides"), [(1, True), (2, False)])
+def test_model_directory_of_several_stages_has_no_guides(pp: int, has_guides: bool) -> None:
+    assert bool(pytorch_capabilities("1.3.0", pp=pp, trtllm_guided_decoding="xgrammar").guides) == has_guides
+
+
+@pytest.mark.parametrize(
+    ("version", "tp", "has_bias"), [("1.2.1", 1, True), ("1.2.1", 8, True), ("1.2.1", 3, False), ("1.3.0", 3, True)]
+)
+def test_logit_bias_of_older_releases_needs_a_vocabulary_that_the_gpus_divide(
+    version: str, tp: int, has_bias: bool
+) -> None:
+    """The vocabulary has 1,000 tokens."""
+    assert ("logit_bias" in pytorch_capabilities(version, tp=tp).sampling) == has_bias
+
+
+def test_pytorch_runtime_has_lora_if_there_are_adapters() -> None:
+    assert not pytorch_capabilities("1.3.0").lora
+    assert pytorch_capabilities("1.3.0", trtllm_lora_adapters='{"a": "/adapters/a"}').lora
+
+
 def test_every_executor_has_capabilities() -> None:
     assert set(CAPABILITIES) == set(get_args(ExecutorName))
     assert all(row.executor == name for name, row in CAPABILITIES.items())
@@ -105,7 +163,7 @@ def test_model_info_survives_json(row: Capabilities) -> None:
 @pytest.mark.parametrize(("backend", "has_guides"), [("off", False), ("xgrammar", True)])
 def test_disabled_guided_decoding_is_not_a_capability(backend: str, has_guides: bool) -> None:
     settings = PipelineSettings(engine_dir=Path(), executor="tensorrt_llm", trtllm_guided_decoding=backend)
-    assert bool(capabilities_of(settings).guides) == has_guides
+    assert bool(capabilities_of(settings, make_manifest()).guides) == has_guides
 
 
 def test_stop_sequence_hint_and_cache_salt_are_ignorable() -> None:
@@ -115,7 +173,9 @@ def test_stop_sequence_hint_and_cache_salt_are_ignorable() -> None:
 ADMISSION = RequestLimits(vocab_size=100, max_seq_len=64, max_prompt_tokens=32, has_guided_decoding=True)
 
 
-@pytest.mark.parametrize("name", sorted(set(EXTENSION_CASES) - {"num_top_logprobs", "return_prompt_logprobs"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(EXTENSION_CASES) - {"num_top_logprobs", "return_prompt_logprobs", "adapter"})
+)
 def test_tensorrt_llm_supports_most_extensions(name: str) -> None:
     ADMISSION.check(asking(**EXTENSION_CASES[name]))
 

@@ -1,0 +1,33 @@
+"""`tensorrt_llm.llmapi.mpi_session`: where the ranks come from, spawned by the LLM or started by mpirun."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def world_size() -> int:
+    return int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    return int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+
+
+class MpiCommSession:
+    """The ranks that mpirun has started. `comm` is mpi4py's communicator; upstream takes COMM_WORLD without one."""
+
+    def __init__(self, comm: Any = None, n_workers: int = 1) -> None:
+        self.n_workers = n_workers
+        if n_workers <= 0:
+            raise ValueError(f"n_workers must be non-negative, but got {n_workers}")
+        own, size = (rank(), world_size()) if comm is None else (comm.Get_rank(), comm.Get_size())
+        if own != 0:
+            raise RuntimeError(f"only rank 0 can start multi-node session, got {own}")
+        if size != n_workers:
+            raise ValueError(
+                f"n_workers must be equal to the number of processes in MPI, got {n_workers} vs {world_size()}"
+            )
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Does nothing: the ranks end with their own processes."""
