@@ -45,11 +45,7 @@ STEPS = (
     Step("death", "Death of a worker, and restart", 420, "what `serve` started"),
 )
 _SERVED = {"fields", "guides", "isolation", "cancel", "load", "death"}
-# The releases with each runtime that this project supports: docs/tensorrt-llm.md.
-_SUPPORTED: dict[Runtime, tuple[str, ...]] = {
-    "engine": (">=1.1,<1.3.dev0",),
-    "pytorch": (">=1.2.1,<1.3.dev0", ">=1.3.0rc26,<1.5.dev0"),
-}
+_ENGINE_RELEASES = ">=1.1,<1.3.dev0"  # as in executors/tensorrt_llm/compatibility.py
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,11 @@ def runs_runtime(runtime: Runtime, version: str) -> bool:
     """Returns whether a release of TensorRT-LLM has a runtime that this project supports there."""
     from packaging.specifiers import SpecifierSet
 
-    return any(SpecifierSet(span).contains(version, prereleases=True) for span in _SUPPORTED[runtime])
+    from llm_pipeline.engine_files.trtllm_releases import pytorch_profile_of
+
+    if runtime == "pytorch":
+        return pytorch_profile_of(version) is not None
+    return SpecifierSet(_ENGINE_RELEASES).contains(version, prereleases=True)
 
 
 def run_jobs(jobs: Sequence[Job], context: Context, console: Console) -> Iterator[StepResult]:
