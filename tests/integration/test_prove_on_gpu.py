@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -28,7 +29,7 @@ RUNTIMES = ("engine", "pytorch")
 def stand_ins(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment variables of the stand-ins, and two more: the directories that they serve, by runtime."""
     folder = tmp_path_factory.mktemp("proof")
-    sizes = {"vocab_size": VOCAB_SIZE, "max_seq_len": CONTEXT, "max_batch_size": 256}
+    sizes: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "max_seq_len": CONTEXT, "max_batch_size": 256}
     make_gpu_engine(folder / "engine", tokenizer=engine_dir / TOKENIZER_NAME, **sizes)
     make_model_directory(folder / "pytorch", tokenizer=engine_dir / TOKENIZER_NAME, **sizes)
     script = write_script(folder / "script.json", steps_per_s=200, has_empty_final=True)

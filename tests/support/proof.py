@@ -14,6 +14,8 @@ from tests.fakes.installed import FAKES
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prove-on-gpu"
 
+_LIMIT_S = 170
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -45,14 +47,14 @@ def proof_environment(**environment: str) -> dict[str, str]:
     return {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(FAKES / "nvml"), **environment}
 
 
-def run_proof(output: Path, *arguments: str, limit_s: float = 150, **environment: str) -> Proof:
+def run_proof(output: Path, *arguments: str, **environment: str) -> Proof:
     """Runs the script to its end."""
     done = subprocess.run(
         proof_command(output, *arguments),
         env=proof_environment(**environment),
         capture_output=True,
         text=True,
-        timeout=limit_s,
+        timeout=_LIMIT_S,
         check=False,
     )
     report = output / "report.json"
