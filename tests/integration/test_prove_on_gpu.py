@@ -115,7 +115,9 @@ def test_load_is_measured_at_each_concurrency(proof: Proof, runtime: str) -> Non
 def test_a_run_that_is_killed_leaves_its_report_and_no_server(stand_ins: dict[str, str], tmp_path: Path) -> None:
     steps = ("--only", "versions,engine/serve,engine/cancel", "--cancels", "100000")
     command = proof_command(tmp_path, "--engine", stand_ins["ENGINE"], *steps)
-    with subprocess.Popen(command, env=proof_environment(**stand_ins), stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, env=proof_environment(**stand_ins, TRITON_EXIT_TIMEOUT_S="3"), stdout=subprocess.DEVNULL
+    ) as process:
         report = tmp_path / "report.json"
         served = '"name": "engine/serve"'
         wait_until(lambda: report.exists() and served in report.read_text(), limit_s=60, what="it serves")
@@ -123,7 +125,7 @@ def test_a_run_that_is_killed_leaves_its_report_and_no_server(stand_ins: dict[st
         words = {word for child in below for word in child.cmdline()}
         process.kill()
     assert {"frontend", "launcher.gpu"} <= words
-    _, alive = psutil.wait_procs(below, timeout=30)
+    _, alive = psutil.wait_procs(below, timeout=90)
     assert alive == []
     statuses = {result["name"]: result["status"] for result in json.loads(report.read_bytes())["results"]}
     assert statuses == {"versions": "passed", "engine/serve": "passed"}
