@@ -10,7 +10,7 @@ import typer
 
 from build_engine.artifact.result import BuildResult
 from build_engine.cli import tables
-from build_engine.cli.options import ERR, OUT, Json, LoadTest, nvml_of, with_gpu_options
+from build_engine.cli.options import ERR, OUT, Json, LoadTest, known_target, nvml_of, with_gpu_options
 from build_engine.cli.plan import print_plan
 from build_engine.cli.progress_bar import TerminalProgress
 from build_engine.cpu.build import BuildRequest, build_engine
@@ -30,7 +30,8 @@ def build(
     context: typer.Context,
     options: GpuOptions,
     target: Annotated[
-        str, typer.Option(help="The target; `targets` lists them. auto: the GPU of this machine.")
+        str,
+        typer.Option(help="The target; `targets` lists them. auto: the GPU of this machine.", callback=known_target),
     ] = "cpu",
     model: Annotated[
         Path | None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from build_engine.cli import plan_tables
-from build_engine.cli.options import OUT, Json, nvml_of, with_gpu_options
+from build_engine.cli.options import OUT, Json, known_target, nvml_of, with_gpu_options
 from build_engine.errors import EngineRefusedError
 from build_engine.gpu.planning.options import GpuOptions
 from build_engine.gpu.planning.plan_json import plan_json, refused_json
@@ -21,7 +21,9 @@ from build_engine.targets.precisions import PrecisionName
 def plan(
     context: typer.Context,
     model: Annotated[Path, typer.Option(help="A Hugging Face model directory; only its config.json is read.")],
-    target: Annotated[str, typer.Option(help="A GPU listed by `targets`, or auto: the GPU of this machine.")],
+    target: Annotated[
+        str, typer.Option(help="A GPU listed by `targets`, or auto: the GPU of this machine.", callback=known_target)
+    ],
     options: GpuOptions,
     precision: Annotated[
         PrecisionName, typer.Option(help="Precision of the weights. auto: the best for the GPU.")

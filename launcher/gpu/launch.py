@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from launcher.gpu.server_group import RANK_ARGUMENT, ServerGroup
-from launcher.settings import REPOSITORY_ROOT, OpenApis
+from launcher.settings import MODEL_REPOSITORY, OpenApis
 from launcher.triton_access import closing_arguments, inference_arguments
 from llm_pipeline.engine_files.manifest import ManifestError
 from llm_pipeline.engine_files.trtllm_config import EngineConfig
@@ -45,7 +45,7 @@ class LaunchSettings(ProgramSettings):
     gpu_count: int | None = Field(
         None, ge=1, description="Number of GPUs in this server. If set, an engine for another number is rejected"
     )
-    model_repository: Path = Field(REPOSITORY_ROOT / "model_repository", description="Triton's model repository")
+    model_repository: Path = Field(MODEL_REPOSITORY, description="Triton's model repository")
     tritonserver: Path = Field(
         Path("/opt/tritonserver/bin/tritonserver"), description="Path of the tritonserver executable"
     )
