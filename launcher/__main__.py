@@ -78,7 +78,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
         text = argparse.SUPPRESS
         if name in own:
             default = own[name].default
-            text = f"{own[name].description}{'' if default in (None, ()) else f'. Default: {default}'}".replace("%", "%%")
+            text = f"{own[name].description}{'' if default in (None, ()) else f'. Default: {default}'}".replace(
+                "%", "%%"
+            )
         parser.add_argument(f"--{name.lower().replace('_', '-')}", dest=name, metavar="VALUE", help=text)
     return parser
 

@@ -66,7 +66,9 @@ class StackSettings(ProgramSettings):
         description="cpu: limit in MiB of an f32 copy of fp16 weights, which speeds up steps of many tokens. A larger "
         "model (8 bytes a weight) runs without it",
     )
-    engine_dir: Path | None = Field(None, description="Engine directory. Unset: an engine is built from MODEL, or from the default model")
+    engine_dir: Path | None = Field(
+        None, description="Engine directory. Unset: an engine is built from MODEL, or from the default model"
+    )
     run_dir: Path = Field(Path(".run"), description="Directory for engines, logs and the generated API key")
     triton_hang_timeout_s: float = Field(
         10.0, ge=2, description="Seconds without an answer after which Triton is restarted"

@@ -72,7 +72,9 @@ def _engines(command: str, options: Sequence[str]) -> int:
     return 0
 
 
-_OWN_PACKAGES = frozenset({"llm_pipeline", "frontend", "build_engine", "launcher", "complete_cli", "triton_completions"})
+_OWN_PACKAGES = frozenset(
+    {"llm_pipeline", "frontend", "build_engine", "launcher", "complete_cli", "triton_completions"}
+)
 _PROGRAMS: dict[str, Callable[[str, Sequence[str]], int]] = {
     "serve": _serve,
     "complete": _complete,

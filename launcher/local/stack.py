@@ -92,9 +92,7 @@ class Stack:
         """
         try:
             self._start()
-            with published_server(
-                self._run_dir, base_url=self.base_url, api_key=self.api_key, models=self.model_names
-            ):
+            with published_server(self._run_dir, base_url=self.base_url, api_key=self.api_key, models=self.model_names):
                 yield self
         finally:
             self._stop()
