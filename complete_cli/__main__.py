@@ -9,7 +9,9 @@ _EXTRA = {"typer", "httpx", "httpx_sse"}  # the packages of the extra `cli`
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "complete") -> None:
-    """Runs the program, and always raises SystemExit. If a package of the extra `cli` is missing, exits with status 1 and the install command."""
+    """Runs the program, and always raises SystemExit.
+
+    If a package of the extra `cli` is missing, exits with status 1 and the install command."""
     try:
         from complete_cli import cli
     except ModuleNotFoundError as error:

