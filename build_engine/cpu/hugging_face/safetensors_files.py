@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from build_engine.artifact.file_kinds import describe_failed_download
 from build_engine.artifact.model_directory import read_json_object
 from build_engine.errors import EngineRefusedError
 
@@ -86,6 +87,8 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         start = _LENGTH_BYTES + length
         if not 0 < length <= _MAX_HEADER_BYTES or start > size:
+            if kind := describe_failed_download(path):
+                raise EngineRefusedError(f"{path} {kind}")
             raise _damaged(path, f"its header has {length} bytes")
         try:
             header = json.loads(file.read(length))
