@@ -174,13 +174,13 @@ def _check_version(path: Path, field: bytes) -> None:
     version = min(int.from_bytes(field, "little"), int.from_bytes(field, "big"))
     if version == 1:
         raise EngineRefusedError(
-            f"{path.name} is a GGUF file of version 1, from August 2023, which llama.cpp does not read any more either. "
+            f"{path.name} is a GGUF file of version 1, of August 2023, which llama.cpp does not read any more either. "
             "Download a newer file of this model, or convert the original model again."
         )
     if version > GGUF_VERSION:
         raise EngineRefusedError(
-            f"{path.name} is a GGUF file of version {version}; this program reads up to {GGUF_VERSION}. Update it, or use "
-            "a file of an older version."
+            f"{path.name} is a GGUF file of version {version}; this program reads up to {GGUF_VERSION}. Update it, or "
+            "use a file of an older version."
         )
 
 
