@@ -26,6 +26,8 @@ _STYLE = (
     "pre{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:1rem;overflow:auto}"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}"
     "td,th{text-align:left;vertical-align:top;padding:.4rem 1rem .4rem 0;border-bottom:1px solid var(--line)}"
+    "@media(max-width:40rem){thead{display:none}tr,td{display:block}td{border:0;padding:.1rem 0}"
+    "tr{padding:.5rem 0;border-bottom:1px solid var(--line)}}"
 )
 
 # The page has one style and nothing else that a browser would load or run.
@@ -35,6 +37,7 @@ CONTENT_SECURITY_POLICY = (
 )
 # Statuses that every operation can answer with, so they say nothing about one of them.
 _COMMON_STATUSES = frozenset({"405", "421"})
+_HUGE = 2**31 - 1
 
 
 def docs_page(document: dict[str, Any]) -> str:
@@ -65,8 +68,9 @@ def _example_request(document: dict[str, Any]) -> str:
     body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
     key_line = "  -H \"Authorization: Bearer $OPENAI_API_KEY\" -H 'Content-Type: application/json' \\\n"
     words = (
-        "<p>Requests need an API key, in the header <code>Authorization: Bearer KEY</code>. <code>make serve</code> and "
-        "<code>triton-completions serve</code> print theirs, and store a generated one in <code>.run/api-key</code>: "
+        "<p>Requests need an API key, in the header <code>Authorization: Bearer KEY</code>. <code>make serve</code> "
+        "and <code>triton-completions serve</code> print theirs, and store a generated one in "
+        "<code>.run/api-key</code>: "
         '<code>export OPENAI_API_KEY="$(cat .run/api-key)"</code>.</p>'
     )
     if document["security"] == []:
@@ -105,20 +109,29 @@ def _type(schema: dict[str, Any], document: dict[str, Any]) -> str:
 
 def _named(kind: str, schema: dict[str, Any], document: dict[str, Any]) -> str:
     if kind == "array":
-        return f"list of {_type(schema.get('items', {}), document)}"
+        return f"list of {_plural(_type(schema.get('items', {}), document))}"
     if kind in ("integer", "number"):
         return kind + _range(schema)
     return kind
 
 
+def _plural(types: str) -> str:
+    """ "integer from 0" becomes "integers from 0": only the first word has a plural."""
+    first, space, rest = types.partition(" ")
+    return f"{first}s{space}{rest}"
+
+
 def _range(schema: dict[str, Any]) -> str:
-    least, most = schema.get("minimum"), schema.get("maximum")
-    is_huge = most is not None and abs(most) >= 2**53
-    if least is not None and most is not None and not is_huge:
+    """The limits in words; the last numbers of 32 and 64 bits are no limits of a field."""
+    least, most = (
+        None if value is None or abs(value) >= _HUGE else value
+        for value in (schema.get("minimum"), schema.get("maximum"))
+    )
+    if least is not None and most is not None:
         return f" from {least:g} to {most:g}"
-    if least is not None and abs(least) < 2**53:
+    if least is not None:
         return f" of at least {least:g}"
-    return "" if most is None or is_huge else f" of at most {most:g}"
+    return "" if most is None else f" of at most {most:g}"
 
 
 def _text(description: str) -> str:
