@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "complete") -
 
     If a package of the extra `cli` is missing, exits with status 1 and the install command."""
     try:
-        from complete_cli import cli
+        from complete_cli.cli import main as run
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "complete") -
             "Install the extra `cli` from a copy of the repository: pip install '.[cli]'\n"
         )
         raise SystemExit(1) from None
-    cli.main(arguments, program=program)
+    run(arguments, program=program)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,27 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+_BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="OPENAI_BASE_URL",
+        help="URL of the API, including /v1. Default: the server that runs from this directory.",
+    ),
+]
+_ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar=["OPENAI_API_KEY", "API_KEY"],
+        show_envvar=True,
+        help="API key. Default: that of the server that runs from this directory, for its address only. Prefer the "
+        "environment: other users can read the command line.",
+    ),
+]
+_Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+
+
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def complete(
     context: typer.Context,
@@ -67,26 +88,10 @@ def complete(
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print the text as it is generated.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's JSON, one object per line.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Omit the timing line.")] = False,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            envvar="OPENAI_BASE_URL",
-            help="URL of the API, including /v1. Default: the server that runs from this directory.",
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar=["OPENAI_API_KEY", "API_KEY"],
-            show_envvar=True,
-            help="API key. Default: that of the server that runs from this directory, for its address only. Prefer the "
-            "environment: other users can read the command line.",
-        ),
-    ] = None,
+    base_url: _BaseUrl = None,
+    api_key: _ApiKey = None,
     run_dir: Annotated[Path, typer.Option(envvar="RUN_DIR", hidden=True)] = Path(".run"),
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
+    show_version: _Version = False,
 ) -> None:
     """Complete a prompt: complete "Once upon a time".
 
