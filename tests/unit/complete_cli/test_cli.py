@@ -15,7 +15,7 @@ import pytest
 
 from complete_cli.cli import main
 
-_FIELDS = {"prompt": {}, "temperature": {}, "logprobs": {}}
+_FIELDS: dict[str, dict[str, str]] = {"prompt": {}, "temperature": {}, "logprobs": {}}
 
 
 class Server:

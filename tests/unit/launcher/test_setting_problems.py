@@ -46,7 +46,7 @@ def test_message(values: dict[str, Any], message: str) -> None:
 
 def test_other_problems_keep_their_own_words_and_each_is_named() -> None:
     with pytest.raises(ValidationError) as caught:
-        Example(port="x", pair=("1",))  # type: ignore[arg-type]
+        Example(port="x", pair=("1",))
     first, second = setting_problems(Example, caught.value)
     assert first.startswith("PORT must be")
     assert second.startswith("Invalid value of PAIR")
