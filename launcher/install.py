@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,9 +20,10 @@ from pathlib import Path
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _FRAME_S = 0.1
-_SIZE_MB = 400  # of all wheels of requirements/serve.lock
+_SIZE_MB = 260  # of all wheels of requirements/serve.lock
 _TAIL_LINES = 12
 _SIZE = re.compile(r"(?:Downloading|Using cached) \S+ \(([\d.,]+) (bytes|kB|MB|GB)\)")
+_ERROR = re.compile(r"\s*(?:ERROR|error): (.+)")
 _UNITS = {"bytes": 1e-6, "kB": 1e-3, "MB": 1.0, "GB": 1e3}
 _NETWORK = ("connection", "name resolution", "timed out", "no matching distribution", "could not fetch", "proxy", "ssl")
 
@@ -75,7 +77,8 @@ class Screen:
                 sys.stdout.write("\r\x1b[K")
         text = done_label or label
         if progress is not None:
-            text = f"{text}: {progress.done} packages, {progress.megabytes:.0f} MB"
+            count = f"{progress.done} packages, {progress.megabytes:.0f} MB"
+            text = f"{text}: {count if progress.done else 'all packages are there already'}"
         check, seconds = "✓", f"{time.monotonic() - started_s:.1f} s"
         _print(
             f"\x1b[32m{check}\x1b[0m {text} \x1b[2m{seconds}\x1b[0m"
@@ -88,6 +91,7 @@ class Screen:
         while not over.wait(_FRAME_S):
             frame += 1
             text = f"{label} {progress}" if progress is not None else label
+            text = text[: shutil.get_terminal_size().columns - 3]  # a line that wraps could not be replaced
             sys.stdout.write(f"\r\x1b[K\x1b[32m{_SPINNER[frame % len(_SPINNER)]}\x1b[0m {text}")
             sys.stdout.flush()
 
@@ -110,7 +114,7 @@ def install(venv: Path, lock: Path, project: Path, log: Path) -> None:
             _run([sys.executable, "-m", "venv", str(venv)], log)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--progress-bar", "off"]
     progress = Progress(len(re.findall(r"(?m)^[^\s#]+==", lock.read_text(encoding="utf-8"))))
-    label = f"install packages, about {_SIZE_MB} MB to download, once:"
+    label = f"install packages, about {_SIZE_MB} MB, once:"
     with screen.step(label, "install", progress):
         _run([*pip, "--require-hashes", "--requirement", str(lock)], log, progress)
     with screen.step("install this project"):
@@ -135,7 +139,7 @@ def _run(command: Sequence[str], log: Path, progress: Progress | None = None) ->
 def _reason(log: Path) -> str:
     """Returns pip's last error as a sentence, with what to do."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line.partition("ERROR: ")[2] for line in lines if "ERROR: " in line]
+    errors = [found[1] for line in lines if (found := _ERROR.match(line))]
     reason = (errors or lines or [""])[-1].strip().rstrip(".")
     text = "\n".join(lines[-40:]).lower()
     if "no space left" in text:

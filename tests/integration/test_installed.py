@@ -33,10 +33,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(folder))
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
-    pip = [folder / "venv" / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip = [str(folder / "venv" / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     lock = ROOT / "requirements" / "serve.lock"
     packages = subprocess.run(
-        [*pip, "--no-deps", "--require-hashes", "--requirement", lock],
+        [*pip, "--no-deps", "--require-hashes", "--requirement", str(lock)],
         capture_output=True,
         text=True,
         timeout=400,
@@ -105,7 +105,7 @@ def test_command_line_finds_the_server_of_the_directory(
     programs: Path, server: tuple[Path, str], program: list[str]
 ) -> None:
     folder, _ = server
-    command = [programs / program[0], *program[1:], "The capital of France is", "-n", "2", "-t", "0", "--quiet"]
+    command = [str(programs / program[0]), *program[1:], "The capital of France is", "-n", "2", "-t", "0", "--quiet"]
     done = subprocess.run(
         command,
         cwd=folder,

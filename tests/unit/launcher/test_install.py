@@ -84,6 +84,7 @@ def test_count_and_size_are_read_from_pips_output() -> None:
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk space"),
         ("ERROR: No matching distribution found for one==1", "check the network"),
         ("ERROR: Could not build wheels for one", "Start again"),
+        ("  error: metadata-generation-failed", "Start again"),
     ],
 )
 def test_reason_and_remedy_of_a_failure_are_the_last_line(
