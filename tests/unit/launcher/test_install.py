@@ -93,7 +93,7 @@ def test_reason_and_remedy_of_a_failure_are_the_last_line(
     assert install(tmp_path, lock, f"{printing(said, 'a last remark')}\nexit 1") == 1
     *lines, last, blank = capsys.readouterr().out.splitlines()
     assert blank == ""
-    assert last.startswith(f"Not installed. {said.removeprefix('ERROR: ')}. ")
+    assert last.startswith(f"Not installed. {said.partition(': ')[2]}. ")
     assert remedy in last
     assert last.endswith(f"{tmp_path}/logs/install.log")
     assert f"  {said}" in lines

@@ -14,7 +14,9 @@ from launcher.local import engine_build
 from launcher.local.engine_build import engine_name, prepare_engine
 from launcher.local.errors import StartCancelledError, StartError
 from launcher.settings import StackSettings
+from tests.support.hugging_face_models import TinyDirectory
 from tests.support.sample_requests import write_manifest
+from tests.support.tiny_models import TinyModel, write_gguf
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +104,21 @@ def built(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]
     assert engine_build.main(arguments) == 0
     result: dict[str, str] = json.loads(capsys.readouterr().out)
     return result
+
+
+@pytest.mark.parametrize("kind", ["GGUF file", "Hugging Face directory"])
+def test_model_is_built_once_and_reused(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    if kind == "GGUF file":
+        model = tmp_path / "tiny.gguf"
+        write_gguf(model, TinyModel())
+    else:
+        model = TinyDirectory().write(tmp_path / "tiny")
+    arguments = (str(tmp_path / "engines"), f"--model={model}", "--name=tiny")
+    engine_dir = Path(built(capsys, *arguments)["engine_dir"])
+    assert engine_dir == tmp_path / "engines" / "tiny" / "cpu-fp16"
+    manifest = (engine_dir / "manifest.json").read_bytes()
+    assert built(capsys, *arguments) == {"engine_dir": str(engine_dir)}
+    assert (engine_dir / "manifest.json").read_bytes() == manifest
 
 
 def test_unsuitable_model_is_reported_with_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
