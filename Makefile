@@ -18,7 +18,10 @@ CLIENTS_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11; do \
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make serve        install, build the engine once, start everything, print a curl line"
+	@echo "make serve        install, build the engine once, start everything, print the address, the key and a curl line"
+	@echo "                  your own model: make serve MODEL=path/to/model.gguf (or a Hugging Face directory)"
+	@echo "                  other settings: make serve PORT=9001 (docs/settings.md, .venv/bin/triton-completions serve --help)"
+	@echo "make install      only install, into .venv"
 	@echo "make test         lint, types and every test that needs no GPU, real Triton included"
 	@echo "make check        lint, format and types only"
 	@echo "make unit         tests that need no Triton"
@@ -32,8 +35,9 @@ help:
 	@echo "make siege        an honest client beside each kind of hostile one, 10 minutes (QUICK=1: 2): fails if one is felt"
 	@echo "make clean        remove .venv, .venv-clients and .run"
 
+# MAKEFLAGS has the names on the command line, so that a misspelt one is refused; make exports their values.
 serve: $(VENV)/.serve
-	@exec $(VENV)/bin/python -m launcher
+	@exec $(VENV)/bin/python -m triton_completions serve --make-flags="$$MAKEFLAGS"
 
 # The clients need Python 3.11, which the product does not: without it they are skipped, unless NEED_CLIENTS is set.
 test: check
@@ -67,13 +71,11 @@ install: $(VENV)/.serve
 
 # Everything comes from a lock file with hashes. --no-deps because the lock omits packages that nothing here imports
 # (requirements/excluded.txt lists them, with reasons).
-$(VENV)/bin/python:
+$(VENV)/.serve: requirements/serve.lock pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "There is no program $(PYTHON). Name a Python 3.10, 3.11 or 3.12: make serve PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) launcher/check_python.py
-	$(PYTHON) -m venv $(VENV)
-
-$(VENV)/.serve: requirements/serve.lock pyproject.toml | $(VENV)/bin/python
-	$(PIP) --no-deps --require-hashes --requirement requirements/serve.lock
-	$(PIP) --quiet --no-deps --no-build-isolation --editable .
+	@$(PYTHON) launcher/install.py $(VENV)
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.serve

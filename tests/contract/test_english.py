@@ -25,6 +25,7 @@ PRODUCT = (
     "launcher",
     "benchmarks",
     "complete_cli",
+    "triton_completions",
     "model_repository",
     "docker",
     "scripts",
