@@ -3,8 +3,8 @@
     complete_libraries.py --from /triton --into /opt/tritonserver/libraries PROGRAM ...
 
 The programs come from another image, whose root is at `--from`. Only libraries that the loader does not find are
-copied, so nothing of this image is replaced or hidden. Python and CUDA have to be this image's own, because they share a
-process with the programs: the build fails if those are missing, or if a program needs a newer C library.
+copied, so nothing of this image is replaced or hidden. Python and CUDA have to be this image's own, because they share
+a process with the programs: the build fails if those are missing, or if a program needs a newer C library.
 """
 
 from __future__ import annotations
