@@ -6,6 +6,7 @@ the same in all chunks of a choice is encoded once, and only the text for each c
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ KEEPALIVE = b": keep-alive\n\n"
 # JSON allows these characters unescaped, and the SSE standard does not end lines there, but `str.splitlines` and with
 # it httpx's `iter_lines` do, so that clients would read half an event (florimondmanca/httpx-sse#34).
 _OTHER_LINE_ENDS = ((b"\xc2\x85", rb"\u0085"), (b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"))
+_OTHER_LINE_END = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]")
 
 _NO_LOGPROBS = b',"logprobs":null'
 _UNFINISHED = b',"finish_reason":null'
@@ -42,7 +44,7 @@ def _text_json(text: str) -> bytes:
 
 def _on_one_line(encoded: bytes) -> bytes:
     """The same JSON with the characters escaped that some clients take for the end of a line."""
-    if not encoded.isascii():
+    if not encoded.isascii() and _OTHER_LINE_END.search(encoded):
         for character, escaped in _OTHER_LINE_ENDS:
             encoded = encoded.replace(character, escaped)
     return encoded

@@ -49,7 +49,7 @@ async def test_streamed_text_equals_the_text_without_streaming(running: Running)
 async def test_each_event_is_one_line_for_clients_that_split_at_every_unicode_line_end(
     running: Running, fields: dict[str, Any]
 ) -> None:
-    """`str.splitlines` and httpx's `iter_lines` also end lines at U+0085, U+2028 and U+2029, unlike the SSE standard."""
+    """`str.splitlines` and httpx's `iter_lines` end lines at U+0085, U+2028 and U+2029 too, unlike the SSE standard."""
     text = "a\u0085b\u2028c\u2029d\u2019\v\f\x1c\x1d\x1e"
     logprobs = {"tokens": [text], "token_logprobs": [-1.0], "top_logprobs": [{text: -1.0}], "text_offset": [0]}
     first, last = chunks(text, text)
