@@ -91,15 +91,18 @@ class ChunkFrames:
         return self._event(choice, chunk, _text_json(chunk.text))
 
     def _token_id_chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
-        token_ids = chunk.token_ids or ()
-        echoed = (chunk.prompt_token_ids or ()) if self._echo else ()
-        if not token_ids and not echoed and chunk.finish_reason is None:
+        in_text = chunk.token_ids or ()
+        if self._echo and chunk.prompt_token_ids is not None:
+            in_text = (*chunk.prompt_token_ids, *in_text)
+        if not in_text and chunk.finish_reason is None:
             return b""
-        return self._event(choice, chunk, orjson.dumps(token_id_text((*echoed, *token_ids))) + self._ids(chunk))
+        ids = self._ids(chunk) if self._with_token_ids else b',"token_ids":' + orjson.dumps(in_text)
+        return self._event(choice, chunk, orjson.dumps(token_id_text(in_text)) + ids)
 
     def _ids(self, chunk: TextChunk) -> bytes:
+        """The ids of the completion, and on the first chunk those of the prompt beside them, as in vLLM."""
         ids = b',"token_ids":' + orjson.dumps(chunk.token_ids or ())
-        if chunk.prompt_token_ids is None or not self._with_token_ids:
+        if chunk.prompt_token_ids is None:
             return ids
         return ids + b',"prompt_token_ids":' + orjson.dumps(chunk.prompt_token_ids)
 

@@ -120,8 +120,11 @@ async def test_tokens_as_token_ids_echo_the_ids_of_the_prompt(running: Running) 
     fields = {"return_tokens_as_token_ids": True, "echo": True, "max_tokens": 1}
     choice = (await running.complete(**fields)).json()["choices"][0]
     assert choice["text"] == "".join(f"token_id:{number}" for number in (1, 2, 3, 4, 5, 101))
-    assert choice["token_ids"] == [101]
+    assert choice["token_ids"] == [1, 2, 3, 4, 5, 101]
     assert "prompt_token_ids" not in choice
+    both = (await running.complete(**fields, return_token_ids=True)).json()["choices"][0]
+    assert (both["text"], both["token_ids"]) == (choice["text"], [101])
+    assert both["prompt_token_ids"] == [1, 2, 3, 4, 5]
 
 
 async def test_finish_reason_stop(running: Running) -> None:

@@ -108,6 +108,13 @@ async def test_echoed_token_ids_are_in_the_text_and_not_among_those_of_the_compl
     assert text_of(sent_events) == "".join(f"token_id:{number}" for number in (1, 2, 3, 4, 5, 101, 102))
 
 
+async def test_echoed_ids_that_replace_the_text_are_listed_with_it(running: Running) -> None:
+    fields = {"return_tokens_as_token_ids": True, "echo": True, "stream": True}
+    sent_events = events((await running.complete(max_tokens=2, **fields)).text)
+    assert [event["choices"][0]["token_ids"] for event in sent_events] == [[1, 2, 3, 4, 5, 101], [102]]
+    assert all("prompt_token_ids" not in event["choices"][0] for event in sent_events)
+
+
 async def test_choices_interleave_with_their_index() -> None:
     async with in_process() as app:
         sent_events = events((await app.complete(prompt=["a", "b"], n=2, max_tokens=3, stream=True)).text)
