@@ -116,7 +116,7 @@ def test_curl(clients: Clients, greedy_text: str) -> None:
     assert "".join(json.loads(event.removeprefix("data: "))["text_output"] for event in events if event) == greedy_text
 
 
-@pytest.mark.skipif(shutil.which("javac") is None, reason="no JDK on PATH; Debian: apt-get install default-jdk-headless")
+@pytest.mark.skipif(shutil.which("javac") is None, reason="no JDK; Debian: apt-get install default-jdk-headless")
 @pytest.mark.parametrize("stream", [False, True])
 def test_jdk_http_client(clients: Clients, greedy_text: str, stream: bool) -> None:
     """It offers an upgrade to HTTP/2 with its first request, and sends the second on the same connection."""
