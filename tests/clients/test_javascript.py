@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import httpx
 import pytest
 
 from tests.support.clients import Clients
-from tests.support.stack import MODEL, RunningStack, running_stack
+from tests.support.stack import MODEL, RunningStack
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.triton, pytest.mark.clients]
@@ -36,15 +35,6 @@ def test_openai_node(clients: Clients, greedy_text: str) -> None:
 def refusal(name: str, status: int | None, code: str, param: str | None, kind: str) -> dict[str, object]:
     """An exception of openai-node as the scripts report it."""
     return {"class": name, "status": status, "code": code, "param": param, "type": kind, "has_request_id": True}
-
-
-@pytest.fixture(scope="module")
-def slow_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """One slot and 4 tokens a second, with keep-alive comments between them; a request may take 2 s."""
-    settings = {"EXECUTOR": "scripted", "SCRIPTED_STEPS_PER_S": "4", "MAX_IN_FLIGHT": "1"}
-    limits = {"KEEPALIVE_S": "0.05", "REQUEST_TIMEOUT_S": "2"}
-    with running_stack(tmp_path_factory.mktemp("slow"), engine_dir, **settings, **limits) as stack:
-        yield stack
 
 
 def test_openai_node_waits_aborts_retries_and_fails_as_the_server_says(

@@ -65,6 +65,14 @@ def test_openai_python_retries_after_the_given_time(
                 assert int(told_ms) / 1000 - 0.05 <= waited_s < int(told_ms) / 1000 + 5
 
 
+def test_keep_alive_comments_are_no_pieces(
+    slow_stack: RunningStack, start_clients: Callable[[RunningStack], Clients]
+) -> None:
+    found = start_clients(slow_stack).script("keep_alive.py")
+    text = slow_stack.complete(prompt="a", max_tokens=4).json()["choices"][0]["text"]
+    assert found == dict.fromkeys(("litellm", "openai", "langchain", "llama_index"), text)
+
+
 def test_langchain_openai(clients: Clients, greedy_text: str) -> None:
     found = clients.script("langchain.py")
     assert found["text"] == found["streamed"] == found["async"] == found["batch"][0] == greedy_text
