@@ -82,12 +82,16 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.serve
 	$(PIP) --no-deps --require-hashes --requirement requirements/dev.lock
 	@touch $@
 
-$(CLIENTS)/.installed: requirements/clients.lock
+# Node.js comes as a Python package, so that its version is pinned like the rest; its packages are in $(CLIENTS)/node.
+$(CLIENTS)/.installed: requirements/clients.lock requirements/node/package.json requirements/node/package-lock.json
 	@test -n "$(CLIENTS_PYTHON)" || { echo "The clients need Python 3.11 or 3.12: make clients CLIENTS_PYTHON=/path/to/it"; exit 1; }
 	$(CLIENTS_PYTHON) -m venv --clear $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet "uv==$(UV_VERSION)"
 	$(CLIENTS)/bin/uv pip install --python $(CLIENTS)/bin/python --compile-bytecode --no-deps --require-hashes \
 		--requirement requirements/clients.lock
+	mkdir -p $(CLIENTS)/node
+	cp requirements/node/package.json requirements/node/package-lock.json $(CLIENTS)/node
+	cd $(CLIENTS)/node && ../bin/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 clients-lock:
