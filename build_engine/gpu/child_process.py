@@ -28,7 +28,6 @@ def call_module(module: str, request: dict[str, Any], subject: str, timeout_s: f
 
     Unbuffered, so that the end of the output is what was written last.
 
-
     Raises BuildEngineError with the end of the output if the module fails, or has not finished within the limit.
     """
     with tempfile.TemporaryDirectory() as directory:
