@@ -12,12 +12,12 @@ from starlette.middleware import Middleware
 
 from frontend.api import completions, documents, health, metrics, models, playground
 from frontend.api.middleware import RequestContextMiddleware
+from frontend.api.near_paths import handle_router_error
 from frontend.api.openapi import DocumentedApi
 from frontend.backends.generator import Generator
 from frontend.dependencies import Dependencies, build_dependencies
 from frontend.multiprocess.heartbeat_loop import run_heartbeat
-from frontend.response.errors import handle_router_error
-from frontend.settings import FrontendSettings
+from frontend.settings import ANY_ORIGIN, FrontendSettings
 from llm_pipeline.runtime.deployment import Deployment
 
 log = structlog.get_logger(__name__)
@@ -65,6 +65,8 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
 async def _lifespan(dependencies: Dependencies) -> AsyncIterator[None]:
     if dependencies.settings.auth == "off":
         log.warning("auth_is_off", advice="every client that can reach the port may use the models; set API_KEY")
+        if ANY_ORIGIN in dependencies.settings.cors_origins:
+            log.warning("any_page_may_use_this_server", advice="name the origins in CORS_ORIGINS, or set API_KEY")
     if dependencies.settings.backend == "fake":
         log.warning("fake_backend", advice="completions are fixed text; set BACKEND=triton to serve a model")
     if not dependencies.settings.is_loopback and dependencies.settings.public_url is None:

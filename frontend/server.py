@@ -21,10 +21,12 @@ from frontend.models.registry import deployment_of
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import configure_logging
+from frontend.response.cors import CorsPolicy
 from frontend.response.slow_clients import SlowClientMonitor
 from frontend.settings import FrontendSettings
 from frontend.transport.connections import ConnectionLimits, ConnectionTable
 from frontend.transport.descriptors import BACKLOG, DescriptorLimitError, connection_limit
+from frontend.transport.forwarded import ForwardedHeaders
 from frontend.transport.protocol import protocol_class
 from llm_pipeline.runtime.deployment_errors import DeploymentError
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
@@ -98,19 +100,23 @@ def build_server(app: ASGIApp, dependencies: Dependencies) -> DrainingServer:
         ConnectionLimits(connection_limit(settings.max_connections), head_timeout_s=settings.head_timeout_s)
     )
     base_url = str(settings.public_url or f"http://{settings.host}:{settings.port}").rstrip("/")
+    if settings.trusted_proxies:
+        trusted = list(settings.trusted_proxies)
+        app = ForwardedHeaders(app, trusted_hosts=trusted)  # type: ignore[arg-type]  # uvicorn's types
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         http=protocol_class(
-            connections, max_head_bytes=settings.max_head_bytes, schema_url=f"{base_url}/openai/schemas/Error.json"
+            connections,
+            max_head_bytes=settings.max_head_bytes,
+            schema_url=f"{base_url}/openai/schemas/Error.json",
+            cors=CorsPolicy(settings.cors_origins),
         ),
         log_config=None,
         access_log=False,  # the middleware logs one line per request
         server_header=False,
-        # Without the setting, uvicorn would believe the headers of any client on this machine.
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        proxy_headers=False,  # it would believe the headers of any client on this machine
         ws="none",
         timeout_keep_alive=settings.idle_timeout_s,
         timeout_graceful_shutdown=_LAST_WRITES_S,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,9 @@ KIB = 1024
 MIB = 1024 * KIB
 _DEFAULT_BODY_BYTES_IN_FLIGHT = 64 * MIB
 _SHORTEST_SECRET = 16  # characters
+ANY_ORIGIN = "*"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([^/?#@\s*\[\]:,]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}  # which browsers leave out
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,17 @@ def _check_networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return addresses
 
 
+def _as_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """The origins as browsers send them."""
+    return tuple(_as_origin(origin.lower()) for origin in origins)
+
+
+def _as_origin(origin: str) -> str:
+    if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
+        raise ValueError(f"{origin} is not an origin. Write scheme://host or scheme://host:port, without a path")
+    return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition(":")[0], "/"))
+
+
 def is_loopback(host: str) -> bool:
     """Whether only programs on this machine can reach a server that listens on `host`."""
     if host == "localhost":
@@ -81,8 +96,8 @@ class FrontendSettings(ProgramSettings):
     )
     public_url: HttpUrl | None = Field(
         None,
-        description="Base URL of links in responses ($schema, Link), such as https://api.example.com; "
-        "unset: taken from the Host header of each request",
+        description="Base URL of links in responses ($schema, Link), such as https://api.example.com, or "
+        "https://example.com/llm behind a proxy that removes /llm; unset: taken from the Host header of each request",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = Field(
         (),
@@ -94,8 +109,16 @@ class FrontendSettings(ProgramSettings):
         tuple[str, ...], NoDecode, BeforeValidator(_split_names), AfterValidator(_check_networks)
     ] = Field(
         (),
-        description="Addresses or networks of proxies, comma separated, whose X-Forwarded-Proto and X-Forwarded-For "
-        "headers are believed, so that links begin with https; `*` is any client. Unset: the headers are ignored",
+        description="Addresses or networks of proxies, comma separated, whose X-Forwarded-Proto, X-Forwarded-For and "
+        "X-Forwarded-Prefix headers are believed, so that links begin with https and with the path that the proxy "
+        "removes; `*` is any client. Unset: the headers are ignored",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names), AfterValidator(_as_origins)] = (
+        Field(
+            (),
+            description="Origins (https://app.example.com), comma separated, whose web pages may use the API from a "
+            "browser; `*` is any page. Unset: only pages of this server",
+        )
     )
 
     backend: Literal["triton", "fake"] = Field(

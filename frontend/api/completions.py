@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from frontend.api import route_paths as paths
 from frontend.api.openapi import LINK_HEADER, error_responses, schema_ref
 from frontend.dependencies import Dependencies
+from frontend.generation.client_names import in_client_terms
 from frontend.generation.completion_run import Choice, CompletionRun
 from frontend.generation.token_budget import TokenContext
 from frontend.loop_breaks import LoopBreaks
@@ -211,7 +212,10 @@ def _start(
     ]
     tokens = None
     if key is not None and context is not None:
-        tokens = limits.reserve_tokens(key, [context.most_tokens(choice.parameters) for choice in choices])
+        try:
+            tokens = limits.reserve_tokens(key, [context.most_tokens(choice.parameters) for choice in choices])
+        except PipelineError as error:
+            raise in_client_terms(error, choices[0].parameters) from error
     model_limit = model.in_flight_limit
     slots = dependencies.admission.acquire(len(choices), model_limit, limits.of(key, model_limit), tokens)
     observer = RunMetrics(record, model, slots)

@@ -35,7 +35,7 @@ def docs_page(document: dict[str, Any]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])} "
-        'The same in machine-readable form: <a href="/openai/openapi.json">/openai/openapi.json</a>.</p>'
+        'The same in machine-readable form: <a href="openai/openapi.json">/openai/openapi.json</a>.</p>'
         f"<h2>Request fields of a completion</h2>{_fields(fields)}<h2>Operations</h2>{''.join(operations)}"
         "</body></html>"
     )

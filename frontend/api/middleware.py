@@ -18,6 +18,7 @@ from frontend.keys.store import ApiKeyStore
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import log_request
 from frontend.observability.request_record import CLIENT_CLOSED_REQUEST, RequestRecord, begin_record, own_url
+from frontend.response.cors import CorsPolicy
 from frontend.response.errors import as_pipeline_error, error_response
 from frontend.response.event_writer import store_send
 from frontend.settings import FrontendSettings
@@ -43,6 +44,7 @@ class RequestContextMiddleware:
         self._public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
         self._metrics_needs_key = settings.protects_metrics
         self._hosts = AllowedHosts(settings)
+        self._cors = CorsPolicy(settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,9 +53,9 @@ class RequestContextMiddleware:
         record = begin_record(scope, self._public_url)
         store_send(scope, send)
         try:
-            await self._respond(scope, receive, _with_headers(send, record), record)
+            await self._respond(scope, receive, self._with_headers(send, record), record)
         finally:
-            is_completion = is_completions(record.path)
+            is_completion = is_completions(record.path) and record.method != "OPTIONS"
             if is_completion:
                 self._metrics.count_request(record)
             log_request(record, is_completion=is_completion, is_probe=is_probe(record.path))
@@ -70,6 +72,10 @@ class RequestContextMiddleware:
             headers = dict(scope["headers"])
             if not is_health(record.path):  # probes are sent to an address that changes
                 self._require_host(scope, headers.get(b"host", b""), record)
+            if record.method == "OPTIONS" and (preflight := self._cors.preflight_headers(headers)) is not None:
+                await send({"type": "http.response.start", "status": 204, "headers": [*preflight]})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
             if not is_public(record.path, metrics_needs_key=self._metrics_needs_key):
                 record.key = self._keys.authenticate(headers.get(b"authorization"))
             app = serve_completion if is_completions(record.path) and record.method == "POST" else self._app
@@ -84,20 +90,19 @@ class RequestContextMiddleware:
                 raise  # part of the response was sent: only closing the connection shows the client that it failed
             await error_response(failure, record)(scope, receive, send)
 
+    def _with_headers(self, send: Send, record: RequestRecord) -> Send:
+        own = ((b"x-request-id", record.request_id.encode()), _NO_SNIFF, *self._cors.response_headers(record.origin))
 
-def _with_headers(send: Send, record: RequestRecord) -> Send:
-    request_id = (b"x-request-id", record.request_id.encode())
+        def send_with_headers(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                headers = [*message.get("headers", ()), *own]
+                for name, _ in headers:
+                    if name == b"cache-control":
+                        break
+                else:
+                    headers.append(_NO_STORE)
+                message = {**message, "headers": headers}
+            return send(message)
 
-    def send_with_headers(message: Message) -> Awaitable[None]:
-        if message["type"] == "http.response.start":
-            record.status = message["status"]
-            headers = [*message.get("headers", ()), request_id, _NO_SNIFF]
-            for name, _ in headers:
-                if name == b"cache-control":
-                    break
-            else:
-                headers.append(_NO_STORE)
-            message = {**message, "headers": headers}
-        return send(message)
-
-    return send_with_headers
+        return send_with_headers

@@ -67,7 +67,12 @@ class CompletionChoice(_Document):
     logprobs: LogProbs | None = Field(description="With logprobs; null without")
     token_ids: list[int] = Field(
         default_factory=list,
-        description="The tokens; only with return_token_ids or return_tokens_as_token_ids",
+        description="The tokens of the completion; only with return_token_ids or return_tokens_as_token_ids",
+        json_schema_extra={},
+    )
+    prompt_token_ids: list[int] = Field(
+        default_factory=list,
+        description="The tokens of the prompt, also without echo; only with return_token_ids",
         json_schema_extra={},
     )
 

@@ -35,6 +35,8 @@ def chunks(*texts: str, reason: FinishReason = FinishReason.LENGTH, with_ids: bo
         TextChunk(text, number, (100 + number,) if with_ids else None, PROMPT_TOKENS if number == 1 else None)
         for number, text in enumerate(texts, 1)
     ]
+    if with_ids:
+        result[0] = replace(result[0], prompt_token_ids=tuple(range(1, PROMPT_TOKENS + 1)))
     result[-1] = replace(result[-1], finish_reason=reason, prompt_tokens=PROMPT_TOKENS)
     return result
 
@@ -108,6 +110,7 @@ class FakeGenerator:
                 replace(
                     unsent[-1],
                     text="".join(chunk.text for chunk in unsent),
+                    prompt_token_ids=unsent[0].prompt_token_ids,
                     token_ids=tuple(token_id for chunk in unsent for token_id in chunk.token_ids or ()) or None,
                 )
             )

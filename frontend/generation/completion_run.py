@@ -20,8 +20,9 @@ import structlog
 from frontend.backends.background_tasks import BackgroundTasks
 from frontend.backends.cancellation import CancelTimeouts, abandon_later, cancel_until_done
 from frontend.backends.generator import Generator
+from frontend.generation.client_names import in_client_terms
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
-from llm_pipeline.protocol.messages import GUIDE_PARAM, CompletionParameters, FinishReason, TextChunk
+from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 from llm_pipeline.text import logprobs
 
 log = structlog.get_logger(__name__)
@@ -165,7 +166,7 @@ class CompletionRun:
     def fail(self, error: PipelineError, reason: CancelReason) -> None:
         """Ends the run with an error for the client, and cancels its running choices. The first error is reported."""
         if self.failure is None and not self.is_finished:
-            self.failure = error
+            self.failure = in_client_terms(error, self.choices[0].parameters)
         self.cancel(reason)
         self.wake()
 
@@ -258,9 +259,7 @@ class CompletionRun:
         self.fail(self._with_client_param(choice, error), CancelReason.OTHER_CHOICE_FAILED)
 
     def _with_client_param(self, choice: Choice, error: PipelineError) -> PipelineError:
-        """Names the field as the client does: one of several prompts by its index, a guide by the field that set it."""
-        if error.param == GUIDE_PARAM:
-            return error.with_param(choice.parameters.guide_param)
+        """Names one of several prompts by its index. `fail` replaces the other names, which are those of any choice."""
         if error.param == "prompt" and self.choices[-1].prompt_index > 0:
             return error.with_param(f"prompt[{choice.prompt_index}]")
         return error

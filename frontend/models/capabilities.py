@@ -17,6 +17,7 @@ ENSEMBLE_ONLY = (
     "echo",
     "stop_token_ids",
     "truncate_prompt_tokens",
+    "truncation_side",
     "add_special_tokens",
 )
 # What depends on the engine of our ensemble, and NVIDIA's ensemble has no input for.

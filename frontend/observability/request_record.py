@@ -17,6 +17,9 @@ from llm_pipeline.protocol.errors import ErrorCode
 _VALID_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _VALID_HOST = re.compile(r"[A-Za-z0-9._\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
+FORWARDED_PREFIX = "forwarded_prefix"
+"""Key of a scope's state: the part of the path that a trusted proxy has removed, without a slash at its end."""
+
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before the response; never sent
 
 
@@ -29,6 +32,7 @@ class RequestRecord:
     path: str
     base_url: str  # without a trailing slash
     wants_problem_json: bool
+    origin: bytes | None = None  # of the web page that sent the request
     started_s: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
     key: ApiKey | None = None
@@ -66,6 +70,7 @@ def begin_record(scope: Scope, public_url: str | None) -> RequestRecord:
         method=scope["method"],
         path=scope["path"],
         base_url=public_url or own_url(scope, headers.get(b"host", b"")),
+        origin=headers.get(b"origin"),
         wants_problem_json=_accepts_problem_json(value for name, value in scope["headers"] if name == b"accept"),
     )
     scope.setdefault("state", {})["record"] = record
@@ -83,12 +88,15 @@ def _request_id(sent: bytes) -> str:
 
 
 def own_url(scope: Scope, host: bytes = b"") -> str:
-    """The URL of this server under the name in a Host header; under its address if the name is invalid."""
+    """The URL of this server under the name in a Host header; under its address if the name is invalid.
+
+    Ends with the path prefix of a trusted proxy, if there is one, and without a slash.
+    """
     name = host.decode("latin-1")
     if not _VALID_HOST.fullmatch(name):
         address, port = scope.get("server") or ("localhost", None)
         name = f"{address}:{port}" if port else address
-    return f"{scope['scheme']}://{name}"
+    return f"{scope['scheme']}://{name}{scope.get('state', {}).get(FORWARDED_PREFIX, '')}"
 
 
 def _accepts_problem_json(values: Iterable[bytes]) -> bool:

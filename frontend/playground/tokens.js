@@ -51,13 +51,15 @@ export class TokenCutter {
 }
 
 function tokensOf(choice) {
-  const { logprobs, token_ids: ids } = choice;
+  const { logprobs, token_ids: own = [], prompt_token_ids: prompt = [] } = choice;
   if (!logprobs?.tokens) {
-    return (ids ?? []).map((id) => ({ text: null, id, logprob: null, top: null, offset: null }));
+    return own.map((id) => ({ text: null, id, logprob: null, top: null, offset: null }));
   }
+  const count = logprobs.tokens.length;
+  const ids = [own, [...prompt, ...own]].find((each) => each.length === count); // logprobs include an echoed prompt
   return logprobs.tokens.map((text, index) => ({
     text,
-    id: (ids?.length === logprobs.tokens.length ? ids[index] : null) ?? idIn(text),
+    id: ids?.[index] ?? idIn(text),
     logprob: logprobs.token_logprobs?.[index] ?? null,
     top: logprobs.top_logprobs?.[index] ?? null,
     offset: logprobs.text_offset?.[index] ?? null,

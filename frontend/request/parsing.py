@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from frontend.request import unsupported_fields
 from frontend.request.body_limits import BodyClock, BodyShare
 from frontend.request.errors import Detail, RequestInvalidError
+from frontend.request.exact_integers import with_exact_integers
 from frontend.request.schemas import CompletionRequest, StreamOptions
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
@@ -61,20 +63,26 @@ def _too_large(max_bytes: int) -> PipelineError:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body; the last of equal keys wins. Raises PipelineError (invalid_json) if there is none."""
+    """The JSON object in a body; the last of equal keys wins. Raises PipelineError (invalid_json) if there is none.
+
+    A byte order mark before it, as PowerShell writes it, is ignored (RFC 8259, section 8.1).
+    """
+    body = body.removeprefix(codecs.BOM_UTF8)
     if not body.strip():
         raise PipelineError(ErrorCode.INVALID_JSON, "The body is empty. Send a JSON object.")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise PipelineError(
-            ErrorCode.INVALID_JSON, f"The body is not valid JSON in UTF-8 (line {error.lineno}, column {error.colno})."
-        ) from None  # the cause contains the whole body
+        problem = (
+            "has a number beyond the range of doubles" if "infinity" in error.msg else "is not valid JSON in UTF-8"
+        )
+        message = f"The body {problem} (line {error.lineno}, column {error.colno})."
+        raise PipelineError(ErrorCode.INVALID_JSON, message) from None  # the cause contains the whole body
     if not isinstance(document, dict):
         raise PipelineError(ErrorCode.INVALID_JSON, "The body is not a JSON object.")
     if _may_be_deep(body) and _is_too_deep(document):
         raise PipelineError(ErrorCode.INVALID_JSON, f"The body is nested more than {MAX_DEPTH} levels deep.")
-    return document
+    return with_exact_integers(document, body)
 
 
 def _may_be_deep(body: bytes) -> bool:
@@ -135,7 +143,10 @@ def _check_names(document: Mapping[str, Any], is_strict: bool) -> int:
 
 
 def _check_stream_options(options: Any) -> list[str]:
-    """The names of unknown fields in stream_options. A wrong type is left to validation."""
+    """The names of unknown options that are off. Raises PipelineError (400) for others, whatever STRICT_FIELDS is.
+
+    A wrong type is left to validation.
+    """
     if not isinstance(options, dict):
         return []
     unknown = []
@@ -144,6 +155,8 @@ def _check_stream_options(options: Any) -> list[str]:
             if not unsupported_fields.is_no_op_stream_option(name, value):
                 raise _unsupported(f"stream_options.{name}")
         elif name not in _STREAM_FIELDS:
+            if value is not None and value is not False:  # every option changes the stream
+                raise _unsupported(f"stream_options.{name}")
             unknown.append(f"stream_options.{name}")
     return unknown
 
@@ -164,7 +177,7 @@ def _check_together(request: CompletionRequest, max_choices: int) -> None:
         message = f"{name} must be at least 1. 0 is allowed with `echo: true` only."
         raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, name, message)
     if request.token_limit is not None and (request.min_tokens or 0) > request.token_limit:
-        message = f"min_tokens must be at most max_tokens, which is {request.token_limit}."
+        message = f"min_tokens must be at most {request.token_limit_name}, which is {request.token_limit}."
         raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "min_tokens", message)
     if request.truncate_prompt_tokens == 0:
         message = "truncate_prompt_tokens must be at least 1, or -1 for the room that the context leaves."
@@ -231,9 +244,10 @@ def _code(error: ErrorDetails) -> ErrorCode:
 
 
 def _param(error: ErrorDetails) -> str:
-    path = ".".join(str(part) for part in error["loc"])
-    index = error.get("ctx", {}).get("index")
-    return path if index is None else f"{path}[{index}]"
+    path, context = ".".join(str(part) for part in error["loc"]), error.get("ctx", {})
+    if "key" in context:
+        return f"{path}.{context['key'][:_MAX_NAME_CHARACTERS]}"
+    return f"{path}[{context['index']}]" if "index" in context else path
 
 
 def _message(error: ErrorDetails) -> str:
@@ -241,15 +255,15 @@ def _message(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{param} is required."
     if error["type"] == "greater_than_equal":
-        return f"{param} must be at least {context['ge']:g}."
+        return f"{param} must be at least {_exact(context['ge'])}."
     if error["type"] == "less_than_equal":
         return f"{param} must be at most {_exact(context['le'])}."
     if error["type"] == "greater_than":
-        return f"{param} must be greater than {context['gt']:g}."
+        return f"{param} must be greater than {_exact(context['gt'])}."
     if error["type"] == "model_type":
         return f"{param} must be an object."
     return f"{param} {error['msg']}."
 
 
 def _exact(limit: float) -> str:
-    return str(int(limit)) if float(limit).is_integer() else str(limit)
+    return str(limit) if isinstance(limit, int) or not limit.is_integer() else str(int(limit))

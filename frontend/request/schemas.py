@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from frontend.request.logit_bias import LogitBias
 from frontend.request.structured_output import (
     GuidedChoice,
     GuidedGrammar,
@@ -22,16 +23,14 @@ from frontend.request.structured_output import (
 from llm_pipeline.protocol.errors import ErrorCode
 from llm_pipeline.protocol.fields import (
     INT32_MAX,
-    MAX_BIAS,
-    MAX_BIASED_TOKENS,
     MAX_STOP_TOKEN_IDS,
+    TRUNCATION_SIDES,
     limits_of,
     range_of,
 )
 from llm_pipeline.protocol.messages import Guide
 
 Prompt: TypeAlias = str | tuple[int, ...]
-_INT32_DIGITS = 10
 GUIDE_FIELDS = (
     "response_format",
     "structured_outputs",
@@ -151,6 +150,12 @@ def _short_text(value: Any, index: int | None, max_characters: int) -> str:
     return value
 
 
+def _truncation_side(value: Any) -> str:
+    if value not in TRUNCATION_SIDES:
+        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must be {' or '.join(TRUNCATION_SIDES)}")
+    return str(value)
+
+
 def _stop_token_ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise _error(ErrorCode.INVALID_TYPE, "must be a list of token ids")
@@ -160,32 +165,6 @@ def _stop_token_ids(value: Any) -> tuple[int, ...]:
     if ids and (min(ids) < 0 or max(ids) > INT32_MAX):
         raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "contains a token id outside the vocabulary")
     return ids
-
-
-def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
-    """OpenAI's map of token id (a string, because JSON has no other keys) to the number added to its logit."""
-    if not isinstance(value, dict):
-        raise _error(ErrorCode.INVALID_TYPE, "must be an object of token ids and numbers")
-    if len(value) > MAX_BIASED_TOKENS:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have at most {MAX_BIASED_TOKENS} tokens")
-    return tuple((_bias_key(name), _bias(bias)) for name, bias in value.items())
-
-
-def _bias_key(name: str) -> int:
-    if not (name.isascii() and name.isdecimal() and len(name) <= _INT32_DIGITS):
-        raise _error(ErrorCode.INVALID_TYPE, 'must have token ids as its keys, such as "50256"')
-    token_id = int(name)
-    if token_id > INT32_MAX:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "contains a token id outside the vocabulary")
-    return token_id
-
-
-def _bias(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _error(ErrorCode.INVALID_TYPE, "must have numbers as its values")
-    if not -MAX_BIAS <= value <= MAX_BIAS:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have values from {-MAX_BIAS:g} to {MAX_BIAS:g}")
-    return float(value)
 
 
 _STRING = {"type": "string", "minLength": 1}
@@ -199,12 +178,6 @@ _PROMPT_SCHEMA = {
     ]
 }
 _STOP_TOKEN_IDS_SCHEMA = {"type": "array", "items": _IDS["items"], "maxItems": MAX_STOP_TOKEN_IDS}
-_LOGIT_BIAS_SCHEMA = {
-    "type": "object",
-    "propertyNames": {"pattern": "^[0-9]{1,10}$"},
-    "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
-    "maxProperties": MAX_BIASED_TOKENS,
-}
 _INT64 = {"type": "integer", "format": "int64"}
 _INT32 = {"type": "integer", "format": "int32"}
 _DOUBLE = {"type": "number", "format": "double"}
@@ -225,6 +198,7 @@ MinTokens = Annotated[int, _in_range("min_tokens", _INT64), _AS_INTEGER]
 Priority = Annotated[int, _in_range("priority", _INT32), _AS_INTEGER]
 TruncatePromptTokens = Annotated[int, _in_range("truncate_prompt_tokens", _INT64), _AS_INTEGER]
 NumLogprobs = Annotated[int, _in_range("num_logprobs", _INT32), _AS_INTEGER]
+TruncationSide = Annotated[str, PlainValidator(_truncation_side), WithJsonSchema({"enum": [*TRUNCATION_SIDES]})]
 TopK = Annotated[int, _in_range("top_k", _INT64), _AS_INTEGER]
 Seed = Annotated[int, _in_range("seed", _INT64), _AS_INTEGER]
 TopP = Annotated[float, _in_range("top_p", _DOUBLE), _AS_NUMBER]
@@ -239,7 +213,6 @@ Prompts = Annotated[tuple[Prompt, ...], PlainValidator(_prompts), WithJsonSchema
 Stops = Annotated[tuple[str, ...], _texts("stop"), _texts_schema("stop")]
 BadWords = Annotated[tuple[str, ...], _texts("bad_words"), _texts_schema("bad_words")]
 StopTokenIds = Annotated[tuple[int, ...], PlainValidator(_stop_token_ids), WithJsonSchema(_STOP_TOKEN_IDS_SCHEMA)]
-LogitBias = Annotated[tuple[tuple[int, float], ...], PlainValidator(_logit_bias), WithJsonSchema(_LOGIT_BIAS_SCHEMA)]
 
 
 def _allow_null(schema: dict[str, Any]) -> None:
@@ -263,7 +236,9 @@ class StreamOptions(BaseModel):
         False,
         description="Send one more chunk before `[DONE]`, with `usage` and no choices; `usage` is null in all others",
     )
-    continuous_usage_stats: Boolean = Field(False, description="Include the usage so far in each chunk")
+    continuous_usage_stats: Boolean = Field(
+        False, description="Include the usage so far in each chunk; only with include_usage"
+    )
 
 
 class CompletionRequest(BaseModel):
@@ -325,7 +300,11 @@ class CompletionRequest(BaseModel):
     stop_token_ids: StopTokenIds = Field((), description="Additional tokens that end the text")
     truncate_prompt_tokens: TruncatePromptTokens | None = Field(
         None,
-        description="Keep only this many tokens at the end of the prompt; -1 keeps what leaves room for max_tokens",
+        description="Keep only this many tokens of the prompt, the last ones unless truncation_side is right; -1 keeps "
+        "what leaves room for max_tokens",
+    )
+    truncation_side: TruncationSide | None = Field(
+        None, description="The side where truncate_prompt_tokens drops tokens: `left` or `right`. Default left"
     )
     add_special_tokens: Boolean = Field(True, description="Add the tokenizer's BOS token to a text prompt")
     priority: Priority | None = Field(
@@ -352,7 +331,11 @@ class CompletionRequest(BaseModel):
     return_tokens_as_token_ids: Boolean = Field(
         False, description="Return the text as `token_id:<id>` for each token, and the ids as `token_ids`"
     )
-    return_token_ids: Boolean = Field(False, description="Also return the token ids of the text, as `token_ids`")
+    return_token_ids: Boolean = Field(
+        False,
+        description="Also return the token ids of the text, as `token_ids`, and those of the prompt, as "
+        "`prompt_token_ids` (in a stream, on the first chunk)",
+    )
     stream: Boolean = Field(False, description="Send the text as server-sent events while it is generated")
     stream_options: StreamOptions | None = Field(None, description="Options of a stream; only with `stream: true`")
 

@@ -52,6 +52,7 @@ def _common_parameters(request: CompletionRequest) -> dict[str, Any]:
         "suffix": request.suffix or None,
         "guide": next(iter(guides.values()), None),
         "guide_param": next(iter(guides), GUIDE_PARAM),
+        "token_limit_param": request.token_limit_name,
     }
 
 

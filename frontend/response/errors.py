@@ -3,7 +3,7 @@
 PipelineError                    from the front end and from Triton; its code determines the HTTP status
   RequestInvalidError            a body that violates several rules at once; lists all of them
   MethodNotAllowedError          a known path with an unsupported method
-starlette HTTPException          404 and 405 of the router
+starlette HTTPException          405 of the router; its 404 comes as PipelineError (api/near_paths.py)
 any other exception              a bug: logged, and returned as internal_error
 """
 
@@ -16,10 +16,9 @@ from typing import Any
 import orjson
 import structlog
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
-from frontend.observability.request_record import RequestRecord, record_of
+from frontend.observability.request_record import RequestRecord
 from frontend.request.errors import Detail, RequestInvalidError
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 
@@ -32,6 +31,7 @@ _LOCATIONS = {
     ErrorCode.INVALID_API_KEY: "header.authorization",
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: "header.content-type",
     ErrorCode.HOST_NOT_ALLOWED: "header.host",
+    ErrorCode.ORIGIN_NOT_ALLOWED: "header.origin",
     ErrorCode.HEADERS_TOO_LARGE: "header",
     ErrorCode.INVALID_HTTP: "request",
     ErrorCode.REQUEST_TIMEOUT: "request",
@@ -59,8 +59,6 @@ def as_pipeline_error(error: Exception) -> PipelineError:
     """Converts any exception. Unexpected ones are logged with their traceback."""
     if isinstance(error, PipelineError):
         return error
-    if isinstance(error, HTTPException) and error.status_code == 404:
-        return PipelineError(ErrorCode.NOT_FOUND, "This path does not exist. See /openai/openapi.json.")
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowedError((error.headers or {}).get("Allow", "none"))
     log.error("request_failed", exc_info=error)
@@ -119,8 +117,3 @@ def error_headers(error: PipelineError) -> dict[str, str]:
     if status >= 500 and not error.kind.is_retryable:
         return {"x-should-retry": "false"}  # OpenAI's client retries every 5xx; this request would fail again
     return {}
-
-
-async def handle_router_error(request: Request, error: Exception) -> Response:
-    """The exception handler of the router's 404 and 405."""
-    return error_response(as_pipeline_error(error), record_of(request.scope))

@@ -96,7 +96,18 @@ class JsonCompletionResponse:
             "finish_reason": str(choice.finish_reason),
         }
         if self._request.wants_token_ids:
-            fields["token_ids"] = tuple(token_id for chunk in chunks for token_id in chunk.token_ids or ())
-        if self._request.return_tokens_as_token_ids:
-            fields["text"] = sse.token_id_text(fields["token_ids"])
+            fields.update(self._ids(chunks))
+        return fields
+
+    def _ids(self, chunks: list[TextChunk]) -> dict[str, Any]:
+        """`token_ids` are those of the text that they replace, or else of the completion, with the prompt's beside."""
+        request = self._request
+        token_ids = tuple(token_id for chunk in chunks for token_id in chunk.token_ids or ())
+        prompt_token_ids = next((chunk.prompt_token_ids for chunk in chunks if chunk.prompt_token_ids), ())
+        in_text = (*prompt_token_ids, *token_ids) if request.echo else token_ids
+        fields: dict[str, Any] = {}
+        if request.return_tokens_as_token_ids:
+            fields = {"text": sse.token_id_text(in_text), "token_ids": in_text}
+        if request.return_token_ids:
+            fields |= {"token_ids": token_ids, "prompt_token_ids": prompt_token_ids}
         return fields

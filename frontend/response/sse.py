@@ -48,12 +48,14 @@ class ChunkFrames:
         continuous_usage: bool,
         as_token_ids: bool,
         with_token_ids: bool,
+        echo: bool,
     ) -> None:
         self._opening = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
         self._null_usage_end = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
         self._continuous_usage = continuous_usage
         self._as_token_ids = as_token_ids
         self._with_token_ids = with_token_ids
+        self._echo = echo
         self._plain_end = _PLAIN_UNFINISHED + self._null_usage_end
         self._has_plain_events = not (continuous_usage or as_token_ids or with_token_ids)
         self._prefixes: dict[int, bytes] = {}
@@ -65,18 +67,26 @@ class ChunkFrames:
         if self._as_token_ids:
             return self._token_id_chunk(choice, chunk)
         if self._with_token_ids:
-            token_ids = orjson.dumps(chunk.token_ids or ())
-            return self._event(choice, chunk, orjson.dumps(chunk.text) + b',"token_ids":' + token_ids)
+            return self._event(choice, chunk, orjson.dumps(chunk.text) + self._ids(chunk))
         if not chunk.text and chunk.finish_reason is None and not self._continuous_usage:
             return b""
         return self._event(choice, chunk, orjson.dumps(chunk.text))
 
     def _token_id_chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
-        token_ids = chunk.token_ids or ()
-        if not token_ids and chunk.finish_reason is None:
+        in_text = chunk.token_ids or ()
+        if self._echo and chunk.prompt_token_ids is not None:
+            in_text = (*chunk.prompt_token_ids, *in_text)
+        if not in_text and chunk.finish_reason is None:
             return b""
-        fields = orjson.dumps(token_id_text(token_ids)) + b',"token_ids":' + orjson.dumps(token_ids)
-        return self._event(choice, chunk, fields)
+        ids = self._ids(chunk) if self._with_token_ids else b',"token_ids":' + orjson.dumps(in_text)
+        return self._event(choice, chunk, orjson.dumps(token_id_text(in_text)) + ids)
+
+    def _ids(self, chunk: TextChunk) -> bytes:
+        """The ids of the completion, and on the first chunk those of the prompt beside them, as in vLLM."""
+        ids = b',"token_ids":' + orjson.dumps(chunk.token_ids or ())
+        if chunk.prompt_token_ids is None:
+            return ids
+        return ids + b',"prompt_token_ids":' + orjson.dumps(chunk.prompt_token_ids)
 
     def _event(self, choice: Choice, chunk: TextChunk, text_fields: bytes) -> bytes:
         reason = chunk.finish_reason

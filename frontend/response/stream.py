@@ -127,12 +127,14 @@ class StreamingCompletionResponse:
 
     def _frames(self) -> sse.ChunkFrames:
         options = self._request.stream_options
+        include_usage = options is not None and options.include_usage
         return sse.ChunkFrames(
             self._options.head(self._record, self._request.model),
-            include_usage=options is not None and options.include_usage,
-            continuous_usage=options is not None and options.continuous_usage_stats,
+            include_usage=include_usage,
+            continuous_usage=options is not None and include_usage and options.continuous_usage_stats,  # as in vLLM
             as_token_ids=self._request.return_tokens_as_token_ids,
             with_token_ids=self._request.return_token_ids,
+            echo=self._request.echo,
         )
 
     async def _begin(self, send: Send) -> None:

@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection: uvicorn's protocol, with limits on the head of a request and on what may follow it.
 
-This is the one module that overrides methods of uvicorn's protocol and reads its state; tests/contract/test_uvicorn.py
-lists them. Heads are limited here, before there is a request. Bodies are limited by the app, once it knows the client's
-key. An error that happens here has the same JSON form as those of the app.
+This is the one module that overrides methods of uvicorn's protocol. It, http10.py and half_closed.py read its state;
+tests/contract/test_uvicorn.py lists both. Heads are limited here, before there is a request. Bodies are limited by the
+app, once it knows the client's key. An error that happens here has the same JSON form as those of the app.
 
 After a response, a client that has not sent its whole request may still be writing. If the server closed the
 connection, the kernel would reset it, and most clients would report the reset instead of the response. So the server
@@ -15,12 +15,18 @@ import asyncio
 import sys
 from typing import Any
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from frontend.api.route_paths import is_health
+from frontend.response.cors import CorsPolicy
 from frontend.response.errors import error_bytes, error_headers
 from frontend.transport.connections import ConnectionTable
+from frontend.transport.half_closed import probe
+from frontend.transport.http10 import CloseDelimited
+from frontend.transport.ignored_upgrade import framing_of, head_again, parser_after_upgrade
+from frontend.transport.request_target import normalized
 from frontend.transport.start_queue import StartQueue
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
@@ -28,6 +34,7 @@ MAX_HEADERS = 128
 MAX_PIPELINED = 16
 """Requests that wait for the response to the one before them. The connection closes after the last of them."""
 
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n"
 _SHORT_BODY_BYTES = 64 * 1024  # read to its end after the response: then the connection can serve the next request
 MAX_DISCARDED_BYTES = 16 * 1024 * 1024
 _READ_BYTES = 256 * 1024  # that an event loop reads at once; may contain the last part of a body as well
@@ -48,6 +55,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         start_queue: StartQueue,
         max_head_bytes: int,
         schema_url: str,
+        cors: CorsPolicy,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -55,6 +63,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._start_queue = start_queue
         self._max_head_bytes = max_head_bytes
         self._schema_url = schema_url
+        self._cors = cors
         self._refusal: PipelineError | None = None  # the reason of an error that the parser reports as invalid HTTP
         self._head_bytes = 0  # without the first part, which may contain the end of another request
         self._overhead_bytes = 0  # received since the last part of a body or the last head
@@ -80,7 +89,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._discard(data)
             return
         was_in_head, was_in_rest, self._has_received = self._is_in_head, self._is_in_rest, True
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._is_deaf or self.transport.is_closing():
             return
         if self._is_in_head and was_in_head:
@@ -95,6 +105,44 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._overhead_bytes += len(data)  # such as a trailer after the body, which the parser keeps
         if self._overhead_bytes > self._max_head_bytes + _READ_BYTES:
             self._fail(self._head_too_large())
+
+    def _parse(self, data: bytes) -> None:
+        rest = data
+        try:
+            while rest:
+                rest = self._parsed_up_to_upgrade(rest)
+        except httptools.HttpParserError:
+            if data.startswith(_HTTP2_PREFACE):
+                message = (
+                    "This port serves HTTP/1.1. Send the request as HTTP/1.1, or put a proxy for HTTP/2 before it."
+                )
+                self._refusal = PipelineError(ErrorCode.INVALID_HTTP, message)
+            self.send_400_response("")
+
+    def _parsed_up_to_upgrade(self, data: bytes) -> bytes:
+        """Feeds the parser. Returns what follows a head with an Upgrade header, and replaces the parser."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            head = head_again(self.headers)
+            self.parser = parser_after_upgrade(self, has_head=bool(head))
+            return head + data[upgrade.args[0] :]
+        return b""
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # None and False mean the same
+        """The client sends nothing more. Returns True if it may wait for a response; otherwise it is gone.
+
+        Clients that close only their own direction do it right after their request. HTTP/1.0 has no interim responses.
+        """
+        cycle = self.cycle  # of the last request
+        if self._is_deaf or not self._is_responding() or cycle.more_body or cycle.response_started:
+            return False
+        if cycle.scope["http_version"] == "1.0":
+            return False
+        cycle.keep_alive = False
+        if not self.pipeline:
+            probe(self.transport, cycle)
+        return True
 
     def drop(self) -> None:
         """Closes the connection at once."""
@@ -118,6 +166,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head = self._has_received = False
         self._overhead_bytes = 0
+        if not self.url.startswith(b"/"):
+            self.url = normalized(self.url, self.headers)
         self._check_head()
         is_full = self._table.is_full
         if is_full and not is_health(self.url.partition(b"?")[0].decode("latin-1")):
@@ -131,6 +181,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            app = CloseDelimited(app, cycle)  # type: ignore[arg-type,assignment]  # uvicorn's types for the same
         self._start_queue.start(super()._start_asgi_task, cycle, app)
 
     def on_body(self, body: bytes) -> None:
@@ -152,6 +204,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._table.is_idle(self)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and framing_of(self.headers):
+            return  # the parser expects another protocol instead of the body
         super().on_message_complete()
         if self._is_in_rest:
             self._is_in_rest = False
@@ -214,7 +268,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             "connection": "close",
             **error_headers(error),
         }
-        lines = [b"%s: %s\r\n" % (name, value) for name, value in self.server_state.default_headers]
+        origin = next((value for name, value in self.headers or () if name == b"origin"), None)
+        own = (*self.server_state.default_headers, *self._cors.response_headers(origin))
+        lines = [b"%s: %s\r\n" % header for header in own]
         lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
         self.transport.write(b"".join([STATUS_LINE[error.kind.status], *lines, b"\r\n", body]))
         self._linger()
@@ -233,7 +289,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.drop()
 
 
-def protocol_class(connections: ConnectionTable, *, max_head_bytes: int, schema_url: str) -> type[asyncio.Protocol]:
+def protocol_class(
+    connections: ConnectionTable, *, max_head_bytes: int, schema_url: str, cors: CorsPolicy
+) -> type[asyncio.Protocol]:
     """The class of the connections of one server. `schema_url` is the $schema of an error."""
     start_queue = StartQueue()
 
@@ -245,6 +303,7 @@ def protocol_class(connections: ConnectionTable, *, max_head_bytes: int, schema_
                 start_queue=start_queue,
                 max_head_bytes=max_head_bytes,
                 schema_url=schema_url,
+                cors=cors,
                 **kwargs,
             )
 

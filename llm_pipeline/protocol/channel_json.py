@@ -35,7 +35,8 @@ from llm_pipeline.protocol.wire_json import GENERATION_REQUEST, TEXT_OPTIONS, as
 
 # --- Bundles ---------------------------------------------------------------------------------------------------------
 
-_SENT_FIELDS = tuple(field for field in fields(CompletionParameters) if field.name != "guide_param")
+_NOT_SENT = ("guide_param", "token_limit_param")
+_SENT_FIELDS = tuple(field for field in fields(CompletionParameters) if field.name not in _NOT_SENT)
 _values_of = attrgetter(*(field.name for field in _SENT_FIELDS))
 _DEFAULTS = tuple((field.name, None if field.default is MISSING else field.default) for field in _SENT_FIELDS)
 _BUNDLE = TypeAdapter(list[BundleItem])
@@ -254,6 +255,7 @@ def text_burst_to_json(burst: TextBurst) -> bytes:
 def _further_fields(chunk: TextChunk) -> dict[str, Any]:
     further = {
         "token_ids": chunk.token_ids,
+        "prompt_token_ids": chunk.prompt_token_ids,
         "prompt_tokens": chunk.prompt_tokens,
         "finish_reason": chunk.finish_reason,
         "logprobs_json": None if chunk.logprobs_json is None else chunk.logprobs_json.decode(),
@@ -284,6 +286,7 @@ def text_burst_from_json(text: bytes) -> TextBurst:
 def _with_further_fields(plain: TextChunk, further: dict[str, Any]) -> TextChunk:
     token_ids, values = further.get("token_ids"), further.get("token_logprobs")
     reason, log_probs = further.get("finish_reason"), further.get("logprobs_json")
+    prompt_ids = further.get("prompt_token_ids")
     return TextChunk(
         text=plain.text,
         completion_tokens=plain.completion_tokens,
@@ -293,4 +296,5 @@ def _with_further_fields(plain: TextChunk, further: dict[str, Any]) -> TextChunk
         logprobs_json=None if log_probs is None else log_probs.encode(),
         token_logprobs=None if values is None else tuple(math.nan if value is None else value for value in values),
         cumulative_logprob=further.get("cumulative_logprob"),
+        prompt_token_ids=None if prompt_ids is None else tuple(prompt_ids),
     )

@@ -29,6 +29,7 @@ class ErrorCode(str, Enum):
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_API_KEY = "invalid_api_key"
     MODEL_NOT_ALLOWED = "model_not_allowed"
+    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
     MODEL_NOT_FOUND = "model_not_found"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -73,6 +74,7 @@ ERRORS: dict[ErrorCode, ErrorKind] = {
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: _INVALID,
     ErrorCode.INVALID_API_KEY: ErrorKind(401, "authentication_error", "Unauthorized"),
     ErrorCode.MODEL_NOT_ALLOWED: ErrorKind(403, "permission_error", "Forbidden"),
+    ErrorCode.ORIGIN_NOT_ALLOWED: ErrorKind(403, "permission_error", "Forbidden"),
     ErrorCode.MODEL_NOT_FOUND: _NOT_FOUND,
     ErrorCode.NOT_FOUND: _NOT_FOUND,
     ErrorCode.METHOD_NOT_ALLOWED: ErrorKind(405, "invalid_request_error", "Method Not Allowed"),

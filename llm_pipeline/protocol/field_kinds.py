@@ -36,7 +36,11 @@ class Range:
         return self.low <= value <= self.high  # false for NaN
 
     def __str__(self) -> str:
-        return f"from {self.low:g} to {self.high:g}"
+        return f"from {_exact(self.low)} to {_exact(self.high)}"
+
+
+def _exact(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20  # most likely tokens per position
 MAX_BIAS = 100.0  # absolute value for one token
 MAX_BIASED_TOKENS = 1024
+TRUNCATION_SIDES = ("left", "right")
 MAX_TENANT_CHARACTERS = 128
 MAX_TENANT_SHARE = 100
 MAX_GUIDE_CHARACTERS = 64 * 1024  # of a JSON schema, a regular expression or a grammar
@@ -119,6 +120,7 @@ FIELDS: tuple[RequestField, ...] = (
     NumberField("end_id", TensorSpec("end_id", "INT32")),
     IdsField("stop_token_ids", TensorSpec("stop_token_ids", "INT32", (-1,)), default=()),
     NumberField("truncate_prompt_tokens", TensorSpec("truncate_prompt_tokens", "INT32"), range=Range(-1, INT32_MAX)),
+    TextField("truncation_side", TensorSpec("truncation_side", "BYTES")),
     FlagField("add_special_tokens", TensorSpec("add_special_tokens", "BOOL"), default=True),
     NumberField("priority", TensorSpec("priority", "INT32"), range=Range(-INT32_MAX, INT32_MAX)),
     NumberField("num_logprobs", TensorSpec("logprobs", "INT32"), range=Range(0, MAX_LOGPROBS), param="logprobs"),

@@ -83,6 +83,7 @@ TEXT_OUTPUT = _required("text_output", "BYTES")
 NUM_OUTPUT_TOKENS = _required("num_output_tokens", "INT32")  # all so far
 NUM_INPUT_TOKENS = _required("num_input_tokens", "INT32")  # on the first response and the last
 TOKEN_IDS = _required("token_ids", "INT32", (-1,))  # with return_token_ids
+PROMPT_TOKEN_IDS = _required("prompt_token_ids", "INT32", (-1,))  # with return_token_ids, on the first response
 FINISH_REASON = _required("finish_reason", "BYTES")  # on the last response only
 LOG_PROBS = _required("logprobs_json", "BYTES")  # OpenAI's logprobs object, with logprobs
 OUTPUT_LOG_PROBS = _required("output_log_probs", "FP32", (-1, -1))  # [1, new tokens], with return_log_probs
@@ -93,6 +94,7 @@ POSTPROCESS_OUTPUTS = (
     NUM_OUTPUT_TOKENS,
     NUM_INPUT_TOKENS,
     TOKEN_IDS,
+    PROMPT_TOKEN_IDS,
     FINISH_REASON,
     LOG_PROBS,
     OUTPUT_LOG_PROBS,
@@ -268,6 +270,8 @@ def text_chunk_to_arrays(chunk: TextChunk) -> NamedArrays:
         arrays.append((NUM_INPUT_TOKENS, array(NUM_INPUT_TOKENS, chunk.prompt_tokens)))
     if chunk.token_ids is not None:
         arrays.append((TOKEN_IDS, np.array(chunk.token_ids, dtype=np.int32).reshape(1, -1)))
+    if chunk.prompt_token_ids is not None:
+        arrays.append((PROMPT_TOKEN_IDS, np.array(chunk.prompt_token_ids, dtype=np.int32).reshape(1, -1)))
     if chunk.finish_reason is not None:
         arrays.append((FINISH_REASON, array(FINISH_REASON, chunk.finish_reason.value)))
     if chunk.logprobs_json is not None:
@@ -287,7 +291,7 @@ def text_chunk_from_raw(names: list[str], contents: list[bytes]) -> TextChunk:
     fields = dict(zip(names, contents, strict=True))
     reason = fields.get("finish_reason")
     prompt = fields.get("num_input_tokens")
-    ids = fields.get("token_ids")
+    ids, prompt_ids = fields.get("token_ids"), fields.get("prompt_token_ids")
     log_probs = fields.get("logprobs_json")
     values, total = fields.get("output_log_probs"), fields.get("cum_log_probs")
     return TextChunk(
@@ -299,4 +303,5 @@ def text_chunk_from_raw(names: list[str], contents: list[bytes]) -> TextChunk:
         logprobs_json=None if log_probs is None else log_probs[4:],
         token_logprobs=None if values is None else tuple(memoryview(values).cast("f")),
         cumulative_logprob=None if total is None else memoryview(total).cast("f")[0],
+        prompt_token_ids=None if prompt_ids is None else tuple(memoryview(prompt_ids).cast("i")),
     )

@@ -112,6 +112,7 @@ class PreprocessStage:
             return_tokens_as_token_ids=parameters.return_tokens_as_token_ids,
             echo_ids=tuple(prompt_ids) if parameters.echo else None,
             echo_text=parameters.prompt_text if parameters.echo and is_whole_text else None,
+            prompt_token_ids=tuple(prompt_ids) if parameters.return_token_ids else None,
         )
 
     # --- Sampling and stop tokens ------------------------------------------------------------------------------------
@@ -175,11 +176,14 @@ class PreprocessStage:
                 "A request needs one prompt: text or token ids, not both.",
                 param="prompt",
             )
-        checks.check_truncation(parameters.truncate_prompt_tokens)
+        checks.check_truncation(parameters.truncate_prompt_tokens, parameters.truncation_side)
         if parameters.suffix:
             return self._fill_in_middle_ids(parameters, parameters.suffix)
         ids = self._prompt_part(parameters, parameters.add_special_tokens)
-        return ids if parameters.truncate_prompt_tokens is None else ids[-self._num_kept_tokens(parameters) :]
+        if parameters.truncate_prompt_tokens is None:
+            return ids
+        count = self._num_kept_tokens(parameters)
+        return ids[:count] if parameters.truncation_side == "right" else ids[-count:]
 
     def _prompt_part(self, parameters: CompletionParameters, add_special_tokens: bool) -> Sequence[int]:
         if parameters.prompt_text is not None:
@@ -187,7 +191,7 @@ class PreprocessStage:
         return self._checked_ids(parameters.token_ids or ())
 
     def _num_kept_tokens(self, parameters: CompletionParameters) -> int:
-        """The number of tokens that truncation keeps at the prompt's end."""
+        """The number of tokens that truncation keeps."""
         requested = parameters.truncate_prompt_tokens or 0
         if requested > 0:
             return requested

@@ -19,6 +19,7 @@ from llm_pipeline.protocol.fields import (
     MAX_STOP_TOKEN_IDS,
     MAX_TENANT_CHARACTERS,
     SAMPLING_NUMBERS,
+    TRUNCATION_SIDES,
     limits_of,
     range_of,
 )
@@ -108,8 +109,14 @@ def check_num_logprobs(count: int | None) -> None:
         raise out_of_range("logprobs", count, str(allowed))
 
 
-def check_truncation(count: int | None) -> None:
-    """Raises PipelineError (400) unless `count` is unset, positive or -1."""
+def check_truncation(count: int | None, side: str | None) -> None:
+    """Raises PipelineError (400) unless `count` is unset, positive or -1, and `side` is unset or one of the two."""
+    if side is not None and side not in TRUNCATION_SIDES:
+        raise PipelineError(
+            ErrorCode.VALUE_OUT_OF_RANGE,
+            f"truncation_side must be {' or '.join(TRUNCATION_SIDES)}: where tokens of the prompt are dropped.",
+            param="truncation_side",
+        )
     if count is not None and count < 1 and count != -1:
         raise out_of_range("truncate_prompt_tokens", count, "at least 1, or -1 for the room that the context leaves")
 

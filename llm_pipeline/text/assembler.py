@@ -57,7 +57,7 @@ class TextAssembler:
         echo = None
         if options.echo_ids is not None:
             echo = PromptEcho.of(table, options)
-            self._keep(echo.text, options.echo_ids)
+            self._unsent_text.append(echo.text)
         has_logprobs = options.num_logprobs is not None or options.return_logprob_values
         self._logprobs = LogprobsBuilder(options, token_strings, echo) if has_logprobs else None
         self._can_be_plain = not (options.stop or has_logprobs or options.return_token_ids)
@@ -118,6 +118,7 @@ class TextAssembler:
         if reason is None and not text and not (sent_ids and self._options.return_token_ids):
             return None
         has_prompt_tokens = self._is_first or reason is not None
+        prompt_token_ids = self._options.prompt_token_ids if self._is_first else None
         self._is_first = False
         self._plain_below = self._reserve_from if self._can_be_plain and reason is None else 0
         piece = TextChunk(
@@ -126,6 +127,7 @@ class TextAssembler:
             sent_ids if self._options.return_token_ids else None,
             self._options.prompt_tokens if has_prompt_tokens else None,
             reason,
+            prompt_token_ids=prompt_token_ids,
         )
         return piece if self._logprobs is None else self._logprobs.attach(piece)
 

@@ -50,6 +50,7 @@ class LogprobsBuilder:
         self._lists_ids = options.return_tokens_as_token_ids
         self._echo = echo  # until it is listed
         self._echo_ids = options.echo_ids or ()
+        self._listed_prompt_tokens = 0  # that no chunk has been given
         self._values: list[float] | None = [] if options.return_logprob_values else None
         self._sum = 0.0
         self._sent_characters = 0
@@ -93,6 +94,7 @@ class LogprobsBuilder:
         if prompt is not None:
             tops = (_NO_TOP, *prompt.tops) if prompt.tops else ()
             self._list_tokens(lists, self._echo_ids, echo.widths, (None, *prompt.values), tops)
+            self._listed_prompt_tokens = len(self._echo_ids)
 
     def _list_tokens(
         self,
@@ -108,7 +110,8 @@ class LogprobsBuilder:
 
     def _take_listed(self, lists: OpenAiLogprobs, piece: TextChunk) -> bytes:
         if self._lists_ids:
-            return lists.take(len(piece.token_ids or ()))
+            prompt_tokens, self._listed_prompt_tokens = self._listed_prompt_tokens, 0
+            return lists.take(prompt_tokens + len(piece.token_ids or ()))
         self._sent_characters += len(piece.text)
         if piece.finish_reason is not None and not self._is_cut:
             return lists.take_all()

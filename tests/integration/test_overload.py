@@ -80,7 +80,10 @@ def test_clients_that_do_not_read_are_disconnected_without_affecting_others(quic
     before_mib = frontend.memory_info().rss / 2**20
     # The kernel buffers some 2.6 MB before the server can notice: request more than that.
     long = {"stream": True, "prompt": "Hello", "max_tokens": 8000, "n": 32}
-    long |= {"return_tokens_as_token_ids": True, "stream_options": {"continuous_usage_stats": True}}
+    long |= {
+        "return_tokens_as_token_ids": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    }
     with ExitStack() as clients:
         for _ in range(2):
             clients.enter_context(open_request(quick_stack, receive_buffer=4096, **long))

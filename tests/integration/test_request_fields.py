@@ -33,7 +33,9 @@ def test_a_repetition_penalty_counts_the_prompt(cpu_stack: RunningStack) -> None
     loop = "one two one two one two one two one two"
     (plain,) = ids_of(cpu_stack, prompt=loop, max_tokens=1)
     (other,) = ids_of(cpu_stack, prompt=loop, max_tokens=1, repetition_penalty=10)
-    in_prompt = ids_of(cpu_stack, prompt=loop, max_tokens=0, echo=True)
+    in_prompt = cpu_stack.complete(prompt=loop, max_tokens=1, return_token_ids=True).json()["choices"][0][
+        "prompt_token_ids"
+    ]
     assert plain in in_prompt
     assert other not in in_prompt
 
@@ -72,6 +74,23 @@ def test_truncate_prompt_tokens_keeps_the_last_ones(cpu_stack: RunningStack) -> 
     body = {"prompt": [504, 3575, 282, 4649, 314], "max_tokens": 0, "echo": True}
     answer = cpu_stack.complete(**body, truncate_prompt_tokens=2).json()
     assert (answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]) == (" France is", 2)
+
+
+def test_truncation_side_right_keeps_the_first_ones(cpu_stack: RunningStack) -> None:
+    body = {"prompt": [504, 3575, 282, 4649, 314], "max_tokens": 1, "return_token_ids": True, "temperature": 0}
+    for echo in (False, True):
+        whole = cpu_stack.complete(**body, truncate_prompt_tokens=2, truncation_side="right", echo=echo).json()
+        assert whole["choices"][0]["prompt_token_ids"] == [504, 3575]
+        assert len(whole["choices"][0]["token_ids"]) == whole["usage"]["completion_tokens"] == 1
+    assert cpu_stack.complete(**body, truncation_side="both").json()["error"]["param"] == "truncation_side"
+
+
+def test_ids_of_a_text_prompt_are_those_that_complete_it_alike(cpu_stack: RunningStack) -> None:
+    body = {"max_tokens": 4, "temperature": 0, "return_token_ids": True}
+    first = cpu_stack.complete(**body, prompt="The capital of France is").json()["choices"][0]
+    again = cpu_stack.complete(**body, prompt=first["prompt_token_ids"]).json()["choices"][0]
+    assert (again["text"], again["token_ids"]) == (first["text"], first["token_ids"])
+    assert again["prompt_token_ids"] == first["prompt_token_ids"]
 
 
 @pytest.mark.parametrize("stack", ["cpu_stack", "scripted_stack"])

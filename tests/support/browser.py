@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -45,16 +45,27 @@ def running_browser() -> Iterator[Browser]:
         browser.close()
 
 
+class Served(Protocol):
+    """A server that serves the playground at its base URL."""
+
+    @property
+    def base_url(self) -> str:
+        """Without a slash at its end."""
+
+    @property
+    def api_key(self) -> str: ...
+
+
 class Playground:
     """The page, opened; records what a user should never see in the console of a browser."""
 
-    def __init__(self, browser: Browser, stack: RunningStack, *, answer: str | None = None, **options: Any) -> None:
+    def __init__(self, browser: Browser, stack: Served, *, answer: str | None = None, **options: Any) -> None:
         """`answer` is a stream to show in place of the server's: one that no model can be made to give."""
         self.stack = stack
         self.complaints: list[str] = []
         self.requests: list[str] = []
         context = browser.new_context(**{**DESKTOP, **options})
-        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=stack.base_url)
+        context.grant_permissions(["clipboard-read", "clipboard-write"], origin="/".join(stack.base_url.split("/")[:3]))
         if answer is not None:
             stream = {"status": 200, "headers": {"content-type": "text/event-stream"}, "body": answer}
             context.route("**/v1/completions", lambda route: route.fulfill(**stream))

@@ -50,6 +50,7 @@ text_options = st.builds(
     return_logprob_values=flags,
     echo_ids=st.none() | token_ids,
     echo_text=st.none() | st.text(),
+    prompt_token_ids=st.none() | token_ids,
 )
 samplings = st.builds(
     SamplingParams,

@@ -60,6 +60,18 @@ class RawConnection:
         body = await asyncio.wait_for(self._reader.readexactly(int(headers["content-length"])), LIMIT_S)
         return RawResponse(int(head[0].split()[1]), headers, body)
 
+    async def line(self) -> bytes:
+        """The next line, with its end."""
+        return await asyncio.wait_for(self._reader.readline(), LIMIT_S)
+
+    def finish(self) -> None:
+        """Closes this end as a program that ends does, without a reset."""
+        self._writer.close()
+
+    async def until_closed(self) -> bytes:
+        """Everything that arrives until the end of the connection."""
+        return await asyncio.wait_for(self._reader.read(), LIMIT_S)
+
     async def is_closed(self) -> bool:
         """Waits for the end of the connection. Returns False if something else arrives."""
         try:

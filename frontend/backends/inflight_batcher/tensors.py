@@ -60,11 +60,15 @@ _CANCEL_ARRAYS = (
 _HANDLED = {
     *("request_key", "request_id", "prompt_text", "token_ids", "max_tokens", "temperature", "top_p", "top_k", "seed"),
     *("stop", "include_stop_str_in_output", "stream", "bad_words", "bias_words", "guide", "ignore_eos", "end_id"),
-    "guide_param",
+    *("guide_param", "token_limit_param"),
     *("tenant", "tenant_share"),  # set by the front end, for queues and caches that are not NVIDIA's
     *_SCALARS,
 }
-_NO_OP_VALUES: dict[str, tuple[Any, ...]] = {"min_p": (None, 0.0), "priority": (None, 0)}
+_NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
+    "min_p": (None, 0.0),
+    "priority": (None, 0),
+    "truncation_side": (None, "left"),
+}
 # Names that clients use for fields with another name here. Checked first, as return_tokens_as_token_ids implies
 # return_token_ids.
 _CLIENT_NAMES = {

@@ -30,7 +30,14 @@ class StopStringScan:
 
     def __init__(self, table: TokenTable, number: int, options: TextOptions, queue: _Queue) -> None:
         self.number = number
-        plain = replace(options, num_logprobs=None, return_logprob_values=False, echo_ids=None, echo_text=None)
+        plain = replace(
+            options,
+            num_logprobs=None,
+            return_logprob_values=False,
+            echo_ids=None,
+            echo_text=None,
+            prompt_token_ids=None,
+        )
         self._assembler = TextAssembler(table, plain)
         self._queue = queue
 

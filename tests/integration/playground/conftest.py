@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from tests.support.browser import OpenPage, Playground, running_browser
-from tests.support.stack import RunningStack
+from tests.support.browser import OpenPage, Playground, Served, running_browser
 
 
 @pytest.fixture(scope="package")
@@ -24,12 +23,13 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     """Opens playgrounds. None may log an error in the console or send a request to any server but its own."""
     opened: list[Playground] = []
 
-    def open_one(stack: RunningStack, *, key: str | None = "", **options: Any) -> Playground:
+    def open_one(stack: Served, *, key: str | None = "", **options: Any) -> Playground:
         opened.append(Playground(browser, stack, **options))
         return opened[-1].open(key=key)
 
     yield open_one
     for playground in opened:
         assert playground.complaints == []
-        assert {url for url in playground.requests if not url.startswith(f"{playground.stack.base_url}/")} == set()
+        base_url = playground.stack.base_url
+        assert [url for url in playground.requests if url != base_url and not url.startswith(f"{base_url}/")] == []
         playground.close()

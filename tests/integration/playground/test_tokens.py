@@ -25,6 +25,20 @@ def test_a_token_shows_its_id(cpu_stack: RunningStack, open_page: OpenPage) -> N
     assert f"id{ids['token_ids'][2]}" in (playground.page.text_content("#tip") or "")
 
 
+def test_an_echoed_token_shows_its_id(cpu_stack: RunningStack, open_page: OpenPage) -> None:
+    prompt = "Once upon a time"
+    ids = cpu_stack.complete(prompt=prompt, max_tokens=1, return_token_ids=True).json()["choices"][0][
+        "prompt_token_ids"
+    ]
+    playground = open_page(cpu_stack)
+    playground.page.fill("#prompt", prompt)
+    playground.set("echo", True)
+    playground.set("max_tokens", 2)
+    playground.run()
+    playground.page.locator(".token").nth(1).hover()
+    expect(playground.page.locator("#tip")).to_contain_text(f"id{ids[1]}")
+
+
 def test_logprobs_of_the_server_are_shown(cpu_stack: RunningStack, open_page: OpenPage) -> None:
     assert "logprobs" in schema_of(cpu_stack)
     playground = open_page(cpu_stack)

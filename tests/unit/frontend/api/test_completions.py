@@ -63,6 +63,7 @@ async def test_fields_reach_the_generator() -> None:
         tenant=sent.tenant,
         prompt_text="Hi",
         max_tokens=7,
+        token_limit_param="max_completion_tokens",
         temperature=0.5,
         top_p=0.0,
         top_k=-1,
@@ -112,6 +113,18 @@ async def test_return_tokens_as_token_ids(running: Running) -> None:
 async def test_return_token_ids(running: Running) -> None:
     choice = (await running.complete(max_tokens=2, return_token_ids=True)).json()["choices"][0]
     assert (choice["text"], choice["token_ids"]) == (" Paris,", [101, 102])
+    assert choice["prompt_token_ids"] == [1, 2, 3, 4, 5]
+
+
+async def test_tokens_as_token_ids_echo_the_ids_of_the_prompt(running: Running) -> None:
+    fields = {"return_tokens_as_token_ids": True, "echo": True, "max_tokens": 1}
+    choice = (await running.complete(**fields)).json()["choices"][0]
+    assert choice["text"] == "".join(f"token_id:{number}" for number in (1, 2, 3, 4, 5, 101))
+    assert choice["token_ids"] == [1, 2, 3, 4, 5, 101]
+    assert "prompt_token_ids" not in choice
+    both = (await running.complete(**fields, return_token_ids=True)).json()["choices"][0]
+    assert (both["text"], both["token_ids"]) == (choice["text"], [101])
+    assert both["prompt_token_ids"] == [1, 2, 3, 4, 5]
 
 
 async def test_finish_reason_stop(running: Running) -> None:

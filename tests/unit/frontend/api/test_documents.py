@@ -53,7 +53,9 @@ async def test_docs_page_loads_no_external_resources(running: Running) -> None:
     page = (await running.client.get("/docs", headers={"authorization": ""})).text
     assert "/openai/v1/completions" in page
     assert re.findall(r"(?:src|@import|<link)[^>]*", page) == []
-    assert re.findall(r'href="([^"]*)"', page) == ["/openai/openapi.json"]
+    assert re.findall(r'href="([^"]*)"', page) == [
+        "openai/openapi.json"
+    ]  # relative, for proxies that add a path prefix
 
 
 async def test_docs_page_has_a_policy_that_allows_its_own_style_alone(running: Running) -> None:

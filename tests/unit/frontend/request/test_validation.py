@@ -91,6 +91,9 @@ def refusal(fields: dict[str, Any], *, is_strict: bool = False) -> PipelineError
         ({"ignore_eos": True}, "ignore_eos", True),
         ({"stop_token_ids": [2, 3.0]}, "stop_token_ids", (2, 3)),
         ({"truncate_prompt_tokens": -1}, "truncate_prompt_tokens", -1),
+        ({"truncation_side": "left"}, "truncation_side", "left"),
+        ({"truncation_side": "right"}, "truncation_side", "right"),
+        ({"truncation_side": None}, "truncation_side", None),
         ({"add_special_tokens": False}, "add_special_tokens", False),
         ({"priority": -5}, "priority", -5),
         ({"user": "some user"}, "user", "some user"),
@@ -171,11 +174,15 @@ def test_accepted(fields: dict[str, Any], name: str, value: object) -> None:
         ({"presence_penalty": -2.1}, ErrorCode.VALUE_OUT_OF_RANGE, "presence_penalty"),
         ({"repetition_penalty": 0}, ErrorCode.VALUE_OUT_OF_RANGE, "repetition_penalty"),
         ({"logit_bias": [1]}, ErrorCode.INVALID_TYPE, "logit_bias"),
-        ({"logit_bias": {"a": 1}}, ErrorCode.INVALID_TYPE, "logit_bias"),
-        ({"logit_bias": {"-1": 1}}, ErrorCode.INVALID_TYPE, "logit_bias"),
-        ({"logit_bias": {"1": True}}, ErrorCode.INVALID_TYPE, "logit_bias"),
-        ({"logit_bias": {"1": 101}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
-        ({"logit_bias": {"9999999999": 1}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
+        ({"logit_bias": {"1": 1, "a": 1}}, ErrorCode.INVALID_TYPE, "logit_bias.a"),
+        ({"logit_bias": {"-1": 1}}, ErrorCode.INVALID_TYPE, "logit_bias.-1"),
+        ({"logit_bias": {"{key}": 1}}, ErrorCode.INVALID_TYPE, "logit_bias.{key}"),
+        ({"logit_bias": {"x" * 100: 1}}, ErrorCode.INVALID_TYPE, "logit_bias." + "x" * 64),
+        ({"logit_bias": {"1": True}}, ErrorCode.INVALID_TYPE, "logit_bias.1"),
+        ({"logit_bias": {"1": None}}, ErrorCode.INVALID_TYPE, "logit_bias.1"),
+        ({"logit_bias": {"1": 101}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias.1"),
+        ({"logit_bias": {"9999999999": 1}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias.9999999999"),
+        ({"logit_bias": {"7": 1, "07": 2}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
         ({"logit_bias": {str(key): 1 for key in range(1025)}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
         ({"bad_words": [""]}, ErrorCode.VALUE_OUT_OF_RANGE, "bad_words[0]"),
         ({"bad_words": ["x"] * 65}, ErrorCode.VALUE_OUT_OF_RANGE, "bad_words"),
@@ -189,6 +196,8 @@ def test_accepted(fields: dict[str, Any], name: str, value: object) -> None:
         ({"stop_token_ids": [1] * 65}, ErrorCode.VALUE_OUT_OF_RANGE, "stop_token_ids"),
         ({"truncate_prompt_tokens": 0}, ErrorCode.VALUE_OUT_OF_RANGE, "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": -2}, ErrorCode.VALUE_OUT_OF_RANGE, "truncate_prompt_tokens"),
+        ({"truncation_side": "middle"}, ErrorCode.VALUE_OUT_OF_RANGE, "truncation_side"),
+        ({"truncation_side": ["left"]}, ErrorCode.VALUE_OUT_OF_RANGE, "truncation_side"),
         ({"priority": 2**31}, ErrorCode.VALUE_OUT_OF_RANGE, "priority"),
         ({"user": 5}, ErrorCode.INVALID_TYPE, "user"),
     ],
@@ -245,9 +254,12 @@ def test_no_op_values_of_unsupported_fields_are_accepted(fields: dict[str, Any])
         ({"use_beam_search": 0}, "use_beam_search"),
         ({"length_penalty": 2}, "length_penalty"),
         ({"length_penalty": True}, "length_penalty"),
-        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"repetition_min_count": 3}, "repetition_min_count"),
         ({"guided_whitespace_pattern": " ?"}, "guided_whitespace_pattern"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"stream": True, "stream_options": {"chunk_size": 8}}, "stream_options.chunk_size"),
+        ({"stream": True, "stream_options": {"include_usage": True, "x": 0}}, "stream_options.x"),
+        ({"stream": True, "stream_options": {"x": {}}}, "stream_options.x"),
     ],
 )
 def test_other_values_of_unsupported_fields_are_rejected_by_name(fields: dict[str, Any], param: str) -> None:
@@ -290,8 +302,9 @@ def test_choices_become_a_regex_that_matches_only_them(options: list[str]) -> No
 
 
 def test_unknown_fields_are_counted() -> None:
-    fields = {**REQUIRED, "colour": 1, "stream": True, "stream_options": {"include_usage": True, "x": 1}}
-    assert validate(fields, max_choices=8, is_strict=False)[1] == 2
+    options = {"include_usage": True, "x": False, "y": None}
+    fields = {**REQUIRED, "colour": 1, "stream": True, "stream_options": options}
+    assert validate(fields, max_choices=8, is_strict=False)[1] == 3
 
 
 def test_strict_servers_reject_unknown_fields() -> None:
@@ -319,7 +332,9 @@ def nested(levels: int) -> bytes:
         b'{"a": 1e999}',
         b'{"a": "\xff"}',
         b'{"a": "\\ud800"}',
-        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf",
+        b"\xef\xbb\xbf\xef\xbb\xbf{}",
+        b" \xef\xbb\xbf{}",
         b'{"a": 1} x',
         nested(MAX_DEPTH + 1),
         nested(500),
@@ -332,6 +347,15 @@ def test_bodies_without_a_json_object(body: bytes) -> None:
     with pytest.raises(PipelineError) as caught:
         parse_object(body)
     assert caught.value.code is ErrorCode.INVALID_JSON
+
+
+def test_byte_order_mark_is_ignored() -> None:
+    assert parse_object(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
+def test_token_limit_has_the_name_that_the_client_used() -> None:
+    error = refusal({"min_tokens": 4, "max_completion_tokens": 3})
+    assert error.message == "min_tokens must be at most max_completion_tokens, which is 3."
 
 
 def test_deepest_body_allowed() -> None:

@@ -56,6 +56,13 @@ async def test_continuous_usage(running: Running) -> None:
     assert [event["usage"]["total_tokens"] for event in sent_events] == [6, 7, 7]
 
 
+async def test_continuous_usage_needs_include_usage_as_in_vllm(running: Running) -> None:
+    options = {"continuous_usage_stats": True}
+    sent_events = events((await running.complete(max_tokens=2, stream=True, stream_options=options)).text)
+    assert len(sent_events) == 2
+    assert all("usage" not in event for event in sent_events)
+
+
 async def test_tokens_as_ids(running: Running) -> None:
     sent_events = events((await running.complete(max_tokens=2, stream=True, return_tokens_as_token_ids=True)).text)
     assert [event["choices"][0]["token_ids"] for event in sent_events] == [[101], [102]]
@@ -65,7 +72,24 @@ async def test_tokens_as_ids(running: Running) -> None:
 async def test_token_ids_with_the_text(running: Running) -> None:
     sent_events = events((await running.complete(max_tokens=2, stream=True, return_token_ids=True)).text)
     assert [event["choices"][0]["token_ids"] for event in sent_events] == [[101], [102]]
+    prompts = [event["choices"][0].get("prompt_token_ids") for event in sent_events]
+    assert prompts == [[1, 2, 3, 4, 5], None]  # on the first chunk alone, as in vLLM
     assert text_of(sent_events) == " Paris,"
+
+
+async def test_echoed_token_ids_are_in_the_text_and_not_among_those_of_the_completion(running: Running) -> None:
+    fields = {"return_tokens_as_token_ids": True, "echo": True, "return_token_ids": True, "stream": True}
+    sent_events = events((await running.complete(max_tokens=2, **fields)).text)
+    assert [event["choices"][0]["token_ids"] for event in sent_events] == [[101], [102]]
+    assert sent_events[0]["choices"][0]["prompt_token_ids"] == [1, 2, 3, 4, 5]
+    assert text_of(sent_events) == "".join(f"token_id:{number}" for number in (1, 2, 3, 4, 5, 101, 102))
+
+
+async def test_echoed_ids_that_replace_the_text_are_listed_with_it(running: Running) -> None:
+    fields = {"return_tokens_as_token_ids": True, "echo": True, "stream": True}
+    sent_events = events((await running.complete(max_tokens=2, **fields)).text)
+    assert [event["choices"][0]["token_ids"] for event in sent_events] == [[1, 2, 3, 4, 5, 101], [102]]
+    assert all("prompt_token_ids" not in event["choices"][0] for event in sent_events)
 
 
 async def test_choices_interleave_with_their_index() -> None:

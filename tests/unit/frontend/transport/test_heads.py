@@ -49,6 +49,15 @@ async def test_head_within_the_limits_is_served() -> None:
         assert (await connection.response()).status == 200
 
 
+async def test_head_of_exactly_the_limit_is_served() -> None:
+    start = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-A: "
+    head = start + b"a" * (64 * KIB - len(start) - 4) + b"\r\n\r\n"
+    assert len(head) == 64 * KIB
+    async with real_server() as app, connect(app) as connection:
+        connection.write(head)
+        assert (await connection.response()).status == 200
+
+
 @pytest.mark.parametrize("before", [b"", LIVE], ids=["first", "after-a-request"])
 @pytest.mark.parametrize("part", [b"G", b"GET / HTTP/1.1\r\nX-A: b", b"\r\n"], ids=["method", "header", "line-end"])
 async def test_head_that_is_not_complete_in_time_gets_a_408(before: bytes, part: bytes) -> None:

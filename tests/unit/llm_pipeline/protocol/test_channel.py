@@ -242,6 +242,7 @@ text_chunks = st.builds(
     logprobs_json=st.none() | st.sampled_from([b'{"tokens":["a"]}', b"{}"]),
     token_logprobs=st.none() | st.lists(st.floats(-50, 0), max_size=4).map(tuple),
     cumulative_logprob=st.none() | st.floats(-50, 0),
+    prompt_token_ids=st.none() | token_ids,
 )
 
 

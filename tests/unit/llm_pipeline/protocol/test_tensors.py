@@ -73,6 +73,7 @@ def parameters_of(arrays: NamedArrays) -> CompletionParameters:
         end_id=st.none() | counts,
         stop_token_ids=token_ids,
         truncate_prompt_tokens=st.none() | counts,
+        truncation_side=st.none() | st.sampled_from(["left", "right"]),
         add_special_tokens=flags,
         priority=st.none() | st.integers(-5, 5),
         num_logprobs=st.none() | st.integers(0, 20),
@@ -97,6 +98,7 @@ def test_parameters_survive(parameters: CompletionParameters) -> None:
         logprobs_json=st.none() | st.binary(),
         token_logprobs=st.none() | st.lists(st.floats(-50, 0, width=32), max_size=5).map(tuple),
         cumulative_logprob=st.none() | st.floats(-50, 0, width=32),
+        prompt_token_ids=st.none() | token_ids,
     )
 )
 def test_text_chunk_survives_raw_contents(chunk: TextChunk) -> None:

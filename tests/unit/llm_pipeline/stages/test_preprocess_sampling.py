@@ -154,6 +154,36 @@ def test_a_prompt_keeps_its_last_tokens(stage: PreprocessStage, requested: int, 
     assert stage.prepare(replace(PARAMETERS, truncate_prompt_tokens=requested)).prompt_ids == kept
 
 
+@pytest.mark.parametrize(
+    ("side", "requested", "kept"),
+    [
+        ("left", 2, (2, 3)),
+        ("right", 2, (1, 2)),
+        ("right", 9, (1, 2, 3)),
+        ("right", -1, (1, 2, 3)),
+        ("right", None, (1, 2, 3)),
+    ],
+)
+def test_a_prompt_is_cut_on_the_requested_side(
+    stage: PreprocessStage, side: str, requested: int | None, kept: tuple[int, ...]
+) -> None:
+    parameters = replace(PARAMETERS, truncate_prompt_tokens=requested, truncation_side=side)
+    assert stage.prepare(parameters).prompt_ids == kept
+
+
+def test_truncation_on_the_right_leaves_room_for_the_completion(stage: PreprocessStage) -> None:
+    ids = tuple(range(CONTEXT * 2))
+    requested = replace(PARAMETERS, token_ids=ids, truncate_prompt_tokens=-1, truncation_side="right", max_tokens=10)
+    assert stage.prepare(requested).prompt_ids == ids[: CONTEXT - 10]
+
+
+def test_ids_of_the_prompt_are_returned_as_the_model_saw_them(stage: PreprocessStage) -> None:
+    requested = replace(PARAMETERS, truncate_prompt_tokens=2, return_token_ids=True)
+    for echo in (False, True):
+        assert stage.prepare(replace(requested, echo=echo)).text_options.prompt_token_ids == (2, 3)
+    assert stage.prepare(PARAMETERS).text_options.prompt_token_ids is None
+
+
 def test_truncation_to_the_context_leaves_room_for_the_completion(stage: PreprocessStage) -> None:
     requested = replace(PARAMETERS, token_ids=tuple(range(CONTEXT * 2)), truncate_prompt_tokens=-1, max_tokens=10)
     assert stage.prepare(requested).prompt_ids == tuple(range(CONTEXT * 2))[-(CONTEXT - 10) :]
@@ -209,6 +239,8 @@ def test_lower_priority_is_more_urgent_and_unset_is_zero(numbers: list[int]) -> 
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncation_side": "middle"}, "truncation_side"),
+        ({"truncation_side": ""}, "truncation_side"),
         ({"num_logprobs": 21}, "logprobs"),
         ({"num_logprobs": -1}, "logprobs"),
         ({"presence_penalty": 2.5}, "presence_penalty"),

@@ -91,7 +91,12 @@ options_of_all_kinds = st.builds(
 )
 id_options = st.sampled_from([(False, False), (True, False), (True, True)])
 options_of_all_kinds = st.builds(
-    lambda options, ids: replace(options, return_token_ids=ids[0], return_tokens_as_token_ids=ids[1]),
+    lambda options, ids: replace(
+        options,
+        return_token_ids=ids[0],
+        return_tokens_as_token_ids=ids[1],
+        prompt_token_ids=(1, 2) if ids[0] else None,
+    ),
     options_of_all_kinds,
     id_options,
 )
@@ -110,6 +115,10 @@ def test_pieces_of_a_stream_add_up_to_the_whole(
     assert text_of(streamed) == whole.text
     assert listed(streamed) == listed([whole])
     assert [i for chunk in streamed for i in chunk.token_ids or ()] == list(whole.token_ids or ())
+    for chunks in (streamed, [whole]):
+        first, *others = (chunk.prompt_token_ids for chunk in chunks)
+        assert (first, set(others) - {None}) == (options.prompt_token_ids, set())
+        assert len([i for chunk in chunks for i in chunk.token_ids or ()]) in (0, whole.completion_tokens)
     assert [v for chunk in streamed for v in chunk.token_logprobs or ()] == list(whole.token_logprobs or ())
     assert streamed[-1].cumulative_logprob == whole.cumulative_logprob == pytest.approx(sum(whole.token_logprobs or ()))
     assert len(whole.token_logprobs or ()) == whole.completion_tokens
