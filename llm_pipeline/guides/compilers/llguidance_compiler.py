@@ -89,6 +89,21 @@ def validate(guide: Guide) -> None:
         raise GuideError(sentence(located(schema, paths_of(schema), problem_of)))
 
 
+def _readable(tokenizer_json: str) -> str:
+    """Returns the tokenizer with a decoder that llguidance knows.
+
+    It knows SentencePiece's by the steps of Llama's, and refuses the same in one step, as Unigram tokenizers have it
+    (toktrie_hf_tokenizers/src/lib.rs at c75b0d90, `ByteTokenizer::from_tokenizer`).
+    """
+    document = json.loads(tokenizer_json)
+    decoder = document.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "Metaspace":
+        return tokenizer_json
+    space = {"type": "Replace", "pattern": {"String": decoder.get("replacement", "\u2581")}, "content": " "}
+    steps = [space, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    return json.dumps({**document, "decoder": {"type": "Sequence", "decoders": steps}})
+
+
 class GuideCompiler:
     """Creates matchers for one tokenizer. `vocab_size` is the length of the logits; `end_id` ends a guided text.
 
@@ -98,7 +113,8 @@ class GuideCompiler:
     def __init__(self, tokenizer_file: Path, *, vocab_size: int, end_id: int) -> None:
         from llguidance import LLTokenizer
 
-        self._tokenizer = LLTokenizer(tokenizer_file.read_text(encoding="utf-8"), n_vocab=vocab_size, eos_token=end_id)
+        text = _readable(tokenizer_file.read_text(encoding="utf-8"))
+        self._tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=end_id)
         self._vocab_size = vocab_size
 
     def compile(self, guide: Guide) -> ConstraintMatcher:
@@ -166,11 +182,11 @@ class ConstraintMatcher:
             # A mask made at the end of the text is final: the matcher could not be rolled back.
             rows.append(self._mask(matcher.deep_copy() if matcher.is_stopped() else matcher))
         if consumed and not matcher.rollback(consumed):
-            raise GuideError(mask_problem(matcher.get_error()))
+            raise GuideError(sentence(mask_problem(matcher.get_error())))
         return rows
 
     def _mask(self, matcher: Any) -> bytes:
         bits = matcher.compute_bitmask()
         if matcher.is_error():
-            raise GuideError(mask_problem(matcher.get_error()))
+            raise GuideError(sentence(mask_problem(matcher.get_error())))
         return pack_row(bits, mask_bytes(self._vocab_size))

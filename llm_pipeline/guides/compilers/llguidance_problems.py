@@ -85,6 +85,8 @@ def mask_problem(message: str) -> str:
     """Returns the problem of a guide that was compiled and can't be followed to its end."""
     if "satisfy" in message or "not allowed" in message:
         return "the text has a token that it does not allow."
+    if "NoExtension" in message:
+        return "the model's tokenizer has no tokens for the text that it demands."
     return f"the text can't be continued under it: {_TOO_COMPLEX}"
 
 

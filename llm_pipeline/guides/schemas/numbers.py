@@ -36,9 +36,15 @@ def check_values(values: list[Any], path: Path) -> None:
             left += value.values()
         elif isinstance(value, list):
             left += value
-        elif isinstance(value, int) and not isinstance(value, bool) and not is_exact(value):
+        elif not _is_exact_value(value):
             problem = f"the integer {quoted(value)} can't be followed exactly."
             raise SchemaError(path, f"{problem} Beyond 2^53, write it as a string.")
+
+
+def _is_exact_value(value: Any) -> bool:
+    if isinstance(value, float):  # the front end's JSON parser makes doubles of integers beyond 64 bits
+        return not value.is_integer() or abs(value) <= EXACT_DOUBLES
+    return not isinstance(value, int) or isinstance(value, bool) or is_exact(value)
 
 
 def rewrite_bounds(schema: Schema, path: Path) -> None:

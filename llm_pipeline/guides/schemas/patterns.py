@@ -18,6 +18,7 @@ _ONLY_THESE = re.compile(rf"\^?{_CLASS}[*+]\$")
 _STARTS_WITH = re.compile(_CLASS)
 _HAS_ONE = re.compile(rf"\.\*{_CLASS}")
 _HAS_TWICE = re.compile(rf"\.\*{_CLASS}\1")
+_MAX_LOOK_AHEADS = 8  # of one pattern
 _LOOK_AROUND_PROBLEM = "look-ahead and look-behind are supported only as {what}. Write the pattern without them."
 _SUPPORTED = "`^(?=...)`, or `^(?!...)` with a simple expression, at the start of a pattern"
 
@@ -32,7 +33,7 @@ def without_look_ahead(pattern: str, path: Path) -> list[str]:
     demands = []
     while (sign := rest[:3]) in ("(?=", "(?!"):
         end = _closing(rest)
-        if end < 0:
+        if end < 0 or len(demands) == _MAX_LOOK_AHEADS:
             raise _look_around(path)
         demand = _demanded(rest[3:end]) if sign == "(?=" else _forbidden(rest[3:end])
         if demand is None or (not pattern.startswith("^") and not rest[3:].startswith("^")):
