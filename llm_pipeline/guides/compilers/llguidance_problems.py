@@ -13,7 +13,7 @@ _PATTERN = "the pattern can't be used"
 _MAX_TRIALS = 64  # of parts of a schema
 _TOO_COMPLEX = "it is too complex. Simplify it, for example repeats within repeats, or long alternatives."
 
-# Parts of messages, and ours. Regular expressions are parsed by regex-syntax (regex-syntax/src/ast/mod.rs, `ErrorKind`).
+# Parts of messages, and ours. regex-syntax parses regular expressions (regex-syntax/src/ast/mod.rs, `ErrorKind`).
 _EXPRESSION_PROBLEMS: Sequence[tuple[str, str]] = (
     ("look-around", "look-ahead and look-behind are not supported. Write the expression without them."),
     ("backreference", "back-references are not supported. Repeat the expression instead."),

@@ -49,9 +49,7 @@ def check_exclusive(schemas: Sequence[Any], references: References, path: Path, 
         raise SchemaError(path, f"oneOf has {len(summaries)} alternatives without a common const. {_ADVICE}")
 
 
-def _is_told_apart(
-    summaries: list[_Summary], references: References, path: Path, discriminator: str | None
-) -> bool:
+def _is_told_apart(summaries: list[_Summary], references: References, path: Path, discriminator: str | None) -> bool:
     """Whether all alternatives differ in their constants or one property, in a time linear in their number."""
     if all(summary.values is not None for summary in summaries):
         return _are_disjoint([summary.values or frozenset() for summary in summaries])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# llguidance's own (parser/src/json/formats.rs at c75b0d90). Its dates and times have a 60th second and February 29 in
-# each year, which few parsers accept: those are patterns here.
-_OF_LLGUIDANCE = frozenset({"duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
+# llguidance's own (parser/src/json/formats.rs at c75b0d90). Its dates, times and durations have a 60th second,
+# February 29 in each year and any number of digits, which few parsers accept: those are patterns here.
+_OF_LLGUIDANCE = frozenset({"email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 
 _DATE = (
     r"(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)-"
@@ -15,13 +15,17 @@ _DATE = (
 )
 _ZONE = r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 _TIME = rf"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{{1,6}})?{_ZONE}"
+_COUNT = "[0-9]{1,4}"  # more overflow a day count somewhere
+_DATE_PART = rf"(?:{_COUNT}Y(?:{_COUNT}M(?:{_COUNT}D)?)?|{_COUNT}M(?:{_COUNT}D)?|{_COUNT}D)"
+_TIME_PART = rf"(?:{_COUNT}H(?:{_COUNT}M(?:{_COUNT}S)?)?|{_COUNT}M(?:{_COUNT}S)?|{_COUNT}S)"
 _BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = rf"(?:{_BYTE}\.){{3}}{_BYTE}"
-_IPV4_NETWORK = (
-    rf"{_BYTE}\.0\.0\.0/8|{_BYTE}\.{_BYTE}\.0\.0/16|{_BYTE}\.{_BYTE}\.{_BYTE}\.0/24|{_IPV4}(?:/32)?"
-)
+_IPV4_NETWORK = rf"{_BYTE}\.0\.0\.0/8|{_BYTE}\.{_BYTE}\.0\.0/16|{_BYTE}\.{_BYTE}\.{_BYTE}\.0/24|{_IPV4}(?:/32)?"
 _GROUP = r"[0-9a-fA-F]{1,4}"
-_IPV6 = rf"(?:(?:{_GROUP}:){{7}}{_GROUP}|(?:{_GROUP}:){{1,3}}:{_GROUP}(?::{_GROUP}){{0,2}}|::(?:{_GROUP}(?::{_GROUP}){{0,5}})?)"
+_IPV6 = (
+    rf"(?:(?:{_GROUP}:){{7}}{_GROUP}|(?:{_GROUP}:){{1,3}}:{_GROUP}(?::{_GROUP}){{0,2}}"
+    rf"|::(?:{_GROUP}(?::{_GROUP}){{0,5}})?)"
+)
 _IPV6_NETWORK = rf"(?:{_GROUP}:){{2}}:/32|(?:{_GROUP}:){{3}}:/48|(?:{_GROUP}:){{4}}:/64|{_IPV6}(?:/128)?"
 _IPV4_INTERFACE = rf"{_IPV4}(?:/(?:[12]?[0-9]|3[0-2]))?"
 _IPV6_INTERFACE = rf"{_IPV6}(?:/(?:[1-9]?[0-9]|1[01][0-9]|12[0-8]))?"
@@ -40,7 +44,7 @@ _PATTERNS: Mapping[str, str] = {
     "date": _DATE,
     "time": _TIME,
     "date-time": rf"(?:{_DATE})T{_TIME}",
-    "duration": r"P(?:[0-9]{1,5}D(?:T[0-9]{1,5}[HMS])?|T[0-9]{1,5}H(?:[0-9]{1,5}M)?(?:[0-9]{1,5}S)?|T[0-9]{1,5}[MS])",
+    "duration": rf"P(?:{_DATE_PART}(?:T{_TIME_PART})?|T{_TIME_PART}|{_COUNT}W)",
     "email": _EMAIL,
     "hostname": _HOSTNAME,
     "uuid": rf"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}",

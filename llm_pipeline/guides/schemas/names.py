@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from llm_pipeline.guides.schemas.formats import pattern_of
 from llm_pipeline.guides.schemas.keywords import Path, Schema
@@ -78,4 +78,3 @@ def _pattern_of(names: Schema, path: Path) -> str | None:
     if len(patterns) > 1:
         raise SchemaError(path, f"pattern, format and lengths of names can't be combined. {_ADVICE}")
     return patterns[0] if patterns else None
-

@@ -163,7 +163,9 @@ class _Rewriting:
         discriminator = _discriminator_of(schema)
         check_exclusive(options, self._references, (*path, "oneOf"), discriminator)
         if discriminator is not None:
-            options = [self._requiring(option, discriminator, (*path, "oneOf", str(n))) for n, option in enumerate(options)]
+            options = [
+                self._requiring(option, discriminator, (*path, "oneOf", str(n))) for n, option in enumerate(options)
+            ]
         if "anyOf" in new:
             _add_to_all_of(new, {"anyOf": options})
         else:

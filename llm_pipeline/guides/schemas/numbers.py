@@ -1,7 +1,7 @@
 """Integers that llguidance follows exactly.
 
-It reads all numbers of a schema as doubles, and the bounds of integers as int64 after that (parser/src/json/numeric.rs
-at c75b0d90, `normalize_integer_bounds` and `rx_int_range`). The rest is refused, rather than followed for another number.
+It reads all numbers of a schema as doubles, and then the bounds of integers as int64 (parser/src/json/numeric.rs at
+c75b0d90, `normalize_integer_bounds` and `rx_int_range`). The rest is refused, rather than followed for another number.
 """
 
 from __future__ import annotations

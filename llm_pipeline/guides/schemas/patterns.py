@@ -30,7 +30,7 @@ def without_look_ahead(pattern: str, path: Path) -> list[str]:
     if not _LOOK_AROUND.search(pattern):
         return [pattern]
     rest = pattern.removeprefix("^")
-    demands = []
+    demands: list[str] = []
     while (sign := rest[:3]) in ("(?=", "(?!"):
         end = _closing(rest)
         if end < 0 or len(demands) == _MAX_LOOK_AHEADS:

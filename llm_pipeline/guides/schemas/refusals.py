@@ -1,4 +1,4 @@
-"""The reason why a schema can't be followed: the part of it, as a JSON pointer, the cause, and what to write instead."""
+"""Errors of schemas: the part that can't be followed, as a JSON pointer, the cause, and what to write instead."""
 
 from __future__ import annotations
 

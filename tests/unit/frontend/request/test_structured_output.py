@@ -10,6 +10,7 @@ import pytest
 from frontend.request.parsing import validate
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.fields import MAX_CHOICES_OF_GUIDE, MAX_GUIDE_CHARACTERS
+from llm_pipeline.protocol.messages import Guide, GuideType
 
 BODY_BYTES = 4 * 2**20
 SCHEMA = {"type": "string", "pattern": "a" * MAX_GUIDE_CHARACTERS}
@@ -53,3 +54,22 @@ def test_the_longest_guide_is_accepted_in_milliseconds() -> None:
     ((_, guide),) = request.guides.items()
     assert guide.source is not None
     assert len(guide.source) > MAX_GUIDE_CHARACTERS * 0.9
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"response_format": {"type": "json_object", "schema": {"const": 1}}},  # llama.cpp, Together
+        {"response_format": {"type": "json_object", "schema": '{"const":1}'}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "description": "d", "strict": True, "schema": {"const": 1}},
+            }
+        },
+        {"structured_outputs": {"json": {"const": 1}, "disable_any_whitespace": True, "whitespace_pattern": None}},
+    ],
+)
+def test_a_schema_is_followed_wherever_it_stands(field: dict[str, Any]) -> None:
+    request, _ = validate({"model": "m", "prompt": "Hi", **field}, max_choices=8, is_strict=False)
+    assert list(request.guides.values()) == [Guide(GuideType.JSON_SCHEMA, '{"const":1}')]

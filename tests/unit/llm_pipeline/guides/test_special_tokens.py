@@ -16,7 +16,11 @@ from tests.support.random_walks import random_walk
 
 SPECIAL = ["<|im_start|>", "<repo_name>", "<|end|>"]
 PRINTABLE = [chr(code) for code in range(33, 127)]
-CORPUS = [" ".join(PRINTABLE), "a <|im_start|> b <repo_name> {} [] : , \" cut short <tool_call> x", "im_start|> repo_name> end"] * 20
+CORPUS = [
+    " ".join(PRINTABLE),
+    'a <|im_start|> b <repo_name> {} [] : , " cut short <tool_call> x',
+    "im_start|> repo_name> end",
+] * 20
 
 
 def byte_level() -> tokenizers.Tokenizer:
@@ -68,7 +72,13 @@ def library(request: pytest.FixtureRequest) -> tokenizers.Tokenizer:
 def compiler(library: tokenizers.Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GuideCompiler:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     library.save(str(path))
-    return GuideCompiler(Path(path), vocab_size=library.get_vocab_size(), end_id=library.token_to_id("<|end|>"))
+    return GuideCompiler(Path(path), vocab_size=library.get_vocab_size(), end_id=end_of(library))
+
+
+def end_of(library: tokenizers.Tokenizer) -> int:
+    end = library.token_to_id("<|end|>")
+    assert end is not None
+    return end
 
 
 def schema(value: object) -> Guide:
@@ -90,13 +100,20 @@ def test_the_text_of_a_special_token_is_written_whole(
         "enum": (schema({"enum": [text]}), json.dumps(text)),
         "pattern": (schema({"type": "string", "pattern": f"^{escaped}$"}), json.dumps(text)),
         "name": (
-            schema({"properties": {text: {"const": 1}}, "required": [text], "additionalProperties": False, "type": "object"}),
+            schema(
+                {
+                    "properties": {text: {"const": 1}},
+                    "required": [text],
+                    "additionalProperties": False,
+                    "type": "object",
+                }
+            ),
             json.dumps({text: 1}),
         ),
         "grammar": (Guide(GuideType.EBNF_GRAMMAR, f"start: {json.dumps(text)}"), text),
     }
     guide, expected = guides[form]
-    end = library.token_to_id("<|end|>")
+    end = end_of(library)
     for seed in range(3):
         assert random_walk(compiler, library, guide, seed, end) == expected
 

@@ -107,7 +107,8 @@ FOLLOWED: dict[str, tuple[dict[str, Any], list[Any], list[Any]]] = {
     "look-ahead of zod's e-mail": (
         {
             "type": "string",
-            "pattern": r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$",
+            "pattern": r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@"
+            r"([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$",
         },
         ["a.b@c.de"],
         [".a@c.de", "a..b@c.de"],
@@ -130,6 +131,15 @@ def allows(compiler: GuideCompiler, library: tokenizers.Tokenizer, guide: Guide,
     end = library.token_to_id("<|end|>")
     assert end is not None
     return bool(row[end // 8] >> end % 8 & 1)
+
+
+def refusal_of(compiler: GuideCompiler, guide: Guide) -> str | None:
+    """Returns the message of a guide that is refused."""
+    try:
+        compiler.compile(guide)
+    except GuideError as error:
+        return str(error)
+    return None
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
@@ -170,11 +180,9 @@ def test_an_integer_is_followed_exactly_or_refused_by_name(
     keyword: str, value: int, compiler: GuideCompiler, library: tokenizers.Tokenizer
 ) -> None:
     guide = guide_of({keyword: [value, 1] if keyword == "enum" else value})
-    try:
-        compiler.compile(guide)
-    except GuideError as error:
-        assert f"At /{keyword}" in str(error)
-        assert str(value) in str(error)
+    if (refusal := refusal_of(compiler, guide)) is not None:
+        assert f"At /{keyword}" in refusal
+        assert str(value) in refusal
         return
     assert allows(compiler, library, guide, str(value))
     assert not any(allows(compiler, library, guide, str(value + step)) for step in (-2, -1, 1, 2))
@@ -187,10 +195,8 @@ def test_a_bound_is_followed_exactly_or_refused_by_name(
 ) -> None:
     schema = {"type": "integer", keyword: value}
     guide = guide_of(schema)
-    try:
-        compiler.compile(guide)
-    except GuideError as error:
-        assert "At /minimum" in str(error) or "At /maximum" in str(error) or f"At /{keyword}" in str(error)
+    if (refusal := refusal_of(compiler, guide)) is not None:
+        assert refusal.startswith(("At /minimum", "At /maximum"))  # an exclusive bound is made inclusive
         return
     for step in (-2, -1, 0, 1, 2):
         is_valid = jsonschema.Draft202012Validator(schema).is_valid(value + step)
@@ -211,7 +217,10 @@ def test_ordinary_bounds_of_int64_are_followed_up_to_its_last_value(compiler: Gu
         {"oneOf": [{"properties": {"k": {"const": n}}, "required": ["k"], "type": "object"} for n in range(1000)]},
         {"propertyNames": {"enum": [f"n{n}" for n in range(2000)]}, "additionalProperties": {"enum": ["x" * 9] * 2000}},
         {"uniqueItems": True, "items": {"enum": list(range(9000))}, "maxItems": 1},
-        {"anyOf": [{"$ref": f"#/$defs/d{n}"} for n in range(1000)], "$defs": {f"d{n}": {"const": n} for n in range(1000)}},
+        {
+            "anyOf": [{"$ref": f"#/$defs/d{n}"} for n in range(1000)],
+            "$defs": {f"d{n}": {"const": n} for n in range(1000)},
+        },
         {"pattern": "^" + "(?=a)" * 5000 + "b$"},
     ],
     ids=lambda schema: next(iter(schema)),
@@ -229,10 +238,35 @@ def test_a_large_schema_is_rewritten_in_a_time_and_size_linear_in_its_size(schem
 
 # --- Refusals --------------------------------------------------------------------------------------------------------
 
-LIBRARYS_WORDS = ("NoExtension", "ff_tokens", "coerce", "regex parse", "lexer", "Lexer", "lark", "llguidance", "Schema::")
+LIBRARYS_WORDS = (
+    "NoExtension",
+    "ff_tokens",
+    "coerce",
+    "regex parse",
+    "lexer",
+    "Lexer",
+    "lark",
+    "llguidance",
+    "Schema::",
+)
 
-KEYWORDS = ["type", "not", "if", "oneOf", "pattern", "minimum", "items", "properties", "$ref", "enum", "required", "format"]
-PATTERNS = st.lists(st.sampled_from(["(?=", "(?!", "(?<=", "(", ")", "[", "]", "*", "{2", "}", "a", "\\", "1", "^", "$", "|"]))
+KEYWORDS = [
+    "type",
+    "not",
+    "if",
+    "oneOf",
+    "pattern",
+    "minimum",
+    "items",
+    "properties",
+    "$ref",
+    "enum",
+    "required",
+    "format",
+]
+PATTERNS = st.lists(
+    st.sampled_from(["(?=", "(?!", "(?<=", "(", ")", "[", "]", "*", "{2", "}", "a", "\\", "1", "^", "$", "|"])
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | PATTERNS.map("".join) | st.sampled_from(["string", "object", "#/x"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=3),
@@ -243,10 +277,8 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.sampled_from(KEYWORDS), VALUES, max_size=4))
 @settings(max_examples=400, deadline=None)
 def test_a_refused_schema_names_its_part_in_our_words(compiler: GuideCompiler, schema: dict[str, Any]) -> None:
-    try:
-        compiler.compile(Guide(GuideType.JSON_SCHEMA, json.dumps(schema)))
-    except GuideError as error:
-        message = str(error)
+    message = refusal_of(compiler, Guide(GuideType.JSON_SCHEMA, json.dumps(schema)))
+    if message is not None:
         assert message.startswith(("At /", "At the root"))
         assert message.endswith(".")
         assert message.count(". ") >= 1 or " must be " in message
@@ -257,8 +289,8 @@ def test_a_refused_schema_names_its_part_in_our_words(compiler: GuideCompiler, s
 @given(PATTERNS.map("".join))
 @settings(max_examples=300, deadline=None)
 def test_a_refused_pattern_names_its_part_in_our_words(compiler: GuideCompiler, pattern: str) -> None:
-    try:
-        compiler.compile(Guide(GuideType.JSON_SCHEMA, json.dumps({"items": {"type": "string", "pattern": pattern}})))
-    except GuideError as error:
-        assert str(error).startswith("At /items")
-        assert not [word for word in LIBRARYS_WORDS if word in str(error)]
+    guide = Guide(GuideType.JSON_SCHEMA, json.dumps({"items": {"type": "string", "pattern": pattern}}))
+    message = refusal_of(compiler, guide)
+    if message is not None:
+        assert message.startswith("At /items")
+        assert not [word for word in LIBRARYS_WORDS if word in message]
