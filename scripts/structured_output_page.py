@@ -28,16 +28,16 @@ followed within limits:
   is required and has other constants in each (with OpenAPI's `discriminator`, also in one that is not required; it is
   required then). `$ref` is resolved for this.
 - `format`: `date`, `time`, `date-time`, `duration`, `email`, `hostname`, `ipv4`, `ipv6`, `uri`, `uuid`, and Pydantic's
-  `uuid1` to `uuid8`, `ipvanyaddress`, `ipv4network`, `ipv4interface` and their like, `base64`, `base64url`, `color`. Any
-  other format is an annotation, and ignored.
+  `uuid1` to `uuid8`, `ipvanyaddress`, `ipv4network`, `ipv4interface` and their like, `base64`, `base64url`,
+  `color`. Any other format is an annotation, and ignored.
 - `uniqueItems`: if the items are an enum or booleans, and have at most 400 arrangements (five values; more with
   `maxItems`). **Other items may repeat**: no grammar remembers them. Pydantic's sets drop the repeats.
 - `propertyNames`: with `enum`, `const`, `pattern`, `format`, or `minLength` and `maxLength`.
 - `pattern`: the syntax of Rust's regex crate, without back-references. Look-ahead only at the start: `^(?=...)`, and
   `^(?!...)` with a simple expression such as `.*x`, `.*xx`, `[a-z]*$` or one character.
 - Integers: exact up to 2^53. Beyond it, an integer that is not a double as well, such as 9007199254740993, is refused
-  in `enum`, `const` and bounds; 9223372036854775807, the largest int64, is followed. Write large identifiers as strings.
-  `multipleOf` is followed up to 4294967295.
+  in `enum`, `const` and bounds; 9223372036854775807, the largest int64, is followed. Write large identifiers as
+  strings. `multipleOf` is followed up to 4294967295.
 - `$ref`: within the schema, by JSON pointer or `$anchor`, and recursive.
 - `minProperties` and `maxProperties`: if all properties are required, or there are none.
 
@@ -49,6 +49,13 @@ The schema that `TypeAdapter(type).json_schema()` returns. *Followed* means that
 texts under the schema are validated with it.
 
 """
+_ZOD = """
+## zod
+
+The schemas of zod 4 (`z.toJSONSchema`) and zod-to-json-schema 3 are followed for all kinds of types: strings with their
+formats and checks, numbers, enums, objects, arrays, tuples, records, unions, discriminated unions, intersections and
+recursive types. Some checks are not in the schema (a JWT's content, base64 with zod-to-json-schema).
+"""
 
 
 def structured_output_page() -> str:
@@ -56,7 +63,7 @@ def structured_output_page() -> str:
     followed = ", ".join(f"`{name}`" for name in FOLLOWED)
     refused = "\n".join(f"| `{name}` | {advice} |" for name, advice in UNSUPPORTED.items())
     keywords = f"Followed: {followed}.\n\n| refused | instead |\n| --- | --- |\n{refused}\n"
-    return _HEAD + keywords + _RULES + table()
+    return _HEAD + keywords + _RULES + table() + _ZOD
 
 
 if __name__ == "__main__":

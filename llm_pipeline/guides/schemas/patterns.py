@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from llm_pipeline.guides.schemas.formats import pattern_of
 from llm_pipeline.guides.schemas.keywords import Path
 from llm_pipeline.guides.schemas.refusals import SchemaError
 
@@ -21,10 +22,16 @@ _HAS_TWICE = re.compile(rf"\.\*{_CLASS}\1")
 _MAX_LOOK_AHEADS = 8  # of one pattern
 _LOOK_AROUND_PROBLEM = "look-ahead and look-behind are supported only as {what}. Write the pattern without them."
 _SUPPORTED = "`^(?=...)`, or `^(?!...)` with a simple expression, at the start of a pattern"
+# zod's duration (packages/zod/src/v4/core/regexes.ts), which it writes beside the format of the same meaning.
+_OF_ZOD = {
+    r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)$": "duration",
+}
 
 
 def without_look_ahead(pattern: str, path: Path) -> list[str]:
     """Returns patterns that hold together where this one does. Raises SchemaError if look-around remains."""
+    if (name := _OF_ZOD.get(pattern)) is not None and (equivalent := pattern_of(name)) is not None:
+        return [equivalent]
     if _BACK_REFERENCE.search(_without_escaped_backslashes(pattern)):
         raise SchemaError(path, "back-references are not supported. Repeat the expression instead.")
     if not _LOOK_AROUND.search(pattern):
