@@ -39,7 +39,10 @@ _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 
 def _schema_grammar(schema: Schema) -> str:
     # An unpaired surrogate stays an escape, and numbers that JSON lacks have been refused.
-    text = json.dumps({**schema, "x-guidance": _JSON_STYLE}, separators=(",", ":"))
+    try:
+        text = json.dumps({**schema, "x-guidance": _JSON_STYLE}, separators=(",", ":"))
+    except RecursionError:
+        raise GuideError("It is nested too deeply.") from None
     return f"start: %json {text}{_NO_FORCING}"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from llm_pipeline.guides.schemas.keywords import Path, types_of
+from llm_pipeline.guides.schemas.keywords import Path, check, types_of
 from llm_pipeline.guides.schemas.references import References
 from llm_pipeline.guides.schemas.refusals import SchemaError
 
@@ -101,6 +101,7 @@ def _summary(schema: Any, references: References, path: Path, depth: int) -> _Su
         return _Summary(frozenset(), frozenset())
     if not isinstance(schema, dict):
         return _Summary(types_of({}))
+    check(schema, path)
     values = _values_of(schema)
     types = types_of(schema)
     if values is not None:

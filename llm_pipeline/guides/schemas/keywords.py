@@ -88,7 +88,18 @@ UNSUPPORTED: Mapping[str, str] = {
     "$recursiveRef": "Write $ref.",
     "x-guidance": "Remove it.",
 }
-_EMPTY: tuple[Any, ...] = ({}, [])
+# Values that demand nothing.
+_NO_OP: Mapping[str, tuple[Any, ...]] = {
+    "if": ({}, True),
+    "then": ({}, True),
+    "else": ({}, True),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "dependencies": ({},),
+    "unevaluatedProperties": ({}, True),
+    "unevaluatedItems": ({}, True),
+    "x-guidance": ({},),
+}
 
 
 def check(schema: Schema, path: Path) -> None:
@@ -101,7 +112,7 @@ def check(schema: Schema, path: Path) -> None:
         if form is not None:
             if not _has_form(value, form):
                 raise SchemaError((*path, name), f"{name} must be {form.value}.")
-        elif name in UNSUPPORTED and value not in _EMPTY:
+        elif name in UNSUPPORTED and value not in _NO_OP.get(name, ()):
             raise SchemaError((*path, name), f"{name} is not supported. {UNSUPPORTED[name]}")
     types = schema.get("type", [])
     for kind in [types] if isinstance(types, str) else types:
@@ -143,7 +154,8 @@ def paths_of(document: Schema) -> dict[int, Path]:
 
 
 def _has_form(value: Any, form: Form) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = is_number and not (isinstance(value, float) and not math.isfinite(value))
     if form is Form.ANY:
         return True
     if form is Form.SCHEMA:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from llm_pipeline.guides.schemas.formats import pattern_of
-from llm_pipeline.guides.schemas.keywords import Path, Schema
+from llm_pipeline.guides.schemas.keywords import Path, Schema, check
 from llm_pipeline.guides.schemas.references import References
 from llm_pipeline.guides.schemas.refusals import SchemaError
 
@@ -28,6 +28,7 @@ def with_allowed_names(schema: Schema, references: References, path: Path, share
         names = {"enum": []}
     if not isinstance(names, dict):
         return schema
+    check(names, here)
     if "type" in names and names["type"] != "string":
         raise SchemaError(here, f"names are strings. {_ADVICE}")
     values = [names["const"]] if "const" in names else names.get("enum")
@@ -74,7 +75,8 @@ def _pattern_of(names: Schema, path: Path) -> str | None:
     if (pattern := pattern_of(names.get("format", ""))) is not None:
         patterns.append(pattern)
     if "minLength" in names or "maxLength" in names:
-        patterns.append(f"^(?s:.{{{int(names.get('minLength', 0))},{names.get('maxLength', '')}}})$")
+        low, high = int(names.get("minLength", 0)), names.get("maxLength")
+        patterns.append(f"^(?s:.{{{low},{'' if high is None else int(high)}}})$")
     if len(patterns) > 1:
         raise SchemaError(path, f"pattern, format and lengths of names can't be combined. {_ADVICE}")
     return patterns[0] if patterns else None

@@ -89,7 +89,7 @@ class _Rewriting:
             return schema
         if not isinstance(schema, dict):
             raise SchemaError(path, f"here must be {keywords.Form.SCHEMA.value}.")
-        if schema.get("not") in ({}, True) and set(schema) & set(keywords.FOLLOWED) == set():
+        if schema.get("not") in ({}, True):
             return False  # zod's z.never()
         schema = _with_closed_properties(schema)
         keywords.check(schema, path)
@@ -186,7 +186,8 @@ class _Rewriting:
 
     def _requiring(self, option: Any, name: str, path: Path) -> Any:
         """Returns an alternative that requires its discriminator, as OpenAPI has it. The definition stays as it is."""
-        if not isinstance(option, dict) or name in self._references.resolved(option, path).get("required", ()):
+        resolved = self._references.resolved(option, path)
+        if not isinstance(option, dict) or not isinstance(resolved, dict) or name in resolved.get("required", ()):
             return option
         if option.keys() & keywords.FOLLOWED.keys() == {"$ref"}:  # recursive unions have references
             target_path, target = self._references.target(option["$ref"], (*path, "$ref"))

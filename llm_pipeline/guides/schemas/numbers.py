@@ -15,6 +15,7 @@ EXACT_DOUBLES = 2**53
 _INT64_MAX = 2**63 - 1
 _LOWEST = -(2**63) + 1024  # the double above the int64 minimum, whose absolute value is not an int64
 _ONE_SIDED = 10**18  # an open interval of integers with more digits needs a power of ten beyond int64
+_BEYOND_DOUBLES = 2**1023
 _MULTIPLE_MAX = 2**32 - 1
 _LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 BOUNDS = (*_LIMITS, "multipleOf")
@@ -84,7 +85,7 @@ def _make_inclusive(schema: Schema) -> None:
 
 
 def _is_exact_bound(value: int, is_integer: bool) -> bool:
-    return is_exact(value) if is_integer else float(value) == value
+    return is_exact(value) if is_integer else abs(value) < _BEYOND_DOUBLES and float(value) == value
 
 
 def _nearest(value: int) -> str:
