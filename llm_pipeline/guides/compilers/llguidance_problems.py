@@ -27,15 +27,17 @@ _EXPRESSION_PROBLEMS: Sequence[tuple[str, str]] = (
     ("incomplete escape", "it ends in a single `\\`. Write `\\\\` for the character."),
     ("Unicode property", "a `\\p{...}` names no property of Unicode. Write a class such as `[a-z]`."),
     ("flag", "a flag in `(?...)` is not supported. Write the expression without it."),
-    ("nest", "it is nested too deeply."),
+    ("nest", "it is nested too deeply. Write fewer groups."),
     ("too big", _TOO_COMPLEX),
     ("limit", _TOO_COMPLEX),
     ("large", _TOO_COMPLEX),
 )
-_OTHER_EXPRESSION = "it is not in the supported syntax, that of Rust's regex crate, without anchors inside."
+_OTHER_EXPRESSION = (
+    "its syntax is not supported. Write it in that of Rust's regex crate, with `^` and `$` at its ends only."
+)
 _SCHEMA_PROBLEMS: Sequence[tuple[str, str]] = (
     ("Unsatisfiable", "no value can match this. Check limits, constants and required properties against each other."),
-    ("min/maxProperties", "minProperties and maxProperties are followed only if all properties are required."),
+    ("min/maxProperties", "minProperties and maxProperties need all properties to be required. Require them."),
     ("circular", "a recursive $ref has other keywords beside it. Put them into its definition."),
     ("recursion limit", "it is nested too deeply. Put the inner schemas into $defs."),
     ("stack level", "it is nested too deeply. Put the inner schemas into $defs."),

@@ -60,7 +60,9 @@ def _with_pattern(schema: Schema, pattern: str, path: Path) -> Schema:
         allows = re.compile(pattern).search
         properties = {name: value if allows(name) else False for name, value in schema.get("properties", {}).items()}
     except re.error:
-        raise SchemaError((*path, "pattern"), "this is not a regular expression.") from None
+        raise SchemaError(
+            (*path, "pattern"), "this is not a regular expression. Write `\\` before special characters."
+        ) from None
     rewritten = {**schema, "patternProperties": {pattern: others}, "additionalProperties": False}
     return {**rewritten, "properties": properties} if properties else rewritten
 

@@ -40,7 +40,7 @@ class References:
             target = self.target(schema["$ref"], (*path, "$ref"))[1]
             beside = {name: value for name, value in schema.items() if name != "$ref"}
             schema = {**target, **beside} if isinstance(target, dict) else target
-        raise SchemaError(path, "its references go in a circle, or are too long a chain.")
+        raise SchemaError(path, "its references go in a circle, or are too long a chain. Refer to the schema itself.")
 
     def _by_pointer(self, pointer: str) -> tuple[Path, Any] | None:
         steps = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
