@@ -8,6 +8,7 @@ from llm_pipeline.protocol.capabilities import CAPABILITIES, PYTORCH_CAPABILITIE
 from llm_pipeline.protocol.errors import ERRORS
 from llm_pipeline.protocol.tensors import ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS
 from scripts.settings_page import settings_page
+from scripts.structured_output_page import structured_output_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,6 +16,12 @@ ROOT = Path(__file__).parents[2]
 def test_the_settings_page_is_current() -> None:
     written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     assert written == settings_page(), "run: python -m scripts.settings_page > docs/settings.md"
+
+
+def test_the_page_of_schemas_is_current() -> None:
+    written = (ROOT / "docs" / "structured-output.md").read_text(encoding="utf-8")
+    expected = structured_output_page()
+    assert written == expected, "run: python -m scripts.structured_output_page > docs/structured-output.md"
 
 
 def test_every_setting_has_a_description() -> None:
