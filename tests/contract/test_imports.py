@@ -85,6 +85,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("settings",),
         ("model_repository",),
         ("local", "gpu"),
+        ("engine_gate",),
         ("__main__",),
     ),
     "benchmarks": (
