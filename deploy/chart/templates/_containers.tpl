@@ -158,8 +158,7 @@ terminationMessagePolicy: FallbackToLogsOnError
     {{- end }}
     - { name: shm, mountPath: /dev/shm }
     - { name: tmp, mountPath: /tmp, subPath: stack }
-    - { name: run, mountPath: /var/lib/triton-completions/logs, subPath: logs }
-    - { name: run, mountPath: /var/lib/triton-completions/model_repository, subPath: model_repository }
+    - { name: run, mountPath: /var/lib/triton-completions } # RUN_DIR: logs, and Triton's backends, 2 MB
 {{- end }}
 
 {{/* A sidecar: it starts before the front end, and gets SIGTERM after the front end has ended. */}}
