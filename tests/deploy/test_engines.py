@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from frontend.settings import FrontendSettings
 from launcher.engine_gate import REFUSED_STATUS, GateSettings
 from launcher.gpu.launch import LaunchSettings
 from launcher.settings import StackSettings
+from llm_pipeline.engine_files.manifest import sha256_of
 from llm_pipeline.runtime.settings import PipelineSettings
 from scripts.chart_files import ROOT
+from tests.fakes.gpu_engine import make_gpu_engine
+from tests.fakes.model_directory import make_model_directory
 from tests.support.chart import (
     ALL,
     DIGEST,
@@ -134,6 +138,41 @@ def test_settings_reach_their_container_as_text() -> None:
 def test_the_runtime_chooses_the_executor(runtime: str, executor: str) -> None:
     for container in containers(serving_pod(f"{runtime}-pvc")).values():
         assert variables(container)["EXECUTOR"] == executor
+
+
+# --- Values from a manifest ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", ["engine", "pytorch"])
+def test_inspect_prints_values_for_the_engine(runtime: str, tmp_path: Path) -> None:
+    make = make_gpu_engine if runtime == "engine" else make_model_directory
+    engine = tmp_path / "1.2.1-0123456789ab"
+    make(engine, tp=2, sm=90, model_name="llama")
+    values = inspected(engine)
+    assert values["runtime"] == runtime
+    store = {"store": "pvc", "path": "a", "pvc": {"claimName": "engines"}}
+    found = rendered({**values, "engine": {**store, **values["engine"]}})
+    pod = pod_specs(found)["Deployment"]
+    gate, triton = containers(pod)["gate"], containers(pod)["triton"]
+    assert variables(gate)["GATE_MANIFEST_SHA256"] == sha256_of(engine / "manifest.json")
+    assert triton["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert variables(containers(pod)["frontend"])["MODEL_NAME"] == "llama"
+    labels = only(found, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert labels["engine-id"] == engine.name
+    assert "nvidia.com/gpu.compute.major" in json.dumps(pod["affinity"])
+
+
+def test_values_of_a_cpu_engine_have_no_gpu(engine_dir: Path) -> None:
+    values = inspected(engine_dir)
+    assert (values["runtime"], "gpu" in values, "gpus" in values["engine"]) == ("cpu", False, False)
+    assert values["engine"]["sizeGiB"] == pytest.approx(0.3, abs=0.1)
+
+
+def inspected(engine: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "build_engine", "inspect", "--chart-values", str(engine)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    values: dict[str, Any] = json.loads(run.stdout)
+    return values
 
 
 # --- Stores ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,3 +120,12 @@ def test_image_tags_follow_the_version_of_the_package() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     project = (CHART.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert f'version = "{chart["appVersion"]}"' in project
+
+
+def test_the_page_names_values_that_exist() -> None:
+    page = (CHART.parents[1] / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    named = [tuple(name.split(".")) for name in re.findall(r"`([a-zA-Z]\w+(?:\.[a-zA-Z]\w+)+)`", page)]
+    of_values = [path for path in named if path[0] in VALUES]
+    assert len(of_values) > 10
+    for path in of_values:
+        at(VALUES, path)
