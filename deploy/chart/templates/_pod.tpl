@@ -61,7 +61,7 @@ tolerations:
   emptyDir: { sizeLimit: 2Gi }
 {{- if eq .Values.runtime "cpu" }}
 - name: run
-  emptyDir: { sizeLimit: 1Gi }
+  emptyDir: { sizeLimit: 8Gi } # mostly logs, which shrink only when a server restarts
 {{- else }}
 - name: cache
   emptyDir: { sizeLimit: 20Gi }
