@@ -14,7 +14,7 @@ UV_VERSION := 0.13.9
 CLIENTS_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; exit; }; done)
 
-.PHONY: help serve bench test test-gpu check unit integration clients clients-lock fuzz soak siege install lock clean
+.PHONY: help serve bench test test-gpu check unit integration clients clients-lock deploy-tools deploy-check fuzz soak siege install lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make unit         tests that need no Triton"
 	@echo "make integration  tests on the real Triton"
 	@echo "make clients      install client libraries (openai, langchain, lm-eval, ...) and run each on the real stack"
+	@echo "make deploy-check download helm, kubectl and schemas (60 MB), and test the chart with them"
 	@echo "make test-gpu     tests on a GPU machine with TensorRT-LLM (GPU_PYTHON=..., GPU_ENGINE_DIR=...)"
 	@echo "make bench        measure everything, about 15 minutes (QUICK=1: 2): tables and plots in docs/performance"
 	@echo "make lock         resolve and pin every dependency again (needs uv: .venv/bin/pip install uv)"
@@ -57,6 +58,13 @@ integration: $(VENV)/.dev
 
 clients: $(VENV)/.dev $(CLIENTS)/.installed
 	$(VENV)/bin/python -m pytest tests/clients
+
+# Without these, the chart's tests are skipped, unless NEED_DEPLOY_TOOLS is set. Downloaded once, into .run.
+deploy-tools: $(VENV)/.dev
+	$(VENV)/bin/python -m scripts.deploy_tools
+
+deploy-check: deploy-tools
+	NEED_DEPLOY_TOOLS=1 $(VENV)/bin/python -m pytest tests/deploy
 
 # BENCH is further options, such as --base-url NAME=URL: docs/performance.md
 bench: $(VENV)/.dev

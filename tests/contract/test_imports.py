@@ -104,6 +104,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("model_repository",),
         ("local", "gpu"),
         ("setting_names",),
+        ("engine_gate",),
         ("__main__",),
     ),
     "benchmarks": (

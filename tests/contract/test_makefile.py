@@ -48,6 +48,11 @@ def test_ci_requires_the_clients() -> None:
     assert "make test NEED_CLIENTS=1" in (ROOT / "scripts" / "ci").read_text(encoding="utf-8")
 
 
+def test_ci_requires_helm_where_it_can_be_downloaded() -> None:
+    script = (ROOT / "scripts" / "ci").read_text(encoding="utf-8")
+    assert script.index("make deploy-tools") < script.index("export NEED_DEPLOY_TOOLS=1") < script.index("make test")
+
+
 def test_the_scripts_select_every_test_that_needs_no_gpu_exactly_once() -> None:
     script = (ROOT / "scripts" / "test").read_text(encoding="utf-8")
     assert 'unit="not triton and not clients"' in script
