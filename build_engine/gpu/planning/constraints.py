@@ -13,7 +13,7 @@ from build_engine.gpu.planning.memory import MemoryEstimate
 from build_engine.gpu.planning.memory_model import GIB
 from build_engine.gpu.planning.model_config import ARCHITECTURES, ModelConfig
 from build_engine.gpu.planning.parameters import layer_matrices
-from build_engine.gpu.planning.spec import EngineSpec
+from build_engine.gpu.planning.spec import EngineSpec, Limits
 from build_engine.targets.gpus import OLDEST_SM
 from build_engine.targets.precisions import (
     BLACKWELL_SM,
@@ -39,7 +39,7 @@ def check_constraints(spec: EngineSpec, memory: MemoryEstimate) -> list[str]:
         *_check_kv_precision(spec),
         *_check_shapes(spec),
         *_check_parallelism(spec),
-        *_check_limits(spec),
+        *limit_refusals(spec.limits, spec.model.name, spec.model.max_seq_len),
         *_check_memory(spec, memory),
     ]
 
@@ -188,12 +188,12 @@ def _tp_problems(model: ModelConfig, tp: int) -> Iterator[str]:
         yield f"The vocabulary's {model.vocab_size} rows are not divisible by tp {tp}"
 
 
-def _check_limits(spec: EngineSpec) -> Iterator[str]:
-    model, limits = spec.model, spec.limits
-    if limits.max_seq_len > model.max_seq_len:
+def limit_refusals(limits: Limits, model_name: str, model_max_seq_len: int) -> Iterator[str]:
+    """Yields a sentence for each limit that the model, or another limit, rules out; for both runtimes."""
+    if limits.max_seq_len > model_max_seq_len:
         yield (
-            f"max_seq_len {limits.max_seq_len} exceeds the {model.max_seq_len} tokens of {model.name}. "
-            f"Choose --max-seq-len {model.max_seq_len} or less."
+            f"max_seq_len {limits.max_seq_len} exceeds the {model_max_seq_len} tokens of {model_name}. "
+            f"Choose --max-seq-len {model_max_seq_len} or less."
         )
     if limits.max_seq_len < 2:
         yield (

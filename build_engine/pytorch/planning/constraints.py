@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from build_engine.gpu.planning.constraints import limit_refusals
 from build_engine.pytorch.architectures import (
     END_RELEASE,
     FIRST_RELEASE,
@@ -37,7 +38,7 @@ def check_constraints(spec: PyTorchSpec, memory: PyTorchMemory | None) -> list[s
         *_check_format(spec),
         *_check_kv_precision(spec),
         *check_parallelism(spec),
-        *_check_limits(spec),
+        *limit_refusals(spec.limits, spec.model.name, spec.model.max_seq_len),
         *(_check_memory(spec, memory) if memory else ()),
     ]
 
@@ -142,25 +143,6 @@ def _check_kv_precision(spec: PyTorchSpec) -> Iterator[str]:
         yield (
             f"An nvfp4 KV cache needs SM {BLACKWELL_SM} or newer; {spec.gpu.name} is SM {spec.gpu.sm}. "
             "Choose --kv-cache-precision fp8, or a Blackwell GPU."
-        )
-
-
-def _check_limits(spec: PyTorchSpec) -> Iterator[str]:
-    model, limits = spec.model, spec.limits
-    if limits.max_seq_len > model.max_seq_len:
-        yield (
-            f"max_seq_len {limits.max_seq_len} exceeds the {model.max_seq_len} tokens of {model.name}. "
-            f"Choose --max-seq-len {model.max_seq_len} or less."
-        )
-    if limits.max_seq_len < 2:
-        yield (
-            f"max_seq_len {limits.max_seq_len} has no room for a prompt and a completion. "
-            "Choose --max-seq-len 2 or more."
-        )
-    if limits.max_num_tokens < limits.max_batch_size:
-        yield (
-            f"max_num_tokens {limits.max_num_tokens} is below max_batch_size {limits.max_batch_size}: each running "
-            f"request needs one token per step. Choose --max-num-tokens {limits.max_batch_size} or more."
         )
 
 

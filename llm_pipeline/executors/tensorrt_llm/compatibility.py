@@ -41,7 +41,7 @@ def check_engine(settings: PipelineSettings, manifest: EngineManifest, config: E
             "needs both. Rebuild it with trtllm-build's defaults."
         )
     _check_processes(settings, config)
-    _check_files(settings, manifest)
+    check_files(settings, manifest)
     return build
 
 
@@ -116,18 +116,13 @@ def _check_processes(settings: PipelineSettings, config: EngineConfig) -> None:
         )
 
 
-def _check_files(settings: PipelineSettings, manifest: EngineManifest) -> None:
-    """Ranks above 0 check sizes only: the leader reads the same files, and hashing a large engine takes minutes."""
-    if settings.trtllm_check_files == "sha256" and settings.ompi_comm_world_rank == 0:
-        manifest.check_files(settings.engine_dir)
-        return
-    for name, expected in manifest.files.items():
-        path = settings.engine_dir / name
-        if not path.is_file() or path.stat().st_size != expected.size_bytes:
-            raise ManifestError(
-                f"{name} of the engine in {settings.engine_dir} is missing or does not have the size that was built. "
-                "Rebuild the engine with --force."
-            )
+def check_files(settings: PipelineSettings, manifest: EngineManifest) -> None:
+    """Checks the files of an engine, or of a model directory. Raises ManifestError if one is missing or has changed.
+
+    Ranks above 0 check sizes only: the leader reads the same files, and hashing large ones takes minutes.
+    """
+    is_leader = settings.ompi_comm_world_rank == 0
+    manifest.check_files(settings.engine_dir, with_hashes=is_leader and settings.trtllm_check_files == "sha256")
 
 
 def _other_engine(what: str, found: object, expected: object) -> ManifestError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError, PyTorchModel
 from llm_pipeline.engine_files.trtllm_releases import PYTORCH_RELEASES, pytorch_profile_of
+from llm_pipeline.executors.tensorrt_llm.compatibility import check_files
 from llm_pipeline.executors.tensorrt_llm.engine import Machine
 from llm_pipeline.executors.tensorrt_llm_pytorch.adapters import read_adapters
 from llm_pipeline.executors.tensorrt_llm_pytorch.options import Launch, LlmOptions
@@ -31,7 +32,7 @@ def check_model(settings: PipelineSettings, manifest: EngineManifest) -> PyTorch
     profile_of(model.tensorrt_llm, f"The model directory {settings.engine_dir} was made for")
     _check_settings(settings)
     _check_processes(settings, model)
-    _check_files(settings, manifest)
+    check_files(settings, manifest)
     return model
 
 
@@ -133,20 +134,6 @@ def _launch_of(settings: PipelineSettings, model: PyTorchModel) -> Launch:
         return Launch.MPIRUN
     is_single = model.tp * model.pp == 1 and not settings.tllm_spawn_proxy_process
     return Launch.IN_PROCESS if is_single and settings.trtllm_single_process else Launch.SPAWNED
-
-
-def _check_files(settings: PipelineSettings, manifest: EngineManifest) -> None:
-    """Ranks above 0 check sizes only: rank 0 reads the same files, and hashing a large model takes minutes."""
-    if settings.trtllm_check_files == "sha256" and settings.ompi_comm_world_rank == 0:
-        manifest.check_files(settings.engine_dir)
-        return
-    for name, expected in manifest.files.items():
-        path = settings.engine_dir / name
-        if not path.is_file() or path.stat().st_size != expected.size_bytes:
-            raise ManifestError(
-                f"{name} of the model in {settings.engine_dir} is missing or does not have the size that it had. "
-                "Make the directory again: build with --force."
-            )
 
 
 def _block_reuse(settings: PipelineSettings, model: PyTorchModel) -> bool:
