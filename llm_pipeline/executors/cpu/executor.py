@@ -18,6 +18,7 @@ from llm_pipeline.executors.cpu.engine.ipc import (
     Cancel,
     DraftCounts,
     EngineSettings,
+    Ready,
     StepOutput,
     StepReport,
 )
@@ -26,6 +27,7 @@ from llm_pipeline.executors.cpu.watchdog import Watchdog
 from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink
 from llm_pipeline.executors.step_builder import StepBuilder
 from llm_pipeline.protocol.capabilities import CAPABILITIES, check_supported
+from llm_pipeline.protocol.engine_metrics import KV_USED_SHARE, MAX_ACTIVE
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     EngineStep,
@@ -63,13 +65,15 @@ class CpuExecutor:
         self._output = GuardedSink(sink)
         self._limits = manifest.limits
         self._settings = EngineSettings.of(settings, manifest)
+        self._fixed_gauges = {MAX_ACTIVE: settings.cpu_max_active}
         self._start_process = start_process
         self._backoff = RestartBackoff(restart_delays_s)
-        self._lock = threading.Lock()  # guards the next six; never held during a send
+        self._lock = threading.Lock()  # guards the next seven; never held during a send
         self._live: set[int] = set()  # numbers of requests
         self._active_count = 0
         self._progress_s = 0.0  # monotonic; of the last step, or of work for an engine that had none
         self._cache = CacheCounts()
+        self._capacity = Ready(0, 0)
         self._drafts = DraftCounts()
         self._ready: EngineProcess | None = None  # the process, while it takes requests
         self._send_lock = threading.Lock()  # keeps a cancel after its submit; taken before _lock
@@ -110,7 +114,8 @@ class CpuExecutor:
         with self._lock:
             active = min(self._active_count, len(self._live))
             stalled_s = time.monotonic() - self._progress_s if self._live and self._ready else 0.0
-            return ExecutorStats(active, len(self._live) - active, _gauges(self._cache, self._drafts), stalled_s)
+            gauges = self._fixed_gauges | _gauges(self._cache, self._drafts, self._capacity)
+            return ExecutorStats(active, len(self._live) - active, gauges, stalled_s)
 
     def close(self) -> None:
         self._closing.set()
@@ -151,11 +156,14 @@ class CpuExecutor:
         if self._closing.is_set():  # `close` may have terminated the previous process instead of this one
             process.terminate()
         try:
-            process.wait_until_ready()
+            capacity = process.wait_until_ready()
         except BaseException:
             process.close_connection()
             process.reap()
             raise
+        with self._lock:
+            self._capacity = capacity
+            self._cache, self._drafts = CacheCounts(), DraftCounts()  # of the new process
         return process
 
     # The supervisor thread
@@ -189,7 +197,7 @@ class CpuExecutor:
             if isinstance(message, StepReport):
                 has_worked = True
                 self._watchdog.record_progress()
-                step = _engine_step(message.steps)
+                step = _engine_step(message.steps, message.begun)
                 with self._lock:
                     self._progress_s = time.monotonic()
                     self._active_count = message.active_count
@@ -227,8 +235,10 @@ class CpuExecutor:
         return process
 
 
-def _engine_step(outputs: Sequence[StepOutput]) -> EngineStep:
+def _engine_step(outputs: Sequence[StepOutput], begun: dict[str, float] | None) -> EngineStep:
     builder = StepBuilder()
+    if begun:
+        builder.begun = {int(key): begun_s for key, begun_s in begun.items()}
     for output in outputs:
         logprobs = None
         if output.logprobs or output.prompt_logprobs is not None:
@@ -237,13 +247,18 @@ def _engine_step(outputs: Sequence[StepOutput]) -> EngineStep:
     return builder.build()
 
 
-def _gauges(cache: CacheCounts, drafts: DraftCounts) -> dict[str, float]:
+def _gauges(cache: CacheCounts, drafts: DraftCounts, capacity: Ready) -> dict[str, float]:
+    used_blocks = round(cache.used_share * capacity.block_count)
     return {
-        "kv_cache_hit_rate": cache.reused_tokens / max(cache.looked_up_tokens, 1),
-        "kv_cache_used_share": cache.used_share,
+        KV_USED_SHARE: cache.used_share,
+        "kv_cache_tokens_per_block": capacity.block_tokens,
+        "kv_cache_max_blocks": capacity.block_count,
+        "kv_cache_used_blocks": used_blocks,
+        "kv_cache_free_blocks": capacity.block_count - used_blocks,
+        "prefix_cache_queried_tokens": cache.looked_up_tokens,
+        "prefix_cache_hit_tokens": cache.reused_tokens,
         "draft_tokens": drafts.drafted,
         "accepted_draft_tokens": drafts.accepted,
-        "draft_acceptance_rate": drafts.accepted / max(drafts.drafted, 1),
     }
 
 
