@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from frontend.api.allowed_hosts import AllowedHosts
 from frontend.api.completions import serve_completion
 from frontend.api.metrics import engine_metrics_response
-from frontend.api.route_paths import ENGINE_METRICS, is_completions, is_health, is_probe, is_public
+from frontend.api.route_paths import ENGINE_METRICS, is_completions, is_probe, is_public, is_requested_by_address
 from frontend.keys.store import ApiKeyStore
 from frontend.observability.engine_numbers import PickerPage
 from frontend.observability.metrics import Metrics
@@ -74,7 +74,7 @@ class RequestContextMiddleware:
     async def _respond(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
         try:
             headers = dict(scope["headers"])
-            if not is_health(record.path):  # probes are sent to an address that changes
+            if not is_requested_by_address(record.path):
                 self._require_host(scope, headers.get(b"host", b""), record)
             if record.method == "OPTIONS" and (preflight := self._cors.preflight_headers(headers)) is not None:
                 await send({"type": "http.response.start", "status": 204, "headers": [*preflight]})

@@ -37,6 +37,11 @@ def is_health(path: str) -> bool:
     return path in _HEALTH
 
 
+def is_requested_by_address(path: str) -> bool:
+    """Whether machines request this path under the address of a pod, which changes: no name can be required."""
+    return path in _HEALTH or path == ENGINE_METRICS
+
+
 def is_probe(path: str) -> bool:
     """Whether this path is polled by machines: health and metrics."""
     return path in _HEALTH or path in (METRICS, ENGINE_METRICS)

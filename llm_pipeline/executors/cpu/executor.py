@@ -65,7 +65,6 @@ class CpuExecutor:
         self._output = GuardedSink(sink)
         self._limits = manifest.limits
         self._settings = EngineSettings.of(settings, manifest)
-        self._fixed_gauges = {MAX_ACTIVE: settings.cpu_max_active}
         self._start_process = start_process
         self._backoff = RestartBackoff(restart_delays_s)
         self._lock = threading.Lock()  # guards the next seven; never held during a send
@@ -114,7 +113,7 @@ class CpuExecutor:
         with self._lock:
             active = min(self._active_count, len(self._live))
             stalled_s = time.monotonic() - self._progress_s if self._live and self._ready else 0.0
-            gauges = self._fixed_gauges | _gauges(self._cache, self._drafts, self._capacity)
+            gauges = self._gauges()
             return ExecutorStats(active, len(self._live) - active, gauges, stalled_s)
 
     def close(self) -> None:
@@ -123,6 +122,25 @@ class CpuExecutor:
         self._process.terminate()
         self._thread.join(timeout=_JOIN_TIMEOUT_S)
         self._process.reap()
+
+    def _gauges(self) -> dict[str, float]:
+        cache, capacity, settings = self._cache, self._capacity, self._settings
+        used_blocks = round(cache.used_share * capacity.block_count)
+        gauges: dict[str, float] = {
+            MAX_ACTIVE: settings.max_active,
+            KV_USED_SHARE: cache.used_share,
+            "kv_cache_tokens_per_block": capacity.block_tokens,
+            "kv_cache_max_blocks": capacity.block_count,
+            "kv_cache_used_blocks": used_blocks,
+            "kv_cache_free_blocks": capacity.block_count - used_blocks,
+        }
+        if settings.prefix_cache:
+            gauges["prefix_cache_queried_tokens"] = cache.looked_up_tokens
+            gauges["prefix_cache_hit_tokens"] = cache.reused_tokens
+        if settings.max_draft_tokens:
+            gauges["draft_tokens"] = self._drafts.drafted
+            gauges["accepted_draft_tokens"] = self._drafts.accepted
+        return gauges
 
     def _check(self, request: GenerationRequest) -> None:
         """Rejects requests that the engine can't compute: it does not check ids and lengths itself.
@@ -245,21 +263,6 @@ def _engine_step(outputs: Sequence[StepOutput], begun: dict[str, float] | None) 
             logprobs = RequestLogprobs(output.logprobs, output.top_logprobs, output.prompt_logprobs)
         builder.add(int(output.key), output.token_ids, output.finish_reason, output.error, logprobs)
     return builder.build()
-
-
-def _gauges(cache: CacheCounts, drafts: DraftCounts, capacity: Ready) -> dict[str, float]:
-    used_blocks = round(cache.used_share * capacity.block_count)
-    return {
-        KV_USED_SHARE: cache.used_share,
-        "kv_cache_tokens_per_block": capacity.block_tokens,
-        "kv_cache_max_blocks": capacity.block_count,
-        "kv_cache_used_blocks": used_blocks,
-        "kv_cache_free_blocks": capacity.block_count - used_blocks,
-        "prefix_cache_queried_tokens": cache.looked_up_tokens,
-        "prefix_cache_hit_tokens": cache.reused_tokens,
-        "draft_tokens": drafts.drafted,
-        "accepted_draft_tokens": drafts.accepted,
-    }
 
 
 def _engine_unavailable() -> PipelineError:

@@ -97,7 +97,8 @@ class DecodeStage:
     measurements. `create_window` makes send windows, which hold messages back while postprocess lags: one for each
     channel, one for all other requests. `stop_string_scanner` ends requests that don't stream at their stop strings;
     postprocess ends the others. With `guides`, guided requests wait until their guide is prepared. Token ids outside of
-    0 to `vocab_size - 1` fail their request. `on_change` is called whenever `stats` may have changed.
+    0 to `vocab_size - 1` fail their request. With `reports_numbers`, clients with a channel get the numbers of `stats`
+    while they have requests. `on_change` is called whenever `stats` may have changed.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class DecodeStage:
         guides: Guides | None = None,
         timeouts: DecodeTimeouts = DecodeTimeouts(),
         channel_limits: ChannelLimits = DEFAULT_LIMITS,
+        reports_numbers: bool = False,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._timeouts = timeouts
@@ -142,7 +144,7 @@ class DecodeStage:
             lambda outbox, address, numbers: live_requests.take_burst(
                 outbox, max_tokens=max_tokens, ack_address=address, numbers=numbers
             ),
-            read_numbers=lambda: self.stats().numbers,
+            read_numbers=(lambda: self.stats().numbers) if reports_numbers else None,
             create_window=None if create_window is None else partial(create_window, WINDOW_BURSTS),
             limits=channel_limits,
         )

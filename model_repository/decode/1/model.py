@@ -66,6 +66,7 @@ class TritonPythonModel:
             stop_string_scanner=StopStringScanner(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
             guides=create_guide_service(settings, manifest),
             timeouts=DecodeTimeouts(lease_s=settings.client_lease_timeout_s),
+            reports_numbers=True,
             on_change=self._metrics.on_change,
         )
         self._metrics.start(self._stage.stats)
