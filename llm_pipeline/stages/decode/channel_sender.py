@@ -91,6 +91,7 @@ class ChannelSender:
         self._take_burst = take_burst
         self._retire = retire
         self._reports = None if read_numbers is None else _Reports(read_numbers, limits.report_s)
+        self._pause_s = limits.linger_s if read_numbers is None else min(limits.linger_s, limits.report_s)
         self._window = window
         self._limits = limits
         self._changed = threading.Condition()  # guards everything below
@@ -183,7 +184,7 @@ class ChannelSender:
                         return True
                     if self._is_closing:
                         return False
-                    self._changed.wait(self._limits.linger_s if self._reports is None else self._limits.report_s)
+                    self._changed.wait(self._pause_s)
             for reply in former:
                 _try(reply.finish)
             if self._reports is not None and self._may_report and self._reports.have_news():
