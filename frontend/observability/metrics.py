@@ -151,16 +151,27 @@ class Metrics:
     """
 
     def __init__(self, engines: EngineNumbers | None = None, *, worker: int = 0) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the number of series, and Prometheus does not use them
+        # They double the number of series, and Prometheus does not use them.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.engines = engines or EngineNumbers()
         self.registry = CollectorRegistry()
         self.shared_registry = CollectorRegistry()
         self.shared_registry.register(EngineCollector(self.engines))
         self.registry.register(WorkerProcessCollector(worker))
+        self._by_status: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # looking up labels is slow
+        self._usage: dict[tuple[str, str], tuple[Counter, Counter, Counter]] = {}
+        self._add_requests()
+        self._add_tokens()
+        self._add_endings()
+        self._add_keys()
+        self._add_gauges()
+        self._add_endpoints()
+        self._add_shared()
+
+    def _add_requests(self) -> None:
         self._requests = Counter(
             "completions_requests", "Completion requests by status", ["model", "status"], registry=self.registry
         )
-        self._by_status: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # looking up labels is slow
         self._duration = self._histogram(
             "completions_request_duration_seconds",
             "From the arrival of a completion request to the end of its response",
@@ -177,8 +188,29 @@ class Metrics:
             _TOKEN_GAP_BUCKETS_S,
         )
         self.registry.register(self.token_gaps)
+        self.queue_time = self._histogram(
+            "completions_queue_time_seconds",
+            "From the arrival of a request in decode until it left the queue (TensorRT-LLM: until the engine got it)",
+            _QUEUE_BUCKETS_S,
+        )
+        self.prefill_time = self._histogram(
+            "completions_prefill_time_seconds", "From the end of that time until the first token", _QUEUE_BUCKETS_S
+        )
+
+    def _add_tokens(self) -> None:
         self.prompt_tokens = self._counter("completions_prompt_tokens", "Prompt tokens processed")
         self.generation_tokens = self._counter("completions_generation_tokens", "Tokens generated")
+        self.prompt_length = self._histogram(
+            "completions_request_prompt_tokens", "Tokens of each prompt", _LENGTH_BUCKETS
+        )
+        self.generation_length = self._histogram(
+            "completions_request_generation_tokens", "Tokens generated for each choice", _LENGTH_BUCKETS
+        )
+        self.max_tokens = self._histogram(
+            "completions_request_max_tokens", "max_tokens of each request that has it", _LENGTH_BUCKETS
+        )
+
+    def _add_endings(self) -> None:
         self.unknown_fields = Counter(
             "completions_unknown_fields", "Request fields that were ignored", registry=self.registry
         )
@@ -192,33 +224,20 @@ class Metrics:
         self._refused = self._counter(
             "completions_refused_requests", "Requests answered with an error, by its code", "reason"
         )
-        self.queue_time = self._histogram(
-            "completions_queue_time_seconds",
-            "From the arrival of a request in decode until it left the queue (TensorRT-LLM: until the engine got it)",
-            _QUEUE_BUCKETS_S,
-        )
-        self.prefill_time = self._histogram(
-            "completions_prefill_time_seconds", "From the end of that time until the first token", _QUEUE_BUCKETS_S
-        )
-        self.prompt_length = self._histogram(
-            "completions_request_prompt_tokens", "Tokens of each prompt", _LENGTH_BUCKETS
-        )
-        self.generation_length = self._histogram(
-            "completions_request_generation_tokens", "Tokens generated for each choice", _LENGTH_BUCKETS
-        )
-        self.max_tokens = self._histogram(
-            "completions_request_max_tokens", "max_tokens of each request that has it", _LENGTH_BUCKETS
-        )
+
+    def _add_keys(self) -> None:
         self._key_requests = self._by_key("completions_key_requests", "Completion requests of an API key")
         self._key_prompt_tokens = self._by_key("completions_key_prompt_tokens", "Prompt tokens of an API key")
         self._key_generation_tokens = self._by_key(
             "completions_key_generation_tokens", "Tokens generated for an API key"
         )
-        self._usage: dict[tuple[str, str], tuple[Counter, Counter, Counter]] = {}
+
+    def _add_gauges(self) -> None:
         self._in_flight = self._gauge("completions_in_flight_requests", "Choices that the engine is working on")
         self._queued = self._gauge("completions_queued_requests", "Choices in flight without a first token")
         self._ready = self._gauge("completions_ready", "Whether completion requests are accepted")
 
+    def _add_endpoints(self) -> None:
         self.endpoint_requests = self._counter("completions_endpoint_requests", "Requests sent to a Triton", "endpoint")
         self.endpoint_outstanding = self._gauge(
             "completions_endpoint_outstanding_requests", "Requests that a Triton is working on", "endpoint"
@@ -229,7 +248,6 @@ class Metrics:
         self.endpoint_ejections = self._counter(
             "completions_endpoint_ejections", "Times that a Triton was ejected from load balancing", "endpoint"
         )
-        self._add_shared()
 
     def _add_shared(self) -> None:
         build = Gauge(
