@@ -7,8 +7,8 @@ The bursts of a channel do not arrive if Triton has cancelled its request, or re
 is stopping (measured: it refuses that also for requests that it has accepted). Neither is reported to decode, but both
 show as bursts without an ack: the channel then fails, so that its client knows and Triton can exit.
 
-A burst carries the engine's numbers for the client's metrics if the last report is `report_s` old. While a client has
-requests, and for `linger_s` after them, a burst with nothing else is sent if they have changed.
+A burst carries the engine's numbers for the client's metrics if the last report is `report_s` old, or if it ends the
+client's last request. While a client has requests, a burst with nothing else is sent if they have changed.
 
 Two limits hold bursts back: the window of bursts that postprocess has not handled yet (flow_control.py), and what the
 client has not read yet, as far as it reports (`on_received`).
@@ -22,11 +22,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from llm_pipeline.protocol.channel import MAX_UNREAD_CHUNKS, TokenBurst
 from llm_pipeline.protocol.channel_json import token_burst_to_json
+from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.flow_control import SendWindow
@@ -212,14 +213,16 @@ class ChannelSender:
 
     @property
     def _may_report(self) -> bool:
-        """Whether a burst with nothing but a report may be sent. It must not keep an unused channel open."""
-        is_used = self.outbox.live_count > 0 or time.monotonic() - self._last_use_s < self._limits.linger_s
+        """Whether a burst with nothing but a report may be sent. Not without requests: a Triton that is stopping would
+        lose it, and wait for the client to close a channel that it has no reason to close.
+        """
         with self._changed:
-            return is_used and self._reply is not None and self._has_room() and not self._is_closing
+            has_reader = self._reply is not None and self._has_room() and not self._is_closing
+        return has_reader and self.outbox.live_count > 0
 
     def _send_next(self) -> None:
         has_output = self.outbox.has_output
-        if not (has_output or (self._reports is not None and self._reports.is_due)):
+        if not (has_output or (self._reports is not None and self._may_report and self._reports.is_due)):
             return
         if self._window is not None:
             self._enter(self._window)
@@ -230,6 +233,8 @@ class ChannelSender:
         burst = self._take_burst(self.outbox, self._window.address if self._window is not None else None, numbers)
         if burst is None:
             return
+        if self._reports is not None and burst.ends and not self.outbox.live_count:  # nothing follows for a while
+            burst = replace(burst, report=self._reports.last(burst.report))
         if has_output:
             self._last_use_s = time.monotonic()
         data = token_burst_to_json(burst)
@@ -296,6 +301,11 @@ class _Reports:
             return None
         self._sent, self._sent_s = self._read_or_repeat(), time.monotonic()
         return self._sent
+
+    def last(self, report: EngineReport | None) -> EngineReport:
+        """Returns the report of a burst with the present numbers."""
+        self._sent, self._sent_s = self._read_or_repeat(), time.monotonic()
+        return EngineReport(self._sent, () if report is None else report.times)
 
     def _read_or_repeat(self) -> Mapping[str, float]:
         try:

@@ -68,14 +68,28 @@ def test_numbers_that_stay_the_same_are_not_repeated_without_tokens() -> None:
     channel.close()
 
 
-def test_reports_do_not_keep_an_unused_channel_open() -> None:
-    started_s = time.monotonic()
+def test_a_channel_without_requests_gets_no_reports() -> None:
+    """A Triton that is stopping would lose them, and would not exit while the channel is open (measured)."""
     limits = ChannelLimits(linger_s=5 * SHORT_S, open_timeout_s=5 * SHORT_S, report_s=0.001)
     channel = DrivenChannel(limits=limits, read_numbers=lambda: {"waiting": time.monotonic()})
-    channel.open()
+    reply = channel.open()
     channel.is_live = False
     assert channel.is_retired.wait(DEADLINE_S)
-    assert time.monotonic() - started_s < DEADLINE_S / 2
+    assert reply.bursts == []
+
+
+def test_the_end_of_the_last_request_has_the_numbers_however_new_the_last_report_is() -> None:
+    numbers = Numbers()
+    channel = DrivenChannel(limits=SELDOM, read_numbers=numbers)
+    reply = channel.open()
+    channel.generate(1)
+    wait_until(lambda: tokens_of(reply.bursts) == [[1]])
+    numbers.waiting = 5
+    channel.end()
+    last = reply.wait_for_ends(1)[-1]
+    assert last.report is not None
+    assert last.report.numbers == {"waiting": 5}
+    channel.close()
 
 
 def test_numbers_that_cannot_be_read_hold_no_tokens_back() -> None:
