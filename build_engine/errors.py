@@ -2,6 +2,7 @@
 
 BuildEngineError      a step was tried and failed                              exit status 1
   EngineRefusedError  the input or the machine is unsuitable; nothing started  exit status 3
+    OtherModelError   the directory has an engine of another model             exit status 3
   EngineBusyError     another build locked the directory for too long          exit status 1
 
 Messages have the cause, the value, and what to do.
@@ -22,6 +23,10 @@ class EngineRefusedError(BuildEngineError):
     """This model, directory or machine can't give a correct engine. Nothing was changed."""
 
     exit_status: ClassVar[int] = 3
+
+
+class OtherModelError(EngineRefusedError):
+    """The engine directory has an engine of another model, which would be lost."""
 
 
 class EngineBusyError(BuildEngineError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 _EXTRA = {"typer", "httpx", "httpx_sse"}  # the packages of the extra `cli`
 
 
-def main() -> None:
-    """Runs the program. If a package of the extra `cli` is missing, exits with status 1 and the install command."""
+def main(arguments: Sequence[str] | None = None, *, program: str = "complete") -> None:
+    """Runs the program, and always raises SystemExit.
+
+    If a package of the extra `cli` is missing, exits with status 1 and the install command."""
     try:
-        from complete_cli import cli
+        from complete_cli.cli import main as run
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
@@ -19,7 +22,7 @@ def main() -> None:
             "Install the extra `cli` from a copy of the repository: pip install '.[cli]'\n"
         )
         raise SystemExit(1) from None
-    cli.main()
+    run(arguments, program=program)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,11 @@ _EVENT_STREAM = "text/event-stream"
 
 class CompletionError(Exception):
     """The server rejected or failed the request. The message is the server's."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        """`status` is that of an HTTP error."""
+        super().__init__(message)
+        self.status = status
 
 
 class ServerUnreachableError(Exception):
@@ -34,6 +40,7 @@ class ClientTimeouts:
     connect_s: float = 10.0
     silence_s: float = 120.0
     response_s: float = 3600.0
+    documents_s: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,19 @@ class ServerAddress:
             return str(models["data"][0]["id"])
         except (KeyError, IndexError, TypeError):
             raise CompletionError("The server lists no models. Name one with --model.") from None
+
+    def request_fields(self) -> list[str] | None:
+        """Returns the names of the completion fields that the server documents; None if it documents none.
+
+        Our server ignores other fields. The document is an aid: any failure to read it is the same as none.
+        """
+        url = httpx.URL(self.base_url.rstrip("/") + "/").join("../openapi.json")
+        try:
+            with self._client(self.timeouts.documents_s) as client:
+                document = client.get(url).json()
+            return list(document["components"]["schemas"]["CompletionRequest"]["properties"])
+        except (httpx.TransportError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+            return None
 
     def complete(self, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Yields the chunks of a stream, or the one whole response. Closing the generator cancels the request.
@@ -115,7 +135,8 @@ def _json(response: httpx.Response) -> dict[str, Any]:
     status = f"{response.status_code} {response.reason_phrase}"
     message = _error_message(body) or f"The server responded {status}. This is not a completions API."
     retry_after_s = response.headers.get("retry-after")
-    raise CompletionError(message if retry_after_s is None else f"{message} Retry in {retry_after_s} s.")
+    retry = "" if retry_after_s is None else f" Retry in {retry_after_s} s."
+    raise CompletionError(message + retry, status=response.status_code)
 
 
 def _error_message(body: Any) -> str | None:
@@ -129,4 +150,5 @@ def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise ServerUnreachableError(str(error) or type(error).__name__) from error
+        cause = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+        raise ServerUnreachableError(cause) from error

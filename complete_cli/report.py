@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+_FEWEST_TOKENS = 10  # tokens arrive in bursts, so the rate of a few is noise
+
 
 @dataclass
 class Report:
@@ -54,7 +56,10 @@ class Report:
         return f"{self.usage['prompt_tokens']} + {self.usage['completion_tokens']} tokens in {_duration(total_s)}"
 
     def _rate(self) -> float | None:
-        """Returns tokens per second: for a stream, from its first token on; otherwise over the whole time."""
+        """Returns tokens per second: for a stream, from its first token on; otherwise over the whole time.
+
+        None for few tokens.
+        """
         if self.usage is None or self.first_s is None or self.last_s is None:
             return None
         tokens = self.usage["completion_tokens"]
@@ -62,7 +67,7 @@ class Report:
         tokens, since_s = (
             (tokens - len(self.finish_reasons), self.first_s) if self._is_stream else (tokens, self.started_s)
         )
-        return tokens / (self.last_s - since_s) if tokens > 0 and self.last_s > since_s else None
+        return tokens / (self.last_s - since_s) if tokens >= _FEWEST_TOKENS and self.last_s > since_s else None
 
 
 class TextWriter:

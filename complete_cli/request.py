@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,6 +56,17 @@ def parse_fields(items: Iterable[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             fields[name] = value
     return fields
+
+
+def unknown_fields(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Returns a sentence for each name that a server does not know, with the one that was probably meant."""
+    found = []
+    for name in names:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {similar[0]}?" if similar else ""
+            found.append(f"The server has no field {name}, which has no effect there.{hint}")
+    return found
 
 
 def request_body(prompt: str, options: Mapping[str, Any], fields: Mapping[str, Any], *, stream: bool) -> dict[str, Any]:

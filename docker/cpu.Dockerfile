@@ -14,6 +14,7 @@ COPY frontend frontend
 COPY build_engine build_engine
 COPY launcher launcher
 COPY complete_cli complete_cli
+COPY triton_completions triton_completions
 COPY model_repository model_repository
 # Editable, because the launcher expects model_repository in the parent directory of its package. Triton's backends are
 # assembled here and not at the start: they are executables, and docker mounts a tmpfs noexec.

@@ -12,6 +12,7 @@ COPY frontend frontend
 COPY build_engine build_engine
 COPY launcher launcher
 COPY complete_cli complete_cli
+COPY triton_completions triton_completions
 RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}-trtllm-python-py3

@@ -37,6 +37,7 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
     settings = dependencies.settings
     app = DocumentedApi(
         example_model=dependencies.models.first.name,
+        requires_key=settings.auth == "on",
         # The document and its page depend on the URL that a client uses: `api.documents` serves them.
         openapi_url=None,
         redirect_slashes=False,

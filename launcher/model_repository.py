@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.settings import REPOSITORY_ROOT
+from launcher.settings import MODEL_REPOSITORY
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, STAGE_MODELS, stage_model
 from llm_pipeline.runtime.deployment import DeployedModel, Deployment
 from llm_pipeline.runtime.deployment_errors import DeploymentError
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         problem = _find_problem(options.folder)
         if problem is None:
-            render_model_repository(deployment, REPOSITORY_ROOT / "model_repository", options.folder)
+            render_model_repository(deployment, MODEL_REPOSITORY, options.folder)
     except OSError as error:
         problem = f"{options.folder} is not writable: {error.strerror or error}."
     if problem is not None:

@@ -11,12 +11,12 @@ the umask holds; a chmod afterwards would leave the regions open to a program th
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import resource
 import stat
 import struct
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,12 +54,16 @@ def make_private_directory(path: Path) -> None:
 def make_private(path: Path) -> None:
     """Takes the rights of group and others from a file or directory. Symbolic links and devices are left alone.
 
-    Does nothing if another user owns it, as with a mounted volume.
+    Does nothing if another user owns it, as with a mounted volume, or if the file system is read-only, as with the root
+    of a container: nothing private is written there.
     """
     mode = path.lstat().st_mode
     if (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and mode & _OTHERS:
-        with suppress(PermissionError):
+        try:
             path.chmod(stat.S_IMODE(mode) & ~_OTHERS)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EROFS):
+                raise
 
 
 def open_private(path: str, flags: int) -> int:

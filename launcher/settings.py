@@ -12,7 +12,8 @@ from launcher.triton_access import ApiName, TritonAddresses
 from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.runtime.program_settings import ProgramSettings
 
-REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+REPOSITORY_ROOT = Path(__file__).resolve().parent.parent  # of a checkout; site-packages if installed from a wheel
+MODEL_REPOSITORY = REPOSITORY_ROOT / "model_repository"
 
 
 def _split_names(value: Any) -> Any:
@@ -51,6 +52,11 @@ class StackSettings(ProgramSettings):
         None,
         description="TOML file of several models (docs/models.md), used instead of MODEL_NAME and ENGINE_DIR",
     )
+    model: Path | None = Field(
+        None,
+        description="GGUF file or Hugging Face directory to serve, under its own name unless MODEL_NAME is set. Its "
+        "CPU engine is built if it does not exist yet",
+    )
     model_name: str = Field("smollm2-135m-instruct", description="Name under which the model is served")
     executor: ExecutorName = Field(
         "cpu", description="What generates the tokens: `cpu`, `tensorrt_llm`, `tensorrt_llm_pytorch` or `scripted`"
@@ -62,8 +68,10 @@ class StackSettings(ProgramSettings):
         description="cpu: limit in MiB of an f32 copy of fp16 weights, which speeds up steps of many tokens. A larger "
         "model (8 bytes a weight) runs without it",
     )
-    engine_dir: Path | None = Field(None, description="Engine directory. Unset: the default engine is built")
-    run_dir: Path = Field(REPOSITORY_ROOT / ".run", description="Directory for engines, logs and the generated API key")
+    engine_dir: Path | None = Field(
+        None, description="Engine directory. Unset: an engine is built from MODEL, or from the default model"
+    )
+    run_dir: Path = Field(Path(".run"), description="Directory for engines, logs and the generated API key")
     triton_hang_timeout_s: float = Field(
         10.0, ge=2, description="Seconds without an answer after which Triton is restarted"
     )

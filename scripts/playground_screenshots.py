@@ -8,6 +8,7 @@ Needs playwright (a dev dependency) and a Chromium on PATH.
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -47,9 +48,8 @@ def main(url: str, key: str) -> None:
 def completed(browser: Browser, url: str, key: str, options: dict[str, Any]) -> Page:
     """Returns the page after a completion."""
     page = browser.new_context(**options).new_page()
-    page.goto(url)
-    page.locator("body.is-ready").wait_for()
-    page.fill("#key", key)
+    with page.expect_response(re.compile(r"/models/")):
+        page.goto(f"{url}/#key={key}")
     page.locator("#field-max_tokens").evaluate("field => { field.closest('details').open = true; field.value = 80 }")
     page.locator("#field-seed").evaluate("field => { field.value = 7 }")
     page.keyboard.press("Control+Enter")

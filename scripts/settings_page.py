@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
 from frontend.settings import FrontendSettings
+from launcher.engine_gate import GateSettings
 from launcher.gpu.launch import LaunchSettings
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from llm_pipeline.runtime.settings import PipelineSettings
@@ -19,6 +20,7 @@ _PROGRAMS: dict[str, type[BaseSettings]] = {
     "front end": FrontendSettings,
     "Triton's models": PipelineSettings,
     "GPU launch": LaunchSettings,
+    "engine gate": GateSettings,
 }
 _HEAD = """# Settings
 

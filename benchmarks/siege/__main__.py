@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.siege import options
 from benchmarks.siege.attacks.attack import Attack
@@ -55,7 +55,6 @@ def siege(
     phases = plan(attacks, minutes or (options.QUICK_MINUTES if quick else options.FULL_MINUTES), guides)
     is_full = not (quick or minutes or only) and executor == "cpu"
     folder: Path = output or (_DOCS if is_full else _SCRATCH)
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
     done: Siege | None = None
     is_whole = True
 
@@ -67,7 +66,7 @@ def siege(
     signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl+C: the stack is stopped, and what is done is reported
     try:
         # Redrawn twice a second only: on a small machine, a bar takes time from what is measured.
-        with Progress(*columns, console=console, refresh_per_second=2, transient=True) as progress:
+        with Progress(*_columns(), console=console, refresh_per_second=2, transient=True) as progress:
             task = progress.add_task("", total=sum(phase.seconds for phase in phases))
             run_siege(
                 phases,
@@ -90,6 +89,10 @@ def siege(
         folder = _SCRATCH  # the published result is one of a whole run
     _write(console, done, folder, p99s)
     _exit_with_verdict(console, done, is_whole=is_whole)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn()
 
 
 def _list_attacks(console: Console) -> None:

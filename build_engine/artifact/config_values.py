@@ -33,6 +33,19 @@ class ConfigValues:
             raise self._invalid(key, value, "an integer above 0")
         return value
 
+    def whole_or_none(self, key: str) -> int | None:
+        """A positive integer; None if it is absent or null."""
+        return None if self.value(key) is None else self.whole(key)
+
+    def count(self, key: str, default: int = 0) -> int:
+        """An integer of at least 0; `default` if it is absent or null."""
+        value = self.value(key)
+        if value is None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self._invalid(key, value, "an integer of at least 0")
+        return value
+
     def positive(self, key: str) -> float:
         """A positive finite number."""
         value = self.value(key)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from build_engine.artifact.file_kinds import describe_failed_download
 from build_engine.artifact.hashing import hash_files
 from build_engine.artifact.tokenizer_checks import added_token_ids
 from build_engine.errors import EngineRefusedError
@@ -24,6 +25,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except ValueError as error:
+        if kind := describe_failed_download(path):
+            raise EngineRefusedError(f"{path} {kind}") from error
         raise EngineRefusedError(f"{path} is not valid JSON: {error}. Download it again.") from error
     if not isinstance(values, dict):
         raise EngineRefusedError(f"{path} is not a JSON object. Download it again.")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from build_engine.artifact.file_kinds import describe_failed_download
 from build_engine.artifact.model_directory import read_json_object
 from build_engine.errors import EngineRefusedError
 
@@ -90,6 +91,8 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         start = _LENGTH_BYTES + length
         if not 0 < length <= _MAX_HEADER_BYTES or start > size:
+            if kind := describe_failed_download(path):
+                raise EngineRefusedError(f"{path} {kind}")
             raise _damaged(path, f"its header has {length} bytes")
         try:
             header = json.loads(file.read(length))

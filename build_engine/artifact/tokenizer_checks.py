@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING
 
 from build_engine.artifact.checks import Check
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SAMPLES = (
     "Hello",
@@ -19,6 +21,8 @@ SAMPLES = (
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer  # here, so that a plan needs no tokenizer library
+
     return Tokenizer.from_file(str(path))
 
 

@@ -7,6 +7,8 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused before anything was star
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -41,13 +43,30 @@ def targets(json: Json = False) -> None:
         tables.print_targets(OUT, TARGETS.values())
 
 
-def main(arguments: Sequence[str] | None = None, nvml: Nvml | None = None) -> None:
+def _print_version(value: bool) -> None:
+    if value:
+        OUT.print(f"triton-completions {version('triton-completions')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(
+    arguments: Sequence[str] | None = None, nvml: Nvml | None = None, *, program: str = "python -m build_engine"
+) -> None:
     """Runs one command; an expected error becomes one line and an exit status. Always raises SystemExit.
 
     `arguments` None: those of the process. `nvml` None: the driver of this machine.
     """
     try:
-        app(args=arguments, prog_name="python -m build_engine", obj=nvml)
+        app(args=arguments, prog_name=program, obj=nvml)
     except BuildEngineError as error:
         _exit(str(error), error.exit_status)
     except ManifestError as error:

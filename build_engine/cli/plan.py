@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from build_engine.cli import plan_tables, pytorch_plan_tables
-from build_engine.cli.options import OUT, Json, RuntimeOption, nvml_of, with_gpu_options
+from build_engine.cli.options import OUT, Json, RuntimeOption, known_target, nvml_of, with_gpu_options
 from build_engine.errors import EngineRefusedError
 from build_engine.gpu.planning.options import GpuOptions
 from build_engine.gpu.planning.plan_json import plan_json, refused_json
@@ -32,7 +32,9 @@ def plan(
             help="A Hugging Face model directory: its config.json, and the headers of its weights if present."
         ),
     ],
-    target: Annotated[str, typer.Option(help="A GPU listed by `targets`, or auto: the GPU of this machine.")],
+    target: Annotated[
+        str, typer.Option(help="A GPU listed by `targets`, or auto: the GPU of this machine.", callback=known_target)
+    ],
     options: GpuOptions,
     runtime: RuntimeOption = Runtime.AUTO,
     precision: Annotated[

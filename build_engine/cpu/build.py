@@ -20,7 +20,7 @@ from build_engine.cpu.hugging_face.checkpoint import HuggingFaceCheckpoint
 from build_engine.cpu.inputs import BuildInputs, choose_name, collect_inputs, default_output
 from build_engine.cpu.quantization_error import measure_quantization_error
 from build_engine.cpu.weights import INT8, convert_weights, quantize_weights
-from build_engine.errors import BuildEngineError, EngineRefusedError
+from build_engine.errors import BuildEngineError, OtherModelError
 from build_engine.progress import BuildProgress, SilentProgress
 from build_engine.targets.registry import Target, require_available
 from llm_pipeline.engine_files.manifest import (
@@ -128,7 +128,7 @@ def _find_existing(
         progress.note("Rebuilding because of --force.")
         return None
     if manifest.source.sha256 != inputs.source.sha256:
-        raise EngineRefusedError(
+        raise OtherModelError(
             f"{engine_dir} contains an engine of another model ({manifest.source.name}). "
             "Replace it with --force, or choose another --output."
         )

@@ -24,13 +24,15 @@ _ROUNDS = 10
 
 
 def call_module(module: str, request: dict[str, Any], subject: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """Runs `python -m module RESPONSE_FILE` and returns the response. `subject` is named in errors.
+    """Runs `python -u -m module RESPONSE_FILE` and returns the response. `subject` is named in errors.
+
+    Unbuffered, so that the end of the output is what was written last.
 
     Raises BuildEngineError with the end of the output if the module fails, or has not finished within the limit.
     """
     with tempfile.TemporaryDirectory() as directory:
         response, output = Path(directory) / "response.json", Path(directory) / "output.txt"
-        status = _run([sys.executable, "-m", module, str(response)], json.dumps(request), output, timeout_s)
+        status = _run([sys.executable, "-u", "-m", module, str(response)], json.dumps(request), output, timeout_s)
         if status is None:
             raise BuildEngineError(f"TensorRT-LLM did not finish with {subject} within {timeout_s:.0f} s.")
         if status != 0 or not response.exists():

@@ -18,7 +18,7 @@ class Runtime(str, Enum):
     """The values of --runtime."""
 
     AUTO = "auto"
-    ENGINE = "engine"  # compiles the model; TensorRT-LLM 1.0 to 1.2
+    ENGINE = "engine"  # compiles the model; TensorRT-LLM 1.1 and 1.2
     PYTORCH = "pytorch"  # loads the model directory; TensorRT-LLM 1.2 and later
 
 

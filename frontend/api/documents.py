@@ -50,13 +50,13 @@ async def get_openapi(request: Request, record: InjectedRecord) -> Response:
     name="get",
     methods=READ_METHODS,
     summary="API reference",
-    response_description="This document as a page",
+    response_description="The API reference, as a page",
     response_class=HTMLResponse,
     responses=error_responses(405),
     openapi_extra=PUBLIC,
 )
 async def get_docs(request: Request, record: InjectedRecord) -> HTMLResponse:
-    """This document as a page without scripts or external resources."""
+    """The OpenAPI document as a page without scripts or external resources."""
     headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Referrer-Policy": "no-referrer"}
     page = _docs_page(request.app).replace(_BASE_URL, html.escape(record.base_url))
     return HTMLResponse(page, headers=headers)

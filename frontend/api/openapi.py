@@ -47,9 +47,12 @@ PUBLIC: dict[str, Any] = {"security": []}  # `openapi_extra` of a route that nee
 
 
 class DocumentedApi(FastAPI):
-    """A FastAPI app with a complete OpenAPI document. Its examples request `example_model`."""
+    """A FastAPI app with a complete OpenAPI document. Its examples request `example_model`.
 
-    def __init__(self, *, example_model: str, **options: Any) -> None:
+    Without `requires_key`, the document declares no security: clients need not send a key.
+    """
+
+    def __init__(self, *, example_model: str, requires_key: bool = True, **options: Any) -> None:
         super().__init__(
             title="triton-completions",
             version=version("triton-completions"),
@@ -58,6 +61,7 @@ class DocumentedApi(FastAPI):
             **options,
         )
         self._example_model = example_model
+        self._requires_key = requires_key
 
     def openapi(self) -> dict[str, Any]:
         """The document without the parts that depend on the URL under which a client reaches this server."""
@@ -72,6 +76,8 @@ class DocumentedApi(FastAPI):
     def openapi_at(self, base_url: str) -> dict[str, Any]:
         """The document for a client that reaches this server at `base_url` (without a slash at the end)."""
         document = {**copy.deepcopy(self.openapi()), "servers": [{"url": base_url}]}
+        if not self._requires_key:
+            document["security"] = []
         for path in paths.COMPLETIONS:
             _add_examples(document["paths"][path]["post"], base_url, self._example_model)
         return document

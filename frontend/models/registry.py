@@ -138,10 +138,14 @@ class ModelRegistry:
         try:
             return self._by_name[name]
         except KeyError:
+            # The name of a single model is public: the OpenAPI document has it as its example.
+            available = (
+                f"This server serves {self.first.name}."
+                if len(self._by_name) == 1
+                else "GET /openai/v1/models lists the available models."
+            )
             raise PipelineError(
-                ErrorCode.MODEL_NOT_FOUND,
-                "This model does not exist. GET /openai/v1/models lists the available models.",
-                param="model",
+                ErrorCode.MODEL_NOT_FOUND, f"This model does not exist. {available}", param="model"
             ) from None
 
     def names_open_to(self, key: ApiKey | None) -> list[tuple[str, ServedModel]]:

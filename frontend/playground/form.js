@@ -4,7 +4,7 @@ import { compact, parse, parseInteger } from "./json.js";
 import { grouped } from "./schema.js";
 
 const MAX_SLIDER_STEPS = 400;
-const OPEN_AT_FIRST = new Set(["Length", "Sampling", "Stopping"]);
+const OPEN_AT_FIRST = new Set(["Basics", "Sampling"]);
 const ESCAPES = { n: "\n", t: "\t", r: "\r", "\\": "\\" };
 
 /** Creates an element. Text becomes a text node, so that no text is ever parsed as markup. */
@@ -159,7 +159,7 @@ export class Form {
 }
 
 /** Renders text between backquotes as code. */
-function inCode(text) {
+export function inCode(text) {
   return text.split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part));
 }
 

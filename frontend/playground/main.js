@@ -1,7 +1,7 @@
 // The page: connects the form, the request, the output and the code.
 
 import { curl, json, python } from "./code.js";
-import { Form, element } from "./form.js";
+import { Form, element, inCode } from "./form.js";
 import { compact, parse } from "./json.js";
 import { limitsOf } from "./capabilities.js";
 import { Output } from "./output.js";
@@ -21,6 +21,7 @@ const INITIAL = {
   return_token_ids: true,
 };
 const DISPENSABLE = new Set(["logprobs", "return_token_ids", "stream_options"]);
+const KEY_HELP = "`make serve` and `triton-completions serve` print the key, with a link that brings it here, and store a generated one in `.run/api-key`.";
 const PROMPT_HELP = {
   json: 'A string, a list of strings, a list of token ids or a list of such lists: ["One", "Two"] or [1, 2, 3].',
 };
@@ -30,6 +31,7 @@ const output = new Output($("choices"), $("tip"), $("token-announcement"));
 let form = null;
 let running = null; // the AbortController of the running request
 let language = "curl";
+let needsKey = true; // unless the server's document declares no security
 
 // --- The request in the form ----------------------------------------------------------------------------------------
 
@@ -103,7 +105,7 @@ async function runUntilOver(body, signal) {
       painter.add(answers, body.stream ? timing.arrived(answers, now) : new Map());
     }
     painter.finish();
-    setStatus(`Done: ${describeFinishes()}.`);
+    setStatus("Done.");
   } catch (error) {
     painter.finish();
     await failed(error, body, signal);
@@ -128,25 +130,22 @@ async function failed(error, body, signal) {
 }
 
 function showFailure(error, param) {
-  setStatus("Failed.");
+  setStatus("");
+  const isKey = error.code === "invalid_api_key";
   const facts = [error.status && `status ${error.status}`, error.code, error.requestId && `request ${error.requestId}`];
   const more = error.errors.slice(1).map((each) => element("li", {}, each.message));
   $("failure").replaceChildren(
-    element("p", { class: "failure-text" }, error.message),
+    element("p", { class: "failure-text" }, isKey && !$("key").value ? "Enter the API key above." : error.message),
+    isKey ? element("p", {}, ...inCode(KEY_HELP)) : "",
     more.length ? element("ul", {}, ...more) : "",
     error.retryAfter ? element("p", {}, `Retry in ${error.retryAfter} s.`) : "",
     element("p", { class: "failure-facts" }, facts.filter(Boolean).join(" · ")),
   );
   $("failure").hidden = false;
   const control = showProblems(param ? { [param]: error.message } : {});
-  const isKey = error.code === "invalid_api_key";
+  if (isKey) foldKey(false);
   mark($("key"), isKey);
   (isKey ? $("key") : control)?.focus();
-}
-
-function describeFinishes() {
-  const finishes = output.finishes.map(([, finish]) => finish ?? "unknown");
-  return [...new Set(finishes)].map((finish) => `finish reason ${finish}`).join(", ");
 }
 
 /** Updates the screen once per frame, regardless of the number of chunks. */
@@ -200,16 +199,20 @@ function setStatus(text) {
 // --- Models and the key ---------------------------------------------------------------------------------------------
 
 async function loadModels() {
+  if (needsKey && !$("key").value.trim()) {
+    setStatus("Enter the API key to run this request.");
+    return;
+  }
   try {
     const { data } = await getJson(`${BASE_URL}/models`, $("key").value.trim());
     const before = $("model").value;
     $("model").replaceChildren(...data.map(({ id }) => element("option", { value: id }, id)));
     if (data.some(({ id }) => id === before)) $("model").value = before;
     mark($("key"), false);
-    if ($("status").textContent.startsWith("Enter your API key")) setStatus("");
+    foldKey(true);
+    if ($("status").textContent.startsWith("Enter the API key")) setStatus("");
   } catch (error) {
-    if (error.code === "invalid_api_key" && !$("key").value) setStatus("Enter your API key to run this request.");
-    else if (error.code === "invalid_api_key") mark($("key"), true);
+    if (error.code === "invalid_api_key") mark($("key"), true);
     return;
   }
   await loadCapabilities();
@@ -234,6 +237,22 @@ function rememberKey() {
   } catch {
     // The browser blocks storage: the key is lost when the page is closed.
   }
+}
+
+/** Hides the key on narrow screens once the server has accepted it; a button shows it again. */
+function foldKey(isFolded) {
+  $("account").classList.toggle("folded", isFolded);
+  $("show-key").hidden = !isFolded;
+}
+
+/** Takes the key from the address, as in the link that the launcher prints, and removes it from there. */
+function takeKeyFromAddress() {
+  const key = new URLSearchParams(location.hash.slice(1)).get("key");
+  if (key === null) return false;
+  history.replaceState(null, "", location.pathname + location.search);
+  $("key").value = key;
+  rememberKey();
+  return true;
 }
 
 function rememberedKey() {
@@ -308,6 +327,12 @@ function listen() {
     rememberKey();
     loadModels();
   });
+  $("account").addEventListener("submit", (event) => event.preventDefault());
+  $("show-key").addEventListener("click", () => {
+    foldKey(false);
+    $("key").focus();
+  });
+  addEventListener("hashchange", () => takeKeyFromAddress() && loadModels());
   $("model").addEventListener("change", loadCapabilities);
   $("reset").addEventListener("click", () => {
     form.reset();
@@ -326,8 +351,9 @@ function listen() {
 async function start() {
   listen();
   if (/Mac|iPhone|iPad/.test(navigator.userAgent)) $("run-keys").textContent = "⌘ ⏎";
-  $("key").value = rememberedKey();
+  if (!takeKeyFromAddress()) $("key").value = rememberedKey();
   const document_ = await getJson(new URL("openai/openapi.json", document.baseURI).href, "");
+  needsKey = document_.security?.length !== 0;
   const example = exampleOf(document_);
   $("model").replaceChildren(element("option", { value: example.model ?? "" }, example.model ?? "unknown"));
   $("prompt").value ||= "Once upon a time, in a small village by the sea,";

@@ -1,9 +1,11 @@
 // Derives the request fields, and the kind of control each one needs, from the server's OpenAPI document.
 
 const GROUPS = [
-  ["Length", ["max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos", "truncate_prompt_tokens"]],
-  ["Sampling", ["temperature", "top_p", "top_k", "min_p", "seed", "n", "best_of"]],
-  ["Stopping", ["stop", "include_stop_str_in_output", "stop_token_ids"]],
+  ["Basics", ["temperature", "max_tokens", "top_p", "stop", "seed"]],
+  ["Sampling", ["top_k", "min_p", "n", "best_of"]],
+  ["Length and end", [
+    "min_tokens", "ignore_eos", "stop_token_ids", "include_stop_str_in_output", /^truncat/, "max_completion_tokens",
+  ]],
   ["Logprobs and text", [
     "logprobs", "return_token_ids", "return_tokens_as_token_ids", "echo", "suffix", "skip_special_tokens",
     "spaces_between_special_tokens", "prompt_logprobs", "add_special_tokens",

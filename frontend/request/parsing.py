@@ -163,7 +163,9 @@ def _check_stream_options(options: Any) -> list[str]:
 
 def _unsupported(name: str) -> PipelineError:
     name = name[:_MAX_NAME_CHARACTERS]
-    return _one_error(ErrorCode.UNSUPPORTED_PARAMETER, name, f"This value of {name} is not supported. Omit {name}.")
+    instead = unsupported_fields.INSTEAD.get(name)
+    advice = f"Use {instead} instead" if instead else f"Omit {name}"
+    return _one_error(ErrorCode.UNSUPPORTED_PARAMETER, name, f"This value of {name} is not supported. {advice}.")
 
 
 def _check_together(request: CompletionRequest, max_choices: int) -> None:

@@ -17,6 +17,11 @@ from llm_pipeline.protocol.errors import ErrorCode
 from llm_pipeline.protocol.fields import MAX_CHOICES_OF_GUIDE, MAX_GUIDE_CHARACTERS
 from llm_pipeline.protocol.messages import Guide, GuideType
 
+_JSON_OBJECT_KEYS = frozenset({"type", "schema"})
+_JSON_SCHEMA_KEYS = frozenset({"type", "json_schema"})
+# `strict` changes nothing: a schema is always followed exactly. The others describe it.
+_NAMED_SCHEMA_KEYS = frozenset({"schema", "name", "description", "strict"})
+_MAX_NAME_CHARACTERS = 64  # of a key that an error repeats
 _ANY_OBJECT = '{"type":"object"}'
 _ESCAPES = str.maketrans({character: f"\\{character}" for character in "\\.+*?()|[]{}^$#&-~/"})
 
@@ -82,15 +87,28 @@ def _response_format(value: Any) -> Guide | None:
         raise _error("must be an object")
     kind = value.get("type")
     if kind == "text":
+        _check_keys(value, frozenset({"type"}), "")
         return None
-    if kind == "json_object":
-        return Guide(GuideType.JSON_SCHEMA, _ANY_OBJECT)
+    if kind == "json_object":  # the schema is an extension of llama.cpp and Together
+        _check_keys(value, _JSON_OBJECT_KEYS, "")
+        schema = value.get("schema")
+        return Guide(GuideType.JSON_SCHEMA, _ANY_OBJECT) if schema is None else _schema_guide(schema)
     if kind == "json_schema":
+        _check_keys(value, _JSON_SCHEMA_KEYS, "")
         json_schema = value.get("json_schema")
         if not isinstance(json_schema, dict) or not isinstance(json_schema.get("schema"), dict):
             raise _error("of type json_schema must have an object json_schema with an object schema in it")
+        _check_keys(json_schema, _NAMED_SCHEMA_KEYS, "json_schema.")
         return _schema_guide(json_schema["schema"])
     raise _error("must have the type text, json_object or json_schema", ErrorCode.VALUE_OUT_OF_RANGE)
+
+
+def _check_keys(value: Mapping[str, Any], known: frozenset[str], prefix: str) -> None:
+    """Refuses keys that are not read, whatever STRICT_FIELDS is: each may change the text."""
+    for key, item in value.items():
+        if key not in known and item is not None:
+            name = f"{prefix}{key}"[:_MAX_NAME_CHARACTERS]
+            raise _error(f"must not contain {name}, which is not supported. Omit it", ErrorCode.UNSUPPORTED_PARAMETER)
 
 
 def _json_object(value: Any) -> Guide | None:
@@ -108,14 +126,28 @@ _FORMS = {
 }
 
 
+# vLLM's options of a guide (vllm/sampling_params.py, StructuredOutputsParams). Values that are off change nothing.
+_OF_VLLM = frozenset(
+    {"disable_any_whitespace", "disable_additional_properties", "whitespace_pattern", "structural_tag"}
+)
+_OUT_OF_RANGE = ErrorCode.VALUE_OUT_OF_RANGE
+
+
+def _is_no_op(name: str, form: Any) -> bool:
+    # A schema is always followed without further white space.
+    return name in _OF_VLLM and (form is False or (name == "disable_any_whitespace" and form is True))
+
+
 def _structured_outputs(value: Any) -> Guide | None:
     if not isinstance(value, dict):
         raise _error("must be an object")
-    forms = {name: form for name, form in value.items() if form is not None}
-    unknown = forms.keys() - _FORMS.keys()
-    if unknown or len(forms) > 1:
-        message = f"must contain one of {', '.join(_FORMS)}, and nothing else"
-        raise _error(message, ErrorCode.VALUE_OUT_OF_RANGE)
+    forms = {name: form for name, form in value.items() if form is not None and not _is_no_op(name, form)}
+    for name in forms:
+        if name not in _FORMS:
+            message = f"must contain one of {', '.join(_FORMS)}; {name[:_MAX_NAME_CHARACTERS]} is not supported"
+            raise _error(f"{message}. Omit it", ErrorCode.UNSUPPORTED_PARAMETER if name in _OF_VLLM else _OUT_OF_RANGE)
+    if len(forms) > 1:
+        raise _error(f"must contain one of {', '.join(_FORMS)}, and nothing else", _OUT_OF_RANGE)
     return next((_FORMS[name](form) for name, form in forms.items()), None)
 
 
@@ -134,6 +166,7 @@ _RESPONSE_FORMAT_SCHEMA = {
     "type": "object",
     "properties": {
         "type": {"enum": ["text", "json_object", "json_schema"]},
+        "schema": _JSON,
         "json_schema": {"type": "object", "properties": {"schema": _OBJECT}, "required": ["schema"]},
     },
     "required": ["type"],

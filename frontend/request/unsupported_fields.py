@@ -1,5 +1,7 @@
 """Lists the fields of OpenAI's and vLLM's completions that are not implemented, and their no-op values.
 
+The fields of SGLang and llama.cpp that constrain the text are among them: ignored, they would change its form.
+
 Clients often send such fields with a value that changes nothing, which is accepted. Any other value is rejected with
 the field's name. To implement a field, move it from here to schemas.py (docs/adding-a-field.md).
 """
@@ -14,26 +16,41 @@ ANY_VALUE: tuple[Any, ...] | None = None
 NO_OP_VALUES: dict[str, tuple[Any, ...] | None] = {
     "allowed_token_ids": ([],),
     "cache_salt": (),
+    "ebnf": ("",),
+    "grammar": ("",),
+    "json_schema": (),
     "kv_transfer_params": (),
     "length_penalty": (1,),
     "logits_processors": ([],),
+    "logprob_token_ids": ([],),
     "max_repetition_pattern_size": (0,),
     "min_repetition_pattern_size": (0,),
     "prompt_embeds": (),
     "prompt_logprobs": (),
+    "regex": ("",),
     "repetition_min_count": (0,),
     "request_id": ANY_VALUE,
     "spaces_between_special_tokens": (True,),
+    "stop_regex": ("", []),
     "use_beam_search": (False,),
     "vllm_xargs": ({},),
 }
 _GUIDED_PREFIX = "guided_"  # vLLM's guided_json, guided_regex, ...
 
+# The fields of this server that do the same.
+INSTEAD = {
+    "ebnf": "structured_outputs.grammar",
+    "grammar": "structured_outputs.grammar",
+    "json_schema": "response_format or structured_outputs.json",
+    "regex": "structured_outputs.regex",
+    "prompt_logprobs": "echo with logprobs",
+}
+
 STREAM_OPTIONS_NO_OP_VALUES: dict[str, tuple[Any, ...] | None] = {"include_obfuscation": (False,)}
 
 
 def is_known(name: str) -> bool:
-    """Whether this is an unimplemented field of OpenAI or vLLM."""
+    """Whether this is one of the unimplemented fields."""
     return name in NO_OP_VALUES or name.startswith(_GUIDED_PREFIX)
 
 

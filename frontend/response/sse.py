@@ -6,6 +6,7 @@ the same in all chunks of a choice is encoded once, and only the text for each c
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -20,6 +21,11 @@ from llm_pipeline.text.token_strings import as_token_id
 DONE = b"data: [DONE]\n\n"
 KEEPALIVE = b": keep-alive\n\n"
 
+# JSON allows these characters unescaped, and the SSE standard does not end lines there, but `str.splitlines` and with
+# it httpx's `iter_lines` do, so that clients would read half an event (florimondmanca/httpx-sse#34).
+_OTHER_LINE_ENDS = ((b"\xc2\x85", rb"\u0085"), (b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"))
+_OTHER_LINE_END = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]")
+
 _NO_LOGPROBS = b',"logprobs":null'
 _UNFINISHED = b',"finish_reason":null'
 _FINISHED = {reason: b',"finish_reason":"%s"' % reason.encode() for reason in ("stop", "length")}
@@ -30,6 +36,18 @@ _PLAIN_FINISHED = {reason: _NO_LOGPROBS + ending for reason, ending in _FINISHED
 def token_id_text(token_ids: tuple[int, ...]) -> str:
     """The text of tokens when they are returned as `token_id:<id>`."""
     return "".join(map(as_token_id, token_ids))
+
+
+def _text_json(text: str) -> bytes:
+    return _on_one_line(orjson.dumps(text))
+
+
+def _on_one_line(encoded: bytes) -> bytes:
+    """The same JSON with the characters escaped that some clients take for the end of a line."""
+    if not encoded.isascii() and _OTHER_LINE_END.search(encoded):
+        for character, escaped in _OTHER_LINE_ENDS:
+            encoded = encoded.replace(character, escaped)
+    return encoded
 
 
 def error_event(error: PipelineError) -> bytes:
@@ -63,14 +81,14 @@ class ChunkFrames:
     def chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
         """The event of one chunk; empty for a chunk without text, as for part of a character or of a stop string."""
         if self._has_plain_events and chunk.finish_reason is None and chunk.logprobs_json is None:  # nearly all
-            return self._prefix(choice) + orjson.dumps(chunk.text) + self._plain_end if chunk.text else b""
+            return self._prefix(choice) + _text_json(chunk.text) + self._plain_end if chunk.text else b""
         if self._as_token_ids:
             return self._token_id_chunk(choice, chunk)
         if self._with_token_ids:
-            return self._event(choice, chunk, orjson.dumps(chunk.text) + self._ids(chunk))
+            return self._event(choice, chunk, _text_json(chunk.text) + self._ids(chunk))
         if not chunk.text and chunk.finish_reason is None and not self._continuous_usage:
             return b""
-        return self._event(choice, chunk, orjson.dumps(chunk.text))
+        return self._event(choice, chunk, _text_json(chunk.text))
 
     def _token_id_chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
         in_text = chunk.token_ids or ()
@@ -94,7 +112,7 @@ class ChunkFrames:
             middle = _PLAIN_UNFINISHED if reason is None else _PLAIN_FINISHED[reason.value]
         else:  # postprocess has already encoded it as JSON
             ending = _UNFINISHED if reason is None else _FINISHED[reason.value]
-            middle = b',"logprobs":' + chunk.logprobs_json + ending
+            middle = b',"logprobs":' + _on_one_line(chunk.logprobs_json) + ending
         end = self._usage_end(choice, chunk) if self._continuous_usage else self._null_usage_end
         return self._prefix(choice) + text_fields + middle + end
 

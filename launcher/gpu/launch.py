@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 
 from launcher.gpu.served_engine import LaunchError, ServedEngine, read_engine
 from launcher.gpu.server_group import RANK_ARGUMENT, SERVE_ARGUMENTS, ServerGroup
-from launcher.settings import REPOSITORY_ROOT, OpenApis
+from launcher.settings import MODEL_REPOSITORY, OpenApis
 from launcher.triton_access import closing_arguments, inference_arguments
 from llm_pipeline.protocol.tensors import DECODE_MODEL
 from llm_pipeline.runtime.program_settings import HeaderSecret, ProgramSettings
@@ -49,7 +49,7 @@ class LaunchSettings(ProgramSettings):
     gpu_count: int | None = Field(
         None, ge=1, description="Number of GPUs in this server. If set, an engine for another number is rejected"
     )
-    model_repository: Path = Field(REPOSITORY_ROOT / "model_repository", description="Triton's model repository")
+    model_repository: Path = Field(MODEL_REPOSITORY, description="Triton's model repository")
     tritonserver: Path = Field(
         Path("/opt/tritonserver/bin/tritonserver"), description="Path of the tritonserver executable"
     )

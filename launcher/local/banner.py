@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 from rich.console import Console
 
 
-def print_banner(console: Console, *, base_url: str, models: Sequence[str], api_key: str | None, log_dir: Path) -> None:
-    """Prints the URLs, the key and a curl command. `api_key` is None if a key file defines the keys."""
+def print_banner(
+    console: Console,
+    *,
+    base_url: str,
+    models: Sequence[str],
+    api_key: str | None,
+    key_file: Path | None,
+    log_dir: Path,
+) -> None:
+    """Prints the URLs, the key and a curl command.
+
+    `api_key` is None if a file of hashed keys defines the keys; `key_file` is where a generated key is stored. The link
+    to the playground carries the key in its fragment, which browsers send to no server; the page removes it.
+    """
+    stored = f"  (in {_relative(key_file)})" if key_file else ""
     rows = {
         "API": f"{base_url}/openai/v1/completions",
-        "API key": api_key or "one of API_KEYS_FILE",
-        "playground": f"{base_url}/",
+        "API key": f"{api_key}{stored}" if api_key else "one of API_KEYS_FILE",
+        "playground": f"{base_url}/#key={quote(api_key)}" if api_key else f"{base_url}/",
         "API docs": f"{base_url}/docs",
         "logs": str(_relative(log_dir)),
+        "version": version("triton-completions"),
     }
     console.print(f"\n[bold green]Ready.[/] {', '.join(models)} on {base_url}", highlight=False, soft_wrap=True)
     for name, value in rows.items():

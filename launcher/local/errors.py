@@ -8,7 +8,12 @@ class PreflightError(Exception):
 
 
 class StartError(Exception):
-    """A process of the stack did not start. The message names it and quotes the end of its log."""
+    """A process of the stack did not start. The message is the reason, with the remedy where one is known."""
+
+    def __init__(self, reason: str, *, log_tail: str = "") -> None:
+        """`log_tail` is the end of a log, to be printed above a reason that names no cause."""
+        super().__init__(reason)
+        self.log_tail = log_tail
 
 
 class StartCancelledError(Exception):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
-from launcher.local.processes import ChildProcess
+from launcher.local.processes import ChildProcess, python_program
 from launcher.settings import StackSettings
 
 _AFTER_DRAIN_S = 15.0  # the front end's supervisor kills its workers 10 s after the drain
@@ -57,7 +56,7 @@ def create_frontend(
     """Returns the front-end process, not yet started."""
     return ChildProcess(
         "The front end",
-        [sys.executable, "-m", "frontend"],
+        python_program("frontend"),
         frontend_environment(settings, api_key=api_key, engine_dir=engine_dir),
         log_dir / "frontend.log",
         stop_timeout_s=frontend_stop_timeout_s(settings),

@@ -9,11 +9,11 @@ import socket
 import sys
 from pathlib import Path
 
-import psutil
-
 from launcher.check_python import find_libpython_problem
 from launcher.local.errors import PreflightError
+from launcher.memory import available_memory
 from launcher.settings import StackSettings
+from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
 from llm_pipeline.executors.cpu.engine.weights import F32_COPY_BYTES_PER_WEIGHT, WEIGHTS_NAME
 from llm_pipeline.runtime.deployment import DeployedModel, Deployment
 from llm_pipeline.runtime.deployment_errors import DeploymentError
@@ -53,7 +53,7 @@ def run_preflight(settings: StackSettings, *, shared_memory: Path = _SHARED_MEMO
             _check_ports_differ(settings),
             _check_socket_paths(settings),
             *_check_models(settings, deployment),
-            _check_memory(settings, deployment),
+            check_memory(settings, deployment),
             _check_shared_memory(deployment, shared_memory),
         )
         if finding
@@ -131,18 +131,51 @@ def _check_socket_paths(settings: StackSettings) -> str | None:
 
 def _check_models(settings: StackSettings, deployment: Deployment | None) -> list[str | None]:
     if deployment is None:
-        return [] if settings.deployment else [_check_engine_dir(settings.executor, settings.engine_dir, "")]
+        problem = _check_engine_dir(settings.executor, settings.engine_dir, "") if not settings.model else None
+        return [_check_model(settings), problem] if not settings.deployment else [_check_model(settings)]
     return [
-        _check_engine_dir(
-            model.executor or settings.executor, model.engine_dir or settings.engine_dir, f"Model {model.name}: "
+        _check_model(settings),
+        *(
+            _check_engine_dir(
+                model.executor or settings.executor, model.engine_dir or settings.engine_dir, f"Model {model.name}: "
+            )
+            for model in _local_models(deployment)
+        ),
+        *(_check_triton(model) for model in deployment.models),
+    ]
+
+
+def _check_model(settings: StackSettings) -> str | None:
+    if settings.model is None:
+        return None
+    others = {"ENGINE_DIR": settings.engine_dir, "DEPLOYMENT": settings.deployment}
+    if named := [name for name, value in others.items() if value is not None]:
+        return f"MODEL and {named[0]} are both set, and each names what is served. Remove one of them."
+    if not settings.model.exists():
+        return (
+            f"MODEL={settings.model}: there is no such file or directory. Give the path of a GGUF file or of a Hugging "
+            "Face model directory on this machine; nothing is downloaded."
         )
-        for model in _local_models(deployment)
-    ] + [_check_triton(model) for model in deployment.models]
+    if settings.executor.startswith("tensorrt_llm"):
+        return (
+            f"MODEL is for the CPU engine. For EXECUTOR={settings.executor}, build an engine and set ENGINE_DIR: "
+            "`python -m build_engine build --target auto --model DIR`."
+        )
+    return None
 
 
 def _check_engine_dir(executor: str, engine_dir: Path | None, which: str) -> str | None:
-    """Without ENGINE_DIR, the default engine is built, which is for CPUs."""
-    if not executor.startswith("tensorrt_llm") or engine_dir is not None:
+    """Without ENGINE_DIR, the default engine is built, which is for CPUs.
+
+    A directory without an engine is found here, before Triton takes seconds and a page of its own log to report it.
+    """
+    if engine_dir is not None:
+        try:
+            EngineManifest.load(engine_dir)
+        except ManifestError as error:
+            return f"{which}{error}"
+        return None
+    if not executor.startswith("tensorrt_llm"):
         return None
     runtime = " --runtime pytorch" if executor == "tensorrt_llm_pytorch" else ""
     return (
@@ -161,17 +194,24 @@ def _local_models(deployment: Deployment) -> list[DeployedModel]:
     return [model for model in deployment.models if model.has_own_ensemble]
 
 
-def _check_memory(settings: StackSettings, deployment: Deployment | None) -> str | None:
+def check_memory(settings: StackSettings, deployment: Deployment | None) -> str | None:
+    """Returns what is wrong if this start needs more memory than there is; None if there is enough."""
     needed = _SERVERS_MEMORY_MIB
     if deployment is None:
         needed += _model_memory_mib(settings)
     else:
         needed += sum(_model_memory_mib(_settings_of(model, settings)) for model in _local_models(deployment))
-    available = psutil.virtual_memory().available // _MIB
+    memory = available_memory()
+    available = memory.bytes // _MIB
     if available >= needed:
         return None
+    if memory.limit_bytes is None:
+        where, remedy = "are free", "Free some memory"
+    else:
+        where = f"are left of this container's or control group's {memory.limit_bytes // _MIB} MiB"
+        remedy = "Raise that limit (docker: --memory)"
     return (
-        f"{available} MiB of memory are free; this start needs about {needed} MiB. Free some memory, lower "
+        f"{available} MiB of memory {where}; this start needs about {needed} MiB. {remedy}, lower "
         "CPU_KV_CACHE_GIB, set CPU_F32_COPY_MIB=0, or start without a model: `make serve EXECUTOR=scripted`."
     )
 

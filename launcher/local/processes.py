@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,15 @@ _log = logging.getLogger(__name__)
 RESTART_DELAYS_S = (0.5, 2.0, 5.0, 15.0)
 STABLE_UPTIME_S = 60.0
 MAX_LOG_BYTES = 64 * 2**20
+
+
+def python_program(module: str, python: str = sys.executable) -> list[str]:
+    """Returns the command line of one of our modules.
+
+    From Python 3.11 on, the current directory is not searched for it: users start the stack beside packages of their
+    own, and `frontend` is a common name.
+    """
+    return [python, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", module]
 
 
 class ChildProcess:

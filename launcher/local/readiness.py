@@ -35,7 +35,7 @@ def wait_until_ready(
         while time.monotonic() < deadline:
             for child in children:
                 if not child.is_alive:
-                    raise StartError(f"{child.name} exited during startup. {_log_tail(child)}")
+                    raise _exited(child)
             try:
                 while pending and _is_ready(client, base_url, pending[0]):
                     pending.pop(0)
@@ -45,16 +45,26 @@ def wait_until_ready(
                 return
             if cancelled.wait(_POLL_PERIOD_S):
                 raise StartCancelledError
-    tails = "\n".join(_log_tail(child) for child in children)
-    raise StartError(f"{pending[0]} did not answer within {timeout_s:.0f} s (START_TIMEOUT_S).\n{tails}")
+    raise StartError(
+        f"{pending[0]} did not answer within {timeout_s:.0f} s. If it only needs longer, set START_TIMEOUT_S to more "
+        "seconds.",
+        log_tail="\n".join(_log_tail(child) for child in children),
+    )
 
 
 def _is_ready(client: httpx.Client, base_url: str, model: str) -> bool:
     return client.get(f"{base_url}/health/ready", params={"model": model}).status_code == httpx.codes.OK
 
 
+def _exited(child: ChildProcess) -> StartError:
+    """Returns the engine's error, if the log contains one; otherwise an error with the last lines of the log."""
+    if error := _ENGINE_ERROR.search(child.last_lines(200)):
+        return StartError(f"{error[1].strip()} The whole log: {child.log_path}")
+    return StartError(
+        f"{child.name} exited during startup. The lines above are the end of {child.log_path}.",
+        log_tail=child.last_lines(),
+    )
+
+
 def _log_tail(child: ChildProcess) -> str:
-    """Returns the engine's error, if the log contains one, and the last lines, which may be about something else."""
-    error = _ENGINE_ERROR.search(child.last_lines(200))
-    reason = f"{error[1]}\n" if error else ""
-    return f"{reason}The end of {child.log_path}:\n{child.last_lines()}"
+    return f"The end of {child.log_path}:\n{child.last_lines()}"

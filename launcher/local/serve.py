@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from rich.console import Console
+from rich.markup import escape
 
 from launcher.local.banner import print_banner
 from launcher.local.errors import PreflightError, StartCancelledError, StartError
@@ -24,16 +25,24 @@ def serve(stack: Stack, console: Console) -> int:
                 base_url=stack.base_url,
                 models=stack.model_names,
                 api_key=stack.api_key,
+                key_file=stack.key_file,
                 log_dir=stack.log_dir,
             )
             stack.stop_requested.wait()
             console.print("Stopping. Running requests finish first; press Ctrl-C again to end them now.")
     except (PreflightError, StartError) as error:
-        console.print(f"[bold red]Not started.[/] {error}", highlight=False, soft_wrap=True)
+        print_not_started(console, str(error), log_tail=getattr(error, "log_tail", ""))
         return 1
     except StartCancelledError:
         console.print("Stopped.")
     return 0
+
+
+def print_not_started(console: Console, reason: str, *, log_tail: str = "") -> None:
+    """Prints the reason last, below the end of a log, and a blank line that sets it apart from make's own error."""
+    if log_tail:
+        console.print(f"[dim]{escape(log_tail)}[/]\n", highlight=False, soft_wrap=True)
+    console.print(f"[bold red]Not started.[/] {escape(reason)}\n", highlight=False, soft_wrap=True)
 
 
 def _install_signal_handlers(stack: Stack) -> None:

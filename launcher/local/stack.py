@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
-from launcher.local.api_key import choose_api_key
-from launcher.local.default_engine import build_default_engine
-from launcher.local.errors import StartError
+from launcher.local.api_key import KEY_FILE_NAME, choose_api_key
+from launcher.local.engine_build import prepare_engine
+from launcher.local.errors import PreflightError, StartError
 from launcher.local.frontend_process import create_frontend, frontend_stop_timeout_s
 from launcher.local.liveness import LivenessMonitor, StubMonitor
-from launcher.local.preflight import run_preflight
+from launcher.local.preflight import check_memory, run_preflight
 from launcher.local.processes import ChildProcess
 from launcher.local.readiness import wait_until_ready
+from launcher.local.server_file import published_server
 from launcher.local.stage_monitor import StageMonitor
 from launcher.local.triton_wheel import create_triton
 from launcher.model_repository import render_model_repository
 from launcher.private_files import make_private, make_private_directory
-from launcher.settings import REPOSITORY_ROOT, StackSettings
+from launcher.settings import MODEL_REPOSITORY, StackSettings
 from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL
 from llm_pipeline.runtime.deployment import Deployment
 
-_MODEL_REPOSITORY = REPOSITORY_ROOT / "model_repository"
+# HOST for all addresses -> an address of this machine that clients can use.
+_REACHABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class Stack:
@@ -55,7 +58,14 @@ class Stack:
     @property
     def base_url(self) -> str:
         """URL of the front end."""
-        return f"http://{self.settings.host}:{self.settings.port}"
+        host = _REACHABLE.get(self.settings.host, self.settings.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.port}"
+
+    @property
+    def key_file(self) -> Path | None:
+        """The file of a generated API key; None if the settings define the keys."""
+        is_generated = self.settings.api_keys_file is None and not self.settings.api_key
+        return self._run_dir / KEY_FILE_NAME if is_generated else None
 
     @property
     def log_dir(self) -> Path:
@@ -82,7 +92,8 @@ class Stack:
         """
         try:
             self._start()
-            yield self
+            with published_server(self._run_dir, base_url=self.base_url, api_key=self.api_key, models=self.model_names):
+                yield self
         finally:
             self._stop()
 
@@ -94,7 +105,10 @@ class Stack:
             for folder in (self.log_dir, self.settings.triton_addresses.socket_dir):
                 if folder is not None:
                     make_private_directory(folder)
-        engine_dir = self.settings.engine_dir or self._build_engine_if_needed()
+        if self._needs_engine:
+            self.settings = prepare_engine(self.settings, self._run_dir, self.stop_requested)
+            self._check_memory_again()
+        engine_dir = self.settings.engine_dir
         with _writing_to(self._run_dir):
             self.api_key = choose_api_key(self.settings, self._run_dir)
             self.triton = self._create_triton(
@@ -112,8 +126,13 @@ class Stack:
         )
         self.triton.start()
         self.frontend.start()
-        with self._console.status("Loading the engine and waiting for the first completion ..."):
+        started_s = time.monotonic()
+        with self._console.status("Loading the engine and waiting for a first completion ..."):
             self._wait_until_ready(self.triton, self.frontend)
+        seconds = time.monotonic() - started_s
+        self._console.print(
+            f"[green]✓[/] start Triton, load the engine and complete a prompt [dim]{seconds:.1f} s[/]", highlight=False
+        )
         self._supervise(self.triton, self.frontend)
 
     def _wait_until_ready(self, *children: ChildProcess) -> None:
@@ -162,17 +181,23 @@ class Stack:
     def _render_model_repository(self) -> Path:
         """Returns the repository's own models, or a rendered folder with an ensemble for each model of a deployment."""
         if self.deployment is None:
-            return _MODEL_REPOSITORY
+            return MODEL_REPOSITORY
         folder = self._run_dir / "model_repository" / str(self.settings.port)
         with _writing_to(folder):
-            return render_model_repository(self.deployment, _MODEL_REPOSITORY, folder)
+            return render_model_repository(self.deployment, MODEL_REPOSITORY, folder)
 
-    def _build_engine_if_needed(self) -> Path | None:
-        """Builds the default engine; returns None if every local model has its own."""
+    @property
+    def _needs_engine(self) -> bool:
+        """Whether an engine has to be built: the settings name none, and a local model has none of its own."""
+        if self.settings.engine_dir is not None:
+            return False
         models = self.deployment.models if self.deployment is not None else ()
-        if models and all(model.engine_dir is not None for model in models if model.is_local):
-            return None
-        return build_default_engine(self._run_dir, self.stop_requested)
+        return not models or any(model.engine_dir is None for model in models if model.is_local)
+
+    def _check_memory_again(self) -> None:
+        """The size of MODEL's weights is known after the build only."""
+        if problem := check_memory(self.settings, self.deployment):
+            raise PreflightError(problem)
 
 
 @contextmanager

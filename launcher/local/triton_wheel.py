@@ -21,7 +21,7 @@ from launcher.check_python import libpython
 from launcher.local.errors import PreflightError
 from launcher.local.processes import ChildProcess
 from launcher.private_files import make_private
-from launcher.settings import REPOSITORY_ROOT, StackSettings
+from launcher.settings import MODEL_REPOSITORY, StackSettings
 from launcher.triton_access import closing_arguments
 
 WHEEL = "nvidia-pytriton"
@@ -126,7 +126,7 @@ def remove_shared_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:
 def tritonserver_command(
     settings: StackSettings,
     backends: Path,
-    repository: Path = REPOSITORY_ROOT / "model_repository",
+    repository: Path = MODEL_REPOSITORY,
     *,
     shared_memory_prefix: str | None = None,
 ) -> list[str]:

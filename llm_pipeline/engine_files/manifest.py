@@ -106,6 +106,7 @@ class PyTorchModel(_Strict):
     ep: int = Field(default=1, ge=1)  # GPUs that share out the experts; divides tp
     max_batch_size: int = Field(ge=1)  # requests that run at once
     max_num_tokens: int = Field(ge=1)  # per step
+    is_hybrid: bool = False  # whether layers without attention keep a state for each request
     is_linked: bool  # whether the weights are symbolic links to the model directory, or copies
     load_tested: bool = False  # whether it has generated on the build machine before it was published
 

@@ -19,6 +19,15 @@ def cpu_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="session")
+def slow_stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """One slot and 4 tokens a second, with keep-alive comments between them; a request may take 2 s."""
+    settings = {"EXECUTOR": "scripted", "SCRIPTED_STEPS_PER_S": "4", "MAX_IN_FLIGHT": "1"}
+    limits = {"KEEPALIVE_S": "0.05", "REQUEST_TIMEOUT_S": "2"}
+    with running_stack(tmp_path_factory.mktemp("slow"), engine_dir, **settings, **limits) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
 def start_clients(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunningStack], Clients]:
     if not (BIN.parent / ".installed").exists():
         pytest.fail("The clients are not installed: run make clients (about 2 minutes, 1.8 GB in .venv-clients).")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import BIN, OPENAI_PYTHONS, Clients
+from tests.support.clients import BIN, OPENAI_PYTHONS, REPOSITORY, Clients
 from tests.support.stack import MODEL, RunningStack, running_stack
 
 pytestmark = [pytest.mark.triton, pytest.mark.clients]
+JDK_CLIENT = REPOSITORY / "tests" / "integration" / "http_clients" / "JdkHttpClient.java"
 
 
 @pytest.mark.parametrize("python", OPENAI_PYTHONS)
@@ -62,6 +63,14 @@ def test_openai_python_retries_after_the_given_time(
                 assert int(told_s) == math.ceil(int(told_ms) / 1000) > 0
                 waited_s = asked - answered  # the client reads the finer header where there is one
                 assert int(told_ms) / 1000 - 0.05 <= waited_s < int(told_ms) / 1000 + 5
+
+
+def test_keep_alive_comments_are_no_pieces(
+    slow_stack: RunningStack, start_clients: Callable[[RunningStack], Clients]
+) -> None:
+    found = start_clients(slow_stack).script("keep_alive.py")
+    text = slow_stack.complete(prompt="a", max_tokens=4).json()["choices"][0]["text"]
+    assert found == dict.fromkeys(("litellm", "openai", "langchain", "llama_index"), text)
 
 
 def test_langchain_openai(clients: Clients, greedy_text: str) -> None:
@@ -113,6 +122,21 @@ def test_curl(clients: Clients, greedy_text: str) -> None:
     streamed = json.dumps({**json.loads(inputs), "stream": True})
     events = clients.run([*curl, f"{generate}_stream", "-d", streamed]).split("\n\n")
     assert "".join(json.loads(event.removeprefix("data: "))["text_output"] for event in events if event) == greedy_text
+
+
+@pytest.mark.skipif(shutil.which("javac") is None, reason="no JDK; Debian: apt-get install default-jdk-headless")
+@pytest.mark.parametrize("stream", [False, True])
+def test_jdk_http_client(clients: Clients, greedy_text: str, stream: bool) -> None:
+    """It offers an upgrade to HTTP/2 with its first request, and sends the second on the same connection."""
+    stack = clients.stack
+    body = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "stream": stream}
+    printed = clients.run(["java", JDK_CLIENT, stack.completions_url, stack.api_key, json.dumps(body)])
+    _, first, second = printed.split("200 HTTP_1_1\n")
+    for answer in (first, second):
+        *events, end = (line.removeprefix("data: ") for line in answer.split("\n") if line)
+        documents = events if stream else [end]
+        assert "".join(json.loads(document)["choices"][0]["text"] for document in documents) == greedy_text
+        assert (end == "[DONE]") is stream
 
 
 def test_tritonclient(clients: Clients, greedy_text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -17,9 +18,14 @@ TESTS = {
     "guidellm": "test_guidellm",
     "aiperf": "test_aiperf",
     "tritonclient": "test_tritonclient",
+    "openai-node": "test_openai_node",
+    "ai": "test_ai_sdk",
+    "JDK HttpClient": "test_jdk_http_client",
     "curl": "test_curl",
     "vllm bench serve": "test_vllm_bench_serve_shape",
 }
+NODE_PACKAGES = {"openai-node": ("openai",), "ai": ("ai", "@ai-sdk/openai-compatible")}
+ANY_VERSION = {"JDK HttpClient", "curl"}
 
 
 def table() -> dict[str, str]:
@@ -40,9 +46,16 @@ def test_each_client_of_the_table_has_its_test() -> None:
     assert [name for name in TESTS.values() if f"def {name}(" not in code] == []
 
 
-@pytest.mark.parametrize("package", sorted(set(TESTS) - {"openai", "curl", "vllm bench serve"}))
+@pytest.mark.parametrize("package", sorted(set(TESTS) - {*ANY_VERSION, *NODE_PACKAGES, "openai", "vllm bench serve"}))
 def test_the_version_in_the_table_is_the_one_that_is_tested(package: str) -> None:
     assert pinned("clients.lock", package) == [table()[package]]
+
+
+@pytest.mark.parametrize("name", sorted(NODE_PACKAGES))
+def test_the_versions_of_javascript_packages_are_those_that_are_tested(name: str) -> None:
+    lock = json.loads((ROOT / "requirements" / "node" / "package-lock.json").read_bytes())
+    versions = [lock["packages"][f"node_modules/{package}"]["version"] for package in NODE_PACKAGES[name]]
+    assert table()[name] == " and ".join(versions)
 
 
 def test_the_table_has_both_versions_of_openai_python() -> None:

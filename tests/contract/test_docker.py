@@ -29,12 +29,14 @@ LOCKS = sorted((DOCKER / "requirements").glob("*.lock"))
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+TRITONS = ("triton", "triton-pytorch")
 JOBS = {"build-engine"}  # it ends by itself, so there is no health to check
 
 # Which program reads the environment of a service.
 READ_BY = {
     "stack": (StackSettings, FrontendSettings, PipelineSettings),
     "triton": (LaunchSettings, PipelineSettings),
+    "triton-pytorch": (LaunchSettings, PipelineSettings),
     "frontend": (FrontendSettings,),
     "build-engine": (),
 }
@@ -163,6 +165,18 @@ def test_triton_tag_contains_the_tensorrt_llm_version() -> None:
     assert f"| {DEFAULT_TRTLLM} |" in row
 
 
+def test_image_of_the_pytorch_runtime_has_a_release_that_is_served_by_it() -> None:
+    arguments = all_of(DOCKER / "triton-pytorch.Dockerfile", "ARG")
+    (version,) = {part.partition("=")[2] for part in arguments if part.startswith("TENSORRT_LLM_VERSION=")}
+    assert version in SpecifierSet(">=1.3.0rc26", prereleases=True)  # the first with TorchSampler's penalties and seed
+
+
+def test_served_executor_is_that_of_the_image() -> None:
+    for name in TRITONS:
+        variables = " ".join(all_of(dockerfile_of(name), "ENV"))
+        assert f"EXECUTOR={SERVICES[name]['environment']['EXECUTOR']} " in variables
+
+
 @dockerfiles
 def test_python_version_is_supported_by_the_package(path: Path) -> None:
     for image in all_of(path, "FROM"):
@@ -212,9 +226,15 @@ def test_compose_file_is_valid_by_its_schema() -> None:
     assert run.returncode == 0, run.stdout
 
 
-def test_compose_file_has_profiles_for_cpu_and_gpu() -> None:
+def test_compose_file_has_a_profile_for_each_stack() -> None:
     profiles = {name: service["profiles"] for name, service in SERVICES.items()}
-    assert profiles == {"stack": ["cpu"], "triton": ["gpu"], "frontend": ["gpu"], "build-engine": ["build"]}
+    assert profiles == {
+        "stack": ["cpu"],
+        "triton": ["gpu"],
+        "triton-pytorch": ["pytorch"],
+        "frontend": ["gpu", "pytorch"],
+        "build-engine": ["build"],
+    }
 
 
 @services
@@ -236,12 +256,15 @@ def test_only_the_front_end_is_published_on_loopback_only(name: str) -> None:
 
 def test_triton_is_reachable_by_the_front_end_only() -> None:
     """Triton has no authentication."""
-    assert SERVICES["triton"]["networks"] == ["inside"]
+    assert all(set(SERVICES[name]["networks"]) == {"inside"} for name in TRITONS)
     assert COMPOSE["networks"]["inside"]["internal"] is True
-    assert [name for name, service in SERVICES.items() if "inside" in service.get("networks", [])] == [
-        "triton",
-        "frontend",
-    ]
+    inside = {name for name, service in SERVICES.items() if "inside" in service.get("networks", [])}
+    assert inside == {*TRITONS, "frontend"}
+
+
+def test_front_end_finds_either_triton_by_the_same_name() -> None:
+    assert SERVICES["frontend"]["environment"]["TRITON_GRPC_URL"] == "${TRITON_GRPC_URL:-triton:8001}"
+    assert SERVICES["triton-pytorch"]["networks"]["inside"]["aliases"] == ["triton"]
 
 
 @services
@@ -268,21 +291,36 @@ def test_directories_that_the_launcher_writes_are_on_a_tmpfs() -> None:
     assert {mount for mount in mounted if f"--tmpfs {mount}" not in command} == set()
 
 
-def test_front_end_waits_for_a_loaded_engine() -> None:
-    assert SERVICES["frontend"]["depends_on"] == {"triton": {"condition": "service_healthy"}}
+def test_front_end_waits_for_a_loaded_engine_of_either_runtime() -> None:
+    """A service of another profile is not started, so it can't be required."""
+    healthy = {"condition": "service_healthy", "required": False}
+    assert SERVICES["frontend"]["depends_on"] == dict.fromkeys(TRITONS, healthy)
 
 
-@pytest.mark.parametrize("name", ["triton", "build-engine"])
-def test_gpu_services_reserve_a_gpu(name: str) -> None:
+@pytest.mark.parametrize(("name", "shm_size"), [("triton", "2gb"), ("triton-pytorch", "8gb"), ("build-engine", "2gb")])
+def test_gpu_services_reserve_a_gpu(name: str, shm_size: str) -> None:
     (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "${GPU_COUNT:-1}", "capabilities": ["gpu"]}
     assert SERVICES[name]["ulimits"] == {"memlock": -1, "stack": 67108864}
-    assert SERVICES[name]["shm_size"] == "2gb"
+    assert SERVICES[name]["shm_size"] == shm_size
 
 
-def test_engines_are_mounted_read_only_for_serving() -> None:
-    (engines,) = [volume for volume in SERVICES["triton"]["volumes"] if isinstance(volume, dict)]
-    assert engines["read_only"] is True
+@pytest.mark.parametrize("name", TRITONS)
+def test_engines_are_mounted_read_only_for_serving(name: str) -> None:
+    mounts = [volume for volume in SERVICES[name]["volumes"] if isinstance(volume, dict)]
+    assert mounts
+    assert all(mount["read_only"] is True for mount in mounts)
+
+
+def test_model_directory_has_one_path_where_it_is_built_and_served() -> None:
+    """The links of an engine directory are absolute."""
+    mounted = {
+        name: mount["target"]
+        for name, service in SERVICES.items()
+        for mount in service.get("volumes", [])
+        if isinstance(mount, dict) and "MODEL_DIR" in mount["source"]
+    }
+    assert mounted == {"triton-pytorch": "/model", "build-engine": "/model"}
 
 
 def test_grace_periods_cover_the_drain() -> None:
@@ -290,7 +328,8 @@ def test_grace_periods_cover_the_drain() -> None:
         return int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
 
     assert seconds("frontend") > SERVICES["frontend"]["environment"]["DRAIN_TIMEOUT_S"] + 7
-    assert seconds("triton") > SERVICES["triton"]["environment"]["TRITON_EXIT_TIMEOUT_S"]
+    for name in TRITONS:
+        assert seconds(name) > SERVICES[name]["environment"]["TRITON_EXIT_TIMEOUT_S"]
     drain_timeout_s = SERVICES["stack"]["environment"]["DRAIN_TIMEOUT_S"]
     stack = Stack(StackSettings(drain_timeout_s=drain_timeout_s), Console(quiet=True))
     assert seconds("stack") > stack.frontend_stop_timeout_s + TRITON_STOP_TIMEOUT_S

@@ -1,8 +1,9 @@
-"""The two scripts that run in images: the health check, and the one that adds packages to NVIDIA's image."""
+"""The scripts that run in images: the health check, and those that add packages and libraries to NVIDIA's images."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from types import ModuleType
 import pytest
 
 from launcher.local.stage_monitor import STAGE_MESSAGES
+from launcher.local.triton_wheel import find_server_root
 
 DOCKER = Path(__file__).parents[2] / "docker"
 
@@ -29,6 +31,7 @@ def load(name: str) -> ModuleType:
 
 healthcheck = load("healthcheck")
 image = load("install_into_image")
+libraries = load("complete_libraries")
 
 
 class Health(BaseHTTPRequestHandler):
@@ -147,3 +150,63 @@ def test_changed_package_fails_the_build() -> None:
 def test_installed_packages_have_the_names_of_lock_files() -> None:
     present = image.installed()
     assert {"pydantic-core", "typing-extensions", "pytest"} <= set(present)
+
+
+# --- complete_libraries.py -------------------------------------------------------------------------------------------
+
+LDD = """\tlinux-vdso.so.1 (0x00007f)
+\tlibdcgm.so.4 => not found
+\tlibcuda.so.1 => not found
+\tlibz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x00007f)
+./tritonserver: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.40' not found (required by ./tritonserver)
+"""
+
+
+def test_missing_libraries_and_versions_are_read_from_ldd() -> None:
+    assert list(libraries.missing_libraries(LDD)) == ["libdcgm.so.4"]  # libcuda.so.1 comes with the driver
+    assert list(libraries.missing_versions(LDD)) == ["GLIBC_2.40"]
+
+
+def test_library_of_the_other_image_is_found_through_its_links(tmp_path: Path) -> None:
+    folder = tmp_path / "usr/lib/x86_64-linux-gnu"
+    folder.mkdir(parents=True)
+    (folder / "libdcgm.so.4.5.3").write_text("dcgm")
+    (folder / "libdcgm.so.4").symlink_to("libdcgm.so.4.5.3")
+    (folder / "libre2.so.10").symlink_to("/usr/lib/x86_64-linux-gnu/libdcgm.so.4.5.3")
+    assert libraries.find(tmp_path, "libdcgm.so.4") == folder / "libdcgm.so.4.5.3"
+    assert libraries.find(tmp_path, "libre2.so.10") == folder / "libdcgm.so.4.5.3"
+    assert libraries.find(tmp_path, "libnone.so.1") is None
+
+
+@pytest.fixture
+def moved_server(tmp_path: Path) -> tuple[Path, Path]:
+    """Triton's server program without the wheel's libraries, and the root of an image that has them."""
+    wheel = find_server_root()
+    program = tmp_path / "bin" / "tritonserver"
+    program.parent.mkdir()
+    shutil.copy2(wheel / "bin" / "tritonserver", program)
+    folder = tmp_path / "other" / "usr" / "local" / "lib"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(wheel.parents[1] / "nvidia_pytriton.libs")
+    return program, tmp_path / "other"
+
+
+def test_real_server_gets_what_it_lacks_and_nothing_else(moved_server: tuple[Path, Path], tmp_path: Path) -> None:
+    program, other = moved_server
+    problems = libraries.complete([program], other, tmp_path / "into")
+    assert problems
+    assert all("needs libcudart" in problem for problem in problems)  # CUDA has to be this image's
+    copied = {path.name.partition("-")[0] for path in (tmp_path / "into").iterdir()}
+    assert {"libtritonserver", "libdcgm", "libnuma", "libb64"} <= copied
+    assert not copied & {"libc", "libstdc++", "libz", "libcudart"}
+
+
+def test_library_that_the_other_image_lacks_fails_the_build(
+    moved_server: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, _ = moved_server
+    arguments = ["--from", str(tmp_path / "nothing"), "--into", str(tmp_path / "into"), str(program)]
+    assert libraries.main(arguments) == 1
+    assert "tritonserver needs libtritonserver" in capsys.readouterr().err
+    assert libraries.main([*arguments[:-1], str(tmp_path / "no-program")]) == 1
+    assert "no-program does not exist." in capsys.readouterr().err

@@ -9,6 +9,7 @@ from llm_pipeline.protocol.errors import ERRORS
 from llm_pipeline.protocol.tensors import ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS
 from scripts.metrics_page import metrics_page
 from scripts.settings_page import settings_page
+from scripts.structured_output_page import structured_output_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +22,12 @@ def test_the_settings_page_is_current() -> None:
 def test_the_page_of_metrics_is_current() -> None:
     written = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert written == metrics_page(), "run: python -m scripts.metrics_page > docs/metrics.md"
+
+
+def test_the_page_of_schemas_is_current() -> None:
+    written = (ROOT / "docs" / "structured-output.md").read_text(encoding="utf-8")
+    expected = structured_output_page()
+    assert written == expected, "run: python -m scripts.structured_output_page > docs/structured-output.md"
 
 
 def test_every_setting_has_a_description() -> None:

@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("llm_pipeline", "frontend", "build_engine", "launcher", "benchmarks", "complete_cli")
+PACKAGES = (
+    "llm_pipeline",
+    "frontend",
+    "build_engine",
+    "launcher",
+    "benchmarks",
+    "complete_cli",
+    "triton_completions",
+)
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MODEL_FILES = sorted((ROOT / "model_repository").glob("*/1/model.py"))
 TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
@@ -24,9 +32,10 @@ MAY_IMPORT = {
     "llm_pipeline": {"llm_pipeline"},
     "frontend": {"frontend", "llm_pipeline"},
     "build_engine": {"build_engine", "llm_pipeline"},
-    "launcher": set(PACKAGES) - {"benchmarks", "complete_cli"},  # it starts all of them
-    "benchmarks": set(PACKAGES) - {"complete_cli"},  # it measures all of them
+    "launcher": set(PACKAGES) - {"benchmarks", "complete_cli", "triton_completions"},  # it starts all of them
+    "benchmarks": set(PACKAGES) - {"complete_cli", "triton_completions"},  # it measures all of them
     "complete_cli": {"complete_cli"},  # a client like any other
+    "triton_completions": set(PACKAGES) - {"benchmarks"},  # its commands are the other programs
 }
 
 # The rooms of each package from the lowest to the highest. A room is a folder or a module, and belongs to the longest
@@ -81,10 +90,21 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "launcher": (
-        ("check_python", "ports", "private_files", "stub_monitor", "triton_access"),
+        (
+            "check_python",
+            "install",
+            "memory",
+            "ports",
+            "private_files",
+            "setting_problems",
+            "stub_monitor",
+            "triton_access",
+        ),
         ("settings",),
         ("model_repository",),
         ("local", "gpu"),
+        ("setting_names",),
+        ("engine_gate",),
         ("__main__",),
     ),
     "benchmarks": (
@@ -97,11 +117,12 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "complete_cli": (
-        ("request", "report"),
+        ("request", "report", "output", "local_server"),
         ("client",),
         ("cli",),
         ("__main__",),
     ),
+    "triton_completions": (("__main__",),),
 }
 
 MODULES_IN_A_FOLDER = 14
@@ -133,7 +154,7 @@ IMPORTED_BY = {
     "llm_pipeline.triton.decode_metrics": set(),  # for decode's model.py alone: it exists only inside Triton
     "llm_pipeline.triton.python_backend": set(),  # for the model.py files alone: it exists only inside Triton
     "psutil": {
-        "launcher/local/preflight.py",
+        "launcher/memory.py",
         "benchmarks/machine.py",
         "benchmarks/processes.py",
         "benchmarks/soak/samples.py",
@@ -166,9 +187,11 @@ IMPORTED_BY = {
     "pytriton": set(),
 }
 
-# All other modules receive a settings object. The launcher passes the environment on to its child processes, and the
-# settings' base class looks for former names of settings, which pydantic would not read.
+# All other modules receive a settings object. The launcher passes the environment, with the settings on its command
+# line, on to its child processes, and the settings' base class looks for former names of settings, which pydantic would
+# not read.
 READ_ENVIRONMENT = {
+    "launcher/__main__.py",
     "launcher/local/frontend_process.py",
     "launcher/local/triton_wheel.py",
     "benchmarks/systems/servers.py",

@@ -55,15 +55,14 @@ class OneWordGenerator:
         return
 
 
-def make_app() -> DocumentedApi:
-    dependencies = build_dependencies(
-        FrontendSettings(model_name=MODEL, auth="off", allowed_hosts=("*",)), OneWordGenerator()
-    )
+def make_app(**settings: Any) -> DocumentedApi:
+    values: dict[str, Any] = {"model_name": MODEL, "auth": "off", "allowed_hosts": ("*",), **settings}
+    dependencies = build_dependencies(FrontendSettings(**values), OneWordGenerator())
     dependencies.models.first.readiness.is_ready = True
     return build_app(dependencies)
 
 
-DOCUMENT = make_app().openapi_at("http://test")
+DOCUMENT = make_app(auth="on", api_key="sk-of-the-document").openapi_at("http://test")
 SCHEMAS = DOCUMENT["components"]["schemas"]
 COMPLETIONS = DOCUMENT["paths"]["/openai/v1/completions"]["post"]
 OPERATIONS = [f"{method.upper()} {path}" for path, operations in DOCUMENT["paths"].items() for method in operations]

@@ -89,8 +89,8 @@ def test_error_messages_are_the_servers(scripted_stack: RunningStack) -> None:
 @pytest.mark.parametrize(
     ("words", "values", "status", "message"),
     [
-        (["Hi"], {"OPENAI_API_KEY": "wrong"}, 1, "API key"),
-        (["Hi"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, 3, "The server is unreachable"),
+        (["Hi"], {"OPENAI_API_KEY": "wrong"}, 1, "does not accept this API key"),
+        (["Hi"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, 3, "No answer from http://127.0.0.1:9/v1"),
         (["Hi", "--model", "none"], {}, 1, "This model does not exist"),
         (["Hi", "--set", "logprobs"], {}, 2, "name=value"),
         (["Hi", "--no-such-option"], {}, 2, "No such option"),
@@ -103,6 +103,21 @@ def test_exit_status_for_each_kind_of_error(
     done = complete(scripted_stack, *words, values=values)
     assert (done.returncode, done.stdout) == (status, b"")
     assert message in done.stderr.decode()
+
+
+def test_server_of_the_directory_is_found_with_its_key(scripted_stack: RunningStack) -> None:
+    """The launcher has written its address and key; a key for another service in the environment is not sent."""
+    values = {"RUN_DIR": str(scripted_stack.stack.settings.run_dir), "OPENAI_BASE_URL": "", "OPENAI_API_KEY": "foreign"}
+    done = complete(scripted_stack, "Hi", "--max-tokens", "2", "--quiet", values=values)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout
+
+
+def test_unknown_field_is_named_by_the_servers_own_document(scripted_stack: RunningStack) -> None:
+    done = complete(scripted_stack, "Hi", "-n", "2", "--quiet", "--set", "temprature=0", "--set", "user=me")
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"note: The server has no field temprature,")
+    assert done.stderr.endswith(b"Did you mean temperature?\n")
 
 
 def start_long(stack: RunningStack, *words: str) -> subprocess.Popen[bytes]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -259,8 +258,9 @@ def test_a_dead_engine_fails_its_requests_and_readiness_until_it_restarts(trtllm
     assert complete(trtllm_stack, [5, 6]).status_code == 200
 
 
-def ranks_below(pid: int) -> list[psutil.Process]:
+def ranks_below(pid: int | None) -> list[psutil.Process]:
     """The ranks that the stand-in has spawned, and their orted."""
+    assert pid is not None
     below = psutil.Process(pid).children(recursive=True)
     return [child for child in below if "mpi4py.futures.server" in child.cmdline() or child.name() == "orted"]
 
@@ -270,7 +270,7 @@ def test_a_dead_rank_fails_all_requests_and_the_next_engine_has_ranks_of_its_own
 ) -> None:
     runtime = RUNTIMES["pytorch 1.2"]
     with runtime.serve(tmp_path, engine_dir, changes={"tp": 2}, sms=[90, 90], steps_per_s=200) as stack:
-        first = ranks_below(os.getpid())
+        first = ranks_below(stack.triton.pid)
         assert len(first) == 3
         with concurrent.futures.ThreadPoolExecutor(3) as pool, stack.client() as client:
             answers = [pool.submit(stack.complete, prompt=f"Long {n}", max_tokens=4000) for n in range(3)]
@@ -283,7 +283,7 @@ def test_a_dead_rank_fails_all_requests_and_the_next_engine_has_ranks_of_its_own
         assert complete(stack, [5, 6]).status_code == 200
         _gone, alive = psutil.wait_procs(first, timeout=5)
         assert not alive
-        second = ranks_below(os.getpid())
+        second = ranks_below(stack.triton.pid)
         assert len(second) == 3
     _gone, alive = psutil.wait_procs(second, timeout=5)
     assert not alive

@@ -49,6 +49,7 @@ class Clients:
             "CLIENT_BASE_URL": f"{self.stack.base_url}/openai/v1",
             "CLIENT_API_KEY": self.stack.api_key,
             "CLIENT_MODEL": MODEL,
+            "NODE_CLIENTS": str(BIN.parent / "node"),
             "TRITON_GRPC_URL": self.stack.triton_grpc_url,
             "TRITON_HTTP_URL": self.stack.triton_http_url,
             **NO_NETWORK,
@@ -70,7 +71,15 @@ class Clients:
 
     def script(self, name: str, *, python: Path = BIN / "python", **environment: str) -> dict[str, Any]:
         """Runs one of SCRIPTS with the client's package and returns the JSON of its last line."""
-        found: dict[str, Any] = json.loads(self.run([python, SCRIPTS / name], environment).splitlines()[-1])
+        return self._report([python, SCRIPTS / name], environment)
+
+    def node(self, name: str) -> dict[str, Any]:
+        """Runs one of SCRIPTS on Node.js with the packages of .venv-clients/node; the result as of `script`."""
+        return self._report([BIN / "node", SCRIPTS / name], {})
+
+    def _report(self, command: list[str | Path], environment: Mapping[str, str]) -> dict[str, Any]:
+        last_line = self.run(command, environment).rstrip("\n").rpartition("\n")[2]  # splitlines splits at U+2028
+        found: dict[str, Any] = json.loads(last_line)
         return found
 
     @property

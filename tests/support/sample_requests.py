@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from llm_pipeline.engine_files.manifest import EngineLimits, EngineManifest, SourceModel, TokenIds
@@ -36,3 +37,10 @@ def make_manifest(*, context_length: int = 64, vocab_size: int = 1000, end_ids: 
         created="2026-01-01T00:00:00+00:00",
         files={},
     )
+
+
+def write_manifest(engine_dir: Path, *, model_name: str = "tiny") -> Path:
+    """Writes the manifest of an engine without files, and returns its directory."""
+    engine_dir.mkdir(parents=True, exist_ok=True)
+    make_manifest().model_copy(update={"model_name": model_name}).save(engine_dir)
+    return engine_dir

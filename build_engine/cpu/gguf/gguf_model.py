@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from build_engine.artifact.file_kinds import describe_other_file
 from build_engine.cpu.gguf.tokenizer import GgufVocabulary
 from build_engine.errors import EngineRefusedError
 
@@ -165,12 +166,33 @@ def _check_ranges(path: Path, reader: Any) -> None:
         end, owner = max(end, start + size), str(tensor.name)
 
 
+def _check_version(path: Path, field: bytes) -> None:
+    """Versions 2 and 3 differ in byte order only, and both are read. Version 1 had 32-bit lengths."""
+    from gguf import GGUF_VERSION
+
+    # In a big-endian file the number is read the wrong way round; such a file is refused later, with its own message.
+    version = min(int.from_bytes(field, "little"), int.from_bytes(field, "big"))
+    if version == 1:
+        raise EngineRefusedError(
+            f"{path.name} is a GGUF file of version 1, of August 2023, which llama.cpp does not read any more either. "
+            "Download a newer file of this model, or convert the original model again."
+        )
+    if version > GGUF_VERSION:
+        raise EngineRefusedError(
+            f"{path.name} is a GGUF file of version {version}; this program reads up to {GGUF_VERSION}. Update it, or "
+            "use a file of an older version."
+        )
+
+
 def _open_reader(path: Path) -> Any:
     from gguf import GGUFReader
 
     with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise EngineRefusedError(f"{path.name} is not a GGUF file. Convert it to GGUF first.")
+        head = file.read(len(_MAGIC) + 4)
+    if not head.startswith(_MAGIC):
+        kind = describe_other_file(path) or "is not a GGUF file. Download it again, or convert the model to GGUF."
+        raise EngineRefusedError(f"{path.name} {kind}")
+    _check_version(path, head[len(_MAGIC) :])
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError) as error:

@@ -61,12 +61,15 @@ _DIGITS = PreTokenization(_digits_then_gpt2)
 PRE_TOKENIZERS = {
     "default": PreTokenization(_llama_cpp_default),
     **dict.fromkeys(("gpt-2", "phi-2", "a.x-4.0", "gigachat", "mellum", "mpt", "olmo", "jais", "trillion"), _GPT2),
+    **dict.fromkeys(("jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "modern-bert", "exaone4"), _GPT2),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0", "lfm2"), _LLAMA3),
+    **dict.fromkeys(("falcon-h1", "jina-v5-nano"), _LLAMA3),
     **dict.fromkeys(("dbrx", "smaug-bpe"), PreTokenization(_llama3)),
     "qwen2": PreTokenization(_qwen2, normalizer=NFC),
     # Without the normalizer of Qwen's own tokenizer.json: llama.cpp never normalizes.
     **dict.fromkeys(
-        ("deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "grok-2", "solar-open"), PreTokenization(_qwen2)
+        ("deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "grok-2", "solar-open"),
+        PreTokenization(_qwen2),
     ),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
 }
@@ -79,5 +82,7 @@ def find_pre_tokenization(name: str) -> PreTokenization:
     except KeyError:
         known = ", ".join(PRE_TOKENIZERS)
         raise EngineRefusedError(
-            f"Unknown pre-tokenizer {name!r} (tokenizer.ggml.pre). Use a model with one of {known}."
+            f"Unknown pre-tokenizer {name!r} (tokenizer.ggml.pre): splitting the text by other rules would give wrong "
+            "tokens. Use the model's Hugging Face directory, whose tokenizer.json has the rules, or a GGUF file with "
+            f"one of {known}."
         ) from None

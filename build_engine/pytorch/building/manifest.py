@@ -70,6 +70,7 @@ def describe_model(spec: PyTorchSpec, is_linked: bool) -> PyTorchModel:
             "ep": spec.ep,
             "max_batch_size": spec.limits.max_batch_size,
             "max_num_tokens": spec.limits.max_num_tokens,
+            "is_hybrid": spec.model.decoder is not None and spec.model.decoder.is_hybrid,
             "is_linked": is_linked,
         }
     )

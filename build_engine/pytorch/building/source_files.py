@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from build_engine.artifact.file_kinds import describe_failed_download
 from build_engine.artifact.model_directory import CONFIG_NAME, read_json_object
 from build_engine.errors import EngineRefusedError
 from llm_pipeline.engine_files.manifest import MANIFEST_NAME, TOKENIZER_NAME
@@ -21,7 +22,6 @@ _SINGLE_NAME, _INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 _OTHER_PATTERNS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 _WRITTEN_HERE = (MANIFEST_NAME, BUILD_NAME, TOKENIZER_NAME)
 _PICKLED_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 _SAVE_AS_SAFETENSORS = (
     "Save them as safetensors with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)."
 )
@@ -114,15 +114,12 @@ def _is_plain(name: object) -> bool:
 
 
 def _require_content(path: Path) -> None:
-    """Raises EngineRefusedError if the path is no readable file, or a Git LFS pointer in place of one."""
+    """Raises EngineRefusedError if the path is no readable file, or what a failed download left in place of one."""
     if not path.is_file():
         where = f"links to {os.readlink(path)}, which does not exist" if path.is_symlink() else "is not a file"
         raise EngineRefusedError(f"{path} {where}. Download the model again, or mount the directory that it links to.")
-    with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise EngineRefusedError(
-                f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull` in the model directory."
-            )
+    if kind := describe_failed_download(path):
+        raise EngineRefusedError(f"{path} {kind}")
 
 
 def _require_fast_tokenizer(directory: Path) -> None:

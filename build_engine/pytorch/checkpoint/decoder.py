@@ -90,6 +90,7 @@ class Experts:
     has_bias: bool = False  # of router and experts
     has_correction_bias: bool = False  # one value for each expert, added to the router's scores
     has_shared_gate: bool = False  # a vector that scales the shared MLP's output (Qwen)
+    latent: int | None = None  # the experts' width, with two matrices that project to and from it; None: hidden_size
 
 
 Mixer = Attention | LatentAttention | DeltaNet | Mamba2

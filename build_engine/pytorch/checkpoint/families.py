@@ -97,7 +97,7 @@ def _attention(config: ConfigValues, **fields: Any) -> Attention:
 def _latent_attention(config: ConfigValues) -> LatentAttention:
     return LatentAttention(
         heads=config.whole("num_attention_heads"),
-        query_rank=config.whole("q_lora_rank") if config.value("q_lora_rank") is not None else None,
+        query_rank=config.whole_or_none("q_lora_rank"),
         kv_rank=config.whole("kv_lora_rank"),
         nope_dim=config.whole("qk_nope_head_dim"),
         rope_dim=config.whole("qk_rope_head_dim"),
@@ -109,7 +109,7 @@ def _dense_layers(config: ConfigValues, architecture: str) -> list[Layer]:
     """Llama, Mistral, Qwen 2 and Qwen 3."""
     has_bias = bool(config.value("attention_bias"))
     has_windows = architecture.startswith("Mistral") or config.value("use_sliding_window") is True
-    window = config.whole("sliding_window") if has_windows and config.value("sliding_window") is not None else None
+    window = config.whole_or_none("sliding_window") if has_windows else None
     mlp = Mlp(config.whole("intermediate_size"), has_bias=bool(config.value("mlp_bias")))
     fields = {
         "has_qkv_bias": has_bias or architecture == "Qwen2ForCausalLM",  # Qwen 2 has no setting for it
@@ -131,7 +131,7 @@ def _has_window(config: ConfigValues, number: int, count: int) -> bool:
 
 
 def _mixtral_layers(config: ConfigValues, _architecture: str) -> list[Layer]:
-    window = config.whole("sliding_window") if config.value("sliding_window") is not None else None
+    window = config.whole_or_none("sliding_window")
     experts = Experts(
         config.whole("num_local_experts"), config.whole("num_experts_per_tok"), config.whole("intermediate_size")
     )
@@ -139,17 +139,21 @@ def _mixtral_layers(config: ConfigValues, _architecture: str) -> list[Layer]:
 
 
 def _qwen_moe_layers(config: ConfigValues, architecture: str) -> list[Layer]:
-    """Qwen 2 and 3 with experts; `mlp_only_layers` and those between the sparse steps have an MLP."""
+    """Qwen 2 and 3 with experts; `mlp_only_layers` and those between the sparse steps have an MLP.
+
+    transformers 5 writes `num_local_experts` for Qwen 3.
+    """
     is_qwen3 = architecture.startswith("Qwen3")
     shared = 0 if is_qwen3 else config.whole("shared_expert_intermediate_size")
     experts = Experts(
-        count=config.whole("num_experts"),
+        count=config.whole_or_none("num_local_experts") or config.whole("num_experts"),
         per_token=config.whole("num_experts_per_tok"),
         inner=config.whole("moe_intermediate_size"),
         shared_inner=shared,
         has_shared_gate=shared > 0,
     )
-    dense, step = config.value("mlp_only_layers") or (), config.value("decoder_sparse_step") or 1
+    listed, step = config.value("mlp_only_layers"), config.whole_or_none("decoder_sparse_step") or 1
+    dense = listed if isinstance(listed, list) else []
     attention = _attention(config, has_qk_norm=is_qwen3, has_qkv_bias=not is_qwen3)
 
     def feed_forward(number: int) -> FeedForward:
@@ -162,7 +166,7 @@ def _qwen_moe_layers(config: ConfigValues, architecture: str) -> list[Layer]:
 def _deepseek_layers(config: ConfigValues, _architecture: str) -> list[Layer]:
     """DeepSeek V3 and Kimi K2: the first layers have an MLP, the others experts."""
     inner = config.whole("moe_intermediate_size")
-    shared = config.value("n_shared_experts") or 0
+    shared = config.count("n_shared_experts")
     experts = Experts(
         count=config.whole("n_routed_experts"),
         per_token=config.whole("num_experts_per_tok"),
@@ -170,7 +174,7 @@ def _deepseek_layers(config: ConfigValues, _architecture: str) -> list[Layer]:
         shared_inner=shared * inner,
         has_correction_bias=config.value("topk_method") in (None, "noaux_tc"),
     )
-    first, step = config.value("first_k_dense_replace") or 0, config.value("moe_layer_freq") or 1
+    first, step = config.count("first_k_dense_replace"), config.whole_or_none("moe_layer_freq") or 1
     mlp, attention = Mlp(config.whole("intermediate_size")), _latent_attention(config)
     return [
         Layer(attention, experts if number >= first and number % step == 0 else mlp)

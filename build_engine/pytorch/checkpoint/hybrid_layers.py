@@ -10,9 +10,16 @@ from build_engine.errors import EngineRefusedError
 from build_engine.pytorch.checkpoint.decoder import Attention, DeltaNet, Experts, FeedForward, Layer, Mamba2, Mlp
 from build_engine.pytorch.checkpoint.layer_types import FULL, LINEAR, layer_count, read_layer_types
 
-_MAMBA, _ATTENTION, _EXPERTS, _MLP = "M", "*", "E", "-"
-# Newer files have a list of names instead of the pattern.
-_BLOCK_TYPES = {"mamba": _MAMBA, "attention": _ATTENTION, "moe": _EXPERTS, "mlp": _MLP}
+_MAMBA, _ATTENTION, _EXPERTS, _MLP = _PARTS = "M", "*", "E", "-"
+# Newer files have a list of names instead of the pattern; transformers 5 renamed two, and omits num_hidden_layers.
+_BLOCK_TYPES = {
+    "mamba": _MAMBA,
+    LINEAR: _MAMBA,
+    "attention": _ATTENTION,
+    FULL: _ATTENTION,
+    "moe": _EXPERTS,
+    "mlp": _MLP,
+}
 
 
 def qwen_hybrid_layers(config: ConfigValues, attention: Attention) -> list[Layer]:
@@ -36,9 +43,9 @@ def _kinds_by_interval(config: ConfigValues, count: int) -> list[str]:
 
 
 def _qwen_feed_forward(config: ConfigValues) -> FeedForward:
-    if not config.value("num_experts"):
+    if not config.count("num_experts"):
         return Mlp(config.whole("intermediate_size"))
-    shared = config.value("shared_expert_intermediate_size") or 0
+    shared = config.count("shared_expert_intermediate_size")
     return Experts(
         count=config.whole("num_experts"),
         per_token=config.whole("num_experts_per_tok"),
@@ -62,15 +69,16 @@ def nemotron_h_layers(config: ConfigValues, attention: Attention) -> list[Layer]
 
 
 def _pattern(config: ConfigValues) -> str:
-    count = layer_count(config)
     pattern: Any = config.value("hybrid_override_pattern")
     listed = config.value("layers_block_type")
+    is_counted = isinstance(listed, list) and listed and config.value("num_hidden_layers") is None
+    count = len(listed) if is_counted else layer_count(config)
     if pattern is None and isinstance(listed, list):
         pattern = "".join(_BLOCK_TYPES.get(str(name), "?") for name in listed)
-    if not isinstance(pattern, str) or len(pattern) != count or set(pattern) - set(_BLOCK_TYPES.values()):
+    if not isinstance(pattern, str) or len(pattern) != count or set(pattern) - set(_PARTS):
         raise EngineRefusedError(
             f"{CONFIG_NAME} has hybrid_override_pattern = {pattern!r}; it must be {count} characters of "
-            f"{' '.join(_BLOCK_TYPES.values())}. Use the model's original file."
+            f"{' '.join(_PARTS)}. Use the model's original file."
         )
     return pattern
 
@@ -89,13 +97,15 @@ def _mamba(config: ConfigValues) -> Mamba2:
 
 
 def _experts(config: ConfigValues) -> Experts:
+    """Nemotron 3 Super and Ultra have experts of a smaller width. Upstream: modeling_nemotron_h.py @00620eb0."""
     return Experts(
         count=config.whole("n_routed_experts"),
         per_token=config.whole("num_experts_per_tok"),
         inner=config.whole("moe_intermediate_size"),
-        shared_inner=config.value("moe_shared_expert_intermediate_size") or 0,
+        shared_inner=config.count("n_shared_experts", 1) * config.count("moe_shared_expert_intermediate_size"),
         has_gate=False,
         has_correction_bias=True,
+        latent=config.whole_or_none("moe_latent_size"),
     )
 
 

@@ -111,7 +111,13 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _text_values(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of the language model: nested in `text_config` if the model has other parts, such as vision."""
     text = config.get("text_config")
-    return {key: value for key, value in config.items() if key != "text_config"} | text if text else config
+    if not text:
+        return config
+    if not isinstance(text, dict):
+        raise EngineRefusedError(
+            f"{CONFIG_NAME} has text_config = {text!r}; it must be an object. Use the model's original file."
+        )
+    return {key: value for key, value in config.items() if key != "text_config"} | text
 
 
 def _architecture(config: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ _MODELOPT = "modelopt"
 _COMPRESSED = "compressed-tensors"
 _SINCE_1_3 = (1, 3)
 _RENAMED = {"FP8_PB_WO": FP8_BLOCKS}  # ModelOpt's name; upstream renames it too
-_KV_SCHEMES: dict[tuple[Any, Any], str] = {("float", 8): "FP8", ("float", 4): "NVFP4", ("int", 8): "INT8"}
+_KV_SCHEMES = {("float", 8): "FP8", ("float", 4): "NVFP4", ("int", 8): "INT8"}
 _BLOCK = 128  # rows and columns that share a scale
 
 
@@ -68,8 +68,7 @@ def read_quantization(model_dir: Path, config: dict[str, Any]) -> Quantization |
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    text = config.get("text_config")
-    return text if isinstance(text, dict) else {}
+    return _object(config.get("text_config"))
 
 
 def _is_modelopt(values: dict[str, Any]) -> bool:
@@ -113,7 +112,8 @@ def _kv_scheme(scheme: object, source: str) -> str | None:
     """ModelOpt 1 and compressed-tensors: a name, or an object with type and bits."""
     if scheme is None or isinstance(scheme, str):
         return scheme
-    found = _KV_SCHEMES.get((scheme.get("type"), scheme.get("num_bits"))) if isinstance(scheme, dict) else None
+    kind = (scheme.get("type"), scheme.get("num_bits")) if isinstance(scheme, dict) else None
+    found = next((name for known, name in _KV_SCHEMES.items() if kind == known), None)
     if found is None:
         raise EngineRefusedError(
             f"{source} has kv_cache_scheme = {scheme!r}; it must be one of 8-bit or 4-bit float, or 8-bit int. "
@@ -126,13 +126,13 @@ def _from_transformers(method: str, values: dict[str, Any]) -> Quantization:
     excluded = _names(values.get("modules_to_not_convert") or values.get("ignored_layers"))
     block = values.get("weight_block_size")
     if method == "fp8" and block:
-        if list(block) != [_BLOCK, _BLOCK]:
+        if block != [_BLOCK, _BLOCK]:
             raise _unsupported("weight_block_size", block, f"[{_BLOCK}, {_BLOCK}]")
         return Quantization(FP8_BLOCKS, None, _BLOCK, excluded, CONFIG_NAME)
     if method == "mxfp4":
         return Quantization("MXFP4", None, 32, excluded, CONFIG_NAME)
     if method == "mxfp8":
-        if list(block or [1, 32]) != [1, 32]:
+        if block and block != [1, 32]:
             raise _unsupported("weight_block_size", block, "[1, 32]")
         return Quantization("MXFP8", None, 32, excluded, CONFIG_NAME, _SINCE_1_3)
     if method == "nvfp4":
@@ -163,7 +163,7 @@ def _from_compressed_tensors(values: dict[str, Any]) -> Quantization:
 
 def _compressed_algorithm(group: dict[str, Any]) -> str:
     """Upstream's rules: quantization of weights and inputs decide together."""
-    weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    weights, inputs = (_object(group.get(key)) for key in ("weights", "input_activations"))
     kind = (weights.get("type"), weights.get("num_bits"), weights.get("strategy"), inputs.get("strategy"))
     if kind == ("float", 8, "channel", "token"):
         return "FP8_PER_CHANNEL_PER_TOKEN"
@@ -180,6 +180,10 @@ def _unsupported(key: str, value: object, supported: str) -> EngineRefusedError:
         f"{CONFIG_NAME} has {key} = {value!r}; TensorRT-LLM supports {supported} only. "
         "Use another checkpoint of this model."
     )
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _group_size(value: object) -> int | None:

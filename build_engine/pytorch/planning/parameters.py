@@ -2,8 +2,9 @@
 
 Splitting follows tensorrt_llm/_torch/modules (NVIDIA/TensorRT-LLM@b35ac1b6): matrices in front of an activation by
 outputs, those behind it by inputs; key and value heads are replicated if there are fewer than GPUs; the two compressing
-matrices of latent attention, routers and norms are on every GPU. Experts: `ep` groups of GPUs share them out, and the
-GPUs of a group split each one (mapping.py: moe_tp_size x moe_ep_size = tp_size).
+matrices of latent attention, the latent projections of experts (modeling_nemotron_h.py @00620eb0), routers and norms
+are on every GPU. Experts: `ep` groups of GPUs share them out, and the GPUs of a group split each one (mapping.py:
+moe_tp_size x moe_ep_size = tp_size).
 """
 
 from __future__ import annotations
@@ -153,9 +154,13 @@ def _feed_forward_matrices(part: FeedForward, hidden: int, split: Split) -> Iter
         return
     experts = divide_up(part.count, split.ep)
     inner = divide_up(part.inner, split.expert_tp)
+    width = part.latent or hidden
     yield Matrix("router", part.count, hidden, Part.PLAIN)
-    yield Matrix("experts' gate and up", matrices_in * inner, hidden, Part.EXPERT, experts)
-    yield Matrix("experts' down", hidden, inner, Part.EXPERT, experts)
+    if part.latent is not None:
+        yield Matrix("projection to latent", part.latent, hidden)
+        yield Matrix("projection from latent", hidden, part.latent)
+    yield Matrix("experts' gate and up", matrices_in * inner, width, Part.EXPERT, experts)
+    yield Matrix("experts' down", width, inner, Part.EXPERT, experts)
     if part.shared_inner:
         shared = divide_up(part.shared_inner, split.tp)
         yield Matrix("shared gate and up", matrices_in * shared, hidden)

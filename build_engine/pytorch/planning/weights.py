@@ -30,7 +30,9 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _OTHER_MODEL = re.compile(r"(?:^|\.)(?:visual|vision_\w+|multi_modal_projector|mlp1|sound_\w+)\.")
 _DRAFT_MODEL = re.compile(r"(?:^|\.)mtp\.")  # loaded for speculative decoding only
 # Matrices that every GPU has completely (parameters.py).
-_REPLICATED = re.compile(r"\.(?:q_a_proj|kv_a_proj_with_mqa|router|mlp\.gate|mixer\.gate|shared_expert_gate)\.")
+_REPLICATED = re.compile(
+    r"\.(?:q_a_proj|kv_a_proj_with_mqa|router|(?:mlp|mixer|block_sparse_moe)\.gate|shared_expert_gate|fc[12]_latent_proj)\."
+)
 _KEY_OR_VALUE = re.compile(r"\.[kv]_proj\.")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embeddings?|wte)\.weight$")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|output)\.weight")

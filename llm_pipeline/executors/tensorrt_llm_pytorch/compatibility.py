@@ -87,7 +87,7 @@ def llm_options(settings: PipelineSettings, manifest: EngineManifest, model: PyT
         launch=_launch_of(settings, model),
         uses_max_utilization=settings.trtllm_scheduler_policy == "max_utilization",
         has_chunked_prefill=settings.trtllm_chunked_context is not False,
-        has_block_reuse=settings.trtllm_block_reuse is not False,
+        has_block_reuse=_block_reuse(settings, model),
         kv_cache_dtype=model.kv_cache_precision,
         kv_cache_free_fraction=settings.trtllm_kv_cache_free_fraction,
         kv_cache_tokens=settings.trtllm_kv_cache_tokens,
@@ -147,6 +147,21 @@ def _check_files(settings: PipelineSettings, manifest: EngineManifest) -> None:
                 f"{name} of the model in {settings.engine_dir} is missing or does not have the size that it had. "
                 "Make the directory again: build with --force."
             )
+
+
+def _block_reuse(settings: PipelineSettings, model: PyTorchModel) -> bool:
+    """On, unless it is switched off, or the model is hybrid and the release is 1.2.
+
+    The state of a layer without attention covers a whole sequence, and can't be cut back to a block
+    (NVIDIA/TensorRT-LLM#7142). Snapshots of it, which make reuse possible, came with the candidates of 1.3 (PR 12896).
+    """
+    is_possible = not (model.is_hybrid and pytorch_profile_of(model.tensorrt_llm) is PyTorchProfile.V1_2)
+    if settings.trtllm_block_reuse and not is_possible:
+        raise ManifestError(
+            f"TRTLLM_BLOCK_REUSE is on, but TensorRT-LLM {model.tensorrt_llm} can't reuse the KV cache of a hybrid "
+            "model. Unset it, or make the model directory for 1.3."
+        )
+    return is_possible and settings.trtllm_block_reuse is not False
 
 
 def _lowered(name: str, setting: int | None, planned: int) -> int:

@@ -5,15 +5,26 @@ What it does with a hostile guide has no limits: it runs in a guide's own proces
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_pipeline.guides.compilers.llguidance_problems import (
+    expression_problem,
+    grammar_problem,
+    located,
+    mask_problem,
+)
 from llm_pipeline.guides.mask_server import pack_row
 from llm_pipeline.guides.masks import GuideError, mask_bytes
+from llm_pipeline.guides.schemas.keywords import Schema, paths_of
+from llm_pipeline.guides.schemas.normalise import normalised, parse
+from llm_pipeline.guides.schemas.refusals import sentence
 from llm_pipeline.protocol.messages import Guide, GuideType
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
     from llguidance._lib import JsonCompileOptions
 
 _ANY_JSON = "{}"
@@ -21,45 +32,79 @@ _ANY_JSON = "{}"
 _JSON_STYLE: JsonCompileOptions = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
-def _first_line(problem: str) -> str:
-    return problem.strip().splitlines()[0].strip().rstrip(":.")[:200] + "."
+# Without it, text that a guide forces is written with the tokenizer's special tokens, which are not text.
+# At the end, so that the lines of errors are the client's.
+_NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 
 
-def llguidance_grammar(guide: Guide) -> str:
-    """Returns the guide as an llguidance grammar.
+def _schema_grammar(schema: Schema) -> str:
+    # An unpaired surrogate stays an escape, and numbers that JSON lacks have been refused.
+    try:
+        text = json.dumps({**schema, "x-guidance": _JSON_STYLE}, separators=(",", ":"))
+    except RecursionError:
+        raise GuideError("It is nested too deeply.") from None
+    return f"start: %json {text}{_NO_FORCING}"
 
-    Raises GuideError if it can't be converted, and ImportError if this llguidance is too old for its type.
-    """
-    from llguidance import LLMatcher
 
+def _other_grammar(guide: Guide) -> str:
+    """Returns the Lark grammar of a guide without a schema. Raises GuideError, and ImportError as `validate` does."""
     text = guide.source or ""
-    if guide.type in (GuideType.JSON, GuideType.JSON_SCHEMA):
-        schema = _ANY_JSON if guide.type is GuideType.JSON else text
-        try:
-            grammar: str = LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_STYLE)
-        except ValueError as error:
-            raise GuideError(_first_line(str(error))) from None
-    elif guide.type is GuideType.REGEX:
+    if guide.type is GuideType.REGEX:
         from llguidance import regex_to_lark
 
         # Without use_ascii, \\d would match the digits of every script.
-        grammar = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, use_ascii='d')}/")
-    else:
-        from llguidance.gbnf_to_lark import any_to_lark
+        return f"start: /{regex_to_lark(text, use_ascii='d')}/{_NO_FORCING}"
+    from llguidance.gbnf_to_lark import any_to_lark
 
-        try:
-            grammar = LLMatcher.grammar_from_lark(any_to_lark(text))
-        except Exception as error:  # the parser, written in Python, raises any type
-            raise GuideError("It is neither GBNF (`root ::= ...`) nor Lark (`start: ...`).") from error
-    return grammar
+    try:
+        return str(any_to_lark(text)) + _NO_FORCING
+    except Exception as error:  # the parser, written in Python, raises any type
+        raise GuideError("It is neither GBNF (`root ::= ...`) nor Lark (`start: ...`).") from error
+
+
+def _problem_of(guide: Guide, message: str) -> str:
+    explain = expression_problem if guide.type is GuideType.REGEX else grammar_problem
+    return sentence(explain(message))
 
 
 def validate(guide: Guide) -> None:
-    """Raises GuideError if the guide is invalid, and ImportError as `llguidance_grammar` does. Needs no tokenizer."""
+    """Raises GuideError if the guide is invalid, and ImportError if this llguidance is too old for its type.
+
+    Needs no tokenizer. Checks the guide as it is: its executor compiles it again.
+    """
     from llguidance import LLMatcher
 
-    if problem := LLMatcher.validate_grammar(llguidance_grammar(guide)):
-        raise GuideError(_first_line(problem))
+    if guide.type not in (GuideType.JSON, GuideType.JSON_SCHEMA):
+        if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(_other_grammar(guide))):
+            raise GuideError(_problem_of(guide, problem))
+        return
+
+    def problem_of(part: Schema) -> str:
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(part), overrides=_JSON_STYLE)
+        except ValueError as error:
+            return str(error)
+        return LLMatcher.validate_grammar(grammar)
+
+    schema = parse(guide.source or _ANY_JSON)
+    normalised(schema)  # for its checks
+    if problem_of(schema):
+        raise GuideError(sentence(located(schema, paths_of(schema), problem_of)))
+
+
+def _readable(tokenizer_json: str) -> str:
+    """Returns the tokenizer with a decoder that llguidance knows.
+
+    It knows SentencePiece's by the steps of Llama's, and refuses the same in one step, as Unigram tokenizers have it
+    (toktrie_hf_tokenizers/src/lib.rs at c75b0d90, `ByteTokenizer::from_tokenizer`).
+    """
+    document = json.loads(tokenizer_json)
+    decoder = document.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "Metaspace":
+        return tokenizer_json
+    space = {"type": "Replace", "pattern": {"String": decoder.get("replacement", "\u2581")}, "content": " "}
+    steps = [space, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    return json.dumps({**document, "decoder": {"type": "Sequence", "decoders": steps}})
 
 
 class GuideCompiler:
@@ -71,7 +116,8 @@ class GuideCompiler:
     def __init__(self, tokenizer_file: Path, *, vocab_size: int, end_id: int) -> None:
         from llguidance import LLTokenizer
 
-        self._tokenizer = LLTokenizer(tokenizer_file.read_text(encoding="utf-8"), n_vocab=vocab_size, eos_token=end_id)
+        text = _readable(tokenizer_file.read_text(encoding="utf-8"))
+        self._tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=end_id)
         self._vocab_size = vocab_size
 
     def compile(self, guide: Guide) -> ConstraintMatcher:
@@ -79,12 +125,30 @@ class GuideCompiler:
 
         llguidance recurses to the depth of the guide: the caller's stack must be large.
         """
+        if guide.type in (GuideType.JSON, GuideType.JSON_SCHEMA):
+            matcher = self._schema_matcher(guide.source or _ANY_JSON)
+        else:
+            matcher = self._matcher(_other_grammar(guide))
+            if matcher.is_error():
+                raise GuideError(_problem_of(guide, matcher.get_error()))
+        return ConstraintMatcher(matcher, self._vocab_size)
+
+    def _schema_matcher(self, text: str) -> LLMatcher:
+        schema = normalised(parse(text))
+        matcher = self._matcher(_schema_grammar(schema.document))
+        if matcher.is_error():
+
+            def problem_of(part: Schema) -> str:
+                part_matcher = self._matcher(_schema_grammar(part))
+                return part_matcher.get_error() if part_matcher.is_error() else ""
+
+            raise GuideError(sentence(located(schema.document, schema.origins, problem_of)))
+        return matcher
+
+    def _matcher(self, grammar: str) -> LLMatcher:
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._tokenizer, llguidance_grammar(guide), log_level=0)
-        if matcher.is_error():
-            raise GuideError(_first_line(matcher.get_error()))
-        return ConstraintMatcher(matcher, self._vocab_size)
+        return LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0)
 
 
 class ConstraintMatcher:
@@ -121,11 +185,11 @@ class ConstraintMatcher:
             # A mask made at the end of the text is final: the matcher could not be rolled back.
             rows.append(self._mask(matcher.deep_copy() if matcher.is_stopped() else matcher))
         if consumed and not matcher.rollback(consumed):
-            raise GuideError(_first_line(matcher.get_error()))
+            raise GuideError(sentence(mask_problem(matcher.get_error())))
         return rows
 
     def _mask(self, matcher: Any) -> bytes:
         bits = matcher.compute_bitmask()
         if matcher.is_error():
-            raise GuideError(_first_line(matcher.get_error()))
+            raise GuideError(sentence(mask_problem(matcher.get_error())))
         return pack_row(bits, mask_bytes(self._vocab_size))

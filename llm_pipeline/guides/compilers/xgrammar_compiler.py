@@ -50,7 +50,13 @@ class XgrammarCompiler:
         self._compiler = grammar_compiler(info, max_threads=1, cache_enabled=False)
 
     def compile(self, guide: Guide) -> None:
-        """Raises GuideError if the guide is invalid or beyond a limit of xgrammar, and MemoryError."""
+        """Raises GuideError if the guide is invalid or beyond a limit of xgrammar, and MemoryError.
+
+        xgrammar 0.1.32 reads an expression that begins with NUL beyond its end, which ends the process. A pattern of a
+        schema may do that, too: the process of a guide is what contains it.
+        """
+        if "\0" in (guide.source or ""):
+            raise GuideError("It contains a NUL character.")
         try:
             self._compile(guide.type, guide.source or "")
         except (RuntimeError, ValueError) as error:

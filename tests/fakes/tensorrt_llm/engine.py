@@ -283,10 +283,14 @@ class FakeEngine:
         return int(pick(self.words, item.history, self._randomness(sampling), banned))
 
     def _randomness(self, sampling: Any) -> Any:
-        """None when greedy: top_k 1, and also when neither top_k nor top_p is given (topPSamplingLayer.cu)."""
-        if sampling.top_k == 1 or (not sampling.top_k and sampling.top_p is None) or sampling.min_p == 1:
-            return None
-        return (sampling.seed or 0, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+        """Everything that the choice of a token depends on besides the history; None when greedy without penalties.
+
+        Greedy is top_k 1, and also neither top_k nor top_p (topPSamplingLayer.cu).
+        """
+        penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+        if sampling.top_k == 1 or (not sampling.top_k and sampling.top_p is None) or _is_narrow(sampling):
+            return penalties if any(penalties) else None
+        return (sampling.seed or 0, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, *penalties)
 
     def _wants_to_end(self, item: _Running) -> bool:
         return _CHAT_TOKEN in item.prompt and item.generated >= 6 + len(item.prompt) % 11
@@ -361,6 +365,11 @@ class FakeEngine:
                 timestamp="11-23-2026 01:02:03.000000",
             )
         )  # fmt: skip
+
+
+def _is_narrow(sampling: Any) -> bool:
+    """Whether only the most likely token remains."""
+    return sampling.min_p == 1 or (sampling.top_p is not None and sampling.top_p < 0.001)
 
 
 class _BrokenResponse:

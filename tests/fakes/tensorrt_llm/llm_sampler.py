@@ -128,7 +128,8 @@ class Sampler:
             name: value for name in PENALTIES if (value := getattr(params, name)) not in (None, PENALTIES[name])
         }
         drawn: tuple[Any, ...] | None = None
-        if not (params._greedy_decoding or (self.honors_all and params.min_p == 1)):
+        is_narrow = (self.honors_all and params.min_p == 1) or (params.top_p is not None and params.top_p < 0.001)
+        if not (params._greedy_decoding or is_narrow):
             drawn = self._draw(params)
         extra = [part for part in (adapter, penalties if self.honors_all else None) if part]
         return (drawn, *extra) if extra else drawn

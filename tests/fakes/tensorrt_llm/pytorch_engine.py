@@ -51,6 +51,8 @@ class PyTorchEngine:
         self.stats_queue: Any = None
         self.iteration = 0
         self.sticky_error: str | None = None
+        self.step_error: str | None = None  # of the step that is being made
+        self.aborts = False  # in the next step
         self.is_hung = self.is_down = False
         self._stats_at = 0.0
         LIVE.append(self)
@@ -156,20 +158,30 @@ class PyTorchEngine:
             time.sleep(period_s or 0.0001)
 
     def _step(self) -> list[tuple[Any, Response]]:
-        made: list[tuple[Any, Response]] = []
+        ended: list[tuple[Any, Response]] = []
         for item in [item for item in self.queue if item.is_cancelled]:
             self.queue.remove(item)
-            made.append((item.result, Response(finish="CANCELLED")))
+            ended.append((item.result, Response(finish="CANCELLED")))
+        if self.aborts:
+            self._abort()
+            return ended
         while self.queue and len(self.running) < self.max_batch_size:
             self.running.append(self.queue.pop(0))
-        for item in list(self.running):
-            if self.sticky_error is None:
+        active, self.step_error = list(self.running), self.sticky_error
+        made: list[tuple[Any, Response]] = []
+        for item in active:
+            if self.step_error is None:
                 self._advance(item, made)
-        if self.sticky_error is not None:  # a failed step fails all active requests, and the loop goes on
-            made = [(item.result, Response(error=self.sticky_error)) for item in self.running]
+        if self.step_error is not None:  # a failed step fails all active requests, and the loop goes on
+            made = [(item.result, Response(error=self.step_error)) for item in active]
             self.running.clear()
         self._add_stats()
-        return made
+        return ended + made
+
+    def _abort(self) -> None:
+        """Ends the worker by SIGABRT: this process, or the one of rank 0, without which nothing comes any more."""
+        self.is_hung = True
+        os.kill(self.workers[0] if self.workers else os.getpid(), signal.SIGABRT)
 
     def _advance(self, item: Running, made: list[tuple[Any, Response]]) -> None:
         rule = item.rule
@@ -178,7 +190,9 @@ class PyTorchEngine:
         elif rule is None or item.generated < len(rule.token_ids):
             self._generate(item, made)
         elif rule.death is not None:
-            self.sticky_error = rule.death
+            self.step_error = self.sticky_error = rule.death
+        elif rule.step_error is not None:
+            self.step_error, self.aborts = rule.step_error, rule.aborts
         elif rule.kills_worker is not None:
             os.kill(self.workers[rule.kills_worker], signal.SIGKILL)
             self.is_hung = True

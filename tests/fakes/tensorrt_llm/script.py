@@ -15,21 +15,17 @@ from pathlib import Path
 class Rule:
     """Completion of prompts that equal `prompt_ids`, or begin with them if `is_prefix`.
 
-    `step_error` fails the step of all running requests; if the rule also `aborts`, the next step ends the process with
-    SIGABRT.
-
     `token_ids`, then `finish` (a FinishReason; None: the engine continues by itself), or `error` instead of a finish.
     `enqueue_error` is raised by enqueue; `death` is raised by every await from then on. `stalls` sends nothing more
     until the request is cancelled, and `ignores_cancel` not even then. Each response contains `burst` tokens. `breaks`
-    sends a response whose result can't be read. In the LLM API's stand-in, `death` fails every active request in this
-    and all later steps; `kills_worker` kills the process of that rank, and `hangs_engine` ends the worker's loop:
-    nothing comes after either.
+    sends a response whose result can't be read. `step_error` fails the step of all running requests; then, with
+    `aborts`, the next one ends the process (the LLM API's: the worker's) with SIGABRT. In the LLM API's stand-in,
+    `death` fails every active request in this and all later steps. `kills_worker` kills the process of that rank, and
+    `hangs_engine` ends the worker's loop: nothing comes after either.
     """
 
     prompt_ids: list[int]
     is_prefix: bool = False
-    step_error: str | None = None
-    aborts: bool = False
     token_ids: list[int] = field(default_factory=list)
     finish: str | None = None
     error: str | None = None
@@ -38,6 +34,8 @@ class Rule:
     stalls: bool = False
     ignores_cancel: bool = False
     breaks: bool = False
+    step_error: str | None = None
+    aborts: bool = False
     burst: int = 1
     kills_worker: int | None = None
     hangs_engine: bool = False

@@ -49,7 +49,7 @@ def _run_orted(count: int, options: Sequence[str]) -> None:
     ]
     sys.stdout.write("".join(f"{item.pid}\n" for item in ranks))
     sys.stdout.close()
-    os.set_blocking(0, False)  # the pipe that tells of the leader's death
+    os.set_blocking(0, False)  # the pipe that ends with the leader
     while not _has_ended(0) and any(item.poll() is None for item in ranks):
         if any(item.poll() for item in ranks):  # a signal; 0 is a rank that has ended by itself
             break

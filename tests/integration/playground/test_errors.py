@@ -36,6 +36,7 @@ def test_an_invalid_key_is_marked(scripted_stack: RunningStack, open_page: OpenP
     page.fill("#key", "sk-wrong")
     playground.run()
     expect(page.locator("#failure")).to_contain_text("Invalid API key")
+    expect(page.locator("#failure")).to_contain_text(".run/api-key")
     expect(page.locator("#key")).to_have_attribute("aria-invalid", "true")
 
 

@@ -23,7 +23,8 @@ def test_text_is_streamed_and_timed(cpu_stack: RunningStack, open_page: OpenPage
     playground.set("max_tokens", 12)
     playground.run()
     assert playground.text() == expected["choices"][0]["text"]
-    expect(page.locator("#status")).to_contain_text("Done: finish reason length")
+    expect(page.locator("#status")).to_have_text("Done.")
+    expect(page.locator("#t-finish")).to_have_text("length")
     usage = expected["usage"]
     expect(page.locator("#t-tokens")).to_have_text(f"{usage['completion_tokens']} + {usage['prompt_tokens']} prompt")
     assert re.fullmatch(r"[\d.]+ m?s", page.text_content("#t-first") or "")

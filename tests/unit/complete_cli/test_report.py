@@ -64,9 +64,17 @@ def test_timing_line_has_usage_and_finish_reason(is_stream: bool) -> None:
 
 
 def test_rate_of_a_stream_is_measured_from_its_first_token() -> None:
-    report = Report(started_s=0.0, first_s=10.0, last_s=12.0, usage={"prompt_tokens": 1, "completion_tokens": 5})
+    report = Report(started_s=0.0, first_s=10.0, last_s=12.0, usage={"prompt_tokens": 1, "completion_tokens": 21})
     report.finish_reasons[0] = "stop"
-    assert "2.0 tokens/s" in report.line()
+    assert "10.0 tokens/s" in report.line()
+
+
+@pytest.mark.parametrize(("choices", "tokens"), [(1, 3), (1, 10), (2, 11)])
+def test_rate_of_a_few_tokens_is_omitted(choices: int, tokens: int) -> None:
+    """They come in one or two bursts, whose distance says nothing about the engine."""
+    report = Report(started_s=0.0, first_s=1.0, last_s=1.01, usage={"prompt_tokens": 1, "completion_tokens": tokens})
+    report.finish_reasons.update(dict.fromkeys(range(choices), "stop"))
+    assert "tokens/s" not in report.line()
 
 
 def test_cancelled_request_is_reported_as_cancelled() -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from launcher.private_files import keep_files_private, make_private_directory, open_private
 
 # Creates a file as boost::interprocess creates a region: with mode 0644, which it sets again against the umask.
@@ -70,3 +72,17 @@ def test_new_directories_and_files_are_private(tmp_path: Path) -> None:
     with open(tmp_path / "a" / "b" / "log", "w", opener=open_private):
         pass
     assert (mode_of(tmp_path / "a" / "b"), mode_of(tmp_path / "a" / "b" / "log")) == (0o700, 0o600)
+
+
+def test_a_directory_on_a_read_only_file_system_is_left_alone(tmp_path: Path) -> None:
+    """The root of a container may be one, and its image may have made the run directory with any mode."""
+    (tmp_path / "run").mkdir(mode=0o755)
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"'
+    namespace = ["unshare", "-m", "sh", "-c"]
+    if subprocess.run([*namespace, mount, tmp_path], capture_output=True, timeout=20, check=False).returncode:
+        pytest.skip("no mounts may be made here")
+    code = "import sys; from pathlib import Path; from launcher.private_files import make_private_directory as make; "
+    program = f"{mount} && exec {sys.executable} -c '{code} make(Path(sys.argv[1]))' \"$0/run\""
+    run = subprocess.run([*namespace, program, tmp_path], capture_output=True, text=True, timeout=20, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert mode_of(tmp_path / "run") == 0o755

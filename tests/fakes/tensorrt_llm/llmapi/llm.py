@@ -164,6 +164,8 @@ class LLM:
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
+        if self.args.mpi_session is not None:
+            self.args.mpi_session.shutdown()
 
     @staticmethod
     def _shutdown_wrapper(reference: weakref.ref[LLM]) -> None:

@@ -20,10 +20,14 @@ def has_remote_session() -> bool:
 
 
 class MpiCommSession:
-    """The ranks that mpirun has started. `comm` is mpi4py's communicator; upstream takes COMM_WORLD without one."""
+    """The ranks that mpirun has started. `comm` is mpi4py's communicator; upstream takes COMM_WORLD without one.
+
+    Below a real mpirun it makes mpi4py's pool of the other ranks, which is what they wait for, as upstream does.
+    """
 
     def __init__(self, comm: Any = None, n_workers: int = 1) -> None:
         self.n_workers = n_workers
+        self._pool: Any = None
         if n_workers <= 0:
             raise ValueError(f"n_workers must be non-negative, but got {n_workers}")
         own, size = (rank(), world_size()) if comm is None else (comm.Get_rank(), comm.Get_size())
@@ -34,5 +38,14 @@ class MpiCommSession:
                 f"n_workers must be equal to the number of processes in MPI, got {n_workers} vs {world_size()}"
             )
 
+        if "PMIX_RANK" in os.environ:
+            from mpi4py.futures import MPICommExecutor
+            from mpi4py.MPI import COMM_WORLD
+
+            self._pool = MPICommExecutor(comm or COMM_WORLD).__enter__()
+
     def shutdown(self, wait: bool = True) -> None:
-        """Does nothing: the ranks end with their own processes."""
+        """Ends the work of the other ranks; their processes are mpirun's."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=wait)
+            self._pool = None

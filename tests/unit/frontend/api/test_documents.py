@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 
 import pytest
@@ -53,9 +54,41 @@ async def test_docs_page_loads_no_external_resources(running: Running) -> None:
     page = (await running.client.get("/docs", headers={"authorization": ""})).text
     assert "/openai/v1/completions" in page
     assert re.findall(r"(?:src|@import|<link)[^>]*", page) == []
-    assert re.findall(r'href="([^"]*)"', page) == [
-        "openai/openapi.json"
-    ]  # relative, for proxies that add a path prefix
+    assert re.findall(r'href="([^"]*)"', page) == ["./", "#fields", "#operations", "openai/openapi.json"]
+    assert all(f'id="{name}"' in page for name in ("fields", "operations"))
+
+
+@pytest.mark.parametrize(
+    ("field", "type_text"),
+    [
+        ("model", "string, required"),
+        ("prompt", "string or list of strings or list of integers of at least 0 or list of lists of integers"),
+        ("temperature", "number from 0 to 2"),
+        ("n", "integer of at least 1"),
+        ("seed", "integer"),
+        ("stop", "string or list of strings"),
+        ("stream", "boolean"),
+        ("logit_bias", "object"),
+    ],
+)
+async def test_docs_page_has_the_type_of_each_field(running: Running, field: str, type_text: str) -> None:
+    page = (await running.client.get("/docs")).text
+    assert re.findall(rf"<tr><td><code>{field}</code></td><td>([^<]*)", page)[0].startswith(type_text)
+
+
+async def test_docs_page_has_a_request_to_paste_and_says_where_the_key_is(running: Running) -> None:
+    page = html.unescape((await running.client.get("/docs")).text)
+    assert f"curl {str(running.client.base_url).rstrip('/')}/openai/v1/completions \\\n" in page
+    assert '-H "Authorization: Bearer $OPENAI_API_KEY"' in page
+    assert ".run/api-key" in page
+
+
+async def test_documents_of_a_server_without_authentication_ask_for_no_key() -> None:
+    async with in_process(auth="off") as app:
+        assert (await app.client.get("/openai/openapi.json")).json()["security"] == []
+        page = (await app.client.get("/docs")).text
+        assert "Requests need no API key." in page
+        assert "Authorization" not in page.partition("<h2")[0]
 
 
 async def test_docs_page_has_a_policy_that_allows_its_own_style_alone(running: Running) -> None:

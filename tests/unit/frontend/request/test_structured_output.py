@@ -10,6 +10,7 @@ import pytest
 from frontend.request.parsing import validate
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.fields import MAX_CHOICES_OF_GUIDE, MAX_GUIDE_CHARACTERS
+from llm_pipeline.protocol.messages import Guide, GuideType
 
 BODY_BYTES = 4 * 2**20
 SCHEMA = {"type": "string", "pattern": "a" * MAX_GUIDE_CHARACTERS}
@@ -53,3 +54,48 @@ def test_the_longest_guide_is_accepted_in_milliseconds() -> None:
     ((_, guide),) = request.guides.items()
     assert guide.source is not None
     assert len(guide.source) > MAX_GUIDE_CHARACTERS * 0.9
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"response_format": {"type": "json_object", "schema": {"const": 1}}},  # llama.cpp, Together
+        {"response_format": {"type": "json_object", "schema": '{"const":1}'}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "description": "d", "strict": True, "schema": {"const": 1}},
+            }
+        },
+        {"structured_outputs": {"json": {"const": 1}, "disable_any_whitespace": True, "whitespace_pattern": None}},
+    ],
+)
+def test_a_schema_is_followed_wherever_it_stands(field: dict[str, Any]) -> None:
+    request, _ = validate({"model": "m", "prompt": "Hi", **field}, max_choices=8, is_strict=False)
+    assert list(request.guides.values()) == [Guide(GuideType.JSON_SCHEMA, '{"const":1}')]
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+@pytest.mark.parametrize(
+    ("field", "key"),
+    [
+        ({"structured_outputs": {"json": {}, "whitespace_pattern": " ?"}}, "whitespace_pattern"),
+        ({"structured_outputs": {"json": {}, "disable_additional_properties": True}}, "disable_additional_properties"),
+        ({"response_format": {"type": "json_object", "strict": True}}, "strict"),
+        ({"response_format": {"type": "text", "schema": {}}}, "schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "x": 1}}}, "json_schema.x"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}, "schema": {}}}, "schema"),
+    ],
+)
+def test_a_key_that_is_not_read_is_refused_by_name(field: dict[str, Any], key: str, is_strict: bool) -> None:
+    with pytest.raises(PipelineError) as caught:
+        validate({"model": "m", "prompt": "Hi", **field}, max_choices=8, is_strict=is_strict)
+    assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, *field)
+    assert key in caught.value.message
+
+
+def test_a_schema_of_a_json_object_must_be_a_schema() -> None:
+    field = {"response_format": {"type": "json_object", "schema": 1}}
+    with pytest.raises(PipelineError) as caught:
+        validate({"model": "m", "prompt": "Hi", **field}, max_choices=8, is_strict=False)
+    assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_TYPE, "response_format")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import orjson
+import pytest
 
 from frontend.backends.fake import FakeGenerator, ScriptStep, chunks, forever
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -40,6 +43,26 @@ async def test_streamed_text_equals_the_text_without_streaming(running: Running)
     running.generator.script = lambda _: chunks(*pieces)
     whole = (await running.complete()).json()["choices"][0]["text"]
     assert text_of(events((await running.complete(stream=True)).text)) == whole == "".join(pieces)
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 0}, {"return_token_ids": True}], ids=["text", "logprobs", "ids"])
+async def test_each_event_is_one_line_for_clients_that_split_at_every_unicode_line_end(
+    running: Running, fields: dict[str, Any]
+) -> None:
+    """`str.splitlines` and httpx's `iter_lines` end lines at U+0085, U+2028 and U+2029 too, unlike the SSE standard."""
+    text = "a\u0085b\u2028c\u2029d\u2019\v\f\x1c\x1d\x1e"
+    logprobs = {"tokens": [text], "token_logprobs": [-1.0], "top_logprobs": [{text: -1.0}], "text_offset": [0]}
+    first, last = chunks(text, text)
+    if "logprobs" in fields:
+        first = replace(first, logprobs_json=orjson.dumps(logprobs))
+    running.generator.script = lambda _: [replace(first, token_ids=(1,)), replace(last, token_ids=(1,))]
+    response = await running.complete(stream=True, **fields)
+    *lines, done = (line.removeprefix("data: ") for line in response.text.splitlines() if line)
+    choices = [json.loads(line)["choices"][0] for line in lines]
+    assert [choice["text"] for choice in choices] == [text, text]
+    assert done == "[DONE]"
+    if "logprobs" in fields:
+        assert choices[0]["logprobs"] == logprobs
 
 
 async def test_usage_chunk(running: Running) -> None:

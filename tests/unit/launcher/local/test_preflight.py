@@ -11,14 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 from launcher import check_python
+from launcher.local import preflight
 from launcher.local.errors import PreflightError
 from launcher.local.preflight import run_preflight
+from launcher.memory import AvailableMemory
 from launcher.ports import free_ports
 from launcher.settings import StackSettings
+from tests.support.sample_requests import write_manifest
 
 MIB = 2**20
 
@@ -40,8 +42,8 @@ def busy_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def set_memory(monkeypatch: pytest.MonkeyPatch, *, mib: int) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=mib * MIB))
+def set_memory(monkeypatch: pytest.MonkeyPatch, *, mib: int, limit: int | None = None) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: AvailableMemory(mib * MIB, limit and limit * MIB))
 
 
 def findings(settings: StackSettings, **changed: Any) -> str:
@@ -50,9 +52,49 @@ def findings(settings: StackSettings, **changed: Any) -> str:
     return str(caught.value)
 
 
-def test_tensorrt_llm_requires_an_engine_dir(settings: StackSettings) -> None:
+def test_tensorrt_llm_requires_an_engine_dir(settings: StackSettings, tmp_path: Path) -> None:
     assert "ENGINE_DIR" in findings(settings, executor="tensorrt_llm")
-    run_preflight(settings.model_copy(update={"executor": "tensorrt_llm", "engine_dir": Path("an engine")}))
+    engine_dir = write_manifest(tmp_path / "engine")
+    run_preflight(settings.model_copy(update={"executor": "tensorrt_llm", "engine_dir": engine_dir}))
+
+
+@pytest.mark.parametrize("executor", ["cpu", "tensorrt_llm", "scripted"])
+def test_directory_without_an_engine_is_found_before_anything_starts(
+    settings: StackSettings, tmp_path: Path, executor: str
+) -> None:
+    message = findings(settings, executor=executor, engine_dir=tmp_path / "nothing")
+    assert f"No engine in {tmp_path / 'nothing'}: manifest.json is missing." in message
+    assert "python -m build_engine build" in message
+
+
+def test_model_that_does_not_exist_is_reported(settings: StackSettings) -> None:
+    assert "MODEL=/no/such.gguf: there is no such file or directory" in findings(settings, model=Path("/no/such.gguf"))
+
+
+def test_model_that_exists_passes(settings: StackSettings, tmp_path: Path) -> None:
+    run_preflight(settings.model_copy(update={"model": tmp_path}))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"engine_dir": Path("an engine")}, "MODEL and ENGINE_DIR are both set"),
+        ({"deployment": Path("deployment.toml")}, "MODEL and DEPLOYMENT are both set"),
+        ({"executor": "tensorrt_llm"}, "MODEL is for the CPU engine"),
+    ],
+    ids=["ENGINE_DIR", "DEPLOYMENT", "EXECUTOR"],
+)
+def test_model_excludes_what_names_another_engine(
+    settings: StackSettings, tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
+    assert message in findings(settings, model=tmp_path, **other)
+
+
+def test_limit_of_a_container_is_named(settings: StackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_memory(monkeypatch, mib=1500, limit=2048)
+    message = findings(settings)
+    assert "1500 MiB of memory are left of this container's or control group's 2048 MiB" in message
+    assert "--memory" in message
 
 
 def test_machine_that_meets_every_requirement_passes(settings: StackSettings) -> None:
@@ -155,6 +197,7 @@ def test_required_memory_includes_the_weights(
 ) -> None:
     """The weights are sparse files of the right length."""
     set_memory(monkeypatch, mib=8000)
+    write_manifest(tmp_path)
     with (tmp_path / "model.safetensors").open("wb") as weights:
         weights.truncate(1024 * MIB)
     run_preflight(settings.model_copy(update={"engine_dir": tmp_path}))

@@ -15,6 +15,7 @@ from launcher.local.errors import StartError
 from launcher.local.stack import Stack
 from launcher.ports import free_ports
 from launcher.settings import StackSettings
+from tests.support.sample_requests import write_manifest
 from tests.support.waiting import DEADLINE_S, wait_until
 
 _PORTS = ("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port")
@@ -27,6 +28,7 @@ def make_stack(run_dir: Path, **settings: Any) -> Stack:
 
 def test_model_repository_that_is_not_writable_is_reported(tmp_path: Path) -> None:
     """In a container with a read-only root, that is every folder without a tmpfs."""
+    write_manifest(tmp_path)
     deployment = tmp_path / "deployment.toml"
     deployment.write_text(f'[[models]]\nname = "one"\nengine_dir = "{tmp_path}"\n')
     (tmp_path / "model_repository").touch()
@@ -68,6 +70,7 @@ sys.exit(serve(Stack(settings, console, create_triton=create, create_frontend=cr
 
 
 def serve_scripts(run_dir: Path, script: str, ports: list[int]) -> subprocess.Popen[str]:
+    write_manifest(run_dir)
     command = [sys.executable, "-c", STACK_OF_SCRIPTS, str(run_dir), script, *map(str, ports)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -92,5 +95,15 @@ def test_process_that_exits_during_startup_is_reported_with_its_log(tmp_path: Pa
     with serve_scripts(tmp_path, script, free_ports(4)) as launcher:
         output, _ = launcher.communicate(timeout=DEADLINE_S)
     assert launcher.returncode == 1
-    assert "Not started. The script exited during startup. the engine is broken" in output
-    assert "the last line" in output
+    assert "the last line" not in output
+    assert output.splitlines()[-2].startswith("Not started. the engine is broken The whole log: ")
+
+
+def test_process_that_exits_without_a_known_cause_is_reported_below_its_log(tmp_path: Path) -> None:
+    """The reason is the last line of the output, except for an empty one that sets it apart from make's own error."""
+    with serve_scripts(tmp_path, "echo the last line; exit 1", free_ports(4)) as launcher:
+        output, _ = launcher.communicate(timeout=DEADLINE_S)
+    assert launcher.returncode == 1
+    *_, log_line, blank, reason, end = output.splitlines()
+    assert (log_line, blank, end) == ("the last line", "", "")
+    assert reason.startswith("Not started. The script exited during startup.")

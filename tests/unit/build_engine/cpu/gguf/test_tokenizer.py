@@ -117,6 +117,9 @@ def test_every_pre_tokenizer_loses_no_text(pre: str) -> None:
     ("alias", "name"),
     [
         ("falcon3", "llama-bpe"),
+        ("jina-v5-nano", "llama-bpe"),
+        ("exaone4", "gpt-2"),
+        ("f2llmv2", "qwen2"),
         ("llama-v3", "llama-bpe"),
         ("deepseek-r1-qwen", "qwen2"),
         ("megrez", "qwen2"),
@@ -141,7 +144,7 @@ def test_another_name_may_have_another_default_for_bos(pre: str, adds: bool) -> 
 
 
 def test_an_unknown_pre_tokenizer_is_refused_by_name() -> None:
-    with pytest.raises(EngineRefusedError, match=r"'tekken'.*one of .*smollm"):
+    with pytest.raises(EngineRefusedError, match=r"'tekken'.*Hugging Face directory.*one of .*smollm"):
         build_tokenizer(replace(TINY, pre="tekken"))
 
 

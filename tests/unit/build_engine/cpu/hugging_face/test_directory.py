@@ -278,7 +278,7 @@ def test_qwen2_without_its_biases_is_refused(tmp_path: Path) -> None:
         ("model.safetensors", b"\x05\0\0\0\0\0\0\0{", "truncated or damaged"),
         ("model.safetensors", b"\x02\0\0\0\0\0\0\0[]", "truncated or damaged"),
         ("model.safetensors", b"\xff" * 8, "truncated or damaged"),
-        ("model.safetensors", b"", "truncated or damaged"),
+        ("model.safetensors", b"", r"is empty\. Download it again"),
     ],
 )
 def test_a_damaged_or_missing_file_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:

@@ -99,9 +99,9 @@ def sentencepiece_only(model_dir: Path) -> None:
         (lambda path: replace_by_broken_link(path / INDEX), r"index\.json links to /nowhere/blob"),
         (
             lambda path: (path / "model-00001-of-00003.safetensors").write_text(LFS_POINTER),
-            r"model-00001.* is a Git LFS pointer, not the file itself\. Run `git lfs pull`",
+            r"model-00001.* is a pointer of Git LFS, .*`git lfs pull`",
         ),
-        (lambda path: (path / "tokenizer.json").write_text(LFS_POINTER), r"tokenizer\.json is a Git LFS pointer"),
+        (lambda path: (path / "tokenizer.json").write_text(LFS_POINTER), r"tokenizer\.json is a pointer of Git LFS"),
         (lambda path: (path / "manifest.json").write_text("{}"), r"is an engine directory\. Name the model"),
         (
             lambda path: (path / INDEX).write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}})),

@@ -91,6 +91,19 @@ def _moe_tensors(config: dict[str, int]) -> Tensors:
     return tensors
 
 
+def _mixtral_tensors(config: dict[str, int]) -> Tensors:
+    """The names of Mixtral's original files."""
+    hidden, inner, experts = config["hidden_size"], config["intermediate_size"], config["num_local_experts"]
+    tensors = {name: entry for name, entry in dense_tensors(config).items() if ".mlp." not in name}
+    for number in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{number}.block_sparse_moe."
+        tensors[f"{layer}gate.weight"] = ("BF16", (experts, hidden))
+        for expert in range(experts):
+            for name, shape in (("w1", (inner, hidden)), ("w2", (hidden, inner)), ("w3", (inner, hidden))):
+                tensors[f"{layer}experts.{expert}.{name}.weight"] = ("BF16", shape)
+    return tensors
+
+
 def _latent_tensors(config: dict[str, int]) -> Tensors:
     """DeepSeek's attention with the MLP of its first layers."""
     hidden, heads, rank = config["hidden_size"], config["num_attention_heads"], config["kv_lora_rank"]
@@ -113,6 +126,7 @@ def _latent_tensors(config: dict[str, int]) -> Tensors:
 
 
 _MOE = tiny_config("Qwen3MoeForCausalLM", num_experts=8, num_experts_per_tok=2, moe_intermediate_size=128)
+_MIXTRAL = tiny_config("MixtralForCausalLM", num_local_experts=8, num_experts_per_tok=2)
 _LATENT = tiny_config(
     "DeepseekV3ForCausalLM",
     q_lora_rank=64,
@@ -134,9 +148,10 @@ _DENSE = tiny_config("LlamaForCausalLM")
         (_DENSE, dense_tensors(_DENSE)),
         (_DENSE | {"tie_word_embeddings": True}, dense_tensors(_DENSE)),  # with a copy that is not loaded
         (_MOE, _moe_tensors(_MOE)),
+        (_MIXTRAL, _mixtral_tensors(_MIXTRAL)),
         (_LATENT, _latent_tensors(_LATENT)),
     ],
-    ids=["dense", "tied", "experts", "latent"],
+    ids=["dense", "tied", "experts", "mixtral", "latent"],
 )
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (1, 3)])
 def test_headers_and_config_json_give_the_same_size(
@@ -201,10 +216,14 @@ def _nemotron_tensors(config: dict[str, Any]) -> Tensors:
             width, shared = config["moe_intermediate_size"], config["moe_shared_expert_intermediate_size"]
             shapes[f"{layer}mixer.gate.weight"] = (experts, hidden)
             shapes[f"{layer}mixer.gate.e_score_correction_bias"] = (experts,)
-            parts = [(f"experts.{expert}", width) for expert in range(experts)]
-            for part, size in [*parts, ("shared_experts", shared)]:
-                shapes[f"{layer}mixer.{part}.up_proj.weight"] = (size, hidden)
-                shapes[f"{layer}mixer.{part}.down_proj.weight"] = (hidden, size)
+            latent = config.get("moe_latent_size")
+            if latent:
+                shapes[f"{layer}mixer.fc1_latent_proj.weight"] = (latent, hidden)
+                shapes[f"{layer}mixer.fc2_latent_proj.weight"] = (hidden, latent)
+            parts = [(f"experts.{expert}", width, latent or hidden) for expert in range(experts)]
+            for part, size, outer in [*parts, ("shared_experts", shared, hidden)]:
+                shapes[f"{layer}mixer.{part}.up_proj.weight"] = (size, outer)
+                shapes[f"{layer}mixer.{part}.down_proj.weight"] = (outer, size)
     return {name: ("BF16", shape) for name, shape in shapes.items()}
 
 
@@ -228,12 +247,17 @@ _NEMOTRON = tiny_config(
     moe_intermediate_size=64,
     moe_shared_expert_intermediate_size=128,
 )
+_LATENT_NEMOTRON = _NEMOTRON | {"moe_latent_size": 128}
 
 
 @pytest.mark.parametrize(
     ("config", "tensors"),
-    [(_GPT_OSS, _gpt_oss_tensors(_GPT_OSS)), (_NEMOTRON, _nemotron_tensors(_NEMOTRON))],
-    ids=["gpt-oss", "nemotron-h"],
+    [
+        (_GPT_OSS, _gpt_oss_tensors(_GPT_OSS)),
+        (_NEMOTRON, _nemotron_tensors(_NEMOTRON)),
+        (_LATENT_NEMOTRON, _nemotron_tensors(_LATENT_NEMOTRON)),
+    ],
+    ids=["gpt-oss", "nemotron-h", "nemotron-h with latent experts"],
 )
 def test_headers_of_special_layers_give_the_size_of_config_json_too(
     tmp_path: Path, config: dict[str, Any], tensors: Tensors

@@ -162,6 +162,22 @@ def test_llm_gets_the_limits_of_the_manifest_and_the_settings(create_bench: Crea
     assert args.skip_tokenizer_init is True
 
 
+@pytest.mark.parametrize(
+    ("version", "is_hybrid", "is_reused"),
+    [("1.2.1", False, True), ("1.2.1", True, False), ("1.3.0", True, True)],
+)
+def test_hybrid_models_reuse_no_blocks_before_1_3(
+    create_bench: CreateBench, version: str, is_hybrid: bool, is_reused: bool
+) -> None:
+    args = create_bench(script={"version": version}, engine={"version": version, "is_hybrid": is_hybrid}).fake.args
+    assert args.kv_cache_config.enable_block_reuse is is_reused
+
+
+def test_block_reuse_of_a_hybrid_model_is_refused_before_1_3(create_bench: CreateBench) -> None:
+    with pytest.raises(ManifestError, match="TRTLLM_BLOCK_REUSE is on"):
+        create_bench(engine={"is_hybrid": True}, trtllm_block_reuse=True)
+
+
 @pytest.mark.parametrize(("version", "sampler"), [("1.2.1", "TRTLLMSampler"), ("1.3.0", None)])
 def test_older_releases_sample_with_trtllm_sampler(create_bench: CreateBench, version: str, sampler: str) -> None:
     """The sampler that the default would be ignores seeds and penalties in silence."""

@@ -146,7 +146,7 @@ def test_guides_of_every_kind_reach_upstream(
         "structural_tag": Guide(GuideType.STRUCTURAL_TAG, '{"type": "structural_tag"}'),
     }
     for name, guide in guides.items():
-        result, _ = bench.sent(replace(make_request(max_tokens=2), guide=guide))
+        result, _ = bench.sent(replace(make_request(max_tokens=2, stop_token_ids=(2,)), guide=guide))
         sent = result.sampling_params.guided_decoding
         assert getattr(sent, name) == (guide.source or True)
     assert bench.fake.ignored_fields == set()

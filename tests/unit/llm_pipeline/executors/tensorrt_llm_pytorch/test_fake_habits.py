@@ -280,6 +280,15 @@ async def test_a_failed_step_fails_every_active_request_and_all_later_ones(tmp_p
                 [step async for step in api.iterate(other)]
 
 
+async def test_a_failed_step_leaves_the_next_one(tmp_path: Path) -> None:
+    with opened(tmp_path, rules=rule(token_ids=[10], step_error="no graph")) as (api, llm):
+        waiting = llm.generate_async([8, 8], api.params(max_tokens=50), streaming=True)
+        for result in (waiting, llm.generate_async(PROMPT, api.params(), streaming=True)):
+            with pytest.raises(api.executor.RequestError, match="no graph"):
+                [step async for step in api.iterate(result)]
+        assert len(await api.steps(llm, [4, 4])) == 5
+
+
 async def test_an_error_of_the_background_shuts_the_llm_down(plain: tuple[LlmApi, Any]) -> None:
     api, llm = plain
     api.engine.background_errors.append(OSError("broken pipe"))

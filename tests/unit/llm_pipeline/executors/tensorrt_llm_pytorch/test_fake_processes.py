@@ -91,6 +91,15 @@ async def test_nothing_comes_from_a_worker_that_is_dead_or_hangs(tmp_path: Path,
             assert all(map(is_running, pids))
 
 
+async def test_a_worker_that_aborts_is_a_process_that_has_ended(tmp_path: Path) -> None:
+    rules = [{"prompt_ids": PROMPT, "token_ids": [10], "step_error": "a CUDA error", "aborts": True}]
+    with llm_api(tmp_path, rules=rules, is_single_process=False) as api, api.open() as llm:
+        with pytest.raises(api.executor.RequestError, match="a CUDA error"):
+            await llm.generate_async(PROMPT, api.params(), streaming=True)
+        llm.generate_async([8], api.params())
+        wait_until(lambda: not is_running(api.engine.workers[0]))
+
+
 UNDER_MPIRUN: dict[str, tuple[type[Exception], Callable[[LlmApi], Any]]] = {
     "a follower's session": (RuntimeError, lambda api: _session(api, rank="1")),
     "a session of another size": (ValueError, lambda api: api.llmapi.MpiCommSession(n_workers=3)),
