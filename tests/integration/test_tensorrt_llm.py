@@ -301,7 +301,7 @@ def test_an_incompatible_engine_stops_the_start_with_one_sentence(
     engine_dir: Path, tmp_path: Path, changes: dict[str, Any], script: dict[str, Any], message: str
 ) -> None:
     with (
-        pytest.raises(StartError, match="exited during startup"),
+        pytest.raises(StartError, match=re.escape(message)),
         ENGINE.serve(tmp_path, engine_dir, changes=changes, **script),
     ):
         pass
