@@ -78,7 +78,11 @@ class Dependencies:
 
     def metrics_registry(self) -> CollectorRegistry:
         """The metrics of all workers together."""
-        return self.metrics.registry if self.merged_metrics is None else self.merged_metrics.registry()
+        merged = self.metrics.registry if self.merged_metrics is None else self.merged_metrics.registry()
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(merged)
+        registry.register(self.metrics.shared_registry)
+        return registry
 
     async def drain(self) -> None:
         """Rejects new requests, waits for running ones until their time is over, then cancels them."""
@@ -128,6 +132,8 @@ def build_dependencies(
     )
     for model in dependencies.models:
         _watch(dependencies, model)
+    limits = {model.name: model.in_flight_limit.limit for model in dependencies.models}
+    dependencies.metrics.set_limits(admission.limit.limit, limits)
     return dependencies
 
 

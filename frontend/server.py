@@ -18,6 +18,7 @@ from frontend.dependencies import Dependencies, build_dependencies
 from frontend.generation.admission import Admission
 from frontend.keys.keys_file import KeysFileError
 from frontend.models.registry import deployment_of
+from frontend.multiprocess.shared_engines import shared_engine_numbers
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import configure_logging
@@ -127,7 +128,7 @@ def build_server(app: ASGIApp, dependencies: Dependencies) -> DrainingServer:
 
 def serve(settings: FrontendSettings, workers: SharedState, listener: socket.socket | None = None) -> int:
     """Serves until a signal, as the only process or as a worker with its listening socket. Returns the exit status."""
-    metrics = Metrics()
+    metrics = Metrics(shared_engine_numbers(workers), worker=workers.number)
     try:
         deployment = deployment_of(settings)
         admission = Admission(settings.max_in_flight, workers)

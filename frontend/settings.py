@@ -173,7 +173,9 @@ class FrontendSettings(ProgramSettings):
         "each start",
     )
     metrics_needs_key: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_switch)] = Field(
-        "auto", description="Whether /metrics requires an API key; `auto`: unless HOST is a loopback address"
+        "auto",
+        description="Whether /metrics requires an API key; `auto`: unless HOST is a loopback address. /metrics/engine, "
+        "which has five numbers and no names, requires one only with `on`",
     )
 
     max_body_bytes: int = Field(4 * MIB, ge=1024, description="Maximum bytes of a request body; larger ones get a 413")
@@ -298,6 +300,11 @@ class FrontendSettings(ProgramSettings):
     def protects_metrics(self) -> bool:
         """Whether /metrics requires an API key."""
         return not self.is_loopback if self.metrics_needs_key == "auto" else self.metrics_needs_key == "on"
+
+    @property
+    def protects_engine_metrics(self) -> bool:
+        """Whether /metrics/engine requires an API key: an endpoint picker sends none."""
+        return self.metrics_needs_key == "on"
 
     @property
     def triton_addresses(self) -> tuple[str, ...]:

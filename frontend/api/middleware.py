@@ -13,8 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.api.allowed_hosts import AllowedHosts
 from frontend.api.completions import serve_completion
-from frontend.api.route_paths import is_completions, is_health, is_probe, is_public
+from frontend.api.metrics import engine_metrics_response
+from frontend.api.route_paths import ENGINE_METRICS, is_completions, is_probe, is_public, is_requested_by_address
 from frontend.keys.store import ApiKeyStore
+from frontend.observability.engine_numbers import PickerPage
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import log_request
 from frontend.observability.request_record import CLIENT_CLOSED_REQUEST, RequestRecord, begin_record, own_url
@@ -43,6 +45,8 @@ class RequestContextMiddleware:
         self._metrics = metrics
         self._public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
         self._metrics_needs_key = settings.protects_metrics
+        self._engine_metrics_need_key = settings.protects_engine_metrics
+        self._picker_page = PickerPage(metrics.engines)
         self._hosts = AllowedHosts(settings)
         self._cors = CorsPolicy(settings.cors_origins)
 
@@ -70,16 +74,19 @@ class RequestContextMiddleware:
     async def _respond(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
         try:
             headers = dict(scope["headers"])
-            if not is_health(record.path):  # probes are sent to an address that changes
+            if not is_requested_by_address(record.path):
                 self._require_host(scope, headers.get(b"host", b""), record)
             if record.method == "OPTIONS" and (preflight := self._cors.preflight_headers(headers)) is not None:
                 await send({"type": "http.response.start", "status": 204, "headers": [*preflight]})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
-            if not is_public(record.path, metrics_needs_key=self._metrics_needs_key):
+            if not is_public(
+                record.path,
+                metrics_needs_key=self._metrics_needs_key,
+                engine_metrics_need_key=self._engine_metrics_need_key,
+            ):
                 record.key = self._keys.authenticate(headers.get(b"authorization"))
-            app = serve_completion if is_completions(record.path) and record.method == "POST" else self._app
-            await app(scope, receive, send)
+            await self._app_for(record)(scope, receive, send)
         except ClientDisconnect:
             record.outcome = CLIENT_CLOSED_REQUEST
         except Exception as error:
@@ -89,6 +96,14 @@ class RequestContextMiddleware:
                 record.outcome = failure.kind.status
                 raise  # part of the response was sent: only closing the connection shows the client that it failed
             await error_response(failure, record)(scope, receive, send)
+
+    def _app_for(self, record: RequestRecord) -> ASGIApp:
+        """Completions, and the page that pickers scrape 20 times a second, need no router."""
+        if is_completions(record.path) and record.method == "POST":
+            return serve_completion
+        if record.path == ENGINE_METRICS and record.method == "GET":
+            return engine_metrics_response(self._picker_page)
+        return self._app
 
     def _with_headers(self, send: Send, record: RequestRecord) -> Send:
         own = ((b"x-request-id", record.request_id.encode()), _NO_SNIFF, *self._cors.response_headers(record.origin))

@@ -112,7 +112,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
         operations.pop("head", None)
         for operation in operations.values():
             operation["responses"].pop("422", None)
-            if not paths.is_health(path):
+            if not paths.is_requested_by_address(path):
                 responses = operation["responses"]
                 responses.update({str(status): response for status, response in error_responses(421).items()})
             _add_request_id(operation)

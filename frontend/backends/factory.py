@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from frontend.backends.fake import FakeGenerator
 from frontend.backends.generator import Generator
 from frontend.backends.grpc_channel import TritonChannel
@@ -27,12 +29,14 @@ def create_generator(
     if settings.backend == "fake":
         return FakeGenerator(records_requests=False)
     addresses = model.triton or settings.triton_addresses
-    generators = {address: _create_one(model, address, settings) for address in addresses}
+    generators = {address: _create_one(model, address, settings, observer) for address in addresses}
     options = PoolOptions(settings.health_check_interval_s, settings.triton_unresponsive_timeout_s)
     return load_balanced(generators, observer, options, on_lost=on_lost)
 
 
-def _create_one(model: DeployedModel, address: str, settings: FrontendSettings) -> Generator:
+def _create_one(
+    model: DeployedModel, address: str, settings: FrontendSettings, observer: EndpointObserver
+) -> Generator:
     secret = settings.triton_secret.get_secret_value() if settings.triton_secret else None
     if model.kind is ModelKind.INFLIGHT_BATCHER_LLM:
         channel = TritonChannel(address, secret=secret, read_failure=read_failure, logs_details=False)
@@ -42,4 +46,5 @@ def _create_one(model: DeployedModel, address: str, settings: FrontendSettings) 
         model.ensemble,
         use_channels=settings.use_channels,
         pulse_limits=PulseLimits(settings.stage_timeout_s, settings.engine_stall_timeout_s),
+        on_report=partial(observer.on_report, address),
     )

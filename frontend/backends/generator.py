@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
+from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
 from llm_pipeline.protocol.model_info import ModelInfo
 
 OnChunk: TypeAlias = Callable[[TextChunk], None]
+OnReport: TypeAlias = Callable[[EngineReport], None]
+"""Receives what an engine reports about itself. Must not raise."""
+
+
+def ignore_report(_report: EngineReport) -> None:
+    """For a generator whose reports are not used."""
 
 
 class UnreachableError(PipelineError):

@@ -27,6 +27,7 @@ import structlog
 from frontend.backends.background_tasks import BackgroundTasks
 from frontend.backends.generator import Generator, NoRoomError, OnChunk, UnreachableError
 from frontend.backends.warm_up import WarmUpProbe
+from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
 from llm_pipeline.protocol.model_info import ModelInfo
@@ -55,6 +56,9 @@ class EndpointObserver(Protocol):
 
     def on_readmitted(self, endpoint: str) -> None:
         """The endpoint gets requests again."""
+
+    def on_report(self, endpoint: str, report: EngineReport) -> None:
+        """The engine of the endpoint reports about itself. Also without a pool, for the only endpoint."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from frontend.backends.generator import NoRoomError
+from frontend.backends.generator import NoRoomError, OnReport, ignore_report
 from frontend.backends.grpc_channel import InferRequest, TritonChannel, infer_request, output_names
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.field_kinds import NamedArrays
@@ -23,11 +23,11 @@ from llm_pipeline.protocol.tensors import (
     DECODE_MODEL,
     POSTPROCESS_MODEL,
     PREPROCESS_MODEL,
+    PulseAnswer,
     describe_arrays,
     empty_chunk_arrays,
     pulse_arrays,
     stage_model,
-    stalled_s_from_raw,
 )
 
 log = structlog.get_logger(__name__)
@@ -63,7 +63,10 @@ class _Pulse:
 class StagePulses:
     """Sends pulses to the three stages of an ensemble, one at a time to each."""
 
-    def __init__(self, channel: TritonChannel, ensemble: str, limits: PulseLimits) -> None:
+    def __init__(
+        self, channel: TritonChannel, ensemble: str, limits: PulseLimits, on_report: OnReport = ignore_report
+    ) -> None:
+        self._on_report = on_report
         self.is_engine_progressing = True
         self._channel = channel
         self._limits = limits
@@ -76,9 +79,8 @@ class StagePulses:
 
     async def have_answers(self) -> bool:
         """Whether every stage has answered within the limit. Waits up to half a second for answers."""
-        for stage, request in self._requests.items():
-            if stage not in self._under_way:
-                self._under_way[stage] = _Pulse(asyncio.create_task(self._send(request)), time.monotonic())
+        for stage in self._requests:
+            self._ensure_sent(stage)
         await asyncio.wait([pulse.task for pulse in self._under_way.values()], timeout=_WAIT_S)
         now_s = time.monotonic()
         silent = set()
@@ -96,6 +98,17 @@ class StagePulses:
             log.warning("stage_does_not_answer", stage=stage, limit_s=self._limits.answer_s)
         self._silent = frozenset(silent)
         return not silent
+
+    def request_report(self) -> None:
+        """Sends a pulse to decode alone, for the engine's numbers, unless one is under way. Does not wait."""
+        pulse = self._under_way.get(DECODE_MODEL)
+        if pulse is not None and pulse.task.done():
+            del self._under_way[DECODE_MODEL]
+        self._ensure_sent(DECODE_MODEL)
+
+    def _ensure_sent(self, stage: str) -> None:
+        if stage not in self._under_way:
+            self._under_way[stage] = _Pulse(asyncio.create_task(self._send(self._requests[stage])), time.monotonic())
 
     def close(self) -> None:
         """Stops waiting for answers."""
@@ -117,7 +130,9 @@ class StagePulses:
         try:
             async for response in self._channel.infer(request):
                 if request is self._requests[DECODE_MODEL] and output_names(response):
-                    stalled_s = stalled_s_from_raw(response.raw_output_contents)
+                    answer = PulseAnswer.from_raw(response.raw_output_contents)
+                    stalled_s = answer.stalled_s
+                    self._on_report(answer.report)
         except PipelineError as error:
             if error.code in _NOT_WORKING and not isinstance(error, NoRoomError):
                 return None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 from frontend.backends.cancel_messages import CancelSender
 from frontend.backends.channel.client import ChannelClient
 from frontend.backends.channel.session import Endpoint
-from frontend.backends.generator import OnChunk
+from frontend.backends.generator import OnChunk, OnReport, ignore_report
 from frontend.backends.grpc_channel import TritonChannel, infer_request, output_names
 from frontend.backends.heartbeat import Heartbeat
 from frontend.backends.stage_pulses import DEFAULT_PULSE_LIMITS, PulseLimits, StagePulses
+from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters
 from llm_pipeline.protocol.model_info import ModelInfo
@@ -25,6 +29,8 @@ from llm_pipeline.protocol.tensors import (
     text_chunk_from_raw,
 )
 
+_IDLE_REPORT_S = 4.0  # age of a report after which an idle engine is asked for the next
+
 
 class TritonGenerator:
     """A Generator that sends each prompt to the ensemble of one Triton."""
@@ -36,8 +42,15 @@ class TritonGenerator:
         *,
         use_channels: bool = True,
         pulse_limits: PulseLimits = DEFAULT_PULSE_LIMITS,
+        on_report: OnReport = ignore_report,
     ) -> None:
-        """`use_channels`: all requests share one channel; otherwise each has a response stream of its own."""
+        """`use_channels`: all requests share one channel; otherwise each has a response stream of its own.
+
+        `on_report` receives the engine's reports: while requests run, those on the channel, otherwise at least one in
+        some seconds, as long as `is_ready` is called.
+        """
+        self._on_report = on_report
+        self._reported_s = -math.inf  # monotonic
         self._running = 0  # requests
         self._channel = channel
         self._model = model
@@ -45,9 +58,9 @@ class TritonGenerator:
         self._decode = decode = stage_model(model, DECODE_MODEL)
         self._heartbeat = Heartbeat(self._renew_lease)
         self._cancellations = CancelSender(channel, lambda key: infer_request(decode, cancel_arrays(key), key))
-        endpoint = Endpoint(channel, model, self._cancellations.send, self._renew_lease)
+        endpoint = Endpoint(channel, model, self._cancellations.send, self._renew_lease, self._report)
         self._channels = ChannelClient(endpoint) if use_channels else None
-        self._pulses = StagePulses(channel, model, pulse_limits)
+        self._pulses = StagePulses(channel, model, pulse_limits, self._report)
 
     async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         """Runs one completion to its end. Raises PipelineError."""
@@ -99,7 +112,16 @@ class TritonGenerator:
         """Whether Triton can be reached, has loaded the ensemble, and all stages answer while requests wait."""
         if not await self._channel.is_model_ready(self._model):
             return False
-        return not self._running or await self._pulses.have_answers()
+        if self._running:
+            return await self._pulses.have_answers()
+        if time.monotonic() - self._reported_s > _IDLE_REPORT_S:
+            self._pulses.request_report()
+        return True
+
+    def _report(self, report: EngineReport) -> None:
+        if report.numbers:
+            self._reported_s = time.monotonic()
+        self._on_report(report)
 
     @property
     def is_progressing(self) -> bool:

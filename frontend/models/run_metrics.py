@@ -55,8 +55,16 @@ class RunMetrics:
 
     def on_end(self, choice: Choice) -> None:
         """Releases the slot and counts the tokens."""
+        metrics = self._metrics
         self._slots.release(had_token=choice.last_chunk_s > 0, choice=choice.index)
-        self._metrics.generation_tokens.inc(choice.completion_tokens)
+        metrics.generation_tokens.inc(choice.completion_tokens)
+        metrics.generation_length.observe(choice.completion_tokens)
+        if choice.finish_reason is not None:
+            metrics.count_finished(choice.finish_reason)
+        if choice.index == 0 and choice.parameters.max_tokens is not None:
+            metrics.max_tokens.observe(choice.parameters.max_tokens)
         if choice.prompt_index not in self._counted_prompts:
             self._counted_prompts.add(choice.prompt_index)
-            self._metrics.prompt_tokens.inc(choice.prompt_tokens)
+            metrics.prompt_tokens.inc(choice.prompt_tokens)
+            if choice.prompt_tokens:  # else it failed before it was tokenized
+                metrics.prompt_length.observe(choice.prompt_tokens)

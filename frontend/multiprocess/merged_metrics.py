@@ -25,7 +25,6 @@ _FOLDER = "metrics"
 _DEAD_WORKERS = "past.json"  # counters of workers that have died
 # Metrics whose minimum is reported. All others are added.
 _MINIMA = ("completions_ready",)  # the front end is ready if all workers are
-_CREATED = "_created"  # creation time of a counter: the earliest
 
 # Metric families in a file: name -> [type, documentation, [[sample name, labels, value], ...]]
 _Families = dict[str, list[Any]]
@@ -104,7 +103,7 @@ def _sum(parts: Sequence[_Families]) -> _Families:
 
 
 def _merge(sample: str, one: float, other: float) -> float:
-    if sample.endswith(_CREATED) or sample in _MINIMA:
+    if sample in _MINIMA:
         return min(one, other)
     return one + other
 

@@ -32,6 +32,7 @@ class StepBuilder:
         self._token_ids: dict[int, Sequence[int]] = {}  # by request number
         self._ends: list[RequestEnd] = []
         self._logprobs: dict[int, RequestLogprobs] = {}
+        self.begun: dict[int, float] = {}  # as in EngineStep
 
     def add(
         self,
@@ -59,7 +60,12 @@ class StepBuilder:
         token_ids = np.fromiter(chain.from_iterable(lists), np.int64, sum(counts))
         is_one_each = len(token_ids) == len(numbers)  # no list is empty
         return EngineStep(
-            numbers, token_ids, None if is_one_each else np.array(counts, np.int64), self._ends, self._logprobs
+            numbers,
+            token_ids,
+            None if is_one_each else np.array(counts, np.int64),
+            self._ends,
+            self._logprobs,
+            self.begun,
         )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import (
     CompletionParameters,
@@ -88,6 +89,7 @@ class TokenBurst:
 
     `slots` are the requests with new tokens, each once; `counts` is the number of tokens of each, and `token_ids` are
     all tokens in the order of `slots`. `serial` counts the bursts of a client from 0. `ack_address` as in TokenChunk.
+    `report`, which postprocess passes on, is for metrics; a burst may have nothing else.
     """
 
     client_id: str
@@ -99,6 +101,7 @@ class TokenBurst:
     ends: Sequence[StreamEnd] = ()
     logprobs: Sequence[StreamLogprobs] = ()
     ack_address: str | None = None
+    report: EngineReport | None = None
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,10 @@ class TextBurst:
 
     `chunks` are the new chunks in order, with the slots of their requests; a request may have more than one. `ends` are
     the requests that have ended in the engine, with the error if they failed: nothing more comes for them. A request's
-    last chunk, the one with the finish reason, may come in an earlier burst than its end.
+    last chunk, the one with the finish reason, may come in an earlier burst than its end. `report` as in TokenBurst.
     """
 
     serial: int
     chunks: Sequence[tuple[int, TextChunk]] = ()
     ends: Sequence[tuple[int, PipelineError | None]] = ()
+    report: EngineReport | None = None

@@ -24,6 +24,7 @@ from llm_pipeline.protocol.channel import (
     TextBurst,
     TokenBurst,
 )
+from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     CompletionParameters,
@@ -126,6 +127,8 @@ def token_burst_to_json(burst: TokenBurst) -> bytes:
         entries["logprobs"] = burst.logprobs
     if burst.ack_address is not None:
         entries["ack_address"] = burst.ack_address
+    if burst.report is not None:
+        entries["report"] = burst.report.to_columns()
     return orjson.dumps(entries)
 
 
@@ -157,7 +160,13 @@ def token_burst_from_json(text: bytes, share: Share = ALL_REQUESTS) -> TokenBurs
         ],
         logprobs=[_stream_logprobs(entry) for entry in entries.get("logprobs", ()) if share.includes(entry["slot"])],
         ack_address=entries.get("ack_address"),
+        report=_report_of(entries) if share.includes(0) else None,
     )
+
+
+def _report_of(entries: dict[str, Any]) -> EngineReport | None:
+    report = entries.get("report")
+    return None if report is None else EngineReport.from_columns(report)
 
 
 def _tokens_of(
@@ -197,9 +206,10 @@ class TextColumns:
     Columns instead of objects, because a burst has a chunk for almost every token.
     """
 
-    __slots__ = ("_ends", "_further", "_slots", "_texts", "_totals")
+    __slots__ = ("_ends", "_further", "_slots", "_texts", "_totals", "report")
 
-    def __init__(self) -> None:
+    def __init__(self, report: EngineReport | None = None) -> None:
+        self.report = report
         self._slots: list[int] = []
         self._texts: list[str] = []
         self._totals: list[int] = []
@@ -229,6 +239,8 @@ class TextColumns:
             entries["more"] = self._further
         if self._ends:
             entries["ends"] = self._ends
+        if self.report is not None:
+            entries["report"] = self.report.to_columns()
         return orjson.dumps(entries)
 
 
@@ -244,7 +256,7 @@ the client fails its requests, as for a burst that did not arrive."""
 
 def text_burst_to_json(burst: TextBurst) -> bytes:
     """A burst as postprocess writes it."""
-    columns = TextColumns()
+    columns = TextColumns(burst.report)
     for slot, chunk in burst.chunks:
         columns.add(slot, chunk)
     for slot, error in burst.ends:
@@ -270,7 +282,9 @@ def text_burst_from_json(text: bytes) -> TextBurst:
     entries = orjson.loads(text)
     chunks: list[tuple[int, TextChunk]] = []
     ends: list[tuple[int, PipelineError | None]] = []
+    report: EngineReport | None = None
     for part in entries["parts"]:
+        report = report or _report_of(part)
         first = len(chunks)
         chunks += [
             (slot, TextChunk(text, total))
@@ -280,7 +294,7 @@ def text_burst_from_json(text: bytes) -> TextBurst:
             slot, plain = chunks[first + position]
             chunks[first + position] = slot, _with_further_fields(plain, further)
         ends += [(slot, None if error is None else _error_of(error)) for slot, error in part.get("ends", ())]
-    return TextBurst(entries["serial"], chunks, ends)
+    return TextBurst(entries["serial"], chunks, ends, report)
 
 
 def _with_further_fields(plain: TextChunk, further: dict[str, Any]) -> TextChunk:

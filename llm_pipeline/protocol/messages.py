@@ -245,7 +245,8 @@ class EngineStep:
     each at most once. `token_ids`, integers [sum of counts], are the new tokens in the order of `numbers`; they include
     an end token. `counts`, integers [n], is the number of new tokens of each request; None if that is 1 for all.
     `ends` are the requests that ended with this step, after their tokens. `logprobs` is keyed by request number and has
-    entries only for requests that asked for logprobs.
+    entries only for requests that asked for logprobs. `begun` has the times (monotonic, in seconds) at which requests
+    left the queue, in the step with their first tokens or an earlier one; the first time of a request counts.
     """
 
     numbers: IntArray
@@ -253,6 +254,7 @@ class EngineStep:
     counts: IntArray | None = None
     ends: Sequence[RequestEnd] = ()
     logprobs: Mapping[int, RequestLogprobs] = field(default_factory=dict)
+    begun: Mapping[int, float] = field(default_factory=dict)
 
 
 NO_INTEGERS: IntArray = np.empty(0, np.int64)

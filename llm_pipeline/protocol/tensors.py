@@ -11,12 +11,15 @@ last response.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import orjson
 
 from llm_pipeline.protocol.arrays import DType, TensorReader, TensorSpec, array, read_flag, read_text, read_value
+from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.field_kinds import NamedArrays, NumberField
 from llm_pipeline.protocol.fields import FIELDS
@@ -65,7 +68,7 @@ REQUEST = TensorSpec("request", "BYTES")  # JSON of GenerationRequest
 STOP = TensorSpec("stop", "BYTES")  # a request key: cancel that request
 RENEW = TensorSpec("renew", "BYTES")  # a client id: renew its lease
 RECEIVED = TensorSpec("received", "UINT64")  # with `renew`: number of bursts that the client has read from its channel
-PULSE = TensorSpec("pulse", "BOOL")  # true: answer at once, with the time since the engine's last step
+PULSE = TensorSpec("pulse", "BOOL")  # true: answer at once, with a PulseAnswer
 # A request parameter, which Triton passes to every step of an ensemble: the client id (stages/decode/leases.py).
 CLIENT_ID_PARAMETER = "owner"
 
@@ -210,14 +213,28 @@ def is_pulse(read: TensorReader) -> bool:
     return read_flag(read, PULSE, False)
 
 
-def pulse_answer_arrays(stalled_s: float) -> NamedArrays:
-    """The answer to a pulse: the seconds that an engine with work has been without a step; 0 if it is not known."""
-    return [(CHUNK, array(CHUNK, b"%.1f" % stalled_s))]
+@dataclass(frozen=True)
+class PulseAnswer:
+    """The answer to a pulse: the seconds that an engine with work has been without a step, and the engine's numbers.
 
+    `stalled_s` is 0 if it is not known.
+    """
 
-def stalled_s_from_raw(raw: Sequence[bytes]) -> float:
-    """The seconds in the answer to a pulse, as it travels: one string after its length of 4 bytes."""
-    return float(raw[0][4:])
+    stalled_s: float
+    report: EngineReport
+
+    def to_arrays(self) -> NamedArrays:
+        answer = {"stalled_s": round(self.stalled_s, 1), **self.report.to_columns()}
+        return [(CHUNK, array(CHUNK, orjson.dumps(answer)))]
+
+    @classmethod
+    def from_raw(cls, raw: Sequence[bytes]) -> PulseAnswer:
+        """The answer as it travels: one string after its length of 4 bytes.
+
+        Raises ValueError, KeyError, TypeError or AttributeError if it is from another release.
+        """
+        answer = orjson.loads(raw[0][4:])
+        return cls(float(answer["stalled_s"]), EngineReport.from_columns(answer))
 
 
 def empty_chunk_arrays() -> NamedArrays:

@@ -126,7 +126,7 @@ class PostprocessStage:
         """
         streams = self._channels.setdefault(burst.client_id, {})
         self._channels.move_to_end(burst.client_id)
-        columns = TextColumns()
+        columns = TextColumns(burst.report)
         for start in burst.starts:
             streams[start.slot] = self._started(start)
         self._add_tokens(burst, streams, columns)

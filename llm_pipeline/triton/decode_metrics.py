@@ -1,43 +1,41 @@
-"""Publishes decode's counts in Triton's own /metrics. For decode's model.py only, like python_backend.py."""
+"""Publishes decode's numbers in Triton's own /metrics. For decode's model.py only, like python_backend.py."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from llm_pipeline.protocol.engine_metrics import CANCELLED, FAMILIES, RUNNING, WAITING, EngineFamily
 from llm_pipeline.stages.decode.stage import DecodeStats
 
 _log = logging.getLogger(__name__)
 _MAX_PERIOD_S = 0.25  # between two updates; the executor's counts may change without a notice
 _MIN_PERIOD_S = 0.02  # between two updates under load
+_ENGINE_PERIOD_S = 1.0  # between two updates of the engine's own numbers, each of which is a handshake with Triton
+_COUNTS = (RUNNING, WAITING, CANCELLED)
 
 
 class DecodeMetrics:
-    """decode's gauges and its counter. A thread updates them, because each update is a handshake with Triton.
+    """decode's metrics and the engine's own, in the families of protocol/engine_metrics.py.
 
-    The engine's own gauges are one family, decode_engine{metric="..."}, for every kind of engine.
+    A thread updates them, because each update is a handshake with Triton.
     """
 
     def __init__(self, model: str) -> None:
-        gauge, counter = pb_utils.MetricFamily.GAUGE, pb_utils.MetricFamily.COUNTER
         self._labels = {"model": model}  # one server may have several decode models
-        self._active = self._create_metric(gauge, "decode_active_requests", "Requests being decoded")
-        self._queued = self._create_metric(gauge, "decode_queued_requests", "Requests waiting for the engine")
-        self._cancelled = self._create_metric(
-            counter, "decode_cancelled_requests_total", "Requests that ended by cancellation"
-        )
-        self._engine_family = pb_utils.MetricFamily(
-            name="decode_engine", description="The engine's own gauges", kind=pb_utils.MetricFamily.GAUGE
-        )
-        self._engine: dict[str, Any] = {}
-        self._published = DecodeStats(0, 0, 0)
+        self._families = {family.name: _create_family(family) for family in FAMILIES}
+        self._series: dict[tuple[str, str], Any] = {}  # by family and number: the ones that have been published
+        self._published: dict[str, float] = {}
+        self._engine_published_s = 0.0  # monotonic
         self._changed = threading.Event()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._publish(dict.fromkeys(_COUNTS, 0))
 
     def start(self, read_stats: Callable[[], DecodeStats]) -> None:
         """Publishes the result of `read_stats` from now on: soon after `on_change`, and at least every 0.25 s."""
@@ -60,30 +58,41 @@ class DecodeMetrics:
             self._changed.wait(_MAX_PERIOD_S)
             self._changed.clear()
             try:
-                self._publish(read_stats())
+                self._publish_due(read_stats().numbers)
             except Exception:  # noqa: BLE001 - the next update may succeed
                 _log.exception("decode's metrics could not be updated")
             self._closed.wait(_MIN_PERIOD_S)
 
-    def _publish(self, stats: DecodeStats) -> None:
+    def _publish_due(self, numbers: Mapping[str, float]) -> None:
+        now_s = time.monotonic()
+        if now_s - self._engine_published_s >= _ENGINE_PERIOD_S:
+            self._engine_published_s = now_s
+            self._publish(numbers)
+        else:
+            self._publish({name: numbers[name] for name in _COUNTS})
+
+    def _publish(self, numbers: Mapping[str, float]) -> None:
         """Updates the metrics that have changed."""
-        if stats.active_requests != self._published.active_requests:
-            self._active[1].set(stats.active_requests)
-        if stats.queued_requests != self._published.queued_requests:
-            self._queued[1].set(stats.queued_requests)
-        if stats.cancelled_total != self._published.cancelled_total:
-            self._cancelled[1].increment(stats.cancelled_total - self._published.cancelled_total)
-        for name, value in stats.gauges.items():
-            if value != self._published.gauges.get(name):
-                self._engine_gauge(name).set(value)
-        self._published = stats
+        for family in FAMILIES:
+            for number in family.series:
+                value = numbers.get(number)
+                if value is not None and value != self._published.get(number):
+                    self._update(family, number, value)
+        self._published |= numbers
 
-    def _engine_gauge(self, name: str) -> Any:
-        if name not in self._engine:
-            self._engine[name] = self._engine_family.Metric(labels={"metric": name, **self._labels})
-        return self._engine[name]
+    def _update(self, family: EngineFamily, number: str, value: float) -> None:
+        key = family.name, number
+        if key not in self._series:
+            labels = {**family.labels_of(number), **self._labels}
+            self._series[key] = self._families[family.name].Metric(labels=labels)
+        if family.kind == "gauge":
+            self._series[key].set(value)
+        elif (growth := value - self._published.get(number, 0)) > 0:
+            self._series[key].increment(growth)
+        # A counter that has shrunk is that of an engine process that was restarted: the next growth counts.
 
-    def _create_metric(self, kind: Any, name: str, description: str) -> tuple[Any, Any]:
-        """Returns a family and its only metric: the family must outlive the metric."""
-        family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
-        return family, family.Metric(labels=self._labels)
+
+def _create_family(family: EngineFamily) -> Any:
+    """Families live as long as this object: they must outlive their metrics."""
+    kinds = {"gauge": pb_utils.MetricFamily.GAUGE, "counter": pb_utils.MetricFamily.COUNTER}
+    return pb_utils.MetricFamily(name=family.name, description=family.documentation, kind=kinds[family.kind])

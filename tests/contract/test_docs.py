@@ -7,6 +7,7 @@ from pathlib import Path
 from llm_pipeline.protocol.capabilities import CAPABILITIES, PYTORCH_CAPABILITIES
 from llm_pipeline.protocol.errors import ERRORS
 from llm_pipeline.protocol.tensors import ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS
+from scripts.metrics_page import metrics_page
 from scripts.settings_page import settings_page
 from scripts.structured_output_page import structured_output_page
 
@@ -16,6 +17,11 @@ ROOT = Path(__file__).parents[2]
 def test_the_settings_page_is_current() -> None:
     written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     assert written == settings_page(), "run: python -m scripts.settings_page > docs/settings.md"
+
+
+def test_the_page_of_metrics_is_current() -> None:
+    written = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert written == metrics_page(), "run: python -m scripts.metrics_page > docs/metrics.md"
 
 
 def test_the_page_of_schemas_is_current() -> None:

@@ -172,17 +172,24 @@ def test_a_refused_request_has_its_own_status_code(trtllm_stack: RunningStack, r
 
 
 def test_the_engines_statistics_are_in_tritons_metrics(trtllm_stack: RunningStack) -> None:
-    def gauges() -> dict[str, float]:
+    def gauges() -> dict[tuple[str, str], float]:
         text = httpx.get(f"{trtllm_stack.triton_metrics_url}/metrics", trust_env=False).text
-        found = re.findall(r'^decode_engine\{metric="(\w+)"[^}]*\} (\S+)$', text, re.MULTILINE)
-        return {name: float(value) for name, value in found}
+        series = r'^nv_trt_llm_(\w+)_metrics\{[^}]*\b\w+_(?:type|metric)="(\w+)"[^}]*\} (\S+)$'
+        found = re.findall(series, text, re.MULTILINE)
+        return {(family, kind): float(value) for family, kind, value in found}
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(trtllm_stack.complete, prompt="Hello " * 50, max_tokens=500)
-        wait_until(lambda: gauges().get("kv_cache_used_blocks", 0) >= 2, limit_s=10, what="used KV blocks show")
+        wait_until(lambda: gauges().get(("kv_cache_block", "used"), 0) >= 2, limit_s=10, what="used KV blocks show")
         assert answer.result(30).status_code == 200
-    assert gauges()["kv_cache_max_blocks"] == 1024
-    assert {"scheduled_requests", "context_tokens", "queued_requests", "iteration"} <= gauges().keys()
+    assert gauges()["kv_cache_block", "max"] == 1024
+    assert {
+        ("request", "scheduled"),
+        ("request", "waiting"),
+        ("kv_cache_block", "fraction"),
+        ("inflight_batcher", "total_context_tokens"),
+        ("general", "iteration_counter"),
+    } <= gauges().keys()
 
 
 def test_a_prompt_over_the_context_length_is_rejected(trtllm_stack: RunningStack) -> None:

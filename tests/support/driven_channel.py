@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from llm_pipeline.protocol.channel import StreamEnd, StreamStart, TokenBurst
 from llm_pipeline.protocol.messages import FinishReason, TextOptions
 from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
-from llm_pipeline.stages.decode.channel_sender import ChannelLimits, ChannelSender
+from llm_pipeline.stages.decode.channel_sender import ChannelLimits, ChannelSender, ReadNumbers
 from llm_pipeline.stages.flow_control import SendWindow
 from tests.support.driven_stage import DEADLINE_S
 from tests.support.recorded_bursts import RecordingReply
@@ -24,7 +24,13 @@ BRIEF = ChannelLimits(linger_s=SHORT_S, open_timeout_s=5 * SHORT_S)
 class DrivenChannel:
     """A ChannelSender whose outbox the test fills. It has one request, which is live until `end`."""
 
-    def __init__(self, *, limits: ChannelLimits = LIMITS, window: SendWindow | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        limits: ChannelLimits = LIMITS,
+        window: SendWindow | None = None,
+        read_numbers: ReadNumbers | None = None,
+    ) -> None:
         self.outbox = ChannelOutbox("front end", 1)
         self.outbox.start(StreamStart(SLOT, "a", TextOptions()))
         self.is_live = True
@@ -34,7 +40,12 @@ class DrivenChannel:
         self._lock = threading.Lock()
         self._replies: list[RecordingReply] = []
         self.sender = ChannelSender(
-            self.outbox, take_burst=self._take_burst, retire=self._retire, window=window, limits=limits
+            self.outbox,
+            take_burst=self._take_burst,
+            retire=self._retire,
+            read_numbers=read_numbers,
+            window=window,
+            limits=limits,
         )
         self.sender.start()
 
@@ -61,10 +72,14 @@ class DrivenChannel:
         self.sender.begin_close()
         self.sender.join(DEADLINE_S)
 
-    def _take_burst(self, outbox: ChannelOutbox, ack_address: str | None) -> TokenBurst | None:
+    def _take_burst(
+        self, outbox: ChannelOutbox, ack_address: str | None, numbers: Mapping[str, float] | None
+    ) -> TokenBurst | None:
         self.before_take()
         with self._lock:
-            return outbox.take_burst(ack_address=ack_address) if outbox.has_output else None
+            if not (outbox.has_output or numbers):
+                return None
+            return outbox.take_burst(ack_address=ack_address, numbers=numbers)
 
     def _retire(self, sender: ChannelSender) -> bool:
         assert sender is self.sender

@@ -51,6 +51,7 @@ def make_step(
     *,
     ends: Iterable[RequestEnd] = (),
     logprobs: Mapping[int, RequestLogprobs] | None = None,
+    begun: Mapping[int, float] | None = None,
 ) -> EngineStep:
     """A step with these tokens, by request number. Requests without tokens are left out of the arrays."""
     some = {number: token_ids for number, token_ids in tokens.items() if token_ids}
@@ -61,6 +62,7 @@ def make_step(
         None if all(count == 1 for count in counts) else np.array(counts, np.int64),
         ends=tuple(ends),
         logprobs=logprobs or {},
+        begun=begun or {},
     )
 
 

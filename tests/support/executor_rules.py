@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from llm_pipeline.executors.port import Executor, OutputSink
+from llm_pipeline.protocol.engine_metrics import FAMILIES, MAX_ACTIVE
 from llm_pipeline.protocol.errors import PipelineError
 from llm_pipeline.protocol.messages import (
     EngineStep,
@@ -111,6 +113,8 @@ class StepRecorder:
         self._changed = threading.Condition()
         self._outputs: dict[int, list[Output]] = defaultdict(list)
         self.ended: list[int] = []  # numbers, in the order of their endings
+        self.begun_s: dict[int, float] = {}  # by number, as reported first
+        self.first_tokens_s: dict[int, float] = {}  # monotonic
         self._submitting: set[int] = set()
         self._entered: set[int] = set()
 
@@ -131,7 +135,10 @@ class StepRecorder:
                 self.violations.append(f"two calls at a time for {sorted(numbers & self._entered)}")
             self._entered |= numbers
         with self._changed:
+            self.begun_s = {**step.begun, **self.begun_s}
             for number, output in outputs.items():
+                if output.token_ids:
+                    self.first_tokens_s.setdefault(number, time.monotonic())
                 if any(earlier.is_final for earlier in self._outputs[number][-1:]):
                     self.violations.append(f"output after the end of {number}")
                 self._outputs[number].append(output)
@@ -319,6 +326,25 @@ def stats_count_active_and_queued_requests(bench: RuleBench) -> None:
     assert (stats.active_requests, stats.queued_requests) == (0, 0)
 
 
+def a_request_leaves_the_queue_between_its_arrival_and_its_first_token(bench: RuleBench) -> None:
+    arrived_s: dict[int, float] = {}
+    for _ in range(bench.max_active + 1):  # the last one waits
+        before_s = time.monotonic()
+        arrived_s[bench.submit(max_tokens=3)] = before_s
+    for number in arrived_s:
+        bench.end_of(number)
+    for number, before_s in arrived_s.items():
+        assert before_s <= bench.recorder.begun_s[number] <= bench.recorder.first_tokens_s[number]
+
+
+def gauges_have_names_that_are_exported(bench: RuleBench) -> None:
+    bench.end_of(bench.submit(max_tokens=3))
+    exported = {number for family in FAMILIES for number in family.series}
+    gauges = bench.executor.stats().gauges
+    assert gauges.keys() <= exported
+    assert gauges[MAX_ACTIVE] >= bench.max_active
+
+
 def submit_and_cancel_may_come_from_any_thread(bench: RuleBench) -> None:
     numbers: list[int] = []
 
@@ -366,6 +392,8 @@ RULES = [
     cancel_may_be_called_from_the_sink,
     cancelling_twice_ends_a_request_once,
     stats_count_active_and_queued_requests,
+    a_request_leaves_the_queue_between_its_arrival_and_its_first_token,
+    gauges_have_names_that_are_exported,
     submit_and_cancel_may_come_from_any_thread,
 ]
 CLOSING_RULES = [close_ends_all_requests_and_rejects_new_ones]

@@ -16,7 +16,7 @@ import structlog
 from frontend.backends.background_tasks import BackgroundTasks
 from frontend.backends.channel.reader import MAX_AGE_S, ChannelReader
 from frontend.backends.channel.request import ChannelRequest, unavailable
-from frontend.backends.generator import UnreachableError
+from frontend.backends.generator import OnReport, UnreachableError, ignore_report
 from frontend.backends.grpc_channel import InferResponse, TritonChannel, infer_request
 from frontend.backends.heartbeat import Heartbeat
 from llm_pipeline.protocol.arrays import array
@@ -36,6 +36,7 @@ class Endpoint:
     model: str
     cancel: Callable[[str], Awaitable[None]]  # a request key
     renew: Callable[[str, int], Awaitable[None]]  # a client id, and the number of bursts that it has read
+    on_report: OnReport = ignore_report
 
 
 class ChannelSession:
@@ -99,6 +100,8 @@ class ChannelSession:
 
     def deliver(self, burst: TextBurst) -> None:
         """Calls `on_chunk` for each chunk, and ends the requests that the burst ends."""
+        if burst.report is not None:
+            self._endpoint.on_report(burst.report)
         live = self._live
         for slot, chunk in burst.chunks:
             request = live.get(slot)

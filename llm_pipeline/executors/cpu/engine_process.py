@@ -47,7 +47,7 @@ class EngineProcess:
     def is_running(self) -> bool:
         return self._popen.poll() is None
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> Ready:
         """Waits until the engine is loaded. Raises EngineStartError if it fails, dies or takes too long."""
         load_s = self._timeouts.load_s
         if not self._connection.poll(load_s):
@@ -58,8 +58,11 @@ class EngineProcess:
             raise EngineStartError("The CPU engine process died while loading; its log contains the reason.") from error
         if isinstance(message, LoadFailed):
             raise EngineStartError(f"The CPU engine can't load: {message.reason}")
-        if isinstance(message, Ready):
-            _log.info("the CPU engine is ready; its KV cache has room for %d tokens", message.capacity_tokens)
+        if not isinstance(message, Ready):
+            raise EngineStartError("The CPU engine process sent an unexpected message while loading.")
+        capacity = message.block_count * message.block_tokens
+        _log.info("the CPU engine is ready; its KV cache has room for %d tokens", capacity)
+        return message
 
     def send(self, message: AddRequest | Cancel) -> None:
         """Sends a message. Raises OSError if the process has ended or the socket is closed."""

@@ -18,6 +18,7 @@ from llm_pipeline.executors.cpu.engine.ipc import (
     Cancel,
     DraftCounts,
     EngineSettings,
+    Ready,
     StepOutput,
     StepReport,
 )
@@ -26,6 +27,7 @@ from llm_pipeline.executors.cpu.watchdog import Watchdog
 from llm_pipeline.executors.port import ExecutorStats, GuardedSink, OutputSink
 from llm_pipeline.executors.step_builder import StepBuilder
 from llm_pipeline.protocol.capabilities import CAPABILITIES, check_supported
+from llm_pipeline.protocol.engine_metrics import KV_USED_SHARE, MAX_ACTIVE
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     EngineStep,
@@ -65,11 +67,12 @@ class CpuExecutor:
         self._settings = EngineSettings.of(settings, manifest)
         self._start_process = start_process
         self._backoff = RestartBackoff(restart_delays_s)
-        self._lock = threading.Lock()  # guards the next six; never held during a send
+        self._lock = threading.Lock()  # guards the next seven; never held during a send
         self._live: set[int] = set()  # numbers of requests
         self._active_count = 0
         self._progress_s = 0.0  # monotonic; of the last step, or of work for an engine that had none
         self._cache = CacheCounts()
+        self._capacity = Ready(0, 0)
         self._drafts = DraftCounts()
         self._ready: EngineProcess | None = None  # the process, while it takes requests
         self._send_lock = threading.Lock()  # keeps a cancel after its submit; taken before _lock
@@ -110,7 +113,8 @@ class CpuExecutor:
         with self._lock:
             active = min(self._active_count, len(self._live))
             stalled_s = time.monotonic() - self._progress_s if self._live and self._ready else 0.0
-            return ExecutorStats(active, len(self._live) - active, _gauges(self._cache, self._drafts), stalled_s)
+            gauges = self._gauges()
+            return ExecutorStats(active, len(self._live) - active, gauges, stalled_s)
 
     def close(self) -> None:
         self._closing.set()
@@ -118,6 +122,25 @@ class CpuExecutor:
         self._process.terminate()
         self._thread.join(timeout=_JOIN_TIMEOUT_S)
         self._process.reap()
+
+    def _gauges(self) -> dict[str, float]:
+        cache, capacity, settings = self._cache, self._capacity, self._settings
+        used_blocks = round(cache.used_share * capacity.block_count)
+        gauges: dict[str, float] = {
+            MAX_ACTIVE: settings.max_active,
+            KV_USED_SHARE: cache.used_share,
+            "kv_cache_tokens_per_block": capacity.block_tokens,
+            "kv_cache_max_blocks": capacity.block_count,
+            "kv_cache_used_blocks": used_blocks,
+            "kv_cache_free_blocks": capacity.block_count - used_blocks,
+        }
+        if settings.prefix_cache:
+            gauges["prefix_cache_queried_tokens"] = cache.looked_up_tokens
+            gauges["prefix_cache_hit_tokens"] = cache.reused_tokens
+        if settings.max_draft_tokens:
+            gauges["draft_tokens"] = self._drafts.drafted
+            gauges["accepted_draft_tokens"] = self._drafts.accepted
+        return gauges
 
     def _check(self, request: GenerationRequest) -> None:
         """Rejects requests that the engine can't compute: it does not check ids and lengths itself.
@@ -151,11 +174,14 @@ class CpuExecutor:
         if self._closing.is_set():  # `close` may have terminated the previous process instead of this one
             process.terminate()
         try:
-            process.wait_until_ready()
+            capacity = process.wait_until_ready()
         except BaseException:
             process.close_connection()
             process.reap()
             raise
+        with self._lock:
+            self._capacity = capacity
+            self._cache, self._drafts = CacheCounts(), DraftCounts()  # of the new process
         return process
 
     # The supervisor thread
@@ -189,7 +215,7 @@ class CpuExecutor:
             if isinstance(message, StepReport):
                 has_worked = True
                 self._watchdog.record_progress()
-                step = _engine_step(message.steps)
+                step = _engine_step(message.steps, message.begun)
                 with self._lock:
                     self._progress_s = time.monotonic()
                     self._active_count = message.active_count
@@ -227,24 +253,16 @@ class CpuExecutor:
         return process
 
 
-def _engine_step(outputs: Sequence[StepOutput]) -> EngineStep:
+def _engine_step(outputs: Sequence[StepOutput], begun: dict[str, float] | None) -> EngineStep:
     builder = StepBuilder()
+    if begun:
+        builder.begun = {int(key): begun_s for key, begun_s in begun.items()}
     for output in outputs:
         logprobs = None
         if output.logprobs or output.prompt_logprobs is not None:
             logprobs = RequestLogprobs(output.logprobs, output.top_logprobs, output.prompt_logprobs)
         builder.add(int(output.key), output.token_ids, output.finish_reason, output.error, logprobs)
     return builder.build()
-
-
-def _gauges(cache: CacheCounts, drafts: DraftCounts) -> dict[str, float]:
-    return {
-        "kv_cache_hit_rate": cache.reused_tokens / max(cache.looked_up_tokens, 1),
-        "kv_cache_used_share": cache.used_share,
-        "draft_tokens": drafts.drafted,
-        "accepted_draft_tokens": drafts.accepted,
-        "draft_acceptance_rate": drafts.accepted / max(drafts.drafted, 1),
-    }
 
 
 def _engine_unavailable() -> PipelineError:

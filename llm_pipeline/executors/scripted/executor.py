@@ -22,6 +22,7 @@ from llm_pipeline.executors.scripted.synthetic import SyntheticStreams, Syntheti
 from llm_pipeline.executors.step_builder import RequestOutput, StepBuilder
 from llm_pipeline.executors.waiting_queue import FairQueue
 from llm_pipeline.protocol.capabilities import CAPABILITIES, check_supported
+from llm_pipeline.protocol.engine_metrics import MAX_ACTIVE
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import EngineStep, FinishReason, GenerationRequest, IntArray, RequestEnd, ends_only
 
@@ -82,7 +83,7 @@ class ScriptedExecutor:
 
     def stats(self) -> ExecutorStats:
         with self._lock:
-            return ExecutorStats(self._active_count, len(self._waiting))
+            return ExecutorStats(self._active_count, len(self._waiting), {MAX_ACTIVE: self._max_active})
 
     def close(self) -> None:
         with self._lock:
@@ -152,13 +153,13 @@ class ScriptedExecutor:
         """Makes one token for every active request. Returns the step, after the steps of scripted faults."""
         with self._lock:
             ended = self._remove_cancelled()
-            self._activate_waiting()
+            begun = self._activate_waiting()
             step = self._synthetic.step()
             faults: list[EngineStep] = []
             if self._replayed:
                 step = _joined(step, self._step_of_scripts(faults))
-            if ended:
-                step = replace(step, ends=[*ended, *step.ends])
+            if ended or begun:
+                step = replace(step, ends=[*ended, *step.ends], begun=begun)
             self._live.difference_update(end.number for end in step.ends)
         return [*faults, step]
 
@@ -173,16 +174,20 @@ class ScriptedExecutor:
             self._waiting.remove(self._waiting_streams.pop(number))
         return _cancelled(sorted(cancelled))
 
-    def _activate_waiting(self) -> None:
+    def _activate_waiting(self) -> dict[int, float]:
+        """Gives free slots to requests that wait. Returns the time at which they begin, by number."""
         texts: list[tuple[int, SyntheticText]] = []
+        begun: dict[int, float] = {}
         for _ in range(min(self._max_active - self._active_count, len(self._waiting))):
             stream = self._waiting.take()
             del self._waiting_streams[stream.number]
+            begun[stream.number] = time.monotonic()
             if isinstance(stream.content, SyntheticText):
                 texts.append((stream.number, stream.content))
             else:
                 self._replayed.append(stream)
         self._synthetic.begin(texts)
+        return begun
 
     def _step_of_scripts(self, faults: list[EngineStep]) -> EngineStep:
         """Advances the scripted requests. Adds steps that break the port's rules to `faults`."""

@@ -29,6 +29,7 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
     QueueFullError,
 )
 from llm_pipeline.executors.tensorrt_llm.error_classification import classify
+from llm_pipeline.protocol.engine_metrics import with_used_share
 from llm_pipeline.protocol.messages import GenerationRequest, Guide, GuideType, SamplingParams
 
 _log = logging.getLogger(__name__)
@@ -278,7 +279,7 @@ def _read_result(request_id: int, result: Any) -> EngineResponse:
 def _stats(newest: Any) -> EngineStats:
     gauges = {
         "iteration": newest.iter,
-        "iteration_latency_ms": newest.iter_latency_ms,
+        "iteration_latency_s": newest.iter_latency_ms / 1000,
         "active_requests": newest.num_active_requests,
         "queued_requests": newest.num_queued_requests,
         "max_active_requests": newest.max_num_active_requests,
@@ -303,4 +304,4 @@ def _stats(newest: Any) -> EngineStats:
             "paused_requests": batch.num_paused_requests,
             "context_tokens": batch.num_ctx_tokens,
         }
-    return EngineStats(newest.num_active_requests, newest.num_queued_requests, gauges, kv_cache_tokens)
+    return EngineStats(newest.num_active_requests, newest.num_queued_requests, with_used_share(gauges), kv_cache_tokens)

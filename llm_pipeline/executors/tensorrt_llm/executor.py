@@ -47,13 +47,13 @@ from llm_pipeline.executors.tensorrt_llm.responses import (
     unavailable,
 )
 from llm_pipeline.executors.tensorrt_llm.watchdog import NoWatchdog, Watchdog
+from llm_pipeline.protocol.engine_metrics import MAX_ACTIVE
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, RequestEnd, ends_only
 
 _log = logging.getLogger(__name__)
 _AWAIT_S = 0.05  # the period of the checks: upstream returns at once when a response comes
-_STATS_PERIOD_S = 0.1
-_GAUGES_PERIOD_S = 1.0  # exporting one costs Triton's stub a handshake
+_STATS_PERIOD_S = 0.05  # the front end's numbers are to be at most 100 ms old
 _EXIT_STATUS = 70  # EX_SOFTWARE
 _SHUTTING_DOWN = "The engine is shutting down. Retry shortly."
 _STOPPED = "The engine has stopped and is restarting. Retry the request."
@@ -112,8 +112,8 @@ class TensorRtLlmExecutor:
         self._is_dead = False
         self._fatal_message: str | None = None  # from a failed enqueue, for the awaiter
         self._upstream_active = 0
-        self._gauges: Mapping[str, float] = {}
-        self._stats_at = self._gauges_at = 0.0
+        self._gauges: Mapping[str, float] = {MAX_ACTIVE: max_batch_size}
+        self._stats_at = 0.0
         self._has_logged_stats_error = False
         self._thread = threading.Thread(target=self._run, name="tensorrt-llm-awaiter", daemon=True)
         self._thread.start()
@@ -296,7 +296,7 @@ class TensorRtLlmExecutor:
                 if response.failure is FailureKind.ENGINE:
                     fatal = response.error
                     continue  # fails with all the others
-                output = self._output_of(live, response)
+                output = self._output_of(live, response, builder)
                 if response.must_cancel:
                     must_cancel.append(response.request_id)
                 if output is None:
@@ -315,7 +315,7 @@ class TensorRtLlmExecutor:
             raise EngineFatalError(first_line(fatal))
         self._health.on_round(responses, may_be_a_guides_fault=may_be_a_guides_fault)
 
-    def _output_of(self, live: LiveRequest, response: EngineResponse) -> RequestOutput | None:
+    def _output_of(self, live: LiveRequest, response: EngineResponse, step: StepBuilder) -> RequestOutput | None:
         had_no_token = live.token_count == 0
         try:
             output = to_output(live, response)
@@ -325,6 +325,7 @@ class TensorRtLlmExecutor:
         if had_no_token and live.token_count > 0:
             self._started_count += 1
             self._started_total += 1
+            step.begun[live.number] = live.begun_s
         return output
 
     def _forget(self, request_id: int) -> None:
@@ -348,8 +349,7 @@ class TensorRtLlmExecutor:
         self._health.on_progress()
         self._limits = self._limits.with_kv_cache(stats.kv_cache_tokens)
         self._upstream_active = stats.active_requests
-        if now - self._gauges_at >= _GAUGES_PERIOD_S:
-            self._gauges, self._gauges_at = stats.gauges, now
+        self._gauges = {**self._gauges, **stats.gauges}
 
     def _check_timeouts(self) -> None:
         now, timeouts = time.monotonic(), self._timeouts

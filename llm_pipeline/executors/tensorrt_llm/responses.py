@@ -25,6 +25,7 @@ class LiveRequest:
     """A request that the engine is working on."""
 
     __slots__ = (
+        "begun_s",
         "cancelled_at",
         "end_id",
         "is_cancelled",
@@ -37,6 +38,7 @@ class LiveRequest:
 
     def __init__(self, number: int, request: GenerationRequest) -> None:
         self.number = number
+        self.begun_s = time.monotonic()  # when the engine got it; its own queue is not visible from here
         self.end_id = request.stop_token_ids[0] if request.stop_token_ids else None
         self.returns_logprobs = request.return_logprobs
         self.is_guided = request.guide is not None

@@ -32,6 +32,7 @@ from llm_pipeline.executors.tensorrt_llm.engine import (
 from llm_pipeline.executors.tensorrt_llm_pytorch.error_classification import classify, loggable
 from llm_pipeline.executors.tensorrt_llm_pytorch.outputs import OutputReader
 from llm_pipeline.executors.tensorrt_llm_pytorch.ranks import RankWatch
+from llm_pipeline.protocol.engine_metrics import with_used_share
 from llm_pipeline.protocol.messages import GenerationRequest
 
 _log = logging.getLogger(__name__)
@@ -305,7 +306,6 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 _GAUGES = {
     "iteration": "iter",
-    "iteration_latency_ms": "iterLatencyMS",
     "active_requests": "numActiveRequests",
     "queued_requests": "numQueuedRequests",
     "max_active_requests": "maxNumActiveRequests",
@@ -340,4 +340,6 @@ def read_stats(stats: Mapping[str, Any]) -> EngineStats:
         (stats.get("inflightBatchingStats") or {}, _BATCH_GAUGES),
     ):
         gauges |= {name: float(section[key]) for name, key in names.items() if section.get(key) is not None}
-    return EngineStats(int(stats["numActiveRequests"]), int(stats["numQueuedRequests"]), gauges)
+    if (latency_ms := stats.get("iterLatencyMS")) is not None:
+        gauges["iteration_latency_s"] = float(latency_ms) / 1000
+    return EngineStats(int(stats["numActiveRequests"]), int(stats["numQueuedRequests"]), with_used_share(gauges))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
@@ -15,6 +15,7 @@ from operator import itemgetter
 import numpy as np
 
 from llm_pipeline.protocol.channel import StreamEnd, StreamLogprobs, StreamStart, TokenBurst
+from llm_pipeline.protocol.engine_metrics import EngineReport, RequestTimes
 from llm_pipeline.protocol.messages import NO_INTEGERS, IntArray
 
 MAX_BURST_TOKENS = 16_384
@@ -78,6 +79,7 @@ class ChannelOutbox:
         self._end_count = 0
         self._added_count = 0  # steps
         self._sent_count = 0  # of these, without those of which a part is left
+        self._times: list[RequestTimes] = []  # of requests that have begun since the last burst
 
     @property
     def has_output(self) -> bool:
@@ -95,17 +97,33 @@ class ChannelOutbox:
         self._steps.append(_Step(slots, counts, token_ids, logprobs))
         self._added_count += 1
 
+    def add_times(self, times: RequestTimes) -> None:
+        """Adds the times of a request whose first tokens have just been added."""
+        self._times.append(times)
+
     def end(self, end: StreamEnd) -> None:
         """Ends a request, with its last tokens."""
         heapq.heappush(self._ends, (self._last_step_of(end.slot), self._end_count, end))
         self._end_count += 1
 
-    def take_burst(self, max_tokens: int | None = None, ack_address: str | None = None) -> TokenBurst:
-        """Removes and returns the next burst: all that is unsent within MAX_BURST_TOKENS, or `max_tokens` tokens."""
+    def take_burst(
+        self,
+        max_tokens: int | None = None,
+        ack_address: str | None = None,
+        numbers: Mapping[str, float] | None = None,
+    ) -> TokenBurst:
+        """Removes and returns the next burst: all that is unsent within MAX_BURST_TOKENS, or `max_tokens` tokens.
+
+        `numbers` are the engine's, if they are to be reported.
+        """
+        has_output = self.has_output
         steps = self._take_steps() if max_tokens is None else self._take_tokens(max_tokens)
         slots, counts, token_ids = _grouped(steps)
         ends = self._take_ends()
-        starts, self._starts = self._starts, []
+        starts: list[StreamStart] = []
+        if has_output:  # else a burst that is only a report, which starts nothing
+            starts, self._starts = self._starts, []
+        times, self._times = self._times, []
         serial = self._serial
         self._serial += 1
         return TokenBurst(
@@ -118,6 +136,7 @@ class ChannelOutbox:
             ends=ends,
             logprobs=_merged_logprobs(entry for step in steps for entry in step.logprobs),
             ack_address=ack_address,
+            report=EngineReport(numbers or {}, times) if numbers or times else None,
         )
 
     def _take_ends(self) -> list[StreamEnd]:
@@ -155,7 +174,7 @@ class ChannelOutbox:
     def discard(self) -> int:
         """Drops all unsent output, which has no reader. Returns the number of ends among it."""
         count = len(self._ends)
-        self._starts = []
+        self._starts, self._times = [], []
         self._ends.clear()
         self._steps.clear()
         self._sent_count = self._added_count

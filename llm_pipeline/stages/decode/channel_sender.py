@@ -7,6 +7,9 @@ The bursts of a channel do not arrive if Triton has cancelled its request, or re
 is stopping (measured: it refuses that also for requests that it has accepted). Neither is reported to decode, but both
 show as bursts without an ack: the channel then fails, so that its client knows and Triton can exit.
 
+A burst carries the engine's numbers for the client's metrics if the last report is `report_s` old, or if it ends the
+client's last request. While a client has requests, a burst with nothing else is sent if they have changed.
+
 Two limits hold bursts back: the window of bursts that postprocess has not handled yet (flow_control.py), and what the
 client has not read yet, as far as it reports (`on_received`).
 """
@@ -14,15 +17,17 @@ client has not read yet, as far as it reports (`on_received`).
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias
 
 from llm_pipeline.protocol.channel import MAX_UNREAD_CHUNKS, TokenBurst
 from llm_pipeline.protocol.channel_json import token_burst_to_json
+from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.flow_control import SendWindow
@@ -54,7 +59,11 @@ class ChannelLimits:
     max_unread_chunks: int = MAX_UNREAD_CHUNKS  # sent, and not reported as read by the client
     max_unread_bytes: int = 32 * 2**20  # the same
     silence_s: float = 3.0  # without an ack from postprocess until the channel fails
+    report_s: float = 0.05  # between two reports of the engine's numbers
 
+
+TakeBurst: TypeAlias = Callable[[ChannelOutbox, "str | None", "Mapping[str, float] | None"], "TokenBurst | None"]
+ReadNumbers: TypeAlias = Callable[[], Mapping[str, float]]
 
 _CHANNEL_LOST = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "The engine's output was interrupted. Retry the request.")
 DEFAULT_LIMITS = ChannelLimits()
@@ -63,23 +72,27 @@ DEFAULT_LIMITS = ChannelLimits()
 class ChannelSender:
     """Sends what gathers in `outbox`.
 
-    `take_burst` removes and returns the next burst, given an address for postprocess's ack, or None. `retire` is called
-    when the channel has been idle for a while: after True the thread ends. It returns False if there is a request after
-    all, or a new reply (`is_idle`).
+    `take_burst` removes and returns the next burst, given an address for postprocess's ack, or None, and the engine's
+    numbers if they are to be reported. `read_numbers` returns these; without it, there are no reports. `retire` is
+    called when the channel has been idle for a while: after True the thread ends. It returns False if there is a
+    request after all, or a new reply (`is_idle`).
     """
 
     def __init__(
         self,
         outbox: ChannelOutbox,
         *,
-        take_burst: Callable[[ChannelOutbox, str | None], TokenBurst | None],
+        take_burst: TakeBurst,
         retire: Callable[[ChannelSender], bool],
+        read_numbers: ReadNumbers | None = None,
         window: SendWindow | None = None,
         limits: ChannelLimits = DEFAULT_LIMITS,
     ) -> None:
         self.outbox = outbox
         self._take_burst = take_burst
         self._retire = retire
+        self._reports = None if read_numbers is None else _Reports(read_numbers, limits.report_s)
+        self._pause_s = limits.linger_s if read_numbers is None else min(limits.linger_s, limits.report_s)
         self._window = window
         self._limits = limits
         self._changed = threading.Condition()  # guards everything below
@@ -172,9 +185,11 @@ class ChannelSender:
                         return True
                     if self._is_closing:
                         return False
-                    self._changed.wait(self._limits.linger_s)
+                    self._changed.wait(self._pause_s)
             for reply in former:
                 _try(reply.finish)
+            if self._reports is not None and self._may_report and self._reports.have_news():
+                return True
             has_unsent = self.outbox.has_output
             if not former and self.is_idle and self._has_arrived() and self._retire(self):
                 if has_unsent:
@@ -196,18 +211,32 @@ class ChannelSender:
             self._unread_chunks < limits.max_unread_chunks and self._unread_bytes < limits.max_unread_bytes
         )
 
+    @property
+    def _may_report(self) -> bool:
+        """Whether a burst with nothing but a report may be sent. Not without requests: a Triton that is stopping would
+        lose it, and wait for the client to close a channel that it has no reason to close.
+        """
+        with self._changed:
+            has_reader = self._reply is not None and self._has_room() and not self._is_closing
+        return has_reader and self.outbox.live_count > 0
+
     def _send_next(self) -> None:
-        if not self.outbox.has_output:
+        has_output = self.outbox.has_output
+        if not (has_output or (self._reports is not None and self._may_report and self._reports.is_due)):
             return
         if self._window is not None:
             self._enter(self._window)
             if self._reply is not None and self._window.has_lost(self._limits.silence_s):
                 self._fail_silent_reply()
                 return
-        burst = self._take_burst(self.outbox, self._window.address if self._window is not None else None)
+        numbers = None if self._reports is None else self._reports.take()
+        burst = self._take_burst(self.outbox, self._window.address if self._window is not None else None, numbers)
         if burst is None:
             return
-        self._last_use_s = time.monotonic()
+        if self._reports is not None and burst.ends and not self.outbox.live_count:  # nothing follows for a while
+            burst = replace(burst, report=self._reports.last(burst.report))
+        if has_output:
+            self._last_use_s = time.monotonic()
         data = token_burst_to_json(burst)
         with self._changed:
             self._has_output = self._has_output or self.outbox.has_output  # a burst has a limit
@@ -247,6 +276,43 @@ class ChannelSender:
             self._window.forget_sent()
         if reply is not None:
             _try(lambda: reply.fail(_CHANNEL_LOST))
+
+
+class _Reports:
+    """Decides when the engine's numbers are reported. Of the sender's thread alone."""
+
+    def __init__(self, read: ReadNumbers, period_s: float) -> None:
+        self._read = read
+        self._period_s = period_s
+        self._sent: Mapping[str, float] = {}
+        self._sent_s = -math.inf  # monotonic
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self._sent_s >= self._period_s
+
+    def have_news(self) -> bool:
+        """Whether a report is due and has numbers that have not been sent."""
+        return self.is_due and self._read_or_repeat() != self._sent
+
+    def take(self) -> Mapping[str, float] | None:
+        """Returns the numbers if a report is due."""
+        if not self.is_due:
+            return None
+        self._sent, self._sent_s = self._read_or_repeat(), time.monotonic()
+        return self._sent
+
+    def last(self, report: EngineReport | None) -> EngineReport:
+        """Returns the report of a burst with the present numbers."""
+        self._sent, self._sent_s = self._read_or_repeat(), time.monotonic()
+        return EngineReport(self._sent, () if report is None else report.times)
+
+    def _read_or_repeat(self) -> Mapping[str, float]:
+        try:
+            return self._read()
+        except Exception:  # noqa: BLE001 - an executor's bug must not end the sender's thread
+            _log.exception("the engine's numbers can't be read")
+            return self._sent
 
 
 def _try(call: Callable[[], None]) -> bool:

@@ -7,10 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from llm_pipeline.protocol.channel import TokenBurst
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
-from llm_pipeline.stages.decode.channel_sender import DEFAULT_LIMITS, ChannelLimits, ChannelReply, ChannelSender
+from llm_pipeline.stages.decode.channel_sender import (
+    DEFAULT_LIMITS,
+    ChannelLimits,
+    ChannelReply,
+    ChannelSender,
+    ReadNumbers,
+    TakeBurst,
+)
 from llm_pipeline.stages.decode.live_requests import LiveRequests
 from llm_pipeline.stages.flow_control import SendWindow
 
@@ -21,18 +27,20 @@ MAX_CHANNELS = 1024
 
 
 class Channels:
-    """Thread-safe. `create_window` makes the send window of a new channel."""
+    """Thread-safe. `create_window` makes the send window of a new channel. `read_numbers` is for the reports."""
 
     def __init__(
         self,
         live_requests: LiveRequests,
-        take_burst: Callable[[ChannelOutbox, str | None], TokenBurst | None],
+        take_burst: TakeBurst,
         *,
+        read_numbers: ReadNumbers | None = None,
         create_window: Callable[[], SendWindow] | None = None,
         limits: ChannelLimits = DEFAULT_LIMITS,
     ) -> None:
         self._live_requests = live_requests
         self._take_burst = take_burst
+        self._read_numbers = read_numbers
         self._create_window = create_window
         self._limits = limits
         self._lock = threading.Lock()  # guards the senders; taken before the lock of the live requests
@@ -91,6 +99,7 @@ class Channels:
             sender = ChannelSender(
                 self._live_requests.add_channel(client_id),
                 take_burst=self._take_burst,
+                read_numbers=self._read_numbers,
                 retire=self._retire,
                 window=window,
                 limits=self._limits,

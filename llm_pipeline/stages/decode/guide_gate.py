@@ -13,7 +13,7 @@ from typing import Protocol
 from llm_pipeline.guides.preparations import OnPrepared
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import FinishReason, GenerationRequest, Guide, RequestEnd
-from llm_pipeline.stages.decode.live_requests import LiveRequest
+from llm_pipeline.stages.decode.request_rows import LiveRequest
 
 
 class Guides(Protocol):

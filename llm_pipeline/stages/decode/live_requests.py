@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +30,14 @@ from llm_pipeline.stages.decode.leases import TICK_S, Leases
 from llm_pipeline.stages.decode.outbox import Outbox
 from llm_pipeline.stages.decode.pending_cancellations import PendingCancellations
 from llm_pipeline.stages.decode.queue_limits import UNLIMITED, QueueLimits, WaitingRequests
-from llm_pipeline.stages.decode.request_rows import OWN_STREAM, Advance, NoRowError, RequestRows, named_numbers
+from llm_pipeline.stages.decode.request_rows import (
+    OWN_STREAM,
+    Advance,
+    LiveRequest,
+    NoRowError,
+    RequestRows,
+    named_numbers,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -41,24 +48,6 @@ CANCEL_TIMEOUT_S = 20.0
 
 class ChannelRetiredError(Exception):
     """The channel's outbox takes no more requests: the caller gets the client's next one."""
-
-
-class LiveRequest:
-    """One request from its registration until the executor or decode has ended it."""
-
-    __slots__ = ("cancel_ticks", "client_id", "has_ended", "is_cancelled", "key", "number", "outlet", "slot")
-
-    def __init__(
-        self, number: int, key: str, client_id: str | None, outlet: Outbox | ChannelOutbox, slot: int = 0
-    ) -> None:
-        self.number = number
-        self.key = key
-        self.client_id = client_id
-        self.outlet = outlet
-        self.slot = slot  # its number in the channel
-        self.is_cancelled = False
-        self.has_ended = False
-        self.cancel_ticks = 0  # housekeeping ticks since the cancellation
 
 
 @dataclass
@@ -254,16 +243,21 @@ class LiveRequests:
             return chunk
 
     def take_burst(
-        self, channel: ChannelOutbox, *, max_tokens: int | None = None, ack_address: str | None = None
+        self,
+        channel: ChannelOutbox,
+        *,
+        max_tokens: int | None = None,
+        ack_address: str | None = None,
+        numbers: Mapping[str, float] | None = None,
     ) -> TokenBurst | None:
-        """Removes and returns the next burst of a channel; None if there is nothing to send.
+        """Removes and returns the next burst of a channel, with the engine's numbers; None if there is nothing to send.
 
         Only one thread may take and send the bursts of one channel.
         """
         with self._lock:
-            if not channel.has_output:
+            if not (channel.has_output or numbers):
                 return None
-            burst = channel.take_burst(max_tokens, ack_address)
+            burst = channel.take_burst(max_tokens, ack_address, numbers)
             if burst.ends:
                 self._untaken_ends -= len(burst.ends)
                 self._notify_if_all_taken()
@@ -294,8 +288,12 @@ class LiveRequests:
     def _apply(self, step: EngineStep, effects: StepEffects) -> None:
         advance = self._rows.advance(step)
         self._add_tokens(step, advance, effects)
+        for number, begun_s in step.begun.items():
+            if (live := self._live.get(number)) is not None:
+                live.begun_s = live.begun_s or begun_s
         for number in advance.started:
             self._waiting.remove(number)
+            self._live[number].on_first_token()
             effects.is_changed = True
         if advance.invalid:
             _log.error("the executor returned token ids outside the vocabulary")

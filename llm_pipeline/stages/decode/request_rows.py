@@ -1,4 +1,4 @@
-"""Facts about live requests as arrays, one row for each, so that a step of many requests is a few array operations.
+"""Facts about live requests: as an object, and as arrays, one row for each, so that a step is a few array operations.
 
 Requests are numbered from 0 upwards. A number is never used again, so a late step of a request that has ended here
 cannot be mistaken for a step of another one. The row of a request is its number modulo the capacity; a number whose
@@ -9,13 +9,17 @@ No locks here: the rows are guarded by the registry of live requests (live_reque
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from llm_pipeline.protocol.engine_metrics import RequestTimes
 from llm_pipeline.protocol.messages import EngineStep, IntArray
+from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
+from llm_pipeline.stages.decode.outbox import Outbox
 
 CAPACITY = 1 << 16
 """Most live requests. 3 MB for all arrays."""
@@ -26,6 +30,43 @@ OWN_STREAM = 0
 
 class NoRowError(Exception):
     """All rows are taken."""
+
+
+class LiveRequest:
+    """One request from its registration until the executor or decode has ended it."""
+
+    __slots__ = (
+        "arrived_s",
+        "begun_s",
+        "cancel_ticks",
+        "client_id",
+        "has_ended",
+        "is_cancelled",
+        "key",
+        "number",
+        "outlet",
+        "slot",
+    )
+
+    def __init__(
+        self, number: int, key: str, client_id: str | None, outlet: Outbox | ChannelOutbox, slot: int = 0
+    ) -> None:
+        self.number = number
+        self.key = key
+        self.client_id = client_id
+        self.outlet = outlet
+        self.slot = slot  # its number in the channel
+        self.is_cancelled = False
+        self.has_ended = False
+        self.cancel_ticks = 0  # housekeeping ticks since the cancellation
+        self.arrived_s = time.monotonic()
+        self.begun_s = 0.0  # monotonic; 0 if the executor does not report it, or not yet
+
+    def on_first_token(self) -> None:
+        """Reports the times of a request of a channel, before the burst with its first token is taken."""
+        if self.begun_s and isinstance(self.outlet, ChannelOutbox):
+            prefill_s = max(time.monotonic() - self.begun_s, 0.0)
+            self.outlet.add_times(RequestTimes(max(self.begun_s - self.arrived_s, 0.0), prefill_s))
 
 
 @dataclass(frozen=True)

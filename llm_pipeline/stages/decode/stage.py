@@ -17,6 +17,7 @@ own locks. `on_step` calls back into the executor only to `cancel` a request tha
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,14 @@ from functools import partial
 
 from llm_pipeline.executors.port import Executor, ExecutorStats, OutputSink
 from llm_pipeline.protocol.channel import PreparedItem
+from llm_pipeline.protocol.engine_metrics import (
+    CANCELLED,
+    LOAD_S,
+    MAX_QUEUED,
+    MAX_QUEUED_TOKENS,
+    RUNNING,
+    WAITING,
+)
 from llm_pipeline.protocol.errors import PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     EngineStep,
@@ -39,14 +48,10 @@ from llm_pipeline.stages.decode.channels import Channels
 from llm_pipeline.stages.decode.guide_gate import GuideGate, Guides
 from llm_pipeline.stages.decode.housekeeper import Housekeeper
 from llm_pipeline.stages.decode.leases import TICK_S, Leases
-from llm_pipeline.stages.decode.live_requests import (
-    CANCEL_TIMEOUT_S,
-    ChannelRetiredError,
-    LiveRequest,
-    LiveRequests,
-)
+from llm_pipeline.stages.decode.live_requests import CANCEL_TIMEOUT_S, ChannelRetiredError, LiveRequests
 from llm_pipeline.stages.decode.outbox import ChunkSender, Outbox
 from llm_pipeline.stages.decode.queue_limits import QueueLimits
+from llm_pipeline.stages.decode.request_rows import LiveRequest
 from llm_pipeline.stages.decode.sender_pool import SENDERS, SenderPool
 from llm_pipeline.stages.decode.stop_string_scanner import StopStringScanner
 from llm_pipeline.stages.flow_control import WINDOW_CHUNKS, SendWindow
@@ -66,13 +71,23 @@ class DecodeTimeouts:
 
 @dataclass(frozen=True)
 class DecodeStats:
-    """Counts of requests for Triton's metrics."""
+    """Counts of requests, and the engine's own numbers, for metrics."""
 
     active_requests: int
     queued_requests: int
     cancelled_total: int
-    gauges: Mapping[str, float] = field(default_factory=dict)  # the engine's own, by name
+    gauges: Mapping[str, float] = field(default_factory=dict)  # the engine's own and the limits, by name
     stalled_s: float = 0.0  # time that an engine with work has been without a step
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The numbers for metrics, by their names in protocol/engine_metrics.py."""
+        return {
+            **self.gauges,
+            RUNNING: self.active_requests,
+            WAITING: self.queued_requests,
+            CANCELLED: self.cancelled_total,
+        }
 
 
 class DecodeStage:
@@ -82,7 +97,8 @@ class DecodeStage:
     measurements. `create_window` makes send windows, which hold messages back while postprocess lags: one for each
     channel, one for all other requests. `stop_string_scanner` ends requests that don't stream at their stop strings;
     postprocess ends the others. With `guides`, guided requests wait until their guide is prepared. Token ids outside of
-    0 to `vocab_size - 1` fail their request. `on_change` is called whenever `stats` may have changed.
+    0 to `vocab_size - 1` fail their request. With `reports_numbers`, clients with a channel get the numbers of `stats`
+    while they have requests. `on_change` is called whenever `stats` may have changed.
     """
 
     def __init__(
@@ -98,6 +114,7 @@ class DecodeStage:
         guides: Guides | None = None,
         timeouts: DecodeTimeouts = DecodeTimeouts(),
         channel_limits: ChannelLimits = DEFAULT_LIMITS,
+        reports_numbers: bool = False,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._timeouts = timeouts
@@ -109,6 +126,9 @@ class DecodeStage:
             cancel_timeout_s=timeouts.cancel_s,
             tick_s=timeouts.tick_s,
         )
+        self._fixed_gauges: dict[str, float] = {MAX_QUEUED: queue_limits.requests}
+        if queue_limits.tokens:
+            self._fixed_gauges[MAX_QUEUED_TOKENS] = queue_limits.tokens
         max_tokens = None if coalesce else 1
         window = None if create_window is None else create_window(WINDOW_CHUNKS)
         self._sender_pool = SenderPool(
@@ -121,13 +141,18 @@ class DecodeStage:
         )
         self._channels = Channels(
             live_requests,
-            lambda outbox, address: live_requests.take_burst(outbox, max_tokens=max_tokens, ack_address=address),
+            lambda outbox, address, numbers: live_requests.take_burst(
+                outbox, max_tokens=max_tokens, ack_address=address, numbers=numbers
+            ),
+            read_numbers=(lambda: self.stats().numbers) if reports_numbers else None,
             create_window=None if create_window is None else partial(create_window, WINDOW_BURSTS),
             limits=channel_limits,
         )
         self._guides = guides
         self._gate = None if guides is None else GuideGate(guides, submit=self._submit_to_executor, end=self._end)
+        started_s = time.monotonic()
         self._executor = create_executor(self.on_step)
+        self._fixed_gauges[LOAD_S] = time.monotonic() - started_s
         self._scanner = stop_string_scanner
         if stop_string_scanner is not None:
             stop_string_scanner.start(self._end_at_stop_string)
@@ -204,8 +229,9 @@ class DecodeStage:
         """Returns recent counts of requests, and the engine's own gauges."""
         counts = self._executor.stats()
         cancelled_total = self._live_requests.cancelled_total
+        gauges = {**self._fixed_gauges, **counts.gauges}
         return DecodeStats(
-            counts.active_requests, self._queued_count(counts), cancelled_total, counts.gauges, counts.stalled_s
+            counts.active_requests, self._queued_count(counts), cancelled_total, gauges, counts.stalled_s
         )
 
     def close(self) -> None:

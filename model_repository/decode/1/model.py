@@ -9,16 +9,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from llm_pipeline.engine_files.engine_info import engine_info
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.executors.registry import create_executor
 from llm_pipeline.guides.service import create_guide_service
 from llm_pipeline.protocol.channel_json import BUNDLE_PREFIX, OPEN_CHANNEL_JSON, prepared_bundle_from_json
+from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.tensors import (
     CLIENT_ID_PARAMETER,
+    PulseAnswer,
     cancelled_key,
     is_pulse,
-    pulse_answer_arrays,
     received_count,
     renewed_client,
 )
@@ -49,6 +51,7 @@ class TritonPythonModel:
         start_logging()
         settings = settings_of_model(args)
         manifest = EngineManifest.load(settings.engine_dir)
+        self._info = engine_info(manifest, settings.executor)
         self._metrics = DecodeMetrics(args["model_name"])
         self._stage = DecodeStage(
             partial(create_executor, settings, manifest),
@@ -63,6 +66,7 @@ class TritonPythonModel:
             stop_string_scanner=StopStringScanner(Tokenizer.load(settings.engine_dir / TOKENIZER_NAME).token_table),
             guides=create_guide_service(settings, manifest),
             timeouts=DecodeTimeouts(lease_s=settings.client_lease_timeout_s),
+            reports_numbers=True,
             on_change=self._metrics.on_change,
         )
         self._metrics.start(self._stage.stats)
@@ -82,7 +86,9 @@ class TritonPythonModel:
             self._stage.renew(client_id, received_count(read))
             reply.finish()
         elif is_pulse(read):
-            reply.send(pulse_answer_arrays(self._stage.stats().stalled_s), is_final=True)
+            stats = self._stage.stats()
+            answer = PulseAnswer(stats.stalled_s, EngineReport(stats.numbers, info=self._info))
+            reply.send(answer.to_arrays(), is_final=True)
         else:
             self._accept(read_prepared(read), client_id_of(request), reply)
 

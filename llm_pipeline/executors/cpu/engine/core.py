@@ -105,6 +105,7 @@ class EngineCore:
         self._prompt_logprobs: dict[str, tuple[list[float], list[TopLogprobs]]] = {}  # computed so far
         self._masks: dict[str, SequenceMasks] = {}  # of guided sequences
         self._stalled: dict[str, StalledChunk] = {}
+        self._begun: dict[str, float] | None = None
 
     @property
     def has_work(self) -> bool:
@@ -146,6 +147,11 @@ class EngineCore:
         self._remove(key)
         return StepOutput(key, finish_reason=FinishReason.CANCELLED)
 
+    def take_begun(self) -> dict[str, float] | None:
+        """Returns the times at which requests left the queue since the last call, by key; None without any."""
+        begun, self._begun = self._begun, None
+        return begun
+
     def resume(self) -> list[StepOutput]:
         """Continues the stalled sequences whose masks have arrived, and returns a step for each of them.
 
@@ -178,6 +184,9 @@ class EngineCore:
         none.
         """
         chunks = self._scheduler.schedule()
+        if self._scheduler.admitted:
+            now_s, admitted, self._scheduler.admitted = self._clock(), self._scheduler.admitted, []
+            self._begun = {**(self._begun or {}), **{sequence.request.key: now_s for sequence in admitted}}
         if not chunks:
             return []
         if self._limits.per_sequence:

@@ -67,9 +67,10 @@ class Cancel(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """Engine to parent: the engine is loaded, and its KV cache has room for `capacity_tokens`."""
+    """Engine to parent: the engine is loaded, and its KV cache has `block_count` blocks of `block_tokens` tokens."""
 
-    capacity_tokens: int
+    block_count: int
+    block_tokens: int
 
 
 class LoadFailed(NamedTuple):
@@ -126,3 +127,4 @@ class StepReport(NamedTuple):
     active_count: int
     cache: CacheCounts = CacheCounts()
     drafts: DraftCounts = DraftCounts()
+    begun: dict[str, float] | None = None  # monotonic times at which requests left the queue, by key

@@ -91,8 +91,8 @@ class Inbox:
         os.eventfd_write(self._event, 1)
 
 
-def load_engine(settings: EngineSettings) -> tuple[EngineCore, int]:
-    """Returns the engine and the capacity of its KV cache in tokens.
+def load_engine(settings: EngineSettings) -> tuple[EngineCore, Ready]:
+    """Returns the engine, and the message that it is ready.
 
     Raises ValueError if a single full context does not fit into the KV cache.
     """
@@ -122,7 +122,7 @@ def load_engine(settings: EngineSettings) -> tuple[EngineCore, int]:
         prompt_tokens_beside_others=settings.prompt_tokens_beside_others,
         connect_masks=partial(MaskSource, vocab_size=settings.vocab_size),
     )
-    return engine, capacity
+    return engine, Ready(model.block_count, model.block_size)
 
 
 def serve(engine: EngineCore, connection: Connection) -> None:
@@ -149,7 +149,7 @@ def serve(engine: EngineCore, connection: Connection) -> None:
 
 
 def _report(engine: EngineCore, steps: list[StepOutput]) -> StepReport:
-    return StepReport(steps, engine.active_count, engine.cache_counts, engine.draft_counts)
+    return StepReport(steps, engine.active_count, engine.cache_counts, engine.draft_counts, engine.take_begun())
 
 
 def main(arguments: list[str]) -> int:
@@ -158,12 +158,12 @@ def main(arguments: list[str]) -> int:
     settings = EngineSettings(**orjson.loads(arguments[1]))
     os.nice(_NICENESS)
     try:
-        engine, capacity = load_engine(settings)
+        engine, ready = load_engine(settings)
     except Exception as error:  # noqa: BLE001 - the parent reports it, whatever it is
         connection.send(LoadFailed(f"{type(error).__name__}: {error}"))
         return 1
     freeze_startup_objects()
-    connection.send(Ready(capacity))
+    connection.send(ready)
     with suppress(ConnectionError):  # the parent closed the connection during a step
         serve(engine, connection)
     _log.info("the decode process has ended; stopping")

@@ -108,8 +108,8 @@ class Scheduler:
         self._block_size = block_size
         self._pool = BlockPool(block_count)
         self._prefix_cache = prefix_cache
-        self.looked_up_tokens = 0  # of all sequences that started
-        self.reused_tokens = 0  # of those, found in the prefix cache
+        self.looked_up_tokens = self.reused_tokens = 0  # of sequences that started: all, and those from the cache
+        self.admitted: list[Sequence] = []  # that have left the queue; the caller empties it
         # Every active sequence may need one token of the budget; with a smaller one, some would starve.
         self._budget = max(max_batched_tokens, max_active)
         self._max_active = max_active
@@ -288,7 +288,8 @@ class Scheduler:
             self._release(sequence)
             return False
         self._active.append(self._waiting.take(sequence))
-        while len(sequence.blocks) < self._blocks_for(len(sequence.tokens)):
+        self.admitted.append(sequence)
+        for _ in range(self._blocks_for(len(sequence.tokens)) - len(sequence.blocks)):
             sequence.blocks.append(self._pool.allocate())
         self.looked_up_tokens += len(sequence.tokens)
         self.reused_tokens += sequence.computed

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import orjson
 import pytest
 from structlog.testing import capture_logs
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -46,7 +47,7 @@ class Stages(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
                 continue
             response = service_pb2.ModelInferResponse(model_name=request.model_name)
             if stage == "decode":
-                answer = str(self.stalled_s).encode()
+                answer = orjson.dumps({"stalled_s": self.stalled_s})
                 response.outputs.add(name="chunk", datatype="BYTES", shape=[1, 1])
                 response.raw_output_contents.append(len(answer).to_bytes(4, "little") + answer)
             yield service_pb2.ModelStreamInferResponse(infer_response=response)

@@ -33,6 +33,7 @@ from llm_pipeline.protocol.channel_json import (
     token_burst_from_json,
     token_burst_to_json,
 )
+from llm_pipeline.protocol.engine_metrics import EngineReport, RequestTimes
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     CompletionParameters,
@@ -195,6 +196,11 @@ def test_messages_of_decodes_input_differ_from_their_first_bytes() -> None:
 # --- Bursts ----------------------------------------------------------------------------------------------------------
 
 prompts = st.none() | st.builds(PromptLogprobs, values=st.lists(log_probs, max_size=5).map(tuple), tops=tops)
+reports = st.builds(
+    EngineReport,
+    numbers=st.dictionaries(keys, st.floats(0, 1e12) | st.integers(0, 2**53), max_size=4),
+    times=st.lists(st.builds(RequestTimes, st.floats(0, 100), st.floats(0, 100)), max_size=3),
+)
 token_bursts = st.builds(
     TokenBurst,
     client_id=keys,
@@ -215,6 +221,7 @@ token_bursts = st.builds(
         max_size=3,
     ),
     ack_address=st.none() | keys,
+    report=st.none() | reports,
 )
 
 
@@ -250,12 +257,16 @@ text_chunks = st.builds(
     st.integers(0, 2**53),
     st.lists(st.tuples(slots, text_chunks), max_size=6),
     st.lists(st.tuples(slots, st.none() | errors), max_size=3),
+    st.none() | reports,
 )
 def test_a_text_burst_survives(
-    serial: int, chunks: list[tuple[int, TextChunk]], ends: list[tuple[int, PipelineError | None]]
+    serial: int,
+    chunks: list[tuple[int, TextChunk]],
+    ends: list[tuple[int, PipelineError | None]],
+    report: EngineReport | None,
 ) -> None:
-    arrived = text_burst_from_json(text_burst_to_json(TextBurst(serial, chunks, ends)))
-    assert (arrived.serial, arrived.chunks) == (serial, chunks)
+    arrived = text_burst_from_json(text_burst_to_json(TextBurst(serial, chunks, ends, report)))
+    assert (arrived.serial, arrived.chunks, arrived.report) == (serial, chunks, report)
     assert [(slot, form_of(error)) for slot, error in arrived.ends] == [(slot, form_of(error)) for slot, error in ends]
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from llm_pipeline.protocol.channel import StreamEnd, StreamLogprobs, StreamStart, TextBurst, TokenBurst
 from llm_pipeline.protocol.channel_json import text_burst_from_json, token_burst_to_json
+from llm_pipeline.protocol.engine_metrics import EngineReport, RequestTimes
 from llm_pipeline.protocol.errors import internal_error
 from llm_pipeline.protocol.messages import FinishReason, TextChunk, TextOptions
 from llm_pipeline.stages.burst_parts import TextResponse
@@ -143,6 +144,7 @@ def bursts_of(
                     if options[slot].num_logprobs is not None
                 ],
                 ack_address="address",
+                report=EngineReport({"running": serial}, [RequestTimes(0.5, 0.25)] * len(new)),
             )
         )
     return [*bursts, TokenBurst(client_id, len(steps), ends=[StreamEnd(slot, LENGTH) for slot in sorted(started)])]
@@ -164,7 +166,7 @@ def test_several_processes_give_the_text_of_one(
         assert [response.ack_address for response in got] == [response.ack_address for response in expected]
         for left, right in zip(got, expected, strict=True):
             ours, theirs = text_burst_from_json(left.text), text_burst_from_json(right.text)
-            assert ours.serial == theirs.serial
+            assert (ours.serial, ours.report) == (theirs.serial, theirs.report)
             assert by_slot(ours) == by_slot(theirs)
             assert sorted(ours.ends) == sorted(theirs.ends)
     assert sorted(three.cancelled) == sorted(one.cancelled)

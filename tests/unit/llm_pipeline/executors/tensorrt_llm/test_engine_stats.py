@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from llm_pipeline.protocol.engine_metrics import FAMILIES
 from llm_pipeline.protocol.messages import FinishReason
 from tests.support.sample_requests import make_request
 from tests.support.trtllm_bench import LONG, CreateBench, TrtllmBench
@@ -18,6 +19,8 @@ def test_iteration_stats_become_gauges(bench: TrtllmBench) -> None:
     assert gauges["kv_cache_max_blocks"] == 1024
     assert gauges["active_requests"] == gauges["generation_requests"] == 1
     assert gauges["max_active_requests"] == 3
+    assert gauges["kv_cache_used_share"] == pytest.approx(gauges["kv_cache_used_blocks"] / 1024)
+    assert gauges.keys() <= {number for family in FAMILIES for number in family.series}
     bench.executor.cancel(number)
 
 

@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 
 from llm_pipeline.executors.tensorrt_llm.engine_health import MAX_FAILED_ROUNDS
+from llm_pipeline.protocol.engine_metrics import FAMILIES
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import FinishReason, Guide, GuideType
 from tests.support.executor_rules import DEADLINE_S
@@ -124,7 +125,10 @@ def test_statistics_have_the_gauges_of_the_engine_runtime(create_bench: CreateBe
     bench = create_bench(script={"steps_per_s": 100})
     number = bench.submit(make_request(max_tokens=LONG))
     bench.recorder.wait_for(lambda: "kv_cache_used_blocks" in bench.executor.stats().gauges)
-    assert bench.executor.stats().gauges["active_requests"] == 1
+    gauges = bench.executor.stats().gauges
+    assert gauges["active_requests"] == 1
+    assert 0 < gauges["kv_cache_used_share"] < 1
+    assert gauges.keys() <= {number for family in FAMILIES for number in family.series}
     bench.executor.cancel(number)
     bench.recorder.wait_for_end(number)
 

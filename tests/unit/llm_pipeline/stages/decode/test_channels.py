@@ -32,7 +32,7 @@ class OpenChannels:
         self.live_requests = LiveRequests(vocab_size=VOCAB_SIZE)
         self.channels = Channels(
             self.live_requests,
-            lambda outbox, address: self.live_requests.take_burst(outbox, ack_address=address),
+            lambda outbox, address, _numbers: self.live_requests.take_burst(outbox, ack_address=address),
             limits=limits,
         )
 
@@ -199,7 +199,7 @@ def test_a_channel_works_without_a_window_that_can_not_be_made(caplog: pytest.Lo
     def fail() -> SendWindow:
         raise OSError("too many open files")
 
-    channels = Channels(live_requests, lambda outbox, address: live_requests.take_burst(outbox), create_window=fail)
+    channels = Channels(live_requests, lambda outbox, address, _: live_requests.take_burst(outbox), create_window=fail)
     reply = RecordingReply()
     channels.open(CLIENT, reply)
     outbox = channels.outbox_of(CLIENT)
