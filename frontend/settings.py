@@ -131,6 +131,30 @@ class FrontendSettings(ProgramSettings):
         description="gRPC addresses (host:port) of one or more Tritons that share the load, comma separated; "
         "unset: the loopback address with TRITON_GRPC_PORT",
     )
+    pool_policy: Literal["least_outstanding", "prefix"] = Field(
+        "least_outstanding",
+        description="Which of several Tritons gets a request: the one with the fewest; or with `prefix` the one that "
+        "has the beginning of its prompt in the prefix cache, unless that one has too many (POOL_LOAD_BOUND)",
+    )
+    pool_load_bound: float = Field(
+        1.25,
+        ge=1,
+        allow_inf_nan=False,
+        description="With POOL_POLICY=prefix: most requests of a Triton, as a multiple of the average, rounded up; "
+        "more go to another one. Higher: more hits in the prefix cache, less even load",
+    )
+    pool_prefix_bytes: int = Field(
+        4096,
+        ge=128,
+        le=MIB,
+        description="With POOL_POLICY=prefix: bytes of the prompt (4 for each token id) that select its Triton, or the "
+        "largest power of two of a shorter prompt. Keep it above the length of system prompts",
+    )
+    share_prefix_cache: bool = Field(
+        False,
+        description="Let requests of different API keys reuse each other's KV cache; they can then measure whether "
+        "another key has sent the same prompt. The front end needs it for POOL_POLICY=prefix",
+    )
     triton_secret: HeaderSecret | None = Field(
         None,
         description="Secret that Triton's inference API needs, sent with each call; the GPU launcher's TRITON_SECRET",

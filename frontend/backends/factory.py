@@ -9,6 +9,7 @@ from frontend.backends.generator import Generator
 from frontend.backends.grpc_channel import TritonChannel
 from frontend.backends.inflight_batcher.generator import InflightBatcherGenerator, read_failure
 from frontend.backends.pool import EndpointObserver, OnLost, PoolOptions, load_balanced
+from frontend.backends.selection import PrefixPolicy
 from frontend.backends.stage_pulses import PulseLimits
 from frontend.backends.triton import TritonGenerator
 from frontend.settings import FrontendSettings
@@ -30,8 +31,18 @@ def create_generator(
         return FakeGenerator(records_requests=False)
     addresses = model.triton or settings.triton_addresses
     generators = {address: _create_one(model, address, settings, observer) for address in addresses}
-    options = PoolOptions(settings.health_check_interval_s, settings.triton_unresponsive_timeout_s)
+    options = PoolOptions(
+        settings.health_check_interval_s,
+        settings.triton_unresponsive_timeout_s,
+        prefix_policy=_prefix_policy(settings),
+    )
     return load_balanced(generators, observer, options, on_lost=on_lost)
+
+
+def _prefix_policy(settings: FrontendSettings) -> PrefixPolicy | None:
+    if settings.pool_policy != "prefix":
+        return None
+    return PrefixPolicy(settings.pool_load_bound, settings.pool_prefix_bytes, settings.share_prefix_cache)
 
 
 def _create_one(

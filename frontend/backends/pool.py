@@ -1,6 +1,7 @@
-"""One Generator over several endpoints: load balancing by outstanding requests, ejection and readmission.
+"""One Generator over several endpoints: load balancing, ejection and readmission.
 
-Each request goes to the endpoint with the fewest outstanding requests. An endpoint is ejected at once when a request
+Each request goes to the endpoint with the fewest outstanding requests or, with a PrefixPolicy (selection.py), to the
+home of its prompt's prefix. An endpoint is ejected at once when a request
 finds no connection, loses it, or finds the engine dead, and after two consecutive failed readiness checks. It is
 readmitted when it passes a warm-up probe: a Triton with a dead engine reports itself ready, fails fast, and would
 attract every request. The delay between probes grows with each failure.
@@ -26,6 +27,7 @@ import structlog
 
 from frontend.backends.background_tasks import BackgroundTasks
 from frontend.backends.generator import Generator, NoRoomError, OnChunk, UnreachableError
+from frontend.backends.selection import PrefixPolicy, SelectionReason, least_outstanding
 from frontend.backends.warm_up import WarmUpProbe
 from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -45,6 +47,9 @@ class EndpointObserver(Protocol):
     def on_known(self, endpoint: str) -> None:
         """The endpoint exists, is admitted, and has no requests."""
 
+    def on_selected(self, reason: str, count: int = 1) -> None:
+        """Endpoints were selected by prefix, for this reason; with 0, only from now on."""
+
     def on_request(self, endpoint: str) -> None:
         """A request is sent to the endpoint."""
 
@@ -63,7 +68,7 @@ class EndpointObserver(Protocol):
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """Options of a pool. Times in seconds."""
+    """Options of a pool. Times in seconds. Without a prefix policy, requests go where the fewest are outstanding."""
 
     check_interval_s: float  # between two readiness checks of an admitted endpoint
     unresponsive_timeout_s: float = math.inf
@@ -71,6 +76,7 @@ class PoolOptions:
     first_probe_delay_s: float = 0.25
     max_probe_delay_s: float = 2.0
     first_check_timeout_s: float = 4.0  # how long the first `is_ready` waits for a check
+    prefix_policy: PrefixPolicy | None = None
 
 
 class _Endpoint:
@@ -114,6 +120,8 @@ class GeneratorPool:
         self._watchers: list[asyncio.Task[None]] = []
         for endpoint in self._endpoints:
             observer.on_known(endpoint.name)
+        for reason in SelectionReason if options.prefix_policy else ():
+            observer.on_selected(reason.value, 0)
 
     @property
     def is_progressing(self) -> bool:
@@ -122,7 +130,7 @@ class GeneratorPool:
 
     async def generate(self, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         """Runs one completion to its end. Raises UnreachableError if no endpoint is admitted."""
-        endpoint, has_begun = self._select(), False
+        endpoint, has_begun = self._select(parameters), False
 
         def receive(chunk: TextChunk) -> None:
             nonlocal has_begun
@@ -137,15 +145,20 @@ class GeneratorPool:
                 raise
             # In case it runs there after all: it must not run twice.
             self._cancellations.start(_try_to_cancel(endpoint.generator, parameters.request_key))
-            endpoint = self._select(other_than=endpoint)
+            endpoint = self._select(parameters, other_than=endpoint)
             await self._run(endpoint, parameters, receive)
 
-    def _select(self, other_than: _Endpoint | None = None) -> _Endpoint:
-        """The admitted endpoint with the fewest outstanding requests; ties go to the least recently selected."""
+    def _select(self, parameters: CompletionParameters | None = None, other_than: _Endpoint | None = None) -> _Endpoint:
+        """One of the admitted endpoints, by the policy. Raises UnreachableError if there is none."""
         candidates = [endpoint for endpoint in self._endpoints if endpoint.is_admitted and endpoint is not other_than]
         if not candidates:
             raise UnreachableError
-        selected = min(candidates, key=lambda endpoint: (endpoint.outstanding, endpoint.last_selected))
+        policy = self._options.prefix_policy
+        if policy is None or parameters is None:
+            selected = least_outstanding(candidates)
+        else:
+            selected, reason = policy.select(candidates, parameters)
+            self._observer.on_selected(reason.value)
         self._selections += 1
         selected.last_selected = self._selections
         return selected

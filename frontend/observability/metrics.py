@@ -84,12 +84,17 @@ class EndpointMetrics:
         self._outstanding = metrics.endpoint_outstanding
         self._ejected = metrics.endpoint_ejected
         self._ejections = metrics.endpoint_ejections
+        self._selections = metrics.endpoint_selections
         self._model = model
 
     def on_known(self, endpoint: str) -> None:
         """An endpoint was configured: its metrics are exposed as 0 from the start."""
         for metric in (self._requests, self._outstanding, self._ejected, self._ejections):
             metric.labels(self._model, endpoint)
+
+    def on_selected(self, reason: str, count: int = 1) -> None:
+        """Endpoints were selected by prefix; with 0, the metric is exposed as 0."""
+        self._selections.labels(self._model, reason).inc(count)
 
     def on_request(self, endpoint: str) -> None:
         """A request was sent."""
@@ -247,6 +252,12 @@ class Metrics:
         )
         self.endpoint_ejections = self._counter(
             "completions_endpoint_ejections", "Times that a Triton was ejected from load balancing", "endpoint"
+        )
+        self.endpoint_selections = self._counter(
+            "completions_endpoint_selections",
+            "With POOL_POLICY=prefix, requests by how their Triton was selected: prefix (the home of the prompt's "
+            "beginning), overflow (another, as the home has too many), least (outstanding; the prompt is short)",
+            "reason",
         )
 
     def _add_shared(self) -> None:

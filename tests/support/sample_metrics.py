@@ -25,6 +25,7 @@ def every_metric() -> Metrics:
     metrics.set_limits(512, {MODEL: 64})
     endpoints = metrics.endpoints_of_model(MODEL)
     endpoints.on_known(ENDPOINT)
+    endpoints.on_selected("prefix")
     endpoints.on_report(ENDPOINT, EngineReport(ALL_NUMBERS, [RequestTimes(0.1, 0.2)], INFO))
     metrics.count_request(make_record(status=200))
     metrics.count_request(make_record(status=429, error_code=ErrorCode.QUEUE_FULL))

@@ -12,6 +12,7 @@ import pytest
 from frontend.backends.fake import FakeGenerator, ScriptStep, chunks, forever
 from frontend.backends.generator import NoRoomError, UnreachableError
 from frontend.backends.pool import GeneratorPool, OnLost, PoolOptions, load_balanced
+from frontend.backends.selection import PrefixPolicy, SelectionReason
 from frontend.observability.metrics import Metrics
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
@@ -21,14 +22,23 @@ ENGINE_GONE = PipelineError(ErrorCode.ENGINE_UNAVAILABLE, "gone")
 CONNECTION_LOST = PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "lost")
 
 
-def parameters(key: str) -> CompletionParameters:
-    return CompletionParameters(key, f"request-{key}", prompt_text="Hi", max_tokens=2, stream=True)
+PREFIX_POLICY = PrefixPolicy(load_bound=1.25, prefix_bytes=1024)
+
+
+def parameters(key: str, prompt: str = "Hi") -> CompletionParameters:
+    return CompletionParameters(key, f"request-{key}", prompt_text=prompt, max_tokens=2, stream=True)
 
 
 class Pool:
     """A pool of fakes, its metrics, and the requests that run in it."""
 
-    def __init__(self, count: int, check_interval_s: float = 0.02, unresponsive_timeout_s: float = math.inf) -> None:
+    def __init__(
+        self,
+        count: int,
+        check_interval_s: float = 0.02,
+        unresponsive_timeout_s: float = math.inf,
+        prefix_policy: PrefixPolicy | None = None,
+    ) -> None:
         self.metrics = Metrics()
         self.fakes = [FakeGenerator() for _ in range(count)]
         named = {f"triton-{number}": fake for number, fake in enumerate(self.fakes)}
@@ -36,7 +46,7 @@ class Pool:
         self.pool = GeneratorPool(
             named,
             self.metrics.endpoints_of_model("tiny"),
-            PoolOptions(check_interval_s, unresponsive_timeout_s),
+            PoolOptions(check_interval_s, unresponsive_timeout_s, prefix_policy=prefix_policy),
             on_lost=self._report_lost,
         )
         self.running: list[asyncio.Task[list[TextChunk]]] = []
@@ -44,18 +54,35 @@ class Pool:
     def _report_lost(self, keys: Collection[str]) -> None:
         self.on_lost(keys)
 
-    async def complete(self, key: str) -> list[TextChunk]:
-        return await completed(self.pool, parameters(key))
+    async def complete(self, key: str, prompt: str = "Hi") -> list[TextChunk]:
+        return await completed(self.pool, parameters(key, prompt))
 
-    async def begin(self, key: str) -> None:
+    async def begin(self, key: str, prompt: str = "Hi") -> None:
         """Starts a request and waits until an endpoint has it."""
         before = sum(self.request_counts)
-        self.running.append(asyncio.create_task(self.complete(key)))
+        self.running.append(asyncio.create_task(self.complete(key, prompt)))
         await until(lambda: sum(self.request_counts) > before)
 
     @property
     def request_counts(self) -> list[int]:
         return [len(fake.requests) for fake in self.fakes]
+
+    def homes(self, count: int) -> dict[str, int]:
+        """The endpoint of each of the requests "0" to `count` - 1, of those that have run."""
+        keys = {str(number) for number in range(count)}
+        return {
+            request.request_key: number
+            for number, fake in enumerate(self.fakes)
+            for request in fake.requests
+            if request.request_key in keys
+        }
+
+    def selections(self) -> dict[str, float | None]:
+        name = "completions_endpoint_selections_total"
+        return {
+            reason.value: self.metrics.registry.get_sample_value(name, {"model": "tiny", "reason": reason.value})
+            for reason in SelectionReason
+        }
 
     def metric(self, name: str, number: int) -> float | None:
         labels = {"model": "tiny", "endpoint": f"triton-{number}"}
@@ -63,8 +90,10 @@ class Pool:
 
 
 @asynccontextmanager
-async def pool_of(count: int, check_interval_s: float = 0.02) -> AsyncIterator[Pool]:
-    pool = Pool(count, check_interval_s)
+async def pool_of(
+    count: int, check_interval_s: float = 0.02, prefix_policy: PrefixPolicy | None = None
+) -> AsyncIterator[Pool]:
+    pool = Pool(count, check_interval_s, prefix_policy=prefix_policy)
     try:
         yield pool
     finally:
@@ -275,3 +304,79 @@ async def test_requests_of_an_unresponsive_endpoint_fail_and_the_others_continue
 async def test_single_generator_needs_no_pool() -> None:
     generator = FakeGenerator()
     assert load_balanced({"a": generator}, Metrics().endpoints_of_model("tiny"), PoolOptions(1)) is generator
+
+
+def long_prompt(number: int, turn: int = 0) -> str:
+    """The prompt of a turn of conversation `number`: each begins with the one before."""
+    return f"Conversation {number}. ".ljust(PREFIX_POLICY.prefix_bytes, "x") + "And then? " * turn
+
+
+async def test_prompts_with_the_same_beginning_go_to_the_same_endpoint() -> None:
+    async with pool_of(3, prefix_policy=PREFIX_POLICY) as pool:
+        assert pool.selections() == {"prefix": 0, "overflow": 0, "least": 0}
+        for turn in range(3):
+            for number in range(12):
+                await pool.complete(str(12 * turn + number), long_prompt(number, turn))
+        homes = pool.homes(36)
+        assert all(homes[str(number)] == homes[str(number % 12)] for number in range(36))
+        assert min(pool.request_counts) > 0
+        assert pool.selections() == {"prefix": 36, "overflow": 0, "least": 0}
+
+
+async def test_prefix_that_is_too_frequent_overflows_to_the_other_endpoint() -> None:
+    async with pool_of(2, prefix_policy=PREFIX_POLICY) as pool:
+        for fake in pool.fakes:
+            fake.script = forever(after=0)
+        for number in range(16):
+            await pool.begin(str(number), long_prompt(0))
+        assert sorted(pool.request_counts) == [6, 10]
+        assert pool.selections() == {"prefix": 10, "overflow": 6, "least": 0}
+
+
+async def test_short_prompts_are_spread_with_a_prefix_policy_too() -> None:
+    async with pool_of(3, prefix_policy=PREFIX_POLICY) as pool:
+        for number in range(6):
+            await pool.complete(str(number))
+        assert pool.request_counts == [2, 2, 2]
+        assert pool.selections() == {"prefix": 0, "overflow": 0, "least": 6}
+
+
+async def test_prefixes_of_an_ejected_endpoint_move_and_come_back() -> None:
+    async with pool_of(3, prefix_policy=PREFIX_POLICY) as pool:
+        assert await pool.pool.is_ready()
+
+        async def homes() -> dict[str, int]:
+            for fake in pool.fakes:
+                fake.requests.clear()
+            for number in range(12):
+                await pool.complete(str(number), long_prompt(number))
+            return pool.homes(12)
+
+        before = await homes()
+        assert set(before.values()) == {0, 1, 2}
+        pool.fakes[0].is_up = False
+        await until(lambda: pool.metric("ejected", 0) == 1)
+        during = await homes()
+        assert {key: number for key, number in during.items() if before[key] != 0} == {
+            key: number for key, number in before.items() if number != 0
+        }
+        assert 0 not in during.values()
+        pool.fakes[0].is_up = True
+        await until(lambda: pool.metric("ejected", 0) == 0, timeout_s=10)
+        assert await homes() == before
+
+
+async def test_retried_request_goes_to_another_endpoint_than_the_home_of_its_prefix() -> None:
+    async with pool_of(2, prefix_policy=PREFIX_POLICY) as pool:
+        await pool.complete("0", long_prompt(0))
+        home = pool.homes(1)["0"]
+        pool.fakes[home].script = lambda _: [UnreachableError()]
+        assert len(await pool.complete("1", long_prompt(0))) == 2
+        assert pool.fakes[1 - home].requests[-1].request_key == "1"
+        assert pool.metric("ejected", home) == 1
+
+
+async def test_selections_are_not_counted_without_a_prefix_policy() -> None:
+    async with pool_of(2) as pool:
+        await pool.complete("0", long_prompt(0))
+        assert pool.selections() == {"prefix": None, "overflow": None, "least": None}
