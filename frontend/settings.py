@@ -150,11 +150,6 @@ class FrontendSettings(ProgramSettings):
         description="With POOL_POLICY=prefix: bytes of the prompt (4 for each token id) that select its Triton, or the "
         "largest power of two of a shorter prompt. Keep it above the length of system prompts",
     )
-    share_prefix_cache: bool = Field(
-        False,
-        description="Let requests of different API keys reuse each other's KV cache; they can then measure whether "
-        "another key has sent the same prompt. The front end needs it for POOL_POLICY=prefix",
-    )
     triton_secret: HeaderSecret | None = Field(
         None,
         description="Secret that Triton's inference API needs, sent with each call; the GPU launcher's TRITON_SECRET",

@@ -31,7 +31,8 @@ EXAMPLES = {path.stem: path for path in sorted((CHART / "examples").glob("*.yaml
 KUBERNETES = "1.34"  # of the rendered files
 _HELM_LIMIT_S = 60
 
-# Names, addresses, paths and time limits that the chart sets from other values.
+# Names, addresses, paths and time limits that the chart sets from other values, and settings for several Tritons, of
+# which a pod has one.
 OF_THE_CHART = frozenset(
     [
         "API_KEYS_FILE",
@@ -53,6 +54,9 @@ OF_THE_CHART = frozenset(
         "OMPI_COMM_WORLD_LOCAL_SIZE",
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
+        "POOL_LOAD_BOUND",
+        "POOL_POLICY",
+        "POOL_PREFIX_BYTES",
         "PORT",
         "REQUEST_TIMEOUT_S",
         "RUN_DIR",

@@ -42,7 +42,7 @@ def create_generator(
 def _prefix_policy(settings: FrontendSettings) -> PrefixPolicy | None:
     if settings.pool_policy != "prefix":
         return None
-    return PrefixPolicy(settings.pool_load_bound, settings.pool_prefix_bytes, settings.share_prefix_cache)
+    return PrefixPolicy(settings.pool_load_bound, settings.pool_prefix_bytes)
 
 
 def _create_one(

@@ -68,15 +68,10 @@ def least_outstanding(candidates: Sequence[T]) -> T:
 
 @dataclass(frozen=True)
 class PrefixPolicy:
-    """Selection by the prefix of the prompt.
-
-    `load_bound` is 1 or more: 1 allows no imbalance beyond one request. `has_shared_cache`: the engines let tenants
-    reuse each other's KV cache, so that equal prompts of different tenants have the same home.
-    """
+    """Selection by the prefix of the prompt. `load_bound` is 1 or more: 1 allows no imbalance beyond one request."""
 
     load_bound: float
     prefix_bytes: int
-    has_shared_cache: bool = False
 
     def select(self, candidates: Sequence[T], parameters: CompletionParameters) -> tuple[T, SelectionReason]:
         """Returns one of the candidates, of which there must be at least one, and the reason."""
@@ -91,17 +86,18 @@ class PrefixPolicy:
         return selected, SelectionReason.PREFIX if selected is ranked[0] else SelectionReason.OVERFLOW
 
     def key_of(self, parameters: CompletionParameters) -> bytes | None:
-        """Returns a hash of the prompt's prefix and of all else that separates KV caches. None: it is too short.
+        """Returns a hash of the prompt's prefix, tenant and adapter, which keep KV caches apart. None: it is too short.
 
         The same in every process and on every machine. At most `prefix_bytes` characters of the prompt are copied.
+        Tenants have homes of their own even if their engines let them share a cache (SHARE_PREFIX_CACHE): what they
+        have in common is then soon in the cache of each engine, and the rest belongs to one tenant.
         """
         head = self._head_of(parameters)
         size = self.prefix_bytes if len(head) >= self.prefix_bytes else _power_of_two_up_to(len(head))
         if size < LEAST_PREFIX_BYTES:
             return None
         kind = "text" if parameters.token_ids is None else "ids"
-        tenant = None if self.has_shared_cache else parameters.tenant
-        digest = hashlib.blake2b(repr((kind, tenant, parameters.adapter)).encode(), digest_size=_KEY_BYTES)
+        digest = hashlib.blake2b(repr((kind, parameters.tenant, parameters.adapter)).encode(), digest_size=_KEY_BYTES)
         digest.update(head[:size])
         return digest.digest()
 

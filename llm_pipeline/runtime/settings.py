@@ -58,7 +58,7 @@ class PipelineSettings(ProgramSettings):
     share_prefix_cache: bool = Field(
         False,
         description="Let requests of different API keys reuse each other's KV cache; they can then measure whether "
-        "another key has sent the same prompt. The front end needs it for POOL_POLICY=prefix",
+        "another key has sent the same prompt",
     )
     client_lease_timeout_s: float = Field(
         10.0, ge=3, description="Seconds without a heartbeat from a front end after which its requests are cancelled"

@@ -1,5 +1,7 @@
 """Two Tritons behind a front end of two workers: load is shared, and only the requests of a dead Triton fail.
 
+A second front end, on the same Tritons, selects them by the beginnings of prompts.
+
 The tests share the processes and run in order."""
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,8 +30,11 @@ pytestmark = pytest.mark.triton
 
 WORKERS = 2
 TOKENS = 100
+# One worker: its page of metrics is up to date as soon as a request has ended.
+BY_PREFIX = {"POOL_POLICY": "prefix", "FRONTEND_WORKERS": "1", "IDLE_PROBE_INTERVAL_S": "600"}
 LONG = 1000  # 5 s at 200 tokens a second: seen to be under way, and over within the front end's drain
 STREAMS = 16
+CONVERSATIONS = 16  # that all have the same home is less likely than 1 in 30,000
 START_LIMIT_S = 60.0
 CLOSING_S = 1.0  # until the last connection to a process that was killed is seen to be gone
 
@@ -42,13 +48,18 @@ class Tritons:
     base_url: str
 
     def metric(self, name: str, endpoint: str) -> float:
-        page = httpx.get(f"{self.base_url}/metrics", trust_env=False).text
-        start, label = f"completions_endpoint_{name}{{", f'endpoint="{endpoint}"'
-        lines = (line for line in page.splitlines() if line.startswith(start) and label in line)
-        return sum(float(line.split()[-1]) for line in lines)
+        return _sum_of(self.page(), f"completions_endpoint_{name}{{", f'endpoint="{endpoint}"')
+
+    def selections(self, reason: str) -> float:
+        return _sum_of(self.page(), "completions_endpoint_selections_total{", f'reason="{reason}"')
+
+    def page(self) -> str:
+        return httpx.get(f"{self.base_url}/metrics", trust_env=False).text
 
     def requests(self) -> list[float]:
-        return [self.metric("requests_total", endpoint) for endpoint in self.tritons]
+        page = self.page()
+        start = "completions_endpoint_requests_total{"
+        return [_sum_of(page, start, f'endpoint="{endpoint}"') for endpoint in self.tritons]
 
     def is_admitted(self, endpoint: str) -> bool:
         """Whether requests may go to this Triton."""
@@ -71,11 +82,16 @@ class Tritons:
         )
 
 
+def _sum_of(page: str, start: str, label: str) -> float:
+    lines = (line for line in page.splitlines() if line.startswith(start) and label in line)
+    return sum(float(line.split()[-1]) for line in lines)
+
+
 @pytest.fixture(scope="module")
 def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tritons]:
     folder = tmp_path_factory.mktemp("tritons")
     backends = triton_wheel.prepare_backends(folder)
-    port, *ports = free_ports(1 + 2 * 3)
+    ports = free_ports(2 * 3)
     children = {}
     for number in range(2):
         http, grpc, metrics = ports[3 * number : 3 * number + 3]
@@ -89,25 +105,45 @@ def tritons(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             folder / f"triton-{number}.log",
             stop_timeout_s=20,
         )
+    try:
+        for child in children.values():
+            child.start()
+        with running_front_end(children, folder / "frontend.log") as running:
+            yield running
+    finally:
+        for child in children.values():
+            child.stop()
+            child.kill()
+
+
+@pytest.fixture(scope="module")
+def by_prefix(tritons: Tritons, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tritons]:
+    log = tmp_path_factory.mktemp("by-prefix") / "frontend.log"
+    with running_front_end(tritons.tritons, log, **BY_PREFIX) as running:
+        yield running
+
+
+@contextmanager
+def running_front_end(tritons: dict[str, ChildProcess], log: Path, **settings: str) -> Iterator[Tritons]:
+    """Runs a front end on started Tritons, and waits until it has admitted all of them."""
+    (port,) = free_ports(1)
     environment = {
         **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
         **{"PORT": str(port), "API_KEY": API_KEY, "MODEL_NAME": MODEL},
-        **{"TRITON_GRPC_URL": ", ".join(children), "FRONTEND_WORKERS": str(WORKERS)},
+        **{"TRITON_GRPC_URL": ", ".join(tritons), "FRONTEND_WORKERS": str(WORKERS)},
+        **settings,
     }
-    command = [sys.executable, "-m", "frontend"]
-    front_end = ChildProcess("front end", command, environment, folder / "frontend.log", stop_timeout_s=40)
-    running = Tritons(children, front_end, f"http://127.0.0.1:{port}")
+    front_end = ChildProcess("front end", [sys.executable, "-m", "frontend"], environment, log, stop_timeout_s=40)
+    running = Tritons(tritons, front_end, f"http://127.0.0.1:{port}")
     try:
-        for child in (*children.values(), front_end):
-            child.start()
+        front_end.start()
         wait_until(running.is_ready, limit_s=START_LIMIT_S, what="a ready front end")
-        for endpoint in children:
+        for endpoint in tritons:
             wait_until(partial(running.is_admitted, endpoint), limit_s=START_LIMIT_S, what="both in")
         yield running
     finally:
-        for child in (front_end, *children.values()):
-            child.stop()
-            child.kill()
+        front_end.stop()
+        front_end.kill()
 
 
 @dataclass(frozen=True)
@@ -133,8 +169,8 @@ class Outcome:
         return (self.status == httpx.codes.SERVICE_UNAVAILABLE or is_late) and any(code in self.text for code in codes)
 
 
-async def stream(client: httpx.AsyncClient, tokens: int = TOKENS) -> Outcome:
-    body = {"model": MODEL, "prompt": "Hello", "max_tokens": tokens, "stream": True}
+async def stream(client: httpx.AsyncClient, tokens: int = TOKENS, prompt: str = "Hello") -> Outcome:
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "stream": True}
     started_s = time.monotonic()
     answer = await client.post("/v1/completions", json=body)
     return Outcome(started_s, answer.status_code, answer.text)
@@ -189,6 +225,42 @@ async def test_only_the_requests_of_a_killed_triton_fail_and_it_is_used_again(tr
 async def until(condition: Callable[[], object]) -> None:
     """wait_until on a thread, so that the streams of the test go on."""
     await asyncio.to_thread(wait_until, condition, limit_s=START_LIMIT_S, what="see the traceback")
+
+
+async def homes(tritons: Tritons) -> list[str]:
+    """The Tritons that complete the prompts of several conversations, one after the other."""
+    found: list[str] = []
+    before = tritons.requests()
+    async with tritons.client() as client:
+        for number in range(CONVERSATIONS):
+            prompt = f"Conversation {number}. " + "You are a helpful assistant. " * 50
+            assert (await stream(client, tokens=1, prompt=prompt)).is_whole
+            after = tritons.requests()
+            counts = zip(tritons.tritons, before, after, strict=True)
+            found += [endpoint for endpoint, had, has in counts for _ in range(int(has - had))]
+            before = after
+    return found
+
+
+async def test_prompts_with_the_same_beginning_meet_in_one_triton(by_prefix: Tritons) -> None:
+    before = await homes(by_prefix)
+    assert len(before) == CONVERSATIONS
+    assert set(before) == set(by_prefix.tritons), "both are used"
+    assert await homes(by_prefix) == before
+    assert by_prefix.selections("prefix") == 2 * CONVERSATIONS
+    assert by_prefix.selections("overflow") == 0
+
+
+async def test_prefixes_of_a_killed_triton_move_and_come_back(by_prefix: Tritons) -> None:
+    (victim, child), (survivor, _) = by_prefix.tritons.items()
+    before = await homes(by_prefix)
+    child.kill()
+    await until(lambda: not child.is_alive)
+    await until(lambda: by_prefix.metric("ejected", victim) == 1)
+    assert await homes(by_prefix) == [survivor] * CONVERSATIONS
+    child.start()
+    await until(lambda: by_prefix.metric("ejected", victim) == 0)
+    assert await homes(by_prefix) == before
 
 
 async def test_the_front_end_drains_the_streams_of_all_workers(tritons: Tritons) -> None:

@@ -201,10 +201,5 @@ def test_prompts_that_share_no_kv_cache_have_their_own_homes(other: CompletionPa
     assert POLICY.key_of(parameters(LONG, tenant="a")) != POLICY.key_of(other)
 
 
-def test_tenants_with_a_common_cache_share_their_homes() -> None:
-    policy = PrefixPolicy(1.25, PREFIX_BYTES, has_shared_cache=True)
-    assert policy.key_of(parameters(LONG, tenant="a")) == policy.key_of(parameters(LONG, tenant="b"))
-
-
 def test_half_of_a_surrogate_pair_has_a_home() -> None:
     assert POLICY.key_of(parameters("\ud800" + LONG)) is not None
