@@ -112,7 +112,7 @@ def llama_cpp_server(program: Path, model: Path, options: Sequence[str], *, log:
     """Runs llama.cpp's server; docs/performance.md describes how to build it."""
     (port,) = free_ports(1)
     command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(port), *options]
-    with running_program(command, log=log, is_ready=lambda: _responds(f"http://127.0.0.1:{port}/health")) as pid:
+    with running_program(command, log=log, is_ready=lambda: responds(f"http://127.0.0.1:{port}/health")) as pid:
         yield Server(CompletionsEndpoint(f"http://127.0.0.1:{port}/v1", MODEL), {"llama-server": pid})
 
 
@@ -130,7 +130,7 @@ def nvidia_front_end(
         nvidia_command(folder, python, port),
         environment={**os.environ, "ENGINE_DIR": str(engine_dir), **environment},
         log=log,
-        is_ready=lambda: _responds(f"http://127.0.0.1:{port}/health/ready"),
+        is_ready=lambda: responds(f"http://127.0.0.1:{port}/health/ready"),
     ) as pid:
         endpoint = CompletionsEndpoint(f"http://127.0.0.1:{port}/v1", ENSEMBLE_MODEL, generates_max_tokens=True)
         yield Server(endpoint, {FRONT_END_AND_TRITON: pid})
@@ -176,7 +176,7 @@ def _first_model(base_url: str, api_key: str | None) -> str:
         ) from error
 
 
-def _responds(url: str) -> bool:
+def responds(url: str) -> bool:
     """Returns whether a GET request succeeds."""
     try:
         return httpx.get(url, timeout=5, trust_env=False).is_success

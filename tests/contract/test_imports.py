@@ -113,7 +113,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("scenarios",),
         ("report", "systems"),
         ("progress", "runner", "options"),
-        ("soak", "siege", "cli", "write_path"),
+        ("soak", "siege", "cli", "write_path", "prefix_cache"),
         ("__main__",),
     ),
     "complete_cli": (
@@ -167,9 +167,11 @@ IMPORTED_BY = {
         "benchmarks/systems/servers.py",
         "benchmarks/soak/traffic.py",
         "benchmarks/soak/run.py",
+        "benchmarks/prefix_cache/conversations.py",
+        "benchmarks/prefix_cache/servers.py",
         "complete_cli/client.py",
     },
-    "httpx_sse": {"benchmarks/soak/traffic.py", "complete_cli/client.py"},
+    "httpx_sse": {"benchmarks/soak/traffic.py", "benchmarks/prefix_cache/conversations.py", "complete_cli/client.py"},
     "h11": {"benchmarks/load/http_recording.py"},
     "matplotlib": {"benchmarks/report/plots.py", "benchmarks/soak/report.py", "benchmarks/siege/report.py"},
     "tensorrt_llm": {
