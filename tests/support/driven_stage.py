@@ -10,6 +10,7 @@ import numpy as np
 
 from llm_pipeline.executors.port import ExecutorStats, OutputSink
 from llm_pipeline.protocol.channel import PreparedItem
+from llm_pipeline.protocol.engine_metrics import MAX_ACTIVE
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import (
     EngineStep,
@@ -80,6 +81,7 @@ class DrivenExecutor:
         self.cancelled: list[str] = []
         self.live: set[str] = set()
         self.queued_requests = 0
+        self.max_active: int | None = None  # None: not reported
         self.on_submit: Callable[[GenerationRequest], None] = lambda request: None
         self.on_cancel: Callable[[str], None] = lambda key: None
 
@@ -97,7 +99,9 @@ class DrivenExecutor:
         self.on_cancel(key)
 
     def stats(self) -> ExecutorStats:
-        return ExecutorStats(len(self.live), self.queued_requests)
+        if self.max_active is None:
+            return ExecutorStats(len(self.live), self.queued_requests)
+        return ExecutorStats(len(self.live) - self.queued_requests, self.queued_requests, {MAX_ACTIVE: self.max_active})
 
     def close(self) -> None:
         for key in sorted(self.live):

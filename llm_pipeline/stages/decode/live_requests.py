@@ -162,13 +162,13 @@ class LiveRequests:
         self._retry_after.set_busy(True)
         return live
 
-    def enter_queue(self, number: int, request: GenerationRequest, queued: int) -> None:
-        """Counts a live request as waiting until its first token. `queued` requests wait in the executor.
+    def enter_queue(self, number: int, request: GenerationRequest, queued: int, free_slots: int = 0) -> None:
+        """Counts a live request as waiting until its first token. Raises PipelineError (429) beyond a limit.
 
-        Raises PipelineError (429) if it would exceed a limit of the queue.
+        `queued` requests wait in the executor, which has `free_slots`.
         """
         with self._lock:
-            if (refusal := self._waiting.refusal(request.tenant, queued)) is not None:
+            if (refusal := self._waiting.refusal(request.tenant, queued, free_slots)) is not None:
                 retry_after_s = self._retry_after.estimate_s(refusal.excess)
                 raise PipelineError(ErrorCode.QUEUE_FULL, refusal.message, retry_after_s=retry_after_s)
             if number in self._live:  # its client may be gone already
@@ -291,6 +291,8 @@ class LiveRequests:
         for number, begun_s in step.begun.items():
             if (live := self._live.get(number)) is not None:
                 live.begun_s = live.begun_s or begun_s
+        if len(step.numbers) or step.begun:  # other steps are ends that decode itself has made
+            self._waiting.on_step()
         for number in advance.started:
             self._waiting.remove(number)
             self._live[number].on_first_token()

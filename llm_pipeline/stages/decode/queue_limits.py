@@ -2,6 +2,10 @@
 
 An executor reports how many requests wait, but not which. Decode knows which of its live requests have no token yet;
 some of them are already being prefilled. So it takes the same part of each tenant's as waiting.
+
+Requests that fit the free slots do not count as waiting until the engine could have begun them: of many that arrive
+within one step, it has begun none. What is still there after two steps (the first may have begun before they arrived)
+waits for something else, such as room in the KV cache.
 """
 
 from __future__ import annotations
@@ -52,9 +56,12 @@ class WaitingRequests:
         self._requests: Counter[str] = Counter()  # by tenant, without zeros
         self._tokens: Counter[str] = Counter()
         self._all_tokens = 0
+        self._added = 0  # since the last step of the engine
+        self._added_before = 0  # between the last two steps
 
     def add(self, number: int, request: GenerationRequest) -> None:
         """Adds a request that is about to be submitted to the executor."""
+        self._added += 1
         entry = self._waiting[number] = _Waiting(request.tenant, token_cost(request))
         self._requests[entry.tenant] += 1
         self._tokens[entry.tenant] += entry.tokens
@@ -71,11 +78,16 @@ class WaitingRequests:
         if not self._requests[entry.tenant]:
             del self._requests[entry.tenant], self._tokens[entry.tenant]
 
-    def refusal(self, tenant: str, queued: int) -> Refusal | None:
+    def on_step(self) -> None:
+        """The engine has made a step."""
+        self._added_before, self._added = self._added, 0
+
+    def refusal(self, tenant: str, queued: int, free_slots: int = 0) -> Refusal | None:
         """Returns the reason for which a request of the tenant can't wait, too; None if it can.
 
-        `queued` is the number of requests that wait in the executor.
+        `queued` is the number of requests that wait in the executor, `free_slots` how many more it could decode.
         """
+        queued -= min(queued, free_slots, self._added + self._added_before)
         if tenant and self._limits.tenant_share < 1:
             refusal = self._tenants_refusal(tenant, queued)
             if refusal is not None:

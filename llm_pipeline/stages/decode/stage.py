@@ -28,6 +28,7 @@ from llm_pipeline.protocol.channel import PreparedItem
 from llm_pipeline.protocol.engine_metrics import (
     CANCELLED,
     LOAD_S,
+    MAX_ACTIVE,
     MAX_QUEUED,
     MAX_QUEUED_TOKENS,
     RUNNING,
@@ -250,8 +251,10 @@ class DecodeStage:
 
     def _run(self, live: LiveRequest, request: GenerationRequest) -> None:
         """Passes a live request on to the executor, by way of the gate if it has a guide, or ends it."""
+        counts = self._executor.stats()
+        free_slots = round(max(counts.gauges.get(MAX_ACTIVE, 0) - counts.active_requests, 0))
         try:
-            self._live_requests.enter_queue(live.number, request, self._queued_count(self._executor.stats()))
+            self._live_requests.enter_queue(live.number, request, self._queued_count(counts), free_slots)
         except PipelineError as error:
             self._end(RequestEnd(live.number, error=error))
             return

@@ -132,6 +132,47 @@ def test_burst_of_a_tenant_is_accepted_while_the_executor_starts_all_of_it(serve
         clients.decode.executor.queued_requests = 0  # all are being prefilled
 
 
+@pytest.mark.parametrize("tenant", ["a", ""], ids=["of a tenant", "without a tenant"])
+def test_burst_that_fits_the_free_slots_does_not_count_as_waiting(serve: Serve, tenant: str) -> None:
+    """The engine begins them in its next step, and has made none since they arrived."""
+    clients = serve(LIMITS)
+    clients.decode.executor.max_active = 40
+    assert clients.accepted(tenant) == 40 + serve(LIMITS).accepted(tenant)
+
+
+def test_tokens_of_a_burst_that_fits_the_free_slots_do_not_count(serve: Serve) -> None:
+    clients = serve(QueueLimits(requests=1000, tokens=1000, tenant_share=0.5))
+    clients.decode.executor.max_active = 40
+    assert clients.accepted("a", tokens=200) == 43
+
+
+def test_requests_that_the_engine_has_not_begun_in_two_steps_count_in_spite_of_free_slots(serve: Serve) -> None:
+    """Such as those for which its KV cache has no room. The first of the two may have begun before they arrived."""
+    clients = serve(LIMITS)
+    executor = clients.decode.executor
+    executor.max_active = 40
+    assert clients.send("b") is None
+    executor.queued_requests -= 1  # it is active
+    assert all(clients.send("a") is None for _ in range(8))
+    running = executor.submitted[0]
+    executor.generate(running, 1)
+    assert clients.send("a") is None
+    executor.generate(running, 1)
+    error = clients.send("a")
+    assert error is not None
+    assert error.message.startswith("Your part of the engine's queue is full: 8 of your requests are waiting")
+
+
+def test_refused_and_ended_requests_are_no_steps_of_the_engine(serve: Serve) -> None:
+    clients = serve(LIMITS)
+    clients.decode.executor.max_active = 40
+    assert clients.accepted("a") == 46
+    for _ in range(3):
+        assert clients.send("a") is not None
+    clients.decode.executor.max_active = 41
+    assert clients.send("a") is None
+
+
 def test_requests_that_are_refused_do_not_count(serve: Serve) -> None:
     clients = serve(LIMITS)
     clients.accepted("a")
