@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator
 
 from build_engine.gpu.planning.memory import MemoryEstimate
-from build_engine.gpu.planning.memory_model import GIB
 from build_engine.gpu.planning.model_config import ARCHITECTURES, ModelConfig
 from build_engine.gpu.planning.parameters import layer_matrices
 from build_engine.gpu.planning.spec import EngineSpec, Limits
+from build_engine.gpu.planning.wording import choose, gib, or_list
 from build_engine.targets.gpus import OLDEST_SM
 from build_engine.targets.precisions import (
     BLACKWELL_SM,
@@ -97,7 +97,7 @@ def _check_precision(spec: EngineSpec) -> Iterator[str]:
     precision, gpu = spec.precision, spec.gpu
     if not precision.runs_on(gpu.sm):
         others = [name for name, other in PRECISIONS.items() if other.runs_on(gpu.sm)]
-        yield f"{precision.name} {_required_sm(precision)}; {gpu.name} is SM {gpu.sm}. {_choose('--precision', others)}"
+        yield f"{precision.name} {_required_sm(precision)}; {gpu.name} is SM {gpu.sm}. {choose('--precision', others)}"
     if precision.name == _DENSE_ONLY and spec.model.experts > 1:
         others = [
             name
@@ -106,7 +106,7 @@ def _check_precision(spec: EngineSpec) -> Iterator[str]:
         ]
         yield (
             f"{precision.name} supports dense MLPs only; {spec.model.name} has {spec.model.experts} experts. "
-            f"{_choose('--precision', others)}"
+            f"{choose('--precision', others)}"
         )
 
 
@@ -114,7 +114,7 @@ def _check_kv_precision(spec: EngineSpec) -> Iterator[str]:
     kv, gpu = spec.kv, spec.gpu
     if not kv.runs_on(gpu.sm):
         others = [name for name, other in KV_PRECISIONS.items() if other.runs_on(gpu.sm)]
-        option = _choose("--kv-cache-precision", others)
+        option = choose("--kv-cache-precision", others)
         yield f"An {kv.name} KV cache {_required_sm(kv)}; {gpu.name} is SM {gpu.sm}. {option}"
     if spec.precision.name == "fp32" and kv.name in KV_PRECISIONS:
         yield (
@@ -146,7 +146,7 @@ def _check_shapes(spec: EngineSpec) -> Iterator[str]:
             yield (
                 f"{spec.precision.name} needs a multiple of {multiple} inputs in every matrix on a GPU; "
                 f"{matrix.name!r} has {matrix.inputs} at tp {spec.tp}. "
-                f"Choose another --tp, or --precision {_or(others)}."
+                f"Choose another --tp, or --precision {or_list(others)}."
             )
             return
 
@@ -156,15 +156,15 @@ def _check_parallelism(spec: EngineSpec) -> Iterator[str]:
     if problems := list(_tp_problems(model, spec.tp)):
         valid = [str(tp) for tp in range(1, _MAX_SUGGESTED_PARALLELISM + 1) if not list(_tp_problems(model, tp))]
         for problem in problems:
-            yield f"{problem}. {_choose('--tp', valid)}"
+            yield f"{problem}. {choose('--tp', valid)}"
     if model.layers % pp:
         valid = [str(stages) for stages in range(1, _MAX_SUGGESTED_PARALLELISM + 1) if model.layers % stages == 0]
-        yield f"{model.layers} layers can't be divided evenly into pp {pp} stages. {_choose('--pp', valid)}"
+        yield f"{model.layers} layers can't be divided evenly into pp {pp} stages. {choose('--pp', valid)}"
     elif model.vocab_size % (spec.tp * pp) and not model.vocab_size % spec.tp:  # else tp alone is the problem
         valid = [str(stages) for stages in range(1, _MAX_SUGGESTED_PARALLELISM + 1) if _divides(model, spec.tp, stages)]
         yield (
             f"The vocabulary's {model.vocab_size} rows are not divisible by the {spec.tp * pp} GPUs of tp {spec.tp} x "
-            f"pp {pp}, which logit_bias needs. {_choose('--pp', valid)}"
+            f"pp {pp}, which logit_bias needs. {choose('--pp', valid)}"
         )
 
 
@@ -214,25 +214,13 @@ def _check_memory(spec: EngineSpec, memory: MemoryEstimate) -> Iterator[str]:
     without_cache = memory.total_bytes - memory.kv_cache_bytes
     if not batch and without_cache >= memory.gpu_bytes:
         yield (
-            f"Weights, activations and workspace need {_gib(without_cache)} on each GPU; {gpu.name} has "
-            f"{_gib(memory.gpu_bytes)}. Choose a higher --tp or --pp, fewer bits with --precision, or a larger GPU."
+            f"Weights, activations and workspace need {gib(without_cache)} on each GPU; {gpu.name} has "
+            f"{gib(memory.gpu_bytes)}. Choose a higher --tp or --pp, fewer bits with --precision, or a larger GPU."
         )
         return
     change = f"--max-batch-size {batch} or less" if batch else "a larger GPU, fewer bits with --precision"
     yield (
-        f"{limits.max_batch_size} requests of {limits.max_seq_len} tokens need {_gib(memory.kv_cache_bytes)} of KV "
-        f"cache on each GPU; {gpu.name} has {_gib(memory.kv_pool_bytes)} left for it. "
+        f"{limits.max_batch_size} requests of {limits.max_seq_len} tokens need {gib(memory.kv_cache_bytes)} of KV "
+        f"cache on each GPU; {gpu.name} has {gib(memory.kv_pool_bytes)} left for it. "
         f"Choose {change}, a lower --max-seq-len, or a higher --tp or --pp."
     )
-
-
-def _choose(option: str, values: list[str]) -> str:
-    return f"Choose {option} {_or(values)}." if values else f"No {option} is supported here. Choose another GPU."
-
-
-def _or(values: list[str]) -> str:
-    return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"

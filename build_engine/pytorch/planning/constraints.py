@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from build_engine.gpu.planning.constraints import limit_refusals
+from build_engine.gpu.planning.wording import gib, or_list
 from build_engine.pytorch.architectures import (
     END_RELEASE,
     FIRST_RELEASE,
@@ -21,7 +22,6 @@ from build_engine.pytorch.planning.formats import FORMATS, stored_format
 from build_engine.pytorch.planning.kv_cache import FP8, NVFP4
 from build_engine.pytorch.planning.parallelism import check_parallelism
 from build_engine.pytorch.planning.plan import PyTorchMemory, PyTorchSpec
-from build_engine.pytorch.planning.wording import gib, or_list
 from build_engine.targets.gpus import OLDEST_SM
 from build_engine.targets.precisions import BLACKWELL_SM
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from build_engine.gpu.planning.wording import choose
 from build_engine.pytorch.checkpoint.decoder import (
     Attention,
     Decoder,
@@ -23,7 +24,6 @@ from build_engine.pytorch.checkpoint.decoder import (
 from build_engine.pytorch.planning.formats import WeightFormat
 from build_engine.pytorch.planning.parameters import Part, Split, layer_matrices
 from build_engine.pytorch.planning.plan import PyTorchSpec
-from build_engine.pytorch.planning.wording import choose
 
 _MAX_SUGGESTED_TP = 32
 

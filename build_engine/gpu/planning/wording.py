@@ -1,4 +1,4 @@
-"""Phrases that several refusals share."""
+"""Phrases that the refusals of both runtimes' planners share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ def or_list(values: Sequence[object]) -> str:
 
 def choose(option: str, values: Sequence[object]) -> str:
     """A sentence with the values of an option that would be accepted."""
-    return f"Choose {option} {or_list(values)}." if values else f"No {option} is possible here. Choose another GPU."
+    return f"Choose {option} {or_list(values)}." if values else f"No {option} is supported here. Choose another GPU."
 
 
 def gib(size: int) -> str:
+    """ "22.4 GiB"."""
     return f"{size / GIB:.1f} GiB"
