@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
@@ -79,6 +79,19 @@ def measure(front_end: FrontEnd, load: Conversations, seed: int) -> Round:
     return Round(turns, before, front_end.counts())
 
 
+def measure_rounds(
+    rounds: Mapping[str, list[Round]], load: Conversations, engine: Mapping[str, str], count: int
+) -> None:
+    """Runs the servers, and appends the results of each policy. Every other round begins with the other policy."""
+    engine_dir = build_benchmark_engine(Console(stderr=True))
+    with front_ends(_RUN_DIR, engine_dir, engine, POLICIES) as running:
+        for number in range(count):
+            for name in list(POLICIES)[:: 1 if number % 2 == 0 else -1]:
+                result = measure(running[name], load, seed=number)
+                rounds[name].append(result)
+                sys.stderr.write(f"{number + 1} {name}: {result.hit_rate:.1%}, {result.first_token_ms(50):.0f} ms\n")
+
+
 def table(rounds: Mapping[str, Sequence[Round]]) -> str:
     """A Markdown table with the medians over the rounds, one row for each policy."""
     lines = [
@@ -130,14 +143,13 @@ def main() -> None:
     )
     engine = dict(setting.split("=", 1) for setting in options.engine)
     rounds: dict[str, list[Round]] = {name: [] for name in POLICIES}
-    with front_ends(Path(_RUN_DIR), build_benchmark_engine(Console(stderr=True)), engine, POLICIES) as running:
-        for number in range(options.rounds):
-            order = list(POLICIES) if number % 2 == 0 else list(reversed(POLICIES))
-            for name in order:
-                rounds[name].append(measure(running[name], load, seed=number))
-                result = rounds[name][-1]
-                sys.stderr.write(f"{number + 1} {name}: {result.hit_rate:.1%}, {result.first_token_ms(50):.0f} ms\n")
-    sys.stdout.write(f"{load}\nengine: {engine}, rounds: {options.rounds}\n\n{table(rounds)}\n")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        measure_rounds(rounds, load, engine, options.rounds)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted: the medians are those of the rounds so far.\n")
+    if all(rounds.values()):
+        sys.stdout.write(f"{load}\nengine: {engine}, rounds: {options.rounds}\n\n{table(rounds)}\n")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class FrontEnd:
     def counts(self) -> Counts:
         """Reads the page of metrics. Raises httpx.HTTPError if it cannot be read."""
         page = httpx.get(f"{self.base_url}/metrics", trust_env=False).raise_for_status().text
-        families = {family.name: family.samples for family in text_string_to_metric_families(page)}  # type: ignore[no-untyped-call]
+        families = {family.name: family.samples for family in text_string_to_metric_families(page)}
         return Counts(
             sum(sample.value for sample in families.get(_QUERIED, ())),
             sum(sample.value for sample in families.get(_HIT, ())),
