@@ -107,8 +107,6 @@ def stack(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "EXECUTOR": "scripted",
             "SCRIPTED_STEPS_PER_S": str(STEPS_PER_S),
             "SCRIPTED_MAX_ACTIVE": "1024",
-            # Before its next step, the engine has not begun any of a thousand requests that arrive at once.
-            "MAX_TENANT_QUEUE_SHARE": "1",
             "CLIENT_LEASE_TIMEOUT_S": str(LEASE_S),
         }
         with running_stack(tmp_path_factory.mktemp("channel-faults"), engine_dir, **environment) as running:
