@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from frontend.generation.rate_limits import MovingWindow, RateLimits
 from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.api_key import ApiKey
 from frontend.generation.admission import Admission
-from frontend.generation.rate_limits import MovingWindow, RateLimits
 from frontend.multiprocess.shared_state import SharedState
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
