@@ -16,8 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 TIMEOUT_S = 0.25
-_MAX_CONNECTIONS = 32  # of one worker
-_CALL_TIMEOUT_S = 2 * TIMEOUT_S  # with a wait for a connection
+_MAX_CONNECTIONS = 8  # of one worker: a call takes less than a millisecond
 
 
 class RedisUnavailableError(Exception):
@@ -27,13 +26,15 @@ class RedisUnavailableError(Exception):
 class RedisClient:
     """Runs scripts and adds to counters. Connects at the first call. Raises ValueError for an invalid URL."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        """`timeout_s` limits a connect, a write and an answer; a call takes twice that at most."""
+        self._timeout_s = timeout_s
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=_MAX_CONNECTIONS,
-            timeout=TIMEOUT_S,
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
+            timeout=timeout_s,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
             # Of a connection that Redis or a proxy has closed while it was idle. A call that timed out may have run.
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
             decode_responses=True,
@@ -46,7 +47,7 @@ class RedisClient:
         registered = self._scripts.get(script)
         if registered is None:
             registered = self._scripts[script] = self._redis.register_script(script)
-        return await _answered(registered(keys=keys, args=arguments))
+        return await self._answered(registered(keys=keys, args=arguments))
 
     async def add(self, key: str, amounts: Mapping[str, int], *, expire_s: int) -> None:
         """Adds to fields of a hash, all or none, and sets when the hash is deleted."""
@@ -54,11 +55,11 @@ class RedisClient:
             for field, amount in amounts.items():
                 pipeline.hincrby(key, field, amount)
             pipeline.expire(key, expire_s)
-            await _answered(pipeline.execute())
+            await self._answered(pipeline.execute())
 
     async def fields(self, key: str) -> dict[str, str]:
         """The fields of a hash; empty if it does not exist."""
-        found: dict[str, str] = await _answered(self._redis.hgetall(key))
+        found: dict[str, str] = await self._answered(self._redis.hgetall(key))
         return found
 
     async def close(self) -> None:
@@ -66,9 +67,8 @@ class RedisClient:
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
 
-
-async def _answered(call: Any) -> Any:
-    try:
-        return await asyncio.wait_for(call, _CALL_TIMEOUT_S)
-    except (RedisError, OSError, asyncio.TimeoutError) as error:
-        raise RedisUnavailableError(type(error).__name__) from None
+    async def _answered(self, call: Any) -> Any:
+        try:
+            return await asyncio.wait_for(call, 2 * self._timeout_s)
+        except (RedisError, OSError, asyncio.TimeoutError) as error:
+            raise RedisUnavailableError(type(error).__name__) from None
