@@ -28,9 +28,7 @@ def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
     command = [path, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     command += ["--requirepass", PASSWORD]
     with (folder / "redis.log").open("wb") as log:
-        process = subprocess.Popen(
-            [path, *options, "--requirepass", PASSWORD], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         wait_until(lambda: _accepts(port) or process.poll() is not None, what="Redis is ready")
         assert process.poll() is None, (folder / "redis.log").read_text()
