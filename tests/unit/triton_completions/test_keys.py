@@ -25,7 +25,7 @@ from tests.support.keys import bearer
 from triton_completions.__main__ import main
 
 Run = Callable[..., tuple[int, str, str]]
-NOBODY = 65534
+OTHER_USER = 65534
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def without_root() -> Iterator[None]:
     """Root may write everywhere."""
     user = os.geteuid()
     if user == 0:
-        os.seteuid(NOBODY)
+        os.seteuid(OTHER_USER)
     try:
         yield
     finally:
