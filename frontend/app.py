@@ -49,6 +49,7 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
                 settings=settings,
                 keys=dependencies.keys,
                 metrics=dependencies.metrics,
+                journal=dependencies.journal,
             )
         ],
         exception_handlers={HTTPException: handle_router_error},
@@ -75,6 +76,8 @@ async def _lifespan(dependencies: Dependencies) -> AsyncIterator[None]:
     keys, admission = dependencies.keys, dependencies.admission
     watches = [asyncio.create_task(model.readiness.watch()) for model in dependencies.models]
     watches.append(asyncio.create_task(keys.watch(lambda: admission.fail_revoked(keys.is_valid))))
+    if dependencies.journal is not None:
+        watches.append(asyncio.create_task(dependencies.journal.watch()))
     async with run_heartbeat(dependencies.workers, dependencies.merged_metrics, lambda: dependencies.is_ready):
         yield
     for watch in watches:
@@ -82,5 +85,8 @@ async def _lifespan(dependencies: Dependencies) -> AsyncIterator[None]:
         with suppress(asyncio.CancelledError):
             await watch
     await dependencies.admission.wait_until_idle()
+    await dependencies.key_rates.close()
+    if dependencies.journal is not None:
+        await dependencies.journal.close()
     for model in dependencies.models:
         await model.generator.close()

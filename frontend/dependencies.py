@@ -16,9 +16,11 @@ from frontend.backends.generator import Generator
 from frontend.generation.admission import Admission
 from frontend.generation.completion_run import RunLimits
 from frontend.generation.key_limits import KeyLimits
-from frontend.generation.rate_limits import RateLimits
 from frontend.keys.store import ApiKeyStore
 from frontend.keys.tenants import Tenants
+from frontend.limits.failover import FailoverStore
+from frontend.limits.key_rates import KeyRates
+from frontend.limits.local_store import LocalStore
 from frontend.models.registry import ModelRegistry, ServedModel, deployment_of
 from frontend.multiprocess.merged_metrics import MergedMetrics
 from frontend.multiprocess.shared_state import SharedState
@@ -27,6 +29,8 @@ from frontend.observability.request_record import RequestRecord, record_of
 from frontend.request.body_limits import BodyBudget
 from frontend.request.parsing_turns import ParsingTurns
 from frontend.settings import FrontendSettings
+from frontend.usage.files import UsageFiles
+from frontend.usage.journal import UsageJournal
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.runtime.deployment import Deployment
 
@@ -41,7 +45,8 @@ class Dependencies:
     admission: Admission
     keys: ApiKeyStore
     key_limits: KeyLimits
-    rate_limits: RateLimits
+    key_rates: KeyRates
+    journal: UsageJournal | None  # None: usage is not kept
     tenants: Tenants
     workers: SharedState
     run_limits: RunLimits
@@ -123,7 +128,8 @@ def build_dependencies(
             default=settings.max_in_flight_per_key,
             has_several_keys=lambda: keys.has_several,
         ),
-        rate_limits=RateLimits(workers),
+        key_rates=_key_rates(settings, workers, metrics),
+        journal=_journal(settings),
         tenants=Tenants(settings.tenant_key or workers.secret),
         workers=workers,
         run_limits=run_limits or RunLimits(),
@@ -135,6 +141,29 @@ def build_dependencies(
     limits = {model.name: model.in_flight_limit.limit for model in dependencies.models}
     dependencies.metrics.set_limits(admission.limit.limit, limits)
     return dependencies
+
+
+def _key_rates(settings: FrontendSettings, workers: SharedState, metrics: Metrics) -> KeyRates:
+    if settings.limits_url is None:
+        files = None if settings.usage_dir is None else UsageFiles(settings.usage_dir, settings.usage_days)
+        return KeyRates(LocalStore(workers, None if files is None else files.tokens_of_today()))
+    from frontend.limits.redis_store import RedisStore  # a library that only this needs
+    from frontend.redis_client import RedisClient
+
+    shared = RedisStore(RedisClient(settings.limits_url.get_secret_value()))
+    own = LocalStore(workers) if settings.limits_on_failure == "open" else None
+    return KeyRates(FailoverStore(shared, own, on_failure=metrics.limit_store_failures.inc), is_shared=True)
+
+
+def _journal(settings: FrontendSettings) -> UsageJournal | None:
+    if settings.limits_url is not None:
+        from frontend.redis_client import RedisClient
+        from frontend.usage.redis_usage import RedisUsage
+
+        return UsageJournal(RedisUsage(RedisClient(settings.limits_url.get_secret_value()), settings.usage_days))
+    if settings.usage_dir is not None:
+        return UsageJournal(UsageFiles(settings.usage_dir, settings.usage_days))
+    return None
 
 
 def _watch(dependencies: Dependencies, model: ServedModel) -> None:

@@ -73,6 +73,16 @@ def _as_origin(origin: str) -> str:
     return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition(":")[0], "/"))
 
 
+def _check_redis_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("Write redis://HOST:PORT/DATABASE, rediss:// for TLS, or unix:///PATH")
+    return url
+
+
+# It may contain a password.
+RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+
+
 def is_loopback(host: str) -> bool:
     """Whether only programs on this machine can reach a server that listens on `host`."""
     if host == "localhost":
@@ -176,8 +186,8 @@ class FrontendSettings(ProgramSettings):
     )
     api_keys_file: Path | None = Field(
         None,
-        description="JSON file with a list of {name, sha256, models?, requests_per_minute?, max_in_flight?, "
-        "max_tokens_in_flight?, best_priority?, share?, expires?}; reloaded when it changes",
+        description="JSON file of hashed keys with their models and limits (docs/keys.md), which `triton-completions "
+        "keys` edits; reloaded when it changes",
     )
     api_keys_grace_s: float = Field(
         60.0,
@@ -185,6 +195,22 @@ class FrontendSettings(ProgramSettings):
         description="Seconds that the previous keys stay valid while API_KEYS_FILE cannot be read or is invalid; a "
         "missing file revokes its keys within 2 seconds",
     )
+    limits_url: RedisUrl | None = Field(
+        None,
+        description="Redis (redis://, rediss:// or unix://) in which several front ends count the requests, tokens and "
+        "choices of keys together, and their usage. Unset: each front end counts for itself",
+    )
+    limits_on_failure: Literal["open", "closed"] = Field(
+        "open",
+        description="While LIMITS_URL does not answer: `open` counts in this front end alone, `closed` answers "
+        "requests of keys with such limits with a 503",
+    )
+    usage_dir: Path | None = Field(
+        None,
+        description="Directory for the usage of keys, one file a day (`triton-completions usage`); from it, the day's "
+        "budgets survive a restart. Unset: usage is only in /metrics. With LIMITS_URL, usage is in Redis instead",
+    )
+    usage_days: int = Field(90, ge=1, description="Days that usage is kept")
     tenant_secret: SecretStr | None = Field(
         None,
         description="Secret from which the engine's names of keys are derived (16 characters or more). Front ends that "

@@ -47,7 +47,11 @@ class StackSettings(ProgramSettings):
     api_key: str | None = Field(
         None, description="API key that clients send. Unset: a key is generated and stored in RUN_DIR/api-key"
     )
-    api_keys_file: Path | None = Field(None, description="JSON file of hashed API keys, used instead of API_KEY")
+    api_keys_file: Path | None = Field(
+        None,
+        description="JSON file of hashed API keys, used instead of API_KEY. Unset: "
+        "RUN_DIR/api-keys.json, beside API_KEY",
+    )
     deployment: Path | None = Field(
         None,
         description="TOML file of several models (docs/models.md), used instead of MODEL_NAME and ENGINE_DIR",
@@ -81,6 +85,16 @@ class StackSettings(ProgramSettings):
         description="Seconds that running requests may take to finish after SIGTERM before they are cancelled",
     )
     start_timeout_s: float = Field(240.0, gt=0, description="Seconds that a start may take before it is abandoned")
+
+    @property
+    def keys_file(self) -> Path:
+        """The file of hashed keys that the front end reads."""
+        return self.api_keys_file or self.run_dir.absolute() / "api-keys.json"
+
+    @property
+    def usage_dir(self) -> Path:
+        """Where the front end keeps the usage of keys unless USAGE_DIR is set."""
+        return self.run_dir.absolute() / "usage"
 
     @property
     def triton_addresses(self) -> TritonAddresses:

@@ -45,6 +45,7 @@ OF_THE_CHART = frozenset(
         "GPU_COUNT",
         "HOST",
         "LAUNCH_MODE",
+        "LIMITS_ON_FAILURE",
         "MAX_MODEL_LEN",
         "MODEL_ALIASES",
         "MODEL_NAME",

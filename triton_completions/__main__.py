@@ -16,6 +16,8 @@ OpenAI-compatible text completions served by NVIDIA Triton.
 
   serve                 run the server on this machine: `{PROGRAM} serve --model my-model.gguf`
   complete              complete a prompt with a server: `{PROGRAM} complete "Once upon a time"`
+  keys                  add, list, revoke and rotate API keys: `{PROGRAM} keys add my-team`
+  usage                 print what keys have used, as CSV
   build                 build an engine from a model
   plan, fleet, inspect, verify, targets
                         the other commands of engines: `python -m build_engine --help`
@@ -65,6 +67,18 @@ def _complete(command: str, options: Sequence[str]) -> int:
     return 0
 
 
+def _keys(command: str, options: Sequence[str]) -> int:
+    from triton_completions.keys import main as keys
+
+    return keys(options, program=f"{PROGRAM} {command}")
+
+
+def _usage(command: str, options: Sequence[str]) -> int:
+    from triton_completions.usage import main as usage
+
+    return usage(options, program=f"{PROGRAM} {command}")
+
+
 def _engines(command: str, options: Sequence[str]) -> int:
     from build_engine.cli.app import main as build
 
@@ -78,6 +92,8 @@ _OWN_PACKAGES = frozenset(
 _PROGRAMS: dict[str, Callable[[str, Sequence[str]], int]] = {
     "serve": _serve,
     "complete": _complete,
+    "keys": _keys,
+    "usage": _usage,
     **dict.fromkeys(_ENGINE_COMMANDS, _engines),
 }
 

@@ -16,8 +16,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from frontend.api import route_paths as paths
 from frontend.api.openapi import LINK_HEADER, error_responses, schema_ref
 from frontend.dependencies import Dependencies
+from frontend.generation.charge import Charge
 from frontend.generation.client_names import in_client_terms
 from frontend.generation.completion_run import Choice, CompletionRun
+from frontend.generation.key_limits import has_token_limit
 from frontend.generation.token_budget import TokenContext
 from frontend.loop_breaks import LoopBreaks
 from frontend.models.registry import ServedModel
@@ -104,7 +106,7 @@ async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
     timeout_s = _timeout_s(request, dependencies.settings.request_timeout_s)
     if record.key is None:
         _require_content_type(request)
-    dependencies.rate_limits.count(record.key)
+    await dependencies.key_rates.count_request(record)
     completion = await _read(dependencies, request, timeout_s)
     model = dependencies.model_for(completion.model, record.key)
     record.model, record.served_model = completion.model, model.name
@@ -115,11 +117,9 @@ async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
     dependencies.key_limits.check(record.key, model.in_flight_limit, choices)
     dependencies.require_ready(model)
     await _check_best_of(model, completion)
-    has_token_limit = record.key is not None and record.key.max_tokens_in_flight is not None
-    context = await _token_context(model) if has_token_limit else None
-    dependencies.require_ready(model)  # again: the checks may have waited for the engine
-    dependencies.keys.require_valid(record.key)  # again: the body may have taken long
-    return _start(dependencies, model, completion, record, min(timeout_s, model.timeout_s), context)
+    counts_tokens = dependencies.key_rates.needs_tokens(record.key) or has_token_limit(record.key)
+    context = await _token_context(model) if counts_tokens else None
+    return await _start(dependencies, model, completion, record, min(timeout_s, model.timeout_s), context)
 
 
 async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> None:
@@ -196,7 +196,7 @@ def _validate(settings: FrontendSettings, document: dict[str, Any]) -> tuple[Com
     return validate(document, max_choices=settings.max_choices_per_request, is_strict=settings.strict_fields)
 
 
-def _start(
+async def _start(
     dependencies: Dependencies,
     model: ServedModel,
     completion: CompletionRequest,
@@ -210,15 +210,24 @@ def _start(
         Choice(index, index // completion.candidates, model.deployed.with_defaults(own))
         for index, own in enumerate(parameters)
     ]
-    tokens = None
+    tokens, settle = None, None
     if key is not None and context is not None:
+        most = [context.most_tokens(choice.parameters) for choice in choices]
         try:
-            tokens = limits.reserve_tokens(key, [context.most_tokens(choice.parameters) for choice in choices])
+            tokens = limits.reserve_tokens(key, most)
+            settle = await dependencies.key_rates.reserve(record, most, timeout_s)
         except PipelineError as error:
             raise in_client_terms(error, choices[0].parameters) from error
-    model_limit = model.in_flight_limit
-    slots = dependencies.admission.acquire(len(choices), model_limit, limits.of(key, model_limit), tokens)
-    observer = RunMetrics(record, model, slots)
+    charge = Charge(settle, len(choices))
+    try:
+        dependencies.require_ready(model)  # again: the checks may have waited for the engine
+        dependencies.keys.require_valid(key)  # again: the body may have taken long
+        model_limit = model.in_flight_limit
+        slots = dependencies.admission.acquire(len(choices), model_limit, limits.of(key, model_limit), tokens)
+    except BaseException:
+        charge.cancel()
+        raise
+    observer = RunMetrics(record, model, slots, charge)
     run = CompletionRun(choices, model.generator, observer, dependencies.run_limits)
     dependencies.admission.add(run, key)
     options = ResponseOptions(

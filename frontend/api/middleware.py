@@ -24,6 +24,7 @@ from frontend.response.cors import CorsPolicy
 from frontend.response.errors import as_pipeline_error, error_response
 from frontend.response.event_writer import store_send
 from frontend.settings import FrontendSettings
+from frontend.usage.journal import UsageJournal
 from llm_pipeline.protocol.errors import PipelineError
 
 log = structlog.get_logger(__name__)
@@ -39,10 +40,19 @@ class RequestContextMiddleware:
     of our own work for the request before it is sent to Triton, and have nothing to add.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: FrontendSettings, keys: ApiKeyStore, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: FrontendSettings,
+        keys: ApiKeyStore,
+        metrics: Metrics,
+        journal: UsageJournal | None = None,
+    ) -> None:
         self._app = app
         self._keys = keys
         self._metrics = metrics
+        self._journal = journal
         self._public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
         self._metrics_needs_key = settings.protects_metrics
         self._engine_metrics_need_key = settings.protects_engine_metrics
@@ -62,6 +72,8 @@ class RequestContextMiddleware:
             is_completion = is_completions(record.path) and record.method != "OPTIONS"
             if is_completion:
                 self._metrics.count_request(record)
+                if self._journal is not None:
+                    self._journal.add(record)
             log_request(record, is_completion=is_completion, is_probe=is_probe(record.path))
 
     def _require_host(self, scope: Scope, host: bytes, record: RequestRecord) -> None:
@@ -111,7 +123,7 @@ class RequestContextMiddleware:
         def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                headers = [*message.get("headers", ()), *own]
+                headers = [*message.get("headers", ()), *own, *record.limit_headers]
                 for name, _ in headers:
                     if name == b"cache-control":
                         break

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, create_model
 
 from frontend.models.capabilities import ENSEMBLE_ONLY
 from frontend.request.schemas import CompletionRequest
 from llm_pipeline.protocol.capabilities import Capabilities
-from llm_pipeline.protocol.errors import ERRORS, ErrorCode
+from llm_pipeline.protocol.errors import ERRORS
 from llm_pipeline.protocol.executor_names import ExecutorName
 from llm_pipeline.protocol.fields import SAMPLING_EXTENSIONS
 
@@ -91,13 +91,17 @@ class Completion(_Document):
     )
 
 
+def _error_codes() -> list[JsonValue]:
+    return [*sorted({kind.client_code or code.value for code, kind in ERRORS.items()})]
+
+
 class ErrorObject(_Document):
     """The error in OpenAI's format."""
 
     message: str = Field(description="The cause, the limit and the action to take")
     type: str = Field(json_schema_extra={"enum": [*sorted({kind.type for kind in ERRORS.values()})]})
     param: str | None = Field(description="The invalid request field")
-    code: str = Field(json_schema_extra={"enum": [*sorted(code.value for code in ErrorCode)]})
+    code: str = Field(json_schema_extra={"enum": _error_codes()})
 
 
 class ErrorDetail(_Document):

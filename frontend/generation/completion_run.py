@@ -218,7 +218,8 @@ class CompletionRun:
         if choice.finish_reason is not None:
             return
         self._observer.on_chunk(choice, chunk)
-        choice.completion_tokens = chunk.completion_tokens
+        # Counts only grow, but the last chunk of a cancelled request has none.
+        choice.completion_tokens = max(choice.completion_tokens, chunk.completion_tokens)
         if chunk.prompt_tokens is not None:
             choice.prompt_tokens = chunk.prompt_tokens
         if self._is_cancelling or chunk.finish_reason is FinishReason.CANCELLED:

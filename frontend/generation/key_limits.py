@@ -116,3 +116,8 @@ class KeyLimits:
         if budget is None:
             budget = self._budgets[key.name] = TokenBudget(self._workers, f"key tokens {key.name}")
         return budget.reserve(tokens, key.max_tokens_in_flight)
+
+
+def has_token_limit(key: ApiKey | None) -> bool:
+    """Whether the tokens in flight of this key are limited."""
+    return key is not None and key.max_tokens_in_flight is not None

@@ -43,6 +43,7 @@ class ApiKeyStore:
         self._clock = clock
         self._listed: list[ApiKey] = []
         self._by_digest: dict[str, ApiKey] = {}
+        self._names = 0  # of valid keys
         self._stamp: FileStamp | None = None
         self._problem: str | None = None
         self._last_read_s = clock()  # or found unchanged
@@ -57,7 +58,7 @@ class ApiKeyStore:
     @property
     def has_several(self) -> bool:
         """Whether more than one key is valid, so that one client can be in the way of another."""
-        return len(self._by_digest) > 1
+        return self._names > 1
 
     def authenticate(self, header: bytes | None) -> ApiKey | None:
         """The key of an Authorization header; None if authentication is off.
@@ -140,7 +141,8 @@ class ApiKeyStore:
         valid = [*self._fixed, *keys]
         if len(valid) > 1:
             valid = [_without_precedence(key) for key in valid]
-        self._by_digest = {key.sha256: key for key in valid}
+        self._by_digest = {version.sha256: version for key in valid for version in key.versions()}
+        self._names = len({key.name for key in self._by_digest.values()})
 
     def _revoke_if_stale(self) -> None:
         if self._file is not None and self._clock() - self._last_read_s > self._grace_s:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from frontend.generation.charge import Charge
 from frontend.generation.completion_run import CancelReason, Choice
 from frontend.generation.concurrency import Slots
 from frontend.models.registry import ServedModel
@@ -15,11 +16,12 @@ from llm_pipeline.protocol.messages import TextChunk
 class RunMetrics:
     """A RunObserver for one HTTP request. `on_chunk` runs for every chunk, so it must stay cheap."""
 
-    def __init__(self, record: RequestRecord, model: ServedModel, slots: Slots) -> None:
+    def __init__(self, record: RequestRecord, model: ServedModel, slots: Slots, charge: Charge) -> None:
         self._record = record
         self._metrics = model.metrics
         self._observe_gap = model.metrics.token_gaps.observe
         self._slots = slots
+        self._charge = charge
         self._readiness = model.readiness
         self._counted_prompts: set[int] = set()
 
@@ -57,6 +59,7 @@ class RunMetrics:
         """Releases the slot and counts the tokens."""
         metrics = self._metrics
         self._slots.release(had_token=choice.last_chunk_s > 0, choice=choice.index)
+        self._charge.end(choice)
         metrics.generation_tokens.inc(choice.completion_tokens)
         metrics.generation_length.observe(choice.completion_tokens)
         if choice.finish_reason is not None:

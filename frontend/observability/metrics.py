@@ -237,6 +237,12 @@ class Metrics:
             "completions_key_generation_tokens", "Tokens generated for an API key"
         )
 
+        self.limit_store_failures = Counter(
+            "completions_limit_store_failures",
+            "Questions about limits of keys that the Redis of LIMITS_URL did not answer",
+            registry=self.registry,
+        )
+
     def _add_gauges(self) -> None:
         self._in_flight = self._gauge("completions_in_flight_requests", "Choices that the engine is working on")
         self._queued = self._gauge("completions_queued_requests", "Choices in flight without a first token")

@@ -46,6 +46,7 @@ class RequestRecord:
     completion_tokens: int = 0
     first_token_s: float | None = None
     finish_reasons: tuple[str, ...] = ()
+    limit_headers: tuple[tuple[bytes, bytes], ...] = ()  # x-ratelimit-*: where the key stands
 
     @property
     def final_status(self) -> int:

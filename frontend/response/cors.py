@@ -14,7 +14,11 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 
 _VARY: Headers = ((b"vary", b"Origin"),)
-_EXPOSED = b"x-request-id, retry-after, retry-after-ms, x-should-retry, link, www-authenticate, allow"
+_EXPOSED = (
+    b"x-request-id, retry-after, retry-after-ms, x-should-retry, link, www-authenticate, allow, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
 _PREFLIGHT: Headers = (
     (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
     # The wildcard stands for all names but Authorization. Clients send headers of their own, such as x-stainless-*.

@@ -44,6 +44,9 @@ _LOCATIONS = {
     ErrorCode.DEADLINE_EXCEEDED: "server",
     ErrorCode.QUEUE_FULL: "server",
     ErrorCode.RATE_LIMIT_EXCEEDED: "server",
+    ErrorCode.REQUEST_RATE_EXCEEDED: "server",
+    ErrorCode.TOKEN_RATE_EXCEEDED: "server",
+    ErrorCode.INSUFFICIENT_QUOTA: "server",
 }
 
 
@@ -67,7 +70,7 @@ def as_pipeline_error(error: Exception) -> PipelineError:
 
 def error_object(error: PipelineError) -> dict[str, Any]:
     """The object under the key `error`, which OpenAI's clients read. All four keys are always present."""
-    return {"message": error.message, "type": error.kind.type, "param": error.param, "code": error.code.value}
+    return {"message": error.message, "type": error.kind.type, "param": error.param, "code": error.client_code}
 
 
 def error_body(error: PipelineError, schema_url: str) -> dict[str, Any]:
@@ -110,10 +113,17 @@ def error_headers(error: PipelineError) -> dict[str, str]:
         return {"Allow": error.allow}
     if status == 401:
         return {"WWW-Authenticate": "Bearer"}
+    if error.code is ErrorCode.INSUFFICIENT_QUOTA and error.retry_after_s is not None:
+        # OpenAI's client retries every 429; hours are too long to wait, and this one passes only then.
+        return {**_delay_headers(error.retry_after_s), "x-should-retry": "false"}
     if status in (429, 503):
         delay_s = _DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
         delay_s = min(max(delay_s, 0.001), MAX_RETRY_AFTER_S)
-        return {"Retry-After": str(math.ceil(delay_s)), "retry-after-ms": str(math.ceil(delay_s * 1000))}
+        return _delay_headers(delay_s)
     if status >= 500 and not error.kind.is_retryable:
         return {"x-should-retry": "false"}  # OpenAI's client retries every 5xx; this request would fail again
     return {}
+
+
+def _delay_headers(delay_s: float) -> dict[str, str]:
+    return {"Retry-After": str(math.ceil(delay_s)), "retry-after-ms": str(math.ceil(delay_s * 1000))}

@@ -13,6 +13,16 @@ from launcher.settings import StackSettings
 KEY_FILE_NAME = "api-key"  # in RUN_DIR
 
 
+def create_keys_file(settings: StackSettings) -> None:
+    """Creates the file that `triton-completions keys` adds to, without keys, unless the settings name another.
+
+    Raises OSError.
+    """
+    if settings.api_keys_file is None and not settings.keys_file.exists():
+        with os.fdopen(os.open(settings.keys_file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write("[]\n")
+
+
 def choose_api_key(settings: StackSettings, run_dir: Path) -> str | None:
     """Returns API_KEY, or a generated key that is kept in `run_dir`; None if API_KEYS_FILE defines the keys.
 

@@ -41,8 +41,8 @@ def frontend_environment(
         environment["DEPLOYMENT"] = str(settings.deployment.absolute())
     if api_key is not None:
         environment["API_KEY"] = api_key
-    if settings.api_keys_file is not None:
-        environment["API_KEYS_FILE"] = str(settings.api_keys_file)
+    environment["API_KEYS_FILE"] = str(settings.keys_file)
+    environment.setdefault("USAGE_DIR", str(settings.usage_dir))
     return environment
 
 

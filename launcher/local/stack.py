@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launcher.local.api_key import KEY_FILE_NAME, choose_api_key
+from launcher.local.api_key import KEY_FILE_NAME, choose_api_key, create_keys_file
 from launcher.local.engine_build import prepare_engine
 from launcher.local.errors import PreflightError, StartError
 from launcher.local.frontend_process import create_frontend, frontend_stop_timeout_s
@@ -111,6 +111,7 @@ class Stack:
         engine_dir = self.settings.engine_dir
         with _writing_to(self._run_dir):
             self.api_key = choose_api_key(self.settings, self._run_dir)
+            create_keys_file(self.settings)
             self.triton = self._create_triton(
                 self.settings,
                 engine_dir=engine_dir,

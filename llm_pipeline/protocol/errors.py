@@ -18,7 +18,7 @@ from functools import partial
 
 
 class ErrorCode(str, Enum):
-    """The `error.code` in responses to clients."""
+    """The `error.code` in responses to clients, unless the table has a more general one for them."""
 
     INVALID_HTTP = "invalid_http"
     INVALID_JSON = "invalid_json"
@@ -39,6 +39,9 @@ class ErrorCode(str, Enum):
     HOST_NOT_ALLOWED = "host_not_allowed"
     HEADERS_TOO_LARGE = "headers_too_large"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+    REQUEST_RATE_EXCEEDED = "request_rate_exceeded"
+    TOKEN_RATE_EXCEEDED = "token_rate_exceeded"
+    INSUFFICIENT_QUOTA = "insufficient_quota"
     QUEUE_FULL = "queue_full"
     SERVICE_UNAVAILABLE = "service_unavailable"
     ENGINE_UNAVAILABLE = "engine_unavailable"
@@ -58,11 +61,18 @@ class ErrorKind:
     type: str
     title: str
     is_retryable: bool = False
+    client_code: str | None = None  # `error.code`, if several codes are one for clients
 
 
 _INVALID = ErrorKind(400, "invalid_request_error", "Bad Request")
 _NOT_FOUND = ErrorKind(404, "not_found_error", "Not Found")
 _UNAVAILABLE = ErrorKind(503, "overloaded_error", "Service Unavailable", is_retryable=True)
+
+
+def _too_many(what: str) -> ErrorKind:
+    code = ErrorCode.RATE_LIMIT_EXCEEDED.value
+    return ErrorKind(429, what, "Too Many Requests", is_retryable=True, client_code=code)
+
 
 ERRORS: dict[ErrorCode, ErrorKind] = {
     ErrorCode.INVALID_HTTP: _INVALID,
@@ -84,6 +94,10 @@ ERRORS: dict[ErrorCode, ErrorKind] = {
     ErrorCode.HOST_NOT_ALLOWED: ErrorKind(421, "invalid_request_error", "Misdirected Request"),
     ErrorCode.HEADERS_TOO_LARGE: ErrorKind(431, "invalid_request_error", "Request Header Fields Too Large"),
     ErrorCode.RATE_LIMIT_EXCEEDED: ErrorKind(429, "rate_limit_error", "Too Many Requests", is_retryable=True),
+    # As in OpenAI's API: one code, and the type names what is limited. Its clients give up at insufficient_quota.
+    ErrorCode.REQUEST_RATE_EXCEEDED: _too_many("requests"),
+    ErrorCode.TOKEN_RATE_EXCEEDED: _too_many("tokens"),
+    ErrorCode.INSUFFICIENT_QUOTA: ErrorKind(429, "insufficient_quota", "Too Many Requests"),
     ErrorCode.QUEUE_FULL: ErrorKind(429, "overloaded_error", "Too Many Requests", is_retryable=True),
     ErrorCode.SERVICE_UNAVAILABLE: _UNAVAILABLE,
     ErrorCode.ENGINE_UNAVAILABLE: _UNAVAILABLE,
@@ -122,6 +136,11 @@ class PipelineError(Exception):
     @property
     def kind(self) -> ErrorKind:
         return ERRORS[self.code]
+
+    @property
+    def client_code(self) -> str:
+        """The `error.code` in responses."""
+        return self.kind.client_code or self.code.value
 
     def with_param(self, param: str | None) -> PipelineError:
         """The same error with another `param`."""

@@ -62,7 +62,9 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("request",),
         ("backends",),
         ("multiprocess",),
+        ("redis_client",),
         ("keys",),
+        ("limits", "usage"),
         ("generation",),
         ("models",),
         ("response",),
@@ -122,7 +124,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
         ("__main__",),
     ),
-    "triton_completions": (("__main__",),),
+    "triton_completions": (("keys", "usage"), ("__main__",)),
 }
 
 MODULES_IN_A_FOLDER = 14
@@ -172,6 +174,7 @@ IMPORTED_BY = {
         "complete_cli/client.py",
     },
     "httpx_sse": {"benchmarks/soak/traffic.py", "benchmarks/prefix_cache/conversations.py", "complete_cli/client.py"},
+    "redis": {"frontend/redis_client.py"},
     "h11": {"benchmarks/load/http_recording.py"},
     "matplotlib": {"benchmarks/report/plots.py", "benchmarks/soak/report.py", "benchmarks/siege/report.py"},
     "tensorrt_llm": {

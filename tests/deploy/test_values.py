@@ -94,6 +94,7 @@ def test_schema_and_default_values_have_the_same_keys() -> None:
         ({"engine": {"image": {"reference": "registry.example.com/engines:latest"}}}, "reference"),
         ({"images": {"triton": {"digest": "sha256:1234"}}}, "digest"),
         ({"apiKeys": {"existingSecret": "Not A Name"}}, "existingSecret"),
+        ({"limits": {"onFailure": "guess"}}, "onFailure"),
         ({"gpu": {"computeCapability": "sm90"}}, "computeCapability"),
         ({"triton": {"runAsUser": 0}}, "runAsUser"),
     ],
@@ -112,7 +113,7 @@ def test_variants_of_the_tests_are_valid(name: str) -> None:
 
 def test_no_secret_is_a_setting() -> None:
     names = {name for names in setting_names().values() for name in names}
-    assert not names & {"API_KEY", "API_KEYS_FILE", "TRITON_SECRET", "TENANT_SECRET"}
+    assert not names & {"API_KEY", "API_KEYS_FILE", "TRITON_SECRET", "TENANT_SECRET", "LIMITS_URL"}
     assert {"MAX_IN_FLIGHT", "CPU_KV_CACHE_GIB", "TRTLLM_GUIDED_DECODING"} <= names
 
 

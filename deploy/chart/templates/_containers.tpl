@@ -107,6 +107,10 @@ runAsUser: {{ eq .Values.runtime "cpu" | ternary .Values.stack.runAsUser .Values
 {{- if .Values.tenantSecret.existingSecret }}
 {{ include "completions.secretVariable" (dict "name" "TENANT_SECRET" "secret" .Values.tenantSecret) }}
 {{- end }}
+{{- if .Values.limits.existingSecret }}
+{{ include "completions.secretVariable" (dict "name" "LIMITS_URL" "secret" .Values.limits) }}
+- { name: LIMITS_ON_FAILURE, value: {{ .Values.limits.onFailure }} }
+{{- end }}
 {{- end }}
 
 {{/* Of the container that serves the API. preStop: the endpoint is removed while the server still accepts requests. */}}

@@ -160,7 +160,7 @@ async def test_rate_limit_of_a_key(tmp_path: Path) -> None:
         body = {"model": MODEL, "prompt": "Hi"}
         responses = [await app.client.post("/v1/completions", json=body, headers=bearer("other")) for _ in range(3)]
         assert [response.status_code for response in responses] == [200, 200, 429]
-        assert responses[2].json()["error"]["type"] == "rate_limit_error"
+        assert responses[2].json()["error"]["type"] == "requests"
         assert 50 <= int(responses[2].headers["retry-after"]) <= 61
         assert (await app.complete()).status_code == 200
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import mmap
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from frontend.api_key import ApiKey
 from frontend.generation.admission import Admission
-from frontend.generation.rate_limits import MovingWindow, RateLimits
 from frontend.multiprocess.shared_state import SharedState
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
@@ -117,41 +112,3 @@ def test_concurrency_limit_applies_to_all_workers_together(pair: list[SharedStat
     slots.release(had_token=True)
     other.acquire(1)
     assert (one.in_flight, other.in_flight) == (1, 2)
-
-
-def test_rate_limit_of_a_key_applies_to_all_workers_together(pair: list[SharedState]) -> None:
-    limits = [RateLimits(workers) for workers in pair]
-    keys = [ApiKey(name=name, sha256="0" * 64, requests_per_minute=4) for name in ("a", "b")]
-    for turn in range(4):
-        for key in keys:
-            limits[turn % 2].count(key)
-    for limit in limits:
-        with pytest.raises(PipelineError) as caught:
-            limit.count(keys[0])
-        assert caught.value.code is ErrorCode.RATE_LIMIT_EXCEEDED
-        assert caught.value.retry_after_s is not None
-        assert 50 < caught.value.retry_after_s <= 60
-
-
-def test_key_with_a_new_limit_starts_a_new_window() -> None:
-    limits = RateLimits(SharedState.single_process())
-    limits.count(ApiKey(name="a", sha256="0" * 64, requests_per_minute=1))
-    limits.count(ApiKey(name="a", sha256="0" * 64, requests_per_minute=2))
-    limits.count(ApiKey(name="a", sha256="0" * 64))
-    limits.count(None)
-
-
-@given(st.integers(1, 8), st.lists(st.floats(0, 30), max_size=60))
-def test_window_allows_at_most_its_limit_in_any_minute(limit: int, gaps_s: list[float]) -> None:
-    window = MovingWindow(limit, mmap.mmap(-1, MovingWindow.size(limit)))
-    now_s = 1.0
-    accepted: list[float] = []
-    for gap_s in gaps_s:
-        now_s += gap_s
-        recent = [hit_s for hit_s in accepted if now_s - hit_s < 60]
-        wait_s = window.hit(now_s)
-        if len(recent) < limit:
-            assert wait_s == 0
-            accepted.append(now_s)
-        else:
-            assert wait_s == recent[0] + 60 - now_s

@@ -1,0 +1,50 @@
+"""A real Redis with a password, on a free port."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from launcher.ports import free_ports
+from tests.support.waiting import wait_until
+
+PASSWORD = "redis-password-of-tests"
+_STOP_S = 10
+
+
+@contextmanager
+def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
+    """Runs Redis without files, and yields its URL. Skips the test if it is not installed."""
+    path = shutil.which("redis-server")
+    if path is None:
+        pytest.skip("no redis-server on PATH; Debian: apt-get install redis-server")
+    port = port or free_ports(1)[0]
+    command = [path, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    command += ["--requirepass", PASSWORD]
+    with (folder / "redis.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: _accepts(port) or process.poll() is not None, what="Redis is ready")
+        assert process.poll() is None, (folder / "redis.log").read_text()
+        yield f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(_STOP_S)
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            return True
+    except OSError:
+        return False
