@@ -49,6 +49,7 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
                 settings=settings,
                 keys=dependencies.keys,
                 metrics=dependencies.metrics,
+                tracing=dependencies.tracing,
             )
         ],
         exception_handlers={HTTPException: handle_router_error},

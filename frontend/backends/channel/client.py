@@ -105,6 +105,8 @@ class ChannelClient:
             if request.is_over:  # cancelled while it waited
                 self._waiting.popleft()
                 continue
+            if bundle and not request.may_share_bundle(bundle[0]):
+                break
             try:
                 size += len(request.json()) + 1
             except Exception as error:  # noqa: BLE001 - raised by `generate`; the others of the bundle are sent

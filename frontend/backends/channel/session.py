@@ -63,7 +63,7 @@ class ChannelSession:
     async def send(self, requests: Sequence[ChannelRequest]) -> None:
         """Sends a bundle; returns when decode has registered its requests, or they have failed."""
         try:
-            async for _ in self._endpoint.connection.infer(self._bundle(requests)):
+            async for _ in self._endpoint.connection.infer(self._bundle(requests), requests[0].trace):
                 pass
         except PipelineError as error:
             self._fail_requests(requests, error)
