@@ -80,7 +80,10 @@ def _families(registry: CollectorRegistry) -> _Families:
         family.name: [
             family.type,
             family.documentation,
-            [[sample.name, sample.labels, sample.value, sample.exemplar] for sample in family.samples],
+            [
+                [sample.name, sample.labels, sample.value, sample.exemplar and tuple(sample.exemplar)]
+                for sample in family.samples
+            ],
         ]
         for family in registry.collect()
     }

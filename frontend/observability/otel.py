@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -150,7 +150,7 @@ class OtelRequestTrace:
         context = span.get_span_context()
         self.ids = f"{context.trace_id:032x}", f"{context.span_id:016x}"
         self.context: TraceContext | None = None
-        self.exemplar: Mapping[str, str] | None = None
+        self.exemplar: dict[str, str] | None = None
         if span.is_recording():
             trace_id, span_id = self.ids
             self.context = TraceContext(f"00-{trace_id}-{span_id}-01", context.trace_state.to_header())
@@ -221,7 +221,7 @@ class _BoundedProcessor(SpanProcessor):
         self._batches.on_end(span)
 
     def shutdown(self) -> None:
-        self._batches.shutdown()
+        self._batches.shutdown()  # type: ignore[no-untyped-call]
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return self._batches.force_flush(timeout_millis)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -68,7 +68,7 @@ class RequestRecord:
         return None if self.trace is None else self.trace.context
 
     @property
-    def exemplar(self) -> Mapping[str, str] | None:
+    def exemplar(self) -> dict[str, str] | None:
         """Labels that lead from a histogram to the request's trace; None if it is not recorded."""
         return None if self.trace is None else self.trace.exemplar
 

@@ -5,7 +5,7 @@ Off by default: then there is no `Tracing`, records have no `trace`, and nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from llm_pipeline.protocol.engine_metrics import TracedRequest
@@ -48,7 +48,7 @@ class RequestTrace(Protocol):
     context: TraceContext | None
     """For the request's spans in Triton; None if the trace is not recorded."""
 
-    exemplar: Mapping[str, str] | None
+    exemplar: dict[str, str] | None
     """Labels that lead from a histogram to the trace; None if the trace is not recorded."""
 
     def on_queued(self, parameters: object, response_id: str) -> None:

@@ -79,7 +79,7 @@ def running_collector(folder: Path) -> Iterator[Collector]:
     http_port, grpc_port = free_ports(2)
     collector = Collector(f"http://127.0.0.1:{http_port}", f"http://127.0.0.1:{grpc_port}")
     server = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="ThreadPoolExecutor-otlp"))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Sink(collector), server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Sink(collector), server)  # type: ignore[no-untyped-call]
     sink_port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     program = Path(str(distribution("rotel").locate_file("rotel/rotel-agent")))
