@@ -104,13 +104,13 @@ async def test_every_choice_gets_the_span_and_its_own_number(traced: Traced) -> 
         ({"max_tokens": 0}, KEY, 400, "value_out_of_range"),
         ({}, "mistyped", 401, "invalid_api_key"),
         ({"model": "unknown"}, KEY, 404, "model_not_found"),
-        ({"n": 3}, KEY, 429, "rate_limit_exceeded"),
+        ({"max_tokens": "many"}, KEY, 400, "invalid_type"),
     ],
 )
 async def test_a_refused_request_has_a_span_with_its_error(
     traced: Traced, fields: dict[str, object], key: str, status: int, error: str
 ) -> None:
-    async with in_process(tracing=traced.tracing, max_in_flight=2) as app:
+    async with in_process(tracing=traced.tracing) as app:
         body = {"model": MODEL, "prompt": "Hi", **fields}
         headers = {**HEADERS, "authorization": f"Bearer {key}"}
         assert (await app.client.post("/v1/completions", json=body, headers=headers)).status_code == status
@@ -118,6 +118,18 @@ async def test_a_refused_request_has_a_span_with_its_error(
     assert (attributes(span)["http.response.status_code"], attributes(span)["error.type"]) == (status, error)
     assert span.status.status_code is StatusCode.UNSET, "the client's error"
     assert events(span) == {}
+
+
+async def test_a_request_beyond_the_limit_has_a_span(traced: Traced) -> None:
+    async with in_process(FakeGenerator(forever()), tracing=traced.tracing, max_in_flight=1) as app:
+        first = asyncio.create_task(app.complete())
+        await until(lambda: bool(app.generator.running))
+        assert (await app.complete()).status_code == 429
+        await app.generator.cancel(app.generator.requests[0].request_key)
+        await first
+    _, refused = traced.spans()
+    assert attributes(refused)["http.response.status_code"] == 429
+    assert attributes(refused)["error.type"] == "queue_full"
 
 
 async def test_an_unknown_model_names_no_span(traced: Traced) -> None:
