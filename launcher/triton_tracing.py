@@ -21,7 +21,12 @@ def trace_arguments(settings: TracingSettings) -> list[str]:
     return [
         "--trace-config=mode=opentelemetry",
         f"--trace-config=opentelemetry,url={url}",
-        f"--trace-config=opentelemetry,resource=service.name={settings.otel_service_name or 'triton'}",
+        f"--trace-config=opentelemetry,resource=service.name={_service(settings)}",
         f"--trace-config=rate={_NEVER}",
         "--trace-config=level=TIMESTAMPS",
     ]
+
+
+def _service(settings: TracingSettings) -> str:
+    """Another name than the front end's, which has the same variables."""
+    return "triton" if settings.otel_service_name is None else f"{settings.otel_service_name}-triton"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, HttpUrl, ValidationError
+from pydantic import BeforeValidator, Field, HttpUrl, SecretStr, ValidationError
 
 from llm_pipeline.runtime.program_settings import ProgramSettings
 
@@ -44,8 +44,22 @@ class TracingSettings(ProgramSettings):
         None, description="The same for traces alone. Unset: OTEL_EXPORTER_OTLP_PROTOCOL"
     )
     otel_service_name: str | None = Field(
-        None, description="Name of the service in traces. Unset: triton-completions, and triton for Triton's own spans"
+        None,
+        description="Name of the front end in traces, and with `-triton` of Triton. Unset: triton-completions, triton",
     )
+    # OpenTelemetry reads the next four itself. They are here for the lists of settings.
+    otel_exporter_otlp_headers: SecretStr | None = Field(
+        None, description="Headers of requests to the collector: name=value,name=value"
+    )
+    otel_resource_attributes: str | None = Field(
+        None, description="Attributes of all spans: name=value,name=value, such as deployment.environment.name=prod"
+    )
+    otel_traces_sampler: str | None = Field(
+        None,
+        description="Which requests are traced, such as `parentbased_traceidratio`. Unset: `parentbased_always_on`, all "
+        "but those whose client has decided otherwise",
+    )
+    otel_traces_sampler_arg: str | None = Field(None, description="Its argument, such as a ratio from 0 to 1")
     otel_traces_exporter: Literal["otlp", "none"] = Field("otlp", description="`none`: no traces")
     otel_sdk_disabled: Annotated[bool, BeforeValidator(_is_true)] = Field(False, description="`true`: no traces")
     otel_bsp_max_queue_size: int = Field(

@@ -1,21 +1,23 @@
 """A collector for tests: a real OTLP receiver (rotel) in front of a list of spans.
 
-rotel takes spans by gRPC and by HTTP, the latter also as JSON, which is what Triton sends. It passes them on by gRPC.
+rotel takes spans by gRPC and by HTTP, the latter also as JSON, which is what Triton sends. It passes them on by HTTP.
 """
 
 from __future__ import annotations
 
+import gzip
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-import grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 from launcher.ports import free_ports
@@ -29,7 +31,7 @@ ERROR_STATUS = 2
 class ReceivedSpan:
     """A span as it arrived. Times are Unix time in nanoseconds; ids are hexadecimal."""
 
-    service: str
+    resource: dict[str, Any]
     trace_id: str
     span_id: str
     parent_id: str
@@ -42,6 +44,10 @@ class ReceivedSpan:
     attributes: dict[str, Any]
     events: dict[str, int]  # time by name
     event_attributes: dict[str, dict[str, Any]]
+
+    @property
+    def service(self) -> str:
+        return str(self.resource["service.name"])
 
 
 @dataclass
@@ -78,18 +84,17 @@ def running_collector(folder: Path) -> Iterator[Collector]:
     """Runs a collector on free ports."""
     http_port, grpc_port = free_ports(2)
     collector = Collector(f"http://127.0.0.1:{http_port}", f"http://127.0.0.1:{grpc_port}")
-    server = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="ThreadPoolExecutor-otlp"))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Sink(collector), server)  # type: ignore[no-untyped-call]
-    sink_port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Sink, collector))
+    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="otlp-sink")
+    serving.start()
     program = Path(str(distribution("rotel").locate_file("rotel/rotel-agent")))
     program.chmod(0o755)  # the wheel's own launcher does the same
     arguments = {
         "otlp-http-endpoint": f"127.0.0.1:{http_port}",
         "otlp-grpc-endpoint": f"127.0.0.1:{grpc_port}",
         "exporter": "otlp",
-        "otlp-exporter-endpoint": f"http://127.0.0.1:{sink_port}",
-        "otlp-exporter-protocol": "grpc",
+        "otlp-exporter-endpoint": f"http://127.0.0.1:{server.server_port}",
+        "otlp-exporter-protocol": "http",
         "batch-timeout": "20ms",
         "pid-file": str(folder / "rotel.pid"),
         "log-file": str(folder / "rotel.log"),
@@ -102,24 +107,38 @@ def running_collector(folder: Path) -> Iterator[Collector]:
     finally:
         process.terminate()
         process.wait(10)
-        server.stop(None).wait(10)
+        server.shutdown()
+        serving.join(10)
+        server.server_close()
 
 
-class _Sink(trace_service_pb2_grpc.TraceServiceServicer):
-    def __init__(self, collector: Collector) -> None:
+class _Sink(BaseHTTPRequestHandler):
+    """Receives what rotel passes on."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, collector: Collector, *connection: Any) -> None:
         self._collector = collector
+        super().__init__(*connection)
 
-    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name is gRPC's
-        for resource in request.resource_spans:
-            service = _attributes(resource.resource.attributes).get("service.name", "")
+    def do_POST(self) -> None:
+        # rotel compresses whatever its arguments say.
+        body = gzip.decompress(self.rfile.read(int(self.headers["content-length"])))
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            described = _attributes(resource.resource.attributes)
             for scope in resource.scope_spans:
-                self._collector.spans.extend(_received(service, span) for span in scope.spans)
-        return trace_service_pb2.ExportTraceServiceResponse()
+                self._collector.spans.extend(_received(described, span) for span in scope.spans)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name is the library's
+        """Keeps quiet."""
 
 
-def _received(service: str, span: Any) -> ReceivedSpan:
+def _received(resource: dict[str, Any], span: Any) -> ReceivedSpan:
     return ReceivedSpan(
-        service=service,
+        resource=resource,
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         parent_id=span.parent_span_id.hex(),

@@ -43,6 +43,12 @@ def test_only_requests_of_the_front_end_are_traced() -> None:
     assert f"--trace-config=rate={2**31 - 1}" in trace_arguments(TracingSettings(otel_exporter_otlp_endpoint=URL))
 
 
+@pytest.mark.parametrize(("name", "service"), [(None, "triton"), ("llama", "llama-triton")])
+def test_triton_has_a_name_of_its_own(name: str | None, service: str) -> None:
+    arguments = trace_arguments(TracingSettings(otel_exporter_otlp_endpoint=URL, otel_service_name=name))
+    assert f"--trace-config=opentelemetry,resource=service.name={service}" in arguments
+
+
 @pytest.mark.parametrize("endpoint", [None, URL])
 def test_both_launchers_pass_the_arguments(monkeypatch: pytest.MonkeyPatch, endpoint: str | None) -> None:
     if endpoint:

@@ -34,7 +34,7 @@ def ends_of(reply: RecordingReply) -> int:
 
 def submit(driven: DrivenStage, *requests: GenerationRequest) -> RecordingReply:
     reply = driven.open_channel()
-    decode.stage.submit_bundle(CLIENT, driven.items(*requests))
+    driven.stage.submit_bundle(CLIENT, driven.items(*requests))
     return reply
 
 
