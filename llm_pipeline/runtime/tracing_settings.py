@@ -56,8 +56,8 @@ class TracingSettings(ProgramSettings):
     )
     otel_traces_sampler: str | None = Field(
         None,
-        description="Which requests are traced, such as `parentbased_traceidratio`. Unset: `parentbased_always_on`, all "
-        "but those whose client has decided otherwise",
+        description="Which requests are traced, such as `parentbased_traceidratio`. Unset: `parentbased_always_on`, "
+        "all but those whose client has decided otherwise",
     )
     otel_traces_sampler_arg: str | None = Field(None, description="Its argument, such as a ratio from 0 to 1")
     otel_traces_exporter: Literal["otlp", "none"] = Field("otlp", description="`none`: no traces")
