@@ -44,7 +44,7 @@ class ChannelRequest:
         self.error: PipelineError | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def may_share_bundle(self, other: ChannelRequest) -> bool:
+    def is_of_same_trace(self, other: ChannelRequest) -> bool:
         """Whether both belong to the same span, or to none: Triton's spans of a bundle have one parent."""
         if self.trace is None or other.trace is None:
             return self.trace is other.trace

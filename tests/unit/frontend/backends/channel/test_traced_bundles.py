@@ -10,6 +10,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from frontend.backends.channel.client import MAX_TRACES_APART
 from frontend.backends.grpc_channel import TritonChannel
 from frontend.backends.triton import TritonGenerator
 from llm_pipeline.protocol.channel import BundleItem, TextBurst
@@ -71,6 +72,16 @@ async def test_the_choices_of_one_request_share_a_bundle() -> None:
         assert sent_bundles(triton).keys() == {"0 1", "2"}
         choices = {item.parameters.request_key: item.parameters.trace for bundle in triton.bundles for item in bundle}
         assert choices == {"0": context(1, 0), "1": context(1, 1), "2": context(2, 0)}
+
+
+async def test_requests_of_many_traces_share_bundles_and_keep_their_traces() -> None:
+    """Bundles of their own would hold up the other requests."""
+    async with connected() as (triton, generator):
+        traces = [context(number) for number in range(MAX_TRACES_APART + 1)]
+        await complete(generator, [*traces, None])
+        assert sent_bundles(triton) == {"0 1 2 3 4 5": {}}
+        (bundle,) = triton.bundles
+        assert [item.parameters.trace for item in bundle] == [*traces, None]
 
 
 @given(numbers=st.lists(st.none() | st.integers(1, 3), min_size=1, max_size=12))
