@@ -222,5 +222,5 @@ class EngineReport:
     def from_columns(cls, columns: Mapping[str, Any]) -> EngineReport:
         """The report that `to_columns` describes. Raises TypeError, ValueError or AttributeError for anything else."""
         times = [RequestTimes(queue_s, prefill_s) for queue_s, prefill_s in columns.get("times", ())]
-        traced = [TracedRequest(*request) for request in columns.get("traced", ())]
+        traced = tuple(TracedRequest(*request) for request in columns.get("traced", ()))
         return cls(columns.get("numbers", {}), times, columns.get("info", {}), traced)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,8 @@ URL = "http://collector:4318"
     ],
 )
 def test_triton_exports_to_the_endpoint_by_http(variables: dict[str, str], url: str | None) -> None:
-    settings = TracingSettings(**{f"otel_exporter_otlp_{name}": value for name, value in variables.items()})
+    values: dict[str, Any] = {f"otel_exporter_otlp_{name}": value for name, value in variables.items()}
+    settings = TracingSettings(**values)
     arguments = trace_arguments(settings)
     if url is None:
         assert arguments == []

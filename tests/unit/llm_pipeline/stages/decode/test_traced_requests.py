@@ -88,4 +88,4 @@ def test_a_report_survives_its_journey(error: PipelineError | None) -> None:
     report = EngineReport(traced=[sent])
     burst = token_burst_from_json(token_burst_to_json(TokenBurst("front end", 0, report=report)))
     assert burst.report is not None
-    assert burst.report.traced == [sent]
+    assert list(burst.report.traced) == [sent]
