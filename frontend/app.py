@@ -50,6 +50,7 @@ def build_app(dependencies: Dependencies) -> DocumentedApi:
                 keys=dependencies.keys,
                 metrics=dependencies.metrics,
                 journal=dependencies.journal,
+                tracing=dependencies.tracing,
             )
         ],
         exception_handlers={HTTPException: handle_router_error},

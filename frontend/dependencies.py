@@ -26,6 +26,7 @@ from frontend.multiprocess.merged_metrics import MergedMetrics
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_record import RequestRecord, record_of
+from frontend.observability.tracing import Tracing
 from frontend.request.body_limits import BodyBudget
 from frontend.request.parsing_turns import ParsingTurns
 from frontend.settings import FrontendSettings
@@ -52,6 +53,7 @@ class Dependencies:
     run_limits: RunLimits
     merged_metrics: MergedMetrics | None  # in a front end of several workers
     body_budget: BodyBudget
+    tracing: Tracing | None = None  # if traces are on
     parsing_turns: ParsingTurns = field(default_factory=ParsingTurns)
     started: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
 
@@ -103,6 +105,7 @@ def build_dependencies(
     metrics: Metrics | None = None,
     admission: Admission | None = None,
     run_limits: RunLimits | None = None,
+    tracing: Tracing | None = None,
 ) -> Dependencies:
     """The dependencies of one app.
 
@@ -134,6 +137,7 @@ def build_dependencies(
         workers=workers,
         run_limits=run_limits or RunLimits(),
         body_budget=BodyBudget(settings.body_bytes_in_flight),
+        tracing=tracing,
         merged_metrics=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
     )
     for model in dependencies.models:

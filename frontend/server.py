@@ -22,6 +22,7 @@ from frontend.multiprocess.shared_engines import shared_engine_numbers
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import configure_logging
+from frontend.observability.tracing import create_tracing
 from frontend.response.cors import CorsPolicy
 from frontend.response.slow_clients import SlowClientMonitor
 from frontend.settings import FrontendSettings
@@ -31,6 +32,7 @@ from frontend.transport.forwarded import ForwardedHeaders
 from frontend.transport.protocol import protocol_class
 from llm_pipeline.runtime.deployment_errors import DeploymentError
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
+from llm_pipeline.runtime.tracing_settings import TracingError
 
 log = structlog.get_logger(__name__)
 
@@ -130,21 +132,32 @@ def serve(settings: FrontendSettings, workers: SharedState, listener: socket.soc
     """Serves until a signal, as the only process or as a worker with its listening socket. Returns the exit status."""
     metrics = Metrics(shared_engine_numbers(workers), worker=workers.number)
     try:
+        tracing = create_tracing(metrics.count_spans)
+        observers = {} if tracing is None else {"on_traced": tracing.record_engine}
         deployment = deployment_of(settings)
         admission = Admission(settings.max_in_flight, workers)
         generators = {
             model.name: create_generator(
-                model, settings, metrics.endpoints_of_model(model.name), on_lost=admission.fail_lost
+                model, settings, metrics.endpoints_of_model(model.name, **observers), on_lost=admission.fail_lost
             )
             for model in deployment.models
         }
         dependencies = build_dependencies(
-            settings, generators, deployment, workers=workers, metrics=metrics, admission=admission
+            settings,
+            generators,
+            deployment,
+            workers=workers,
+            metrics=metrics,
+            admission=admission,
+            tracing=tracing,
         )
         server = build_server(build_app(dependencies), dependencies)
-    except (KeysFileError, DeploymentError, DescriptorLimitError) as error:
+    except (KeysFileError, DeploymentError, DescriptorLimitError, TracingError) as error:
         sys.stderr.write(f"The front end cannot start: {error}\n")
         return 2
-    configure_logging(settings, worker=workers.number if workers.count > 1 else None)
+    add_ids = None if tracing is None else tracing.add_ids
+    configure_logging(settings, worker=workers.number if workers.count > 1 else None, add_trace_ids=add_ids)
     server.run(sockets=None if listener is None else [listener])
+    if tracing is not None:
+        tracing.close()
     return 0

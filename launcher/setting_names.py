@@ -11,6 +11,7 @@ from frontend.settings import FrontendSettings
 from launcher.gpu.launch import LaunchSettings
 from launcher.settings import StackSettings
 from llm_pipeline.runtime.settings import PipelineSettings
+from llm_pipeline.runtime.tracing_settings import TracingSettings
 
 # Variables of the Makefile that are no settings of a program.
 _MAKE_VARIABLES = frozenset({"PYTHON", "VENV", "CLIENTS", "CLIENTS_PYTHON", "NEED_CLIENTS"})
@@ -22,7 +23,7 @@ _SHORTEST_NAME = 4
 @cache
 def known_settings() -> frozenset[str]:
     """Returns the name of every setting, in capitals."""
-    classes = (StackSettings, FrontendSettings, PipelineSettings, LaunchSettings)
+    classes = (StackSettings, FrontendSettings, PipelineSettings, LaunchSettings, TracingSettings)
     return frozenset(name.upper() for settings in classes for name in settings.model_fields)
 
 

@@ -14,6 +14,7 @@ from launcher.engine_gate import GateSettings
 from launcher.gpu.launch import LaunchSettings
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from llm_pipeline.runtime.settings import PipelineSettings
+from llm_pipeline.runtime.tracing_settings import TracingSettings
 
 _PROGRAMS: dict[str, type[BaseSettings]] = {
     "launcher": StackSettings,
@@ -21,6 +22,7 @@ _PROGRAMS: dict[str, type[BaseSettings]] = {
     "Triton's models": PipelineSettings,
     "GPU launch": LaunchSettings,
     "engine gate": GateSettings,
+    "traces": TracingSettings,
 }
 _HEAD = """# Settings
 

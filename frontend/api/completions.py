@@ -205,7 +205,9 @@ async def _start(
     context: TokenContext | None,
 ) -> ASGIApp:
     key, limits = record.key, dependencies.key_limits
-    parameters = parameters_of(completion, record.request_id, key=key, tenant=dependencies.tenants.of(key))
+    parameters = parameters_of(
+        completion, record.request_id, key=key, tenant=dependencies.tenants.of(key), trace=record.trace_context
+    )
     choices = [
         Choice(index, index // completion.candidates, model.deployed.with_defaults(own))
         for index, own in enumerate(parameters)
@@ -235,5 +237,7 @@ async def _start(
         timeout_s=max(timeout_s - record.duration_s, 0.0),
         keepalive_s=dependencies.settings.keepalive_s,
     )
+    if record.trace is not None:
+        record.trace.on_queued(completion, options.completion_id)
     response_class = StreamingCompletionResponse if completion.stream else JsonCompletionResponse
     return response_class(run, completion, record, options, on_close=partial(dependencies.admission.remove, run))

@@ -20,6 +20,7 @@ from frontend.observability.engine_numbers import PickerPage
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import log_request
 from frontend.observability.request_record import CLIENT_CLOSED_REQUEST, RequestRecord, begin_record, own_url
+from frontend.observability.tracing import Tracing
 from frontend.response.cors import CorsPolicy
 from frontend.response.errors import as_pipeline_error, error_response
 from frontend.response.event_writer import store_send
@@ -48,8 +49,10 @@ class RequestContextMiddleware:
         keys: ApiKeyStore,
         metrics: Metrics,
         journal: UsageJournal | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
+        self._tracing = tracing
         self._keys = keys
         self._metrics = metrics
         self._journal = journal
@@ -66,14 +69,18 @@ class RequestContextMiddleware:
             return
         record = begin_record(scope, self._public_url)
         store_send(scope, send)
+        is_completion = is_completions(record.path) and record.method != "OPTIONS"
+        if is_completion and self._tracing is not None:
+            record.trace = self._tracing.begin(scope["headers"], record)
         try:
             await self._respond(scope, receive, self._with_headers(send, record), record)
         finally:
-            is_completion = is_completions(record.path) and record.method != "OPTIONS"
             if is_completion:
                 self._metrics.count_request(record)
                 if self._journal is not None:
                     self._journal.add(record)
+            if record.trace is not None:
+                record.trace.end(record)
             log_request(record, is_completion=is_completion, is_probe=is_probe(record.path))
 
     def _require_host(self, scope: Scope, host: bytes, record: RequestRecord) -> None:

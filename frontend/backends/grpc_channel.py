@@ -29,6 +29,7 @@ from frontend.backends.background_tasks import BackgroundTasks
 from frontend.backends.generator import NoRoomError, UnreachableError
 from llm_pipeline.protocol.arrays import Array, TensorSpec
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
+from llm_pipeline.protocol.messages import TraceContext
 
 log = structlog.get_logger(__name__)
 
@@ -123,13 +124,14 @@ class TritonChannel:
             response_deserializer=service_pb2.ModelMetadataResponse.FromString,
         )
 
-    async def infer(self, request: InferRequest) -> AsyncIterator[InferResponse]:
-        """Yields the responses to one request, to the end of the call.
+    async def infer(self, request: InferRequest, trace: TraceContext | None = None) -> AsyncIterator[InferResponse]:
+        """Yields the responses to one request, to the end of the call. Triton's spans become children of `trace`.
 
         Raises UnreachableError if nothing was sent, PipelineError for any other failure. After an error inside a
         response, the rest of the call is read in the background.
         """
-        call, has_begun = self._infer_one(request, metadata=self._metadata), False
+        metadata = self._metadata if trace is None else (*(self._metadata or ()), *_trace_headers(trace))
+        call, has_begun = self._infer_one(request, metadata=metadata), False
         try:
             async for message in call:
                 if message.error_message:
@@ -219,6 +221,12 @@ def infer_request(
         request.inputs.add(name=spec.name, datatype=spec.dtype, shape=values.shape)
         request.raw_input_contents.append(_raw(spec, values))
     return request
+
+
+def _trace_headers(trace: TraceContext) -> list[tuple[str, str]]:
+    """W3C Trace Context headers. Triton 2.51 records each request that has them, whatever their sampled flag."""
+    headers = [("traceparent", trace.traceparent)]
+    return [*headers, ("tracestate", trace.tracestate)] if trace.tracestate else headers
 
 
 def _raw(spec: TensorSpec, values: Array) -> bytes:

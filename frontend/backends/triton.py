@@ -81,7 +81,7 @@ class TritonGenerator:
             parameters={CLIENT_ID_PARAMETER: self._heartbeat.client_id},
         )
         with self._heartbeat:
-            async for response in self._channel.infer(request):
+            async for response in self._channel.infer(request, parameters.trace):
                 names = output_names(response)
                 if names:
                     chunk = text_chunk_from_raw(names, response.raw_output_contents)

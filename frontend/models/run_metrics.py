@@ -44,7 +44,7 @@ class RunMetrics:
         # Without streaming the whole completion arrives at once, so the time of its first token is not known here.
         if record.is_stream and record.first_token_s is None:
             record.first_token_s = now_s
-            self._metrics.time_to_first_token.observe(now_s - record.started_s)
+            self._metrics.time_to_first_token.observe(now_s - record.started_s, record.exemplar)
 
     def on_failure(self, error: PipelineError) -> None:
         """Requests a warm-up probe after a failure that is not the client's fault."""
@@ -53,6 +53,8 @@ class RunMetrics:
 
     def on_cancel(self, reason: CancelReason) -> None:
         """Counts the cancelled request."""
+        if self._record.trace is not None:
+            self._record.trace.on_cancel(reason.value)
         self._metrics.count_cancelled(reason.value)
 
     def on_end(self, choice: Choice) -> None:

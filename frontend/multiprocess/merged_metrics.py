@@ -18,6 +18,7 @@ import orjson
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from frontend.multiprocess.shared_state import SharedState
 
@@ -26,7 +27,8 @@ _DEAD_WORKERS = "past.json"  # counters of workers that have died
 # Metrics whose minimum is reported. All others are added.
 _MINIMA = ("completions_ready",)  # the front end is ready if all workers are
 
-# Metric families in a file: name -> [type, documentation, [[sample name, labels, value], ...]]
+# Metric families in a file: name -> [type, documentation, [[sample name, labels, value, exemplar], ...]]
+# An exemplar is null, or labels, value and Unix time of the newest one.
 _Families = dict[str, list[Any]]
 
 
@@ -68,8 +70,8 @@ class _Merged(Collector):
     def collect(self) -> Iterable[Metric]:
         for name, (kind, documentation, samples) in self._families.items():
             metric = Metric(name, documentation, kind)
-            for sample, labels, value in samples:
-                metric.add_sample(sample, labels, value)
+            for sample, labels, value, exemplar in samples:
+                metric.add_sample(sample, labels, value, exemplar=None if exemplar is None else Exemplar(*exemplar))
             yield metric
 
 
@@ -78,7 +80,10 @@ def _families(registry: CollectorRegistry) -> _Families:
         family.name: [
             family.type,
             family.documentation,
-            [[sample.name, sample.labels, sample.value] for sample in family.samples],
+            [
+                [sample.name, sample.labels, sample.value, sample.exemplar and tuple(sample.exemplar)]
+                for sample in family.samples
+            ],
         ]
         for family in registry.collect()
     }
@@ -91,12 +96,14 @@ def _sum(parts: Sequence[_Families]) -> _Families:
         for name, (kind, documentation, new_samples) in part.items():
             families.setdefault(name, [kind, documentation, []])
             merged_samples = samples.setdefault(name, {})
-            for sample, labels, value in new_samples:
+            for sample, labels, value, exemplar in new_samples:
                 if value is None:  # NaN, which JSON cannot represent
                     continue
                 key = (sample, *sorted(labels.items()))
-                merged = merged_samples.setdefault(key, [sample, labels, None])
+                merged = merged_samples.setdefault(key, [sample, labels, None, None])
                 merged[2] = value if merged[2] is None else _merge(sample, merged[2], value)
+                if exemplar is not None and (merged[3] is None or exemplar[2] > merged[3][2]):
+                    merged[3] = exemplar
     for name, family in families.items():
         family[2] = list(samples[name].values())
     return families

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import HistogramMetricFamily
@@ -13,7 +14,8 @@ from prometheus_client.registry import Collector
 from frontend.observability.collectors import EngineCollector, WorkerProcessCollector
 from frontend.observability.engine_numbers import EngineNumbers
 from frontend.observability.request_record import RequestRecord
-from llm_pipeline.protocol.engine_metrics import EngineReport
+from frontend.observability.tracing import OUTCOMES
+from llm_pipeline.protocol.engine_metrics import EngineReport, TracedRequest
 from llm_pipeline.protocol.messages import FinishReason
 
 _REQUEST_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -23,6 +25,12 @@ _QUEUE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 _LENGTH_BUCKETS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _FINISH_REASONS = (FinishReason.STOP, FinishReason.LENGTH)  # cancelled ones are counted by their reason
 _NO_MODEL = "none"  # the request failed before its model was found: clients must not be able to create labels
+
+OnTraced: TypeAlias = Callable[[str, Sequence[TracedRequest]], None]  # an endpoint, and requests that ended there
+
+
+def _ignore_traced(_endpoint: str, _requests: Sequence[TracedRequest]) -> None:
+    """Without traces there are none."""
 
 
 class TokenGaps:
@@ -76,8 +84,9 @@ class EndpointMetrics:
     With several workers, each observes the endpoints for itself, and the gauges add up.
     """
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, on_traced: OnTraced) -> None:
         self._engines = metrics.engines
+        self._on_traced = on_traced
         self._queue_time = metrics.queue_time.labels(model)
         self._prefill_time = metrics.prefill_time.labels(model)
         self._requests = metrics.endpoint_requests
@@ -121,6 +130,8 @@ class EndpointMetrics:
         for times in report.times:
             self._queue_time.observe(times.queue_s)
             self._prefill_time.observe(times.prefill_s)
+        if report.traced:
+            self._on_traced(endpoint, report.traced)
 
 
 class ModelMetrics:
@@ -170,6 +181,7 @@ class Metrics:
         self._add_endings()
         self._add_keys()
         self._add_gauges()
+        self._add_tracing()
         self._add_endpoints()
         self._add_shared()
 
@@ -248,6 +260,16 @@ class Metrics:
         self._queued = self._gauge("completions_queued_requests", "Choices in flight without a first token")
         self._ready = self._gauge("completions_ready", "Whether completion requests are accepted")
 
+    def _add_tracing(self) -> None:
+        self._spans = Counter(
+            "completions_trace_spans",
+            "Spans of traces that were exported, or dropped: queue_full, not_delivered",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in OUTCOMES:
+            self._spans.labels(outcome)
+
     def _add_endpoints(self) -> None:
         self.endpoint_requests = self._counter("completions_endpoint_requests", "Requests sent to a Triton", "endpoint")
         self.endpoint_outstanding = self._gauge(
@@ -307,9 +329,13 @@ class Metrics:
         """The metrics of this model, by its own name."""
         return ModelMetrics(self, model)
 
-    def endpoints_of_model(self, model: str) -> EndpointMetrics:
-        """The metrics of the endpoints of this model, by its own name."""
-        return EndpointMetrics(self, model)
+    def endpoints_of_model(self, model: str, on_traced: OnTraced = _ignore_traced) -> EndpointMetrics:
+        """The metrics of the endpoints of this model, by its own name. `on_traced` receives their traced requests."""
+        return EndpointMetrics(self, model, on_traced)
+
+    def count_spans(self, outcome: str, count: int) -> None:
+        """Counts spans of traces by what became of them. Thread-safe."""
+        self._spans.labels(outcome).inc(count)
 
     def watch(
         self, model: str, *, in_flight: Callable[[], int], queued: Callable[[], int], is_ready: Callable[[], bool]
@@ -328,7 +354,7 @@ class Metrics:
             self._by_status[model, status] = metrics
         requests, duration = metrics
         requests.inc()
-        duration.observe(record.duration_s)
+        duration.observe(record.duration_s, record.exemplar)
         if record.error_code is not None and record.status >= 400:
             self._refused.labels(model, record.error_code.value).inc()
         if record.key is not None:

@@ -51,14 +51,21 @@ def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 1)
 
 
-def configure_logging(settings: FrontendSettings, *, worker: int | None = None) -> None:
+def configure_logging(
+    settings: FrontendSettings,
+    *,
+    worker: int | None = None,
+    add_trace_ids: structlog.typing.Processor | None = None,
+) -> None:
     """Sets one format for the lines of this package and of libraries (uvicorn, gRPC). Called once per process.
 
-    Each line is a single write, so lines of several workers do not mix. `worker` adds the worker's number to each. Our
-    own lines do not pass through `logging`, which takes longer than the line's content: there is one for each request.
+    Each line is a single write, so lines of several workers do not mix. `worker` adds the worker's number to each, and
+    `add_trace_ids` the ids of the trace to lines of a traced request. Our own lines do not pass through `logging`,
+    which takes longer than the line's content: there is one for each request.
     """
     shared: list[structlog.typing.Processor] = [
         *([] if worker is None else [partial(_add_worker, worker)]),
+        *([] if add_trace_ids is None else [add_trace_ids]),
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

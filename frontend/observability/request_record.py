@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from starlette.types import Scope
 
 from frontend.api_key import ApiKey
+from frontend.observability.tracing import RequestTrace
 from llm_pipeline.protocol.errors import ErrorCode
+from llm_pipeline.protocol.messages import TraceContext
 
 # Visible ASCII characters only: the id is copied into headers, log lines and Triton's request id unchanged.
 _VALID_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -47,11 +49,29 @@ class RequestRecord:
     first_token_s: float | None = None
     finish_reasons: tuple[str, ...] = ()
     limit_headers: tuple[tuple[bytes, bytes], ...] = ()  # x-ratelimit-*: where the key stands
+    trace: RequestTrace | None = None  # of a completion request, if traces are on
 
     @property
     def final_status(self) -> int:
         """The status to log and count: of a late error instead of the 200 that was sent before it."""
         return self.outcome or self.status or CLIENT_CLOSED_REQUEST
+
+    @property
+    def error_name(self) -> str | None:
+        """The code of the error that ended it, or of the client's disconnect."""
+        if self.error_code is not None:
+            return self.error_code.value
+        return "client_closed_request" if self.final_status == CLIENT_CLOSED_REQUEST else None
+
+    @property
+    def trace_context(self) -> TraceContext | None:
+        """The span that the request's work in Triton belongs to; None if its trace is not recorded."""
+        return None if self.trace is None else self.trace.context
+
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """Labels that lead from a histogram to the request's trace; None if it is not recorded."""
+        return None if self.trace is None else self.trace.exemplar
 
     @property
     def duration_s(self) -> float:

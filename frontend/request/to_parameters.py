@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from frontend.api_key import ApiKey
 from frontend.request.key_rules import permitted_priority
 from frontend.request.schemas import CompletionRequest, Prompt
-from llm_pipeline.protocol.messages import GUIDE_PARAM, CompletionParameters
+from llm_pipeline.protocol.messages import GUIDE_PARAM, CompletionParameters, TraceContext
 
 # Fields with the same name and meaning in both.
 _COPIED_FIELDS = tuple(
@@ -20,11 +20,17 @@ _COPIED_FIELDS = tuple(
 
 
 def parameters_of(
-    request: CompletionRequest, request_id: str, *, key: ApiKey | None = None, tenant: str | None = None
+    request: CompletionRequest,
+    request_id: str,
+    *,
+    key: ApiKey | None = None,
+    tenant: str | None = None,
+    trace: TraceContext | None = None,
 ) -> list[CompletionParameters]:
     """One message per candidate: those of the first prompt, then those of the next. Without best_of, one per choice.
 
-    `tenant` is the name for `key` in Triton. Raises PipelineError (400) for a priority that the key may not use.
+    `tenant` is the name for `key` in Triton, `trace` the request's span if it is recorded. Raises PipelineError (400)
+    for a priority that the key may not use.
     """
     common = _common_parameters(request)
     common["priority"] = permitted_priority(request.priority, key)
@@ -35,6 +41,7 @@ def parameters_of(
         CompletionParameters(
             request_key=os.urandom(16).hex(),
             request_id=request_id,
+            trace=None if trace is None else replace(trace, choice=index),
             **{**common, **_own_parameters(request, prompt, index)},
         )
         for index, prompt in enumerate(prompts)

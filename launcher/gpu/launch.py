@@ -27,8 +27,10 @@ from launcher.gpu.served_engine import LaunchError, ServedEngine, read_engine
 from launcher.gpu.server_group import RANK_ARGUMENT, SERVE_ARGUMENTS, ServerGroup
 from launcher.settings import MODEL_REPOSITORY, OpenApis
 from launcher.triton_access import closing_arguments, inference_arguments
+from launcher.triton_tracing import trace_arguments
 from llm_pipeline.protocol.tensors import DECODE_MODEL
 from llm_pipeline.runtime.program_settings import HeaderSecret, ProgramSettings
+from llm_pipeline.runtime.tracing_settings import TracingSettings
 
 Mode = Literal["single", "leader", "orchestrator", "multi-node"]
 
@@ -165,6 +167,7 @@ def _serving_rank(settings: LaunchSettings) -> list[str]:
         f"--metrics-port={settings.triton_metrics_port}",
         *closing_arguments(settings.triton_open_apis),
         *(inference_arguments(settings.triton_secret.get_secret_value()) if settings.triton_secret else ()),
+        *trace_arguments(TracingSettings()),
     ]
 
 

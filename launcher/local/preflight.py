@@ -17,6 +17,7 @@ from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
 from llm_pipeline.executors.cpu.engine.weights import F32_COPY_BYTES_PER_WEIGHT, WEIGHTS_NAME
 from llm_pipeline.runtime.deployment import DeployedModel, Deployment
 from llm_pipeline.runtime.deployment_errors import DeploymentError
+from llm_pipeline.runtime.tracing_settings import TracingError, read_tracing_settings
 
 _MIB = 2**20
 _SHARED_MEMORY_MIB = 48  # for requests in flight, plus the next line for each model
@@ -54,6 +55,7 @@ def run_preflight(settings: StackSettings, *, shared_memory: Path = _SHARED_MEMO
             _check_socket_paths(settings),
             *_check_models(settings, deployment),
             check_memory(settings, deployment),
+            _check_tracing(),
             _check_shared_memory(deployment, shared_memory),
         )
         if finding
@@ -109,6 +111,14 @@ def _check_port(name: str, port: int, host: str) -> str | None:
                 f"Port {port} ({name}) is in use. Stop the process that listens on it or choose another port: "
                 f"`make serve {name}=...`."
             )
+    return None
+
+
+def _check_tracing() -> str | None:
+    try:
+        read_tracing_settings()
+    except TracingError as error:
+        return str(error)
     return None
 
 

@@ -23,6 +23,8 @@ from launcher.local.processes import ChildProcess
 from launcher.private_files import make_private
 from launcher.settings import MODEL_REPOSITORY, StackSettings
 from launcher.triton_access import closing_arguments
+from launcher.triton_tracing import trace_arguments
+from llm_pipeline.runtime.tracing_settings import TracingSettings
 
 WHEEL = "nvidia-pytriton"
 TRITON_STOP_TIMEOUT_S = 20.0
@@ -153,6 +155,7 @@ def tritonserver_command(
         "--allow-gpu-metrics=false",
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
         *closing_arguments(settings.triton_open_apis),
+        *trace_arguments(TracingSettings()),
     ]
 
 

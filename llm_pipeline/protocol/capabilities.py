@@ -3,7 +3,7 @@
 Extensions of SamplingParams come from the table of request fields (fields.py), those of GenerationRequest from
 `REQUEST_EXTENSIONS` here. Some fields need no entry because ignoring them is correct: `stop_token_sequences` is a hint,
 `cache_salt` separates only engines that share KV cache between requests, `tenant` and `tenant_share` only those with a
-queue of their own, and `guide_address` comes with a guide.
+queue of their own, `guide_address` comes with a guide, and `trace` is decode's own.
 """
 
 from __future__ import annotations

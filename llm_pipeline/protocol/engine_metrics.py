@@ -9,7 +9,7 @@ triton_backend/inflight_batcher_llm/src/custom_metrics_reporter/custom_metrics_r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal
 
 RUNNING, WAITING, CANCELLED = "running", "waiting", "cancelled"
@@ -174,15 +174,36 @@ class RequestTimes:
 
 
 @dataclass(frozen=True)
+class TracedRequest:
+    """A request in decode, from its arrival to its end, for its trace. Times are Unix time in seconds.
+
+    `begun_s` is when it left the queue; None if it did not, or if the executor does not report it. `error` is the code
+    of the error that ended it.
+    """
+
+    traceparent: str
+    tracestate: str
+    choice: int
+    arrived_s: float
+    ended_s: float
+    begun_s: float | None = None
+    first_token_s: float | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class EngineReport:
     """What decode reports to a front end: the engine's numbers, and the times of requests since the last report.
 
-    `info` describes the engine: strings that do not change while it runs. Reports on a channel omit it.
+    `traced` are requests that have ended and whose trace is recorded. `info` describes the engine: strings that do not
+    change while it runs. Reports on a channel omit it.
     """
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     times: Sequence[RequestTimes] = ()
     info: Mapping[str, str] = field(default_factory=dict)
+    traced: Sequence[TracedRequest] = ()
 
     def to_columns(self) -> dict[str, Any]:
         """The report for JSON, without empty fields."""
@@ -193,10 +214,13 @@ class EngineReport:
             columns["times"] = [(times.queue_s, times.prefill_s) for times in self.times]
         if self.info:
             columns["info"] = self.info
+        if self.traced:
+            columns["traced"] = [astuple(request) for request in self.traced]
         return columns
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> EngineReport:
         """The report that `to_columns` describes. Raises TypeError, ValueError or AttributeError for anything else."""
         times = [RequestTimes(queue_s, prefill_s) for queue_s, prefill_s in columns.get("times", ())]
-        return cls(columns.get("numbers", {}), times, columns.get("info", {}))
+        traced = tuple(TracedRequest(*request) for request in columns.get("traced", ()))
+        return cls(columns.get("numbers", {}), times, columns.get("info", {}), traced)

@@ -36,6 +36,18 @@ class FinishReason(str, Enum):
 
 
 @dataclass(frozen=True)
+class TraceContext:
+    """The span that a request belongs to, as W3C Trace Context headers: only of requests whose trace is recorded.
+
+    `choice` is the number of this prompt and choice among those of the HTTP request.
+    """
+
+    traceparent: str
+    tracestate: str = ""
+    choice: int = 0
+
+
+@dataclass(frozen=True)
 class CompletionParameters:
     """One prompt and the parameters of its completion, as the client sent them; None means the client omitted it.
 
@@ -82,6 +94,7 @@ class CompletionParameters:
     tenant_share: int | None = None  # weight of the tenant's turn, 1 if omitted
     adapter: str | None = None  # name of a LoRA adapter of the model
     guide: Guide | None = None
+    trace: TraceContext | None = None  # not a tensor: without a channel, it travels in the headers of the call
     guide_param: str = GUIDE_PARAM  # the client's name of the guide, for errors; not sent to Triton
     token_limit_param: str = TOKEN_LIMIT_PARAM  # the client's name of max_tokens, for errors; not sent to Triton
 
@@ -194,6 +207,7 @@ class GenerationRequest:
     tenant_share: int = 1  # weight of the tenant's turn
     adapter: str | None = None  # name of a LoRA adapter that the executor has
     guide_address: str | None = None  # of the process that makes the guide's masks, set by decode (guides/)
+    trace: TraceContext | None = None  # decode reports the times of a request that has one
 
 
 TopLogprobs: TypeAlias = "tuple[tuple[int, ...], tuple[float, ...]]"

@@ -74,6 +74,7 @@ class PreprocessStage:
             tenant=checks.checked_tenant(parameters.tenant),
             tenant_share=checks.checked_tenant_share(parameters.tenant_share),
             adapter=parameters.adapter or None,
+            trace=parameters.trace,
         )
         check_supported(request, self._capabilities)
         checks.check_adapter(request.adapter, self._adapters)

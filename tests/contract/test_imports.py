@@ -101,6 +101,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
             "setting_problems",
             "stub_monitor",
             "triton_access",
+            "triton_tracing",
         ),
         ("settings",),
         ("model_repository",),
@@ -152,6 +153,7 @@ IMPORTED_BY = {
     "gguf": {"build_engine/cpu/gguf/gguf_model.py"},
     "tritonclient": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
     "grpc": {"frontend/backends/grpc_channel.py", "benchmarks/load/grpc_load.py"},
+    "opentelemetry": {"frontend/observability/otel.py"},
     "triton_python_backend_utils": {"llm_pipeline/triton/python_backend.py", "llm_pipeline/triton/decode_metrics.py"},
     "llm_pipeline.triton.decode_metrics": set(),  # for decode's model.py alone: it exists only inside Triton
     "llm_pipeline.triton.python_backend": set(),  # for the model.py files alone: it exists only inside Triton

@@ -19,6 +19,7 @@ from launcher.gpu.launch import LaunchSettings
 from launcher.settings import StackSettings
 from llm_pipeline.engine_files.manifest import sha256_of
 from llm_pipeline.runtime.settings import PipelineSettings
+from llm_pipeline.runtime.tracing_settings import TracingSettings
 from scripts.chart_files import ROOT
 from tests.fakes.gpu_engine import make_gpu_engine
 from tests.fakes.model_directory import make_model_directory
@@ -38,9 +39,9 @@ from tests.support.chart import (
 
 READ_BY: dict[str, tuple[type[Any], ...]] = {
     "gate": (GateSettings,),
-    "stack": (StackSettings, FrontendSettings, PipelineSettings),
-    "triton": (LaunchSettings, PipelineSettings),
-    "frontend": (FrontendSettings,),
+    "stack": (StackSettings, FrontendSettings, PipelineSettings, TracingSettings),
+    "triton": (LaunchSettings, PipelineSettings, TracingSettings),
+    "frontend": (FrontendSettings, TracingSettings),
 }
 EXECUTORS = {"cpu": "cpu", "engine": "tensorrt_llm", "pytorch": "tensorrt_llm_pytorch"}
 every_render = pytest.mark.parametrize("name", ALL)

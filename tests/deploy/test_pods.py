@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from frontend.api import route_paths as paths
+from frontend.observability.otel import FLUSH_S
 from frontend.settings import FrontendSettings
 from launcher.engine_gate import GateSettings
 from launcher.gpu.launch import LaunchSettings
@@ -16,6 +17,7 @@ from launcher.local.stack import Stack
 from launcher.local.triton_wheel import TRITON_STOP_TIMEOUT_S
 from launcher.settings import StackSettings
 from llm_pipeline.runtime.settings import PipelineSettings
+from llm_pipeline.runtime.tracing_settings import TracingSettings
 from scripts.chart_files import EXAMPLES
 from tests.support.chart import (
     ALL,
@@ -32,9 +34,9 @@ from tests.support.chart import (
 LAST_WRITES_S = 7  # of the front end after its drain: docs/deployment.md
 READ_BY: dict[str, tuple[type[Any], ...]] = {
     "gate": (GateSettings,),
-    "stack": (StackSettings, FrontendSettings, PipelineSettings),
-    "triton": (LaunchSettings, PipelineSettings),
-    "frontend": (FrontendSettings,),
+    "stack": (StackSettings, FrontendSettings, PipelineSettings, TracingSettings),
+    "triton": (LaunchSettings, PipelineSettings, TracingSettings),
+    "frontend": (FrontendSettings, TracingSettings),
 }
 every_render = pytest.mark.parametrize("name", ALL)
 
@@ -63,7 +65,9 @@ def needed_grace(pod: Document) -> float:
     if is_cpu(pod):
         stack = Stack(StackSettings(drain_timeout_s=drain_s), Console(quiet=True))
         return float(pre_stop + stack.frontend_stop_timeout_s + TRITON_STOP_TIMEOUT_S)
-    return float(pre_stop + drain_s + LAST_WRITES_S + int(variables(found["triton"])["TRITON_EXIT_TIMEOUT_S"]))
+    flush_s = FLUSH_S if "OTEL_EXPORTER_OTLP_ENDPOINT" in variables(server) else 0
+    exit_s = int(variables(found["triton"])["TRITON_EXIT_TIMEOUT_S"])
+    return float(pre_stop + drain_s + LAST_WRITES_S + flush_s + exit_s)
 
 
 @every_render
@@ -247,7 +251,7 @@ def test_all_secrets_are_those_that_the_values_name() -> None:
     names |= {
         volume["secret"]["secretName"] for pod in pods.values() for volume in pod["volumes"] if "secret" in volume
     }
-    assert names == {"keys", "triton", "tenant", "test"}
+    assert names == {"keys", "triton", "tenant", "test", "otlp"}
     (keys,) = [volume["secret"] for volume in pods["Deployment"]["volumes"] if "secret" in volume]
     assert keys["defaultMode"] == 0o440  # a file that others may write stops the front end
 
@@ -296,6 +300,41 @@ def test_metrics_of_triton_are_for_the_monitoring_alone() -> None:
     clients, monitoring = only(documents("h100-engine"), "NetworkPolicy")["spec"]["ingress"]
     assert [port["port"] for port in clients["ports"]] == ["http"]
     assert [port["port"] for port in monitoring["ports"]] == ["http", "triton-metrics"]
+
+
+COLLECTOR = [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "collector"}}}]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("http://collector:4318", 4318), ("https://otlp.example.com", 443), ("http://collector/v1", 80)],
+)
+def test_spans_may_leave_for_the_collector_alone(endpoint: str, port: int) -> None:
+    tracing = {"tracing": {"endpoint": endpoint, "egress": COLLECTOR}}
+    collector, names = only(rendered(tracing), "NetworkPolicy")["spec"]["egress"]
+    assert (collector["to"], collector["ports"]) == (COLLECTOR, [{"protocol": "TCP", "port": port}])
+    assert {rule["port"] for rule in names["ports"]} == {53}
+
+
+def test_traces_that_the_policy_would_stop_are_refused() -> None:
+    assert "needs tracing.egress" in refusal({"tracing": {"endpoint": "http://collector:4318"}})
+
+
+@pytest.mark.parametrize(("variant", "servers"), [("engine-pvc", {"frontend", "triton"}), ("cpu-pvc", {"stack"})])
+def test_front_end_and_triton_get_the_same_variables_of_traces(variant: str, servers: set[str]) -> None:
+    tracing = {"endpoint": "http://collector:4318", "egress": COLLECTOR, "sampleRatio": 0.00001}
+    pod = pod_of({"tracing": tracing}, variant)
+    found = {name: _of_traces(container) for name, container in containers(pod).items() if _of_traces(container)}
+    assert found.keys() == servers
+    for values in found.values():
+        assert values["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+        assert values["OTEL_SERVICE_NAME"] == "demo"
+        assert float(values["OTEL_TRACES_SAMPLER_ARG"]) == 0.00001
+    assert not any(_of_traces(container) for container in containers(pod_of({}, variant)).values())
+
+
+def _of_traces(container: Document) -> dict[str, str]:
+    return {name: value for name, value in variables(container).items() if name.startswith("OTEL_")}
 
 
 def test_ports_of_policies_and_services_exist() -> None:

@@ -19,7 +19,13 @@ VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encodi
 DOCUMENT: dict[str, Any] = json.loads(SCHEMA.read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(DOCUMENT)
 # Objects whose keys are the user's: labels, annotations, selectors.
-FREE = {("nodeSelector",), ("podLabels",), ("podAnnotations",), ("service", "annotations")}
+FREE = {
+    ("nodeSelector",),
+    ("podLabels",),
+    ("podAnnotations",),
+    ("service", "annotations"),
+    ("tracing", "resourceAttributes"),
+}
 QUANTITIES = {("requests",), ("limits",)}  # of any resource
 SETTINGS = {("stack", "settings"), ("frontend", "settings"), ("triton", "settings")}
 
@@ -97,6 +103,10 @@ def test_schema_and_default_values_have_the_same_keys() -> None:
         ({"limits": {"onFailure": "guess"}}, "onFailure"),
         ({"gpu": {"computeCapability": "sm90"}}, "computeCapability"),
         ({"triton": {"runAsUser": 0}}, "runAsUser"),
+        ({"tracing": {"endpoint": "collector:4318"}}, "endpoint"),
+        ({"tracing": {"endpoint": "https://user:password@collector"}}, "endpoint"),
+        ({"tracing": {"sampleRatio": 1.5}}, "sampleRatio"),
+        ({"tracing": {"protocol": "http/json"}}, "protocol"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )

@@ -17,6 +17,7 @@ from frontend.backends.fake import FakeGenerator
 from frontend.backends.generator import Generator
 from frontend.dependencies import Dependencies, build_dependencies
 from frontend.generation.completion_run import RunLimits
+from frontend.observability.tracing import Tracing
 from frontend.server import DrainingServer, build_server
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
@@ -72,10 +73,12 @@ async def completed(generator: Generator, parameters: CompletionParameters) -> l
 
 
 @asynccontextmanager
-async def in_process(generator: FakeGenerator | None = None, **values: Any) -> AsyncIterator[Running]:
+async def in_process(
+    generator: FakeGenerator | None = None, *, tracing: Tracing | None = None, **values: Any
+) -> AsyncIterator[Running]:
     """The app behind httpx, without sockets."""
     generator = generator or FakeGenerator()
-    dependencies = build_dependencies(make_settings(**values), generator)
+    dependencies = build_dependencies(make_settings(**values), generator, tracing=tracing)
     app = build_app(dependencies)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {KEY}"}
@@ -88,11 +91,15 @@ async def in_process(generator: FakeGenerator | None = None, **values: Any) -> A
 
 @asynccontextmanager
 async def real_server(
-    generator: FakeGenerator | None = None, *, run_limits: RunLimits | None = None, **values: Any
+    generator: FakeGenerator | None = None,
+    *,
+    run_limits: RunLimits | None = None,
+    tracing: Tracing | None = None,
+    **values: Any,
 ) -> AsyncIterator[Running]:
     """The app behind uvicorn on a free port, where clients can disconnect."""
     generator = generator or FakeGenerator()
-    dependencies = build_dependencies(make_settings(**values), generator, run_limits=run_limits)
+    dependencies = build_dependencies(make_settings(**values), generator, run_limits=run_limits, tracing=tracing)
     app = build_app(dependencies)
     server = build_server(app, dependencies)
     serving = asyncio.create_task(server.serve())

@@ -21,7 +21,7 @@ from llm_pipeline.protocol.arrays import Array, TensorSpec, array
 from llm_pipeline.protocol.channel import MAX_BUNDLE_REQUESTS, BundleItem
 from llm_pipeline.protocol.channel_json import bundle_to_json, text_burst_from_json
 from llm_pipeline.protocol.errors import PipelineError
-from llm_pipeline.protocol.messages import CompletionParameters, TextChunk
+from llm_pipeline.protocol.messages import CompletionParameters, TextChunk, TraceContext
 from llm_pipeline.protocol.tensors import (
     BUNDLE,
     BURST,
@@ -39,10 +39,10 @@ class CountingConnection(TritonChannel):
 
     opened = 0
 
-    def infer(self, request: InferRequest) -> AsyncIterator[InferResponse]:
+    def infer(self, request: InferRequest, trace: TraceContext | None = None) -> AsyncIterator[InferResponse]:
         """As TritonChannel.infer."""
         self.opened += any(tensor.name == OPEN_CHANNEL.name for tensor in request.inputs)
-        return super().infer(request)
+        return super().infer(request, trace)
 
 
 @dataclass

@@ -98,6 +98,7 @@ class ChannelTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
         self.bundles: list[list[BundleItem]] = []
         self.bundle_bytes: list[int] = []
         self.request_ids: list[str] = []
+        self.bundle_headers: list[dict[str, str]] = []  # W3C Trace Context headers of each bundle's call
         self.cancelled: list[str] = []
         self.renewals: list[tuple[str, int | None]] = []
         self.answered_bundles = 0
@@ -129,7 +130,7 @@ class ChannelTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
     async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         try:
             async for request in requests:
-                async for response in self._handle(request):
+                async for response in self._handle(request, dict(context.invocation_metadata())):
                     if isinstance(response, tuple):
                         await context.abort(*response)
                     else:
@@ -139,7 +140,7 @@ class ChannelTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
             raise
         self.finished += 1
 
-    async def _handle(self, request: Any) -> AsyncIterator[bytes | Failure | None]:
+    async def _handle(self, request: Any, metadata: dict[str, str]) -> AsyncIterator[bytes | Failure | None]:
         raw = zip((tensor.name for tensor in request.inputs), request.raw_input_contents, strict=True)
         inputs = dict(raw)
         if stop := inputs.get("stop"):
@@ -153,6 +154,11 @@ class ChannelTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
         else:
             client_id = request.parameters["owner"].string_param
             client = self.clients.setdefault(client_id, ClientSide(client_id))
+            headers = {name: value for name, value in metadata.items() if name.startswith("trace")}
+            if "open_channel" in inputs:
+                assert not headers, "a channel carries many requests, so it belongs to no trace"
+            else:
+                self.bundle_headers.append(headers)
             async for response in self._open(client) if "open_channel" in inputs else self._register(client, request):
                 yield response
 

@@ -82,6 +82,13 @@ VARIANTS: dict[str, Values] = {
         "service": {"type": "LoadBalancer", "port": 443, "annotations": {"c": "d"}},
         "networkPolicy": {"monitoring": [{"namespaceSelector": {}}], **_EGRESS},
         "test": {"apiKey": {"existingSecret": "test"}},
+        "tracing": {
+            "endpoint": "http://collector.observability:4318",
+            "serviceName": "llama",
+            "resourceAttributes": {"deployment.environment.name": "test"},
+            "headers": {"existingSecret": "otlp"},
+            "egress": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "collector"}}}],
+        },
         "triton": {"settings": {"TRTLLM_BLOCK_REUSE": True, "MAX_QUEUED_REQUESTS": 2000000}},
     },
 }

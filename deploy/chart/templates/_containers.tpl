@@ -113,6 +113,28 @@ runAsUser: {{ eq .Values.runtime "cpu" | ternary .Values.stack.runAsUser .Values
 {{- end }}
 {{- end }}
 
+{{/* OpenTelemetry's standard variables, of both the front end and Triton. */}}
+{{- define "completions.tracing" -}}
+{{- $tracing := .Values.tracing -}}
+{{- if $tracing.endpoint }}
+- { name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ $tracing.endpoint | quote }} }
+- { name: OTEL_EXPORTER_OTLP_PROTOCOL, value: {{ $tracing.protocol }} }
+- { name: OTEL_SERVICE_NAME, value: {{ $tracing.serviceName | default (include "completions.fullname" .) | quote }} }
+{{- with $tracing.resourceAttributes }}
+{{- $pairs := list }}
+{{- range $name, $value := . }}
+{{- $pairs = append $pairs (printf "%s=%s" $name $value) }}
+{{- end }}
+- { name: OTEL_RESOURCE_ATTRIBUTES, value: {{ join "," $pairs | quote }} }
+{{- end }}
+- { name: OTEL_TRACES_SAMPLER, value: parentbased_traceidratio }
+- { name: OTEL_TRACES_SAMPLER_ARG, value: {{ toJson $tracing.sampleRatio | quote }} }
+{{- if $tracing.headers.existingSecret }}
+{{ include "completions.secretVariable" (dict "name" "OTEL_EXPORTER_OTLP_HEADERS" "secret" $tracing.headers) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Of the container that serves the API. preStop: the endpoint is removed while the server still accepts requests. */}}
 {{- define "completions.serving" -}}
 ports:
@@ -143,6 +165,9 @@ terminationMessagePolicy: FallbackToLogsOnError
     - { name: EXECUTOR, value: cpu }
     - { name: START_TIMEOUT_S, value: {{ include "completions.startupSeconds" . | quote }} }
     {{- include "completions.frontendVariables" . | nindent 4 }}
+    {{- with include "completions.tracing" . }}
+    {{- . | nindent 4 }}
+    {{- end }}
     {{- with .Values.stack.settings }}
     {{- include "completions.settings" . | nindent 4 }}
     {{- end }}
@@ -181,6 +206,9 @@ terminationMessagePolicy: FallbackToLogsOnError
     - { name: TRTLLM_CHECK_FILES, value: size } # the gate has read them
     {{- if .Values.tritonSecret.existingSecret }}
     {{- include "completions.secretVariable" (dict "name" "TRITON_SECRET" "secret" .Values.tritonSecret) | nindent 4 }}
+    {{- end }}
+    {{- with include "completions.tracing" . }}
+    {{- . | nindent 4 }}
     {{- end }}
     {{- with .Values.triton.settings }}
     {{- include "completions.settings" . | nindent 4 }}
@@ -222,6 +250,9 @@ terminationMessagePolicy: FallbackToLogsOnError
     {{- include "completions.frontendVariables" . | nindent 4 }}
     {{- if .Values.tritonSecret.existingSecret }}
     {{- include "completions.secretVariable" (dict "name" "TRITON_SECRET" "secret" .Values.tritonSecret) | nindent 4 }}
+    {{- end }}
+    {{- with include "completions.tracing" . }}
+    {{- . | nindent 4 }}
     {{- end }}
     {{- with .Values.frontend.settings }}
     {{- include "completions.settings" . | nindent 4 }}

@@ -109,14 +109,15 @@ seccompProfile: { type: RuntimeDefault }
 {{- end -}}
 {{- end }}
 
-{{/* In sequence: preStop, the front end with its last writes, Triton, and a margin. cpu: as the launcher waits. */}}
+{{/* In sequence: preStop, the front end with its last writes and spans, Triton, and a margin. cpu: as the launcher
+waits, which includes the spans. */}}
 {{- define "completions.neededGrace" -}}
 {{- $drain := .Values.drain -}}
 {{- $both := add (int $drain.preStopSeconds) (int $drain.drainTimeoutSeconds) (int $drain.marginSeconds) -}}
 {{- if eq .Values.runtime "cpu" -}}
 {{ add $both 15 20 }}
 {{- else -}}
-{{ add $both 7 (int $drain.tritonExitTimeoutSeconds) }}
+{{ add $both 7 (ne .Values.tracing.endpoint "" | ternary 2 0) (int $drain.tritonExitTimeoutSeconds) }}
 {{- end -}}
 {{- end }}
 
@@ -133,6 +134,28 @@ seccompProfile: { type: RuntimeDefault }
 {{- $check := eq .Values.engine.check "sha256" | ternary (include "completions.readSeconds" . | int) 0 -}}
 {{ add (include "completions.grace" .) (int .Values.startup.imagePullSeconds) $copy $check
   (include "completions.startupSeconds" .) (int .Values.rollout.minReadySeconds) 60 }}
+{{- end }}
+
+{{/* Egress rules to the collector and, for its name, to DNS. */}}
+{{- define "completions.tracingEgress" -}}
+{{- $tracing := .Values.tracing -}}
+{{- if and $tracing.endpoint $tracing.egress -}}
+{{- $url := urlParse $tracing.endpoint -}}
+{{- $default := eq $url.scheme "https" | ternary "443" "80" -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default $default -}}
+- to:
+    {{- toYaml $tracing.egress | nindent 4 }}
+  ports:
+    - { protocol: TCP, port: {{ $port }} }
+- to:
+    - namespaceSelector: {}
+      podSelector: { matchLabels: { k8s-app: kube-dns } }
+  ports:
+    - { protocol: UDP, port: 53 }
+    - { protocol: TCP, port: 53 }
+{{- else -}}
+[]
+{{- end -}}
 {{- end }}
 
 {{/* --- What would fail in the cluster, or cut streams ----------------------------------------------------------- */}}
@@ -179,6 +202,9 @@ seccompProfile: { type: RuntimeDefault }
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.egress) -}}
 {{- fail "engine.store s3 needs a rule in networkPolicy.egress for the object store and for DNS; all else is denied." -}}
 {{- end -}}
+{{- end -}}
+{{- if and .Values.tracing.endpoint .Values.networkPolicy.enabled (not .Values.tracing.egress) (not .Values.networkPolicy.egress) -}}
+{{- fail "tracing.endpoint needs tracing.egress, the pods of the collector, or a rule in networkPolicy.egress: all else is denied." -}}
 {{- end -}}
 {{- if .Values.buildJob.enabled -}}
 {{- if ne $engine.store "pvc" -}}

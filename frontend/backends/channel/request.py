@@ -27,12 +27,14 @@ class ChannelRequest:
         "over",
         "request_id",
         "slot",
+        "trace",
     )
 
     def __init__(self, slot: int, parameters: CompletionParameters, on_chunk: OnChunk) -> None:
         self.slot = slot
         self.key = parameters.request_key
         self.request_id = parameters.request_id
+        self.trace = parameters.trace
         self.on_chunk = on_chunk
         self._parameters = parameters
         self._json: bytes | None = None
@@ -41,6 +43,12 @@ class ChannelRequest:
         self.leave: Callable[[ChannelRequest], None] = _do_nothing  # takes it out of its session
         self.error: PipelineError | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def is_of_same_trace(self, other: ChannelRequest) -> bool:
+        """Whether both belong to the same span, or to none: Triton's spans of a bundle have one parent."""
+        if self.trace is None or other.trace is None:
+            return self.trace is other.trace
+        return self.trace.traceparent == other.trace.traceparent
 
     def json(self) -> bytes:
         """The request in its bundle. Encoded when its bundle is, and kept until it is sent: megabytes, for each choice.

@@ -63,7 +63,8 @@ class ChannelSession:
     async def send(self, requests: Sequence[ChannelRequest]) -> None:
         """Sends a bundle; returns when decode has registered its requests, or they have failed."""
         try:
-            async for _ in self._endpoint.connection.infer(self._bundle(requests)):
+            trace = requests[0].trace if all(map(requests[0].is_of_same_trace, requests)) else None
+            async for _ in self._endpoint.connection.infer(self._bundle(requests), trace):
                 pass
         except PipelineError as error:
             self._fail_requests(requests, error)

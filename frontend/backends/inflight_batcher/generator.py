@@ -9,12 +9,13 @@ address.
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 
 import structlog
 
 from frontend.backends.cancel_messages import CancelSender
 from frontend.backends.generator import OnChunk
-from frontend.backends.grpc_channel import InferRequest, TritonChannel, infer_request, output_names
+from frontend.backends.grpc_channel import InferRequest, InferResponse, TritonChannel, infer_request, output_names
 from frontend.backends.inflight_batcher.tensors import (
     NUM_INPUT_TOKENS,
     NUM_OUTPUT_TOKENS,
@@ -104,12 +105,15 @@ class InflightBatcherGenerator:
             is_cumulative=self._model.cumulative_text,
         )
         try:
-            await self._run(infer_request(self._model.ensemble, arrays, self._ids[key]), text, key, on_chunk)
+            request = infer_request(self._model.ensemble, arrays, self._ids[key])
+            await self._run(self._channel.infer(request, parameters.trace), text, key, on_chunk)
         finally:
             del self._live[key], self._ids[key]
 
-    async def _run(self, request: InferRequest, text: CompletionText, key: str, on_chunk: OnChunk) -> None:
-        async for response in self._channel.infer(request):
+    async def _run(
+        self, responses: AsyncIterator[InferResponse], text: CompletionText, key: str, on_chunk: OnChunk
+    ) -> None:
+        async for response in responses:
             outputs = dict(zip(output_names(response), response.raw_output_contents, strict=True))
             if TEXT_OUTPUT not in outputs:
                 continue

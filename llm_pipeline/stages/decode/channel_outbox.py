@@ -15,7 +15,7 @@ from operator import itemgetter
 import numpy as np
 
 from llm_pipeline.protocol.channel import StreamEnd, StreamLogprobs, StreamStart, TokenBurst
-from llm_pipeline.protocol.engine_metrics import EngineReport, RequestTimes
+from llm_pipeline.protocol.engine_metrics import EngineReport, RequestTimes, TracedRequest
 from llm_pipeline.protocol.messages import NO_INTEGERS, IntArray
 
 MAX_BURST_TOKENS = 16_384
@@ -80,6 +80,7 @@ class ChannelOutbox:
         self._added_count = 0  # steps
         self._sent_count = 0  # of these, without those of which a part is left
         self._times: list[RequestTimes] = []  # of requests that have begun since the last burst
+        self._traced: list[TracedRequest] = []  # that have ended since the last burst
 
     @property
     def has_output(self) -> bool:
@@ -100,6 +101,10 @@ class ChannelOutbox:
     def add_times(self, times: RequestTimes) -> None:
         """Adds the times of a request whose first tokens have just been added."""
         self._times.append(times)
+
+    def add_traced(self, request: TracedRequest) -> None:
+        """Adds a traced request that is about to end."""
+        self._traced.append(request)
 
     def end(self, end: StreamEnd) -> None:
         """Ends a request, with its last tokens."""
@@ -124,6 +129,7 @@ class ChannelOutbox:
         if has_output:  # else a burst that is only a report, which starts nothing
             starts, self._starts = self._starts, []
         times, self._times = self._times, []
+        traced, self._traced = self._traced, []
         serial = self._serial
         self._serial += 1
         return TokenBurst(
@@ -136,7 +142,7 @@ class ChannelOutbox:
             ends=ends,
             logprobs=_merged_logprobs(entry for step in steps for entry in step.logprobs),
             ack_address=ack_address,
-            report=EngineReport(numbers or {}, times) if numbers or times else None,
+            report=EngineReport(numbers or {}, times, traced=traced) if numbers or times or traced else None,
         )
 
     def _take_ends(self) -> list[StreamEnd]:
@@ -174,7 +180,7 @@ class ChannelOutbox:
     def discard(self) -> int:
         """Drops all unsent output, which has no reader. Returns the number of ends among it."""
         count = len(self._ends)
-        self._starts, self._times = [], []
+        self._starts, self._times, self._traced = [], [], []
         self._ends.clear()
         self._steps.clear()
         self._sent_count = self._added_count

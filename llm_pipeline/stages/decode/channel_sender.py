@@ -305,7 +305,7 @@ class _Reports:
     def last(self, report: EngineReport | None) -> EngineReport:
         """Returns the report of a burst with the present numbers."""
         self._sent, self._sent_s = self._read_or_repeat(), time.monotonic()
-        return EngineReport(self._sent, () if report is None else report.times)
+        return replace(report or EngineReport(), numbers=self._sent)
 
     def _read_or_repeat(self) -> Mapping[str, float]:
         try:

@@ -152,7 +152,7 @@ class LiveRequests:
         except NoRowError:
             message = "The server has reached its limit of live requests. Retry later."
             raise PipelineError(ErrorCode.QUEUE_FULL, message) from None
-        live = LiveRequest(number, request.key, client_id, outlet, slot)
+        live = LiveRequest(number, request, client_id, outlet, slot)
         self._live[number] = live
         self._numbers[request.key] = number
         self._untaken_ends += 1
@@ -368,6 +368,7 @@ class LiveRequests:
         self._waiting.remove(live.number)
         if isinstance(live.outlet, ChannelOutbox):
             live.outlet.live_count -= 1
+            live.on_end(end)
             live.outlet.end(StreamEnd(live.slot, end.finish_reason, end.error))
             if live.outlet not in effects.channels:
                 effects.channels.append(live.outlet)

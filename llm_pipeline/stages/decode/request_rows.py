@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llm_pipeline.protocol.engine_metrics import RequestTimes
-from llm_pipeline.protocol.messages import EngineStep, IntArray
+from llm_pipeline.protocol.engine_metrics import RequestTimes, TracedRequest
+from llm_pipeline.protocol.messages import EngineStep, GenerationRequest, IntArray, RequestEnd
 from llm_pipeline.stages.decode.channel_outbox import ChannelOutbox
 from llm_pipeline.stages.decode.outbox import Outbox
 
@@ -40,19 +40,27 @@ class LiveRequest:
         "begun_s",
         "cancel_ticks",
         "client_id",
+        "first_token_s",
         "has_ended",
         "is_cancelled",
         "key",
         "number",
         "outlet",
         "slot",
+        "trace",
     )
 
     def __init__(
-        self, number: int, key: str, client_id: str | None, outlet: Outbox | ChannelOutbox, slot: int = 0
+        self,
+        number: int,
+        request: GenerationRequest,
+        client_id: str | None,
+        outlet: Outbox | ChannelOutbox,
+        slot: int = 0,
     ) -> None:
         self.number = number
-        self.key = key
+        self.key = request.key
+        self.trace = request.trace
         self.client_id = client_id
         self.outlet = outlet
         self.slot = slot  # its number in the channel
@@ -61,12 +69,34 @@ class LiveRequest:
         self.cancel_ticks = 0  # housekeeping ticks since the cancellation
         self.arrived_s = time.monotonic()
         self.begun_s = 0.0  # monotonic; 0 if the executor does not report it, or not yet
+        self.first_token_s = 0.0  # monotonic; 0 before it
 
     def on_first_token(self) -> None:
         """Reports the times of a request of a channel, before the burst with its first token is taken."""
+        self.first_token_s = now_s = time.monotonic()
         if self.begun_s and isinstance(self.outlet, ChannelOutbox):
-            prefill_s = max(time.monotonic() - self.begun_s, 0.0)
+            prefill_s = max(now_s - self.begun_s, 0.0)
             self.outlet.add_times(RequestTimes(max(self.begun_s - self.arrived_s, 0.0), prefill_s))
+
+    def on_end(self, end: RequestEnd) -> None:
+        """Reports a traced request of a channel, before the burst with its end is taken."""
+        trace = self.trace
+        if trace is None or not isinstance(self.outlet, ChannelOutbox):
+            return
+        to_unix_s = time.time() - time.monotonic()
+        self.outlet.add_traced(
+            TracedRequest(
+                trace.traceparent,
+                trace.tracestate,
+                trace.choice,
+                arrived_s=self.arrived_s + to_unix_s,
+                ended_s=time.monotonic() + to_unix_s,
+                begun_s=self.begun_s + to_unix_s if self.begun_s else None,
+                first_token_s=self.first_token_s + to_unix_s if self.first_token_s else None,
+                finish_reason=None if end.finish_reason is None else end.finish_reason.value,
+                error=None if end.error is None else end.error.code.value,
+            )
+        )
 
 
 @dataclass(frozen=True)

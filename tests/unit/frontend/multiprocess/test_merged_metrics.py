@@ -88,3 +88,13 @@ def test_counters_of_a_dead_worker_are_retained_and_its_gauges_are_not(tmp_path:
     retain_dead_worker_counters(SharedState.attach(tmp_path, -1, 2), 1)
     retain_dead_worker_counters(SharedState.attach(tmp_path, -1, 2), 1)
     assert one.status("200") == 4
+
+
+def test_the_newest_exemplar_of_all_workers_is_reported(tmp_path: Path) -> None:
+    one, other = two_workers(tmp_path)
+    one.duration.observe(0.5, {"trace_id": "older"})
+    other.duration.observe(0.6, {"trace_id": "newer"})
+    other.page.write()
+    families = {family.name: family for family in one.page.registry().collect()}
+    exemplars = [sample.exemplar for sample in families["duration_seconds"].samples if sample.exemplar]
+    assert [(exemplar.labels, exemplar.value) for exemplar in exemplars] == [({"trace_id": "newer"}, 0.6)]

@@ -27,7 +27,7 @@ from tests.support.sample_requests import make_manifest, make_request
 
 COMMON_SAMPLING = {"is_greedy", "temperature", "top_k", "top_p", "min_p", "seed"}
 COMMON_REQUEST = {"key", "prompt_ids", "max_tokens", "sampling", "stop_token_ids", "text_options"}
-IGNORABLE = {"stop_token_sequences", "cache_salt", "tenant", "tenant_share", "guide_address"}
+IGNORABLE = {"stop_token_sequences", "cache_salt", "tenant", "tenant_share", "guide_address", "trace"}
 
 EXTENSION_CASES: dict[str, dict[str, Any]] = {
     "repetition_penalty": {"sampling": SamplingParams(repetition_penalty=1.1)},

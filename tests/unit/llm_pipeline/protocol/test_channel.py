@@ -33,7 +33,7 @@ from llm_pipeline.protocol.channel_json import (
     token_burst_from_json,
     token_burst_to_json,
 )
-from llm_pipeline.protocol.engine_metrics import EngineReport, RequestTimes
+from llm_pipeline.protocol.engine_metrics import EngineReport, RequestTimes, TracedRequest
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_error
 from llm_pipeline.protocol.messages import (
     CompletionParameters,
@@ -196,10 +196,26 @@ def test_messages_of_decodes_input_differ_from_their_first_bytes() -> None:
 # --- Bursts ----------------------------------------------------------------------------------------------------------
 
 prompts = st.none() | st.builds(PromptLogprobs, values=st.lists(log_probs, max_size=5).map(tuple), tops=tops)
+unix_s = st.floats(0, 4e9)
 reports = st.builds(
     EngineReport,
     numbers=st.dictionaries(keys, st.floats(0, 1e12) | st.integers(0, 2**53), max_size=4),
     times=st.lists(st.builds(RequestTimes, st.floats(0, 100), st.floats(0, 100)), max_size=3),
+    traced=st.lists(
+        st.builds(
+            TracedRequest,
+            keys,
+            keys,
+            choice=st.integers(0, 2**31),
+            arrived_s=unix_s,
+            ended_s=unix_s,
+            begun_s=st.none() | unix_s,
+            first_token_s=st.none() | unix_s,
+            finish_reason=st.none() | st.sampled_from([reason.value for reason in FinishReason]),
+            error=st.none() | st.sampled_from([code.value for code in ErrorCode]),
+        ),
+        max_size=2,
+    ).map(tuple),
 )
 token_bursts = st.builds(
     TokenBurst,
