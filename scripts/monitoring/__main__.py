@@ -11,7 +11,7 @@ import argparse
 import sys
 from dataclasses import fields
 
-from scripts.monitoring.files import generated_files, rule_file
+from scripts.monitoring.files import drill_file, generated_files, rule_file
 from scripts.monitoring.parameters import Parameters, defaults
 from scripts.monitoring.rules import rule_groups
 
@@ -20,15 +20,19 @@ def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m scripts.monitoring", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command")
-    rules = commands.add_parser("rules", help="print the rules; other values than the defaults are options")
-    rules.add_argument("--time-scale", type=float, default=1, help="factor of every duration")
+    command = commands.add_parser("rules", help="print the rules; other values than the defaults are options")
+    command.add_argument("--time-scale", type=float, default=1, help="factor of every duration")
     for field in fields(Parameters):
-        rules.add_argument(f"--{field.name.replace('_', '-')}")
+        command.add_argument(f"--{field.name.replace('_', '-')}")
     options = parser.parse_args()
     if options.command == "rules":
         names = {field.name for field in fields(Parameters)}
         given = {name: value for name, value in vars(options).items() if name in names and value is not None}
-        sys.stdout.write(rule_file(rule_groups(), defaults(**given), time_scale=options.time_scale))
+        parameters = defaults(**given)
+        if options.time_scale == 1:
+            sys.stdout.write(rule_file(rule_groups(), parameters))
+        else:
+            sys.stdout.write(drill_file(rule_groups(), parameters, options.time_scale))
         return
     for path, content in generated_files().items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,12 +30,19 @@ def _represent(dumper: Any, text: str) -> Any:
 _Dumper.add_representer(str, _represent)
 
 
-def rule_file(groups: list[Group], parameters: Parameters | None = None, *, time_scale: float = 1) -> str:
+def rule_file(groups: list[Group], parameters: Parameters | None = None) -> str:
     """Groups as a file for Prometheus; without parameters, as the chart's file with <<names>>."""
-    if time_scale != 1:
-        groups = time_scaled(groups, time_scale)
-    text = str(yaml.dump({"groups": groups}, Dumper=_Dumper, sort_keys=False, width=1000))
-    return _HEAD + (filled_in(text, parameters) if parameters else text)
+    text = _dump(groups)
+    return filled_in(text, parameters) if parameters else text
+
+
+def drill_file(groups: list[Group], parameters: Parameters, time_scale: float) -> str:
+    """The same file with every duration multiplied."""
+    return _dump(time_scaled(yaml.safe_load(rule_file(groups, parameters))["groups"], time_scale))
+
+
+def _dump(groups: list[Group]) -> str:
+    return _HEAD + str(yaml.dump({"groups": groups}, Dumper=_Dumper, sort_keys=False, width=1000))
 
 
 def generated_files() -> dict[Path, str]:

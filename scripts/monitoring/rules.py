@@ -58,12 +58,8 @@ def _loads() -> list[dict[str, str]]:
             "record": "completions:max_active_requests:sum",
             "expr": f"sum {_BY} (decode_max_active_requests{{<<scope>>}})",
         },
-        # The objectives as series, for dashboards.
+        # The objective as a series, for dashboards.
         {"record": "completions:errors:budget", "expr": f"0 * count {_BY} (up{{<<scope>>}}) + (1 - <<availability>>)"},
-        {
-            "record": "completions:ttft_slow:budget",
-            "expr": f"0 * count {_BY} (up{{<<scope>>}}) + (1 - <<first_token_ratio>>)",
-        },
     ]
 
 
@@ -72,7 +68,7 @@ def rule_groups() -> list[Group]:
     ratios = [rule for window in _WINDOWS for rule in _ratios(window)]
     return [
         {"name": "completions-ratios", "rules": ratios + _loads()},
-        {"name": "completions-ratios-long", "interval": "2m", "rules": _ratios(_LONG_WINDOW)},
+        {"name": "completions-ratios-long", "interval": "2m", "rules": _ratios(_LONG_WINDOW)[:1]},  # errors
         {"name": "completions-alerts", "rules": [_alert_rule(alert) for alert in ALERTS]},
     ]
 

@@ -20,6 +20,8 @@ DOCUMENT: dict[str, Any] = json.loads(SCHEMA.read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(DOCUMENT)
 # Objects whose keys are the user's: labels, annotations, selectors.
 FREE = {("nodeSelector",), ("podLabels",), ("podAnnotations",), ("service", "annotations")}
+FREE |= {("monitoring", part, "labels") for part in ("podMonitor", "rules", "dashboards")}
+FREE |= {("monitoring", "dashboards", "annotations")}
 QUANTITIES = {("requests",), ("limits",)}  # of any resource
 SETTINGS = {("stack", "settings"), ("frontend", "settings"), ("triton", "settings")}
 
@@ -96,6 +98,8 @@ def test_schema_and_default_values_have_the_same_keys() -> None:
         ({"apiKeys": {"existingSecret": "Not A Name"}}, "existingSecret"),
         ({"gpu": {"computeCapability": "sm90"}}, "computeCapability"),
         ({"triton": {"runAsUser": 0}}, "runAsUser"),
+        ({"monitoring": {"slo": {"availability": 1}}}, "availability"),
+        ({"monitoring": {"slo": {"firstTokenSeconds": 3}}}, "firstTokenSeconds"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
