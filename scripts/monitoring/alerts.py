@@ -147,9 +147,9 @@ ALERTS = (
         "CompletionsEngineRestarts",
         TICKET,
         "0s",
-        "an engine was loaded again, or a container restarted, in the last 15 min",
+        "an engine was loaded again in the last hour, or a container restarted in the last 15 min",
         "max by (namespace, release, pod, instance, endpoint)\n"
-        "  (changes(decode_engine_load_seconds{<<scope>>}[15m])) > 0\n"
+        "  (changes(decode_engine_load_seconds{<<scope>>}[1h])) > 0\n"
         "or on (namespace, pod) max by (namespace, pod)\n"
         '  (increase(kube_pod_init_container_status_restarts_total{container="triton",<<pods>>}[15m])) > 0\n'
         "or on (namespace, pod) max by (namespace, pod)\n"

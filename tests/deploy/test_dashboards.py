@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+from functools import cache
 
 import promql_parser
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from scripts.monitoring.files import BOARDS
 from scripts.monitoring.grafana import DASHBOARDS, to_json
 from scripts.monitoring.panels import Dashboard, Panel
-from scripts.monitoring.parameters import defaults, filled_in
+from scripts.monitoring.parameters import ROOT, defaults, filled_in
 from scripts.monitoring.rules import rule_groups
 from tests.support.dashboards import answerable
 from tests.support.sample_metrics import every_metric
@@ -37,6 +40,7 @@ FOREIGN = {
     },
 }
 ALL_FOREIGN = {name for names in FOREIGN.values() for name in names}
+RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
 RULES = [rule for group in rule_groups() for rule in group["rules"]]
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 
@@ -56,6 +60,7 @@ def names_in(expression: str) -> set[str]:
     return found
 
 
+@cache
 def exported() -> set[str]:
     """Names of all series of a front end."""
     metrics = every_metric()
@@ -81,6 +86,22 @@ def test_rules_read_metrics_that_exist() -> None:
     known = exported() | RECORDED | ALL_FOREIGN
     for rule in RULES:
         assert names_in(filled_in(rule["expr"], defaults())) <= known
+
+
+def test_runbooks_read_metrics_that_exist() -> None:
+    blocks = re.findall(r"```promql\n(.*?)```", RUNBOOKS, flags=re.DOTALL)
+    known = exported() | RECORDED | ALL_FOREIGN
+    assert len(blocks) > 8
+    for expression in "".join(blocks).splitlines():
+        assert names_in(expression) <= known, expression
+
+
+def test_commands_of_the_runbooks_are_shell() -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", RUNBOOKS, flags=re.DOTALL)
+    assert len(blocks) > 5
+    for commands in blocks:
+        run = subprocess.run(["bash", "-n"], input=commands, text=True, capture_output=True, timeout=20, check=False)
+        assert run.stderr == "", commands
 
 
 def test_every_foreign_and_recorded_metric_is_read() -> None:
