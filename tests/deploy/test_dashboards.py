@@ -52,7 +52,7 @@ def names_in(expression: str) -> set[str]:
     def visit(node: object) -> bool:
         if isinstance(node, promql_parser.VectorSelector) and node.name:
             found.add(node.name)
-        if isinstance(node, promql_parser.MatrixSelector):
+        if isinstance(node, promql_parser.MatrixSelector) and node.vector_selector.name:
             found.add(node.vector_selector.name)
         return True
 

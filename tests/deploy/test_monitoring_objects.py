@@ -28,7 +28,7 @@ def of_kind(found: tuple[Document, ...], kind: str) -> Document:
 
 
 def rules_text(found: tuple[Document, ...]) -> str:
-    return yaml.safe_dump(of_kind(found, "PrometheusRule")["spec"], width=1000)
+    return str(yaml.safe_dump(of_kind(found, "PrometheusRule")["spec"], width=1000))
 
 
 @pytest.mark.parametrize("name", ["cpu", "engine-pvc"])

@@ -79,7 +79,7 @@ def running_prometheus(folder: Path, config: Mapping[str, Any]) -> Iterator[Serv
     (port,) = free_ports(1)
     folder.mkdir()
     (folder / "prometheus.yml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
-    command = [
+    command: list[str | Path] = [
         program("prometheus"),
         f"--config.file={folder / 'prometheus.yml'}",
         f"--storage.tsdb.path={folder / 'data'}",
@@ -95,7 +95,7 @@ def running_alertmanager(folder: Path, config: Mapping[str, Any]) -> Iterator[Se
     (port,) = free_ports(1)
     folder.mkdir()
     (folder / "alertmanager.yml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
-    command = [
+    command: list[str | Path] = [
         *_with_templates(),
         program("prometheus-alertmanager"),
         f"--config.file={folder / 'alertmanager.yml'}",
