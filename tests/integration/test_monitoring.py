@@ -1,6 +1,6 @@
 """The real stack under a real Prometheus and Alertmanager, with the rules and configurations of deploy/monitoring.
 
-The rules are those of the files, with every duration divided by 100, as docs/monitoring.md describes for a drill.
+The rules are those of the files, with every duration divided by 60, as docs/monitoring.md describes for a drill.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import http.server
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.triton
 
 MONITORING = ROOT / "deploy" / "monitoring"
-TIME_SCALE = 0.01
-INTERVAL = "250ms"
+TIME_SCALE = 1 / 60
+INTERVAL = "500ms"
+UNHURRIED = "2s"  # of a page that does not change: a scrape that takes too long would remove its series
 PANELS = [panel for board in DASHBOARDS for panel in board.panels]
 OF_ANY_FRONT_END = [panel for panel in PANELS if not panel.needs]
 OF_OTHER_ENGINES = [panel for panel in PANELS if panel.needs in (TENSORRT_LLM, SEVERAL)]
-LIMIT_S = 30.0
+LIMIT_S = 40.0
+RESTART_LIMIT_S = 150.0  # 4 s on an idle machine
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,12 @@ def prometheus(stack: RunningStack, alertmanager: Server, tmp_path_factory: pyte
     job["authorization"]["credentials_file"] = str(folder / "key")
     job["static_configs"][0]["targets"] = [stack.base_url.removeprefix("http://")]
     with page_of_every_metric() as address:
-        sample = {"job_name": "sample", "static_configs": [{"targets": [address], "labels": {"release": "sample"}}]}
+        sample = {
+            "job_name": "sample",
+            "scrape_interval": UNHURRIED,
+            "scrape_timeout": UNHURRIED,
+            "static_configs": [{"targets": [address], "labels": {"release": "sample"}}],
+        }
         config["scrape_configs"] = [job, sample]
         with running_prometheus(folder / "server", config) as server:
             yield server
@@ -86,13 +93,15 @@ def prometheus(stack: RunningStack, alertmanager: Server, tmp_path_factory: pyte
 def page_of_every_metric() -> Iterator[str]:
     """The address of a page with every family: of TensorRT-LLM and of several Tritons, which this stack has not."""
     metrics = every_metric()
+    # Once: numbers of engines are dropped when they are 15 s old.
+    page = generate_latest(metrics.registry) + generate_latest(metrics.shared_registry)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()
-            self.wfile.write(generate_latest(metrics.registry) + generate_latest(metrics.shared_registry))
+            self.wfile.write(page)
 
         def log_message(self, *_: Any) -> None:
             """Prints nothing."""
@@ -131,10 +140,17 @@ def load(stack: RunningStack) -> Iterator[None]:
         thread.join(60)
 
 
-def unanswered(prometheus: Server, panels: list[Panel], release: str) -> list[str]:
-    """Expressions of panels without any number."""
-    expressions = [answerable(expression, release=release) for panel in panels for expression, _ in panel.queries]
-    return [expression for expression in expressions if not has_number(prometheus, expression)]
+def wait_for_answers(prometheus: Server, panels: list[Panel], release: str) -> None:
+    """Until each expression of the panels has had a number. The failure lists those that had none."""
+    missing = {answerable(expression, release=release) for panel in panels for expression, _ in panel.queries}
+
+    def all_are_answered() -> bool:
+        missing.difference_update([expression for expression in missing if has_number(prometheus, expression)])
+        return not missing
+
+    with suppress(AssertionError):
+        wait_until(all_are_answered, limit_s=LIMIT_S)
+    assert not missing
 
 
 def has_number(prometheus: Server, expression: str) -> bool:
@@ -148,17 +164,8 @@ def names_of_firing(alertmanager: Server, receiver: str) -> set[str]:
 
 def test_prometheus_answers_every_expression_of_the_dashboards(stack: RunningStack, prometheus: Server) -> None:
     with load(stack):
-        missing: list[str] = []
-
-        def all_are_answered() -> bool:
-            missing[:] = unanswered(prometheus, OF_ANY_FRONT_END, "demo")
-            return not missing
-
-        try:
-            wait_until(all_are_answered, limit_s=LIMIT_S)
-        except AssertionError:
-            assert missing == []
-    wait_until(lambda: not unanswered(prometheus, OF_OTHER_ENGINES, "sample"), what="answers about other engines")
+        wait_for_answers(prometheus, OF_ANY_FRONT_END, "demo")
+    wait_for_answers(prometheus, OF_OTHER_ENGINES, "sample")
 
 
 def test_every_rule_is_evaluated_without_an_error(prometheus: Server) -> None:
@@ -170,15 +177,14 @@ def test_every_rule_is_evaluated_without_an_error(prometheus: Server) -> None:
     assert alias["metric"]["gen_ai_operation_name"] == "text_completion"
 
 
-def test_a_killed_process_raises_alerts_that_end_when_it_is_back(
+def test_a_killed_process_raises_an_alert_that_ends_when_it_is_back(
     stack: RunningStack, prometheus: Server, alertmanager: Server
 ) -> None:
-    expected = {"CompletionsNoReadyPod"}
-    wait_until(lambda: not names_of_firing(alertmanager, "pager"), what="no alert before")
+    expected = "CompletionsNoReadyPod"
+    assert prometheus.query("min(completions_ready) == 1")
+    wait_until(lambda: expected not in names_of_firing(alertmanager, "pager"), what="no alert before")
     find_process(stack, "decode stub").kill()
-    wait_until(lambda: expected <= names_of_firing(alertmanager, "pager"), limit_s=LIMIT_S, what="the page")
-    wait_until(lambda: completes(stack), limit_s=60, what="the stack is back")
-    # The load of the engine is reported for an hour, here 36 s.
-    reloaded = {"CompletionsEngineRestarts"}
-    wait_until(lambda: reloaded <= names_of_firing(alertmanager, "tickets"), limit_s=LIMIT_S, what="the ticket")
-    wait_until(lambda: not expected & names_of_firing(alertmanager, "pager"), limit_s=LIMIT_S, what="its end")
+    wait_until(lambda: expected in names_of_firing(alertmanager, "pager"), limit_s=LIMIT_S, what="the page")
+    assert expected not in names_of_firing(alertmanager, "tickets")
+    wait_until(lambda: completes(stack), limit_s=RESTART_LIMIT_S, what="the stack is back")
+    wait_until(lambda: expected not in names_of_firing(alertmanager, "pager"), limit_s=LIMIT_S, what="its end")
