@@ -27,7 +27,7 @@ help:
 	@echo "make unit         tests that need no Triton"
 	@echo "make integration  tests on the real Triton"
 	@echo "make clients      install client libraries (openai, langchain, lm-eval, ...) and run each on the real stack"
-	@echo "make deploy-check download helm, kubectl and schemas (60 MB), and test the chart with them"
+	@echo "make deploy-check download helm, kubectl, schemas and Prometheus (90 MB), and test chart and alerts with them"
 	@echo "make test-gpu     tests on a GPU machine with TensorRT-LLM (GPU_PYTHON=..., GPU_ENGINE_DIR=...)"
 	@echo "make bench        measure everything, about 15 minutes (QUICK=1: 2): tables and plots in docs/performance"
 	@echo "make lock         resolve and pin every dependency again (needs uv: .venv/bin/pip install uv)"

@@ -26,6 +26,8 @@ FREE = {
     ("service", "annotations"),
     ("tracing", "resourceAttributes"),
 }
+FREE |= {("monitoring", part, "labels") for part in ("podMonitor", "rules", "dashboards")}
+FREE |= {("monitoring", "dashboards", "annotations")}
 QUANTITIES = {("requests",), ("limits",)}  # of any resource
 SETTINGS = {("stack", "settings"), ("frontend", "settings"), ("triton", "settings")}
 
@@ -107,6 +109,8 @@ def test_schema_and_default_values_have_the_same_keys() -> None:
         ({"tracing": {"endpoint": "https://user:password@collector"}}, "endpoint"),
         ({"tracing": {"sampleRatio": 1.5}}, "sampleRatio"),
         ({"tracing": {"protocol": "http/json"}}, "protocol"),
+        ({"monitoring": {"slo": {"availability": 1}}}, "availability"),
+        ({"monitoring": {"slo": {"firstTokenSeconds": 3}}}, "firstTokenSeconds"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )

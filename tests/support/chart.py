@@ -90,6 +90,11 @@ VARIANTS: dict[str, Values] = {
             "egress": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "collector"}}}],
         },
         "triton": {"settings": {"TRTLLM_BLOCK_REUSE": True, "MAX_QUEUED_REQUESTS": 2000000}},
+        "monitoring": {
+            "podMonitor": {"enabled": True, "labels": {"e": "f"}, "apiKey": {"existingSecret": "metrics"}},
+            "rules": {"enabled": True, "labels": {"e": "f"}, "runbookUrl": "https://wiki.example.com/runbooks"},
+            "dashboards": {"enabled": True, "annotations": {"g": "h"}},
+        },
     },
 }
 ALL = [*EXAMPLES, *VARIANTS]

@@ -125,15 +125,20 @@ waits, which includes the spans. */}}
 {{ .Values.drain.gracePeriodSeconds | default (include "completions.neededGrace" .) | int }}
 {{- end }}
 
-{{/* From the old pod's end to the new pod's readiness: with maxSurge 0, the new one waits for the old one's GPUs. */}}
-{{- define "completions.progressDeadline" -}}
+{{/* A copy from S3, the gate's check and the startup probe. */}}
+{{- define "completions.loadSeconds" -}}
 {{- $copy := 0 -}}
 {{- if eq .Values.engine.store "s3" -}}
 {{- $copy = ceil (divf (mulf .Values.engine.sizeGiB 1024) .Values.startup.copyMiBPerSecond) | int -}}
 {{- end -}}
 {{- $check := eq .Values.engine.check "sha256" | ternary (include "completions.readSeconds" . | int) 0 -}}
-{{ add (include "completions.grace" .) (int .Values.startup.imagePullSeconds) $copy $check
-  (include "completions.startupSeconds" .) (int .Values.rollout.minReadySeconds) 60 }}
+{{ add $copy $check (include "completions.startupSeconds" .) }}
+{{- end }}
+
+{{/* From the old pod's end to the new pod's readiness: with maxSurge 0, the new one waits for the old one's GPUs. */}}
+{{- define "completions.progressDeadline" -}}
+{{ add (include "completions.grace" .) (int .Values.startup.imagePullSeconds) (include "completions.loadSeconds" .)
+  (int .Values.rollout.minReadySeconds) 60 }}
 {{- end }}
 
 {{/* Egress rules to the collector and, for its name, to DNS. */}}
