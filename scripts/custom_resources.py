@@ -36,10 +36,7 @@ def reduced(schema: Any) -> Any:
 
 
 def _is_pod_template(properties: dict[str, Any]) -> bool:
-    """A template has metadata and a spec with containers. KServe's are the spec itself."""
-    return "containers" in properties or (
-        set(properties) == {"metadata", "spec"} and "containers" in properties["spec"].get("properties", {})
-    )
+    return set(properties) == {"metadata", "spec"} and "containers" in properties["spec"].get("properties", {})
 
 
 def document(repository: str, commit: str, path: str, definition: dict[str, Any]) -> dict[str, Any]:

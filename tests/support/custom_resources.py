@@ -15,7 +15,7 @@ import jsonschema
 from scripts.custom_resources import FOLDER, POD_TEMPLATE
 from tests.support.chart import Document, validator
 
-CUSTOM_RESOURCES = {"HTTPRoute", "InferencePool", "LeaderWorkerSet", "LLMInferenceService"}
+CUSTOM_RESOURCES = {"HTTPRoute", "InferencePool", "LeaderWorkerSet"}
 
 
 @cache
@@ -52,14 +52,12 @@ def complaints(document: Document, kubernetes: str = "1.34") -> list[str]:
     found = [] if document["apiVersion"] == _definition(kind)["apiVersion"] else [f"{document['apiVersion']} {kind}"]
     found += [f"{error.json_path}: {error.message}" for error in _validator(kind).iter_errors(document)]
     for path, template in _pod_templates(_definition(kind)["schema"], document):
-        pod = template if "spec" in template else {"spec": template}
-        wanted = {"matchLabels": {"a": "b"}}
-        metadata = {"labels": {"a": "b"}, **pod.get("metadata", {})}
+        selector = {"matchLabels": template["metadata"]["labels"]}
         deployment = {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
             "metadata": {"name": "a"},
-            "spec": {"selector": wanted, "template": {"metadata": metadata, "spec": pod["spec"]}},
+            "spec": {"selector": selector, "template": template},
         }
         try:
             validator().validate(deployment, kubernetes, strict=True)
