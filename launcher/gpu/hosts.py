@@ -8,6 +8,7 @@ The hosts are listed in MPIRUN_HOSTS, or those of a group of Kubernetes' LeaderW
 from __future__ import annotations
 
 import re
+import resource
 import socket
 import time
 from collections.abc import Sequence
@@ -114,6 +115,17 @@ def await_hosts(hosts: Sequence[str], settings: HostSettings) -> None:
                 f"{settings.mpirun_hosts_timeout_s:g} s. Run python -m launcher.gpu --worker there."
             )
         time.sleep(_RETRY_PERIOD_S)
+
+
+def memlock_warning() -> str:
+    """Returns a line if the memory that this process may lock is limited; otherwise an empty string."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return (
+        f"Processes may lock {limit // 1024} KiB of memory here. RDMA between hosts locks what it sends: raise the limit of "
+        "the container runtime (memlock), or NCCL may fail or fall back to TCP.\n"
+    )
 
 
 def _has_sshd(host: str, port: int) -> bool:

@@ -25,7 +25,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from launcher.gpu.hosts import HostSettings, await_hosts, hosts_of, ssh_options
+from launcher.gpu.hosts import HostSettings, await_hosts, hosts_of, memlock_warning, ssh_options
 from launcher.gpu.served_engine import LaunchError, ServedEngine, read_engine
 from launcher.gpu.server_group import RANK_ARGUMENT, SERVE_ARGUMENTS, ServerGroup
 from launcher.gpu.worker import Worker, WorkerSettings
@@ -258,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(format_command(line))
             return 0
         if hosts := hosts_of(settings):
+            sys.stderr.write(memlock_warning())
             _end_at_sigterm()
             await_hosts(hosts[1:], settings)
         return _run(line, mode, spans_hosts=bool(hosts))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from launcher.gpu.hosts import HostSettings
+from launcher.gpu.hosts import HostSettings, memlock_warning
 from launcher.gpu.server_group import rank_of
 from launcher.private_files import keep_files_private
 from launcher.stub_monitor import POLL_PERIOD_S, StubInventory
@@ -82,6 +82,7 @@ class Worker:
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
+        sys.stderr.write(memlock_warning())
         keep_files_private()
         adopt_orphans()
         with tempfile.TemporaryDirectory(prefix="triton-completions-worker-") as folder:

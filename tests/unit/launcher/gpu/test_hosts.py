@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -129,3 +131,15 @@ def test_the_start_waits_for_hosts_that_do_not_answer_as_sshd_does(greeting: byt
             with pytest.raises(LaunchError, match=rf"No sshd on port {port} of 127.0.0.1 within 0.001 s"):
                 await_hosts(["127.0.0.1"], settings)
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_limit_of_locked_memory_is_reported() -> None:
+    """In a process of its own: the limit cannot be raised again."""
+
+    def warning(limit: str) -> str:
+        program = "import resource as r; from launcher.gpu.hosts import memlock_warning; "
+        program += f"{limit}print(memlock_warning(), end='')"
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+        return run.stdout
+
+    assert "Processes may lock 64 KiB of memory here" in warning("r.setrlimit(r.RLIMIT_MEMLOCK, (65536, 65536)); ")
