@@ -123,8 +123,8 @@ def memlock_warning() -> str:
     if limit == resource.RLIM_INFINITY:
         return ""
     return (
-        f"Processes may lock {limit // 1024} KiB of memory here. RDMA between hosts locks what it sends: raise the limit of "
-        "the container runtime (memlock), or NCCL may fail or fall back to TCP.\n"
+        f"Processes may lock {limit // 1024} KiB of memory here. RDMA between hosts locks what it sends: raise the "
+        "container runtime's limit (memlock), or NCCL may fail or fall back to TCP.\n"
     )
 
 

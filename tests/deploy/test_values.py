@@ -21,7 +21,7 @@ VALIDATOR = jsonschema.Draft202012Validator(DOCUMENT)
 # Objects whose keys are the user's: labels, annotations, selectors.
 FREE = {("nodeSelector",), ("podLabels",), ("podAnnotations",), ("service", "annotations")}
 QUANTITIES = {("requests",), ("limits",)}  # of any resource
-SETTINGS = {("stack", "settings"), ("frontend", "settings"), ("triton", "settings")}
+SETTINGS = {("stack", "settings"), ("frontend", "settings"), ("triton", "settings"), ("multiNode", "environment")}
 
 
 def objects(value: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,21 +24,11 @@ from tests.fakes.tritonserver import write_tritonserver
 from tests.support import namespaces
 from tests.support.namespaces import Host
 from tests.support.trtllm_engine import make_engine
+from tests.support.two_hosts import GROUP, NAMES, reason_to_skip, write_keys
 from tests.support.waiting import DEADLINE_S, wait_until
 
-SSHD = Path("/usr/sbin/sshd")
-NAMES = ("demo-0.demo.ns", "demo-0-1.demo.ns")  # as LeaderWorkerSet names the pods of a group
-GROUP = {"LWS_LEADER_ADDRESS": NAMES[0], "LWS_GROUP_SIZE": "2"}
 END_S = 10.0  # after the death of a process, until no rank is left
 LOST_HOST_S = 30.0  # after the last packet of a host: keep-alive probes, and the end of the ranks
-
-
-def reason_to_skip() -> str:
-    programs = {"mpirun": shutil.which("mpirun"), "ssh": shutil.which("ssh"), "sshd": SSHD.exists()}
-    if missing := [name for name, found in programs.items() if not found]:
-        packages = "openmpi-bin openssh-client openssh-server"
-        return f"no {' and '.join(missing)} here; Debian, Ubuntu: apt-get install {packages}"
-    return namespaces.why_not()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,14 +39,7 @@ def _needs_namespaces() -> None:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the group's Secret, made by the commands of docs/gateway.md."""
-    folder = tmp_path_factory.mktemp("keys")
-    for name in ("client", "host", "stranger"):
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True, timeout=DEADLINE_S
-        )
-    (folder / "known_hosts").write_text(f"* {(folder / 'host.pub').read_text()}")
-    return folder
+    return write_keys(tmp_path_factory.mktemp("keys"))
 
 
 def is_rank(process: psutil.Process, mark: str) -> bool:
