@@ -48,6 +48,13 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     python3 install_into_image.py --expect "tensorrt_llm==${TENSORRT_LLM_VERSION}" --lock triton.lock /wheels/*.whl
 COPY model_repository model_repository
 
+# sshd, for ranks on several nodes: launcher/gpu/worker.py. Its host keys come from a Secret. The distribution of the base
+# image has one version of it.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends openssh-client openssh-server \
+    && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
+
 # As in triton-gpu.Dockerfile: uid 1000 has no home directory, and libraries cache compiled code.
 ENV HOME=/var/cache/triton-completions
 RUN install --directory --owner 1000 --group 1000 "$HOME"

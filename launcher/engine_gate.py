@@ -41,6 +41,7 @@ class GateSettings(ProgramSettings):
     engine_dir: Path = Field(description="Engine directory made by build_engine")
     executor: ExecutorName = Field("cpu", description="Executor that will load the engine")
     gpu_count: int | None = Field(None, ge=1, description="Number of GPUs in this server; unset: not compared")
+    lws_group_size: int = Field(1, ge=1, description="Set by LeaderWorkerSet: number of pods in the group")
     gate_check: Literal["sha256", "size"] = Field(
         "sha256", description="Gate: how files are compared with the manifest; size is faster"
     )
@@ -139,10 +140,12 @@ def _check_ranks(settings: GateSettings, manifest: EngineManifest) -> None:
     if manifest.runtime == "cpu":
         return
     ranks = read_engine(settings.engine_dir).world_size
-    if settings.gpu_count not in (None, ranks):
+    servers = settings.lws_group_size
+    if settings.gpu_count is not None and settings.gpu_count * servers != ranks:
+        where = f"this server has {settings.gpu_count}" if servers == 1 else f"{servers} have {settings.gpu_count} each"
         raise GateError(
-            f"The engine in {settings.engine_dir} is for {ranks} GPUs; this server has {settings.gpu_count} "
-            "(GPU_COUNT). Request the number of GPUs that the engine was built for."
+            f"The engine in {settings.engine_dir} is for {ranks} GPUs; {where} (GPU_COUNT). Request the number "
+            "of GPUs that the engine was built for."
         )
 
 

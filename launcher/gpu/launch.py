@@ -8,7 +8,8 @@
     multi-node    a model directory on several machines: an mpirun over their GPUs with NVIDIA's trtllm-llmapi-launch,
                   which runs the one tritonserver beside rank 0, and waits for its work in the others
 
-`--dry-run` prints the command; server_group.py runs it. Not run on GPUs yet.
+With several hosts (hosts.py), leader and multi-node start their ranks there by ssh, an equal number on each, and the
+first host serves. `--dry-run` prints the command; server_group.py runs it. Not run on GPUs yet.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +25,15 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from launcher.gpu.hosts import HostSettings, await_hosts, hosts_of, memlock_warning, ssh_options
 from launcher.gpu.served_engine import LaunchError, ServedEngine, read_engine
 from launcher.gpu.server_group import RANK_ARGUMENT, SERVE_ARGUMENTS, ServerGroup
+from launcher.gpu.worker import Worker, WorkerSettings
 from launcher.settings import MODEL_REPOSITORY, OpenApis
 from launcher.triton_access import closing_arguments, inference_arguments
 from launcher.triton_tracing import trace_arguments
 from llm_pipeline.protocol.tensors import DECODE_MODEL
-from llm_pipeline.runtime.program_settings import HeaderSecret, ProgramSettings
+from llm_pipeline.runtime.program_settings import HeaderSecret
 from llm_pipeline.runtime.tracing_settings import TracingSettings
 
 Mode = Literal["single", "leader", "orchestrator", "multi-node"]
@@ -40,7 +44,7 @@ Mode = Literal["single", "leader", "orchestrator", "multi-node"]
 _MPIRUN_OPTIONS = ("--bind-to", "none", "--oversubscribe", "--tag-output")
 
 
-class LaunchSettings(ProgramSettings):
+class LaunchSettings(HostSettings):
     """Where the server is, what it serves, and on how many GPUs."""
 
     launch_mode: Literal["auto", "single", "leader", "orchestrator", "multi-node"] = Field(
@@ -90,8 +94,13 @@ class LaunchSettings(ProgramSettings):
 def choose_mode(settings: LaunchSettings, engine: ServedEngine) -> Mode:
     """Returns the mode, with `auto` resolved. Raises LaunchError if engine, GPUs and mode are incompatible."""
     mode, is_pytorch = settings.launch_mode, engine.runtime == "pytorch"
-    if mode == "auto":
+    hosts = hosts_of(settings)
+    if mode == "auto" and hosts:
+        mode = "multi-node" if is_pytorch else "leader"
+    elif mode == "auto":
         mode = "single" if is_pytorch or engine.world_size == 1 else "leader"
+    if hosts:
+        _check_hosts(hosts, settings, mode, engine.world_size)
     if mode == "single" and engine.world_size > 1 and not is_pytorch:
         raise LaunchError(
             f"The engine is for {engine.world_size} GPUs; LAUNCH_MODE=single supports one. Unset LAUNCH_MODE."
@@ -104,9 +113,10 @@ def choose_mode(settings: LaunchSettings, engine: ServedEngine) -> Mode:
     if mode == "multi-node":
         _check_multi_node(settings, engine)
     gpus, world_size = settings.gpu_count, engine.world_size
-    if gpus is not None and not _fits(mode, gpus, world_size):
+    if gpus is not None and not _fits(mode, gpus * (len(hosts) or 1), world_size):
+        where = f"{len(hosts)} hosts have {gpus} each" if hosts else f"this server has {gpus}"
         raise LaunchError(
-            f"The engine in {settings.engine_dir} was built for {world_size} GPUs; this server has {gpus} (GPU_COUNT). "
+            f"The engine in {settings.engine_dir} was built for {world_size} GPUs; {where} (GPU_COUNT). "
             "Use the number of GPUs that the engine was built for, or build another engine with --tp and --pp."
         )
     return mode
@@ -118,6 +128,17 @@ def _fits(mode: Mode, gpus: int, world_size: int) -> bool:
     if mode == "orchestrator":
         return gpus >= world_size  # its server may serve other engines too
     return gpus == world_size
+
+
+def _check_hosts(hosts: Sequence[str], settings: LaunchSettings, mode: Mode, world_size: int) -> None:
+    if mode not in ("leader", "multi-node"):
+        raise LaunchError(f"LAUNCH_MODE={mode} uses one host, and {len(hosts)} are set. Unset LAUNCH_MODE.")
+    if world_size % len(hosts):
+        raise LaunchError(
+            f"The {world_size} GPUs of {settings.engine_dir} cannot be shared equally by {len(hosts)} hosts."
+        )
+    if settings.mpirun_hostfile is not None:
+        raise LaunchError("MPIRUN_HOSTFILE and MPIRUN_HOSTS (or LWS_GROUP_SIZE) are both set. Unset one.")
 
 
 def _check_multi_node(settings: LaunchSettings, engine: ServedEngine) -> None:
@@ -132,10 +153,10 @@ def command(settings: LaunchSettings, mode: Mode, world_size: int) -> list[str]:
     """Returns the command line of all servers."""
     if mode == "single":
         return _serving_rank(settings)
+    hosts = hosts_of(settings)
     if mode == "multi-node":
-        hosts = [] if settings.mpirun_hostfile is None else ["--hostfile", str(settings.mpirun_hostfile)]
         return [
-            *(settings.mpirun, *_MPIRUN_OPTIONS, *hosts, "-n", str(world_size)),
+            *(settings.mpirun, *_MPIRUN_OPTIONS, *_where(settings, hosts, world_size), "-n", str(world_size)),
             # It splits its arguments at spaces, and the server's contain a line break: triton_access.py.
             *(settings.trtllm_llmapi_launch, sys.executable, *SERVE_ARGUMENTS),
         ]
@@ -149,10 +170,20 @@ def command(settings: LaunchSettings, mode: Mode, world_size: int) -> list[str]:
             "--enable-peer-access=false",
             *(f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in range(settings.gpu_count or world_size)),
         ]
-    line = [settings.mpirun, *_MPIRUN_OPTIONS, "-n", "1", *_serving_rank(settings)]
-    for rank in range(1, world_size):
-        line += [":", "-n", "1", *_working_rank(settings, rank)]
+    line = [settings.mpirun, *_MPIRUN_OPTIONS, *(ssh_options(settings) if hosts else ())]
+    for rank in range(world_size):
+        place = ["--host", hosts[rank * len(hosts) // world_size]] if hosts else []
+        server = _working_rank(settings, rank) if rank else _serving_rank(settings)
+        line += [*([":"] if rank else []), "-n", "1", *place, *server]
     return line
+
+
+def _where(settings: LaunchSettings, hosts: Sequence[str], world_size: int) -> list[str]:
+    """Returns mpirun's options for the machines of multi-node mode."""
+    if hosts:
+        slots = world_size // len(hosts)
+        return [*ssh_options(settings), "--host", ",".join(f"{host}:{slots}" for host in hosts)]
+    return [] if settings.mpirun_hostfile is None else ["--hostfile", str(settings.mpirun_hostfile)]
 
 
 def _serving_rank(settings: LaunchSettings) -> list[str]:
@@ -214,9 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="become the server that clients connect to, as multi-node does beside rank 0",
     )
+    parser.add_argument("--worker", action="store_true", help="run sshd for ranks that another host's mpirun starts")
+    parser.add_argument("--hosts", metavar="HOST,HOST", help="hosts that share the ranks, this one first: MPIRUN_HOSTS")
     options = parser.parse_args(arguments)
     try:
-        settings = LaunchSettings()
+        if options.worker:
+            return _work()
+        settings = LaunchSettings(**({"mpirun_hosts": options.hosts} if options.hosts else {}))
         engine = read_engine(settings.engine_dir)
         mode = choose_mode(settings, engine)
         line = command(settings, mode, engine.world_size)
@@ -225,7 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             sys.stdout.write(format_command(line))
             return 0
-        return _run(line, mode)
+        if hosts := hosts_of(settings):
+            sys.stderr.write(memlock_warning())
+            _end_at_sigterm()
+            await_hosts(hosts[1:], settings)
+        return _run(line, mode, spans_hosts=bool(hosts))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
         sys.stderr.write("Not started. Invalid settings:\n" + "\n".join(problems) + "\n")
@@ -242,9 +281,25 @@ def _become(line: list[str]) -> None:
         raise LaunchError(f"{line[0]} (TRITONSERVER) cannot be run: {error.strerror}.") from error
 
 
-def _run(line: Sequence[str], mode: Mode) -> int:
+def _work() -> int:
+    settings = WorkerSettings()
     try:
-        return ServerGroup(line, is_mpirun=mode != "single", is_multi_node=mode == "multi-node").run()
+        return Worker(settings).run()
+    except OSError as error:
+        raise LaunchError(f"{settings.sshd} (SSHD) cannot be run: {error.strerror}.") from error
+
+
+def _end_at_sigterm() -> None:
+    """Process 1 of a container ignores signals without a handler, so its end would wait for the grace period."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
+def _run(line: Sequence[str], mode: Mode, *, spans_hosts: bool) -> int:
+    try:
+        group = ServerGroup(
+            line, is_mpirun=mode != "single", is_multi_node=mode == "multi-node", spans_hosts=spans_hosts
+        )
+        return group.run()
     except OSError as error:
         setting = "TRITONSERVER" if mode == "single" else "MPIRUN"
         raise LaunchError(f"{line[0]} ({setting}) cannot be run: {error.strerror}.") from error

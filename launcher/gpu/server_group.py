@@ -39,7 +39,7 @@ RANK_ARGUMENT = "--id=rank"
 SERVE_ARGUMENTS = ("-m", "launcher.gpu", "--serve")  # of a Python that becomes the serving tritonserver
 _END_TIMEOUT_S = 5.0  # servers without a stub need it to clean up /dev/shm; all their requests have failed by then
 _END_POLL_PERIOD_S = 0.1
-_START_TIMEOUT_S = 60.0  # multi-node: until the server's process is there
+_START_TIMEOUT_S = 60.0  # with several hosts: until the server's process is there
 _START_POLL_PERIOD_S = 0.05  # a server that can't start is there for a short time
 _KILL_TIMEOUT_S = 20.0  # for killed processes to be gone: the driver frees their GPU memory first
 _NAME_LENGTH = 15  # the kernel cuts longer names of processes
@@ -48,20 +48,27 @@ _NAME_LENGTH = 15  # the kernel cuts longer names of processes
 class ServerGroup:
     """One tritonserver, or an mpirun with one for each rank, or with one beside rank 0 (`is_multi_node`).
 
+    With `spans_hosts`, some of the servers are on other hosts, where worker.py watches them. They are ended after those
+    on this host: a rank without rank 0 serves nothing.
+
     On SIGTERM, mpirun gives its processes one second and then kills them, which would fail every running request. Its
     setting odls_base_sigkill_timeout is waited out twice in any case, also when a rank has died (open-mpi/ompi #7033;
     measured with 4.1.4). So the servers receive SIGTERM directly, and mpirun exits after them. A second signal ends
     the wait.
     """
 
-    def __init__(self, line: Sequence[str], *, is_mpirun: bool, is_multi_node: bool = False) -> None:
+    def __init__(
+        self, line: Sequence[str], *, is_mpirun: bool, is_multi_node: bool = False, spans_hosts: bool = False
+    ) -> None:
         self._line = list(line)
         self._is_mpirun = is_mpirun
         self._is_multi_node = is_multi_node
+        self._spans_hosts = spans_hosts
+        self._outlives_servers = is_multi_node or spans_hosts  # mpirun does, with the ranks of other hosts
         self._process: subprocess.Popen[bytes] | None = None
         self._signal_count = 0
         self._has_lost_stub = False
-        self._has_lost_server = False  # multi-node: the ranks go on without it
+        self._has_lost_server = False  # the ranks on other hosts go on without it
         self._ended = threading.Event()
 
     def run(self) -> int:
@@ -111,13 +118,13 @@ class ServerGroup:
 
     def _monitor_stubs(self, process: subprocess.Popen[bytes]) -> None:
         inventories: dict[int, StubInventory] = {}
-        starting = self._is_multi_node  # until its one server was seen
+        starting = self._outlives_servers  # until a server was seen
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._ended.wait(_START_POLL_PERIOD_S if starting else POLL_PERIOD_S):
             _reap_adopted(process.pid)
             servers = self._server_pids(process.pid)
             starting = starting and not servers and time.monotonic() < deadline
-            if self._is_multi_node and not starting and not servers:
+            if self._outlives_servers and not starting and not servers:
                 self._end_after_server(process)
                 return
             for server in servers if not self._signal_count else ():  # servers that shut down end their stubs
@@ -127,7 +134,12 @@ class ServerGroup:
                     return
 
     def _end_after_server(self, process: subprocess.Popen[bytes]) -> None:
-        """Ends the ranks of all machines, which wait for work without end: trtllm-llmapi-launch does not."""
+        """Ends the ranks of all machines, which wait for work without end: nothing else does.
+
+        A rank that fails makes mpirun end the others: Open MPI 4.1.4 crashes if it gets a signal at that time.
+        """
+        if self._spans_hosts and not self._signal_count and self._ended.wait(_END_TIMEOUT_S):
+            return
         self._has_lost_server = True
         if not self._signal_count:
             sys.stderr.write(f"Triton has ended. Ending the ranks of all machines; exit status {DEAD_STUB_STATUS}.\n")
@@ -139,7 +151,7 @@ class ServerGroup:
     def _end_after_dead_stub(self, process: subprocess.Popen[bytes], server: int, model: str) -> None:
         self._has_lost_stub = True
         sys.stderr.write(
-            f"The process of model {model!r} has died ({_rank_of(server)}), and Triton does not restart it. "
+            f"The process of model {model!r} has died ({rank_of(server)}), and Triton does not restart it. "
             f"Ending all servers; exit status {DEAD_STUB_STATUS}. Restart the container.\n"
         )
         sys.stderr.flush()
@@ -156,10 +168,10 @@ class ServerGroup:
         if not self._is_mpirun:
             return [process_pid]
         below = [item.pid for item in descendants(process_pid)] if self._is_multi_node else child_pids(process_pid)
-        return [pid for pid in below if _rank_of(pid)]
+        return [pid for pid in below if rank_of(pid)]
 
 
-def _rank_of(pid: int) -> str:
+def rank_of(pid: int) -> str:
     """Returns the rank of a server, such as "rank0"; an empty string for other processes.
 
     The program before the argument must be the process itself: launch scripts have the same arguments. A process that

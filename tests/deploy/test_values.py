@@ -29,7 +29,7 @@ FREE = {
 FREE |= {("monitoring", part, "labels") for part in ("podMonitor", "rules", "dashboards")}
 FREE |= {("monitoring", "dashboards", "annotations")}
 QUANTITIES = {("requests",), ("limits",)}  # of any resource
-SETTINGS = {("stack", "settings"), ("frontend", "settings"), ("triton", "settings")}
+SETTINGS = {("stack", "settings"), ("frontend", "settings"), ("triton", "settings"), ("multiNode", "environment")}
 
 
 def objects(value: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from llm_pipeline.protocol.executor_names import ExecutorName
 from tests.fakes.installed import FAKES, write_script
 from tests.fakes.model_directory import make_model_directory
 from tests.fakes.tritonserver import write_llmapi_launch
+from tests.support import namespaces, two_hosts
 from tests.support.trtllm_engine import make_engine
 from tests.support.waiting import wait_until
 
@@ -101,6 +102,66 @@ def test_two_servers_start_as_ranks_and_only_rank_0_serves(tmp_path: Path, engin
         with urllib.request.urlopen(f"http://127.0.0.1:{http}/v2/models/ensemble/generate", body, 20) as response:
             assert json.load(response)["num_output_tokens"] == 5
     assert process.returncode == 0, (tmp_path / "log").read_text()
+
+
+def test_two_servers_start_as_ranks_on_two_hosts_and_end_with_the_stub_of_one(tmp_path: Path, engine_dir: Path) -> None:
+    """A real sshd and mpirun between network namespaces. The worker sees that the other host's decode has died."""
+    if reason := two_hosts.reason_to_skip():
+        pytest.skip(reason)
+    stack = StackSettings(executor="scripted")
+    settings = LaunchSettings(
+        engine_dir=make_engine(tmp_path / "engine"),
+        tritonserver=Path(triton_wheel.tritonserver_command(stack, tmp_path)[0]),
+        triton_backends=triton_wheel.prepare_backends(tmp_path / "run"),
+        mpirun_hosts=two_hosts.NAMES,
+        ssh_keys=two_hosts.write_keys(tmp_path),
+    )
+    line = command(settings, "leader", 2)
+    run = (
+        "import sys; from launcher.gpu.hosts import HostSettings, await_hosts; "
+        "from launcher.gpu.server_group import ServerGroup; "
+        f"await_hosts({two_hosts.NAMES[1:]!r}, HostSettings()); "
+        f"sys.exit(ServerGroup({line!r}, is_mpirun=True, spans_hosts=True).run())"
+    )
+    programs = {"worker": ["-m", "launcher.gpu", "--worker"], "leader": ["-c", run]}
+    body = json.dumps({"text_input": "hello", "max_tokens": 5})
+    url = "http://127.0.0.1:8000/v2/models/ensemble/generate"
+    request = f"import urllib.request as r; print(r.urlopen({url!r}, {body.encode()!r}, 20).read().decode())"
+    with namespaces.hosts(two_hosts.NAMES) as (first, second), ExitStack() as stack_of_processes:
+        running = {}
+        for role, host in (("worker", second), ("leader", first)):
+            (tmp_path / role).mkdir()
+            log = stack_of_processes.enter_context((tmp_path / f"log-{role}").open("w"))
+            process = subprocess.Popen(
+                host.command([sys.executable, *programs[role]]),
+                env={
+                    **triton_wheel.environment(stack, engine_dir),
+                    "SSH_KEYS": str(tmp_path),
+                    "TMPDIR": str(tmp_path / role),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=FAKES,
+            )
+            running[role] = process
+            stack_of_processes.callback(process.wait, 60)
+            stack_of_processes.callback(process.terminate)
+        wait_until(lambda: count_stubs(running["worker"].pid) == 1, limit_s=60, what="decode's stub on the second host")
+
+        def answer() -> str:
+            asked = first.command([sys.executable, "-c", request])
+            return subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout
+
+        wait_until(lambda: '"num_output_tokens":5' in answer(), limit_s=60, what="rank 0 serves")
+        time.sleep(3 * POLL_PERIOD_S)
+        (stub,) = stubs_of(running["worker"].pid)
+        stub.kill()
+        killed_at = time.monotonic()
+        assert running["leader"].wait(30) != 0
+        wait_until(lambda: count_stubs(running["worker"].pid) == 0, limit_s=10)
+        print(f"ended {time.monotonic() - killed_at:.1f} s after the death of the second host's stub")
+        assert "'decode' has died (rank1)" in (tmp_path / "log-worker").read_text()
 
 
 def test_server_whose_decode_has_died_ends_and_leaves_no_process(tmp_path: Path, engine_dir: Path) -> None:
@@ -203,4 +264,13 @@ def is_ready(port: int) -> bool:
 
 def count_stubs(pid: int) -> int:
     """Counts the Python stubs among the descendants of a process."""
-    return sum(child.name().startswith("triton_python_b") for child in psutil.Process(pid).children(recursive=True))
+    return len(stubs_of(pid))
+
+
+def stubs_of(pid: int) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.name().startswith("triton_python_b"):
+                found.append(child)
+    return found

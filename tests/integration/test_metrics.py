@@ -5,11 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.support.endpoint_picker import REFRESH_S, PodMetrics, read
 from tests.support.promtool import lint
 from tests.support.stack import RunningStack, running_stack
 from tests.support.waiting import wait_until
@@ -77,6 +79,40 @@ def test_changes_show_within_a_tenth_of_a_second(stack: RunningStack) -> None:
             assert answer.result(30).status_code == 200
             wait_until(lambda: counts(stack) == (0, 0), limit_s=10, what="its end shows")
     assert sorted(delays)[2] < FRESH_S + SCRAPE_S, delays
+
+
+def test_an_endpoint_picker_sees_every_wave_of_requests(stack: RunningStack) -> None:
+    """By the picker's own rule, with its period, without a key and on one connection."""
+    full, rest = divmod(REQUESTS, MAX_ACTIVE)
+    running = [*[MAX_ACTIVE] * full, rest]
+    waves = {(active, REQUESTS - sum(running[: number + 1])) for number, active in enumerate(running)}
+    with httpx.Client(trust_env=False) as client, concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
+
+        def scrape() -> PodMetrics:
+            return read(client.get(f"{stack.base_url}/metrics/engine").raise_for_status().text)
+
+        wait_until(lambda: scrape().running == 0, limit_s=10, what="an idle engine")
+        answers = [pool.submit(stack.complete, prompt="Hello", max_tokens=TOKENS) for _ in range(REQUESTS)]
+        seen, took_s = set(), []
+        while not all(answer.done() for answer in answers):
+            started_s = time.monotonic()
+            metrics = scrape()
+            took_s.append(time.monotonic() - started_s)
+            seen.add((metrics.running, metrics.waiting))
+            time.sleep(max(0.0, REFRESH_S - took_s[-1]))  # the picker's ticker
+        assert all(answer.result().status_code == 200 for answer in answers)
+        print(f"{len(took_s)} scrapes, median {1000 * sorted(took_s)[len(took_s) // 2]:.1f} ms")
+        assert waves <= seen
+        assert wait_until(lambda: scrape().running == 0, limit_s=10, what="the end shows") < FRESH_S + SCRAPE_S
+
+
+def test_an_endpoint_picker_finds_all_of_an_engine_with_a_cache(cpu_stack: RunningStack) -> None:
+    """Block size and number are what its producer of prefixes tunes itself by."""
+    metrics = read(page_of(cpu_stack, "/metrics/engine"))
+    assert None not in astuple(metrics)
+    assert metrics.kv_usage is not None
+    assert 0 <= metrics.kv_usage <= 1
+    assert min(metrics.block_tokens or 0, metrics.blocks or 0) > 0
 
 
 def test_pages_of_a_loaded_front_end_are_clean(stack: RunningStack) -> None:

@@ -49,6 +49,31 @@ VARIANTS: dict[str, Values] = {
     "cpu-pvc": {**_GPU, "engine": _PVC},
     "cpu-image": {**_GPU, "engine": _IMAGE},
     "cpu-s3": {**_GPU, "engine": _S3, "networkPolicy": _EGRESS},
+    "multi-node-engine": {
+        **_GPU,
+        "runtime": "engine",
+        "engine": {**_PVC, "gpus": 16, "id": "1.2.1-0123456789ab"},
+        "multiNode": {
+            "enabled": True,
+            "size": 2,
+            "ssh": {"existingSecret": "ssh"},
+            "exclusiveTopology": "topology.kubernetes.io/rack",
+            "environment": {"NCCL_IB_HCA": "mlx5", "OMPI_MCA_btl_tcp_if_include": "eth0"},
+            "limits": {"rdma/ib": 8, "hugepages-2Mi": "4Gi"},
+        },
+        "gateway": {
+            "inferencePool": {"enabled": True, "endpointPicker": {"name": "picker"}},
+            "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "backend": "InferencePool"},
+        },
+    },
+    "multi-node-pytorch": {
+        **_GPU,
+        "runtime": "pytorch",
+        "replicas": 1,
+        "engine": {**_PVC, "gpus": 32},
+        "models": {"claimName": "models"},
+        "multiNode": {"enabled": True, "size": 4, "ssh": {"existingSecret": "ssh", "port": 2200}, "dns": []},
+    },
     "build-job": {
         **_GPU,
         "runtime": "engine",
@@ -97,7 +122,24 @@ VARIANTS: dict[str, Values] = {
         },
     },
 }
-ALL = [*EXAMPLES, *VARIANTS]
+# Pods are those of other releases.
+ROUTES: dict[str, Values] = {
+    "route": {
+        "gateway": {
+            "httpRoute": {
+                "enabled": True,
+                "only": True,
+                "parentRefs": [{"name": "public", "namespace": "gateway", "sectionName": "https"}],
+                "hostnames": ["llm.example.com"],
+                "paths": ["/v1", "/v2"],
+                "releases": [{"name": "llama-1a2b3c4d", "weight": 95}, {"name": "llama-5e6f7a8b", "weight": 5}],
+            }
+        }
+    }
+}
+SERVING_EXAMPLES = [name for name in EXAMPLES if not name.startswith("route")]
+ALL = [*SERVING_EXAMPLES, *VARIANTS]
+RENDERED = [*EXAMPLES, *VARIANTS]
 OF_IMAGE_VOLUMES = {name for name in VARIANTS if name.endswith("-image")} | {"h100-engine"}
 
 
@@ -171,14 +213,33 @@ def only(documents: tuple[Document, ...], kind: str, component: str = "serve") -
     return found
 
 
+def serving_owner(documents: tuple[Document, ...]) -> Document:
+    """The Deployment or the LeaderWorkerSet."""
+    (found,) = [document for document in documents if document["kind"] in ("Deployment", "LeaderWorkerSet")]
+    return found
+
+
+def serving_template(documents: tuple[Document, ...]) -> Document:
+    """The template of the pods that serve the API."""
+    spec = serving_owner(documents)["spec"]
+    template: Document = (
+        spec["leaderWorkerTemplate"]["leaderTemplate"] if "leaderWorkerTemplate" in spec else spec["template"]
+    )
+    return template
+
+
 def pod_specs(documents: tuple[Document, ...]) -> dict[str, Document]:
-    """Every pod that the objects start, by the kind of its owner."""
+    """Every pod that the objects start, by the kind of its owner; "Worker" is that of a LeaderWorkerSet too."""
     found = {}
     for document in documents:
         if document["kind"] == "Pod":
             found["Pod"] = document["spec"]
         elif document["kind"] in ("Deployment", "Job"):
             found[document["kind"]] = document["spec"]["template"]["spec"]
+        elif document["kind"] == "LeaderWorkerSet":
+            group = document["spec"]["leaderWorkerTemplate"]
+            found["LeaderWorkerSet"] = group["leaderTemplate"]["spec"]
+            found["Worker"] = group["workerTemplate"]["spec"]
     return found
 
 

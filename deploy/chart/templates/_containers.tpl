@@ -74,7 +74,7 @@ runAsUser: {{ eq .Values.runtime "cpu" | ternary .Values.stack.runAsUser .Values
     - { name: GATE_MANIFEST_SHA256, value: {{ . | quote }} }
     {{- end }}
     {{- if not $isCpu }}
-    - { name: GPU_COUNT, value: {{ int .Values.engine.gpus | quote }} }
+    - { name: GPU_COUNT, value: {{ include "completions.gpusOfPod" . | quote }} }
     {{- end }}
   securityContext:
     {{- include "completions.containerSecurity" (include "completions.runAs" . | fromYaml) | nindent 4 }}
@@ -190,6 +190,65 @@ terminationMessagePolicy: FallbackToLogsOnError
     - { name: run, mountPath: /var/lib/triton-completions } # RUN_DIR: logs, and Triton's backends, 2 MB
 {{- end }}
 
+{{/* Of every container with ranks of the engine. */}}
+{{- define "completions.gpusOfPod" -}}
+{{ .Values.multiNode.enabled | ternary (div (int .Values.engine.gpus) (int .Values.multiNode.size)) (int .Values.engine.gpus) }}
+{{- end }}
+
+{{- define "completions.rankVariables" -}}
+- { name: ENGINE_DIR, value: {{ include "completions.engineDir" . }} }
+- { name: EXECUTOR, value: {{ include "completions.executor" . }} }
+- { name: GPU_COUNT, value: {{ include "completions.gpusOfPod" . | quote }} }
+- { name: TRITON_EXIT_TIMEOUT_S, value: {{ int .Values.drain.tritonExitTimeoutSeconds | quote }} }
+- { name: TRTLLM_CHECK_FILES, value: size } # the gate has read them
+{{- if .Values.multiNode.enabled }}
+- { name: SSH_PORT, value: {{ int .Values.multiNode.ssh.port | quote }} }
+# The other pods may have to pull the image, and to copy and check the engine.
+- { name: MPIRUN_HOSTS_TIMEOUT_S, value: {{ include "completions.preparationSeconds" . | quote }} }
+{{- with .Values.multiNode.environment }}
+{{- include "completions.settings" . }}
+{{- end }}
+{{- end }}
+{{- with .Values.triton.settings }}
+{{- include "completions.settings" . }}
+{{- end }}
+{{- end }}
+
+{{- define "completions.rankResources" -}}
+{{- $own := dict .Values.gpu.resource (include "completions.gpusOfPod" . | int) -}}
+{{- $own = .Values.multiNode.enabled | ternary (merge $own (deepCopy .Values.multiNode.limits)) $own -}}
+{{- toYaml (merge (dict "limits" $own) (deepCopy .Values.triton.resources)) }}
+{{- end }}
+
+{{- define "completions.rankMounts" -}}
+{{- include "completions.engineMounts" . | trim }}
+- { name: shm, mountPath: /dev/shm }
+- { name: tmp, mountPath: /tmp, subPath: triton }
+- { name: cache, mountPath: /var/cache/triton-completions }
+{{- if .Values.multiNode.enabled }}
+- { name: ssh, mountPath: /run/secrets/ssh, readOnly: true }
+{{- end }}
+{{- end }}
+
+{{/* sshd, for the ranks that the leader's mpirun starts. It stays until they have ended, so it needs no preStop. */}}
+{{- define "completions.worker" -}}
+- name: triton
+  image: {{ include "completions.image" (dict "root" . "image" .Values.images.triton) }}
+  imagePullPolicy: {{ .Values.images.triton.pullPolicy }}
+  args: [python3, -m, launcher.gpu, --worker]
+  env:
+    {{- include "completions.rankVariables" . | nindent 4 }}
+  ports:
+    - { name: ssh, containerPort: {{ int .Values.multiNode.ssh.port }} }
+  securityContext:
+    {{- include "completions.containerSecurity" .Values.triton | nindent 4 }}
+  resources:
+    {{- include "completions.rankResources" . | nindent 4 }}
+  terminationMessagePolicy: FallbackToLogsOnError
+  volumeMounts:
+    {{- include "completions.rankMounts" . | nindent 4 }}
+{{- end }}
+
 {{/* A sidecar: it starts before the front end, and gets SIGTERM after the front end has ended. */}}
 {{- define "completions.triton" -}}
 - name: triton
@@ -197,36 +256,27 @@ terminationMessagePolicy: FallbackToLogsOnError
   imagePullPolicy: {{ .Values.images.triton.pullPolicy }}
   restartPolicy: Always
   env:
-    - { name: ENGINE_DIR, value: {{ include "completions.engineDir" . }} }
-    - { name: EXECUTOR, value: {{ include "completions.executor" . }} }
-    - { name: GPU_COUNT, value: {{ int .Values.engine.gpus | quote }} }
+    {{- include "completions.rankVariables" . | nindent 4 }}
     - { name: TRITON_HOST, value: 127.0.0.1 } # only the front end of this pod reaches it
     - { name: TRITON_METRICS_HOST, value: 0.0.0.0 }
-    - { name: TRITON_EXIT_TIMEOUT_S, value: {{ int .Values.drain.tritonExitTimeoutSeconds | quote }} }
-    - { name: TRTLLM_CHECK_FILES, value: size } # the gate has read them
     {{- if .Values.tritonSecret.existingSecret }}
     {{- include "completions.secretVariable" (dict "name" "TRITON_SECRET" "secret" .Values.tritonSecret) | nindent 4 }}
     {{- end }}
     {{- with include "completions.tracing" . }}
     {{- . | nindent 4 }}
     {{- end }}
-    {{- with .Values.triton.settings }}
-    {{- include "completions.settings" . | nindent 4 }}
-    {{- end }}
   ports:
     - { name: triton-metrics, containerPort: 8002 }
   securityContext:
     {{- include "completions.containerSecurity" .Values.triton | nindent 4 }}
   resources:
-    {{- $gpus := dict .Values.gpu.resource (int .Values.engine.gpus) }}
-    {{- $limits := merge (dict "limits" $gpus) (deepCopy .Values.triton.resources) }}
-    {{- toYaml $limits | nindent 4 }}
+    {{- include "completions.rankResources" . | nindent 4 }}
   startupProbe: # each stage has answered
     exec:
       command: [python3, /opt/triton-completions/healthcheck.py, TRITON_HTTP_PORT, "8000", /v2/health/ready, ensemble]
     periodSeconds: 10
     timeoutSeconds: 10
-    failureThreshold: {{ divf (include "completions.startupSeconds" . | float64) 10 | ceil | int }}
+    failureThreshold: {{ divf (include "completions.tritonStartupSeconds" . | float64) 10 | ceil | int }}
   livenessProbe: # patient: a busy server must not be killed
     exec:
       command: [python3, /opt/triton-completions/healthcheck.py, TRITON_HTTP_PORT, "8000", /v2/health/live, ensemble]
@@ -235,10 +285,7 @@ terminationMessagePolicy: FallbackToLogsOnError
     failureThreshold: 6
   terminationMessagePolicy: FallbackToLogsOnError
   volumeMounts:
-    {{- include "completions.engineMounts" . | nindent 4 }}
-    - { name: shm, mountPath: /dev/shm }
-    - { name: tmp, mountPath: /tmp, subPath: triton }
-    - { name: cache, mountPath: /var/cache/triton-completions }
+    {{- include "completions.rankMounts" . | nindent 4 }}
 {{- end }}
 
 {{- define "completions.frontend" -}}

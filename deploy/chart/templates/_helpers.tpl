@@ -94,6 +94,15 @@ seccompProfile: { type: RuntimeDefault }
 {{ get (dict "cpu" "cpu" "engine" "tensorrt_llm" "pytorch" "tensorrt_llm_pytorch") .Values.runtime }}
 {{- end }}
 
+{{/* A backend of the route, in one line. */}}
+{{- define "completions.backend" -}}
+{{- if eq .root.Values.gateway.httpRoute.backend "InferencePool" -}}
+{ group: inference.networking.k8s.io, kind: InferencePool, name: {{ .name }}, weight: {{ int .weight }} }
+{{- else -}}
+{ name: {{ .name }}, port: {{ int .root.Values.service.port }}, weight: {{ int .weight }} }
+{{- end -}}
+{{- end }}
+
 {{/* --- Seconds ------------------------------------------------------------------------------------------------- */}}
 
 {{/* Reading the engine once from its volume. */}}
@@ -125,20 +134,36 @@ waits, which includes the spans. */}}
 {{ .Values.drain.gracePeriodSeconds | default (include "completions.neededGrace" .) | int }}
 {{- end }}
 
-{{/* A copy from S3, the gate's check and the startup probe. */}}
-{{- define "completions.loadSeconds" -}}
+{{/* A copy from S3, and the gate's check. */}}
+{{- define "completions.gateSeconds" -}}
 {{- $copy := 0 -}}
 {{- if eq .Values.engine.store "s3" -}}
 {{- $copy = ceil (divf (mulf .Values.engine.sizeGiB 1024) .Values.startup.copyMiBPerSecond) | int -}}
 {{- end -}}
 {{- $check := eq .Values.engine.check "sha256" | ternary (include "completions.readSeconds" . | int) 0 -}}
-{{ add $copy $check (include "completions.startupSeconds" .) }}
+{{ add $copy $check }}
+{{- end }}
+
+{{/* The gate, and the startup probe. */}}
+{{- define "completions.loadSeconds" -}}
+{{ add (include "completions.gateSeconds" .) (include "completions.startupSeconds" .) }}
+{{- end }}
+
+{{/* From a pod's creation to the start of its containers, with a minute to spare. */}}
+{{- define "completions.preparationSeconds" -}}
+{{ add (int .Values.startup.imagePullSeconds) (include "completions.gateSeconds" .) 60 }}
 {{- end }}
 
 {{/* From the old pod's end to the new pod's readiness: with maxSurge 0, the new one waits for the old one's GPUs. */}}
 {{- define "completions.progressDeadline" -}}
-{{ add (include "completions.grace" .) (int .Values.startup.imagePullSeconds) (include "completions.loadSeconds" .)
-  (int .Values.rollout.minReadySeconds) 60 }}
+{{ add (include "completions.grace" .) (include "completions.preparationSeconds" .)
+  (include "completions.startupSeconds" .) (int .Values.rollout.minReadySeconds) }}
+{{- end }}
+
+{{/* Until Triton is ready: the first pod of a group also waits for the others. */}}
+{{- define "completions.tritonStartupSeconds" -}}
+{{- $own := include "completions.startupSeconds" . | int -}}
+{{ .Values.multiNode.enabled | ternary (add $own (include "completions.preparationSeconds" . | int)) $own }}
 {{- end }}
 
 {{/* Egress rules to the collector and, for its name, to DNS. */}}
@@ -166,6 +191,53 @@ waits, which includes the spans. */}}
 {{/* --- What would fail in the cluster, or cut streams ----------------------------------------------------------- */}}
 
 {{- define "completions.check" -}}
+{{- include "completions.checkRoute" . -}}
+{{- if not .Values.gateway.httpRoute.only -}}
+{{- include "completions.checkPods" . -}}
+{{- end -}}
+{{- end }}
+
+{{- define "completions.checkRoute" -}}
+{{- $route := .Values.gateway.httpRoute -}}
+{{- $pool := .Values.gateway.inferencePool -}}
+{{- if and $route.enabled (not $route.parentRefs) -}}
+{{- fail "gateway.httpRoute needs a Gateway in parentRefs." -}}
+{{- end -}}
+{{- if and $route.only (not (and $route.enabled $route.releases)) -}}
+{{- fail "gateway.httpRoute.only: this release would have no object. Set enabled, and the releases that serve." -}}
+{{- end -}}
+{{- $sum := 0 -}}
+{{- range $route.releases -}}
+{{- $sum = add $sum (int .weight) -}}
+{{- end -}}
+{{- if and $route.releases (not $sum) -}}
+{{- fail "gateway.httpRoute.releases: all weights are 0, so the gateway would answer every request with 500." -}}
+{{- end -}}
+{{- if and $route.enabled (eq $route.backend "InferencePool") (not $route.only) (not $pool.enabled) -}}
+{{- fail "gateway.httpRoute.backend is InferencePool, and gateway.inferencePool is not enabled." -}}
+{{- end -}}
+{{- if and $pool.enabled (not $pool.endpointPicker.name) -}}
+{{- fail "gateway.inferencePool.endpointPicker.name is empty. Name the Service of the endpoint picker." -}}
+{{- end -}}
+{{- end }}
+
+{{- define "completions.checkGroup" -}}
+{{- $multiNode := .Values.multiNode -}}
+{{- if eq .Values.runtime "cpu" -}}
+{{- fail "multiNode is for engines of GPUs: runtime is cpu." -}}
+{{- end -}}
+{{- if mod (int .Values.engine.gpus) (int $multiNode.size) -}}
+{{- fail (printf "engine.gpus is %v: %v pods (multiNode.size) cannot share them equally." .Values.engine.gpus $multiNode.size) -}}
+{{- end -}}
+{{- if not $multiNode.ssh.existingSecret -}}
+{{- fail "multiNode.ssh.existingSecret is empty. Name a Secret with the keys of the group: docs/gateway.md." -}}
+{{- end -}}
+{{- end }}
+
+{{- define "completions.checkPods" -}}
+{{- if .Values.multiNode.enabled -}}
+{{- include "completions.checkGroup" . -}}
+{{- end -}}
 {{- $engine := .Values.engine -}}
 {{- $drain := .Values.drain -}}
 {{- if not $drain.allowCutStreams -}}

@@ -204,6 +204,13 @@ def test_an_engine_for_another_number_of_gpus_is_refused(tmp_path: Path, install
     assert "is for 2 GPUs; this server has 1 (GPU_COUNT)" in line
 
 
+def test_the_gpus_of_a_group_of_pods_are_added(tmp_path: Path, installed: str) -> None:
+    make_gpu_engine(tmp_path / "engine", version="1.2.1", tp=2)
+    variables = {"EXECUTOR": "tensorrt_llm", "GPU_COUNT": "1", "PYTHONPATH": installed}
+    assert gate(tmp_path / "engine", LWS_GROUP_SIZE="2", **variables).returncode == 0
+    assert "3 have 1 each" in refusal(gate(tmp_path / "engine", LWS_GROUP_SIZE="3", **variables))
+
+
 def test_a_gpu_engine_without_tensorrt_llm_is_refused(tmp_path: Path) -> None:
     make_gpu_engine(tmp_path / "engine")
     assert "TensorRT-LLM is not installed here" in refusal(gate(tmp_path / "engine", EXECUTOR="tensorrt_llm"))
