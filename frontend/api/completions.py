@@ -225,6 +225,7 @@ def _start(
         completion_id=f"cmpl-{os.urandom(16).hex()}",
         timeout_s=max(timeout_s - record.duration_s, 0.0),
         keepalive_s=dependencies.settings.keepalive_s,
+        fingerprint=dependencies.metrics.engines.fingerprint(model.name),
     )
     response_class = StreamingCompletionResponse if completion.stream else JsonCompletionResponse
     return response_class(run, completion, record, options, on_close=partial(dependencies.admission.remove, run))

@@ -96,6 +96,8 @@ def test_schema_and_default_values_have_the_same_keys() -> None:
         ({"apiKeys": {"existingSecret": "Not A Name"}}, "existingSecret"),
         ({"gpu": {"computeCapability": "sm90"}}, "computeCapability"),
         ({"triton": {"runAsUser": 0}}, "runAsUser"),
+        ({"autoscaling": {"slowFirstTokens": {"seconds": 2}}}, "seconds"),
+        ({"autoscaling": {"minReplicas": 0}}, "minReplicas"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )

@@ -94,6 +94,10 @@ seccompProfile: { type: RuntimeDefault }
 {{ get (dict "cpu" "cpu" "engine" "tensorrt_llm" "pytorch" "tensorrt_llm_pytorch") .Values.runtime }}
 {{- end }}
 
+{{- define "completions.leastReplicas" -}}
+{{ .Values.autoscaling.enabled | ternary .Values.autoscaling.minReplicas .Values.replicas | int }}
+{{- end }}
+
 {{/* --- Seconds ------------------------------------------------------------------------------------------------- */}}
 
 {{/* Reading the engine once from its volume. */}}
