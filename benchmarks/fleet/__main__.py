@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +16,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from benchmarks.fleet.chart import ChartError
 from benchmarks.fleet.cpu_phase import CPU_SECONDS, cpu_replicas
 from benchmarks.fleet.deployment import RolloutError
-from benchmarks.fleet.phases import FULL, LENGTHS
+from benchmarks.fleet.phases import FULL, LENGTHS, Step
 from benchmarks.fleet.report import read_proof, write_report
 from benchmarks.fleet.results import Proof
-from benchmarks.fleet.run import MODEL, running_fleet
+from benchmarks.fleet.run import MODEL, Report, running_fleet
 from benchmarks.fleet.texts import scripted_tasks
 from benchmarks.systems.programs import ServerError
 from benchmarks.systems.servers import build_benchmark_engine
@@ -56,42 +57,50 @@ def fleet_proof(only: Only = None, output: Output = None, redraw: Redraw = None)
         raise typer.BadParameter(f"No phase has this name. There are: {names}.")
     total_s = sum(step.seconds for step in steps) + CPU_SECONDS * has_cpu + _START_S
     proofs: list[Proof] = []
-    error: str | None = None
+    problem: str | None = None
     try:
         # Redrawn once a second only: on a small machine, a bar takes time from what is measured.
         columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=console, refresh_per_second=1, transient=True) as progress:
-            task = progress.add_task("", total=total_s)
-            started_s = time.monotonic()
+            task, started_s = progress.add_task("", total=total_s), time.monotonic()
 
             def report(name: str, _: float) -> None:
                 progress.update(task, description=escape(name), completed=time.monotonic() - started_s)
 
-            engine_dir = build_benchmark_engine(console)
-            if steps:
-                with running_fleet(engine_dir, "scripted", report) as fleet:
-                    proofs.append(fleet.proof)
-                    url = f"http://{fleet.deployment.ready[0].address}"
-                    fleet.tasks = scripted_tasks(engine_dir, url, MODEL, LENGTHS)
-                    for step in steps:
-                        step.run(fleet)
-                        _print_phase(progress.console, fleet.proof)
-            if has_cpu:
-                proofs.append(cpu_replicas(engine_dir, report))
-                _print_phase(progress.console, proofs[-1])
-    except (ChartError, ServerError, RolloutError) as caught:
-        error = str(caught)
-        console.print(f"[bold red]{escape(error)}[/]", highlight=False)
-    if not proofs:
+            _run(steps, has_cpu, proofs, report, progress.console)
+    except (ChartError, ServerError, RolloutError) as error:
+        problem = str(error)
+        console.print(f"[bold red]{escape(problem)}[/]", highlight=False)
+    if not any(proof.phases for proof in proofs):
         raise typer.Exit(1)
-    proof = _joined(proofs)
-    found = proof.findings(is_full=not only)
-    is_published = not (only or found or error)
+    _finish(console, _joined(proofs), output, is_full=not only, is_whole=problem is None)
+
+
+def _run(steps: Sequence[Step], has_cpu: bool, proofs: list[Proof], report: Report, console: Console) -> None:
+    """Adds the results to `proofs` while they are made, so that those of an interrupted run are kept."""
+    engine_dir = build_benchmark_engine(console)
+    if steps:
+        with running_fleet(engine_dir, "scripted", report) as fleet:
+            proofs.append(fleet.proof)
+            url = f"http://{fleet.deployment.ready[0].address}"
+            fleet.tasks = scripted_tasks(engine_dir, url, MODEL, LENGTHS)
+            for step in steps:
+                step.run(fleet)
+                _print_phase(console, fleet.proof)
+    if has_cpu:
+        proofs.append(cpu_replicas(engine_dir, report))
+        _print_phase(console, proofs[-1])
+
+
+def _finish(console: Console, proof: Proof, output: Path | None, *, is_full: bool, is_whole: bool) -> None:
+    """Writes the report, prints the findings, and ends with status 1 if there are any."""
+    found = proof.findings(is_full=is_full)
+    is_published = is_full and is_whole and not found
     _write(console, proof, output or (_DOCS if is_published else _SCRATCH))
     for name, findings in found.items():
         for finding in findings:
             console.print(f"[bold red]FAILED[/] {escape(name)}: {escape(finding)}", highlight=False, soft_wrap=True)
-    if found or error:
+    if found or not is_whole:
         raise typer.Exit(1)
     console.print(f"[bold green]Passed.[/] {proof.requests:,} requests.")
 

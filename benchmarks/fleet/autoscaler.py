@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.fleet.chart import Direction, Policy, ScalerSpec, Trigger
+from benchmarks.fleet.chart import Policy, ScalerSpec, Trigger
 
 TOLERANCE = 0.1  # --horizontal-pod-autoscaler-tolerance
 
@@ -80,6 +80,3 @@ def replicas_for(trigger: Trigger, value: float, current: int) -> int:
     if abs(1 - ratio) <= TOLERANCE:
         return current
     return math.ceil(value / trigger.threshold) if trigger.is_average else math.ceil(ratio * current)
-
-
-__all__ = ["TOLERANCE", "Autoscaler", "Direction", "replicas_for"]

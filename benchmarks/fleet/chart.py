@@ -153,5 +153,6 @@ def _only(objects: list[Object], kind: str) -> Object:
 
 
 def _container(pod: Object) -> Object:
+    found: Object
     (found,) = [container for container in pod["containers"] if container["name"] == CONTAINER]
     return found

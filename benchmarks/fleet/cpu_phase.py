@@ -33,8 +33,6 @@ def cpu_replicas(engine_dir: Path, report: Report) -> Proof:
                 max_unavailable=timings.max_unavailable,
                 gpus=_REPLICAS,
             )
-            phase.facts["seconds"] = round(
-                deployment.wait(phase.name, lambda: deployment.is_settled, _TIMEOUT_S), 1
-            )
+            phase.facts["seconds"] = round(deployment.wait(phase.name, lambda: deployment.is_settled, _TIMEOUT_S), 1)
             check_ends(phase, before)
         return fleet.proof

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.fleet.pods import Pod
 from benchmarks.fleet.results import Phase
 from benchmarks.fleet.run import REPLICAS, SLOTS, Fleet, autoscaling
-from benchmarks.processes import TRITON, child_named, Process
+from benchmarks.processes import Process, child_named
 
 STREAMS = 64
 LONG_STREAMS = 8
@@ -17,6 +17,7 @@ SHORT_TOKENS, LONG_TOKENS = (22, 28, 34), 320
 
 LENGTHS = (*SHORT_TOKENS, LONG_TOKENS)
 _QUIET_S = 8.0
+_BEFORE_S = 3.0  # of traffic, before a replica is killed
 _PHASE_LIMIT_S = 400.0
 
 
@@ -44,6 +45,7 @@ def quiet(fleet: Fleet) -> None:
 
 def rolling_restart(fleet: Fleet) -> None:
     """The chart's own strategy: a pod ends before its successor starts on its GPU."""
+    set_streams(fleet)
     timings = fleet.deployment.timings
     line = f"rolling restart, maxSurge {timings.max_surge}, maxUnavailable {timings.max_unavailable}"
     with fleet.phase("rolling restart", line) as phase:
@@ -52,6 +54,7 @@ def rolling_restart(fleet: Fleet) -> None:
 
 def engine_upgrade(fleet: Fleet) -> None:
     """The reverse strategy, with GPUs to spare, to an engine of another identity."""
+    set_streams(fleet)
     with fleet.phase("engine upgrade", "rolling upgrade to another engine, maxSurge 1, maxUnavailable 0") as phase:
         _roll(fleet, phase, "2", 1, 0, SLOTS)
     seen = phase.clients.fingerprints
@@ -66,9 +69,7 @@ def _roll(fleet: Fleet, phase: Phase, generation: str, surge: int, unavailable: 
     engine = generation if generation in fleet.engines else "1"
     settings = fleet.settings_of(engine)
     deployment.roll_out(generation, settings, max_surge=surge, max_unavailable=unavailable, gpus=gpus)
-    phase.facts["seconds"] = round(
-        deployment.wait(phase.name, lambda: deployment.is_settled, _PHASE_LIMIT_S), 1
-    )
+    phase.facts["seconds"] = round(deployment.wait(phase.name, lambda: deployment.is_settled, _PHASE_LIMIT_S), 1)
     check_ends(phase, before)
 
 
@@ -85,6 +86,7 @@ def check_ends(phase: Phase, pods: list[Pod]) -> None:
 
 def scale_down(fleet: Fleet) -> None:
     """One replica fewer, as an autoscaler does it: no PodDisruptionBudget applies."""
+    set_streams(fleet)
     deployment = fleet.deployment
     with fleet.phase("scale-down", f"{REPLICAS} replicas become {REPLICAS - 1}") as phase:
         before = list(deployment.running)
@@ -95,6 +97,7 @@ def scale_down(fleet: Fleet) -> None:
 
 def no_notice(fleet: Fleet) -> None:
     """SIGTERM without preStop: the proxy learns of it by the readiness probe alone, after 4 s."""
+    set_streams(fleet)
     deployment = fleet.deployment
     with fleet.phase("SIGTERM without notice", "one replica gets SIGTERM; the proxy finds out by the probe") as phase:
         pod = deployment.ready[0]
@@ -107,10 +110,11 @@ def no_notice(fleet: Fleet) -> None:
 
 def lost_engine(fleet: Fleet) -> None:
     """Triton of one replica dies, as with a lost GPU: its front end reports it to each stream."""
+    set_streams(fleet)
     deployment = fleet.deployment
     line = "Triton of one replica is killed; its front end lives"
     with fleet.phase("killed engine", line, may_break=True) as phase:
-        fleet.pause(1.0)
+        fleet.pause(_BEFORE_S)
         pod = deployment.ready[0]
         pid = child_named(pod.pid, "tritonserver")
         assert pid is not None
@@ -127,9 +131,10 @@ def lost_engine(fleet: Fleet) -> None:
 
 def killed_replica(fleet: Fleet) -> None:
     """All processes of one replica die, as with a lost node: connections break."""
+    set_streams(fleet)
     deployment = fleet.deployment
     with fleet.phase("killed replica", "all processes of one replica are killed", may_break=True) as phase:
-        fleet.pause(1.0)
+        fleet.pause(_BEFORE_S)
         pod = deployment.ready[0]
         pod.kill()
         deployment.wait(phase.name, lambda: not pod.is_ready, _PHASE_LIMIT_S)
@@ -190,5 +195,3 @@ FULL = (
     Step(scale_down, 25),
     Step(load_and_replicas, 150),
 )
-SHORT = (Step(quiet, 10), Step(rolling_restart, 125))
-__all__ = ["FULL", "LENGTHS", "SHORT", "TRITON", "Step", "set_streams"]

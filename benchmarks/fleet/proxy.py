@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,5 +94,4 @@ def running_proxy(
     urls = {kind: f"http://127.0.0.1:{port}" for kind, port in zip((GATEWAY, SERVICE), ports, strict=True)}
     command = [program, "-db", "-f", str(configuration)]
     with running_program(command, log=folder / "haproxy.log", is_ready=path.exists):
-        time.sleep(0)
         yield Proxy(path, urls)

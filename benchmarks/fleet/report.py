@@ -62,11 +62,15 @@ def markdown(proof: Proof, guide: str = "../fleet.md") -> str:
             *_scaling(proof),
             "## Findings",
             "",
-            *[f"- {name}: {text}" for name, found in proof.findings(is_full=False).items() for text in found]
-            or ["None."],
+            *_findings(proof),
             "",
         ]
     )
+
+
+def _findings(proof: Proof) -> list[str]:
+    lines = [f"- {name}: {text}" for name, found in proof.findings(is_full=False).items() for text in found]
+    return lines or ["None."]
 
 
 def _row(phase: Phase) -> str:

@@ -148,11 +148,16 @@ def autoscale(fleet: Fleet, autoscaler: Autoscaler, stopping: threading.Event) -
 
 
 @contextmanager
-def running_fleet(engine_dir: Path, executor: str, report: Report, *, replicas: int = REPLICAS) -> Iterator[Fleet]:
-    """Runs a fleet without traffic, ready. Raises ChartError, ServerError or RolloutError."""
+def running_fleet(
+    engine_dir: Path, executor: str, report: Report, *, replicas: int = REPLICAS, values: chart.Values | None = None
+) -> Iterator[Fleet]:
+    """Runs a fleet without traffic, ready. Raises ChartError, ServerError or RolloutError.
+
+    `values` are added to those of the chart.
+    """
     with tempfile.TemporaryDirectory(prefix="fleet-") as name, ExitStack() as running:
         folder = Path(name)
-        objects = chart.render(VALUES, folder)
+        objects = chart.render({**VALUES, **(values or {})}, folder)
         timings = chart.pod_timings(objects)
         scaler = chart.scaler_spec(chart.render(SCALING_VALUES, folder))
         slots = _slots()

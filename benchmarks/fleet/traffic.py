@@ -1,8 +1,8 @@
-"""Clients that stream completions one after another over kept connections, retry as OpenAI's client does, and check
-every character.
+"""Clients that stream completions over kept connections, retry as OpenAI's client does, and check every character.
 
-OpenAI's client retries twice: after a connection error, and after 408, 409, 429 and 5xx, with the delay of the response.
-A stream that has begun is not retried by any client; here it is sent once again as a new request, to see that it works.
+OpenAI's client retries twice: after a connection error, and after 408, 409, 429 and 5xx, with the delay in the
+response. A stream that has begun is not retried by any client; here it is sent again as a new request, to see that this
+works.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ async def _read_stream(response: httpx.Response, task: Task, started_s: float) -
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
             attempt.fingerprint = event.get("system_fingerprint", attempt.fingerprint)
     if is_done:
-        is_whole = "".join(parts) == task.text and (reason != "length" or tokens == task.max_tokens)
+        text = "".join(parts)
+        is_whole = text == task.text and (reason != "length" or tokens == task.max_tokens)
         attempt.outcome = Outcome.WHOLE if is_whole and reason is not None else Outcome.WRONG
-        attempt.problem = "" if is_whole else f"{len(''.join(parts))} of {len(task.text)} characters, {reason}, {tokens}"
+        attempt.problem = "" if is_whole else f"{len(text)} of {len(task.text)} characters, {reason}, {tokens}"
     return attempt

@@ -113,7 +113,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("scenarios",),
         ("report", "systems"),
         ("progress", "runner", "options"),
-        ("soak", "siege", "cli", "write_path"),
+        ("soak", "siege", "fleet", "cli", "write_path"),
         ("__main__",),
     ),
     "complete_cli": (
@@ -167,11 +167,20 @@ IMPORTED_BY = {
         "benchmarks/systems/servers.py",
         "benchmarks/soak/traffic.py",
         "benchmarks/soak/run.py",
+        "benchmarks/fleet/traffic.py",
+        "benchmarks/fleet/texts.py",
+        "benchmarks/fleet/prometheus.py",
         "complete_cli/client.py",
     },
     "httpx_sse": {"benchmarks/soak/traffic.py", "complete_cli/client.py"},
     "h11": {"benchmarks/load/http_recording.py"},
-    "matplotlib": {"benchmarks/report/plots.py", "benchmarks/soak/report.py", "benchmarks/siege/report.py"},
+    "matplotlib": {
+        "benchmarks/report/plots.py",
+        "benchmarks/soak/report.py",
+        "benchmarks/siege/report.py",
+        "benchmarks/fleet/report.py",
+    },
+    "yaml": {"benchmarks/fleet/chart.py"},
     "tensorrt_llm": {
         "llm_pipeline/executors/tensorrt_llm/bindings.py",
         "llm_pipeline/executors/tensorrt_llm_pytorch/bindings.py",
@@ -195,6 +204,7 @@ READ_ENVIRONMENT = {
     "launcher/local/frontend_process.py",
     "launcher/local/triton_wheel.py",
     "benchmarks/systems/servers.py",
+    "benchmarks/fleet/pods.py",
     "llm_pipeline/runtime/program_settings.py",
     "llm_pipeline/executors/tensorrt_llm_pytorch/bindings.py",  # sets what upstream reads there
 }

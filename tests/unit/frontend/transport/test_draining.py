@@ -25,16 +25,16 @@ async def test_connection_between_two_requests_is_closed() -> None:
 
 async def test_response_that_is_under_way_is_completed_and_then_its_connection_closed() -> None:
     go_on = asyncio.Event()
-    async with real_server(FakeGenerator(lambda _: [go_on, *chunks("a")]), drain_timeout_s=5) as app:
-        async with connect(app) as connection:
-            connection.write(completion_request())
-            await until(lambda: app.dependencies.admission.in_flight == 1)
-            start_draining(app)
-            await until(lambda: app.dependencies.admission.is_draining)
-            go_on.set()
-            response = await connection.response()
-            assert (response.status, response.headers["connection"]) == (200, "close")
-            assert await connection.is_closed()
+    generator = FakeGenerator(lambda _: [go_on, *chunks("a")])
+    async with real_server(generator, drain_timeout_s=5) as app, connect(app) as connection:
+        connection.write(completion_request())
+        await until(lambda: app.dependencies.admission.in_flight == 1)
+        start_draining(app)
+        await until(lambda: app.dependencies.admission.is_draining)
+        go_on.set()
+        response = await connection.response()
+        assert (response.status, response.headers["connection"]) == (200, "close")
+        assert await connection.is_closed()
 
 
 async def test_request_that_was_arriving_is_refused_with_a_delay_on_a_connection_that_closes() -> None:
