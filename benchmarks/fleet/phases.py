@@ -147,6 +147,7 @@ def killed_replica(fleet: Fleet) -> None:
 
 def load_and_replicas(fleet: Fleet) -> None:
     """The load goes up and down, and the autoscaler follows it."""
+    fleet.deployment.gpus = SLOTS
     with fleet.phase("autoscaling", "streams 30, 80, 50, 20: replicas 2, 4, 3, 2") as phase, autoscaling(fleet):
         for streams, replicas in ((30, 2), (80, 4), (50, 3)):
             _expect(fleet, phase, streams, replicas)
