@@ -28,6 +28,7 @@ from launcher.settings import REPOSITORY_ROOT
 ENDPOINT_DELAY_S = 2.0
 """From the deletion of a pod until the proxy sends it no new connections. Kubernetes gives no number."""
 
+_REAP_TIMEOUT_S = 10.0
 _OPENER = build_opener(ProxyHandler({}))
 
 
@@ -111,10 +112,11 @@ class Pod:
 
     def kill(self) -> None:
         """Kills all processes of the container at once, as the kernel does when its first process dies."""
-        launcher = Process(self.pid)
-        for process in (launcher, *launcher.children(recursive=True)):
-            with suppress(NoSuchProcess):
-                process.kill()
+        with suppress(NoSuchProcess):
+            launcher = Process(self.pid)
+            for process in (launcher, *launcher.children(recursive=True)):
+                with suppress(NoSuchProcess):
+                    process.kill()
 
     def join(self, timeout_s: float) -> None:
         """Waits until the pod is gone."""
@@ -126,6 +128,8 @@ class Pod:
         self._deleted.set()
         self.state = State.GONE
         self.kill()
+        if self._process is not None:
+            self._process.wait(_REAP_TIMEOUT_S)
 
     # --- The kubelet ---
 
