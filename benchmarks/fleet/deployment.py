@@ -101,6 +101,8 @@ class Deployment:
             if time.monotonic() - started_s > timeout_s:
                 states = ", ".join(f"{pod.name} {pod.state.value} ready={pod.is_ready}" for pod in self.live)
                 raise RolloutError(f"{what}: not within {timeout_s:.0f} s ({states})")
+            if failures := [f"{pod.name}: {pod.failure}" for pod in self.pods if pod.failure is not None]:
+                raise RolloutError(f"{what}: {failures[0]}")
             if self._controller is not None and not self._controller.is_alive():
                 raise RolloutError(f"{what}: the controller has ended")
             time.sleep(_STEP_S)

@@ -68,6 +68,7 @@ class Pod:
     restarts: int = 0
     exit_status: int | None = None
     was_killed: bool = False  # after the grace period
+    failure: str | None = None  # of its kubelet, which is the proof's own
     _deleted: threading.Event = field(default_factory=threading.Event)
     _process: subprocess.Popen[bytes] | None = None
     _kubelet: threading.Thread | None = None
@@ -134,6 +135,14 @@ class Pod:
     # --- The kubelet ---
 
     def _live(self) -> None:
+        try:
+            self._probe_until_deleted()
+            if self.state is State.TERMINATING:
+                self._end()
+        except Exception as error:  # noqa: BLE001 - Deployment.wait raises it
+            self.failure = repr(error)
+
+    def _probe_until_deleted(self) -> None:
         failures = 0
         while not self._deleted.wait(self.timings.probe_period_s):
             assert self._process is not None
@@ -149,8 +158,6 @@ class Pod:
                 failures += 1
                 if failures >= self.timings.probe_failures:
                     self.ready_since_s = None
-        if self.state is State.TERMINATING:
-            self._end()
 
     def _probe(self) -> bool:
         try:

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -37,6 +38,7 @@ MAX_ACTIVE = 32
 REQUESTS_PER_REPLICA = 22  # 0.7 x MAX_ACTIVE
 SYNC_S = 5.0  # of the autoscaler; 15 in Kubernetes
 _SAMPLE_S = 1.0
+_BACKGROUND_TIMEOUT_S = 30.0
 
 # All timings are the chart's, but for the autoscaler's windows, which would take hours.
 VALUES: dict[str, Any] = {
@@ -197,14 +199,15 @@ def running_fleet(
 
 @contextmanager
 def _background(run: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs a loop beside the body. Raises its exception, if it has one, after the body."""
     stopping = threading.Event()
-    thread = threading.Thread(target=run, args=(stopping,), name="background", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        thread.join(timeout=30)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run, stopping)
+        try:
+            yield
+        finally:
+            stopping.set()
+        future.result(timeout=_BACKGROUND_TIMEOUT_S)
 
 
 @contextmanager
