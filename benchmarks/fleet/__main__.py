@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,7 @@ def fleet_proof(only: Only = None, output: Output = None, redraw: Redraw = None)
         names = ", ".join([*(step.run.__name__ for step in FULL), cpu_replicas.__name__])
         raise typer.BadParameter(f"No phase has this name. There are: {names}.")
     total_s = sum(step.seconds for step in steps) + CPU_SECONDS * has_cpu + _START_S
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl+C: the replicas are stopped, and what is done is reported
     proofs: list[Proof] = []
     problem: str | None = None
     try:
@@ -68,8 +70,8 @@ def fleet_proof(only: Only = None, output: Output = None, redraw: Redraw = None)
                 progress.update(task, description=escape(name), completed=time.monotonic() - started_s)
 
             _run(steps, has_cpu, proofs, report, progress.console)
-    except (ChartError, ServerError, RolloutError) as error:
-        problem = str(error)
+    except (ChartError, ServerError, RolloutError, KeyboardInterrupt) as error:
+        problem = str(error) or "Interrupted; the phases so far are reported."
         console.print(f"[bold red]{escape(problem)}[/]", highlight=False)
     if not any(proof.phases for proof in proofs):
         raise typer.Exit(1)
@@ -103,6 +105,10 @@ def _finish(console: Console, proof: Proof, output: Path | None, *, is_full: boo
     if found or not is_whole:
         raise typer.Exit(1)
     console.print(f"[bold green]Passed.[/] {proof.requests:,} requests.")
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _joined(proofs: list[Proof]) -> Proof:
