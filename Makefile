@@ -14,7 +14,7 @@ UV_VERSION := 0.13.9
 CLIENTS_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; exit; }; done)
 
-.PHONY: help serve bench test test-gpu check unit integration clients clients-lock deploy-tools deploy-check fuzz soak siege install lock clean
+.PHONY: help serve bench test test-gpu check unit integration clients clients-lock deploy-tools deploy-check fuzz soak siege fleet-proof install lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make fuzz         10,000 random request bodies"
 	@echo "make soak         mixed traffic for SOAK_MINUTES (20): fails on memory growth or a wrong completion"
 	@echo "make siege        an honest client beside each kind of hostile one, 10 minutes (QUICK=1: 2): fails if one is felt"
+	@echo "make fleet-proof rolling restarts, scaling and killed replicas under load, 9 minutes (needs haproxy): docs/fleet.md"
 	@echo "make clean        remove .venv, .venv-clients and .run"
 
 # MAKEFLAGS has the names on the command line, so that a misspelt one is refused; make exports their values.
@@ -121,6 +122,11 @@ soak: $(VENV)/.dev
 siege: $(VENV)/.dev
 	$(VENV)/bin/python -m build_engine build --target cpu >/dev/null
 	@exec $(VENV)/bin/python -m benchmarks.siege $(if $(QUICK),--quick) $(SIEGE)
+
+# Replicas behind haproxy, by the chart's timings. FLEET is further options, such as --only rolling_restart
+fleet-proof: deploy-tools
+	$(VENV)/bin/python -m build_engine build --target cpu >/dev/null
+	@exec $(VENV)/bin/python -m benchmarks.fleet $(FLEET)
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) .run

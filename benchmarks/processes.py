@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 
 import psutil
-from psutil import Process
+from psutil import NoSuchProcess, Process
 
 FRONT_END = "front end"
 TRITON = "Triton"
@@ -21,6 +21,7 @@ __all__ = [
     "FRONT_END_AND_TRITON",
     "STUBS",
     "TRITON",
+    "NoSuchProcess",
     "Process",
     "child_named",
     "cpu_by_role",

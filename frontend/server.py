@@ -29,7 +29,7 @@ from frontend.settings import FrontendSettings
 from frontend.transport.connections import ConnectionLimits, ConnectionTable
 from frontend.transport.descriptors import BACKLOG, DescriptorLimitError, connection_limit
 from frontend.transport.forwarded import ForwardedHeaders
-from frontend.transport.protocol import protocol_class
+from frontend.transport.protocol import BoundedHttpProtocol, protocol_class
 from llm_pipeline.runtime.deployment_errors import DeploymentError
 from llm_pipeline.runtime.gc_freeze import freeze_startup_objects
 from llm_pipeline.runtime.tracing_settings import TracingError
@@ -88,6 +88,10 @@ class DrainingServer(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._start_draining)
 
     def _start_draining(self) -> None:
+        self._connections.is_draining = True
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, BoundedHttpProtocol):
+                connection.drain()
         self._drain = asyncio.create_task(self._drain_and_exit())
 
     async def _drain_and_exit(self) -> None:

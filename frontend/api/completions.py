@@ -236,6 +236,7 @@ async def _start(
         completion_id=f"cmpl-{os.urandom(16).hex()}",
         timeout_s=max(timeout_s - record.duration_s, 0.0),
         keepalive_s=dependencies.settings.keepalive_s,
+        fingerprint=dependencies.metrics.engines.fingerprint(model.name),
     )
     if record.trace is not None:
         record.trace.on_queued(completion, options.completion_id)

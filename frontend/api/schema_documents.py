@@ -84,6 +84,13 @@ class Completion(_Document):
     object: Literal["text_completion"] = Field(description="The object type, which is always 'text_completion'")
     created: int = Field(description="The Unix timestamp (in seconds) of when the request was accepted")
     model: str = Field(description="The model used for the completion, under the name in the request")
+    system_fingerprint: str = Field(
+        default_factory=str,
+        pattern="^fp_[0-9a-f]{12}$",
+        description="Identifies the files of the engine: it changes with an upgrade. Absent if it is not known, or if "
+        "the engines behind this server differ",
+        json_schema_extra={},
+    )
     choices: list[CompletionChoice] = Field(description="The list of completion choices, by index")
     usage: Usage = Field(description="Usage statistics for the completion request")
     schema_url: str = Field(

@@ -62,6 +62,7 @@ class EngineNumbers:
         self._clock_s = clock_s
         self._own: dict[tuple[str, str], int] = {}  # record, by model and endpoint
         self._info: dict[tuple[str, str], Mapping[str, str]] = {}
+        self._fingerprints: dict[str, str | None] = {}  # by model
         self._read: dict[int, tuple[bytes, EngineState]] = {}  # header and content, by record
 
     def record(self, model: str, endpoint: str, report: EngineReport) -> None:
@@ -74,6 +75,7 @@ class EngineNumbers:
             self._own[key] = self._first + len(self._own)
         if report.info:
             self._info[key] = report.info
+            self._fingerprints[model] = self._common_id(model)
         content = orjson.dumps((model, endpoint, report.numbers, self._info.get(key, {})))
         if len(content) > _RECORD_BYTES - _HEADER.size:
             log.warning("engine_numbers_dropped", endpoint=endpoint, bytes=len(content))
@@ -81,6 +83,14 @@ class EngineNumbers:
         header = _HEADER.pack(int(self._clock_s() * 1e9), zlib.crc32(content), len(content))
         start = self._own[key] * _RECORD_BYTES
         self._memory[start : start + len(header) + len(content)] = header + content
+
+    def fingerprint(self, model: str) -> str | None:
+        """What identifies a model's engine to clients; None while it is unknown, or if its Tritons have several."""
+        return self._fingerprints.get(model)
+
+    def _common_id(self, model: str) -> str | None:
+        ids = {info["engine_id"] for (name, _), info in self._info.items() if name == model and "engine_id" in info}
+        return f"fp_{ids.pop()}" if len(ids) == 1 else None
 
     def states(self) -> list[EngineState]:
         """The newest state of each engine that has reported within MAX_AGE_S, by model and endpoint."""

@@ -23,10 +23,12 @@ class ResponseOptions:
     completion_id: str
     timeout_s: float  # remaining time of the request when its response begins
     keepalive_s: float  # without an event in a stream before a comment is sent
+    fingerprint: str | None = None  # of the engine
 
     def head(self, record: RequestRecord, model: str) -> dict[str, Any]:
         """The fields that a response and all chunks of a stream begin with."""
-        return {"id": self.completion_id, "object": "text_completion", "created": record.created, "model": model}
+        head = {"id": self.completion_id, "object": "text_completion", "created": record.created, "model": model}
+        return head if self.fingerprint is None else {**head, "system_fingerprint": self.fingerprint}
 
 
 class RequestLifetime:

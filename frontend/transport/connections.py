@@ -51,6 +51,8 @@ class ConnectionTable:
     """
 
     def __init__(self, limits: ConnectionLimits) -> None:
+        self.is_draining = False
+        """Whether every response is the last one of its connection, so that clients move to another server."""
         self._limits = limits
         self._count = 0
         # Connection -> time since which it is in this state

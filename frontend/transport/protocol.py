@@ -148,6 +148,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Closes the connection at once."""
         self.transport.abort()
 
+    def drain(self) -> None:
+        """Closes the connection between two requests, or after the last response that is due.
+
+        A client that kept it would otherwise send its next requests, and their retries, to a server that refuses them.
+        A connection on which a request is arriving, or has yet to arrive, is closed after its response.
+        """
+        if self._is_responding():
+            self.cycle.keep_alive = False
+        elif self.cycle is not None and not (self._is_deaf or self._is_in_head or self._is_in_rest):
+            self.transport.close()
+
     def on_head_timeout(self) -> None:
         """Refuses an incomplete head. Closes a connection without a byte silently: it has no request to answer."""
         if self._has_received:
@@ -177,7 +188,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             raise HeadLimitError
         self._table.has_request(self)
         super().on_headers_complete()
-        if is_full:
+        if is_full or self._table.is_draining:
             self.cycle.keep_alive = False
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:

@@ -116,7 +116,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("scenarios",),
         ("report", "systems"),
         ("progress", "runner", "options"),
-        ("soak", "siege", "cli", "write_path", "prefix_cache"),
+        ("soak", "siege", "fleet", "cli", "write_path", "prefix_cache"),
         ("__main__",),
     ),
     "complete_cli": (
@@ -173,12 +173,21 @@ IMPORTED_BY = {
         "benchmarks/soak/run.py",
         "benchmarks/prefix_cache/conversations.py",
         "benchmarks/prefix_cache/servers.py",
+        "benchmarks/fleet/traffic.py",
+        "benchmarks/fleet/texts.py",
+        "benchmarks/fleet/prometheus.py",
         "complete_cli/client.py",
     },
     "httpx_sse": {"benchmarks/soak/traffic.py", "benchmarks/prefix_cache/conversations.py", "complete_cli/client.py"},
     "redis": {"frontend/redis_client.py"},
     "h11": {"benchmarks/load/http_recording.py"},
-    "matplotlib": {"benchmarks/report/plots.py", "benchmarks/soak/report.py", "benchmarks/siege/report.py"},
+    "matplotlib": {
+        "benchmarks/report/plots.py",
+        "benchmarks/soak/report.py",
+        "benchmarks/siege/report.py",
+        "benchmarks/fleet/report.py",
+    },
+    "yaml": {"benchmarks/fleet/chart.py"},
     "tensorrt_llm": {
         "llm_pipeline/executors/tensorrt_llm/bindings.py",
         "llm_pipeline/executors/tensorrt_llm_pytorch/bindings.py",
@@ -202,6 +211,7 @@ READ_ENVIRONMENT = {
     "launcher/local/frontend_process.py",
     "launcher/local/triton_wheel.py",
     "benchmarks/systems/servers.py",
+    "benchmarks/fleet/pods.py",
     "llm_pipeline/runtime/program_settings.py",
     "llm_pipeline/executors/tensorrt_llm_pytorch/bindings.py",  # sets what upstream reads there
 }

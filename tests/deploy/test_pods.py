@@ -161,7 +161,7 @@ def test_a_disruption_budget_exists_for_more_than_one_replica(name: str) -> None
     """For one replica it would block the drain of a node, or protect nothing."""
     found = documents(name)
     budgets = [document["spec"] for document in found if document["kind"] == "PodDisruptionBudget"]
-    assert len(budgets) == (serving_owner(found)["spec"]["replicas"] > 1)
+    assert len(budgets) == (serving_owner(found)["spec"].get("replicas", 2) > 1)
     assert all(budget["maxUnavailable"] == 1 for budget in budgets)
     assert all(budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow" for budget in budgets)
 

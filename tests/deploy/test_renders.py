@@ -25,7 +25,7 @@ from tests.support.custom_resources import CUSTOM_RESOURCES, complaints
 
 VERSIONS = ("1.30", "1.34", "1.37")
 TOO_OLD = {(name, "1.30") for name in OF_IMAGE_VOLUMES}
-OF_OPERATORS = {"PodMonitor", "PrometheusRule"}  # no part of Kubernetes: test_monitoring_objects.py
+OF_OPERATORS = {"PodMonitor", "PrometheusRule", "ScaledObject"}  # tested elsewhere: test_monitoring_objects.py, test_autoscaling.py
 CORE = {"Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Job", "ConfigMap", "Pod"}
 KINDS = CORE | CUSTOM_RESOURCES
 

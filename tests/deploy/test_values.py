@@ -111,6 +111,8 @@ def test_schema_and_default_values_have_the_same_keys() -> None:
         ({"tracing": {"protocol": "http/json"}}, "protocol"),
         ({"monitoring": {"slo": {"availability": 1}}}, "availability"),
         ({"monitoring": {"slo": {"firstTokenSeconds": 3}}}, "firstTokenSeconds"),
+        ({"autoscaling": {"slowFirstTokens": {"seconds": 2}}}, "seconds"),
+        ({"autoscaling": {"minReplicas": 0}}, "minReplicas"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )

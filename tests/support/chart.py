@@ -89,6 +89,17 @@ VARIANTS: dict[str, Values] = {
         "stack": {"runAsUser": None},
         "frontend": {"runAsUser": None},
     },
+    "autoscaled": {
+        **_GPU,
+        "runtime": "engine",
+        "engine": _PVC,
+        "autoscaling": {
+            "enabled": True,
+            "serverAddress": "http://prometheus-operated.monitoring.svc:9090",
+            "triggerAuthentication": "prometheus",
+            "requestsPerReplica": 44.8,
+        },
+    },
     "everything-else": {
         **_GPU,
         "runtime": "engine",

@@ -103,6 +103,10 @@ seccompProfile: { type: RuntimeDefault }
 {{- end -}}
 {{- end }}
 
+{{- define "completions.leastReplicas" -}}
+{{ .Values.autoscaling.enabled | ternary .Values.autoscaling.minReplicas .Values.replicas | int }}
+{{- end }}
+
 {{/* --- Seconds ------------------------------------------------------------------------------------------------- */}}
 
 {{/* Reading the engine once from its volume. */}}

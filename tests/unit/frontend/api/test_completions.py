@@ -9,6 +9,7 @@ import pytest
 
 from frontend.backends.fake import PROMPT_TOKENS, FakeGenerator, ScriptStep, chunks, forever
 from frontend.request.to_parameters import choice_seed
+from llm_pipeline.protocol.engine_metrics import EngineReport
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason
 from tests.support.app import MODEL, Running, in_process
@@ -204,3 +205,11 @@ async def test_response_has_the_requested_alias() -> None:
 async def test_long_prompts(running: Running) -> None:
     await running.complete(prompt=[7] * 100_000)
     assert running.generator.requests[0].token_ids == (7,) * 100_000
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_responses_and_chunks_have_the_fingerprint_of_the_engine(is_streamed: bool) -> None:
+    async with in_process() as app:
+        app.dependencies.metrics.engines.record(MODEL, "a", EngineReport({}, info={"engine_id": "0123456789ab"}))
+        response = await app.complete(stream=is_streamed)
+    assert response.text.count('"system_fingerprint":"fp_0123456789ab"') >= 1

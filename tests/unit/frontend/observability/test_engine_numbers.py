@@ -139,3 +139,22 @@ def test_several_engines_have_one_series_together() -> None:
         ("nv_trt_llm_request_metrics", "waiting"): 5,
         ("nv_trt_llm_kv_cache_block_metrics", "fraction"): 0.9,
     }
+
+
+def test_the_fingerprint_of_a_model_is_that_of_its_engines(workers: list[EngineNumbers]) -> None:
+    numbers = workers[0]
+    assert numbers.fingerprint("m") is None
+    numbers.record("m", "a", EngineReport({"running": 1}, info={"engine_id": "0123456789ab"}))
+    numbers.record("m", "b", EngineReport({"running": 1}, info={"engine_id": "0123456789ab"}))
+    numbers.record("n", "b", EngineReport({"running": 1}, info={"engine_id": "ba9876543210"}))
+    assert (numbers.fingerprint("m"), numbers.fingerprint("n")) == ("fp_0123456789ab", "fp_ba9876543210")
+
+
+def test_there_is_no_fingerprint_while_the_engines_of_a_model_differ(workers: list[EngineNumbers]) -> None:
+    """The endpoint is chosen after the head of a response is made."""
+    numbers = workers[0]
+    for endpoint, engine in (("a", "0123456789ab"), ("b", "ba9876543210")):
+        numbers.record("m", endpoint, EngineReport({}, info={"engine_id": engine}))
+    assert numbers.fingerprint("m") is None
+    numbers.record("m", "a", EngineReport({}, info={"engine_id": "ba9876543210"}))
+    assert numbers.fingerprint("m") == "fp_ba9876543210"
