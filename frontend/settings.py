@@ -202,6 +202,11 @@ class FrontendSettings(ProgramSettings):
         description="Maximum number of choices in flight for each API key without a `max_in_flight` of its own. Unset: "
         "with several keys, a key may hold no more places than are free, so one key gets half of MAX_IN_FLIGHT at most",
     )
+    chat_parse_special_tokens: bool = Field(
+        False,
+        description="Parse the spelling of a special token in a chat's messages as that token. Off, so that text of a "
+        "user cannot end its message",
+    )
     strict_fields: bool = Field(False, description="Reject unknown request fields with a 400 instead of ignoring them")
 
     request_timeout_s: float = Field(
