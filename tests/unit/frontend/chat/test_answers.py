@@ -132,7 +132,11 @@ async def test_templates_get_their_variables() -> None:
     template = "{{ tools | tojson }} {{ documents | tojson }} {{ reasoning_effort }} {{ enable_thinking }}"
     tool = {"type": "function", "function": {"name": "f"}}
     async with in_process(generator_with(template)) as app:
-        fields = {"documents": [{"a": "b"}], "reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": 1}}
+        fields: dict[str, Any] = {
+            "documents": [{"a": "b"}],
+            "reasoning_effort": "low",
+            "chat_template_kwargs": {"enable_thinking": 1},
+        }
         await app.chat(tools=[tool], **fields)
         await app.chat(tools=[tool], tool_choice="none")
         prompts = [sent.prompt_text for sent in app.generator.requests]

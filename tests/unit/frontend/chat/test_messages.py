@@ -87,7 +87,7 @@ def test_reasoning_is_passed_on_under_the_name_that_templates_read(name: str) ->
 
 
 def test_an_answer_of_this_api_can_be_sent_back_as_it_is() -> None:
-    answer = {"content": "a", "refusal": None, "annotations": [], "audio": None, "function_call": None}
+    answer: dict[str, Any] = {"content": "a", "refusal": None, "annotations": [], "audio": None, "function_call": None}
     assert assistant(**answer, tool_calls=None) == {"role": "assistant", "content": "a"}
 
 
