@@ -38,9 +38,21 @@ async def sse_us(requests: int) -> float:
         return await _cpu_per_request_us(port, "sse", requests)
 
 
-async def _cpu_per_request_us(port: int, kind: str, requests: int) -> float:
+async def chat_json_us(requests: int) -> float:
+    """The whole front end, one JSON object of a chat."""
+    async with front_end(PushedGenerator()) as port:
+        return await _cpu_per_request_us(port, "json", requests, "chat")
+
+
+async def chat_sse_us(requests: int) -> float:
+    """The whole front end, a chat's stream of one token: three events, of the role, the text and the end."""
+    async with front_end(PushedGenerator()) as port:
+        return await _cpu_per_request_us(port, "sse", requests, "chat")
+
+
+async def _cpu_per_request_us(port: int, kind: str, requests: int, *operation: str) -> float:
     started_s = time.process_time()
-    async with client_process(port, kind, requests):
+    async with client_process(port, kind, requests, *operation):
         pass
     return (time.process_time() - started_s) / requests * 1e6
 
