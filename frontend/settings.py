@@ -147,6 +147,11 @@ class FrontendSettings(ProgramSettings):
     )
     engine_dir: Path | None = Field(None, description="Engine directory, for the limits in /v1/models")
     executor: ExecutorName | None = Field(None, description="Executor of the engine, for /v1/models")
+    chat_template: Path | None = Field(
+        None,
+        description="Jinja file with the model's chat template (docs/chat-templates.md), in place of the engine's; a "
+        "deployment file has one for each model",
+    )
     max_model_len: int | None = Field(
         None, ge=2, description="Context length in tokens for /v1/models, if the engine's manifest cannot be read"
     )

@@ -11,6 +11,7 @@ from frontend.api_key import ApiKey
 from frontend.backends.generator import Generator
 from frontend.generation.admission import Admission
 from frontend.generation.concurrency import ConcurrencyLimit
+from frontend.models.chat_template_file import read_chat_template
 from frontend.models.info_cache import ModelInfoCache
 from frontend.models.readiness import Readiness
 from frontend.multiprocess.shared_state import SharedState
@@ -37,6 +38,7 @@ def deployment_of(settings: FrontendSettings) -> Deployment:
         engine_dir=settings.engine_dir,
         executor=settings.executor,
         max_model_len=settings.max_model_len,
+        chat_template=settings.chat_template,
     )
     return Deployment.model_construct(models=(model,))
 
@@ -64,7 +66,7 @@ class ServedModel:
         limits = deployed.limits
         self.deployed = deployed
         self.generator = generator
-        self.info_cache = ModelInfoCache(generator, deployed.name)
+        self.info_cache = ModelInfoCache(generator, deployed.name, chat_template=read_chat_template(deployed))
         self.readiness = Readiness(
             generator,
             model=deployed.name,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from llm_pipeline.engine_files.chat_files import read_chat_tokens, read_templates
 from llm_pipeline.engine_files.manifest import EngineManifest
-from llm_pipeline.protocol.model_info import ChatFormat
+from llm_pipeline.protocol.model_info import ChatFormat, sha256_of_templates
 from llm_pipeline.text.tokenizer import Tokenizer
 
 
@@ -28,13 +26,6 @@ def chat_format(engine_dir: Path, manifest: EngineManifest, tokenizer: Tokenizer
         added_tokens=tokenizer.added_tokens,
         template_sha256=sha256_of_templates(templates),
     )
-
-
-def sha256_of_templates(templates: Sequence[tuple[str, str]]) -> str:
-    digest = hashlib.sha256()
-    for name, source in templates:
-        digest.update(f"{name} {hashlib.sha256(source.encode()).hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def _spelling(tokenizer: Tokenizer, token_id: int | None) -> str:

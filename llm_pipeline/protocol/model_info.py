@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,14 @@ class ChatFormat:
     special_tokens: tuple[str, ...]  # added tokens that decoding skips, as they are spelled
     added_tokens: tuple[str, ...]  # all others, such as <tool_call>
     template_sha256: str  # hex, over names and sources of `templates`
+
+
+def sha256_of_templates(templates: Sequence[tuple[str, str]]) -> str:
+    """The hash of a chat format, in hex."""
+    digest = hashlib.sha256()
+    for name, source in templates:
+        digest.update(f"{name} {hashlib.sha256(source.encode()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
