@@ -25,6 +25,7 @@ from frontend.response.usage import usage_object
 from llm_pipeline.protocol.messages import FinishReason, TextChunk
 
 _PLAIN = b'},"logprobs":null,"finish_reason":null'
+_CONTENT = b'"content":'
 _ROLE = b'"role":"assistant","content":"","refusal":null'
 
 
@@ -54,22 +55,22 @@ class ChatFrames:
         self._new_parser = new_parser
         self._plain_end = _PLAIN + self._null_usage_end
         self._has_plain_events = not (continuous_usage or with_token_ids or new_parser)
-        self._prefixes: dict[int, bytes] = {}
+        self._contents: dict[int, bytes] = {}  # the beginnings of events with text, by the choice's index
         self._parsers: dict[int, AnswerParser] = {}
 
     def chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
         """The events of one chunk; none for a chunk without text, as for part of a character or of a stop string."""
-        prefix = self._prefixes.get(choice.index)
-        if prefix is None:
+        content = self._contents.get(choice.index)
+        if content is None:
             return self._first_event(choice, chunk) + self.chunk(choice, chunk)
         if self._has_plain_events and chunk.finish_reason is None and chunk.logprobs_json is None:  # nearly all
-            return prefix + b'"content":' + text_json(chunk.text) + self._plain_end if chunk.text else b""
-        return self._events(choice, chunk, prefix)
+            return content + text_json(chunk.text) + self._plain_end if chunk.text else b""
+        return self._events(choice, chunk, content.removesuffix(_CONTENT))
 
     def _first_event(self, choice: Choice, chunk: TextChunk) -> bytes:
         """The event with the role, which has the ids of the prompt, too, as in vLLM."""
         prefix = self._opening + b'{"index":%d,"delta":{' % choice.index
-        self._prefixes[choice.index] = prefix
+        self._contents[choice.index] = prefix + _CONTENT
         if self._new_parser is not None:
             self._parsers[choice.index] = self._new_parser()
         end = self._usage_end(choice, chunk) if self._continuous_usage else self._null_usage_end
@@ -105,7 +106,7 @@ class ChatFrames:
     def _deltas(self, parser: AnswerParser | None, chunk: TextChunk) -> list[bytes]:
         """The members of the `delta` objects of a chunk as JSON."""
         if parser is None:
-            return [b'"content":' + text_json(chunk.text)] if chunk.text else []
+            return [_CONTENT + text_json(chunk.text)] if chunk.text else []
         deltas: Sequence[Delta] = parser.feed(chunk.text) if chunk.text else ()
         if chunk.finish_reason is not None:
             deltas = (*deltas, *parser.finish(chunk.finish_reason))

@@ -22,7 +22,7 @@ from llm_pipeline.runtime.deployment import ModelKind
 
 _NO_TEMPLATE = (
     "This model has no chat template, so that messages cannot be made into its prompt. "
-    "Send a prompt to /v1/completions, or build the engine from a model with a template."
+    "Send a prompt to /v1/completions, build the engine from a model with a template, or set CHAT_TEMPLATE."
 )
 
 
@@ -75,9 +75,11 @@ class ChatOperation:
 
     def _template(self, model: str, chat_format: ChatFormat) -> ChatTemplate:
         known, template = self._templates.get(model, (None, None))
-        if template is None or (known is not chat_format and known != chat_format):
+        if template is not None and known is chat_format:
+            return template
+        if template is None or known != chat_format:
             template = ChatTemplate(chat_format, parse_special_tokens=self._parse_special_tokens)
-            self._templates[model] = chat_format, template
+        self._templates[model] = chat_format, template  # the model info is read again from time to time
         return template
 
 
