@@ -44,9 +44,8 @@ def _of_template(source: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
             make(source).save(str(path))
-            loaded[name] = transformers.PreTrainedTokenizerFast(
-                tokenizer_file=str(path), bos_token=BOS, eos_token=EOS, additional_special_tokens=added_tokens(source)[0]
-            )
+            tokens = {"bos_token": BOS, "eos_token": EOS, "additional_special_tokens": added_tokens(source)[0]}
+            loaded[name] = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), **tokens)
     return {name: _prompt(source, conversation, loaded) for name, conversation in CONVERSATIONS.items()}
 
 

@@ -74,7 +74,9 @@ CONVERSATIONS = {
         add_generation_prompt=False,
         extra={"enable_thinking": False, "reasoning_effort": "low"},
     ),
-    "parts": Conversation([{"role": "user", "content": [{"type": "text", "text": "two"}, {"type": "text", "text": " parts"}]}]),
+    "parts": Conversation(
+        [{"role": "user", "content": [{"type": "text", "text": "two"}, {"type": "text", "text": " parts"}]}]
+    ),
     "tools": Conversation(
         _turns("Weather in Köln?", system="Use tools."), tools=[_WEATHER], extra={"date_string": "26 Jul 2024"}
     ),
