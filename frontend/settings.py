@@ -176,6 +176,11 @@ class FrontendSettings(ProgramSettings):
     )
     engine_dir: Path | None = Field(None, description="Engine directory, for the limits in /v1/models")
     executor: ExecutorName | None = Field(None, description="Executor of the engine, for /v1/models")
+    chat_template: Path | None = Field(
+        None,
+        description="Jinja file with the model's chat template (docs/chat-templates.md), in place of the engine's; a "
+        "deployment file has one for each model",
+    )
     max_model_len: int | None = Field(
         None, ge=2, description="Context length in tokens for /v1/models, if the engine's manifest cannot be read"
     )
@@ -246,6 +251,11 @@ class FrontendSettings(ProgramSettings):
         ge=1,
         description="Maximum number of choices in flight for each API key without a `max_in_flight` of its own. Unset: "
         "with several keys, a key may hold no more places than are free, so one key gets half of MAX_IN_FLIGHT at most",
+    )
+    chat_parse_special_tokens: bool = Field(
+        False,
+        description="Parse the spelling of a special token in a chat's messages as that token. Off, so that text of a "
+        "user cannot end its message",
     )
     strict_fields: bool = Field(False, description="Reject unknown request fields with a 400 instead of ignoring them")
 

@@ -33,6 +33,8 @@ async def measure_requests(requests: int, rounds: int) -> dict[str, float]:
         "uvicorn, a constant response": request_layers.uvicorn_us,
         "front end, JSON": request_layers.json_us,
         "front end, a stream of one event": request_layers.sse_us,
+        "chat, JSON": request_layers.chat_json_us,
+        "chat, a stream of one token": request_layers.chat_sse_us,
     }
     samples: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(rounds):

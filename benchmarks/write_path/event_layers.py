@@ -61,6 +61,15 @@ async def front_end_us(load: EventLoad) -> float:
     return us
 
 
+async def chat_us(load: EventLoad) -> float:
+    """The same for chat: its own events. A chat's request is not measured here."""
+    generator = PushedGenerator()
+    async with front_end(generator) as port, client_process(port, "streams", load.streams, "chat"):
+        us = await _measure(generator.writes, load)
+        generator.is_over.set()
+    return us
+
+
 async def _measure(writes: Sequence[WriteEvent], load: EventLoad) -> float:
     await wait_until(lambda: len(writes) == load.streams)
     return await cpu_per_event_us(writes, load)
@@ -71,4 +80,5 @@ LAYERS: dict[str, Callable[[EventLoad], Awaitable[float]]] = {
     "event loop's transport": transport_us,
     "uvicorn": uvicorn_us,
     "front end": front_end_us,
+    "chat instead of a completion": chat_us,
 }

@@ -13,7 +13,8 @@ from benchmarks.write_path.servers import BareApp, PushedGenerator, bare_uvicorn
 from frontend.observability.request_log import log_request
 from frontend.observability.request_record import begin_record
 from frontend.request.parsing import parse_object, validate
-from frontend.request.to_parameters import parameters_of
+from frontend.request.schemas import COMPLETION_FORM
+from frontend.request.to_parameters import completion_input, parameters_of
 
 _CALLS = 2_000
 _REPEATS = 5
@@ -37,9 +38,21 @@ async def sse_us(requests: int) -> float:
         return await _cpu_per_request_us(port, "sse", requests)
 
 
-async def _cpu_per_request_us(port: int, kind: str, requests: int) -> float:
+async def chat_json_us(requests: int) -> float:
+    """The whole front end, one JSON object of a chat."""
+    async with front_end(PushedGenerator()) as port:
+        return await _cpu_per_request_us(port, "json", requests, "chat")
+
+
+async def chat_sse_us(requests: int) -> float:
+    """The whole front end, a chat's stream of one token: three events, of the role, the text and the end."""
+    async with front_end(PushedGenerator()) as port:
+        return await _cpu_per_request_us(port, "sse", requests, "chat")
+
+
+async def _cpu_per_request_us(port: int, kind: str, requests: int, *operation: str) -> float:
     started_s = time.process_time()
-    async with client_process(port, kind, requests):
+    async with client_process(port, kind, requests, *operation):
         pass
     return (time.process_time() - started_s) / requests * 1e6
 
@@ -53,13 +66,15 @@ def parts_us() -> dict[str, float]:
         "scheme": "http",
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"90")],
     }
-    request, _ = validate(parse_object(body), max_choices=128, is_strict=False)
+    request, _ = validate(COMPLETION_FORM, parse_object(body), max_choices=128, is_strict=False)
     record = begin_record(scope, None)
     record.status = 200
     return {
         "record": _us(lambda: begin_record(scope, None)),
-        "parsing and validation": _us(lambda: validate(parse_object(body), max_choices=128, is_strict=False)),
-        "parameters": _us(lambda: parameters_of(request, "id")),
+        "parsing and validation": _us(
+            lambda: validate(COMPLETION_FORM, parse_object(body), max_choices=128, is_strict=False)
+        ),
+        "parameters": _us(lambda: parameters_of(request, completion_input(request), "id")),
         "log line": _us(lambda: log_request(record, is_completion=True, is_probe=False)),
     }
 

@@ -1,10 +1,11 @@
-"""POST /openai/v1/completions: from an HTTP request to the response that runs its completions."""
+"""POST on the paths of completions and chat: from an HTTP request to the response that runs its completions."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,12 +29,14 @@ from frontend.observability.request_record import RequestRecord, record_of
 from frontend.request.body_limits import BodyClock
 from frontend.request.json_size import check_size
 from frontend.request.key_rules import permitted_priority
-from frontend.request.parsing import parse_object, read_body, validate
-from frontend.request.schemas import CompletionRequest
+from frontend.request.parsing import RequestForm, RequestT, parse_object, read_body, validate
 from frontend.request.to_parameters import parameters_of
-from frontend.response.json_response import JsonCompletionResponse
+from frontend.response.answer import Answer
+from frontend.response.completion import CompletionOperation
+from frontend.response.json_response import JsonResponse
 from frontend.response.lifetime import ResponseOptions
-from frontend.response.stream import StreamingCompletionResponse
+from frontend.response.operation import Operation
+from frontend.response.stream import StreamingResponse
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
@@ -46,19 +49,11 @@ _TIMEOUT_PARAMETER = {
     "description": "Timeout of this request in seconds. Capped at the timeout of the server and of the model.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
-_REQUEST_BODY = {"required": True, "content": {"application/json": {"schema": schema_ref("CompletionRequest")}}}
 _STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 421, 429, 431, 500, 503, 504)
-_RESPONSE = {
-    "headers": LINK_HEADER,
-    "content": {
-        "application/json": {"schema": schema_ref("Completion")},
-        "text/event-stream": {"schema": {"type": "string"}},
-    },
-}
 
 
-class CompletionRoute(APIRoute):
-    """A route that documents its endpoint. RequestContextMiddleware calls `serve_completion` without the router.
+class OperationRoute(APIRoute):
+    """A route that documents its endpoint. RequestContextMiddleware calls the endpoint's app without the router.
 
     FastAPI's own handler would parse the body, and report errors in another form than this API. It also costs 10 % of
     the CPU time of a short request.
@@ -66,27 +61,41 @@ class CompletionRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **documentation: Any) -> None:
         super().__init__(path, endpoint, **documentation)
-        self.app = serve_completion
+        self.app = SERVED[paths.operation_of(path) or ""]
 
 
 def add_routes(app: FastAPI) -> None:
-    """Adds the path and its alias to the app itself: it matches the routes of included routers twice."""
+    """Adds each path and its alias to the app itself: it matches the routes of included routers twice."""
     for path in paths.COMPLETIONS:
-        app.router.add_api_route(
-            path,
-            create_completion,
-            name="createCompletion",
-            methods=["POST"],
-            response_model=None,
-            summary="Create completion",
-            response_description="JSON if stream=false, server-sent events if stream=true",
-            responses={
-                200: _RESPONSE,
-                **error_responses(400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504),
-            },
-            openapi_extra={"parameters": [_TIMEOUT_PARAMETER], "requestBody": _REQUEST_BODY},
-            route_class_override=CompletionRoute,
+        _add_route(app, path, create_completion, "createCompletion", "Create completion", "Completion")
+    for path in paths.CHAT:
+        _add_route(
+            app, path, create_chat_completion, "createChatCompletion", "Create chat completion", "ChatCompletion"
         )
+
+
+def _add_route(app: FastAPI, path: str, endpoint: Callable[..., Any], name: str, summary: str, schema: str) -> None:
+    """Documents a path. `schema` is the name of the answer's schema, and with Request behind it the body's."""
+    response = {
+        "headers": LINK_HEADER,
+        "content": {
+            "application/json": {"schema": schema_ref(schema)},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+    body = {"required": True, "content": {"application/json": {"schema": schema_ref(f"{schema}Request")}}}
+    app.router.add_api_route(
+        path,
+        endpoint,
+        name=name,
+        methods=["POST"],
+        response_model=None,
+        summary=summary,
+        response_description="JSON if stream=false, server-sent events if stream=true",
+        responses={200: response, **error_responses(*(status for status in _STATUSES if status != 421))},
+        openapi_extra={"parameters": [_TIMEOUT_PARAMETER], "requestBody": body},
+        route_class_override=OperationRoute,
+    )
 
 
 async def serve_completion(scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,45 +104,64 @@ async def serve_completion(scope: Scope, receive: Receive, send: Send) -> None:
     await response(scope, receive, send)
 
 
+async def serve_chat(scope: Scope, receive: Receive, send: Send) -> None:
+    """ASGI app for POST on the paths of chat. Raises PipelineError before the response has started."""
+    response = await create_chat_completion(Request(scope, receive, send))
+    await response(scope, receive, send)
+
+
+SERVED: Mapping[str, ASGIApp] = {"completions": serve_completion, "chat": serve_chat}
+"""The apps by the name of their operation."""
+
+_COMPLETIONS = CompletionOperation()
+
+
 async def create_completion(request: Request) -> ASGIApp:
     """Completes one or more prompts: as one JSON object, or with `stream: true` as server-sent events."""
-    return await _create(request.app.state.dependencies, request)
+    return await _create(request.app.state.dependencies, _COMPLETIONS, request)
 
 
-async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
+async def create_chat_completion(request: Request) -> ASGIApp:
+    """Answers a conversation: as one JSON object, or with `stream: true` as server-sent events."""
+    dependencies = request.app.state.dependencies
+    return await _create(dependencies, dependencies.chat, request)
+
+
+async def _create(dependencies: Dependencies, operation: Operation[RequestT], request: Request) -> ASGIApp:
     """Deterministic errors (4xx) are raised before load-dependent ones (503, 429)."""
     record = record_of(request.scope)
     timeout_s = _timeout_s(request, dependencies.settings.request_timeout_s)
     if record.key is None:
         _require_content_type(request)
     await dependencies.key_rates.count_request(record)
-    completion = await _read(dependencies, request, timeout_s)
-    model = dependencies.model_for(completion.model, record.key)
-    record.model, record.served_model = completion.model, model.name
-    record.is_stream = completion.stream
-    model.check(completion)
-    permitted_priority(completion.priority, record.key)
-    choices = len(completion.prompt) * completion.candidates
-    dependencies.key_limits.check(record.key, model.in_flight_limit, choices)
+    body = await _read(dependencies, operation, request, timeout_s)
+    model = dependencies.model_for(body.model, record.key)
+    record.model, record.served_model = body.model, model.name
+    record.is_stream = body.stream
+    model.check(body)
+    permitted_priority(body.priority, record.key)
+    dependencies.key_limits.check(record.key, model.in_flight_limit, body.choice_count)
     dependencies.require_ready(model)
-    await _check_best_of(model, completion)
+    own, answer = await operation.prepare(model, body, None if record.key is None else record.key.name)
     counts_tokens = dependencies.key_rates.needs_tokens(record.key) or has_token_limit(record.key)
     context = await _token_context(model) if counts_tokens else None
-    return await _start(dependencies, model, completion, record, min(timeout_s, model.timeout_s), context)
-
-
-async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> None:
-    """best_of ranks by logprobs: the engine would reject a field that the client has not sent."""
-    if completion.candidates == completion.n:
-        return
-    info = await model.info_cache.read()
-    if info is not None and info.capabilities.logprobs is None:
-        raise PipelineError(
-            ErrorCode.UNSUPPORTED_PARAMETER,
-            f"best_of greater than n requires logprobs, which this server's engine ({info.capabilities.executor}) "
-            "does not support. Omit best_of.",
-            param="best_of",
-        )
+    tenant = dependencies.tenants.of(record.key)
+    parameters = parameters_of(body, own, record.request_id, key=record.key, tenant=tenant, trace=record.trace_context)
+    choices = [
+        Choice(index, index // own.candidates, model.deployed.with_defaults(one))
+        for index, one in enumerate(parameters)
+    ]
+    options = ResponseOptions(
+        response_id=answer.id_prefix + os.urandom(16).hex(),
+        created=record.created,
+        timeout_s=min(timeout_s, model.timeout_s),
+        keepalive_s=dependencies.settings.keepalive_s,
+        fingerprint=dependencies.metrics.engines.fingerprint(model.name),
+    )
+    response = await _start(dependencies, model, choices, answer, record, options, context)
+    if record.trace is not None:
+        record.trace.on_queued(body, options.response_id)
+    return response
 
 
 async def _token_context(model: ServedModel) -> TokenContext:
@@ -165,7 +193,9 @@ def _timeout_s(request: Request, max_s: float) -> float:
     return min(requested_s, max_s)
 
 
-async def _read(dependencies: Dependencies, request: Request, timeout_s: float) -> CompletionRequest:
+async def _read(
+    dependencies: Dependencies, operation: Operation[RequestT], request: Request, timeout_s: float
+) -> RequestT:
     settings = dependencies.settings
     key = record_of(request.scope).key
     holder = None if key is None else key.name
@@ -173,51 +203,47 @@ async def _read(dependencies: Dependencies, request: Request, timeout_s: float) 
         body = await read_body(request, settings.max_body_bytes, BodyClock(timeout_s, settings.body_timeout_s), share)
         if len(body) > _LARGE_BODY_BYTES:
             async with dependencies.parsing_turns.turn(holder):
-                completion, unknown = await _parse_large(settings, body)
+                valid, unknown = await _parse_large(settings, operation.form, body)
         else:
-            completion, unknown = _validate(settings, parse_object(body))
+            valid, unknown = _validate(settings, operation.form, parse_object(body))
     if unknown:
         dependencies.metrics.unknown_fields.inc(unknown)
-    return completion
+    return valid
 
 
-async def _parse_large(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, int]:
+async def _parse_large(settings: FrontendSettings, form: RequestForm[RequestT], body: bytes) -> tuple[RequestT, int]:
     breaks = LoopBreaks()
     check_size(body)
     await breaks.pause()
     document = parse_object(body)
     await breaks.pause()
-    result = _validate(settings, document)
+    result = _validate(settings, form, document)
     await breaks.pause()
     return result
 
 
-def _validate(settings: FrontendSettings, document: dict[str, Any]) -> tuple[CompletionRequest, int]:
-    return validate(document, max_choices=settings.max_choices_per_request, is_strict=settings.strict_fields)
+def _validate(
+    settings: FrontendSettings, form: RequestForm[RequestT], document: dict[str, Any]
+) -> tuple[RequestT, int]:
+    return validate(form, document, max_choices=settings.max_choices_per_request, is_strict=settings.strict_fields)
 
 
 async def _start(
     dependencies: Dependencies,
     model: ServedModel,
-    completion: CompletionRequest,
+    choices: list[Choice],
+    answer: Answer,
     record: RequestRecord,
-    timeout_s: float,
+    options: ResponseOptions,
     context: TokenContext | None,
 ) -> ASGIApp:
     key, limits = record.key, dependencies.key_limits
-    parameters = parameters_of(
-        completion, record.request_id, key=key, tenant=dependencies.tenants.of(key), trace=record.trace_context
-    )
-    choices = [
-        Choice(index, index // completion.candidates, model.deployed.with_defaults(own))
-        for index, own in enumerate(parameters)
-    ]
     tokens, settle = None, None
     if key is not None and context is not None:
         most = [context.most_tokens(choice.parameters) for choice in choices]
         try:
             tokens = limits.reserve_tokens(key, most)
-            settle = await dependencies.key_rates.reserve(record, most, timeout_s)
+            settle = await dependencies.key_rates.reserve(record, most, options.timeout_s)
         except PipelineError as error:
             raise in_client_terms(error, choices[0].parameters) from error
     charge = Charge(settle, len(choices))
@@ -232,13 +258,8 @@ async def _start(
     observer = RunMetrics(record, model, slots, charge)
     run = CompletionRun(choices, model.generator, observer, dependencies.run_limits)
     dependencies.admission.add(run, key)
-    options = ResponseOptions(
-        completion_id=f"cmpl-{os.urandom(16).hex()}",
-        timeout_s=max(timeout_s - record.duration_s, 0.0),
-        keepalive_s=dependencies.settings.keepalive_s,
-        fingerprint=dependencies.metrics.engines.fingerprint(model.name),
+    left_s = max(options.timeout_s - record.duration_s, 0.0)
+    response_class = StreamingResponse if record.is_stream else JsonResponse
+    return response_class(
+        run, answer, record, replace(options, timeout_s=left_s), on_close=partial(dependencies.admission.remove, run)
     )
-    if record.trace is not None:
-        record.trace.on_queued(completion, options.completion_id)
-    response_class = StreamingCompletionResponse if completion.stream else JsonCompletionResponse
-    return response_class(run, completion, record, options, on_close=partial(dependencies.admission.remove, run))

@@ -12,9 +12,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.api.allowed_hosts import AllowedHosts
-from frontend.api.completions import serve_completion
+from frontend.api.completions import SERVED
 from frontend.api.metrics import engine_metrics_response
-from frontend.api.route_paths import ENGINE_METRICS, is_completions, is_probe, is_public, is_requested_by_address
+from frontend.api.route_paths import ENGINE_METRICS, is_probe, is_public, is_requested_by_address, operation_of
 from frontend.keys.store import ApiKeyStore
 from frontend.observability.engine_numbers import PickerPage
 from frontend.observability.metrics import Metrics
@@ -68,8 +68,9 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send)
             return
         record = begin_record(scope, self._public_url)
+        record.operation = operation_of(record.path)
         store_send(scope, send)
-        is_completion = is_completions(record.path) and record.method != "OPTIONS"
+        is_completion = record.operation is not None and record.method != "OPTIONS"
         if is_completion and self._tracing is not None:
             record.trace = self._tracing.begin(scope["headers"], record)
         try:
@@ -118,8 +119,8 @@ class RequestContextMiddleware:
 
     def _app_for(self, record: RequestRecord) -> ASGIApp:
         """Completions, and the page that pickers scrape 20 times a second, need no router."""
-        if is_completions(record.path) and record.method == "POST":
-            return serve_completion
+        if record.operation is not None and record.method == "POST":
+            return SERVED[record.operation]
         if record.path == ENGINE_METRICS and record.method == "GET":
             return engine_metrics_response(self._picker_page)
         return self._app

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from frontend.backends.generator import Generator
+from frontend.models.chat_template_file import with_chat_template
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.model_info import ModelInfo
 
@@ -28,18 +29,23 @@ class InfoCacheTimeouts:
 
 
 class ModelInfoCache:
-    """The model info of one model's engine. `model` names it in the log; `clock` returns monotonic seconds."""
+    """The model info of one model's engine. `model` names it in the log; `clock` returns monotonic seconds.
+
+    `chat_template` is the deployment's, which replaces the engine's; `chat` of the info is None without a template.
+    """
 
     def __init__(
         self,
         generator: Generator,
         model: str = "",
         *,
+        chat_template: str | None = None,
         timeouts: InfoCacheTimeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._generator = generator
         self._model = model
+        self._chat_template = chat_template
         self._timeouts = timeouts or InfoCacheTimeouts()
         self._clock = clock
         self._info: ModelInfo | None = None
@@ -70,7 +76,7 @@ class ModelInfoCache:
 
     async def _refresh(self) -> None:
         try:
-            self._info = await self._generator.get_model_info()
+            self._info = with_chat_template(await self._generator.get_model_info(), self._chat_template)
             valid_s = self._timeouts.ttl_s
         except PipelineError as error:
             log.info("model_info_unavailable", model=self._model, reason=error.code.value)

@@ -98,6 +98,7 @@ class DeployedModel(_Strict):
     default_max_tokens: int | None = Field(None, ge=0, le=INT32_MAX)  # 0 fills the context; None: the setting
     defaults: SamplingDefaults = SamplingDefaults()
     limits: ModelLimits = ModelLimits()
+    chat_template: Path | None = None  # a Jinja file, read by the front end; None: the engine's own templates
 
     # Our ensemble.
     engine_dir: Path | None = None  # None: the default engine
@@ -116,7 +117,15 @@ class DeployedModel(_Strict):
     @model_validator(mode="after")
     def _check_keys_of_kind(self) -> Self:
         if self.kind is ModelKind.INFLIGHT_BATCHER_LLM:
-            self._refuse("engine_dir", "executor", "settings", "lora_dir", "lora_name", because="is for kind ensemble")
+            self._refuse(
+                "engine_dir",
+                "executor",
+                "settings",
+                "lora_dir",
+                "lora_name",
+                "chat_template",
+                because="is for kind ensemble",
+            )
             if self.default_max_tokens == 0:
                 raise ValueError(
                     "default_max_tokens = 0 (fill the context) is for kind ensemble. Set a number greater than 0"
@@ -297,13 +306,15 @@ def _inheriting(adapter: DeployedModel, parent: DeployedModel) -> DeployedModel:
         "triton_model": parent.ensemble,
         "max_model_len": parent.max_model_len,
     }
+    if adapter.chat_template is None:
+        inherited["chat_template"] = parent.chat_template
     if adapter.default_max_tokens is None:
         inherited["default_max_tokens"] = parent.default_max_tokens
     return adapter.model_copy(update=inherited)
 
 
 def _from_folder(model: DeployedModel, folder: Path) -> DeployedModel:
-    paths = {"engine_dir": model.engine_dir, "lora_dir": model.lora_dir}
+    paths = {"engine_dir": model.engine_dir, "lora_dir": model.lora_dir, "chat_template": model.chat_template}
     return model.model_copy(
         update={name: folder / path.expanduser() for name, path in paths.items() if path is not None}
     )

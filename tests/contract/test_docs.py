@@ -50,6 +50,15 @@ def test_the_readme_names_every_request_field() -> None:
     assert not missing
 
 
+def test_the_page_of_chat_names_every_field() -> None:
+    from frontend.chat.schema import CHAT_FORM
+    from frontend.request.unsupported_fields import NO_OP_VALUES
+
+    page = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8")
+    named = {*CHAT_FORM.fields, *CHAT_FORM.unsupported.no_op_values} - NO_OP_VALUES.keys()
+    assert not [name for name in named if f"`{name}`" not in page]
+
+
 def test_the_page_of_request_fields_has_the_capability_table() -> None:
     page = (ROOT / "docs" / "request-fields.md").read_text(encoding="utf-8")
     columns = [

@@ -46,6 +46,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("protocol",),
         ("engine_files",),
         ("text",),
+        ("chat_templates",),
         ("runtime",),
         ("guides",),
         ("executors/port", "executors/step_builder", "executors/waiting_queue"),
@@ -60,6 +61,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("settings", "api_key", "unfinished", "loop_breaks"),
         ("observability",),
         ("request",),
+        ("chat/plain_text",),
+        ("chat/template",),
         ("backends",),
         ("multiprocess",),
         ("redis_client",),
@@ -68,6 +71,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("generation",),
         ("models",),
         ("response",),
+        ("chat",),
         ("dependencies",),
         ("api",),
         ("app",),
@@ -134,6 +138,11 @@ LINES_OF_A_FUNCTION = 60
 
 # Outside library -> the modules that import it, inside functions too.
 IMPORTED_BY = {
+    "jinja2": {
+        "llm_pipeline/chat_templates/compiled.py",
+        "llm_pipeline/chat_templates/environment.py",
+        "llm_pipeline/chat_templates/metering.py",
+    },
     "tokenizers": {
         "llm_pipeline/text/tokenizer.py",
         "build_engine/cpu/gguf/tokenizer.py",

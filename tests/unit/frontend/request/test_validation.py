@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.request.parsing import MAX_DEPTH, parse_object, validate
-from frontend.request.schemas import CompletionRequest
+from frontend.request.schemas import COMPLETION_FORM, CompletionRequest
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from tests.support import request_fields
 
 REQUIRED = {"model": "m", "prompt": "Hi"}
-INT64_MAX = 2**63 - 1
 
 
 def read(fields: dict[str, Any], *, is_strict: bool = False) -> CompletionRequest:
-    return validate({**REQUIRED, **fields}, max_choices=8, is_strict=is_strict)[0]
+    return validate(COMPLETION_FORM, {**REQUIRED, **fields}, max_choices=8, is_strict=is_strict)[0]
 
 
 def refusal(fields: dict[str, Any], *, is_strict: bool = False) -> PipelineError:
@@ -33,6 +33,7 @@ def refusal(fields: dict[str, Any], *, is_strict: bool = False) -> PipelineError
 @pytest.mark.parametrize(
     ("fields", "name", "value"),
     [
+        *request_fields.ACCEPTED,
         ({"prompt": "Hi"}, "prompt", ("Hi",)),
         ({"prompt": ["a", "b"]}, "prompt", ("a", "b")),
         ({"prompt": [1, 2]}, "prompt", ((1, 2),)),
@@ -40,37 +41,7 @@ def refusal(fields: dict[str, Any], *, is_strict: bool = False) -> PipelineError
         ({"prompt": [[1], [2, 3]]}, "prompt", ((1,), (2, 3))),
         ({"prompt": " "}, "prompt", (" ",)),
         ({"prompt": "\x00{}\U0001f600"}, "prompt", ("\x00{}\U0001f600",)),
-        ({}, "max_tokens", None),
-        ({"max_tokens": 1}, "max_tokens", 1),
-        ({"max_tokens": 16.0}, "max_tokens", 16),
-        ({"max_tokens": None}, "max_tokens", None),
-        ({"max_tokens": 5, "max_completion_tokens": 3}, "max_completion_tokens", 3),
-        ({"temperature": 0}, "temperature", 0.0),
-        ({"temperature": 2}, "temperature", 2.0),
-        ({"temperature": None}, "temperature", None),
-        ({"top_p": 0}, "top_p", 0.0),
-        ({"top_p": 1}, "top_p", 1.0),
-        ({"top_k": -1}, "top_k", -1),
-        ({"top_k": 0}, "top_k", 0),
-        ({"top_k": INT64_MAX}, "top_k", INT64_MAX),
-        ({"min_p": 0.5}, "min_p", 0.5),
-        ({"seed": -(2**63)}, "seed", -(2**63)),
-        ({"seed": INT64_MAX}, "seed", INT64_MAX),
-        ({"seed": -1}, "seed", -1),
-        ({"seed": None}, "seed", None),
-        ({"stop": "x"}, "stop", ("x",)),
-        ({"stop": ["x", "y"]}, "stop", ("x", "y")),
-        ({"stop": []}, "stop", ()),
-        ({"stop": None}, "stop", ()),
-        ({"stop": ["x" * 1024] * 16}, "stop", ("x" * 1024,) * 16),
-        ({"include_stop_str_in_output": True}, "include_stop_str_in_output", True),
-        ({"skip_special_tokens": None}, "skip_special_tokens", True),
-        ({"skip_special_tokens": False}, "skip_special_tokens", False),
         ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", True),
-        ({"stream": None}, "stream", False),
-        ({"stream": False, "stream_options": None}, "stream_options", None),
-        ({"n": None}, "n", 1),
-        ({"n": 8}, "n", 8),
         ({"n": 2, "best_of": 4}, "candidates", 4),
         ({"n": 2, "best_of": None}, "candidates", 2),
         ({"best_of": 1, "stream": True}, "candidates", 1),
@@ -80,23 +51,7 @@ def refusal(fields: dict[str, Any], *, is_strict: bool = False) -> PipelineError
         ({"suffix": "x"}, "suffix", "x"),
         ({"logprobs": 0}, "logprobs", 0),
         ({"logprobs": 20}, "logprobs", 20),
-        ({"frequency_penalty": -2}, "frequency_penalty", -2.0),
-        ({"presence_penalty": 2}, "presence_penalty", 2.0),
-        ({"repetition_penalty": 0.01}, "repetition_penalty", 0.01),
-        ({"logit_bias": {"50256": -100, "7": 0.5}}, "logit_bias", ((50256, -100.0), (7, 0.5))),
-        ({"logit_bias": {}}, "logit_bias", ()),
-        ({"bad_words": "x"}, "bad_words", ("x",)),
-        ({"bad_words": ["x", "y"]}, "bad_words", ("x", "y")),
-        ({"min_tokens": 3, "max_tokens": 3}, "min_tokens", 3),
-        ({"ignore_eos": True}, "ignore_eos", True),
-        ({"stop_token_ids": [2, 3.0]}, "stop_token_ids", (2, 3)),
-        ({"truncate_prompt_tokens": -1}, "truncate_prompt_tokens", -1),
-        ({"truncation_side": "left"}, "truncation_side", "left"),
-        ({"truncation_side": "right"}, "truncation_side", "right"),
-        ({"truncation_side": None}, "truncation_side", None),
         ({"add_special_tokens": False}, "add_special_tokens", False),
-        ({"priority": -5}, "priority", -5),
-        ({"user": "some user"}, "user", "some user"),
     ],
 )
 def test_accepted(fields: dict[str, Any], name: str, value: object) -> None:
@@ -106,8 +61,7 @@ def test_accepted(fields: dict[str, Any], name: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"model": None}, ErrorCode.MISSING_REQUIRED_PARAMETER, "model"),
-        ({"model": 1}, ErrorCode.INVALID_TYPE, "model"),
+        *request_fields.REFUSED,
         ({"prompt": None}, ErrorCode.MISSING_REQUIRED_PARAMETER, "prompt"),
         ({"prompt": ""}, ErrorCode.VALUE_OUT_OF_RANGE, "prompt"),
         ({"prompt": []}, ErrorCode.VALUE_OUT_OF_RANGE, "prompt"),
@@ -124,41 +78,6 @@ def test_accepted(fields: dict[str, Any], name: str, value: object) -> None:
         ({"prompt": [[1], [2**31]]}, ErrorCode.VALUE_OUT_OF_RANGE, "prompt[1]"),
         ({"prompt": {"a": 1}}, ErrorCode.INVALID_TYPE, "prompt"),
         ({"prompt": 5}, ErrorCode.INVALID_TYPE, "prompt"),
-        ({"max_tokens": 0}, ErrorCode.VALUE_OUT_OF_RANGE, "max_tokens"),
-        ({"max_tokens": 2**40}, ErrorCode.VALUE_OUT_OF_RANGE, "max_tokens"),
-        ({"max_tokens": 1.5}, ErrorCode.INVALID_TYPE, "max_tokens"),
-        ({"max_tokens": "16"}, ErrorCode.INVALID_TYPE, "max_tokens"),
-        ({"max_tokens": True}, ErrorCode.INVALID_TYPE, "max_tokens"),
-        ({"max_completion_tokens": 0}, ErrorCode.VALUE_OUT_OF_RANGE, "max_completion_tokens"),
-        ({"temperature": -0.1}, ErrorCode.VALUE_OUT_OF_RANGE, "temperature"),
-        ({"temperature": 2.1}, ErrorCode.VALUE_OUT_OF_RANGE, "temperature"),
-        ({"temperature": "1"}, ErrorCode.INVALID_TYPE, "temperature"),
-        ({"temperature": False}, ErrorCode.INVALID_TYPE, "temperature"),
-        ({"top_p": 1.1}, ErrorCode.VALUE_OUT_OF_RANGE, "top_p"),
-        ({"top_p": -1}, ErrorCode.VALUE_OUT_OF_RANGE, "top_p"),
-        ({"top_k": -2}, ErrorCode.VALUE_OUT_OF_RANGE, "top_k"),
-        ({"top_k": 1.8e19}, ErrorCode.VALUE_OUT_OF_RANGE, "top_k"),
-        ({"min_p": 2}, ErrorCode.VALUE_OUT_OF_RANGE, "min_p"),
-        ({"seed": 2**63}, ErrorCode.VALUE_OUT_OF_RANGE, "seed"),
-        ({"seed": 1.5}, ErrorCode.INVALID_TYPE, "seed"),
-        ({"stop": ""}, ErrorCode.VALUE_OUT_OF_RANGE, "stop"),
-        ({"stop": ["x", ""]}, ErrorCode.VALUE_OUT_OF_RANGE, "stop[1]"),
-        ({"stop": ["x"] * 17}, ErrorCode.VALUE_OUT_OF_RANGE, "stop"),
-        ({"stop": "x" * 1025}, ErrorCode.VALUE_OUT_OF_RANGE, "stop"),
-        ({"stop": [1]}, ErrorCode.INVALID_TYPE, "stop[0]"),
-        ({"stop": {"a": 1}}, ErrorCode.INVALID_TYPE, "stop"),
-        ({"include_stop_str_in_output": 1}, ErrorCode.INVALID_TYPE, "include_stop_str_in_output"),
-        ({"skip_special_tokens": "true"}, ErrorCode.INVALID_TYPE, "skip_special_tokens"),
-        ({"stream": "yes"}, ErrorCode.INVALID_TYPE, "stream"),
-        ({"stream_options": {}}, ErrorCode.VALUE_OUT_OF_RANGE, "stream_options"),
-        ({"stream": True, "stream_options": []}, ErrorCode.INVALID_TYPE, "stream_options"),
-        (
-            {"stream": True, "stream_options": {"include_usage": 1}},
-            ErrorCode.INVALID_TYPE,
-            "stream_options.include_usage",
-        ),
-        ({"n": 0}, ErrorCode.VALUE_OUT_OF_RANGE, "n"),
-        ({"n": 9}, ErrorCode.VALUE_OUT_OF_RANGE, "n"),
         ({"prompt": ["a"] * 3, "n": 3}, ErrorCode.VALUE_OUT_OF_RANGE, "prompt"),
         ({"prompt": ["a"] * 3, "best_of": 3}, ErrorCode.VALUE_OUT_OF_RANGE, "prompt"),
         ({"best_of": 9}, ErrorCode.VALUE_OUT_OF_RANGE, "best_of"),
@@ -169,37 +88,6 @@ def test_accepted(fields: dict[str, Any], name: str, value: object) -> None:
         ({"logprobs": -1}, ErrorCode.VALUE_OUT_OF_RANGE, "logprobs"),
         ({"logprobs": 21}, ErrorCode.VALUE_OUT_OF_RANGE, "logprobs"),
         ({"logprobs": True}, ErrorCode.INVALID_TYPE, "logprobs"),
-        ({"frequency_penalty": 2.1}, ErrorCode.VALUE_OUT_OF_RANGE, "frequency_penalty"),
-        ({"frequency_penalty": False}, ErrorCode.INVALID_TYPE, "frequency_penalty"),
-        ({"presence_penalty": -2.1}, ErrorCode.VALUE_OUT_OF_RANGE, "presence_penalty"),
-        ({"repetition_penalty": 0}, ErrorCode.VALUE_OUT_OF_RANGE, "repetition_penalty"),
-        ({"logit_bias": [1]}, ErrorCode.INVALID_TYPE, "logit_bias"),
-        ({"logit_bias": {"1": 1, "a": 1}}, ErrorCode.INVALID_TYPE, "logit_bias.a"),
-        ({"logit_bias": {"-1": 1}}, ErrorCode.INVALID_TYPE, "logit_bias.-1"),
-        ({"logit_bias": {"{key}": 1}}, ErrorCode.INVALID_TYPE, "logit_bias.{key}"),
-        ({"logit_bias": {"x" * 100: 1}}, ErrorCode.INVALID_TYPE, "logit_bias." + "x" * 64),
-        ({"logit_bias": {"1": True}}, ErrorCode.INVALID_TYPE, "logit_bias.1"),
-        ({"logit_bias": {"1": None}}, ErrorCode.INVALID_TYPE, "logit_bias.1"),
-        ({"logit_bias": {"1": 101}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias.1"),
-        ({"logit_bias": {"9999999999": 1}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias.9999999999"),
-        ({"logit_bias": {"7": 1, "07": 2}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
-        ({"logit_bias": {str(key): 1 for key in range(1025)}}, ErrorCode.VALUE_OUT_OF_RANGE, "logit_bias"),
-        ({"bad_words": [""]}, ErrorCode.VALUE_OUT_OF_RANGE, "bad_words[0]"),
-        ({"bad_words": ["x"] * 65}, ErrorCode.VALUE_OUT_OF_RANGE, "bad_words"),
-        ({"bad_words": "x" * 257}, ErrorCode.VALUE_OUT_OF_RANGE, "bad_words"),
-        ({"min_tokens": -1}, ErrorCode.VALUE_OUT_OF_RANGE, "min_tokens"),
-        ({"min_tokens": 4, "max_tokens": 3}, ErrorCode.VALUE_OUT_OF_RANGE, "min_tokens"),
-        ({"ignore_eos": 1}, ErrorCode.INVALID_TYPE, "ignore_eos"),
-        ({"stop_token_ids": 2}, ErrorCode.INVALID_TYPE, "stop_token_ids"),
-        ({"stop_token_ids": ["2"]}, ErrorCode.INVALID_TYPE, "stop_token_ids[0]"),
-        ({"stop_token_ids": [-1]}, ErrorCode.VALUE_OUT_OF_RANGE, "stop_token_ids"),
-        ({"stop_token_ids": [1] * 65}, ErrorCode.VALUE_OUT_OF_RANGE, "stop_token_ids"),
-        ({"truncate_prompt_tokens": 0}, ErrorCode.VALUE_OUT_OF_RANGE, "truncate_prompt_tokens"),
-        ({"truncate_prompt_tokens": -2}, ErrorCode.VALUE_OUT_OF_RANGE, "truncate_prompt_tokens"),
-        ({"truncation_side": "middle"}, ErrorCode.VALUE_OUT_OF_RANGE, "truncation_side"),
-        ({"truncation_side": ["left"]}, ErrorCode.VALUE_OUT_OF_RANGE, "truncation_side"),
-        ({"priority": 2**31}, ErrorCode.VALUE_OUT_OF_RANGE, "priority"),
-        ({"user": 5}, ErrorCode.INVALID_TYPE, "user"),
     ],
 )
 def test_refused(fields: dict[str, Any], code: ErrorCode, param: str) -> None:
@@ -211,7 +99,12 @@ def test_refused(fields: dict[str, Any], code: ErrorCode, param: str) -> None:
 @pytest.mark.parametrize("name", ["model", "prompt"])
 def test_missing_fields_are_named(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
-        validate({key: value for key, value in REQUIRED.items() if key != name}, max_choices=8, is_strict=False)
+        validate(
+            COMPLETION_FORM,
+            {key: value for key, value in REQUIRED.items() if key != name},
+            max_choices=8,
+            is_strict=False,
+        )
     assert (caught.value.code, caught.value.param) == (ErrorCode.MISSING_REQUIRED_PARAMETER, name)
 
 
@@ -224,22 +117,13 @@ def test_all_violated_constraints_are_listed() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
+        *request_fields.WITHOUT_EFFECT,
         {"best_of": 1},
         {"best_of": 3, "n": 3},
         {"echo": False},
         {"suffix": ""},
         {"logprobs": None},
-        {"frequency_penalty": 0},
-        {"frequency_penalty": 0.0},
-        {"logit_bias": {}},
-        {"user": "some user"},
-        {"repetition_penalty": 1.0},
-        {"ignore_eos": False},
-        {"stop_token_ids": []},
-        {"response_format": {"type": "text"}},
-        {"guided_json": None},
         {"add_special_tokens": True},
-        {"stream": True, "stream_options": {"include_obfuscation": False}},
     ],
 )
 def test_no_op_values_of_unsupported_fields_are_accepted(fields: dict[str, Any]) -> None:
@@ -248,19 +132,7 @@ def test_no_op_values_of_unsupported_fields_are_accepted(fields: dict[str, Any])
 
 @pytest.mark.parametrize(
     ("fields", "param"),
-    [
-        ({"allowed_token_ids": [2]}, "allowed_token_ids"),
-        ({"use_beam_search": True}, "use_beam_search"),
-        ({"use_beam_search": 0}, "use_beam_search"),
-        ({"length_penalty": 2}, "length_penalty"),
-        ({"length_penalty": True}, "length_penalty"),
-        ({"repetition_min_count": 3}, "repetition_min_count"),
-        ({"guided_whitespace_pattern": " ?"}, "guided_whitespace_pattern"),
-        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
-        ({"stream": True, "stream_options": {"chunk_size": 8}}, "stream_options.chunk_size"),
-        ({"stream": True, "stream_options": {"include_usage": True, "x": 0}}, "stream_options.x"),
-        ({"stream": True, "stream_options": {"x": {}}}, "stream_options.x"),
-    ],
+    request_fields.UNSUPPORTED,
 )
 def test_other_values_of_unsupported_fields_are_rejected_by_name(fields: dict[str, Any], param: str) -> None:
     error = refusal(fields)
@@ -269,23 +141,7 @@ def test_other_values_of_unsupported_fields_are_rejected_by_name(fields: dict[st
 
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
-    [
-        ({"response_format": {}}, "response_format", ErrorCode.VALUE_OUT_OF_RANGE),
-        ({"response_format": {"type": "yaml"}}, "response_format", ErrorCode.VALUE_OUT_OF_RANGE),
-        ({"response_format": "json_object"}, "response_format", ErrorCode.INVALID_TYPE),
-        ({"response_format": {"type": "json_schema"}}, "response_format", ErrorCode.INVALID_TYPE),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", ErrorCode.INVALID_TYPE),
-        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs", ErrorCode.VALUE_OUT_OF_RANGE),
-        ({"structured_outputs": {"yaml": 1}}, "structured_outputs", ErrorCode.VALUE_OUT_OF_RANGE),
-        ({"structured_outputs": {"json_object": "yes"}}, "structured_outputs", ErrorCode.INVALID_TYPE),
-        ({"guided_json": 1}, "guided_json", ErrorCode.INVALID_TYPE),
-        ({"guided_regex": 1}, "guided_regex", ErrorCode.INVALID_TYPE),
-        ({"guided_choice": "yes"}, "guided_choice", ErrorCode.INVALID_TYPE),
-        ({"guided_choice": ["yes", 1]}, "guided_choice", ErrorCode.INVALID_TYPE),
-        ({"guided_choice": []}, "guided_choice", ErrorCode.VALUE_OUT_OF_RANGE),
-        ({"guided_choice": ["yes", ""]}, "guided_choice", ErrorCode.VALUE_OUT_OF_RANGE),
-        ({"guided_json": {}, "guided_regex": "a"}, "guided_regex", ErrorCode.VALUE_OUT_OF_RANGE),
-    ],
+    request_fields.MALFORMED_GUIDES,
 )
 def test_malformed_structured_output_is_rejected_by_name(fields: dict[str, Any], param: str, code: ErrorCode) -> None:
     error = refusal(fields)
@@ -304,7 +160,7 @@ def test_choices_become_a_regex_that_matches_only_them(options: list[str]) -> No
 def test_unknown_fields_are_counted() -> None:
     options = {"include_usage": True, "x": False, "y": None}
     fields = {**REQUIRED, "colour": 1, "stream": True, "stream_options": options}
-    assert validate(fields, max_choices=8, is_strict=False)[1] == 3
+    assert validate(COMPLETION_FORM, fields, max_choices=8, is_strict=False)[1] == 3
 
 
 def test_strict_servers_reject_unknown_fields() -> None:
@@ -374,7 +230,7 @@ def test_depth_is_not_a_matter_of_width() -> None:
 def test_errors_do_not_contain_the_prompt() -> None:
     secret = "do-not-repeat-me"
     with pytest.raises(PipelineError) as caught:
-        validate({"model": "m", "prompt": [secret, ""]}, max_choices=8, is_strict=False)
+        validate(COMPLETION_FORM, {"model": "m", "prompt": [secret, ""]}, max_choices=8, is_strict=False)
     shown = caught.value.__context__
     assert secret not in caught.value.message
     assert caught.value.__suppress_context__ or shown is None
@@ -396,5 +252,5 @@ def test_no_body_takes_long_to_validate(fields: dict[str, Any]) -> None:
     body = {**REQUIRED, **fields}
     started_s = time.process_time()
     with contextlib.suppress(PipelineError):
-        validate(body, max_choices=8, is_strict=False)
+        validate(COMPLETION_FORM, body, max_choices=8, is_strict=False)
     assert time.process_time() - started_s < 1
