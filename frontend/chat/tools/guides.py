@@ -1,0 +1,166 @@
+"""Guides for calls of functions and for reasoning, as structural tags (llm_pipeline/guides/compilers)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from frontend.chat.parsing.reasoning import ReasoningMarkers
+from frontend.chat.tools.formats import ToolFormat
+from llm_pipeline.protocol.errors import ErrorCode, PipelineError
+from llm_pipeline.protocol.fields import MAX_GUIDE_CHARACTERS
+from llm_pipeline.protocol.messages import Guide, GuideType
+
+_ANY_OBJECT = {"type": "object"}
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}  # as OpenAI reads no parameters
+_NO_JSON = r"([^\s{\[][\s\S]*)?"  # text that is not taken for a call without a marker
+_SPACE = r"\s*"
+_TEXT = '{"type":"any_text"}'
+
+
+class Calls(str, Enum):
+    """Whether an answer has calls."""
+
+    ALLOWED = "allowed"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that may be called. `parameters` is a JSON schema, None if it takes no arguments."""
+
+    name: str
+    parameters: dict[str, Any] | None = None
+    strict: bool = False
+    description: str | None = None
+
+
+@dataclass(frozen=True)
+class CallRules:
+    """What a guide has to enforce. `functions` are those that may be called."""
+
+    tool_format: ToolFormat
+    functions: Sequence[Function]
+    calls: Calls
+    only_one: bool
+
+
+def guide_of_answer(
+    rules: CallRules | None, content: Guide | None, markers: ReasoningMarkers | None, *, is_in_reasoning: bool
+) -> Guide | None:
+    """The guide of a whole answer: reasoning, then calls or content. None if nothing has to be enforced.
+
+    `content` is the guide that the client sent for the content. `is_in_reasoning`: the prompt ends within reasoning,
+    which comes before what is guided. Raises PipelineError (400) if they do not go together, or are too long.
+    """
+    answer = None if rules is None else _answer(rules, content)
+    if answer is None and content is not None:
+        if markers is None:
+            return content
+        answer = _of_content(content)
+    if answer is None:
+        return None
+    if markers is not None:
+        answer = _after_reasoning(answer, markers, is_in_reasoning)
+    source = f'{{"type":"structural_tag","format":{answer}}}'
+    if len(source) > MAX_GUIDE_CHARACTERS:
+        raise PipelineError(
+            ErrorCode.VALUE_OUT_OF_RANGE,
+            f"The parameters of all functions together make a guide of {len(source)} characters; "
+            f"the limit is {MAX_GUIDE_CHARACTERS}. Send fewer functions, or simpler parameters.",
+            param="tools",
+        )
+    return Guide(GuideType.STRUCTURAL_TAG, source)
+
+
+def _answer(rules: CallRules, content: Guide | None) -> str | None:
+    if rules.calls is Calls.REQUIRED:
+        return _calls(rules, at_least_one=True)
+    if content is not None:
+        return _one_of(_calls(rules, at_least_one=True), _of_content(content))
+    if not any(function.strict for function in rules.functions):
+        return None
+    tool_format = rules.tool_format
+    if not tool_format.start:
+        return _one_of(_calls(rules, at_least_one=True), _regex(_NO_JSON))
+    if tool_format.is_list:
+        return _one_of(_calls(rules, at_least_one=True), _TEXT)
+    tags = ",".join(_tag(rules, function) for function in rules.functions)
+    return (
+        f'{{"type":"triggered_tags","triggers":[{_json(tool_format.start)}],"tags":[{tags}],'
+        f'"stop_after_first":{_json(rules.only_one)}}}'
+    )
+
+
+def _calls(rules: CallRules, *, at_least_one: bool) -> str:
+    tool_format = rules.tool_format
+    tags = ",".join(_tag(rules, function) for function in rules.functions)
+    calls = (
+        f'{{"type":"tags_with_separator","tags":[{tags}],"separator":{_json(tool_format.separator)},'
+        f'"at_least_one":{_json(at_least_one)},"stop_after_first":{_json(rules.only_one)}}}'
+    )
+    if not tool_format.is_list:
+        return calls
+    return _sequence(_constant(f"{tool_format.start} ["), calls, _constant("]"))
+
+
+def _tag(rules: CallRules, function: Function) -> str:
+    tool_format = rules.tool_format
+    begin = ("" if tool_format.is_list else tool_format.start) + tool_format.before_arguments(function.name)
+    # With `auto`, only the arguments of strict functions have to follow their schema.
+    is_free = rules.calls is Calls.ALLOWED and not function.strict
+    schema = _ANY_OBJECT if is_free else _schema_of(function)
+    content = f'{{"type":"json_schema","json_schema":{_json(schema)}}}'
+    return f'{{"type":"tag","begin":{_json(begin)},"content":{content},"end":{_json(tool_format.after_arguments)}}}'
+
+
+def _schema_of(function: Function) -> dict[str, Any]:
+    return {"type": "object", **function.parameters} if function.parameters else _NO_ARGUMENTS
+
+
+def _of_content(content: Guide) -> str:
+    if content.type is GuideType.JSON_SCHEMA:
+        return f'{{"type":"json_schema","json_schema":{content.source}}}'
+    if content.type is GuideType.REGEX:
+        return _regex(content.source or "")
+    raise PipelineError(
+        ErrorCode.UNSUPPORTED_PARAMETER,
+        "A grammar is supported neither with tools nor with a model that reasons. Send a JSON schema or a regular "
+        "expression, or omit tools.",
+        param="structured_outputs",
+    )
+
+
+def _after_reasoning(answer: str, markers: ReasoningMarkers, is_in_reasoning: bool) -> str:
+    begin = "" if is_in_reasoning else markers.start
+    reasoning = f'{{"type":"tag","begin":{_json(begin)},"content":{_TEXT},"end":{_json(markers.end)}}}'
+    after = _sequence(reasoning, _regex(_SPACE), answer)
+    return after if is_in_reasoning else _one_of(answer, after)
+
+
+def _sequence(*elements: str) -> str:
+    return f'{{"type":"sequence","elements":[{",".join(elements)}]}}'
+
+
+def _one_of(*elements: str) -> str:
+    return f'{{"type":"or","elements":[{",".join(elements)}]}}'
+
+
+def _constant(text: str) -> str:
+    return f'{{"type":"const_string","value":{_json(text)}}}'
+
+
+def _regex(pattern: str) -> str:
+    return f'{{"type":"regex","pattern":{_json(pattern)}}}'
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"))
+    except RecursionError:
+        raise PipelineError(
+            ErrorCode.VALUE_OUT_OF_RANGE, "The parameters of a function are nested too deeply.", param="tools"
+        ) from None
