@@ -126,6 +126,9 @@ FIELDS: tuple[RequestField, ...] = (
     FlagField("return_logprob_values", TensorSpec("return_log_probs", "BOOL")),
     FlagField("echo", TensorSpec("exclude_input_in_output", "BOOL"), is_inverted=True),
     TextField("suffix", TensorSpec("suffix", "BYTES")),
+    # Empty but for a chat whose text spells a token of the template (messages.py). Neither a token list nor an escape
+    # in the text could say it: the first would need the tokenizer in the front end, the second a reserved character.
+    IdsField("plain_spans", TensorSpec("plain_spans", "INT32", (-1,)), default=()),
     TextField("tenant", TensorSpec("tenant", "BYTES")),
     NumberField("tenant_share", TensorSpec("tenant_share", "INT32"), range=Range(1, MAX_TENANT_SHARE)),
     TextField("adapter", TensorSpec("lora_name", "BYTES")),

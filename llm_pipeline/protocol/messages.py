@@ -42,6 +42,9 @@ class CompletionParameters:
     Exactly one of `prompt_text` and `token_ids` is set. `request_key` identifies the request inside the pipeline. It is
     generated and unique; the client's request id may repeat. `seed` is an int64. The wire form of each field is in
     fields.py.
+
+    `plain_spans` are starts and ends, in turn, of parts of `prompt_text` in code points: text of a chat's user that
+    spells a token such as <|im_end|>, and is encoded as ordinary text and not as that token.
     """
 
     request_key: str
@@ -78,6 +81,7 @@ class CompletionParameters:
     return_logprob_values: bool = False  # logprob of each token, as numbers
     echo: bool = False  # return the prompt before the completion
     suffix: str | None = None  # text after the completion
+    plain_spans: tuple[int, ...] = ()  # of prompt_text, see above
     tenant: str | None = None  # an opaque name, equal for all requests that share one turn in the queue and KV cache
     tenant_share: int | None = None  # weight of the tenant's turn, 1 if omitted
     adapter: str | None = None  # name of a LoRA adapter of the model
