@@ -254,6 +254,8 @@ def _param(error: ErrorDetails) -> str:
     path, context = ".".join(str(part) for part in error["loc"]), error.get("ctx", {})
     if "key" in context:
         return f"{path}.{context['key'][:_MAX_NAME_CHARACTERS]}"
+    if "path" in context:  # below the field, such as [2].content
+        return f"{path}{context['path']}"
     return f"{path}[{context['index']}]" if "index" in context else path
 
 
