@@ -13,7 +13,8 @@ from benchmarks.write_path.servers import BareApp, PushedGenerator, bare_uvicorn
 from frontend.observability.request_log import log_request
 from frontend.observability.request_record import begin_record
 from frontend.request.parsing import parse_object, validate
-from frontend.request.to_parameters import parameters_of
+from frontend.request.schemas import COMPLETION_FORM
+from frontend.request.to_parameters import completion_input, parameters_of
 
 _CALLS = 2_000
 _REPEATS = 5
@@ -53,13 +54,15 @@ def parts_us() -> dict[str, float]:
         "scheme": "http",
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"90")],
     }
-    request, _ = validate(parse_object(body), max_choices=128, is_strict=False)
+    request, _ = validate(COMPLETION_FORM, parse_object(body), max_choices=128, is_strict=False)
     record = begin_record(scope, None)
     record.status = 200
     return {
         "record": _us(lambda: begin_record(scope, None)),
-        "parsing and validation": _us(lambda: validate(parse_object(body), max_choices=128, is_strict=False)),
-        "parameters": _us(lambda: parameters_of(request, "id")),
+        "parsing and validation": _us(
+            lambda: validate(COMPLETION_FORM, parse_object(body), max_choices=128, is_strict=False)
+        ),
+        "parameters": _us(lambda: parameters_of(request, completion_input(request), "id")),
         "log line": _us(lambda: log_request(record, is_completion=True, is_probe=False)),
     }
 

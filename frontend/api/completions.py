@@ -26,12 +26,14 @@ from frontend.observability.request_record import RequestRecord, record_of
 from frontend.request.body_limits import BodyClock
 from frontend.request.json_size import check_size
 from frontend.request.key_rules import permitted_priority
-from frontend.request.parsing import parse_object, read_body, validate
-from frontend.request.schemas import CompletionRequest
+from frontend.request.parsing import RequestForm, RequestT, parse_object, read_body, validate
 from frontend.request.to_parameters import parameters_of
-from frontend.response.json_response import JsonCompletionResponse
+from frontend.response.answer import Answer
+from frontend.response.completion import CompletionOperation
+from frontend.response.json_response import JsonResponse
 from frontend.response.lifetime import ResponseOptions
-from frontend.response.stream import StreamingCompletionResponse
+from frontend.response.operation import Operation
+from frontend.response.stream import StreamingResponse
 from frontend.settings import FrontendSettings
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
@@ -95,45 +97,35 @@ async def serve_completion(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def create_completion(request: Request) -> ASGIApp:
     """Completes one or more prompts: as one JSON object, or with `stream: true` as server-sent events."""
-    return await _create(request.app.state.dependencies, request)
+    return await _create(request.app.state.dependencies, CompletionOperation(), request)
 
 
-async def _create(dependencies: Dependencies, request: Request) -> ASGIApp:
+async def _create(dependencies: Dependencies, operation: Operation[RequestT], request: Request) -> ASGIApp:
     """Deterministic errors (4xx) are raised before load-dependent ones (503, 429)."""
     record = record_of(request.scope)
     timeout_s = _timeout_s(request, dependencies.settings.request_timeout_s)
     if record.key is None:
         _require_content_type(request)
     dependencies.rate_limits.count(record.key)
-    completion = await _read(dependencies, request, timeout_s)
-    model = dependencies.model_for(completion.model, record.key)
-    record.model, record.served_model = completion.model, model.name
-    record.is_stream = completion.stream
-    model.check(completion)
-    permitted_priority(completion.priority, record.key)
-    choices = len(completion.prompt) * completion.candidates
-    dependencies.key_limits.check(record.key, model.in_flight_limit, choices)
+    body = await _read(dependencies, operation, request, timeout_s)
+    model = dependencies.model_for(body.model, record.key)
+    record.model, record.served_model = body.model, model.name
+    record.is_stream = body.stream
+    model.check(body)
+    permitted_priority(body.priority, record.key)
+    dependencies.key_limits.check(record.key, model.in_flight_limit, body.choice_count)
     dependencies.require_ready(model)
-    await _check_best_of(model, completion)
+    own, answer = await operation.prepare(model, body)
     has_token_limit = record.key is not None and record.key.max_tokens_in_flight is not None
     context = await _token_context(model) if has_token_limit else None
     dependencies.require_ready(model)  # again: the checks may have waited for the engine
     dependencies.keys.require_valid(record.key)  # again: the body may have taken long
-    return _start(dependencies, model, completion, record, min(timeout_s, model.timeout_s), context)
-
-
-async def _check_best_of(model: ServedModel, completion: CompletionRequest) -> None:
-    """best_of ranks by logprobs: the engine would reject a field that the client has not sent."""
-    if completion.candidates == completion.n:
-        return
-    info = await model.info_cache.read()
-    if info is not None and info.capabilities.logprobs is None:
-        raise PipelineError(
-            ErrorCode.UNSUPPORTED_PARAMETER,
-            f"best_of greater than n requires logprobs, which this server's engine ({info.capabilities.executor}) "
-            "does not support. Omit best_of.",
-            param="best_of",
-        )
+    parameters = parameters_of(body, own, record.request_id, key=record.key, tenant=dependencies.tenants.of(record.key))
+    choices = [
+        Choice(index, index // own.candidates, model.deployed.with_defaults(one))
+        for index, one in enumerate(parameters)
+    ]
+    return _start(dependencies, model, choices, answer, record, min(timeout_s, model.timeout_s), context)
 
 
 async def _token_context(model: ServedModel) -> TokenContext:
@@ -165,7 +157,9 @@ def _timeout_s(request: Request, max_s: float) -> float:
     return min(requested_s, max_s)
 
 
-async def _read(dependencies: Dependencies, request: Request, timeout_s: float) -> CompletionRequest:
+async def _read(
+    dependencies: Dependencies, operation: Operation[RequestT], request: Request, timeout_s: float
+) -> RequestT:
     settings = dependencies.settings
     key = record_of(request.scope).key
     holder = None if key is None else key.name
@@ -173,43 +167,41 @@ async def _read(dependencies: Dependencies, request: Request, timeout_s: float) 
         body = await read_body(request, settings.max_body_bytes, BodyClock(timeout_s, settings.body_timeout_s), share)
         if len(body) > _LARGE_BODY_BYTES:
             async with dependencies.parsing_turns.turn(holder):
-                completion, unknown = await _parse_large(settings, body)
+                valid, unknown = await _parse_large(settings, operation.form, body)
         else:
-            completion, unknown = _validate(settings, parse_object(body))
+            valid, unknown = _validate(settings, operation.form, parse_object(body))
     if unknown:
         dependencies.metrics.unknown_fields.inc(unknown)
-    return completion
+    return valid
 
 
-async def _parse_large(settings: FrontendSettings, body: bytes) -> tuple[CompletionRequest, int]:
+async def _parse_large(settings: FrontendSettings, form: RequestForm[RequestT], body: bytes) -> tuple[RequestT, int]:
     breaks = LoopBreaks()
     check_size(body)
     await breaks.pause()
     document = parse_object(body)
     await breaks.pause()
-    result = _validate(settings, document)
+    result = _validate(settings, form, document)
     await breaks.pause()
     return result
 
 
-def _validate(settings: FrontendSettings, document: dict[str, Any]) -> tuple[CompletionRequest, int]:
-    return validate(document, max_choices=settings.max_choices_per_request, is_strict=settings.strict_fields)
+def _validate(
+    settings: FrontendSettings, form: RequestForm[RequestT], document: dict[str, Any]
+) -> tuple[RequestT, int]:
+    return validate(form, document, max_choices=settings.max_choices_per_request, is_strict=settings.strict_fields)
 
 
 def _start(
     dependencies: Dependencies,
     model: ServedModel,
-    completion: CompletionRequest,
+    choices: list[Choice],
+    answer: Answer,
     record: RequestRecord,
     timeout_s: float,
     context: TokenContext | None,
 ) -> ASGIApp:
     key, limits = record.key, dependencies.key_limits
-    parameters = parameters_of(completion, record.request_id, key=key, tenant=dependencies.tenants.of(key))
-    choices = [
-        Choice(index, index // completion.candidates, model.deployed.with_defaults(own))
-        for index, own in enumerate(parameters)
-    ]
     tokens = None
     if key is not None and context is not None:
         try:
@@ -222,9 +214,10 @@ def _start(
     run = CompletionRun(choices, model.generator, observer, dependencies.run_limits)
     dependencies.admission.add(run, key)
     options = ResponseOptions(
-        completion_id=f"cmpl-{os.urandom(16).hex()}",
+        response_id=answer.id_prefix + os.urandom(16).hex(),
+        created=record.created,
         timeout_s=max(timeout_s - record.duration_s, 0.0),
         keepalive_s=dependencies.settings.keepalive_s,
     )
-    response_class = StreamingCompletionResponse if completion.stream else JsonCompletionResponse
-    return response_class(run, completion, record, options, on_close=partial(dependencies.admission.remove, run))
+    response_class = StreamingResponse if record.is_stream else JsonResponse
+    return response_class(run, answer, record, options, on_close=partial(dependencies.admission.remove, run))

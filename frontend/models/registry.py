@@ -15,7 +15,7 @@ from frontend.models.info_cache import ModelInfoCache
 from frontend.models.readiness import Readiness
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
-from frontend.request.schemas import CompletionRequest
+from frontend.request.generation_fields import GenerationFields
 from frontend.settings import FrontendSettings
 from llm_pipeline.engine_files.manifest import EngineManifest, ManifestError
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
@@ -94,11 +94,11 @@ class ServedModel:
         keys = self.deployed.keys
         return key.may_use({name, self.name}) and (keys is None or key.name in keys)
 
-    def check(self, request: CompletionRequest) -> None:
+    def check(self, request: GenerationFields) -> None:
         """Raises PipelineError (400) for a request that exceeds this model's limits."""
-        choices = len(request.prompt) * request.candidates
+        choices = request.choice_count
         if choices > self.max_choices:
-            raise _limit_exceeded("n" if request.candidates > 1 else "prompt", choices, "choices", self.max_choices)
+            raise _limit_exceeded(request.choices_param, choices, "choices", self.max_choices)
         limit = self.deployed.limits.max_tokens
         if request.token_limit is not None and limit is not None and request.token_limit > limit:
             raise _limit_exceeded(request.token_limit_name, request.token_limit, "tokens", limit)

@@ -1,27 +1,52 @@
-"""Parses and validates the body of a completion request."""
+"""Parses and validates the bodies of requests, for the schema of each operation."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 import orjson
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
-from frontend.request import unsupported_fields
 from frontend.request.body_limits import BodyClock, BodyShare
 from frontend.request.errors import Detail, RequestInvalidError
 from frontend.request.exact_integers import with_exact_integers
-from frontend.request.schemas import CompletionRequest, StreamOptions
+from frontend.request.generation_fields import GenerationFields, StreamOptions
+from frontend.request.unsupported_fields import STREAM_OPTIONS_NO_OP_VALUES, UnsupportedFields, is_no_op_stream_option
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 MAX_DEPTH = 64
 _MAX_NAME_CHARACTERS = 64  # of a field name that an error repeats
-_FIELDS = frozenset(CompletionRequest.model_fields)
 _STREAM_FIELDS = frozenset(StreamOptions.model_fields)
+
+RequestT = TypeVar("RequestT", bound=GenerationFields)
+
+
+@dataclass(frozen=True)
+class RequestForm(Generic[RequestT]):
+    """The requests of one operation: their schema, the fields that it does not implement, and its own rules.
+
+    `check_size` refuses a document of too many items before any of them is parsed. `check` has the rules that span
+    several fields of this operation alone. Both get the server's limit of choices, and raise PipelineError (400).
+    `unknown_below` returns the names of unknown fields below the first level, which are ignored.
+    """
+
+    schema: type[RequestT]
+    noun: str  # of one request, for messages
+    unsupported: UnsupportedFields
+    check_size: Callable[[Mapping[str, Any], int], None]
+    check: Callable[[RequestT], None]
+    unknown_below: Callable[[Mapping[str, Any]], Sequence[str]] = lambda document: ()
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """The names of the fields that are implemented."""
+        return frozenset(self.schema.model_fields)
 
 
 async def read_body(request: Request, max_bytes: int, clock: BodyClock, share: BodyShare) -> bytes:
@@ -105,44 +130,50 @@ def _is_too_deep(document: Any) -> bool:
     return True
 
 
-def validate(document: dict[str, Any], *, max_choices: int, is_strict: bool) -> tuple[CompletionRequest, int]:
+def validate(
+    form: RequestForm[RequestT], document: Mapping[str, Any], *, max_choices: int, is_strict: bool
+) -> tuple[RequestT, int]:
     """The request and the number of unknown fields that were ignored. Raises PipelineError (400) if it is invalid."""
-    unknown = _check_names(document, is_strict)
-    _check_prompt_count(document.get("prompt"), max_choices)
+    unknown = _check_names(form, document, is_strict)
+    form.check_size(document, max_choices)
     try:
-        request = CompletionRequest.model_validate(_without_nulls(document))
+        request = form.schema.model_validate(_without_nulls(form, document))
     except ValidationError as error:
         raise _invalid(error.errors(include_url=False, include_input=False)) from None  # the cause contains the prompt
-    _check_together(request, max_choices)
+    form.check(request)
+    _check_together(request)
+    if request.choice_count > max_choices:
+        raise too_many_choices(request.choices_param, request.choice_count, max_choices)
     return request, unknown
 
 
-def _without_nulls(document: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: value for name, value in document.items() if value is not None and name in _FIELDS}
+def _without_nulls(form: RequestForm[RequestT], document: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: value for name, value in document.items() if value is not None and name in form.fields}
     options = fields.get("stream_options")
     if isinstance(options, dict):
         fields["stream_options"] = {name: value for name, value in options.items() if value is not None}
     return fields
 
 
-def _check_names(document: Mapping[str, Any], is_strict: bool) -> int:
+def _check_names(form: RequestForm[RequestT], document: Mapping[str, Any], is_strict: bool) -> int:
     """Counts unknown fields. Raises PipelineError (400) for fields of OpenAI or vLLM with an unsupported value."""
     unknown = []
     for name, value in document.items():
-        if name in _FIELDS:
+        if name in form.fields:
             continue
-        if not unsupported_fields.is_known(name):
+        if not form.unsupported.is_known(name):
             unknown.append(name)
-        elif not unsupported_fields.is_no_op(name, value):
-            raise _unsupported(name)
-    unknown += _check_stream_options(document.get("stream_options"))
+        elif not form.unsupported.is_no_op(name, value):
+            raise _unsupported(form, name)
+    unknown += _check_stream_options(form, document.get("stream_options"))
+    unknown += form.unknown_below(document)
     if unknown and is_strict:
         name = unknown[0][:_MAX_NAME_CHARACTERS]
-        raise _one_error(ErrorCode.UNSUPPORTED_PARAMETER, name, f"{name} is not a field of a completion request.")
+        raise one_error(ErrorCode.UNSUPPORTED_PARAMETER, name, f"{name} is not a field of {form.noun}.")
     return len(unknown)
 
 
-def _check_stream_options(options: Any) -> list[str]:
+def _check_stream_options(form: RequestForm[RequestT], options: Any) -> list[str]:
     """The names of unknown options that are off. Raises PipelineError (400) for others, whatever STRICT_FIELDS is.
 
     A wrong type is left to validation.
@@ -151,74 +182,48 @@ def _check_stream_options(options: Any) -> list[str]:
         return []
     unknown = []
     for name, value in options.items():
-        if name in unsupported_fields.STREAM_OPTIONS_NO_OP_VALUES:
-            if not unsupported_fields.is_no_op_stream_option(name, value):
-                raise _unsupported(f"stream_options.{name}")
+        if name in STREAM_OPTIONS_NO_OP_VALUES:
+            if not is_no_op_stream_option(name, value):
+                raise _unsupported(form, f"stream_options.{name}")
         elif name not in _STREAM_FIELDS:
             if value is not None and value is not False:  # every option changes the stream
-                raise _unsupported(f"stream_options.{name}")
+                raise _unsupported(form, f"stream_options.{name}")
             unknown.append(f"stream_options.{name}")
     return unknown
 
 
-def _unsupported(name: str) -> PipelineError:
+def _unsupported(form: RequestForm[RequestT], name: str) -> PipelineError:
     name = name[:_MAX_NAME_CHARACTERS]
-    instead = unsupported_fields.INSTEAD.get(name)
+    instead = form.unsupported.instead.get(name)
     advice = f"Use {instead} instead" if instead else f"Omit {name}"
-    return _one_error(ErrorCode.UNSUPPORTED_PARAMETER, name, f"This value of {name} is not supported. {advice}.")
+    return one_error(ErrorCode.UNSUPPORTED_PARAMETER, name, f"This value of {name} is not supported. {advice}.")
 
 
-def _check_together(request: CompletionRequest, max_choices: int) -> None:
-    """The rules that span several fields."""
+def _check_together(request: GenerationFields) -> None:
+    """The rules that span several of the fields that all operations have."""
     if request.stream_options is not None and not request.stream:
-        raise _one_error(
+        raise one_error(
             ErrorCode.VALUE_OUT_OF_RANGE, "stream_options", "stream_options is only allowed with `stream: true`."
         )
-    if request.token_limit == 0 and not request.echo:
-        name = request.token_limit_name
-        message = f"{name} must be at least 1. 0 is allowed with `echo: true` only."
-        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, name, message)
     if request.token_limit is not None and (request.min_tokens or 0) > request.token_limit:
         message = f"min_tokens must be at most {request.token_limit_name}, which is {request.token_limit}."
-        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "min_tokens", message)
+        raise one_error(ErrorCode.VALUE_OUT_OF_RANGE, "min_tokens", message)
     if request.truncate_prompt_tokens == 0:
         message = "truncate_prompt_tokens must be at least 1, or -1 for the room that the context leaves."
-        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "truncate_prompt_tokens", message)
-    _check_candidates(request)
+        raise one_error(ErrorCode.VALUE_OUT_OF_RANGE, "truncate_prompt_tokens", message)
     if len(guides := list(request.guides)) > 1:
         message = f"{guides[1]} is not supported with {guides[0]}. Request one kind of structured output."
-        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, guides[1], message)
-    choices = len(request.prompt) * request.candidates
-    if choices > max_choices:
-        raise _too_many_choices(_choices_param(request), choices, max_choices)
+        raise one_error(ErrorCode.VALUE_OUT_OF_RANGE, guides[1], message)
 
 
-def _check_candidates(request: CompletionRequest) -> None:
-    if request.candidates < request.n:
-        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "best_of", f"best_of must be at least n, which is {request.n}.")
-    if request.candidates > request.n and request.stream:
-        message = "best_of greater than n is not supported with stream=true."
-        raise _one_error(ErrorCode.VALUE_OUT_OF_RANGE, "best_of", message)
-
-
-def _choices_param(request: CompletionRequest) -> str:
-    if len(request.prompt) > 1:
-        return "prompt"
-    return "n" if request.best_of is None else "best_of"
-
-
-def _check_prompt_count(prompt: Any, max_choices: int) -> None:
-    """Rejects a million prompts before any of them is parsed, which would delay other requests."""
-    if isinstance(prompt, list) and len(prompt) > max_choices and isinstance(prompt[0], (str, list)):
-        raise _too_many_choices("prompt", len(prompt), max_choices)
-
-
-def _too_many_choices(param: str, choices: int, max_choices: int) -> PipelineError:
+def too_many_choices(param: str, choices: int, max_choices: int) -> PipelineError:
+    """The error of a request with more choices than the server allows."""
     message = f"This request has {choices} choices (prompts times n or best_of). At most {max_choices} are allowed."
-    return _one_error(ErrorCode.VALUE_OUT_OF_RANGE, param, message)
+    return one_error(ErrorCode.VALUE_OUT_OF_RANGE, param, message)
 
 
-def _one_error(code: ErrorCode, param: str, message: str) -> PipelineError:
+def one_error(code: ErrorCode, param: str, message: str) -> PipelineError:
+    """The error of a request that violates one rule."""
     return RequestInvalidError(code, message, param=param, details=[Detail(message, f"body.{param}")])
 
 
@@ -249,6 +254,8 @@ def _param(error: ErrorDetails) -> str:
     path, context = ".".join(str(part) for part in error["loc"]), error.get("ctx", {})
     if "key" in context:
         return f"{path}.{context['key'][:_MAX_NAME_CHARACTERS]}"
+    if "path" in context:  # below the field, such as [2].content
+        return f"{path}{context['path']}"
     return f"{path}[{context['index']}]" if "index" in context else path
 
 

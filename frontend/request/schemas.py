@@ -1,4 +1,4 @@
-"""The schema of a completion request: types, defaults and descriptions. Ranges come from protocol/fields.py.
+"""The schema of a completion request: the fields that only completions have, and the rules that span its fields.
 
 Nulls are removed before validation (null equals omitting the field), so a field here is None only if it was omitted.
 Validators raise with one of our error codes as pydantic's error type; parsing.py turns them into the error body.
@@ -6,71 +6,27 @@ Validators raise with one of our error codes as pydantic's error type; parsing.p
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PlainValidator, WithJsonSchema
 
-from frontend.request.logit_bias import LogitBias
-from frontend.request.structured_output import (
-    GuidedChoice,
-    GuidedGrammar,
-    GuidedJson,
-    GuidedRegex,
-    ResponseFormat,
-    StructuredOutputs,
+from frontend.request import unsupported_fields
+from frontend.request.generation_fields import (
+    IDS_SCHEMA,
+    STRING_SCHEMA,
+    Boolean,
+    Count,
+    GenerationFields,
+    NumLogprobs,
+    Prompt,
+    String,
+    field_error,
+    token_id,
 )
+from frontend.request.parsing import RequestForm, one_error, too_many_choices
 from llm_pipeline.protocol.errors import ErrorCode
-from llm_pipeline.protocol.fields import (
-    INT32_MAX,
-    MAX_STOP_TOKEN_IDS,
-    TRUNCATION_SIDES,
-    limits_of,
-    range_of,
-)
-from llm_pipeline.protocol.messages import Guide
-
-Prompt: TypeAlias = str | tuple[int, ...]
-GUIDE_FIELDS = (
-    "response_format",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-)
-
-
-def _error(code: ErrorCode, message: str, index: int | None = None) -> PydanticCustomError:
-    # Pydantic formats the message with the context, so that braces in it would need care: there are none.
-    return PydanticCustomError(code.value, message, {} if index is None else {"index": index})
-
-
-def _integer(value: Any) -> Any:
-    """Accepts 16.0 for 16, because JSON has one type of number. A boolean is not a number."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _error(ErrorCode.INVALID_TYPE, "must be an integer")
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _error(ErrorCode.INVALID_TYPE, "must be a number")
-    return float(value)
-
-
-def _boolean(value: Any) -> Any:
-    if not isinstance(value, bool):
-        raise _error(ErrorCode.INVALID_TYPE, "must be true or false")
-    return value
-
-
-def _string(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise _error(ErrorCode.INVALID_TYPE, "must be a string")
-    return value
+from llm_pipeline.protocol.fields import INT32_MAX
 
 
 def _prompts(value: Any) -> tuple[Prompt, ...]:
@@ -78,11 +34,11 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         return (_text_prompt(value, None),)
     if not isinstance(value, list):
-        raise _error(
+        raise field_error(
             ErrorCode.INVALID_TYPE, "must be a string, a list of strings, a list of token ids, or a list of such lists"
         )
     if not value:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is an empty list. Send at least one prompt")
+        raise field_error(ErrorCode.VALUE_OUT_OF_RANGE, "is an empty list. Send at least one prompt")
     if isinstance(value[0], str):
         return tuple(_text_prompt(item, index) for index, item in enumerate(value))
     if isinstance(value[0], list):
@@ -92,161 +48,38 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
 
 def _text_prompt(value: Any, index: int | None) -> str:
     if not isinstance(value, str):
-        raise _error(ErrorCode.INVALID_TYPE, "must be a string like the prompts before it", index)
+        raise field_error(ErrorCode.INVALID_TYPE, "must be a string like the prompts before it", index)
     if not value:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is empty. Send at least one character", index)
+        raise field_error(ErrorCode.VALUE_OUT_OF_RANGE, "is empty. Send at least one character", index)
     return value
 
 
 def _id_prompt(value: Any, index: int | None) -> tuple[int, ...]:
     if not isinstance(value, list):
-        raise _error(ErrorCode.INVALID_TYPE, "must be a list of token ids like the prompts before it", index)
+        raise field_error(ErrorCode.INVALID_TYPE, "must be a list of token ids like the prompts before it", index)
     if not value:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is an empty list. Send at least one token id", index)
+        raise field_error(ErrorCode.VALUE_OUT_OF_RANGE, "is an empty list. Send at least one token id", index)
     if set(map(type, value)) != {int}:  # one pass in C: these lists are long
-        value = [_token_id(item, index) for item in value]
+        value = [token_id(item, index) for item in value]
     if min(value) < 0 or max(value) > INT32_MAX:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "contains a token id outside the vocabulary", index)
+        raise field_error(ErrorCode.VALUE_OUT_OF_RANGE, "contains a token id outside the vocabulary", index)
     return tuple(value)
 
 
-def _token_id(value: Any, index: int | None) -> int:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _error(ErrorCode.INVALID_TYPE, "must contain only integers if it is a list of token ids", index)
-    return value
-
-
-def _texts(field: str) -> PlainValidator:
-    """Validates a list of strings, or one string, against the limits of a row in the table of fields."""
-    limits = limits_of(field)
-    return PlainValidator(lambda value: _short_texts(value, limits.max_count, limits.max_characters))
-
-
-def _texts_schema(field: str) -> WithJsonSchema:
-    limits = limits_of(field)
-    text = {"type": "string", "minLength": 1, "maxLength": limits.max_characters}
-    return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "maxItems": limits.max_count}]})
-
-
-def _short_texts(value: Any, max_count: int, max_characters: int) -> tuple[str, ...]:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list):
-        raise _error(ErrorCode.INVALID_TYPE, "must be a string or a list of strings")
-    if len(items) > max_count:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must contain at most {max_count} strings")
-    is_list = isinstance(value, list)
-    return tuple(_short_text(item, index if is_list else None, max_characters) for index, item in enumerate(items))
-
-
-def _short_text(value: Any, index: int | None, max_characters: int) -> str:
-    if not isinstance(value, str):
-        raise _error(ErrorCode.INVALID_TYPE, "must be a string", index)
-    if not value:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "is empty. Omit it", index)
-    if len(value) > max_characters:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must have at most {max_characters} characters", index)
-    return value
-
-
-def _truncation_side(value: Any) -> str:
-    if value not in TRUNCATION_SIDES:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must be {' or '.join(TRUNCATION_SIDES)}")
-    return str(value)
-
-
-def _stop_token_ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise _error(ErrorCode.INVALID_TYPE, "must be a list of token ids")
-    if len(value) > MAX_STOP_TOKEN_IDS:
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, f"must contain at most {MAX_STOP_TOKEN_IDS} ids")
-    ids = tuple(_token_id(item, index) for index, item in enumerate(value))
-    if ids and (min(ids) < 0 or max(ids) > INT32_MAX):
-        raise _error(ErrorCode.VALUE_OUT_OF_RANGE, "contains a token id outside the vocabulary")
-    return ids
-
-
-_STRING = {"type": "string", "minLength": 1}
-_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX}, "minItems": 1}
 _PROMPT_SCHEMA = {
     "anyOf": [
-        _STRING,
-        {"type": "array", "items": _STRING, "minItems": 1},
-        _IDS,
-        {"type": "array", "items": _IDS, "minItems": 1},
+        STRING_SCHEMA,
+        {"type": "array", "items": STRING_SCHEMA, "minItems": 1},
+        IDS_SCHEMA,
+        {"type": "array", "items": IDS_SCHEMA, "minItems": 1},
     ]
 }
-_STOP_TOKEN_IDS_SCHEMA = {"type": "array", "items": _IDS["items"], "maxItems": MAX_STOP_TOKEN_IDS}
-_INT64 = {"type": "integer", "format": "int64"}
-_INT32 = {"type": "integer", "format": "int32"}
-_DOUBLE = {"type": "number", "format": "double"}
-
-
-def _in_range(field: str, number_format: dict[str, Any]) -> Any:
-    """The range of a row in the table of fields, as a constraint that pydantic writes into the JSON Schema."""
-    bounds = range_of(field)
-    return Field(ge=bounds.low, le=bounds.high, json_schema_extra=number_format)
-
-
-_AS_INTEGER, _AS_NUMBER = BeforeValidator(_integer), BeforeValidator(_number)
-
-# Constraints stand inside the validators: pydantic writes them into the JSON Schema only from there.
-Count = Annotated[int, Field(ge=1, le=INT32_MAX, json_schema_extra=_INT64), _AS_INTEGER]
-MaxTokens = Annotated[int, _in_range("max_tokens", _INT64), _AS_INTEGER]
-MinTokens = Annotated[int, _in_range("min_tokens", _INT64), _AS_INTEGER]
-Priority = Annotated[int, _in_range("priority", _INT32), _AS_INTEGER]
-TruncatePromptTokens = Annotated[int, _in_range("truncate_prompt_tokens", _INT64), _AS_INTEGER]
-NumLogprobs = Annotated[int, _in_range("num_logprobs", _INT32), _AS_INTEGER]
-TruncationSide = Annotated[str, PlainValidator(_truncation_side), WithJsonSchema({"enum": [*TRUNCATION_SIDES]})]
-TopK = Annotated[int, _in_range("top_k", _INT64), _AS_INTEGER]
-Seed = Annotated[int, _in_range("seed", _INT64), _AS_INTEGER]
-TopP = Annotated[float, _in_range("top_p", _DOUBLE), _AS_NUMBER]
-MinP = Annotated[float, _in_range("min_p", _DOUBLE), _AS_NUMBER]
-Temperature = Annotated[float, _in_range("temperature", _DOUBLE), _AS_NUMBER]
-PresencePenalty = Annotated[float, _in_range("presence_penalty", _DOUBLE), _AS_NUMBER]
-FrequencyPenalty = Annotated[float, _in_range("frequency_penalty", _DOUBLE), _AS_NUMBER]
-RepetitionPenalty = Annotated[float, _in_range("repetition_penalty", _DOUBLE), _AS_NUMBER]
-Boolean = Annotated[bool, BeforeValidator(_boolean)]
-String = Annotated[str, BeforeValidator(_string)]
 Prompts = Annotated[tuple[Prompt, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
-Stops = Annotated[tuple[str, ...], _texts("stop"), _texts_schema("stop")]
-BadWords = Annotated[tuple[str, ...], _texts("bad_words"), _texts_schema("bad_words")]
-StopTokenIds = Annotated[tuple[int, ...], PlainValidator(_stop_token_ids), WithJsonSchema(_STOP_TOKEN_IDS_SCHEMA)]
 
 
-def _allow_null(schema: dict[str, Any]) -> None:
-    """Adds null to the JSON Schema of optional fields: it equals omitting the field."""
-    for name, field in schema["properties"].items():
-        field.pop("title", None)
-        if name not in schema.get("required", ()):
-            outer = {key: field.pop(key) for key in ("description", "default") if key in field}
-            choices = field.pop("anyOf", None) or [dict(field)]
-            field.clear()
-            choices = [choice for choice in choices if choice != {"type": "null"}]
-            field.update(anyOf=[*choices, {"type": "null"}], **{k: v for k, v in outer.items() if v is not None})
-
-
-class StreamOptions(BaseModel):
-    """Options of a streamed response."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, json_schema_extra=_allow_null)
-
-    include_usage: Boolean = Field(
-        False,
-        description="Send one more chunk before `[DONE]`, with `usage` and no choices; `usage` is null in all others",
-    )
-    continuous_usage_stats: Boolean = Field(
-        False, description="Include the usage so far in each chunk; only with include_usage"
-    )
-
-
-class CompletionRequest(BaseModel):
+class CompletionRequest(GenerationFields):
     """A request to complete one prompt or several."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, json_schema_extra=_allow_null)
-
-    model: String = Field(description="The model to use for the completion: a name from /openai/v1/models")
     prompt: Prompts = Field(
         description="The prompt to generate completions for: a string or a list of token ids; "
         "a list of either gives one choice per prompt"
@@ -254,7 +87,6 @@ class CompletionRequest(BaseModel):
     suffix: String | None = Field(
         None, description="Text after the completion; for models trained to fill in the middle"
     )
-    n: Count = Field(1, description="Number of choices to return for each prompt")
     best_of: Count | None = Field(
         None,
         description="Number of candidates for each prompt; the n with the highest logprob per token are returned. "
@@ -265,69 +97,7 @@ class CompletionRequest(BaseModel):
         None,
         description="Return the logprobs of each token and of this many most likely tokens; 0 is the token's own only",
     )
-    max_tokens: MaxTokens | None = Field(
-        None,
-        description="The maximum number of tokens to generate; clamped to the room in the context. 0 is allowed with "
-        "echo only and generates nothing",
-    )
-    max_completion_tokens: MaxTokens | None = Field(
-        None, description="The newer name of max_tokens; takes precedence if both are set"
-    )
-    temperature: Temperature | None = Field(None, description="Sampling temperature; 0 is greedy. Default 1")
-    top_p: TopP | None = Field(None, description="Nucleus sampling; 0 is greedy. Default 1")
-    top_k: TopK | None = Field(
-        None, description="Consider only the top K most likely tokens; 0 and -1 are off. Default off"
-    )
-    min_p: MinP | None = Field(
-        None, description="Drop tokens less likely than this fraction of the most likely token. Default 0"
-    )
-    frequency_penalty: FrequencyPenalty | None = Field(
-        None, description="Subtracted from a token's logit once per occurrence in the completion. Default 0"
-    )
-    presence_penalty: PresencePenalty | None = Field(
-        None, description="Subtracted from a token's logit if it occurs in the completion. Default 0"
-    )
-    repetition_penalty: RepetitionPenalty | None = Field(
-        None,
-        description="Divides positive and multiplies negative logits of tokens in prompt and completion. Default 1",
-    )
-    logit_bias: LogitBias = Field((), description="Map of token id to the number added to its logit")
-    bad_words: BadWords = Field((), description="Words that must not be generated, as they are or after a space")
-    min_tokens: MinTokens | None = Field(
-        None, description="Minimum number of tokens before an end token or a stop string may end the text. Default 0"
-    )
-    ignore_eos: Boolean = Field(False, description="Continue after the model's own end token")
-    stop_token_ids: StopTokenIds = Field((), description="Additional tokens that end the text")
-    truncate_prompt_tokens: TruncatePromptTokens | None = Field(
-        None,
-        description="Keep only this many tokens of the prompt, the last ones unless truncation_side is right; -1 keeps "
-        "what leaves room for max_tokens",
-    )
-    truncation_side: TruncationSide | None = Field(
-        None, description="The side where truncate_prompt_tokens drops tokens: `left` or `right`. Default left"
-    )
     add_special_tokens: Boolean = Field(True, description="Add the tokenizer's BOS token to a text prompt")
-    priority: Priority | None = Field(
-        None, description="Priority of the request while it waits; lower goes first. Default 0"
-    )
-    response_format: ResponseFormat = Field(
-        None, description="`json_object`, or `json_schema` with a schema that constrains the text"
-    )
-    structured_outputs: StructuredOutputs = Field(
-        None,
-        description="Constrains the text to one of `json` (a schema), `json_object`, `regex`, `choice`, `grammar`",
-    )
-    guided_json: GuidedJson = Field(None, description="The same as `structured_outputs.json`")
-    guided_regex: GuidedRegex = Field(None, description="The same as `structured_outputs.regex`")
-    guided_choice: GuidedChoice = Field(None, description="The same as `structured_outputs.choice`")
-    guided_grammar: GuidedGrammar = Field(None, description="The same as `structured_outputs.grammar`: GBNF or Lark")
-    user: String | None = Field(None, description="An end user's identifier; accepted, but neither stored nor logged")
-    seed: Seed | None = Field(
-        None, description="The same seed and parameters give the same text. Default: a new random seed"
-    )
-    stop: Stops = Field((), description="Up to 16 stop strings; matched on the generated text")
-    include_stop_str_in_output: Boolean = Field(False, description="Include the stop string in the text")
-    skip_special_tokens: Boolean = Field(True, description="Omit special tokens from the text; they count in usage")
     return_tokens_as_token_ids: Boolean = Field(
         False, description="Return the text as `token_id:<id>` for each token, and the ids as `token_ids`"
     )
@@ -336,8 +106,6 @@ class CompletionRequest(BaseModel):
         description="Also return the token ids of the text, as `token_ids`, and those of the prompt, as "
         "`prompt_token_ids` (in a stream, on the first chunk)",
     )
-    stream: Boolean = Field(False, description="Send the text as server-sent events while it is generated")
-    stream_options: StreamOptions | None = Field(None, description="Options of a stream; only with `stream: true`")
 
     @property
     def wants_token_ids(self) -> bool:
@@ -345,23 +113,47 @@ class CompletionRequest(BaseModel):
         return self.return_token_ids or self.return_tokens_as_token_ids
 
     @property
-    def token_limit_name(self) -> str:
-        """The name of the field that limits the completion: the newer one takes precedence."""
-        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-
-    @property
-    def token_limit(self) -> int | None:
-        """The maximum number of tokens to generate, under either name."""
-        limit: int | None = getattr(self, self.token_limit_name)
-        return limit
-
-    @property
-    def guides(self) -> dict[str, Guide]:
-        """The guides of structured output, by the name of the field that requests them."""
-        guides = {name: getattr(self, name) for name in GUIDE_FIELDS}
-        return {name: guide for name, guide in guides.items() if guide is not None}
-
-    @property
     def candidates(self) -> int:
         """Number of completions to generate for each prompt; `n` of them are returned."""
         return self.n if self.best_of is None else self.best_of
+
+    @property
+    def choice_count(self) -> int:
+        """Number of completions that the engine generates for this request."""
+        return len(self.prompt) * self.candidates
+
+    @property
+    def choices_param(self) -> str:
+        """The field to lower if there are too many choices."""
+        if len(self.prompt) > 1:
+            return "prompt"
+        return "n" if self.best_of is None else "best_of"
+
+
+def _check_prompt_count(document: Mapping[str, Any], max_choices: int) -> None:
+    """Rejects a million prompts before any of them is parsed, which would delay other requests."""
+    prompt = document.get("prompt")
+    if isinstance(prompt, list) and len(prompt) > max_choices and isinstance(prompt[0], (str, list)):
+        raise too_many_choices("prompt", len(prompt), max_choices)
+
+
+def _check_completion(request: CompletionRequest) -> None:
+    """The rules that span several fields of a completion request alone. Raises PipelineError (400)."""
+    if request.token_limit == 0 and not request.echo:
+        name = request.token_limit_name
+        message = f"{name} must be at least 1. 0 is allowed with `echo: true` only."
+        raise one_error(ErrorCode.VALUE_OUT_OF_RANGE, name, message)
+    if request.candidates < request.n:
+        raise one_error(ErrorCode.VALUE_OUT_OF_RANGE, "best_of", f"best_of must be at least n, which is {request.n}.")
+    if request.candidates > request.n and request.stream:
+        message = "best_of greater than n is not supported with stream=true."
+        raise one_error(ErrorCode.VALUE_OUT_OF_RANGE, "best_of", message)
+
+
+COMPLETION_FORM = RequestForm(
+    CompletionRequest,
+    "a completion request",
+    unsupported_fields.OF_COMPLETIONS,
+    _check_prompt_count,
+    _check_completion,
+)

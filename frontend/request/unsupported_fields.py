@@ -8,6 +8,8 @@ the field's name. To implement a field, move it from here to schemas.py (docs/ad
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # Null is a no-op for every field. An entry lists the others; ANY_VALUE is for fields without effect on the response.
@@ -49,14 +51,23 @@ INSTEAD = {
 STREAM_OPTIONS_NO_OP_VALUES: dict[str, tuple[Any, ...] | None] = {"include_obfuscation": (False,)}
 
 
-def is_known(name: str) -> bool:
-    """Whether this is one of the unimplemented fields."""
-    return name in NO_OP_VALUES or name.startswith(_GUIDED_PREFIX)
+@dataclass(frozen=True)
+class UnsupportedFields:
+    """The fields that one operation does not implement: their no-op values, and the fields that do the same."""
+
+    no_op_values: Mapping[str, tuple[Any, ...] | None]
+    instead: Mapping[str, str]
+
+    def is_known(self, name: str) -> bool:
+        """Whether this is one of the unimplemented fields."""
+        return name in self.no_op_values or name.startswith(_GUIDED_PREFIX)
+
+    def is_no_op(self, name: str, value: Any) -> bool:
+        """Whether this value of an unsupported field changes nothing."""
+        return _is_one_of(value, self.no_op_values.get(name, ()))
 
 
-def is_no_op(name: str, value: Any) -> bool:
-    """Whether this value of an unsupported field changes nothing."""
-    return _is_one_of(value, NO_OP_VALUES.get(name, ()))
+OF_COMPLETIONS = UnsupportedFields(NO_OP_VALUES, INSTEAD)
 
 
 def is_no_op_stream_option(name: str, value: Any) -> bool:

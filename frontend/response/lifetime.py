@@ -12,6 +12,7 @@ from starlette.types import Receive
 
 from frontend.generation.completion_run import CancelReason, CompletionRun
 from frontend.observability.request_record import CLIENT_CLOSED_REQUEST, RequestRecord
+from frontend.response.answer import Answer
 from frontend.response.usage import token_counts
 from llm_pipeline.protocol.errors import ERRORS, ErrorCode, PipelineError
 
@@ -20,13 +21,14 @@ from llm_pipeline.protocol.errors import ERRORS, ErrorCode, PipelineError
 class ResponseOptions:
     """Options of one response. Times in seconds."""
 
-    completion_id: str
+    response_id: str
+    created: int  # Unix time
     timeout_s: float  # remaining time of the request when its response begins
     keepalive_s: float  # without an event in a stream before a comment is sent
 
-    def head(self, record: RequestRecord, model: str) -> dict[str, Any]:
+    def head(self, answer: Answer, object_type: str) -> dict[str, Any]:
         """The fields that a response and all chunks of a stream begin with."""
-        return {"id": self.completion_id, "object": "text_completion", "created": record.created, "model": model}
+        return {"id": self.response_id, "object": object_type, "created": self.created, "model": answer.model}
 
 
 class RequestLifetime:

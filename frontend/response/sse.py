@@ -7,6 +7,7 @@ the same in all chunks of a choice is encoded once, and only the text for each c
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -38,11 +39,12 @@ def token_id_text(token_ids: tuple[int, ...]) -> str:
     return "".join(map(as_token_id, token_ids))
 
 
-def _text_json(text: str) -> bytes:
-    return _on_one_line(orjson.dumps(text))
+def text_json(text: str) -> bytes:
+    """The text as a JSON string on one line."""
+    return on_one_line(orjson.dumps(text))
 
 
-def _on_one_line(encoded: bytes) -> bytes:
+def on_one_line(encoded: bytes) -> bytes:
     """The same JSON with the characters escaped that some clients take for the end of a line."""
     if not encoded.isascii() and _OTHER_LINE_END.search(encoded):
         for character, escaped in _OTHER_LINE_ENDS:
@@ -60,7 +62,7 @@ class ChunkFrames:
 
     def __init__(
         self,
-        head: dict[str, Any],
+        head: Mapping[str, Any],
         *,
         include_usage: bool,
         continuous_usage: bool,
@@ -81,14 +83,14 @@ class ChunkFrames:
     def chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
         """The event of one chunk; empty for a chunk without text, as for part of a character or of a stop string."""
         if self._has_plain_events and chunk.finish_reason is None and chunk.logprobs_json is None:  # nearly all
-            return self._prefix(choice) + _text_json(chunk.text) + self._plain_end if chunk.text else b""
+            return self._prefix(choice) + text_json(chunk.text) + self._plain_end if chunk.text else b""
         if self._as_token_ids:
             return self._token_id_chunk(choice, chunk)
         if self._with_token_ids:
-            return self._event(choice, chunk, _text_json(chunk.text) + self._ids(chunk))
+            return self._event(choice, chunk, text_json(chunk.text) + self._ids(chunk))
         if not chunk.text and chunk.finish_reason is None and not self._continuous_usage:
             return b""
-        return self._event(choice, chunk, _text_json(chunk.text))
+        return self._event(choice, chunk, text_json(chunk.text))
 
     def _token_id_chunk(self, choice: Choice, chunk: TextChunk) -> bytes:
         in_text = chunk.token_ids or ()
@@ -112,7 +114,7 @@ class ChunkFrames:
             middle = _PLAIN_UNFINISHED if reason is None else _PLAIN_FINISHED[reason.value]
         else:  # postprocess has already encoded it as JSON
             ending = _UNFINISHED if reason is None else _FINISHED[reason.value]
-            middle = b',"logprobs":' + _on_one_line(chunk.logprobs_json) + ending
+            middle = b',"logprobs":' + on_one_line(chunk.logprobs_json) + ending
         end = self._usage_end(choice, chunk) if self._continuous_usage else self._null_usage_end
         return self._prefix(choice) + text_fields + middle + end
 

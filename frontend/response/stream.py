@@ -1,4 +1,4 @@
-"""A completion response as a stream of server-sent events."""
+"""A response as a stream of server-sent events."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from starlette.types import Receive, Scope, Send
 
 from frontend.generation.completion_run import Choice, CompletionRun
 from frontend.observability.request_record import RequestRecord
-from frontend.request.schemas import CompletionRequest
 from frontend.response import sse
+from frontend.response.answer import Answer, Frames
 from frontend.response.errors import error_response
 from frontend.response.event_writer import EventWriter
 from frontend.response.lifetime import RequestLifetime, ResponseOptions
@@ -25,7 +25,7 @@ _HEADERS = [
 ]
 
 
-class StreamingCompletionResponse:
+class StreamingResponse:
     """ASGI app that runs the choices of one request and streams their chunks.
 
     The headers wait for the first chunk, so that an early error has its own HTTP status.
@@ -34,13 +34,13 @@ class StreamingCompletionResponse:
     def __init__(
         self,
         run: CompletionRun,
-        request: CompletionRequest,
+        answer: Answer,
         record: RequestRecord,
         options: ResponseOptions,
         on_close: Callable[[], None],
     ) -> None:
         self._run = run
-        self._request = request
+        self._answer = answer
         self._record = record
         self._options = options
         self._lifetime = RequestLifetime(run, record, timeout_s=options.timeout_s, on_close=on_close)
@@ -75,7 +75,8 @@ class StreamingCompletionResponse:
 
         From the second chunk on, a chunk is written when it arrives if the client keeps up; the last one is sent here.
         """
-        run, frames, loop = self._run, self._frames(), asyncio.get_running_loop()
+        run, answer, loop = self._run, self._answer, asyncio.get_running_loop()
+        frames = answer.frames(self._options.head(answer, answer.chunk_type))
 
         def write_at_once(choice: Choice, chunk: TextChunk) -> bool:
             if chunk.finish_reason is not None:
@@ -105,7 +106,7 @@ class StreamingCompletionResponse:
     def _is_complete(self) -> bool:
         return self._sent_finish_reasons == len(self._run.choices)
 
-    def _events(self, frames: sse.ChunkFrames) -> bytes:
+    def _events(self, frames: Frames) -> bytes:
         """The bytes of everything that has arrived; after the last chunk, also the end of the stream."""
         parts = []
         for choice, chunk in self._run.take():
@@ -119,23 +120,10 @@ class StreamingCompletionResponse:
             parts.append(sse.KEEPALIVE)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _end(self, frames: sse.ChunkFrames) -> bytes:
-        options = self._request.stream_options
-        if options is None or not options.include_usage:
+    def _end(self, frames: Frames) -> bytes:
+        if not self._answer.includes_usage:
             return sse.DONE
         return frames.usage(*token_counts(self._run.choices)) + sse.DONE
-
-    def _frames(self) -> sse.ChunkFrames:
-        options = self._request.stream_options
-        include_usage = options is not None and options.include_usage
-        return sse.ChunkFrames(
-            self._options.head(self._record, self._request.model),
-            include_usage=include_usage,
-            continuous_usage=options is not None and include_usage and options.continuous_usage_stats,  # as in vLLM
-            as_token_ids=self._request.return_tokens_as_token_ids,
-            with_token_ids=self._request.return_token_ids,
-            echo=self._request.echo,
-        )
 
     async def _begin(self, send: Send) -> None:
         if not self._has_begun:

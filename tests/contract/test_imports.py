@@ -60,6 +60,9 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("settings", "api_key", "unfinished", "loop_breaks"),
         ("observability",),
         ("request",),
+        ("chat/plain_text",),
+        ("chat/template",),
+        ("chat",),
         ("backends",),
         ("multiprocess",),
         ("keys",),
@@ -131,6 +134,7 @@ LINES_OF_A_FUNCTION = 60
 
 # Outside library -> the modules that import it, inside functions too.
 IMPORTED_BY = {
+    "jinja2": {"llm_pipeline/text/chat_template.py"},
     "tokenizers": {
         "llm_pipeline/text/tokenizer.py",
         "build_engine/cpu/gguf/tokenizer.py",

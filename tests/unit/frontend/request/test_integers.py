@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.request.parsing import parse_object, validate
-from frontend.request.schemas import CompletionRequest
+from frontend.request.schemas import COMPLETION_FORM, CompletionRequest
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 INT64_MAX = 2**63 - 1
@@ -16,7 +16,7 @@ INT64_MAX = 2**63 - 1
 def in_body(name: str, literal: str) -> CompletionRequest:
     """The request with a number as it is written in the body."""
     body = b'{"model": "m", "prompt": "Hi", "%s": %s}' % (name.encode(), literal.encode())
-    return validate(parse_object(body), max_choices=8, is_strict=False)[0]
+    return validate(COMPLETION_FORM, parse_object(body), max_choices=8, is_strict=False)[0]
 
 
 @pytest.mark.parametrize("name", ["seed", "top_k"])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from frontend.request.parsing import validate
+from frontend.request.schemas import COMPLETION_FORM
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 REQUIRED = {"model": "m", "prompt": "Hi"}
@@ -14,7 +15,7 @@ REQUIRED = {"model": "m", "prompt": "Hi"}
 
 def refusal(fields: dict[str, Any]) -> PipelineError:
     with pytest.raises(PipelineError) as caught:
-        validate({**REQUIRED, **fields}, max_choices=8, is_strict=False)
+        validate(COMPLETION_FORM, {**REQUIRED, **fields}, max_choices=8, is_strict=False)
     return caught.value
 
 
@@ -43,4 +44,4 @@ def test_fields_of_other_servers_are_rejected_with_advice(name: str, value: obje
     ids=str,
 )
 def test_their_values_without_effect_are_accepted(fields: dict[str, Any]) -> None:
-    validate({**REQUIRED, **fields}, max_choices=8, is_strict=True)
+    validate(COMPLETION_FORM, {**REQUIRED, **fields}, max_choices=8, is_strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from frontend.request.parsing import validate
+from frontend.request.schemas import COMPLETION_FORM
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.fields import MAX_CHOICES_OF_GUIDE, MAX_GUIDE_CHARACTERS
 from llm_pipeline.protocol.messages import Guide, GuideType
@@ -40,7 +41,7 @@ def nested(depth: int) -> dict[str, Any]:
 def test_a_guide_beyond_the_limits_is_refused_in_milliseconds(fields: dict[str, Any], param: str) -> None:
     started = time.process_time()
     with pytest.raises(PipelineError) as caught:
-        validate({"model": "m", "prompt": "Hi", **fields}, max_choices=8, is_strict=False)
+        validate(COMPLETION_FORM, {"model": "m", "prompt": "Hi", **fields}, max_choices=8, is_strict=False)
     assert time.process_time() - started < 0.05
     assert (caught.value.code, caught.value.param) == (ErrorCode.VALUE_OUT_OF_RANGE, param)
     assert len(caught.value.message) < 200
@@ -49,7 +50,9 @@ def test_a_guide_beyond_the_limits_is_refused_in_milliseconds(fields: dict[str, 
 def test_the_longest_guide_is_accepted_in_milliseconds() -> None:
     options = ["&" * 30] * MAX_CHOICES_OF_GUIDE
     started = time.process_time()
-    request, _ = validate({"model": "m", "prompt": "Hi", "guided_choice": options}, max_choices=8, is_strict=False)
+    request, _ = validate(
+        COMPLETION_FORM, {"model": "m", "prompt": "Hi", "guided_choice": options}, max_choices=8, is_strict=False
+    )
     assert time.process_time() - started < 0.05
     ((_, guide),) = request.guides.items()
     assert guide.source is not None
@@ -71,7 +74,7 @@ def test_the_longest_guide_is_accepted_in_milliseconds() -> None:
     ],
 )
 def test_a_schema_is_followed_wherever_it_stands(field: dict[str, Any]) -> None:
-    request, _ = validate({"model": "m", "prompt": "Hi", **field}, max_choices=8, is_strict=False)
+    request, _ = validate(COMPLETION_FORM, {"model": "m", "prompt": "Hi", **field}, max_choices=8, is_strict=False)
     assert list(request.guides.values()) == [Guide(GuideType.JSON_SCHEMA, '{"const":1}')]
 
 
@@ -89,7 +92,7 @@ def test_a_schema_is_followed_wherever_it_stands(field: dict[str, Any]) -> None:
 )
 def test_a_key_that_is_not_read_is_refused_by_name(field: dict[str, Any], key: str, is_strict: bool) -> None:
     with pytest.raises(PipelineError) as caught:
-        validate({"model": "m", "prompt": "Hi", **field}, max_choices=8, is_strict=is_strict)
+        validate(COMPLETION_FORM, {"model": "m", "prompt": "Hi", **field}, max_choices=8, is_strict=is_strict)
     assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, *field)
     assert key in caught.value.message
 
@@ -97,5 +100,5 @@ def test_a_key_that_is_not_read_is_refused_by_name(field: dict[str, Any], key: s
 def test_a_schema_of_a_json_object_must_be_a_schema() -> None:
     field = {"response_format": {"type": "json_object", "schema": 1}}
     with pytest.raises(PipelineError) as caught:
-        validate({"model": "m", "prompt": "Hi", **field}, max_choices=8, is_strict=False)
+        validate(COMPLETION_FORM, {"model": "m", "prompt": "Hi", **field}, max_choices=8, is_strict=False)
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_TYPE, "response_format")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.request.parsing import MAX_DEPTH, parse_object, validate
-from frontend.request.schemas import CompletionRequest
+from frontend.request.schemas import COMPLETION_FORM, CompletionRequest
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
 REQUIRED = {"model": "m", "prompt": "Hi"}
@@ -21,7 +21,7 @@ INT64_MAX = 2**63 - 1
 
 
 def read(fields: dict[str, Any], *, is_strict: bool = False) -> CompletionRequest:
-    return validate({**REQUIRED, **fields}, max_choices=8, is_strict=is_strict)[0]
+    return validate(COMPLETION_FORM, {**REQUIRED, **fields}, max_choices=8, is_strict=is_strict)[0]
 
 
 def refusal(fields: dict[str, Any], *, is_strict: bool = False) -> PipelineError:
@@ -211,7 +211,12 @@ def test_refused(fields: dict[str, Any], code: ErrorCode, param: str) -> None:
 @pytest.mark.parametrize("name", ["model", "prompt"])
 def test_missing_fields_are_named(name: str) -> None:
     with pytest.raises(PipelineError) as caught:
-        validate({key: value for key, value in REQUIRED.items() if key != name}, max_choices=8, is_strict=False)
+        validate(
+            COMPLETION_FORM,
+            {key: value for key, value in REQUIRED.items() if key != name},
+            max_choices=8,
+            is_strict=False,
+        )
     assert (caught.value.code, caught.value.param) == (ErrorCode.MISSING_REQUIRED_PARAMETER, name)
 
 
@@ -304,7 +309,7 @@ def test_choices_become_a_regex_that_matches_only_them(options: list[str]) -> No
 def test_unknown_fields_are_counted() -> None:
     options = {"include_usage": True, "x": False, "y": None}
     fields = {**REQUIRED, "colour": 1, "stream": True, "stream_options": options}
-    assert validate(fields, max_choices=8, is_strict=False)[1] == 3
+    assert validate(COMPLETION_FORM, fields, max_choices=8, is_strict=False)[1] == 3
 
 
 def test_strict_servers_reject_unknown_fields() -> None:
@@ -374,7 +379,7 @@ def test_depth_is_not_a_matter_of_width() -> None:
 def test_errors_do_not_contain_the_prompt() -> None:
     secret = "do-not-repeat-me"
     with pytest.raises(PipelineError) as caught:
-        validate({"model": "m", "prompt": [secret, ""]}, max_choices=8, is_strict=False)
+        validate(COMPLETION_FORM, {"model": "m", "prompt": [secret, ""]}, max_choices=8, is_strict=False)
     shown = caught.value.__context__
     assert secret not in caught.value.message
     assert caught.value.__suppress_context__ or shown is None
@@ -396,5 +401,5 @@ def test_no_body_takes_long_to_validate(fields: dict[str, Any]) -> None:
     body = {**REQUIRED, **fields}
     started_s = time.process_time()
     with contextlib.suppress(PipelineError):
-        validate(body, max_choices=8, is_strict=False)
+        validate(COMPLETION_FORM, body, max_choices=8, is_strict=False)
     assert time.process_time() - started_s < 1

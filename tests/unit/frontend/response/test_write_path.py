@@ -16,8 +16,9 @@ from frontend.backends.generator import OnChunk
 from frontend.generation.completion_run import Choice, CompletionRun, RunLimits
 from frontend.observability.request_record import RequestRecord
 from frontend.request.schemas import CompletionRequest
+from frontend.response.completion import CompletionAnswer
 from frontend.response.lifetime import ResponseOptions
-from frontend.response.stream import StreamingCompletionResponse
+from frontend.response.stream import StreamingResponse
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 from tests.support.sse_events import events
 
@@ -117,8 +118,8 @@ class Stream:
         self.run = CompletionRun(choices, self.generator, NoObserver(), limits)
         request = CompletionRequest.model_validate({"model": "m", "prompt": "Hi", "n": CHOICES, "stream": True})
         record = RequestRecord("r", "POST", "/", "http://test", False)
-        options = ResponseOptions("cmpl-1", 60, 60)
-        self.response = StreamingCompletionResponse(self.run, request, record, options, lambda: None)
+        options = ResponseOptions("cmpl-1", 0, 60, 60)
+        self.response = StreamingResponse(self.run, CompletionAnswer(request), record, options, lambda: None)
         self.pushed: list[Push] = []
         self._finished: set[int] = set()
 

@@ -26,7 +26,8 @@ import tokenizers
 from tokenizers import models
 
 from frontend.request.parsing import validate
-from frontend.request.to_parameters import parameters_of
+from frontend.request.schemas import COMPLETION_FORM
+from frontend.request.to_parameters import completion_input, parameters_of
 from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.channel import BundleItem, PreparedItem
 from llm_pipeline.protocol.channel_json import (
@@ -54,8 +55,9 @@ def sent(arrays):
 
 def submit(executor_name, **fields):
     try:
-        request, _ = validate({"model": "m", "prompt": [1, 2], **fields}, max_choices=8, is_strict=True)
-        (parameters,) = parameters_of(request, "id")
+        body = {"model": "m", "prompt": [1, 2], **fields}
+        request, _ = validate(COMPLETION_FORM, body, max_choices=8, is_strict=True)
+        (parameters,) = parameters_of(request, completion_input(request), "id")
         tokenizer = Tokenizer(tokenizers.Tokenizer(models.BPE()))
         stage = PreprocessStage(tokenizer, make_manifest(), CAPABILITIES[executor_name], default_max_tokens=16)
         alone, bundled = RecordingExecutor(), RecordingExecutor()

@@ -9,7 +9,7 @@ import pytest
 
 from frontend.backends.inflight_batcher.tensors import GUIDE, GUIDE_TYPE, REQUIRED_INPUTS, request_arrays
 from frontend.request.schemas import CompletionRequest
-from frontend.request.to_parameters import parameters_of
+from frontend.request.to_parameters import completion_input, parameters_of
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters
 
@@ -24,7 +24,7 @@ JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "any", "schema": {
 
 def parameters(**fields: Any) -> CompletionParameters:
     request = CompletionRequest.model_validate({"model": "m", "prompt": "Hi", **fields})
-    return parameters_of(request, "request")[0]
+    return parameters_of(request, completion_input(request), "request")[0]
 
 
 def sent(inputs: set[str], **fields: Any) -> dict[str, Any]:
