@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from frontend.chat.parsing.call_reader import CallReader, CallState
-from frontend.chat.parsing.port import ContentDelta, Delta, ToolCallArguments, ToolCallStart
+from frontend.chat.parsing.answer_parser import ContentDelta, Delta, ToolCallArguments, ToolCallStart
 from frontend.chat.tools.formats import ToolFormat
+from llm_pipeline.protocol.messages import FinishReason
 from llm_pipeline.text.stop_strings import StopMatcher
 
 _MAX_NAME = 256  # characters of a name that is not JSON
@@ -39,7 +40,7 @@ class ToolCallParser:
         self._step = self._read_text if tool_format.start else self._read_beginning
 
     @property
-    def ends_in_tool_calls(self) -> bool:
+    def has_complete_call(self) -> bool:
         """Whether there are calls and the last one is complete."""
         return self._calls > 0 and self._is_complete
 
@@ -50,7 +51,7 @@ class ToolCallParser:
             text = self._step(text, deltas)
         return deltas
 
-    def finish(self) -> Sequence[Delta]:
+    def finish(self, finish_reason: FinishReason) -> Sequence[Delta]:
         """Returns the rest of the content. The arguments of a call that was cut have all been returned."""
         deltas: list[Delta] = []
         if self._step != self._drop:

@@ -17,7 +17,7 @@ class ToolFormat:
     `start` precedes a call, or all calls of a format that is a list; where it is empty, an answer that begins with the
     JSON of a call is one. `named_by` ends the name where only the arguments are JSON. `in_template` are parts of a chat
     template, all of which mean this format. `is_in_prompt` is False if templates of the family do not describe tools,
-    so that a system message has to.
+    so that a system message has to. With `has_short_ids`, templates accept ids of nine letters and digits only.
     """
 
     name: str
@@ -29,6 +29,7 @@ class ToolFormat:
     named_by: str = ""
     in_template: tuple[str, ...] = ()
     is_in_prompt: bool = True
+    has_short_ids: bool = False
 
     def before_arguments(self, name: str) -> str:
         """What a model writes in a call before the arguments, `start` not included."""
@@ -48,8 +49,8 @@ class ToolFormat:
 # In the order of recognition: the more specific first.
 FORMATS = (
     ToolFormat("hermes", "<tool_call>", "</tool_call>", "\n", in_template=("<tool_call>",)),
-    ToolFormat("mistral_args", "[TOOL_CALLS]", "", "", named_by="[ARGS]", in_template=("[TOOL_CALLS]", "[ARGS]")),
-    ToolFormat("mistral", "[TOOL_CALLS]", "", ", ", is_list=True, in_template=("[TOOL_CALLS]",)),
+    ToolFormat("mistral_args", "[TOOL_CALLS]", "", "", named_by="[ARGS]", in_template=("[TOOL_CALLS]", "[ARGS]"), has_short_ids=True),
+    ToolFormat("mistral", "[TOOL_CALLS]", "", ", ", is_list=True, in_template=("[TOOL_CALLS]",), has_short_ids=True),
     ToolFormat("llama3", "", "", "; ", arguments_key="parameters", in_template=('"parameters": dictionary',)),
     ToolFormat("generic", "", "", "\n", is_in_prompt=False),
 )

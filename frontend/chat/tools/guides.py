@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from frontend.chat.parsing.reasoning import ReasoningMarkers
+from frontend.chat.tool_fields import Tool
 from frontend.chat.tools.formats import ToolFormat
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.fields import MAX_GUIDE_CHARACTERS
@@ -21,30 +21,14 @@ _SPACE = r"\s*"
 _TEXT = '{"type":"any_text"}'
 
 
-class Calls(str, Enum):
-    """Whether an answer has calls."""
-
-    ALLOWED = "allowed"
-    REQUIRED = "required"
-
-
-@dataclass(frozen=True)
-class Function:
-    """A function that may be called. `parameters` is a JSON schema, None if it takes no arguments."""
-
-    name: str
-    parameters: dict[str, Any] | None = None
-    strict: bool = False
-    description: str | None = None
-
-
 @dataclass(frozen=True)
 class CallRules:
-    """What a guide has to enforce. `functions` are those that may be called."""
+    """What a guide has to enforce. `tools` are those that may be called, and `strict` names some of them."""
 
     tool_format: ToolFormat
-    functions: Sequence[Function]
-    calls: Calls
+    tools: Sequence[Tool]
+    strict: Collection[str]
+    is_required: bool
     only_one: bool
 
 
@@ -58,7 +42,7 @@ def guide_of_answer(
     """
     answer = None if rules is None else _answer(rules, content)
     if answer is None and content is not None:
-        if markers is None:
+        if markers is None or (content.type is GuideType.EBNF_GRAMMAR and not is_in_reasoning):
             return content
         answer = _of_content(content)
     if answer is None:
@@ -77,18 +61,18 @@ def guide_of_answer(
 
 
 def _answer(rules: CallRules, content: Guide | None) -> str | None:
-    if rules.calls is Calls.REQUIRED:
+    if rules.is_required:
         return _calls(rules, at_least_one=True)
     if content is not None:
         return _one_of(_calls(rules, at_least_one=True), _of_content(content))
-    if not any(function.strict for function in rules.functions):
+    if not rules.strict:
         return None
     tool_format = rules.tool_format
     if not tool_format.start:
         return _one_of(_calls(rules, at_least_one=True), _regex(_NO_JSON))
     if tool_format.is_list:
         return _one_of(_calls(rules, at_least_one=True), _TEXT)
-    tags = ",".join(_tag(rules, function) for function in rules.functions)
+    tags = ",".join(_tag(rules, tool["function"]) for tool in rules.tools)
     return (
         f'{{"type":"triggered_tags","triggers":[{_json(tool_format.start)}],"tags":[{tags}],'
         f'"stop_after_first":{_json(rules.only_one)}}}'
@@ -97,7 +81,7 @@ def _answer(rules: CallRules, content: Guide | None) -> str | None:
 
 def _calls(rules: CallRules, *, at_least_one: bool) -> str:
     tool_format = rules.tool_format
-    tags = ",".join(_tag(rules, function) for function in rules.functions)
+    tags = ",".join(_tag(rules, tool["function"]) for tool in rules.tools)
     calls = (
         f'{{"type":"tags_with_separator","tags":[{tags}],"separator":{_json(tool_format.separator)},'
         f'"at_least_one":{_json(at_least_one)},"stop_after_first":{_json(rules.only_one)}}}'
@@ -107,18 +91,19 @@ def _calls(rules: CallRules, *, at_least_one: bool) -> str:
     return _sequence(_constant(f"{tool_format.start} ["), calls, _constant("]"))
 
 
-def _tag(rules: CallRules, function: Function) -> str:
+def _tag(rules: CallRules, function: Mapping[str, Any]) -> str:
     tool_format = rules.tool_format
-    begin = ("" if tool_format.is_list else tool_format.start) + tool_format.before_arguments(function.name)
+    begin = ("" if tool_format.is_list else tool_format.start) + tool_format.before_arguments(function["name"])
     # With `auto`, only the arguments of strict functions have to follow their schema.
-    is_free = rules.calls is Calls.ALLOWED and not function.strict
+    is_free = not rules.is_required and function["name"] not in rules.strict
     schema = _ANY_OBJECT if is_free else _schema_of(function)
     content = f'{{"type":"json_schema","json_schema":{_json(schema)}}}'
     return f'{{"type":"tag","begin":{_json(begin)},"content":{content},"end":{_json(tool_format.after_arguments)}}}'
 
 
-def _schema_of(function: Function) -> dict[str, Any]:
-    return {"type": "object", **function.parameters} if function.parameters else _NO_ARGUMENTS
+def _schema_of(function: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = function.get("parameters")
+    return {"type": "object", **parameters} if parameters else _NO_ARGUMENTS
 
 
 def _of_content(content: Guide) -> str:
@@ -128,8 +113,7 @@ def _of_content(content: Guide) -> str:
         return _regex(content.source or "")
     raise PipelineError(
         ErrorCode.UNSUPPORTED_PARAMETER,
-        "A grammar is supported neither with tools nor with a model that reasons. Send a JSON schema or a regular "
-        "expression, or omit tools.",
+        "A grammar is supported neither with tools nor after reasoning. Send a JSON schema or a regular expression.",
         param="structured_outputs",
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from frontend.chat.parsing.port import AnswerParser, ContentDelta, Delta, ReasoningDelta
+from frontend.chat.parsing.answer_parser import AnswerParser, ContentDelta, Delta, ReasoningDelta
 from frontend.chat.parsing.reasoning import ReasoningSplitter
+from llm_pipeline.protocol.messages import FinishReason
 
 
 class ReasoningAnswerParser:
@@ -16,18 +17,18 @@ class ReasoningAnswerParser:
         self._answer = answer
 
     @property
-    def ends_in_tool_calls(self) -> bool:
+    def has_complete_call(self) -> bool:
         """Whether the answer has calls and the last one is complete."""
-        return self._answer is not None and self._answer.ends_in_tool_calls
+        return self._answer is not None and self._answer.has_complete_call
 
     def feed(self, text: str) -> Sequence[Delta]:
         """Returns what is certain after the next piece of text."""
         return self._deltas(*self._splitter.feed(text))
 
-    def finish(self) -> Sequence[Delta]:
+    def finish(self, finish_reason: FinishReason) -> Sequence[Delta]:
         """Returns the rest."""
         deltas = self._deltas(*self._splitter.finish())
-        return [*deltas, *self._answer.finish()] if self._answer is not None else deltas
+        return [*deltas, *self._answer.finish(finish_reason)] if self._answer is not None else deltas
 
     def _deltas(self, reasoning: str, answer: str) -> list[Delta]:
         deltas: list[Delta] = [ReasoningDelta(reasoning)] if reasoning else []
