@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from frontend.api_key import ApiKey
 from frontend.backends.generator import Generator
+from frontend.chat.operation import ChatOperation
 from frontend.generation.admission import Admission
 from frontend.generation.completion_run import RunLimits
 from frontend.generation.key_limits import KeyLimits
@@ -47,6 +48,7 @@ class Dependencies:
     run_limits: RunLimits
     merged_metrics: MergedMetrics | None  # in a front end of several workers
     body_budget: BodyBudget
+    chat: ChatOperation
     parsing_turns: ParsingTurns = field(default_factory=ParsingTurns)
     started: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
 
@@ -128,6 +130,11 @@ def build_dependencies(
         workers=workers,
         run_limits=run_limits or RunLimits(),
         body_budget=BodyBudget(settings.body_bytes_in_flight),
+        chat=ChatOperation(
+            parse_special_tokens=settings.chat_parse_special_tokens,
+            tool_format=settings.chat_tool_format,
+            separates_reasoning=settings.chat_separate_reasoning,
+        ),
         merged_metrics=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
     )
     for model in dependencies.models:

@@ -1,10 +1,10 @@
-"""POST /openai/v1/completions: from an HTTP request to the response that runs its completions."""
+"""POST on the paths of completions and chat: from an HTTP request to the response that runs its completions."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -46,19 +46,11 @@ _TIMEOUT_PARAMETER = {
     "description": "Timeout of this request in seconds. Capped at the timeout of the server and of the model.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
-_REQUEST_BODY = {"required": True, "content": {"application/json": {"schema": schema_ref("CompletionRequest")}}}
 _STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 421, 429, 431, 500, 503, 504)
-_RESPONSE = {
-    "headers": LINK_HEADER,
-    "content": {
-        "application/json": {"schema": schema_ref("Completion")},
-        "text/event-stream": {"schema": {"type": "string"}},
-    },
-}
 
 
-class CompletionRoute(APIRoute):
-    """A route that documents its endpoint. RequestContextMiddleware calls `serve_completion` without the router.
+class OperationRoute(APIRoute):
+    """A route that documents its endpoint. RequestContextMiddleware calls the endpoint's app without the router.
 
     FastAPI's own handler would parse the body, and report errors in another form than this API. It also costs 10 % of
     the CPU time of a short request.
@@ -66,27 +58,41 @@ class CompletionRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **documentation: Any) -> None:
         super().__init__(path, endpoint, **documentation)
-        self.app = serve_completion
+        self.app = SERVED[paths.operation_of(path) or ""]
 
 
 def add_routes(app: FastAPI) -> None:
-    """Adds the path and its alias to the app itself: it matches the routes of included routers twice."""
+    """Adds each path and its alias to the app itself: it matches the routes of included routers twice."""
     for path in paths.COMPLETIONS:
-        app.router.add_api_route(
-            path,
-            create_completion,
-            name="createCompletion",
-            methods=["POST"],
-            response_model=None,
-            summary="Create completion",
-            response_description="JSON if stream=false, server-sent events if stream=true",
-            responses={
-                200: _RESPONSE,
-                **error_responses(400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504),
-            },
-            openapi_extra={"parameters": [_TIMEOUT_PARAMETER], "requestBody": _REQUEST_BODY},
-            route_class_override=CompletionRoute,
+        _add_route(app, path, create_completion, "createCompletion", "Create completion", "Completion")
+    for path in paths.CHAT:
+        _add_route(
+            app, path, create_chat_completion, "createChatCompletion", "Create chat completion", "ChatCompletion"
         )
+
+
+def _add_route(app: FastAPI, path: str, endpoint: Callable[..., Any], name: str, summary: str, schema: str) -> None:
+    """Documents a path. `schema` is the name of the answer's schema, and with Request behind it the body's."""
+    response = {
+        "headers": LINK_HEADER,
+        "content": {
+            "application/json": {"schema": schema_ref(schema)},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+    body = {"required": True, "content": {"application/json": {"schema": schema_ref(f"{schema}Request")}}}
+    app.router.add_api_route(
+        path,
+        endpoint,
+        name=name,
+        methods=["POST"],
+        response_model=None,
+        summary=summary,
+        response_description="JSON if stream=false, server-sent events if stream=true",
+        responses={200: response, **error_responses(*(status for status in _STATUSES if status != 421))},
+        openapi_extra={"parameters": [_TIMEOUT_PARAMETER], "requestBody": body},
+        route_class_override=OperationRoute,
+    )
 
 
 async def serve_completion(scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,9 +101,27 @@ async def serve_completion(scope: Scope, receive: Receive, send: Send) -> None:
     await response(scope, receive, send)
 
 
+async def serve_chat(scope: Scope, receive: Receive, send: Send) -> None:
+    """ASGI app for POST on the paths of chat. Raises PipelineError before the response has started."""
+    response = await create_chat_completion(Request(scope, receive, send))
+    await response(scope, receive, send)
+
+
+SERVED: Mapping[str, ASGIApp] = {"completions": serve_completion, "chat": serve_chat}
+"""The apps by the name of their operation."""
+
+_COMPLETIONS = CompletionOperation()
+
+
 async def create_completion(request: Request) -> ASGIApp:
     """Completes one or more prompts: as one JSON object, or with `stream: true` as server-sent events."""
-    return await _create(request.app.state.dependencies, CompletionOperation(), request)
+    return await _create(request.app.state.dependencies, _COMPLETIONS, request)
+
+
+async def create_chat_completion(request: Request) -> ASGIApp:
+    """Answers a conversation: as one JSON object, or with `stream: true` as server-sent events."""
+    dependencies = request.app.state.dependencies
+    return await _create(dependencies, dependencies.chat, request)
 
 
 async def _create(dependencies: Dependencies, operation: Operation[RequestT], request: Request) -> ASGIApp:
@@ -115,7 +139,7 @@ async def _create(dependencies: Dependencies, operation: Operation[RequestT], re
     permitted_priority(body.priority, record.key)
     dependencies.key_limits.check(record.key, model.in_flight_limit, body.choice_count)
     dependencies.require_ready(model)
-    own, answer = await operation.prepare(model, body)
+    own, answer = await operation.prepare(model, body, None if record.key is None else record.key.name)
     has_token_limit = record.key is not None and record.key.max_tokens_in_flight is not None
     context = await _token_context(model) if has_token_limit else None
     dependencies.require_ready(model)  # again: the checks may have waited for the engine

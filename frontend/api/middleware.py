@@ -12,9 +12,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.api.allowed_hosts import AllowedHosts
-from frontend.api.completions import serve_completion
+from frontend.api.completions import SERVED
 from frontend.api.metrics import engine_metrics_response
-from frontend.api.route_paths import ENGINE_METRICS, is_completions, is_probe, is_public, is_requested_by_address
+from frontend.api.route_paths import ENGINE_METRICS, is_probe, is_public, is_requested_by_address, operation_of
 from frontend.keys.store import ApiKeyStore
 from frontend.observability.engine_numbers import PickerPage
 from frontend.observability.metrics import Metrics
@@ -55,11 +55,12 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send)
             return
         record = begin_record(scope, self._public_url)
+        record.operation = operation_of(record.path)
         store_send(scope, send)
         try:
             await self._respond(scope, receive, self._with_headers(send, record), record)
         finally:
-            is_completion = is_completions(record.path) and record.method != "OPTIONS"
+            is_completion = record.operation is not None and record.method != "OPTIONS"
             if is_completion:
                 self._metrics.count_request(record)
             log_request(record, is_completion=is_completion, is_probe=is_probe(record.path))
@@ -99,8 +100,8 @@ class RequestContextMiddleware:
 
     def _app_for(self, record: RequestRecord) -> ASGIApp:
         """Completions, and the page that pickers scrape 20 times a second, need no router."""
-        if is_completions(record.path) and record.method == "POST":
-            return serve_completion
+        if record.operation is not None and record.method == "POST":
+            return SERVED[record.operation]
         if record.path == ENGINE_METRICS and record.method == "GET":
             return engine_metrics_response(self._picker_page)
         return self._app

@@ -11,8 +11,12 @@ from frontend.observability.request_record import record_of
 from frontend.response.errors import as_pipeline_error, error_response
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 
-# The last word of a path -> the path that has it. Where there are two, the words before it decide (`_meant`).
+# The last words of a path -> the path that has them. Where there are two, the words before them decide (`_meant`).
 _SERVED = {
+    "chat/completions": paths.CHAT,
+    "chat/completion": paths.CHAT,
+    "api/chat": paths.CHAT,  # Ollama's
+    "chat": paths.CHAT,
     "completions": paths.COMPLETIONS,
     "completion": paths.COMPLETIONS,
     "complete": paths.COMPLETIONS,
@@ -36,7 +40,6 @@ _SERVED = {
 }
 # APIs that clients of completions servers know, and this server does not have.
 _OTHER_APIS = {
-    "chat/completions": "chat completions",
     "responses": "the Responses API",
     "messages": "the Messages API",
     "embeddings": "embeddings",
@@ -66,10 +69,13 @@ def not_found_message(path: str) -> str:
     for count in (2, 1):
         api = _OTHER_APIS.get("/".join(words[-count:]))
         if api is not None and len(words) >= count:
-            return f"This server does completions only, not {api}. Send a prompt to {_meant(words, paths.COMPLETIONS)}."
+            return (
+                f"This server does completions and chat, not {api}. Send a prompt to "
+                f"{_meant(words, paths.COMPLETIONS)} or messages to {_meant(words, paths.CHAT)}."
+            )
     if words[-2:-1] == ["models"]:
         return f"This path does not exist. Did you mean {_meant(words, paths.MODELS)}/{{model}}?"
-    served = _SERVED.get(words[-1]) if words else None
+    served = _SERVED.get("/".join(words[-2:])) or _SERVED.get(words[-1] if words else "")
     if served is None:
         return f"This path does not exist. See {paths.OPENAPI}."
     return f"This path does not exist. Did you mean {_meant(words, served)}?"

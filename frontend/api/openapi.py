@@ -7,6 +7,7 @@ middleware handles, and the schemas of completion bodies, which are parsed and b
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from importlib.metadata import version
 from typing import Any
@@ -56,7 +57,7 @@ class DocumentedApi(FastAPI):
         super().__init__(
             title="triton-completions",
             version=version("triton-completions"),
-            description="Text completions for OpenAI clients, served by NVIDIA Triton.",
+            description="Completions and chat for OpenAI clients, served by NVIDIA Triton.",
             generate_unique_id_function=operation_id,
             **options,
         )
@@ -79,7 +80,9 @@ class DocumentedApi(FastAPI):
         if not self._requires_key:
             document["security"] = []
         for path in paths.COMPLETIONS:
-            _add_examples(document["paths"][path]["post"], base_url, self._example_model)
+            _add_completion_examples(document["paths"][path]["post"], base_url, self._example_model)
+        for path in paths.CHAT:
+            _add_chat_examples(document["paths"][path]["post"], base_url, self._example_model)
         return document
 
 
@@ -133,20 +136,47 @@ def _add_request_id(operation: dict[str, Any]) -> None:
         response["headers"] = {**_REQUEST_ID_HEADER, **response.get("headers", {})}
 
 
-def _add_examples(operation: dict[str, Any], base_url: str, model: str) -> None:
+def _add_completion_examples(operation: dict[str, Any], base_url: str, model: str) -> None:
     request = {"model": model, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
     choice = {"index": 0, "text": " Paris", "logprobs": None, "finish_reason": "length"}
-    completion = {"id": "cmpl-0a1b2c", "object": "text_completion", "created": 1760000000, "model": model}
-    event = (
-        f'{{"id":"cmpl-0a1b2c","object":"text_completion","created":1760000000,"model":"{model}",'
-        '"choices":[{"index":0,"text":" Paris","logprobs":null,"finish_reason":"length"}]}'
-    )
-    operation["requestBody"]["content"]["application/json"]["example"] = request
-    content = operation["responses"]["200"]["content"]
-    content["application/json"]["example"] = {
-        **completion,
+    head = {"id": "cmpl-0a1b2c", "object": "text_completion", "created": 1760000000, "model": model}
+    answer = {
+        **head,
         "choices": [choice],
         "usage": {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13},
         "$schema": f"{base_url}{paths.SCHEMAS}Completion.json",
     }
-    content["text/event-stream"]["example"] = f"data: {event}\n\ndata: [DONE]\n\n"
+    _add_examples(operation, request, answer, [{**head, "choices": [choice]}])
+
+
+def _add_chat_examples(operation: dict[str, Any], base_url: str, model: str) -> None:
+    message = {"role": "user", "content": "What is the capital of France?"}
+    request = {"model": model, "messages": [message], "max_completion_tokens": 8, "temperature": 0}
+    head = {"id": "chatcmpl-0a1b2c", "object": "chat.completion", "created": 1760000000, "model": model}
+    answered = {"role": "assistant", "content": "Paris.", "refusal": None}
+    answer = {
+        **head,
+        "choices": [{"index": 0, "message": answered, "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 14, "completion_tokens": 3, "total_tokens": 17},
+        "$schema": f"{base_url}{paths.SCHEMAS}ChatCompletion.json",
+    }
+    deltas = [({**answered, "content": ""}, None), ({"content": "Paris."}, None), ({}, "stop")]
+    events = [
+        {
+            **head,
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}],
+        }
+        for delta, reason in deltas
+    ]
+    _add_examples(operation, request, answer, events)
+
+
+def _add_examples(
+    operation: dict[str, Any], request: dict[str, Any], answer: dict[str, Any], events: list[dict[str, Any]]
+) -> None:
+    operation["requestBody"]["content"]["application/json"]["example"] = request
+    content = operation["responses"]["200"]["content"]
+    content["application/json"]["example"] = answer
+    lines = [f"data: {json.dumps(event, separators=(',', ':'))}\n\n" for event in events]
+    content["text/event-stream"]["example"] = "".join([*lines, "data: [DONE]\n\n"])

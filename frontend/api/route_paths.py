@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 COMPLETIONS = ("/openai/v1/completions", "/v1/completions")
+CHAT = ("/openai/v1/chat/completions", "/v1/chat/completions")
 MODELS = ("/openai/v1/models", "/v1/models")
 HEALTH_ROOTS = ("/health", "/openai/health")
 METRICS = "/metrics"
@@ -14,6 +15,7 @@ PLAYGROUND = "/"
 PLAYGROUND_FILES = "/playground/"
 
 _HEALTH = frozenset(root + end for root in HEALTH_ROOTS for end in ("", "/live", "/ready"))
+_OPERATIONS = {**dict.fromkeys(COMPLETIONS, "completions"), **dict.fromkeys(CHAT, "chat")}
 _PUBLIC = {OPENAPI, DOCS, PLAYGROUND, *_HEALTH}
 _PUBLIC_ROOTS = (SCHEMAS, PLAYGROUND_FILES)
 
@@ -27,9 +29,9 @@ def is_public(path: str, *, metrics_needs_key: bool, engine_metrics_need_key: bo
     return path in _PUBLIC or path.startswith(_PUBLIC_ROOTS)
 
 
-def is_completions(path: str) -> bool:
-    """Whether this is the path of completions or its alias."""
-    return path in COMPLETIONS
+def operation_of(path: str) -> str | None:
+    """The name of the operation of the API that this path serves: `completions` or `chat`; None for other paths."""
+    return _OPERATIONS.get(path)
 
 
 def is_health(path: str) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import BaseModel, Field, TypeAdapter, create_model
 
+from frontend.chat.documents import ChatCompletion
+from frontend.chat.schema import ChatCompletionRequest
 from frontend.models.capabilities import ENSEMBLE_ONLY
 from frontend.request.schemas import CompletionRequest
+from frontend.response.documents import Document, Usage
 from llm_pipeline.protocol.capabilities import Capabilities
 from llm_pipeline.protocol.errors import ERRORS, ErrorCode
 from llm_pipeline.protocol.executor_names import ExecutorName
@@ -18,28 +21,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SCHEMA_URL: dict[str, Any] = {"format": "uri", "examples": ["https://example.com/openai/schemas/Completion.json"]}
 
 
-def _tidy(schema: dict[str, Any]) -> None:
-    for field in schema["properties"].values():
-        field.pop("title", None)
-
-
-class _Document(BaseModel):
-    """Documents a response. Responses are built by hand for speed, and tests validate them against these schemas."""
-
-    model_config = ConfigDict(json_schema_extra=_tidy)
-
-
-class Usage(_Document):
-    """Token counts."""
-
-    prompt_tokens: int = Field(ge=0, description="Tokens of the prompts")
-    completion_tokens: int = Field(
-        ge=0, description="Generated tokens, including those of a stop string and the end token"
-    )
-    total_tokens: int = Field(ge=0, description="Sum of both")
-
-
-class LogProbs(_Document):
+class LogProbs(Document):
     """Logprobs of the tokens of the text; the four lists have the same length. A chunk of a stream has its own part."""
 
     tokens: list[str] = Field(
@@ -56,7 +38,7 @@ class LogProbs(_Document):
     text_offset: list[int] = Field(description="Where each token begins, in characters of the choice's whole text")
 
 
-class CompletionChoice(_Document):
+class CompletionChoice(Document):
     """One completion of one prompt."""
 
     index: int = Field(ge=0, description="Position in the list: prompts in order, n choices for each")
@@ -77,7 +59,7 @@ class CompletionChoice(_Document):
     )
 
 
-class Completion(_Document):
+class Completion(Document):
     """A finished completion."""
 
     id: str = Field(pattern="^cmpl-", description="Unique for each request")
@@ -91,7 +73,7 @@ class Completion(_Document):
     )
 
 
-class ErrorObject(_Document):
+class ErrorObject(Document):
     """The error in OpenAI's format."""
 
     message: str = Field(description="The cause, the limit and the action to take")
@@ -100,14 +82,14 @@ class ErrorObject(_Document):
     code: str = Field(json_schema_extra={"enum": [*sorted(code.value for code in ErrorCode)]})
 
 
-class ErrorDetail(_Document):
+class ErrorDetail(Document):
     """One violated constraint."""
 
     message: str
     location: str = Field(description="Path of the invalid value, such as `body.prompt[1]`")
 
 
-class Error(_Document):
+class Error(Document):
     """The body of every error response; also a problem document of RFC 9457."""
 
     error: ErrorObject
@@ -127,6 +109,7 @@ _CAPABILITY_DESCRIPTIONS = {
     "skip_special_tokens": "Whether false has an effect",
     "add_special_tokens": "Whether false has an effect",
     "best_of": "Whether it may be greater than `n`",
+    "chat": "Whether the model has a chat template, so that chat completions work",
     "logprobs": "The maximum value of `logprobs`; 0: only each token's own logprob; null: no logprobs at all",
     "prompt_logprobs": "Whether `echo` is supported with `logprobs`",
     "guides": "The kinds of structured output",
@@ -142,7 +125,7 @@ _CAPABILITIES: dict[str, Any] = {
     "kind": _capability("kind", Literal["ensemble", "inflight_batcher_llm"]),
     "executor": _capability("executor", ExecutorName | None),
     **{name: _capability(name, bool) for name in ENSEMBLE_ONLY},
-    **{name: _capability(name, bool, False) for name in ("best_of", "suffix", *SAMPLING_EXTENSIONS)},
+    **{name: _capability(name, bool, False) for name in ("best_of", "suffix", "chat", *SAMPLING_EXTENSIONS)},
     **{
         field.name: _capability(field.name, get_type_hints(Capabilities)[field.name], field.default)
         for field in fields(Capabilities)
@@ -152,7 +135,7 @@ _CAPABILITIES: dict[str, Any] = {
 }
 ModelCapabilities: Any = create_model(
     "ModelCapabilities",
-    __base__=_Document,
+    __base__=Document,
     __doc__="""What the model's engine supports. Requests with an unsupported field are rejected with its name.
 
     While the engine is unreachable, only `kind`, `executor` and the flags that depend on the kind are present; for
@@ -162,7 +145,7 @@ ModelCapabilities: Any = create_model(
 )
 
 
-class ModelLimits(_Document):
+class ModelLimits(Document):
     """Limits of one request. Null if unknown to the front end."""
 
     default_max_tokens: int | None = Field(description="max_tokens of requests that omit it; 0 fills the context")
@@ -175,7 +158,7 @@ class ModelLimits(_Document):
     request_timeout_s: float = Field(description="Timeout of a request in seconds")
 
 
-class Model(_Document):
+class Model(Document):
     """A model that this server serves."""
 
     id: str = Field(description="The name to use in requests")
@@ -197,7 +180,7 @@ class Model(_Document):
     )
 
 
-class ModelList(_Document):
+class ModelList(Document):
     """All models that this server serves."""
 
     object: Literal["list"]
@@ -208,6 +191,8 @@ class ModelList(_Document):
 
 
 DOCUMENTS: dict[str, type[BaseModel]] = {
+    "ChatCompletion": ChatCompletion,
+    "ChatCompletionRequest": ChatCompletionRequest,
     "Completion": Completion,
     "CompletionRequest": CompletionRequest,
     "Error": Error,

@@ -18,9 +18,24 @@ from frontend.backends.generator import OnChunk
 from llm_pipeline.protocol.capabilities import CAPABILITIES
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
-from llm_pipeline.protocol.model_info import ModelInfo
+from llm_pipeline.protocol.model_info import DEFAULT_TEMPLATE, ChatFormat, ModelInfo
 
 # A chunk to push, an error to raise, or an event to wait for. A cancellation ends the script at its next step.
+_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\\n' + (message.content or '') + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CHAT_FORMAT = ChatFormat(
+    templates=((DEFAULT_TEMPLATE, _TEMPLATE),),
+    bos_token="",
+    eos_token="<|im_end|>",
+    special_tokens=("<|im_start|>", "<|im_end|>"),
+    added_tokens=(),
+    template_sha256="",
+)
+"""ChatML, without tools."""
+
 ScriptStep: TypeAlias = TextChunk | Exception | asyncio.Event
 CompletionScript: TypeAlias = Callable[[CompletionParameters], Iterable[ScriptStep]]
 
@@ -64,7 +79,7 @@ class FakeGenerator:
         self.is_progressing = True
         self.warm_up_text = " Paris"
         self.failing_cancels = 0  # cancellations that will fail
-        self.model_info = ModelInfo(64, 1000, 16, False, CAPABILITIES["cpu"])
+        self.model_info = ModelInfo(64, 1000, 16, False, CAPABILITIES["cpu"], CHAT_FORMAT)
         self.requests: list[CompletionParameters] = []
         self.cancelled: list[str] = []  # request keys
         self.running: set[str] = set()  # request keys

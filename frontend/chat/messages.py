@@ -1,8 +1,9 @@
-"""Validates the messages of a chat, and writes them in the form that templates read (transformers' `apply_chat_template`).
+"""Validates the messages of a chat, and writes them as templates read them: in the form of transformers' chat templates.
 
-A content of several text parts becomes one string with a line end between two parts, as in vLLM (`_parse_chat_message_
-content_parts` in vllm/entrypoints/chat_utils.py). The arguments of a tool call become an object: templates write it with
-`tojson`. Arguments that are no JSON object stay a string: a client may send back a call that was cut off.
+A content of several text parts becomes one string with a line end between two parts, as in vLLM (the function
+`_parse_chat_message_content_parts` in vllm/entrypoints/chat_utils.py). The arguments of a tool call become an object:
+templates write it with `tojson`. Arguments that are no JSON object stay a string: clients send back calls that were cut
+off.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _REFUSED = {
 
 def fail(path: str, message: str, code: ErrorCode = ErrorCode.INVALID_TYPE) -> NoReturn:
     """Raises the error of the value at `path` below the field, such as "[2].content"."""
-    raise PydanticCustomError(code.value, message, {"path": path})  # type: ignore[arg-type]
+    raise PydanticCustomError(code.value, message, {"path": path})
 
 
 def _messages(value: Any) -> tuple[ChatMessage, ...]:
@@ -243,6 +244,4 @@ _MESSAGES_SCHEMA = {
     },
 }
 
-Messages: TypeAlias = Annotated[
-    tuple[ChatMessage, ...], PlainValidator(_messages), WithJsonSchema(_MESSAGES_SCHEMA)
-]
+Messages: TypeAlias = Annotated[tuple[ChatMessage, ...], PlainValidator(_messages), WithJsonSchema(_MESSAGES_SCHEMA)]

@@ -184,9 +184,7 @@ def _marked_part(part: Any, spellings: Spellings) -> Any:
     if not isinstance(part, dict):
         return _marked(part, spellings)
     entries = {
-        key: spellings.marked(value, may_be_inside=key == "text")
-        if type(value) is str
-        else _marked(value, spellings)
+        key: spellings.marked(value, may_be_inside=key == "text") if type(value) is str else _marked(value, spellings)
         for key, value in part.items()
     }
     return part if all(entries[key] is value for key, value in part.items()) else entries

@@ -31,9 +31,7 @@ def _reasoning_effort(value: Any) -> str:
     return str(value)
 
 
-ReasoningEffort = Annotated[
-    str, PlainValidator(_reasoning_effort), WithJsonSchema({"enum": [*REASONING_EFFORTS]})
-]
+ReasoningEffort = Annotated[str, PlainValidator(_reasoning_effort), WithJsonSchema({"enum": [*REASONING_EFFORTS]})]
 
 
 class ChatCompletionRequest(GenerationFields):

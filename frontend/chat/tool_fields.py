@@ -155,9 +155,7 @@ _TOOL_CHOICE_SCHEMA = {
 }
 
 ToolList: TypeAlias = Annotated[Tools, PlainValidator(_tools), WithJsonSchema(_TOOLS_SCHEMA)]
-ToolChoiceField: TypeAlias = Annotated[
-    ToolChoice, PlainValidator(_tool_choice), WithJsonSchema(_TOOL_CHOICE_SCHEMA)
-]
+ToolChoiceField: TypeAlias = Annotated[ToolChoice, PlainValidator(_tool_choice), WithJsonSchema(_TOOL_CHOICE_SCHEMA)]
 Documents: TypeAlias = Annotated[
     tuple[dict[str, Any], ...],
     PlainValidator(_documents),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from llm_pipeline.protocol.errors import PipelineError
-from llm_pipeline.protocol.messages import GUIDE_PARAM, TOKEN_LIMIT_PARAM, CompletionParameters
+from llm_pipeline.protocol.messages import GUIDE_PARAM, PROMPT_PARAM, TOKEN_LIMIT_PARAM, CompletionParameters
 
 _TOKEN_LIMIT = re.compile(rf"\b{TOKEN_LIMIT_PARAM}\b")
 _GUIDE_PARAMS = (GUIDE_PARAM, "guide")
@@ -15,6 +15,8 @@ def in_client_terms(error: PipelineError, parameters: CompletionParameters) -> P
     """The same error with the client's names in `param` and the message."""
     if error.param in _GUIDE_PARAMS:
         return error.with_param(parameters.guide_param)
+    if error.param == PROMPT_PARAM != parameters.prompt_param:
+        error = error.with_param(parameters.prompt_param)
     name = parameters.token_limit_param
     if name == TOKEN_LIMIT_PARAM or not _TOKEN_LIMIT.search(error.message):
         return error

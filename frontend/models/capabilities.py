@@ -26,6 +26,7 @@ _UNSUPPORTED_BY_NVIDIA: dict[str, Any] = {
     "prompt_logprobs": False,
     "best_of": False,
     "suffix": False,
+    "chat": False,
     "logit_bias": False,
     "priority": False,
 }
@@ -46,4 +47,9 @@ def _of_engine(info: ModelInfo | None) -> dict[str, Any]:
     if info is None:
         return {}
     best_of = info.capabilities.logprobs is not None  # best_of ranks by logprobs
-    return {**info.capabilities.as_document(), "best_of": best_of, "suffix": info.fills_in_middle}
+    return {
+        **info.capabilities.as_document(),
+        "best_of": best_of,
+        "suffix": info.fills_in_middle,
+        "chat": info.chat is not None,
+    }

@@ -158,7 +158,8 @@ class Metrics:
         self.shared_registry = CollectorRegistry()
         self.shared_registry.register(EngineCollector(self.engines))
         self.registry.register(WorkerProcessCollector(worker))
-        self._by_status: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # looking up labels is slow
+        # Looking up labels is slow.
+        self._by_status: dict[tuple[str, int, str | None], tuple[Counter, Histogram, Counter]] = {}
         self._usage: dict[tuple[str, str], tuple[Counter, Counter, Counter]] = {}
         self._add_requests()
         self._add_tokens()
@@ -171,6 +172,9 @@ class Metrics:
     def _add_requests(self) -> None:
         self._requests = Counter(
             "completions_requests", "Completion requests by status", ["model", "status"], registry=self.registry
+        )
+        self._operations = self._counter(
+            "completions_operation_requests", "Requests by operation: completions or chat", "operation"
         )
         self._duration = self._histogram(
             "completions_request_duration_seconds",
@@ -305,12 +309,14 @@ class Metrics:
     def count_request(self, record: RequestRecord) -> None:
         """Counts a completion request that has ended."""
         model, status = record.served_model or _NO_MODEL, record.final_status
-        metrics = self._by_status.get((model, status))
+        metrics = self._by_status.get((model, status, record.operation))
         if metrics is None:
-            metrics = self._requests.labels(model, str(status)), self._duration.labels(model)
-            self._by_status[model, status] = metrics
-        requests, duration = metrics
+            operations = self._operations.labels(model, record.operation or "completions")
+            metrics = self._requests.labels(model, str(status)), self._duration.labels(model), operations
+            self._by_status[model, status, record.operation] = metrics
+        requests, duration, operations = metrics
         requests.inc()
+        operations.inc()
         duration.observe(record.duration_s)
         if record.error_code is not None and record.status >= 400:
             self._refused.labels(model, record.error_code.value).inc()

@@ -37,6 +37,7 @@ def _fields(record: RequestRecord, *, is_completion: bool) -> dict[str, Any]:
     if is_completion:
         first_s = record.first_token_s
         fields |= {
+            "operation": record.operation,
             "model": record.model,
             "stream": record.is_stream,
             "prompt_tokens": record.prompt_tokens,

@@ -38,6 +38,7 @@ class RequestRecord:
     key: ApiKey | None = None
     model: str | None = None  # the requested name, set once it is known to exist
     served_model: str | None = None  # the same model's own name, if the request used an alias
+    operation: str | None = None  # completions or chat; None for other paths
     is_stream: bool = False
     status: int = 0  # of the response; 0 until it starts
     outcome: int = 0  # status of an error after the response has started, or CLIENT_CLOSED_REQUEST

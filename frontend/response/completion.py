@@ -28,7 +28,9 @@ class CompletionOperation:
         """The rules of a completion request."""
         return COMPLETION_FORM
 
-    async def prepare(self, model: ServedModel, request: CompletionRequest) -> tuple[EngineInput, CompletionAnswer]:
+    async def prepare(
+        self, model: ServedModel, request: CompletionRequest, holder: str | None = None
+    ) -> tuple[EngineInput, CompletionAnswer]:
         """The engine's input and the answer's form. Raises PipelineError (400) if the model cannot do it."""
         await _check_best_of(model, request)
         return completion_input(request), CompletionAnswer(request)

@@ -20,5 +20,8 @@ class Operation(Protocol[RequestT]):
     def form(self) -> RequestForm[RequestT]:
         """The rules of its requests."""
 
-    async def prepare(self, model: ServedModel, request: RequestT) -> tuple[EngineInput, Answer]:
-        """The engine's input and the answer's form. Raises PipelineError (400) if the model cannot do it."""
+    async def prepare(self, model: ServedModel, request: RequestT, holder: str | None) -> tuple[EngineInput, Answer]:
+        """The engine's input and the answer's form. `holder` is the name of the request's API key.
+
+        Raises PipelineError (400) if the model cannot do it.
+        """

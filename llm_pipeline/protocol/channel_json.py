@@ -36,7 +36,7 @@ from llm_pipeline.protocol.wire_json import GENERATION_REQUEST, TEXT_OPTIONS, as
 
 # --- Bundles ---------------------------------------------------------------------------------------------------------
 
-_NOT_SENT = ("guide_param", "token_limit_param")
+_NOT_SENT = ("guide_param", "token_limit_param", "prompt_param")
 _SENT_FIELDS = tuple(field for field in fields(CompletionParameters) if field.name not in _NOT_SENT)
 _values_of = attrgetter(*(field.name for field in _SENT_FIELDS))
 _DEFAULTS = tuple((field.name, None if field.default is MISSING else field.default) for field in _SENT_FIELDS)

@@ -24,6 +24,10 @@ TOKEN_LIMIT_PARAM = "max_tokens"
 """The name of the token limit in errors. The front end replaces it with the field that the client used."""
 
 
+PROMPT_PARAM = "prompt"
+"""The `param` of errors about the prompt. The front end replaces it with the field that the client used."""
+
+
 class FinishReason(str, Enum):
     """Why a request ended. CANCELLED never reaches a client, because its connection is closed."""
 
@@ -87,6 +91,7 @@ class CompletionParameters:
     adapter: str | None = None  # name of a LoRA adapter of the model
     guide: Guide | None = None
     guide_param: str = GUIDE_PARAM  # the client's name of the guide, for errors; not sent to Triton
+    prompt_param: str = PROMPT_PARAM  # the client's name of the prompt, for errors; not sent to Triton
     token_limit_param: str = TOKEN_LIMIT_PARAM  # the client's name of max_tokens, for errors; not sent to Triton
 
 

@@ -10,7 +10,6 @@ import orjson
 from llm_pipeline.protocol.capabilities import Capabilities
 from llm_pipeline.protocol.messages import GuideType
 
-
 DEFAULT_TEMPLATE = "default"
 
 

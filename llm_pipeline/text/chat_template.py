@@ -253,7 +253,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         # Methods of generators and frames that the base class allows are of no use to a template.
         return super().is_safe_attribute(obj, attr, value) and not attr.startswith("_")
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         owner = getattr(__obj, "__self__", None)
         if type(owner) is str and (check := _METHOD_CHECKS.get(__obj.__name__)) is not None:
             check(owner, *args)

@@ -60,7 +60,7 @@ _CANCEL_ARRAYS = (
 _HANDLED = {
     *("request_key", "request_id", "prompt_text", "token_ids", "max_tokens", "temperature", "top_p", "top_k", "seed"),
     *("stop", "include_stop_str_in_output", "stream", "bad_words", "bias_words", "guide", "ignore_eos", "end_id"),
-    *("guide_param", "token_limit_param"),
+    *("guide_param", "token_limit_param", "prompt_param"),
     *("tenant", "tenant_share"),  # set by the front end, for queues and caches that are not NVIDIA's
     "adapter",  # of our ensemble; NVIDIA's has lora_task_id
     *_SCALARS,

@@ -15,7 +15,7 @@ from llm_pipeline.protocol.messages import CompletionParameters, SamplingParams
 from llm_pipeline.protocol.tensors import ENSEMBLE_INPUTS
 
 # Triton has a request id of its own; errors get the client's names on the way back.
-NOT_SENT = {"request_id", "guide_param", "token_limit_param"}
+NOT_SENT = {"request_id", "guide_param", "token_limit_param", "prompt_param"}
 
 
 def test_every_parameter_has_one_row() -> None:
