@@ -77,9 +77,7 @@ class ChatOperation:
             parameters["max_tokens"] = _default_max_tokens(model, info)
         return EngineInput((prompt.text,), request.n, parameters), ChatAnswer(request, plan.new_parser)
 
-    async def _render(
-        self, chat: _ModelChat, request: ChatCompletionRequest, holder: str | None
-    ) -> RenderedPrompt:
+    async def _render(self, chat: _ModelChat, request: ChatCompletionRequest, holder: str | None) -> RenderedPrompt:
         messages, tools = _messages(request.messages, chat.chat_format), _tools(request)
         if not chat.dialect.tool_format.is_in_prompt:
             messages, tools = with_tools(messages, tools) if tools else without_calls(messages), None
@@ -99,9 +97,7 @@ class ChatOperation:
             known = _ModelChat(
                 chat_format,
                 ChatTemplate(chat_format, parse_special_tokens=self._parse_special_tokens),
-                Dialect.of(
-                    chat_format, tool_format=self._tool_format, separates_reasoning=self._separates_reasoning
-                ),
+                Dialect.of(chat_format, tool_format=self._tool_format, separates_reasoning=self._separates_reasoning),
             )
             self._models[model.name] = known
         return known

@@ -74,9 +74,7 @@ def _rules(request: ChatCompletionRequest, dialect: Dialect) -> CallRules | None
 
 def _call_parser(rules: CallRules) -> ToolCallParser:
     names = frozenset(tool["function"]["name"] for tool in rules.tools)
-    return ToolCallParser(
-        rules.tool_format, names, lambda: new_call_id(rules.tool_format), only_one=rules.only_one
-    )
+    return ToolCallParser(rules.tool_format, names, lambda: new_call_id(rules.tool_format), only_one=rules.only_one)
 
 
 def _with_special_tokens(

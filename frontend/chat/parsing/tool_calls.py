@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import TypeAlias
 
 from frontend.chat.parsing.call_reader import CallReader, CallState
 from frontend.chat.parsing.answer_parser import ContentDelta, Delta, ToolCallArguments, ToolCallStart
@@ -12,6 +13,7 @@ from llm_pipeline.text.stop_strings import StopMatcher
 
 _MAX_NAME = 256  # characters of a name that is not JSON
 _BETWEEN = " \t\r\n,;"
+_Step: TypeAlias = Callable[[str, list[Delta]], str]
 
 
 class ToolCallParser:
@@ -37,7 +39,7 @@ class ToolCallParser:
         self._has_begun = False  # the call that is being read
         self._end_read = ""  # of the marker after a call
         self._start = StopMatcher((tool_format.start,) if tool_format.start else ())
-        self._step = self._read_text if tool_format.start else self._read_beginning
+        self._step: _Step = self._read_text if tool_format.start else self._read_beginning
 
     @property
     def has_complete_call(self) -> bool:
@@ -173,7 +175,7 @@ class ToolCallParser:
         else:
             self._step = self._read_text if self._format.named_by else self._read_between
 
-    def _resume(self, deltas: list[Delta]) -> Callable[[str, list[Delta]], str]:
+    def _resume(self, deltas: list[Delta]) -> _Step:
         """Makes content of what is not a call, and returns the step that goes on."""
         self._give_up(deltas)
         self._is_in_list = False

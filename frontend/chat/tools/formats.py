@@ -49,7 +49,15 @@ class ToolFormat:
 # In the order of recognition: the more specific first.
 FORMATS = (
     ToolFormat("hermes", "<tool_call>", "</tool_call>", "\n", in_template=("<tool_call>",)),
-    ToolFormat("mistral_args", "[TOOL_CALLS]", "", "", named_by="[ARGS]", in_template=("[TOOL_CALLS]", "[ARGS]"), has_short_ids=True),
+    ToolFormat(
+        "mistral_args",
+        "[TOOL_CALLS]",
+        "",
+        "",
+        named_by="[ARGS]",
+        in_template=("[TOOL_CALLS]", "[ARGS]"),
+        has_short_ids=True,
+    ),
     ToolFormat("mistral", "[TOOL_CALLS]", "", ", ", is_list=True, in_template=("[TOOL_CALLS]",), has_short_ids=True),
     ToolFormat("llama3", "", "", "; ", arguments_key="parameters", in_template=('"parameters": dictionary',)),
     ToolFormat("generic", "", "", "\n", is_in_prompt=False),

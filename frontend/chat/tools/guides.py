@@ -1,4 +1,9 @@
-"""Guides for calls of functions and for reasoning, as structural tags (llm_pipeline/guides/compilers)."""
+"""Guides for calls of functions and for reasoning, as structural tags (llm_pipeline/guides/compilers).
+
+xgrammar distinguishes parts that have an end of their own from those that have none, such as any text and lists of tags.
+Only the last part of a sequence may have none, and of alternatives all or none (cpp/structural_tag.cc at v0.1.32). So an
+answer in a format of the client has one call at most in place of the content.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,8 @@ from llm_pipeline.protocol.messages import Guide, GuideType
 
 _ANY_OBJECT = {"type": "object"}
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}  # as OpenAI reads no parameters
-_NO_JSON = r"([^\s{\[][\s\S]*)?"  # text that is not taken for a call without a marker
+_NO_JSON = r"[^\s{\[]"  # begins text that is not taken for a call without a marker
+_ANY = r"[\s\S]*"
 _SPACE = r"\s*"
 _TEXT = '{"type":"any_text"}'
 
@@ -62,16 +68,18 @@ def guide_of_answer(
 
 def _answer(rules: CallRules, content: Guide | None) -> str | None:
     if rules.is_required:
-        return _calls(rules, at_least_one=True)
+        return _one_call(rules) if rules.only_one else _calls(rules)
     if content is not None:
-        return _one_of(_calls(rules, at_least_one=True), _of_content(content))
+        return _one_of(_one_call(rules), _of_content(content))
     if not rules.strict:
         return None
     tool_format = rules.tool_format
-    if not tool_format.start:
-        return _one_of(_calls(rules, at_least_one=True), _regex(_NO_JSON))
     if tool_format.is_list:
-        return _one_of(_calls(rules, at_least_one=True), _TEXT)
+        return _one_of(_calls(rules), _regex(_ANY))
+    if not tool_format.start and rules.only_one:
+        return _one_of(_one_call(rules), _sequence(_regex(_NO_JSON), _regex(_ANY)))
+    if not tool_format.start:
+        return _one_of(_calls(rules), _sequence(_regex(_NO_JSON), _TEXT))
     tags = ",".join(_tag(rules, tool["function"]) for tool in rules.tools)
     return (
         f'{{"type":"triggered_tags","triggers":[{_json(tool_format.start)}],"tags":[{tags}],'
@@ -79,16 +87,24 @@ def _answer(rules: CallRules, content: Guide | None) -> str | None:
     )
 
 
-def _calls(rules: CallRules, *, at_least_one: bool) -> str:
-    tool_format = rules.tool_format
+def _calls(rules: CallRules) -> str:
+    """One call or more."""
     tags = ",".join(_tag(rules, tool["function"]) for tool in rules.tools)
-    calls = (
-        f'{{"type":"tags_with_separator","tags":[{tags}],"separator":{_json(tool_format.separator)},'
-        f'"at_least_one":{_json(at_least_one)},"stop_after_first":{_json(rules.only_one)}}}'
+    separator = _json(rules.tool_format.separator)
+    return _in_list(
+        rules, f'{{"type":"tags_with_separator","tags":[{tags}],"separator":{separator},"at_least_one":true}}'
     )
+
+
+def _one_call(rules: CallRules) -> str:
+    return _in_list(rules, _one_of(*(_tag(rules, tool["function"]) for tool in rules.tools)))
+
+
+def _in_list(rules: CallRules, calls: str) -> str:
+    tool_format = rules.tool_format
     if not tool_format.is_list:
         return calls
-    return _sequence(_constant(f"{tool_format.start} ["), calls, _constant("]"))
+    return f'{{"type":"tag","begin":{_json(f"{tool_format.start} [")},"content":{calls},"end":"]"}}'
 
 
 def _tag(rules: CallRules, function: Mapping[str, Any]) -> str:

@@ -92,7 +92,9 @@ class StructuralTagGrammar:
         content = part.get("content")
         if isinstance(content, dict) and content.get("type") == "any_text":  # up to the first end
             return f"{begin} {self._text_up_to(end, f'{place}.end')}"
-        return f"{begin} {self._rule(content, f'{place}.content', depth)} {self._text(end, f'{place}.end')}"
+        # A client knows what a tag begins with, such as the name of its function, rather than where it is.
+        inner = self._rule(content, f"the tag that begins with {_literal(part['begin'])}", depth)
+        return f"{begin} {inner} {self._text(end, f'{place}.end')}"
 
     def _tags_with_separator(self, part: Any, place: str, depth: int) -> str:
         tag = self._add(" | ".join(self._rules_of(part.get("tags"), f"{place}.tags", depth)))
