@@ -105,14 +105,21 @@ def _publish(building: Path, engine_dir: Path) -> None:
     return None
 
 
-def require_replaceable(engine_dir: Path, engine_files: frozenset[str]) -> None:
-    """Raises EngineRefusedError if `engine_dir` has files that no build writes, since they would be lost."""
+def require_replaceable(
+    engine_dir: Path, engine_files: frozenset[str], is_engine_file: Callable[[str], bool] = lambda name: False
+) -> None:
+    """Raises EngineRefusedError if `engine_dir` has files that no build writes, since they would be lost.
+
+    `is_engine_file` recognises names that are not fixed.
+    """
     if engine_dir.is_symlink() or (engine_dir.exists() and not engine_dir.is_dir()):
         raise EngineRefusedError(f"{engine_dir} is not a plain directory. Choose another --output.")
     if not engine_dir.exists():
         return
     other_files = sorted(
-        entry.name for entry in engine_dir.iterdir() if entry.name not in engine_files | {MANIFEST_NAME}
+        entry.name
+        for entry in engine_dir.iterdir()
+        if entry.name not in engine_files | {MANIFEST_NAME} and not is_engine_file(entry.name)
     )
     if other_files:
         raise EngineRefusedError(

@@ -13,6 +13,7 @@ from build_engine.artifact.file_checks import size_of
 from build_engine.artifact.result import BuildResult
 from build_engine.cli.tables import relative_to_cwd
 from build_engine.pytorch.verification.link_checks import link_sources, read_links
+from llm_pipeline.engine_files.chat_files import template_names
 from llm_pipeline.engine_files.manifest import EngineManifest, GpuBuild, PyTorchModel, Runtime
 
 _UNITS = ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB"))
@@ -85,6 +86,7 @@ def _manifest_rows(manifest: EngineManifest, engine_dir: Path) -> list[tuple[str
         ("context length", f"{manifest.limits.context_length} tokens"),
         ("vocabulary", f"{manifest.limits.vocab_size} rows"),
         ("special tokens", f"bos {tokens.bos} (added: {'yes' if tokens.add_bos else 'no'}), eos {eos}"),
+        ("chat template", ", ".join(template_names(manifest)) or "none"),
         *(_gpu_rows(manifest.gpu) if manifest.gpu else []),
         *(_pytorch_rows(manifest.pytorch, _link_text(manifest, engine_dir)) if manifest.pytorch else []),
         ("created", manifest.created),

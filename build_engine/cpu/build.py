@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from build_engine.artifact.chat_templates import tried
 from build_engine.artifact.engine_dir import DEFAULT_ROOT, LOCK_WAIT_S, build_lock, new_engine, require_replaceable
 from build_engine.artifact.file_checks import file_problems
 from build_engine.artifact.resources import LocalResources, Resources, require_resources
@@ -23,6 +24,7 @@ from build_engine.cpu.weights import INT8, convert_weights, quantize_weights
 from build_engine.errors import BuildEngineError, OtherModelError
 from build_engine.progress import BuildProgress, SilentProgress
 from build_engine.targets.registry import Target, require_available
+from llm_pipeline.engine_files.chat_files import is_chat_file
 from llm_pipeline.engine_files.manifest import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
@@ -62,7 +64,7 @@ def build_engine(request: BuildRequest, progress: BuildProgress, resources: Reso
     require_available(request.target)
     checkpoint = _open_checkpoint(request, progress)
     engine_dir = (request.output or _default_output(request, checkpoint)).absolute()
-    inputs = _collect_inputs(request, checkpoint, checkpoint.sha256(progress))
+    inputs = _collect_inputs(request, checkpoint, checkpoint.sha256(progress), progress)
 
     def note_waiting() -> None:
         progress.note(f"Another build of {engine_dir.name} is running. Waiting for it.")
@@ -81,7 +83,7 @@ def plan_engine(request: BuildRequest) -> Path:
     """The directory that `build_engine` would build. Raises EngineRefusedError like it, without hashing the model."""
     require_available(request.target)
     checkpoint = _open_checkpoint(request, SilentProgress())
-    _collect_inputs(request, checkpoint, sha256="")
+    _collect_inputs(request, checkpoint, "", SilentProgress())
     return (request.output or _default_output(request, checkpoint)).absolute()
 
 
@@ -96,7 +98,7 @@ def _default_output(request: BuildRequest, checkpoint: Checkpoint) -> Path:
     return default_output(name, request.target, request.precision, request.root)
 
 
-def _collect_inputs(request: BuildRequest, checkpoint: Checkpoint, sha256: str) -> BuildInputs:
+def _collect_inputs(request: BuildRequest, checkpoint: Checkpoint, sha256: str, progress: BuildProgress) -> BuildInputs:
     checkpoint.tokenizer_json()  # rejects an unsupported tokenizer before any expensive step
     return collect_inputs(
         checkpoint,
@@ -106,6 +108,7 @@ def _collect_inputs(request: BuildRequest, checkpoint: Checkpoint, sha256: str) 
         name=request.name,
         context_length=request.context_length,
         sha256=sha256,
+        chat=tried(checkpoint.chat_templates(), progress.note),
     )
 
 
@@ -116,7 +119,7 @@ def _find_existing(
 
     Raises EngineRefusedError if it must not be replaced.
     """
-    require_replaceable(engine_dir, frozenset((*ENGINE_FILES, *_VERSION_0_1_FILES)))
+    require_replaceable(engine_dir, frozenset((*ENGINE_FILES, *_VERSION_0_1_FILES)), is_chat_file)
     if not (engine_dir / MANIFEST_NAME).exists():
         return None
     try:
@@ -141,6 +144,7 @@ def _find_existing(
 def _build_into(building: Path, checkpoint: Checkpoint, inputs: BuildInputs, progress: BuildProgress) -> EngineManifest:
     with progress.step("build the tokenizer"):
         (building / TOKENIZER_NAME).write_text(checkpoint.tokenizer_json(), encoding="utf-8")
+        inputs.chat.write(building)
     with progress.step(f"dequantize {inputs.source.quantization} to fp16", checkpoint.fp16_bytes) as advance:
         weights = convert_weights(checkpoint, advance)
     quantization_error = None
@@ -171,7 +175,7 @@ def _smoke_test(building: Path, inputs: BuildInputs) -> None:
 
 
 def _make_manifest(building: Path, inputs: BuildInputs, quantization_error: Drift | None) -> EngineManifest:
-    paths = {name: building / name for name in ENGINE_FILES}
+    paths = {name: building / name for name in (*ENGINE_FILES, *inputs.chat.files)}
     return EngineManifest(
         target=inputs.target,
         precision=inputs.precision,

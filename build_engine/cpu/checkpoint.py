@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy.typing as npt
 
+from build_engine.artifact.chat_templates import ChatTemplates
 from build_engine.cpu.architectures import Architecture
 from build_engine.cpu.rope import Rope
 from build_engine.errors import EngineRefusedError
@@ -90,6 +91,10 @@ class Checkpoint(Protocol):
 
     def tokenizer_json(self) -> str:
         """The content of the engine's tokenizer.json. Raises EngineRefusedError if it can't be represented exactly."""
+        ...
+
+    def chat_templates(self) -> ChatTemplates:
+        """The model's chat templates, untried."""
         ...
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from build_engine.artifact.chat_templates import ChatTemplates
 from build_engine.artifact.engine_dir import DEFAULT_ROOT
 from build_engine.cpu.checkpoint import Checkpoint
 from build_engine.cpu.default_model import ModelFile
@@ -28,13 +29,14 @@ class BuildInputs:
     tools: dict[str, str]
     limits: EngineLimits
     tokens: TokenIds
+    chat: ChatTemplates
 
     def difference(self, manifest: EngineManifest) -> str | None:
         """The first field that differs in the manifest of an existing engine, as a message; None if all are equal."""
         for name in ("target", "precision", "model_name", "source", "tools", "limits", "tokens"):
             if getattr(self, name) != getattr(manifest, name):
                 return f"its {name} differ" if name.endswith("s") else f"its {name} differs"
-        return None
+        return self.chat.difference(manifest)
 
 
 def collect_inputs(
@@ -46,6 +48,7 @@ def collect_inputs(
     name: str | None = None,
     context_length: int | None = None,
     sha256: str,
+    chat: ChatTemplates,
 ) -> BuildInputs:
     """Raises EngineRefusedError if the context length exceeds the trained one, or the model's name is invalid."""
     return BuildInputs(
@@ -62,6 +65,7 @@ def collect_inputs(
         tools=tool_versions(),
         limits=_limits(checkpoint, context_length),
         tokens=checkpoint.token_ids,
+        chat=chat,
     )
 
 

@@ -1,4 +1,4 @@
-"""Validates the messages of a chat, and writes them as templates read them: in the form of transformers' chat templates.
+"""Validates the messages of a chat, and writes them as templates read them, in the form of transformers' templates.
 
 A content of several text parts becomes one string with a line end between two parts, as in vLLM (the function
 `_parse_chat_message_content_parts` in vllm/entrypoints/chat_utils.py). The arguments of a tool call become an object:

@@ -9,15 +9,15 @@ marker is a plain span. The template's own tokens have no marker inside.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
+from llm_pipeline.chat_templates.environment import MARKER
+from llm_pipeline.chat_templates.meter import ChatTemplateError
 from llm_pipeline.protocol.model_info import ChatFormat
-from llm_pipeline.text.chat_template import MARKER, ChatTemplateError
 
 _MAX_DEPTH = 256
 
@@ -104,7 +104,8 @@ def _one_of(tokens: Sequence[str]) -> str:
 
 def _pattern_of(texts: Sequence[str]) -> str:
     """The pattern for sorted, distinct texts; one of them may be empty."""
-    common = os.path.commonprefix((texts[0], texts[-1]))
+    pairs = zip(texts[0], texts[-1], strict=False)
+    common = "".join(left for left, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     rests = [text[len(common) :] for text in texts]
     if len(rests) == 1:
         return re.escape(common)

@@ -1,6 +1,6 @@
 """Renders the messages of a chat as the prompt of a completion, with the model's own template.
 
-The sandbox and its limits are llm_pipeline/text/chat_template.py's; plain_text.py keeps the client's text apart from
+The sandbox and its limits are llm_pipeline/chat_templates'; plain_text.py keeps the client's text apart from
 the template's tokens.
 """
 
@@ -14,15 +14,10 @@ from typing import Any
 
 from frontend.chat.plain_text import PlainText, plain_text_of
 from frontend.request.parsing_turns import ParsingTurns
+from llm_pipeline.chat_templates.compiled import CompiledTemplate
+from llm_pipeline.chat_templates.meter import LIMIT_S, ChatTemplateError, Meter, OverTimeError
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.model_info import DEFAULT_TEMPLATE, ChatFormat
-from llm_pipeline.text.chat_template import (
-    LIMIT_S,
-    ChatTemplateError,
-    CompiledTemplate,
-    Meter,
-    OverTimeError,
-)
 
 TOOL_TEMPLATE = "tool_use"  # the name of a template for requests with tools, if the model has one of its own
 _ON_LOOP_S = 0.002  # for which a rendering may hold the event loop; longer ones go to a thread
@@ -195,10 +190,11 @@ def _tag_final_message(messages: list[dict[str, Any]]) -> str:
     if isinstance(content, str):
         messages[-1]["content"] = content + _CONTINUATION
         return content
-    for index in reversed(range(len(content or ()))):
-        part = content[index] if content else None
+    parts: list[Any] = list(content) if isinstance(content, list) else []
+    for index in reversed(range(len(parts))):
+        part = parts[index]
         if isinstance(part, dict) and isinstance(text := part.get("text"), str):
-            parts = [*content[:index], {**part, "text": text + _CONTINUATION}, *content[index + 1 :]]
+            parts[index] = {**part, "text": text + _CONTINUATION}
             messages[-1]["content"] = parts
             return text
     raise ChatTemplateError("continue_final_message needs a last message with text")

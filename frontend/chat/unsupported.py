@@ -21,8 +21,10 @@ OF_CHAT = UnsupportedFields(
         "mm_processor_kwargs": ({},),
         "modalities": (["text"],),
         "prediction": ANY_VALUE,  # makes an answer faster, never different
+        "moderation": (),
         "prompt": (),
         "prompt_cache_key": ANY_VALUE,
+        "prompt_cache_options": ANY_VALUE,
         "prompt_cache_retention": ANY_VALUE,
         "safety_identifier": ANY_VALUE,
         "service_tier": ("auto", "default"),

@@ -15,7 +15,7 @@ DEFAULT_TEMPLATE = "default"
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """The chat templates of a model, and the tokens that they write.
+    """The chat templates of a model, which may have none, and the tokens that they write.
 
     `templates` are pairs of a name and a Jinja source: "default" first, if there is one, then named ones such as
     "tool_use". A prompt text of a client spells no token of the two lists by itself (see CompletionParameters).
@@ -33,7 +33,7 @@ class ChatFormat:
 class ModelInfo:
     """Limits of the engine, the capabilities of its executor, and its chat templates.
 
-    `chat` is None without a template, and from a preprocess of a release before chat.
+    `chat` is None from a preprocess of a release before chat.
     """
 
     context_length: int  # prompt and completion, in tokens

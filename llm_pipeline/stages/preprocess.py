@@ -13,7 +13,7 @@ from llm_pipeline.guides.checks import check_guide
 from llm_pipeline.protocol.capabilities import Capabilities, check_supported
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.messages import CompletionParameters, GenerationRequest, SamplingParams, TextOptions
-from llm_pipeline.protocol.model_info import ModelInfo
+from llm_pipeline.protocol.model_info import ChatFormat, ModelInfo
 from llm_pipeline.stages import validation as checks
 from llm_pipeline.stages.validation import out_of_range
 from llm_pipeline.text.fill_in_middle import FillInMiddle
@@ -27,7 +27,7 @@ class PreprocessStage:
     """Validates and tokenizes requests for one engine.
 
     `default_max_tokens` 0 fills the context. `share_prefix_cache` lets tenants reuse each other's KV cache. `adapters`
-    are the names of the executor's LoRA adapters.
+    are the names of the executor's LoRA adapters. `chat` is passed to the front end.
     """
 
     def __init__(
@@ -39,8 +39,10 @@ class PreprocessStage:
         default_max_tokens: int,
         share_prefix_cache: bool = False,
         adapters: Collection[str] = (),
+        chat: ChatFormat | None = None,
     ) -> None:
         self._tokenizer = tokenizer
+        self._chat = chat
         self._fill_in_middle = FillInMiddle.of(tokenizer)
         self._capabilities = capabilities
         self._context_length = manifest.limits.context_length
@@ -90,6 +92,7 @@ class PreprocessStage:
             default_max_tokens=self._default_max_tokens,
             fills_in_middle=self._fill_in_middle is not None,
             capabilities=self._capabilities,
+            chat=self._chat,
         )
 
     def _text_options(
@@ -192,7 +195,7 @@ class PreprocessStage:
 
     def _prompt_part(self, parameters: CompletionParameters, add_special_tokens: bool) -> Sequence[int]:
         if parameters.prompt_text is not None:
-            return self._encode(parameters.prompt_text, add_special_tokens)
+            return self._encode(parameters.prompt_text, add_special_tokens, parameters.plain_spans)
         return self._checked_ids(parameters.token_ids or ())
 
     def _num_kept_tokens(self, parameters: CompletionParameters) -> int:
@@ -221,7 +224,7 @@ class PreprocessStage:
         start = self._tokenizer.start_ids if parameters.add_special_tokens else ()
         return fill.prompt(start, self._prompt_part(parameters, False), self._encode(suffix, False))
 
-    def _encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
+    def _encode(self, text: str, add_special_tokens: bool, plain_spans: Sequence[int] = ()) -> Sequence[int]:
         if not text:
             raise _empty_prompt()
         # Tokenizing megabytes only to reject them would delay the prompts of other requests.
@@ -229,7 +232,12 @@ class PreprocessStage:
         if at_least >= self._context_length:
             raise self._too_long(f"at least {at_least}")
         # Checked like ids from a client: tokenizer.json may have added tokens that the engine has no row for.
-        return self._checked_ids(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        if not plain_spans:
+            return self._checked_ids(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        spans = checks.checked_spans(plain_spans, len(text))
+        return self._checked_ids(
+            self._tokenizer.encode_with_plain_spans(text, spans, add_special_tokens=add_special_tokens)
+        )
 
     def _checked_ids(self, ids: Sequence[int]) -> Sequence[int]:
         if not ids:

@@ -10,6 +10,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
 from llm_pipeline.protocol.field_kinds import NumberField
@@ -206,3 +207,15 @@ def out_of_range(name: str, value: float, allowed: str) -> PipelineError:
     """The error for a value that is out of range."""
     shown = value if isinstance(value, int) else f"{value:g}"
     return PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, f"{name} is {shown}. It must be {allowed}.", param=name)
+
+
+def checked_spans(bounds: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """The starts and ends of plain spans as pairs. Raises PipelineError (400) unless they ascend within the text."""
+    is_even = len(bounds) % 2 == 0
+    if is_even and all(low <= high for low, high in pairwise((0, *bounds, length))):
+        return list(zip(bounds[::2], bounds[1::2], strict=True))
+    raise PipelineError(
+        ErrorCode.VALUE_OUT_OF_RANGE,
+        f"plain_spans must be starts and ends in ascending order, from 0 to the {length} characters of the prompt.",
+        param="plain_spans",
+    )

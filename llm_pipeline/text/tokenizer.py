@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import tokenizers
 from tokenizers.models import BPE
 
 from llm_pipeline.text.detokenizer import BYTE_CHARACTERS, TokenTable, build_table
+from llm_pipeline.text.private_spellings import is_markup, private_spellings, with_private_spellings
 from llm_pipeline.text.token_strings import TokenStrings
 
 _ANCHOR_TEXTS = ("a", "the", ".", "0")  # short texts, of which most vocabularies have at least one
@@ -33,8 +35,10 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokens = _tokens_by_id(library_tokenizer)
-        added = library_tokenizer.get_added_tokens_decoder().values()
-        special = {token.content for token in added if token.special}
+        added = [token for _, token in sorted(library_tokenizer.get_added_tokens_decoder().items())]
+        self.special_tokens = tuple(token.content for token in added if token.special)
+        self.added_tokens = tuple(token.content for token in added if not token.special)
+        special = set(self.special_tokens)
         # By content, like the library's decode.
         self.special_ids = frozenset(token_id for token_id, token in self._tokens.items() if token in special)
         self.vocab_size = max(self._tokens, default=-1) + 1  # added tokens included; the model's may be larger (padded)
@@ -52,6 +56,25 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Returns the token ids of a text, in which special tokens are parsed. tokenizer.json decides about a BOS."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_with_plain_spans(
+        self, text: str, spans: Sequence[tuple[int, int]], *, add_special_tokens: bool = True
+    ) -> list[int]:
+        """Like `encode`, with spans of the text (starts and ends in code points) in which no added token is parsed.
+
+        Neither is one that begins or ends in a span. `spans` ascend. The first call takes as long as loading the
+        tokenizer.
+        """
+        parser = self._span_parser
+        return parser.encode(text, spans, add_special_tokens=add_special_tokens)
+
+    @cached_property
+    def _span_parser(self) -> _SpanParser:
+        return _SpanParser(self._tokenizer)
+
+    def token(self, token_id: int) -> str | None:
+        """Returns a token as written in the vocabulary, or None."""
+        return self._tokens.get(token_id)
 
     def token_id(self, token: str) -> int | None:
         """Returns the id of a token as written in the vocabulary, or None."""
@@ -111,6 +134,35 @@ class Tokenizer:
 
     def _decode_all(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
+class _SpanParser:
+    """A second tokenizer, which knows its added tokens under private spellings."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        added = [token.content for _, token in sorted(tokenizer.get_added_tokens_decoder().items())]
+        self._spellings = private_spellings([token for token in added if is_markup(token)])
+        longest_first = sorted(self._spellings, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._tokenizer = tokenizers.Tokenizer.from_str(with_private_spellings(tokenizer.to_str(), self._spellings))
+        self._ids = {
+            private_id: token_id
+            for token, private in self._spellings.items()
+            if (private_id := self._tokenizer.token_to_id(private)) is not None
+            and (token_id := tokenizer.token_to_id(token)) is not None
+        }
+
+    def encode(self, text: str, spans: Sequence[tuple[int, int]], *, add_special_tokens: bool) -> list[int]:
+        parts, position = [], 0
+        for start, end in spans:
+            parts += [self._pattern.sub(self._private, text[position:start]), text[start:end]]
+            position = end
+        parts.append(self._pattern.sub(self._private, text[position:]))
+        ids = self._tokenizer.encode("".join(parts), add_special_tokens=add_special_tokens).ids
+        return [self._ids.get(token_id, token_id) for token_id in ids]
+
+    def _private(self, match: re.Match[str]) -> str:
+        return self._spellings[match[0]]
 
 
 def _tokens_by_id(tokenizer: tokenizers.Tokenizer) -> dict[int, str]:

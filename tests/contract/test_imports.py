@@ -46,6 +46,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("protocol",),
         ("engine_files",),
         ("text",),
+        ("chat_templates",),
         ("runtime",),
         ("guides",),
         ("executors/port", "executors/step_builder", "executors/waiting_queue"),
@@ -134,7 +135,11 @@ LINES_OF_A_FUNCTION = 60
 
 # Outside library -> the modules that import it, inside functions too.
 IMPORTED_BY = {
-    "jinja2": {"llm_pipeline/text/chat_template.py"},
+    "jinja2": {
+        "llm_pipeline/chat_templates/compiled.py",
+        "llm_pipeline/chat_templates/environment.py",
+        "llm_pipeline/chat_templates/metering.py",
+    },
     "tokenizers": {
         "llm_pipeline/text/tokenizer.py",
         "build_engine/cpu/gguf/tokenizer.py",

@@ -23,10 +23,12 @@ from schemathesis.specs.openapi.checks import (
 
 from frontend.api.openapi import DocumentedApi
 from frontend.app import build_app
+from frontend.backends.fake import CHAT_FORMAT
 from frontend.backends.generator import OnChunk
 from frontend.dependencies import build_dependencies
 from frontend.settings import FrontendSettings
-from llm_pipeline.protocol.errors import ERRORS, ErrorCode, PipelineError
+from llm_pipeline.protocol.capabilities import CAPABILITIES
+from llm_pipeline.protocol.errors import ERRORS
 from llm_pipeline.protocol.messages import CompletionParameters, FinishReason, TextChunk
 from llm_pipeline.protocol.model_info import ModelInfo
 
@@ -46,7 +48,7 @@ class OneWordGenerator:
         return
 
     async def get_model_info(self) -> ModelInfo:
-        raise PipelineError(ErrorCode.SERVICE_UNAVAILABLE, "This generator has no model.")
+        return ModelInfo(64, 1000, 16, False, CAPABILITIES["cpu"], CHAT_FORMAT)
 
     async def is_ready(self) -> bool:
         return True

@@ -45,6 +45,10 @@ class Running:
     async def complete(self, **fields: object) -> httpx.Response:
         return await self.client.post("/openai/v1/completions", json={"model": MODEL, "prompt": "Hi", **fields})
 
+    async def chat(self, content: str = "Hi", **fields: object) -> httpx.Response:
+        messages = [{"role": "user", "content": content}]
+        return await self.client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, **fields})
+
     async def metric(self, line_start: str) -> float:
         text = (await self.client.get("/metrics")).text
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(line_start))

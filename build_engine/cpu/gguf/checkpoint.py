@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from build_engine.artifact.chat_templates import ChatTemplates
 from build_engine.cpu.architectures import Architecture, find_by_gguf_name
 from build_engine.cpu.checkpoint import FloatArray, ModelParameters
 from build_engine.cpu.gguf.gguf_model import GgufModel
@@ -73,6 +74,14 @@ class GgufCheckpoint:
 
     def tokenizer_json(self) -> str:
         return str(build_tokenizer(self._vocabulary).to_str(pretty=False))
+
+    def chat_templates(self) -> ChatTemplates:
+        vocabulary = self._vocabulary
+        return ChatTemplates(
+            templates=self._model.chat_templates(),
+            bos_token="" if vocabulary.bos is None else vocabulary.tokens[vocabulary.bos],
+            eos_token=vocabulary.tokens[vocabulary.eos[0]] if vocabulary.eos else "",
+        )
 
     @cached_property
     def parameters(self) -> ModelParameters:

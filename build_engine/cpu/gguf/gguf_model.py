@@ -121,6 +121,13 @@ class GgufModel:
             add_space_prefix=self.value(prefix + "add_space_prefix") is not False,
         )
 
+    def chat_templates(self) -> tuple[tuple[str, str], ...]:
+        """The name and the source of each chat template: "default", then those that `tokenizer.chat_templates` lists."""
+        key = "tokenizer.chat_template"
+        sources = {"default": self.value(key)}
+        sources |= {str(name): self.value(f"{key}.{name}") for name in self.value(f"{key}s") or ()}
+        return tuple((name, source) for name, source in sources.items() if isinstance(source, str) and source.strip())
+
     def undecodable_types(self) -> list[str]:
         """Names of the tensor types in this file that `gguf` can't dequantize."""
         import gguf

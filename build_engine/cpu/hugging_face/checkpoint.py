@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from build_engine.artifact.chat_templates import ChatTemplates, read_chat_templates
 from build_engine.artifact.model_directory import (
     CONFIG_NAME,
     hash_model_files,
@@ -121,6 +122,9 @@ class HuggingFaceCheckpoint:
 
     def tokenizer_json(self) -> str:
         return self._tokenizer.json
+
+    def chat_templates(self) -> ChatTemplates:
+        return read_chat_templates(self._path)
 
     @property
     def parts(self) -> frozenset[str]:

@@ -14,10 +14,13 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from build_engine.artifact.engine_dir import build_lock, new_engine
+from build_engine.artifact.chat_templates import ChatTemplates, read_chat_templates, tried
+from build_engine.artifact.engine_dir import build_lock, new_engine, replace_manifest
 from build_engine.artifact.file_checks import file_problems
+from build_engine.artifact.hashing import hash_files
 from build_engine.artifact.result import BuildResult
 from build_engine.errors import BuildEngineError, EngineRefusedError
 from build_engine.gpu.building.manifest import BuildMachine, make_manifest
@@ -32,6 +35,7 @@ from build_engine.gpu.verification.config_checks import check_config
 from build_engine.gpu.verification.smoke_test import smoke_test
 from build_engine.progress import BuildProgress
 from build_engine.targets.nvml import Nvml
+from llm_pipeline.engine_files.chat_files import is_chat_file
 from llm_pipeline.engine_files.manifest import Calibration, EngineManifest, ManifestError, SourceModel
 
 _DONE_NAME = "done.json"  # in a complete checkpoint: its inputs and the command that produced it
@@ -79,9 +83,10 @@ def run_plan(
         progress.note(f"Another build of {engine_dir.name} is running. Waiting for it.")
 
     with build_lock(engine_dir, note_waiting) as lock:
+        chat = tried(read_chat_templates(model_dir), progress.note)
         existing = None if force else find_existing(plan, source, progress)
         if existing:
-            return existing
+            return _with_chat(existing, chat, progress)
         if plan.spec.is_calibrated:
             require_calibration(plan.calibration)
         calibration = describe_calibration(plan.spec, plan.calibration)
@@ -91,6 +96,7 @@ def run_plan(
         with new_engine(engine_dir) as building:
             for step in others:
                 _run_step(step, plan, planned, building, steps)
+            chat.write(building)
             manifest = make_manifest(plan, model_dir, building, source, machine, calibration)
             _require_as_planned(building, manifest)
             if with_smoke_test:
@@ -120,6 +126,19 @@ def find_existing(plan: Plan, source: SourceModel, progress: BuildProgress) -> B
         progress.note(f"Rebuilding: {reason}.")
         return None
     return BuildResult(engine_dir, manifest, reused=True)
+
+
+def _with_chat(existing: BuildResult, chat: ChatTemplates, progress: BuildProgress) -> BuildResult:
+    """Adds the chat templates to an engine that was built without them, since compiling it again may take hours."""
+    if chat.difference(existing.manifest) is None:
+        return existing
+    others = {name: file for name, file in existing.manifest.files.items() if not is_chat_file(name)}
+    names = chat.replace(existing.engine_dir)
+    written = hash_files({name: existing.engine_dir / name for name in names}, lambda amount: None)
+    manifest = existing.manifest.model_copy(update={"files": dict(sorted((others | written).items()))})
+    replace_manifest(existing.engine_dir, manifest)
+    progress.note("Its chat templates were replaced by the model's; the engine itself is as before.")
+    return replace(existing, manifest=manifest)
 
 
 def _directory_of(plan: Plan) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,12 +37,20 @@ def describe_source(spec: PyTorchSpec, files: dict[str, EngineFile]) -> SourceMo
 
 
 def make_manifest(
-    plan: PyTorchPlan, building: Path, source: SourceModel, files: dict[str, EngineFile], is_linked: bool
+    plan: PyTorchPlan,
+    building: Path,
+    source: SourceModel,
+    files: dict[str, EngineFile],
+    own_files: Sequence[str] = (),
+    *,
+    is_linked: bool,
 ) -> EngineManifest:
-    """Writes build.json. `files` are those of the model; the tokenizer is in `building` already."""
+    """Writes build.json. `files` are those of the model; the tokenizer and `own_files` are in `building` already."""
     (building / BUILD_NAME).write_text(json.dumps({"plan": plan_json(plan)}, indent=2) + "\n", encoding="utf-8")
     spec = plan.spec
-    written = hash_files({name: building / name for name in (BUILD_NAME, TOKENIZER_NAME)}, lambda amount: None)
+    written = hash_files(
+        {name: building / name for name in (BUILD_NAME, TOKENIZER_NAME, *own_files)}, lambda amount: None
+    )
     return EngineManifest(
         target=spec.gpu.name,
         precision=spec.precision,

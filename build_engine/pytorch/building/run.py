@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from build_engine.artifact.chat_templates import ChatTemplates, read_chat_templates, tried
 from build_engine.artifact.engine_dir import LOCK_WAIT_S, build_lock, new_engine, replace_manifest
 from build_engine.artifact.file_checks import file_problems, size_of
 from build_engine.artifact.resources import LocalResources, Resources
@@ -63,6 +64,7 @@ def build_model(
     tokenizer = check_source(files, plan.spec.model.vocab_size, plan.spec.trtllm_version)
     if options.has_copies:
         require_disk(files, engine_dir.parent, options.resources)
+    chat = tried(read_chat_templates(files.directory), progress.note)
     hashes = hash_model(files, progress)
     source = describe_source(plan.spec, hashes)
 
@@ -70,7 +72,7 @@ def build_model(
         progress.note(f"Another build of {engine_dir.name} is running. Waiting for it.")
 
     with build_lock(engine_dir, note_waiting, options.lock_wait_s):
-        existing = None if options.force else _find_existing(plan, engine_dir, files, hashes, options, progress)
+        existing = None if options.force else _find_existing(plan, engine_dir, files, hashes, options, chat, progress)
         if existing:
             return BuildResult(engine_dir, _test_later(existing, engine_dir, nvml, options, progress), reused=True)
         with new_engine(engine_dir) as building:
@@ -79,7 +81,8 @@ def build_model(
                 copy_model(files, hashes, building, progress)
             else:
                 link_files(files, building)
-            manifest = make_manifest(plan, building, source, hashes, is_linked=not options.has_copies)
+            own_files = [name for name in chat.write(building) if name not in hashes]
+            manifest = make_manifest(plan, building, source, hashes, own_files, is_linked=not options.has_copies)
             if options.with_load_test:
                 manifest = _test_first(manifest, building, nvml, progress)
             manifest.save(building)
@@ -98,6 +101,7 @@ def _find_existing(
     files: SourceFiles,
     hashes: dict[str, EngineFile],
     options: BuildOptions,
+    chat: ChatTemplates,
     progress: BuildProgress,
 ) -> EngineManifest | None:
     """The manifest of a valid engine of the same model. Raises EngineRefusedError if the model is another one."""
@@ -110,7 +114,7 @@ def _find_existing(
             f"{engine_dir} was built from other files than {files.directory} has now. "
             "Choose another --name for this model, or replace the engine with --force."
         )
-    reason = _reason_to_rebuild(plan, engine_dir, manifest, files, options)
+    reason = _reason_to_rebuild(plan, engine_dir, manifest, files, options) or chat.difference(manifest)
     if reason is None:
         known = hashes if manifest.pytorch and manifest.pytorch.is_linked else {}  # its links lead to the same files
         with progress.step(

@@ -7,6 +7,7 @@ import uuid
 from functools import partial
 from typing import Any
 
+from llm_pipeline.chat_templates.engine_format import chat_format
 from llm_pipeline.engine_files.manifest import TOKENIZER_NAME, EngineManifest
 from llm_pipeline.protocol.arrays import array
 from llm_pipeline.protocol.channel import BundleItem, PreparedItem
@@ -38,13 +39,15 @@ class TritonPythonModel:
         start_logging()
         settings = settings_of_model(args)
         manifest = EngineManifest.load(settings.engine_dir)
+        tokenizer = Tokenizer.load(settings.engine_dir / TOKENIZER_NAME)
         self._stage = PreprocessStage(
-            Tokenizer.load(settings.engine_dir / TOKENIZER_NAME),
+            tokenizer,
             manifest,
             capabilities_of(settings, manifest),
             default_max_tokens=settings.default_max_tokens,
             share_prefix_cache=settings.share_prefix_cache,
             adapters=settings.trtllm_lora_adapters,
+            chat=chat_format(settings.engine_dir, manifest, tokenizer),
         )
         freeze_startup_objects()
 

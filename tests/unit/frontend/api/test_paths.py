@@ -8,6 +8,7 @@ from tests.support.app import Running, in_process, real_server
 from tests.support.raw_http import connect
 
 COMPLETIONS, OPENAI_COMPLETIONS = "/v1/completions", "/openai/v1/completions"
+CHAT = "/v1/chat/completions"
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,10 @@ COMPLETIONS, OPENAI_COMPLETIONS = "/v1/completions", "/openai/v1/completions"
         ("/api/v1/completions", COMPLETIONS),
         ("/llm/v1/completions", COMPLETIONS),
         ("/generate", COMPLETIONS),
+        ("/chat/completions", CHAT),
+        ("/v1/chat", CHAT),
+        ("/openai/deployments/tiny/chat/completions", "/openai/v1/chat/completions"),
+        ("/api/chat", CHAT),
         ("/models", "/v1/models"),
         ("/openai/models", "/openai/v1/models"),
         ("/v1/v1/models/tiny", "/v1/models/{model}"),
@@ -52,10 +57,8 @@ async def test_path_that_was_probably_meant_is_named(running: Running, path: str
 @pytest.mark.parametrize(
     ("path", "api"),
     [
-        ("/v1/chat/completions", "chat completions"),
-        ("/openai/v1/chat/completions", "chat completions"),
-        ("/chat/completions/", "chat completions"),
         ("/v1/responses", "the Responses API"),
+        ("/openai/v1/responses", "the Responses API"),
         ("/v1/messages", "the Messages API"),
         ("/v1/embeddings", "embeddings"),
         ("/tokenize", "tokenization"),
@@ -63,8 +66,9 @@ async def test_path_that_was_probably_meant_is_named(running: Running, path: str
 )
 async def test_apis_that_this_server_does_not_have_are_named(running: Running, path: str, api: str) -> None:
     detail = (await running.client.post(path, json={})).json()["detail"]
-    meant = OPENAI_COMPLETIONS if "openai" in path else COMPLETIONS
-    assert detail == f"This server does completions only, not {api}. Send a prompt to {meant}."
+    root = "/openai" if "openai" in path else ""
+    places = f"Send a prompt to {root}{COMPLETIONS} or messages to {root}{CHAT}."
+    assert detail == f"This server does completions and chat, not {api}. {places}"
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/v1", "/openai", "/v1/secret-word/x"])
