@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from build_engine.artifact.file_kinds import describe_failed_download
 from build_engine.artifact.model_directory import read_json_object
+from build_engine.errors import EngineRefusedError
 from llm_pipeline.engine_files.chat_files import (
     CHAT_TOKENS_FILE,
     DEFAULT_TEMPLATE_FILE,
@@ -68,10 +70,16 @@ class ChatTemplates:
                 path.unlink()
         return self.write(engine_dir)
 
-    def difference(self, manifest: EngineManifest) -> str | None:
-        """A message if an existing engine has other templates; None if they are equal."""
-        expected = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in self.files.items()}
-        found = {name: file.sha256 for name, file in manifest.files.items() if is_chat_file(name)}
+    def difference(self, manifest: EngineManifest, linked: Collection[str] = ()) -> str | None:
+        """A message if an existing engine has other templates; None if they are equal.
+
+        `linked` are names that are compared elsewhere: files of a model directory that the engine's links lead to.
+        """
+        files = {name: text for name, text in self.files.items() if name not in linked}
+        expected = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+        found = {
+            name: file.sha256 for name, file in manifest.files.items() if is_chat_file(name) and name not in linked
+        }
         if expected == found:
             return None
         return "its chat templates differ" if found else "it has no chat template, and the model has one"
@@ -126,7 +134,17 @@ def _probe_variables(chat: ChatTemplates) -> dict[str, Any]:
 def _template_files(model_dir: Path) -> dict[str, str]:
     paths = {"default": model_dir / DEFAULT_TEMPLATE_FILE}
     paths |= {path.stem: path for path in sorted((model_dir / _NAMED_TEMPLATES).glob("*.jinja"))}
-    return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
+    return {name: _text_of(path) for name, path in paths.items() if path.is_file() and path.stat().st_size}
+
+
+def _text_of(path: Path) -> str:
+    """With the line ends of the file, so that its hash stays. Raises EngineRefusedError if it is no text."""
+    if kind := describe_failed_download(path):
+        raise EngineRefusedError(f"{path} {kind}")
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise EngineRefusedError(f"{path} is not UTF-8 text. Download it again.") from error
 
 
 def _processor_templates(model_dir: Path) -> dict[str, str]:

@@ -3,9 +3,9 @@
 The same messages give the same text as with transformers' `apply_chat_template`.
 
 A template comes with a model from a public hub. The sandbox (environment.py) keeps it from objects of Python. Against
-one that does not end or fills the memory, each pass of a loop and each call of a macro passes a meter, which is compiled
-into the template, and so does every value that is written (metering.py); operators and methods that make a long value
-from a short one check the result's length first (bounds.py).
+one that does not end or fills the memory, each pass of a loop and each call of a macro passes a meter, which is
+compiled into the template, and so does every value that is written (metering.py); operators and methods that make a
+long value from a short one check the result's length first (bounds.py).
 """
 
 from __future__ import annotations

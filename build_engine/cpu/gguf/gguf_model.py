@@ -122,7 +122,7 @@ class GgufModel:
         )
 
     def chat_templates(self) -> tuple[tuple[str, str], ...]:
-        """The name and the source of each chat template: "default", then those that `tokenizer.chat_templates` lists."""
+        """Names and sources of the chat templates: "default", then those that `tokenizer.chat_templates` lists."""
         key = "tokenizer.chat_template"
         sources = {"default": self.value(key)}
         sources |= {str(name): self.value(f"{key}.{name}") for name in self.value(f"{key}s") or ()}

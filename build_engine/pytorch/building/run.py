@@ -114,7 +114,7 @@ def _find_existing(
             f"{engine_dir} was built from other files than {files.directory} has now. "
             "Choose another --name for this model, or replace the engine with --force."
         )
-    reason = _reason_to_rebuild(plan, engine_dir, manifest, files, options) or chat.difference(manifest)
+    reason = _reason_to_rebuild(plan, engine_dir, manifest, files, options) or chat.difference(manifest, files.others)
     if reason is None:
         known = hashes if manifest.pytorch and manifest.pytorch.is_linked else {}  # its links lead to the same files
         with progress.step(
