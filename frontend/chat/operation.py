@@ -79,7 +79,7 @@ class ChatOperation:
 
     async def _render(self, chat: _ModelChat, request: ChatCompletionRequest, holder: str | None) -> RenderedPrompt:
         messages, tools = _messages(request.messages, chat.chat_format), _tools(request)
-        if not chat.dialect.tool_format.is_in_prompt:
+        if not chat.dialect.knows_tools:
             messages, tools = with_tools(messages, tools) if tools else without_calls(messages), None
         return await chat.template.render_in_turns(
             messages,

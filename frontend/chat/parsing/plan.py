@@ -14,16 +14,20 @@ from frontend.chat.schema import ChatCompletionRequest
 from frontend.chat.template import RenderedPrompt
 from frontend.chat.tool_fields import ToolUse
 from frontend.chat.tools.call_ids import new_call_id
-from frontend.chat.tools.formats import ToolFormat, format_of
+from frontend.chat.tools.formats import ToolFormat, format_of, knows_tools
 from frontend.chat.tools.guides import CallRules, guide_of_answer
 from llm_pipeline.protocol.model_info import ChatFormat
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a model writes calls and reasoning. `markers` is None if it does not reason, or if that stays content."""
+    """How a model writes calls and reasoning.
+
+    `knows_tools`: its templates describe tools. `markers` is None if it does not reason, or if that stays content.
+    """
 
     tool_format: ToolFormat
+    knows_tools: bool
     markers: ReasoningMarkers | None
     special_tokens: tuple[str, ...]
 
@@ -32,7 +36,7 @@ class Dialect:
         """The dialect of a model with these templates. `tool_format` is a name of FORMATS, or "auto"."""
         sources = [source for _, source in chat_format.templates]
         markers = markers_of(sources) if separates_reasoning else None
-        return cls(format_of(sources, tool_format), markers, chat_format.special_tokens)
+        return cls(format_of(sources, tool_format), knows_tools(sources), markers, chat_format.special_tokens)
 
 
 def plan_of(request: ChatCompletionRequest, dialect: Dialect, prompt: RenderedPrompt) -> AnswerPlan:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
-from frontend.chat.parsing.call_reader import CallReader, CallState
 from frontend.chat.parsing.answer_parser import ContentDelta, Delta, ToolCallArguments, ToolCallStart
+from frontend.chat.parsing.call_reader import CallReader, CallState
 from frontend.chat.tools.formats import ToolFormat
 from llm_pipeline.protocol.messages import FinishReason
 from llm_pipeline.text.stop_strings import StopMatcher
@@ -19,8 +19,8 @@ _Step: TypeAlias = Callable[[str, list[Delta]], str]
 class ToolCallParser:
     """Turns text into content and calls: what turns out not to be a call is content.
 
-    `names` are the functions that may be called. With `only_one`, what follows the first complete call is dropped. Space
-    before and after calls is dropped, too.
+    `names` are the functions that may be called. With `only_one`, what follows the first complete call is dropped.
+    Space before and after calls is dropped, too.
     """
 
     def __init__(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 AUTOMATIC = "auto"
-_CALLS = "tool_calls"
+_TOOLS = re.compile(r"\btools\b")
 _ARGUMENTS = "arguments"
 
 
@@ -16,8 +17,7 @@ class ToolFormat:
 
     `start` precedes a call, or all calls of a format that is a list; where it is empty, an answer that begins with the
     JSON of a call is one. `named_by` ends the name where only the arguments are JSON. `in_template` are parts of a chat
-    template, all of which mean this format. `is_in_prompt` is False if templates of the family do not describe tools,
-    so that a system message has to. With `has_short_ids`, templates accept ids of nine letters and digits only.
+    template, all of which mean this format. With `has_short_ids`, templates accept ids of nine letters and digits only.
     """
 
     name: str
@@ -28,7 +28,6 @@ class ToolFormat:
     is_list: bool = False
     named_by: str = ""
     in_template: tuple[str, ...] = ()
-    is_in_prompt: bool = True
     has_short_ids: bool = False
 
     def before_arguments(self, name: str) -> str:
@@ -60,7 +59,7 @@ FORMATS = (
     ),
     ToolFormat("mistral", "[TOOL_CALLS]", "", ", ", is_list=True, in_template=("[TOOL_CALLS]",), has_short_ids=True),
     ToolFormat("llama3", "", "", "; ", arguments_key="parameters", in_template=('"parameters": dictionary',)),
-    ToolFormat("generic", "", "", "\n", is_in_prompt=False),
+    ToolFormat("generic", "", "", "\n"),
 )
 FORMAT_NAMES = tuple(tool_format.name for tool_format in FORMATS)
 _GENERIC = FORMATS[-1]
@@ -71,9 +70,12 @@ def format_of(templates: Iterable[str], setting: str = AUTOMATIC) -> ToolFormat:
     if setting != AUTOMATIC:
         return next(tool_format for tool_format in FORMATS if tool_format.name == setting)
     source = "\n".join(templates)
-    if "tools" not in source and _CALLS not in source:
-        return _GENERIC
     for tool_format in FORMATS:
         if tool_format.in_template and all(part in source for part in tool_format.in_template):
             return tool_format
     return _GENERIC
+
+
+def knows_tools(templates: Iterable[str]) -> bool:
+    """Whether templates describe tools to the model. If not, a system message has to (generic_prompt.py)."""
+    return any(_TOOLS.search(source) for source in templates)

@@ -1,8 +1,8 @@
 """Guides for calls of functions and for reasoning, as structural tags (llm_pipeline/guides/compilers).
 
-xgrammar distinguishes parts that have an end of their own from those that have none, such as any text and lists of tags.
-Only the last part of a sequence may have none, and of alternatives all or none (cpp/structural_tag.cc at v0.1.32). So an
-answer in a format of the client has one call at most in place of the content.
+In xgrammar, some parts have no end of their own, such as any text and lists of tags. Only the last part of a sequence
+may be of this kind, and of alternatives all or none (cpp/structural_tag.cc at v0.1.32). So an answer in a format of the
+client has at most one call in place of the content.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from llm_pipeline.protocol.messages import Guide, GuideType
 
 _ANY_OBJECT = {"type": "object"}
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}  # as OpenAI reads no parameters
+_OPEN = frozenset(
+    {"additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "$ref", "allOf", "anyOf"}
+    | {"oneOf", "if", "dependentSchemas", "minProperties"}
+)
 _NO_JSON = r"[^\s{\[]"  # begins text that is not taken for a call without a marker
 _ANY = r"[\s\S]*"
 _SPACE = r"\s*"
@@ -118,8 +122,12 @@ def _tag(rules: CallRules, function: Mapping[str, Any]) -> str:
 
 
 def _schema_of(function: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the arguments. Without a word on other arguments there are none: few functions would take them."""
     parameters = function.get("parameters")
-    return {"type": "object", **parameters} if parameters else _NO_ARGUMENTS
+    if not parameters:
+        return _NO_ARGUMENTS
+    is_closed = "properties" in parameters and _OPEN.isdisjoint(parameters)
+    return {"type": "object", **parameters, **({"additionalProperties": False} if is_closed else {})}
 
 
 def _of_content(content: Guide) -> str:

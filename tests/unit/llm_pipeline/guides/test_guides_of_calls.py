@@ -97,9 +97,17 @@ def test_an_answer_in_a_response_format_has_calls_or_that_form(
 def test_a_function_without_parameters_gets_no_arguments(
     compiler: GuideCompiler, library: tokenizers.Tokenizer
 ) -> None:
-    tools = [{"type": "function", "function": {"name": "f0"}}]
-    for answer in answers(compiler, library, rules_of(FORMATS[0], tools)):
-        assert {arguments for _, _, arguments in answer.calls} == {"{}"}
+    for parameters in (None, {}, {"type": "object", "properties": {}}):
+        tools = [{"type": "function", "function": {"name": "f0", "parameters": parameters}}]
+        for answer in answers(compiler, library, rules_of(FORMATS[0], tools)):
+            assert {arguments for _, _, arguments in answer.calls} == {"{}"}
+
+
+def test_a_schema_that_says_so_allows_more_arguments(compiler: GuideCompiler, library: tokenizers.Tokenizer) -> None:
+    parameters = {"type": "object", "properties": {}, "additionalProperties": {"type": "boolean"}, "maxProperties": 2}
+    tools = [{"type": "function", "function": {"name": "f0", "parameters": parameters}}]
+    found = answers(compiler, library, rules_of(FORMATS[0], tools, only_one=True), count=10)
+    assert any(arguments != "{}" for answer in found for _, _, arguments in answer.calls)
 
 
 @pytest.mark.parametrize("is_in_reasoning", [False, True])

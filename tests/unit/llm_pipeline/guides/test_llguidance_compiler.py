@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_pipeline.guides.checks import check_guide
-from llm_pipeline.guides.compilers.llguidance_compiler import ConstraintMatcher, GuideCompiler, validate
+from llm_pipeline.guides.compilers.llguidance_compiler import GuideCompiler, validate
 from llm_pipeline.guides.guide_process import try_compile
 from llm_pipeline.guides.masks import GuideError
 from llm_pipeline.protocol.errors import PipelineError
