@@ -140,7 +140,11 @@ def build_dependencies(
         run_limits=run_limits or RunLimits(),
         body_budget=BodyBudget(settings.body_bytes_in_flight),
         tracing=tracing,
-        chat=ChatOperation(parse_special_tokens=settings.chat_parse_special_tokens),
+        chat=ChatOperation(
+            parse_special_tokens=settings.chat_parse_special_tokens,
+            tool_format=settings.chat_tool_format,
+            separates_reasoning=settings.chat_separate_reasoning,
+        ),
         merged_metrics=MergedMetrics(workers, metrics.registry) if workers.count > 1 else None,
     )
     for model in dependencies.models:

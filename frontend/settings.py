@@ -257,6 +257,15 @@ class FrontendSettings(ProgramSettings):
         description="Parse the spelling of a special token in a chat's messages as that token. Off, so that text of a "
         "user cannot end its message",
     )
+    chat_tool_format: Literal["auto", "hermes", "llama3", "mistral", "mistral_args", "generic"] = Field(
+        "auto",
+        description="The way in which models write calls of functions in a chat. `auto`: what a model's template shows",
+    )
+    chat_separate_reasoning: bool = Field(
+        True,
+        description="Put what a model writes between the markers of reasoning, such as `<think>`, into "
+        "`reasoning_content` instead of `content`",
+    )
     strict_fields: bool = Field(False, description="Reject unknown request fields with a 400 instead of ignoring them")
 
     request_timeout_s: float = Field(

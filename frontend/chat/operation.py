@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from frontend.chat.answer import ChatAnswer
 from frontend.chat.messages import ChatMessage
 from frontend.chat.parsing.answer_parser import AnswerPlan
-from frontend.chat.parsing.plan import plan_of
+from frontend.chat.parsing.plan import Dialect, plan_of
 from frontend.chat.schema import CHAT_FORM, ChatCompletionRequest
 from frontend.chat.template import ChatTemplate, RenderedPrompt
 from frontend.chat.tool_fields import ToolUse
+from frontend.chat.tools.formats import AUTOMATIC
+from frontend.chat.tools.generic_prompt import with_tools, without_calls
 from frontend.models.registry import ServedModel
 from frontend.request.parsing import RequestForm
 from frontend.request.to_parameters import EngineInput
 from llm_pipeline.protocol.errors import ErrorCode, PipelineError
-from llm_pipeline.protocol.messages import GUIDE_PARAM
 from llm_pipeline.protocol.model_info import ChatFormat, ModelInfo
 from llm_pipeline.runtime.deployment import ModelKind
 
@@ -26,17 +28,32 @@ _NO_TEMPLATE = (
 )
 
 
+@dataclass(frozen=True)
+class _ModelChat:
+    """What does not change from one chat with a model to the next."""
+
+    chat_format: ChatFormat
+    template: ChatTemplate
+    dialect: Dialect
+
+
 class ChatOperation:
     """Answers conversations. One object for each app and its event loop: it keeps the compiled templates.
 
-    `parse_special_tokens`: text of a client that spells a special token is that token.
+    `parse_special_tokens`: text of a client that spells a special token is that token. `tool_format` is the name of the
+    way in which models write calls (tools/formats.py); "auto" finds it in a model's template. Without
+    `separates_reasoning`, reasoning is content.
     """
 
     name = "chat"
 
-    def __init__(self, *, parse_special_tokens: bool = False) -> None:
+    def __init__(
+        self, *, parse_special_tokens: bool = False, tool_format: str = AUTOMATIC, separates_reasoning: bool = True
+    ) -> None:
         self._parse_special_tokens = parse_special_tokens
-        self._templates: dict[str, tuple[ChatFormat, ChatTemplate]] = {}  # by the model's name
+        self._tool_format = tool_format
+        self._separates_reasoning = separates_reasoning
+        self._models: dict[str, _ModelChat] = {}  # by the model's name
 
     @property
     def form(self) -> RequestForm[ChatCompletionRequest]:
@@ -52,35 +69,41 @@ class ChatOperation:
         template is unknown.
         """
         info = await model.info_cache.read()
-        chat_format = _format_of(model, info)
-        prompt = await self._render(model.name, chat_format, request, holder)
-        plan = plan_of(request, chat_format, prompt)
-        parameters = {**_parameters(request, prompt), **_guide(request, plan)}
+        model_chat = self._of_model(model, _format_of(model, info))
+        prompt = await self._render(model_chat, request, holder)
+        plan = plan_of(request, model_chat.dialect, prompt)
+        parameters = {**_parameters(request, prompt), **_of_plan(plan)}
         if request.token_limit is None:
             parameters["max_tokens"] = _default_max_tokens(model, info)
         return EngineInput((prompt.text,), request.n, parameters), ChatAnswer(request, plan.new_parser)
 
-    async def _render(
-        self, model: str, chat_format: ChatFormat, request: ChatCompletionRequest, holder: str | None
-    ) -> RenderedPrompt:
-        return await self._template(model, chat_format).render_in_turns(
-            _messages(request.messages, chat_format),
+    async def _render(self, chat: _ModelChat, request: ChatCompletionRequest, holder: str | None) -> RenderedPrompt:
+        messages, tools = _messages(request.messages, chat.chat_format), _tools(request)
+        if not chat.dialect.knows_tools:
+            messages, tools = with_tools(messages, tools) if tools else without_calls(messages), None
+        return await chat.template.render_in_turns(
+            messages,
             holder=holder,
-            tools=_tools(request),
+            tools=tools,
             documents=request.documents or None,
             add_generation_prompt=request.begins_answer,
             continue_final_message=request.continue_final_message,
             extra=_variables(request),
         )
 
-    def _template(self, model: str, chat_format: ChatFormat) -> ChatTemplate:
-        known, template = self._templates.get(model, (None, None))
-        if template is not None and known is chat_format:
-            return template
-        if template is None or known != chat_format:
+    def _of_model(self, model: ServedModel, chat_format: ChatFormat) -> _ModelChat:
+        known = self._models.get(model.name)
+        if known is not None and known.chat_format is chat_format:
+            return known
+        if known is None or known.chat_format != chat_format:
             template = ChatTemplate(chat_format, parse_special_tokens=self._parse_special_tokens)
-        self._templates[model] = chat_format, template  # the model info is read again from time to time
-        return template
+            dialect = Dialect.of(
+                chat_format, tool_format=self._tool_format, separates_reasoning=self._separates_reasoning
+            )
+            known = _ModelChat(chat_format, template, dialect)
+        # The model info is read again from time to time: the next comparison is that of two references.
+        self._models[model.name] = known = replace(known, chat_format=chat_format)
+        return known
 
 
 def _format_of(model: ServedModel, info: ModelInfo | None) -> ChatFormat:
@@ -123,14 +146,10 @@ def _parameters(request: ChatCompletionRequest, prompt: RenderedPrompt) -> dict[
     }
 
 
-def _guide(request: ChatCompletionRequest, plan: AnswerPlan) -> dict[str, Any]:
-    """The guide of the tools, which takes the place of the request's own."""
-    if plan.guide is None:
-        return {}
-    if (own := next(iter(request.guides), None)) is not None:
-        message = f"{own} is not supported with {plan.guide_param} that requires a tool call. Send one of them."
-        raise PipelineError(ErrorCode.VALUE_OUT_OF_RANGE, message, param=own)
-    return {"guide": plan.guide, "guide_param": plan.guide_param or GUIDE_PARAM}
+def _of_plan(plan: AnswerPlan) -> dict[str, Any]:
+    """What the parser of the answer needs of the engine."""
+    shown = {"skip_special_tokens": False} if plan.needs_special_tokens else {}
+    return shown if plan.guide is None else {**shown, "guide": plan.guide, "guide_param": plan.guide_param}
 
 
 def _default_max_tokens(model: ServedModel, info: ModelInfo | None) -> int | None:

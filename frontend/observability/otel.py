@@ -67,14 +67,14 @@ class OtelTracing:
         """Begins the span of a request, in the trace of its `traceparent` header if that is valid."""
         started_ns = time.time_ns()
         attributes = {
-            names.OPERATION_NAME: names.TEXT_COMPLETION,
+            names.OPERATION_NAME: _operation(record),
             names.PROVIDER_NAME: names.PROVIDER,
             names.HTTP_METHOD: record.method,
             names.URL_PATH: record.path,
             names.REQUEST_ID: record.request_id,
         }
         span = self._tracer.start_span(
-            names.TEXT_COMPLETION,
+            _operation(record),
             context=self._parent(headers),
             kind=SpanKind.SERVER,
             attributes=attributes,
@@ -157,7 +157,7 @@ class OtelRequestTrace:
             self.exemplar = {"trace_id": trace_id, "span_id": span_id}
 
     def on_queued(self, parameters: object, response_id: str) -> None:
-        """The request is valid and is sent to the engine. `parameters` has the fields of CompletionRequest."""
+        """The request is valid and is sent to the engine. `parameters` has the fields of GenerationFields."""
         span = self._span
         if not span.is_recording():
             return
@@ -180,7 +180,7 @@ class OtelRequestTrace:
         if not span.is_recording():
             return
         if record.model is not None:  # else a client could make any name of a span
-            span.update_name(f"{names.TEXT_COMPLETION} {record.model}")
+            span.update_name(f"{_operation(record)} {record.model}")
             span.set_attribute(names.REQUEST_MODEL, record.model)
             span.set_attribute(names.RESPONSE_MODEL, record.served_model or record.model)
         if record.first_token_s is not None:
@@ -269,3 +269,7 @@ def _resource() -> Resource:
 
 def _ns(unix_s: float) -> int:
     return round(unix_s * _NS)
+
+
+def _operation(record: FinishedRequest) -> str:
+    return names.OPERATIONS[record.operation or "completions"]

@@ -7,7 +7,7 @@ Nothing here holds text of a client: no prompt, no completion, no stop string, n
 from __future__ import annotations
 
 OPERATION_NAME = "gen_ai.operation.name"
-TEXT_COMPLETION = "text_completion"
+OPERATIONS = {"completions": "text_completion", "chat": "chat"}  # by our own names
 PROVIDER_NAME = "gen_ai.provider.name"
 PROVIDER = "triton_completions"
 REQUEST_MODEL = "gen_ai.request.model"

@@ -32,6 +32,7 @@ class FinishedRequest(Protocol):
 
     method: str
     path: str
+    operation: str | None  # completions or chat
     request_id: str
     model: str | None
     served_model: str | None
@@ -52,7 +53,7 @@ class RequestTrace(Protocol):
     """Labels that lead from a histogram to the trace; None if the trace is not recorded."""
 
     def on_queued(self, parameters: object, response_id: str) -> None:
-        """The request is valid and is sent to the engine. `parameters` has the fields of CompletionRequest."""
+        """The request is valid and is sent to the engine. `parameters` has the fields of GenerationFields."""
 
     def on_cancel(self, reason: str) -> None:
         """The rest of the request is cancelled."""

@@ -68,7 +68,8 @@ class Preparations:
     """Guides from `prepare` until `release`. Not thread-safe: it belongs to the service's thread.
 
     `send` sends an order to the fork server. `directory` is where the sockets of guides' processes are; None if no
-    masks are made. `compiles_tags`: whether structural tags, a notation of xgrammar, are compiled too; else they pass.
+    masks are made. `compiles_tags`: whether structural tags are compiled too; else they pass, as llguidance follows
+    only a part of what the engine's own compiler, xgrammar, does.
     """
 
     def __init__(

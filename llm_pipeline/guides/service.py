@@ -101,7 +101,8 @@ class GuideService:
         self._wake.setblocking(False)
         self._woken.setblocking(False)
         # The rest belongs to the thread.
-        self._preparations = Preparations(limits, self._send, self._directory, compiles_tags=compiler == "xgrammar")
+        compiles_tags = makes_masks or compiler == "xgrammar"
+        self._preparations = Preparations(limits, self._send, self._directory, compiles_tags=compiles_tags)
         self._server: ForkServerProcess | None = None
         self._started_at = 0.0
         self._is_ready = False

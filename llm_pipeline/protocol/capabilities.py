@@ -54,7 +54,7 @@ _CPU = Capabilities(
     priority=True,
     logprobs=MAX_LOGPROBS,
     prompt_logprobs=True,
-    guides=(GuideType.JSON, GuideType.JSON_SCHEMA, GuideType.REGEX, GuideType.EBNF_GRAMMAR),
+    guides=tuple(GuideType),
 )
 # TensorRT-LLM returns the logprob of the chosen token only. Others would need each step's logits of the whole
 # vocabulary, and those of a prompt need an engine that was built to keep them.

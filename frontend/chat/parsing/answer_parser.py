@@ -61,13 +61,15 @@ class AnswerParser(Protocol):
 class AnswerPlan:
     """The way to read the answer to one request, and the guide that makes it readable.
 
-    `new_parser` makes the parser of one choice; None: the whole text is content. `guide` is None if the tools require
-    none; `guide_param` is the request field that requires it.
+    `new_parser` makes the parser of one choice; None: the whole text is content. `guide` includes the client's own one;
+    `guide_param` is the request field that requires it. `needs_special_tokens`: some markers are special tokens, which
+    the text must have for the parser; it removes the others.
     """
 
     new_parser: Callable[[], AnswerParser] | None = None
     guide: Guide | None = None
     guide_param: str = "tools"
+    needs_special_tokens: bool = False
 
 
 PLAIN_TEXT = AnswerPlan()

@@ -6,7 +6,7 @@ What it does with a hostile guide has no limits: it runs in a guide's own proces
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from llm_pipeline.guides.compilers.llguidance_problems import (
     located,
     mask_problem,
 )
+from llm_pipeline.guides.compilers.structural_tags import StructuralTagGrammar
 from llm_pipeline.guides.mask_server import pack_row
 from llm_pipeline.guides.masks import GuideError, mask_bytes
 from llm_pipeline.guides.schemas.keywords import Schema, paths_of
@@ -37,23 +38,47 @@ _JSON_STYLE: JsonCompileOptions = {"item_separator": ", ", "key_separator": ": "
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 
 
-def _schema_grammar(schema: Schema) -> str:
+def _schema_rule(schema: Schema) -> str:
     # An unpaired surrogate stays an escape, and numbers that JSON lacks have been refused.
     try:
         text = json.dumps({**schema, "x-guidance": _JSON_STYLE}, separators=(",", ":"))
     except RecursionError:
         raise GuideError("It is nested too deeply.") from None
-    return f"start: %json {text}{_NO_FORCING}"
+    return f"%json {text}"
+
+
+def _schema_grammar(schema: Schema) -> str:
+    return f"start: {_schema_rule(schema)}{_NO_FORCING}"
+
+
+def _regex_rule(pattern: str) -> str:
+    from llguidance import regex_to_lark
+
+    # Without use_ascii, \\d would match the digits of every script.
+    return f"/{regex_to_lark(pattern, use_ascii='d')}/"
+
+
+def _tag_rule_of_schema(schema: Any, place: str) -> str:
+    """The rule of a schema in a structural tag. Raises GuideError with its place."""
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise GuideError(f"{place}.json_schema must be an object.")
+    try:
+        return _schema_rule(normalised(schema).document)
+    except GuideError as error:
+        raise GuideError(f"In {place}: {error}") from None
+
+
+def _tag_grammar(text: str, special_tokens: Mapping[str, int]) -> str:
+    return StructuralTagGrammar(special_tokens, _tag_rule_of_schema, _regex_rule).lark(text) + _NO_FORCING
 
 
 def _other_grammar(guide: Guide) -> str:
     """Returns the Lark grammar of a guide without a schema. Raises GuideError, and ImportError as `validate` does."""
     text = guide.source or ""
     if guide.type is GuideType.REGEX:
-        from llguidance import regex_to_lark
-
-        # Without use_ascii, \\d would match the digits of every script.
-        return f"start: /{regex_to_lark(text, use_ascii='d')}/{_NO_FORCING}"
+        return f"start: {_regex_rule(text)}{_NO_FORCING}"
     from llguidance.gbnf_to_lark import any_to_lark
 
     try:
@@ -74,6 +99,10 @@ def validate(guide: Guide) -> None:
     """
     from llguidance import LLMatcher
 
+    if guide.type is GuideType.STRUCTURAL_TAG:
+        if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(_tag_grammar(guide.source or "", {}))):
+            raise GuideError(_problem_of(guide, problem))
+        return
     if guide.type not in (GuideType.JSON, GuideType.JSON_SCHEMA):
         if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(_other_grammar(guide))):
             raise GuideError(_problem_of(guide, problem))
@@ -107,6 +136,12 @@ def _readable(tokenizer_json: str) -> str:
     return json.dumps({**document, "decoder": {"type": "Sequence", "decoders": steps}})
 
 
+def _special_tokens(tokenizer_json: str) -> dict[str, int]:
+    """Ids of the special tokens by their text. llguidance never writes their text as that of other tokens."""
+    added = json.loads(tokenizer_json).get("added_tokens") or ()
+    return {token["content"]: token["id"] for token in added if token.get("special") and token["content"]}
+
+
 class GuideCompiler:
     """Creates matchers for one tokenizer. `vocab_size` is the length of the logits; `end_id` ends a guided text.
 
@@ -116,7 +151,9 @@ class GuideCompiler:
     def __init__(self, tokenizer_file: Path, *, vocab_size: int, end_id: int) -> None:
         from llguidance import LLTokenizer
 
-        text = _readable(tokenizer_file.read_text(encoding="utf-8"))
+        text = tokenizer_file.read_text(encoding="utf-8")
+        self._special_tokens = _special_tokens(text)
+        text = _readable(text)
         self._tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=end_id)
         self._vocab_size = vocab_size
 
@@ -128,7 +165,9 @@ class GuideCompiler:
         if guide.type in (GuideType.JSON, GuideType.JSON_SCHEMA):
             matcher = self._schema_matcher(guide.source or _ANY_JSON)
         else:
-            matcher = self._matcher(_other_grammar(guide))
+            is_tag = guide.type is GuideType.STRUCTURAL_TAG
+            source = guide.source or ""
+            matcher = self._matcher(_tag_grammar(source, self._special_tokens) if is_tag else _other_grammar(guide))
             if matcher.is_error():
                 raise GuideError(_problem_of(guide, matcher.get_error()))
         return ConstraintMatcher(matcher, self._vocab_size)
