@@ -25,7 +25,11 @@ from tests.support.custom_resources import CUSTOM_RESOURCES, complaints
 
 VERSIONS = ("1.30", "1.34", "1.37")
 TOO_OLD = {(name, "1.30") for name in OF_IMAGE_VOLUMES}
-OF_OPERATORS = {"PodMonitor", "PrometheusRule", "ScaledObject"}  # tested elsewhere: test_monitoring_objects.py, test_autoscaling.py
+OF_OPERATORS = {
+    "PodMonitor",
+    "PrometheusRule",
+    "ScaledObject",
+}  # tested elsewhere: test_monitoring_objects.py, test_autoscaling.py
 CORE = {"Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Job", "ConfigMap", "Pod"}
 KINDS = CORE | CUSTOM_RESOURCES
 
@@ -93,7 +97,10 @@ def test_names_and_labels_are_consistent(name: str) -> None:
         assert "namespace" not in document["metadata"]  # that of the release
         selector = document.get("spec", {}).get("selector", {})
         is_of_group = "leaderworkerset.sigs.k8s.io/name" in selector.get("matchLabels", ())
-        if document["kind"] in ("Deployment", "Service", "PodDisruptionBudget", "PodMonitor", "InferencePool") and not is_of_group:
+        if (
+            document["kind"] in ("Deployment", "Service", "PodDisruptionBudget", "PodMonitor", "InferencePool")
+            and not is_of_group
+        ):
             wanted = selector.get("matchLabels", selector)
             assert wanted["app.kubernetes.io/component"] == "serve"
             assert wanted.items() <= labels.items()
