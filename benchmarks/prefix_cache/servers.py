@@ -74,13 +74,18 @@ def _triton(run_dir: Path, engine_dir: Path, engine: Mapping[str, str], log: str
     """Runs one and yields its gRPC address."""
     http, grpc, metrics = free_ports(3)
     settings = StackSettings(executor="cpu", triton_http_port=http, triton_grpc_port=grpc, triton_metrics_port=metrics)
-    with running_program(
-        triton_wheel.tritonserver_command(settings, triton_wheel.prepare_backends(run_dir)),
-        environment={**triton_wheel.environment(settings, engine_dir), **engine},
-        log=run_dir / log,
-        is_ready=lambda: responds(f"http://127.0.0.1:{http}/v2/health/ready"),
-    ):
-        yield f"127.0.0.1:{grpc}"
+    prefix = triton_wheel.new_shared_memory_prefix(settings)
+    backends = triton_wheel.prepare_backends(run_dir)
+    try:
+        with running_program(
+            triton_wheel.tritonserver_command(settings, backends, shared_memory_prefix=prefix),
+            environment={**triton_wheel.environment(settings, engine_dir), **engine},
+            log=run_dir / log,
+            is_ready=lambda: responds(f"http://127.0.0.1:{http}/v2/health/ready"),
+        ):
+            yield f"127.0.0.1:{grpc}"
+    finally:
+        triton_wheel.remove_shared_memory(prefix)
 
 
 @contextmanager
