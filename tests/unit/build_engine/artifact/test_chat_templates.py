@@ -90,7 +90,7 @@ def test_a_template_that_refuses_a_conversation_is_kept_with_a_note() -> None:
     notes: list[str] = []
     template = (("default", "{{ raise_exception('Only one message.') }}"),)
     assert tried(ChatTemplates(template), notes.append).templates == template
-    assert notes[0].endswith("an answer between them: Only one message..") or "Only one message." in notes[0]
+    assert notes[0].endswith("with an answer between them: Only one message.")
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", "", "x" * 65])
