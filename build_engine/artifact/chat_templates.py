@@ -116,8 +116,14 @@ def tried(chat: ChatTemplates, note: Callable[[str], None]) -> ChatTemplates:
         try:
             compiled.render(_probe_variables(chat))
         except ChatTemplateError as error:
-            note(f"{label} refuses a conversation of two users' messages with an answer between them: {error}.")
+            note(
+                f"{label} refuses a conversation of two users' messages with an answer between them: {_reason(error)}."
+            )
     return replace(chat, templates=tuple(kept))
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(".")
 
 
 def _probe_variables(chat: ChatTemplates) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class ChatTemplate:
 def _refused(error: ChatTemplateError) -> PipelineError:
     return PipelineError(
         ErrorCode.VALUE_OUT_OF_RANGE,
-        f"The model's chat template does not accept this request: {error}.",
+        f"The model's chat template does not accept this request: {str(error).rstrip('.')}.",
         param="messages",
     )
 
