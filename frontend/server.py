@@ -22,7 +22,7 @@ from frontend.multiprocess.shared_engines import shared_engine_numbers
 from frontend.multiprocess.shared_state import SharedState
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import configure_logging
-from frontend.observability.tracing import create_tracing
+from frontend.observability.tracing_factory import create_tracing
 from frontend.response.cors import CorsPolicy
 from frontend.response.slow_clients import SlowClientMonitor
 from frontend.settings import FrontendSettings

@@ -1,4 +1,4 @@
-"""Traces of requests, as the rest of the front end sees them. OpenTelemetry itself is in otel.py, imported if it is on.
+"""Traces of requests, as the rest of the front end sees them. OpenTelemetry itself is imported by otel.py alone.
 
 Off by default: then there is no `Tracing`, records have no `trace`, and nothing of OpenTelemetry is imported.
 """
@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeAlias
 
 from llm_pipeline.protocol.engine_metrics import TracedRequest
 from llm_pipeline.protocol.messages import TraceContext
-from llm_pipeline.runtime.tracing_settings import read_tracing_settings
 
 CountSpans: TypeAlias = Callable[[str, int], None]
 """Counts spans by what became of them: EXPORTED or one of DROPPED. Called from several threads."""
@@ -76,16 +75,3 @@ class Tracing(Protocol):
 
     def close(self) -> None:
         """Sends what is left, within a few seconds. Spans that end later are dropped."""
-
-
-def create_tracing(count: CountSpans) -> Tracing | None:
-    """Returns None if the environment has no endpoint for traces.
-
-    Raises TracingError if its variables are invalid or OpenTelemetry is not installed.
-    """
-    settings = read_tracing_settings()
-    if not settings.is_on:
-        return None
-    from frontend.observability.otel import OtelTracing, create_exporter  # takes 0.2 s
-
-    return OtelTracing(create_exporter(settings.protocol), count, max_queued=settings.otel_bsp_max_queue_size)

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from frontend.observability import otel, span_attributes
 from frontend.observability.request_log import configure_logging
 from frontend.observability.request_record import RequestRecord
-from frontend.observability.tracing import create_tracing
+from frontend.observability.tracing_factory import create_tracing
 from llm_pipeline.protocol.engine_metrics import TracedRequest
 from llm_pipeline.runtime.tracing_settings import TracingError, read_tracing_settings
 from tests.support.app import KEY, MODEL, in_process, make_settings
