@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import NoDecode
@@ -76,6 +77,11 @@ def _as_origin(origin: str) -> str:
 def _check_redis_url(url: SecretStr) -> SecretStr:
     if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("Write redis://HOST:PORT/DATABASE, rediss:// for TLS, or unix:///PATH")
+    try:
+        urlsplit(url.get_secret_value()).port  # noqa: B018 - raises for one that is no number
+    except ValueError:
+        # Not the library's message: what follows an unquoted / in a password is a port to it.
+        raise ValueError("It has an invalid host or port. Percent-encode special characters of the password") from None
     return url
 
 

@@ -18,6 +18,7 @@ from tests.support.waiting import wait_until
 KEY = "sk-front-end-process-only"
 MODEL = "tiny"
 _OPENER = build_opener(ProxyHandler({}))
+_START_S = 60  # on a machine with other work
 _STOP_S = 10
 
 
@@ -46,7 +47,9 @@ def running_process(command: list[str], log: Path, *, ready_url: str, **environm
             command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
-        wait_until(lambda: answers(ready_url) or process.poll() is not None, what=f"{command[0]} is ready")
+        wait_until(
+            lambda: answers(ready_url) or process.poll() is not None, limit_s=_START_S, what=f"{command[0]} is ready"
+        )
         assert process.poll() is None, log.read_text()
         yield
     finally:

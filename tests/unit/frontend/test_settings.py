@@ -96,3 +96,17 @@ def test_only_one_module_imports_triton() -> None:
     sources = Path(frontend.__file__).parent.rglob("*.py")
     pattern = re.compile(r"^\s*(import|from) (tritonclient|grpc)\b", re.MULTILINE)
     assert [path.name for path in sources if pattern.search(path.read_text())] == ["grpc_channel.py"]
+
+
+@pytest.mark.parametrize("url", ["http://:the-secret@host", "redis://:the-secret/x@host:6379", "the-secret"])
+def test_invalid_redis_url_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        FrontendSettings(auth="off", limits_url=url)
+    messages = [error["msg"] for error in caught.value.errors()]
+    assert "redis://HOST" in messages[0] or "Percent-encode" in messages[0]
+    assert "the-secret" not in "".join(messages)
+
+
+def test_redis_url_is_not_shown() -> None:
+    settings = FrontendSettings(auth="off", limits_url="redis://:the-secret@host:6379/0")
+    assert "the-secret" not in repr(settings)
