@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings
 from frontend.settings import FrontendSettings
 from launcher.engine_gate import GateSettings
 from launcher.gpu.launch import LaunchSettings
+from launcher.gpu.worker import WorkerSettings
 from launcher.settings import REPOSITORY_ROOT, StackSettings
 from llm_pipeline.runtime.settings import PipelineSettings
 from llm_pipeline.runtime.tracing_settings import TracingSettings
@@ -21,6 +22,7 @@ _PROGRAMS: dict[str, type[BaseSettings]] = {
     "front end": FrontendSettings,
     "Triton's models": PipelineSettings,
     "GPU launch": LaunchSettings,
+    "GPU worker": WorkerSettings,
     "engine gate": GateSettings,
     "traces": TracingSettings,
 }

@@ -217,6 +217,8 @@ IMPORTED_BY = {
 # not read.
 READ_ENVIRONMENT = {
     "launcher/__main__.py",
+    "launcher/gpu/remote_command.py",
+    "launcher/gpu/worker.py",
     "launcher/local/frontend_process.py",
     "launcher/local/triton_wheel.py",
     "benchmarks/systems/servers.py",

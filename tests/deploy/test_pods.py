@@ -124,7 +124,9 @@ def test_triton_is_a_sidecar_and_so_ends_after_the_front_end() -> None:
 # --- Rollout ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if not name.startswith("multi-node")])
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if not name.startswith("multi-node") and "two-nodes" not in name]
+)
 def test_a_rollout_waits_for_each_pod_and_ends_with_an_error_in_time(name: str) -> None:
     found = documents(name)
     spec = only(found, "Deployment")["spec"]
