@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -18,34 +17,12 @@ from benchmarks.fleet.prometheus import find_program
 from benchmarks.systems.programs import ServerError
 from frontend.observability.metrics import Metrics
 from llm_pipeline.protocol.engine_metrics import FAMILIES
-from scripts.chart_files import CHART, ROOT
+from scripts.chart_files import CHART
 from tests.support.chart import VARIANTS, Document, documents, only, refusal, rendered
+from tests.support.custom_resources import complaints
 
-SCHEMA = json.loads((ROOT / "tests" / "data" / "custom_resources" / "scaledobject.json").read_text())["schema"]
 ON = VARIANTS["autoscaled"]["autoscaling"]
 NAME = "autoscaled"
-
-
-def strict(schema: Any) -> Any:
-    """The schema, with unknown fields refused: an API server would drop them silently."""
-    if not isinstance(schema, dict):
-        return schema
-    if schema.get("x-kubernetes-int-or-string"):
-        return {}
-    schema = {name: strict(value) for name, value in schema.items() if name != "properties"} | (
-        {"properties": {name: strict(value) for name, value in schema["properties"].items()}}
-        if "properties" in schema
-        else {}
-    )
-    if "properties" in schema:
-        schema.setdefault("additionalProperties", False)
-    return schema
-
-
-def complaints(document: Document) -> list[str]:
-    schema = strict({**SCHEMA, "properties": {**SCHEMA["properties"], "metadata": {"type": "object"}}})
-    schema["properties"]["metadata"] = {"type": "object"}
-    return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(document)]
 
 
 def scaler(**changes: Any) -> Document:
@@ -72,6 +49,16 @@ def test_it_scales_the_deployment_which_leaves_the_number_to_it() -> None:
     assert only(found, "ScaledObject")["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert "replicas" not in deployment["spec"]
     assert only(found, "PodDisruptionBudget")
+
+
+def test_it_scales_groups_of_pods_where_a_replica_has_several() -> None:
+    found = rendered({"autoscaling": ON}, "multi-node-engine")
+    scaler_of_groups, groups = only(found, "ScaledObject"), only(found, "LeaderWorkerSet")
+    target = scaler_of_groups["spec"]["scaleTargetRef"]
+    assert (target["apiVersion"], target["kind"]) == (groups["apiVersion"], "LeaderWorkerSet")
+    assert target["name"] == groups["metadata"]["name"]
+    assert "replicas" not in groups["spec"]
+    assert all('pod=~"demo-[0-9]+(-[0-9]+)?"' in query for query in queries(scaler_of_groups).values())
 
 
 def test_a_single_replica_has_no_disruption_budget() -> None:

@@ -25,11 +25,6 @@ from tests.support.custom_resources import CUSTOM_RESOURCES, complaints
 
 VERSIONS = ("1.30", "1.34", "1.37")
 TOO_OLD = {(name, "1.30") for name in OF_IMAGE_VOLUMES}
-OF_OPERATORS = {
-    "PodMonitor",
-    "PrometheusRule",
-    "ScaledObject",
-}  # tested elsewhere: test_monitoring_objects.py, test_autoscaling.py
 CORE = {"Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Job", "ConfigMap", "Pod"}
 KINDS = CORE | CUSTOM_RESOURCES
 
@@ -40,7 +35,7 @@ COMBINATIONS = [(name, version) for name in RENDERED for version in VERSIONS if 
 
 @pytest.mark.parametrize(("name", "version"), COMBINATIONS)
 def test_every_object_is_valid_without_unknown_fields(name: str, version: str) -> None:
-    found = [document for document in documents(name, version) if document["kind"] not in OF_OPERATORS]
+    found = documents(name, version)
     for document in found:
         if document["kind"] in CUSTOM_RESOURCES:
             assert complaints(document, version) == []

@@ -15,7 +15,7 @@ import jsonschema
 from scripts.custom_resources import FOLDER, POD_TEMPLATE
 from tests.support.chart import Document, validator
 
-CUSTOM_RESOURCES = {"HTTPRoute", "InferencePool", "LeaderWorkerSet"}
+CUSTOM_RESOURCES = {"HTTPRoute", "InferencePool", "LeaderWorkerSet", "PodMonitor", "PrometheusRule", "ScaledObject"}
 
 
 @cache

@@ -103,6 +103,12 @@ seccompProfile: { type: RuntimeDefault }
 {{- end -}}
 {{- end }}
 
+{{/* A regular expression of the pods' names: those of a Deployment, or of a LeaderWorkerSet's leaders and workers. Two
+parts behind the name, so that a release "a" does not take the pods of a release "a-b". */}}
+{{- define "completions.podNames" -}}
+{{ include "completions.fullname" . }}-{{ .Values.multiNode.enabled | ternary "[0-9]+(-[0-9]+)?" "[a-z0-9]+-[a-z0-9]+" }}
+{{- end }}
+
 {{- define "completions.leastReplicas" -}}
 {{ .Values.autoscaling.enabled | ternary .Values.autoscaling.minReplicas .Values.replicas | int }}
 {{- end }}

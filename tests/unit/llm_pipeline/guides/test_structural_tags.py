@@ -89,9 +89,9 @@ def test_special_tokens_in_a_tag_are_those_tokens(library: tokenizers.Tokenizer,
     other.add_special_tokens(["[CALLS]"])
     other.save(str(tmp_path / "tokenizer.json"))
     size = other.get_vocab_size()
-    compiler = GuideCompiler(tmp_path / "tokenizer.json", vocab_size=size, end_id=other.token_to_id("<|end|>"))
+    compiler = GuideCompiler(tmp_path / "tokenizer.json", vocab_size=size, end_id=size - 2)
     matcher = compiler.compile(guide({"type": "const_string", "value": "a[CALLS] b"}))
-    for token_id in [other.token_to_id("a"), other.token_to_id("[CALLS]"), *other.encode(" b").ids]:
+    for token_id in [*other.encode("a").ids, size - 1, *other.encode(" b").ids]:
         assert allowed_by(matcher)[token_id]
         matcher.advance([token_id])
 
