@@ -23,11 +23,11 @@ from tests.unit.frontend.chat.parsing.answers import Answer, call_parser, read
 
 _PARTS = [schema for schema in SCHEMAS if "$ref" not in json.dumps(schema)]  # references lead to the root
 _MIXED = random.Random(0).sample(_PARTS, len(_PARTS))
-_TOOLS = [
+_TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": f"f{index}", "parameters": an_object({"a": schema, "b": other})}}
     for index, (schema, other) in enumerate(itertools.pairwise(_MIXED))
 ]
-_BY_NAME = {tool["function"]["name"]: tool["function"]["parameters"] for tool in _TOOLS}
+_BY_NAME = {f"f{index}": tool["function"]["parameters"] for index, tool in enumerate(_TOOLS)}
 
 
 def rules_of(tool_format: ToolFormat, tools: list[dict[str, Any]], **changes: Any) -> CallRules:

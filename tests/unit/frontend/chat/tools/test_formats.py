@@ -29,7 +29,7 @@ def test_a_template_shows_the_format(template: str, name: str) -> None:
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_a_setting_names_the_format(name: str) -> None:
     assert format_of(["<tool_call>"], name).name == name
-    assert FrontendSettings(chat_tool_format=name, auth="off").chat_tool_format == name  # type: ignore[arg-type]
+    assert FrontendSettings(chat_tool_format=name, auth="off").chat_tool_format == name
 
 
 def test_templates_with_tools_describe_them() -> None:
