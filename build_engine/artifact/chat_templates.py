@@ -86,7 +86,7 @@ class ChatTemplates:
 
 
 def read_chat_templates(model_dir: Path) -> ChatTemplates:
-    """The templates of a model directory, untried. Raises EngineRefusedError for a file that is not JSON."""
+    """The templates of a model directory, untried. Raises EngineRefusedError for an invalid JSON file."""
     config = _json_of(model_dir / _TOKENIZER_CONFIG)
     tokens = {**_json_of(model_dir / _SPECIAL_TOKENS_MAP), **config}
     return ChatTemplates(
