@@ -120,7 +120,7 @@ class Worker:
                 self._end_servers_without_stub([process.pid for process in below])
 
     def _end_orphans(self, sshd: int) -> None:
-        """Ends what a dead orted has left, and removes zombies. An orted without its ssh session is none."""
+        """Ends what a dead orted has left, and removes zombies. An orted without its ssh session counts as dead."""
         for pid in child_pids(os.getpid()):
             if pid == sshd:
                 continue

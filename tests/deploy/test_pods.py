@@ -301,7 +301,7 @@ def test_every_pod_but_the_test_is_denied_all_but_the_listed_traffic(name: str) 
             assert {port["port"] for port in rule["ports"]} <= {"http", "triton-metrics"}
 
 
-@pytest.mark.parametrize("name", ["cpu", "h100-engine", "engine-pvc", "build-job"])
+@pytest.mark.parametrize("name", ["cpu", "h200-pytorch", "engine-pvc", "build-job"])
 def test_nothing_may_leave_a_pod_by_default(name: str) -> None:
     for document in documents(name):
         if document["kind"] == "NetworkPolicy":

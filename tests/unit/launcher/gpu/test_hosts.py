@@ -41,7 +41,7 @@ def test_the_pods_of_a_group_are_its_hosts(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("changed", [{}, {"lws_group_size": 1}, {"mpirun_hosts": "alone"}])
-def test_one_host_is_none_of_several(changed: dict[str, Any]) -> None:
+def test_a_single_host_needs_no_ssh(changed: dict[str, Any]) -> None:
     assert hosts_of(make_settings(**changed)) == ()
 
 

@@ -17,9 +17,9 @@ from frontend.chat.tools.guides import CallRules, guide_of_answer
 from llm_pipeline.guides.compilers.llguidance_compiler import GuideCompiler
 from llm_pipeline.guides.compilers.xgrammar_compiler import XgrammarCompiler
 from llm_pipeline.protocol.messages import Guide, GuideType
+from tests.support.chat_answers import Answer, call_parser, read
 from tests.support.guide_schemas import SCHEMAS, an_object
 from tests.support.guide_walks import allowed_by, random_text
-from tests.unit.frontend.chat.parsing.answers import Answer, call_parser, read
 
 _PARTS = [schema for schema in SCHEMAS if "$ref" not in json.dumps(schema)]  # references lead to the root
 _MIXED = random.Random(0).sample(_PARTS, len(_PARTS))

@@ -14,7 +14,7 @@ from frontend.chat.parsing.reasoning import (
     markers_of,
 )
 from frontend.chat.parsing.reasoning_parser import ReasoningAnswerParser
-from tests.unit.frontend.chat.parsing.answers import Answer, call_parser, pieces_of, read
+from tests.support.chat_answers import Answer, call_parser, pieces_of, read
 
 _THINK = MARKERS[0]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.chat.tools.formats import ToolFormat
-from tests.unit.frontend.chat.parsing.answers import FORMATS_BY_NAME, NAMES, Answer, call_parser, pieces_of, read
+from tests.support.chat_answers import FORMATS_BY_NAME, NAMES, Answer, call_parser, pieces_of, read
 
 _CALL = '{"name": "f", "arguments": {"a": "x}\\"<tool_call>", "b": [1, {"c": 2}]}}'
 _ARGUMENTS = '{"a": "x}\\"<tool_call>", "b": [1, {"c": 2}]}'
