@@ -91,7 +91,9 @@ def _triton(run_dir: Path, engine_dir: Path, engine: Mapping[str, str], log: str
 @contextmanager
 def _front_end(run_dir: Path, addresses: list[str], settings: Mapping[str, str], log: str) -> Iterator[FrontEnd]:
     (port,) = free_ports(1)
-    stack = StackSettings(port=port, executor="cpu", model_name=MODEL)
+    keys_file = run_dir / "api-keys.json"
+    keys_file.write_text("[]", encoding="utf-8")
+    stack = StackSettings(port=port, executor="cpu", model_name=MODEL, run_dir=run_dir, api_keys_file=keys_file)
     environment = {**frontend_environment(stack, api_key=API_KEY), "TRITON_GRPC_URL": ",".join(addresses), **settings}
     base_url = f"http://127.0.0.1:{port}"
     with running_program(
