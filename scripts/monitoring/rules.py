@@ -21,7 +21,8 @@ _ALIASES = {
     "gen_ai_server_time_to_first_token_seconds": "completions_time_to_first_token_seconds",
     "gen_ai_server_time_per_output_token_seconds": "completions_inter_token_latency_seconds",
 }
-_ATTRIBUTES = {"gen_ai_operation_name": "text_completion", "gen_ai_provider_name": "triton_completions"}
+# Without gen_ai_operation_name: the histograms count completions and chats together.
+_ATTRIBUTES = {"gen_ai_provider_name": "triton_completions"}
 
 
 def _failed(window: str) -> str:

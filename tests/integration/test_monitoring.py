@@ -174,7 +174,7 @@ def test_every_rule_is_evaluated_without_an_error(prometheus: Server) -> None:
     wait_until(lambda: has_number(prometheus, 'gen_ai_server_request_duration_seconds_count{release="demo"}'))
     (alias, *_) = prometheus.query('gen_ai_server_time_to_first_token_seconds_bucket{le="2.5",release="demo"}')
     assert alias["metric"]["gen_ai_request_model"] == MODEL
-    assert alias["metric"]["gen_ai_operation_name"] == "text_completion"
+    assert alias["metric"]["gen_ai_provider_name"] == "triton_completions"
 
 
 def test_a_killed_process_raises_an_alert_that_ends_when_it_is_back(
