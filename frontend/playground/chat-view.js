@@ -37,6 +37,8 @@ export class ChatView {
       $("tools").value = EXAMPLE;
       this._showTools();
       $("tools").focus();
+      $("tools").setSelectionRange(0, 0);
+      $("tools").scrollTop = 0;
       onChange();
     });
     $("clear").addEventListener("click", () => {

@@ -24,7 +24,7 @@ const MODES = {
   },
   chat: {
     path: "/chat/completions", schema: "ChatCompletionRequest",
-    initial: { max_completion_tokens: 512, logprobs: true, top_logprobs: 5, ...STREAM },
+    initial: { max_tokens: 512, logprobs: true, top_logprobs: 5, ...STREAM },
     input: "message", verb: "Send", skip: "Skip to the message", read: (answers) => answers.map(asCompletion),
   },
 };
