@@ -25,7 +25,7 @@ SCREENSHOTS: dict[str, dict[str, Any]] = {
     "playground-phone": PHONE,
 }
 CHAT_SCREENSHOTS: dict[str, dict[str, Any]] = {"playground-chat": DESKTOP, "playground-chat-phone": PHONE}
-MESSAGES = ("Name three fruits.", "Which of them is the sweetest?")
+MESSAGES = ("What is the capital of France?", "And what is it known for?")
 TIMEOUT_MS = 120_000
 
 
@@ -61,8 +61,7 @@ def chatted(browser: Browser, url: str, key: str, options: dict[str, Any]) -> Pa
     with page.expect_response(re.compile(r"/models/")):
         page.goto(f"{url}/#chat&key={key}")
     page.locator("#field-max_tokens").evaluate("field => { field.value = 60 }")
-    page.locator("#field-seed").evaluate("field => { field.value = 7 }")
-    page.fill("#system", "You are terse.")
+    page.locator("#field-temperature").evaluate("field => { field.value = 0 }")
     for message in MESSAGES:
         page.fill("#message", message)
         page.keyboard.press("Control+Enter")

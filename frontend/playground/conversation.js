@@ -32,7 +32,7 @@ export class Conversation {
     return [...answers].sort(([a], [b]) => a - b).map(([index, answer]) => [index, answer.finish]);
   }
 
-  /** The messages of the next request. An answer that is being made is none, but for the text that it continues. */
+  /** The messages of the next request. Of an answer that is being made, only the text that it continues. */
   messages() {
     return this._turns.flatMap((turn) => {
       if (turn === this._running) return turn.prefix ? [{ role: "assistant", content: turn.prefix }] : [];
