@@ -176,7 +176,11 @@ def test_conversation_at_a_terminal(cpu_stack: RunningStack, tmp_path: Path) -> 
     words = ["chat", "--temperature", "0", "--max-tokens", "8", "--save", str(tmp_path / "talk.json")]
     terminal, other_end = pty.openpty()
     child = subprocess.Popen(
-        [PROGRAM, *words], env=environment(cpu_stack, TERM="dumb"), stdin=other_end, stdout=other_end, stderr=other_end
+        [sys.executable, "-m", "complete_cli", *words],
+        env=environment(cpu_stack, TERM="dumb"),
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
     )
     os.close(other_end)
     try:

@@ -82,7 +82,7 @@ class Playground:
 
     def open(self, *, key: str | None = "", tab: str = "") -> Playground:
         """Loads the page and types the key: the stack's own by default, no key if None. `tab`: "" or "chat"."""
-        self.page.goto(f"{self.stack.base_url}/#{tab}")
+        self.page.goto(self.stack.base_url + (f"/#{tab}" if tab else ""))
         self.page.locator("body.is-ready").wait_for()
         if key is not None:
             with self.page.expect_response(re.compile(r"/models/")):
