@@ -1,4 +1,4 @@
-"""Client of the completions API: whole and streamed responses, the model list, and errors."""
+"""Client of the completions and chat APIs: whole and streamed responses, the model list, and errors."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class ServerAddress:
         except (KeyError, IndexError, TypeError):
             raise CompletionError("The server lists no models. Name one with --model.") from None
 
-    def request_fields(self) -> list[str] | None:
-        """Returns the names of the completion fields that the server documents; None if it documents none.
+    def request_fields(self, schema: str) -> list[str] | None:
+        """Returns the names of the request fields that the server documents in `schema`; None if it documents none.
 
         Our server ignores other fields. The document is an aid: any failure to read it is the same as none.
         """
@@ -69,11 +69,11 @@ class ServerAddress:
         try:
             with self._client(self.timeouts.documents_s) as client:
                 document = client.get(url).json()
-            return list(document["components"]["schemas"]["CompletionRequest"]["properties"])
+            return list(document["components"]["schemas"][schema]["properties"])
         except (httpx.TransportError, httpx.InvalidURL, ValueError, KeyError, TypeError):
             return None
 
-    def complete(self, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
+    def complete(self, body: Mapping[str, Any], *, path: str = "completions") -> Generator[dict[str, Any], None, None]:
         """Yields the chunks of a stream, or the one whole response. Closing the generator cancels the request.
 
         Raises CompletionError or UnreachableError.
@@ -82,7 +82,7 @@ class ServerAddress:
         with (
             self._client(timeout_s) as client,
             _translated_errors(),
-            client.stream("POST", "completions", json=dict(body)) as response,
+            client.stream("POST", path, json=dict(body)) as response,
         ):
             if response.headers.get("content-type", "").startswith(_EVENT_STREAM):
                 yield from _chunks(EventSource(response))

@@ -69,14 +69,17 @@ def unknown_fields(names: Iterable[str], known: Sequence[str]) -> list[str]:
     return found
 
 
-def request_body(prompt: str, options: Mapping[str, Any], fields: Mapping[str, Any], *, stream: bool) -> dict[str, Any]:
-    """Returns the body without its model. `fields` override `options`, of which those that are None are omitted.
+def request_body(
+    content: Mapping[str, Any], options: Mapping[str, Any], fields: Mapping[str, Any], *, stream: bool
+) -> dict[str, Any]:
+    """Returns the body without its model. `content` is the prompt or the messages.
 
+    `fields` override `options`, of which those that are None are omitted.
     Usage is requested for a stream only, because servers reject stream_options without stream.
     """
     is_stream = fields.get("stream", stream)
     return {
-        "prompt": prompt,
+        **content,
         "stream": stream,
         **({"stream_options": {"include_usage": True}} if is_stream else {}),
         **{name: value for name, value in options.items() if value is not None},

@@ -24,6 +24,8 @@ SCREENSHOTS: dict[str, dict[str, Any]] = {
     "playground-dark": {**DESKTOP, "color_scheme": "dark"},
     "playground-phone": PHONE,
 }
+CHAT_SCREENSHOTS: dict[str, dict[str, Any]] = {"playground-chat": DESKTOP, "playground-chat-phone": PHONE}
+MESSAGES = ("What is the capital of France?", "And what is it known for?")
 TIMEOUT_MS = 120_000
 
 
@@ -37,12 +39,35 @@ def main(url: str, key: str) -> None:
                 page.locator("#choices").scroll_into_view_if_needed()
                 page.evaluate("scrollTo(0, document.querySelector('.prompt-panel').offsetTop - 12)")
             page.locator(".token").nth(9).click()
-            # Chromium writes WebP; playwright's own screenshots are PNG or JPEG.
-            screenshot = page.context.new_cdp_session(page).send(
-                "Page.captureScreenshot", {"format": "webp", "quality": 80}
-            )
-            (DOCS / f"{name}.webp").write_bytes(base64.b64decode(screenshot["data"]))
+            take(page, name)
+        for name, options in CHAT_SCREENSHOTS.items():
+            page = chatted(browser, url, key, options)
+            page.evaluate("scrollTo(0, document.querySelector('#turns').offsetTop - 60)" if options is PHONE else "0")
+            page.locator(".token").nth(5).click()
+            take(page, name)
         browser.close()
+
+
+def take(page: Page, name: str) -> None:
+    """Writes WebP by Chromium: playwright's own screenshots are PNG or JPEG."""
+    parameters = {"format": "webp", "quality": 80}
+    screenshot = page.context.new_cdp_session(page).send("Page.captureScreenshot", parameters)
+    (DOCS / f"{name}.webp").write_bytes(base64.b64decode(screenshot["data"]))
+
+
+def chatted(browser: Browser, url: str, key: str, options: dict[str, Any]) -> Page:
+    """Returns the page after a conversation."""
+    page = browser.new_context(**options).new_page()
+    with page.expect_response(re.compile(r"/models/")):
+        page.goto(f"{url}/#chat&key={key}")
+    page.locator("#field-max_tokens").evaluate("field => { field.value = 60 }")
+    page.locator("#field-temperature").evaluate("field => { field.value = 0 }")
+    for message in MESSAGES:
+        page.fill("#message", message)
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#run")).to_be_disabled()
+        expect(page.locator("#status")).to_contain_text("Done", timeout=TIMEOUT_MS)
+    return page
 
 
 def completed(browser: Browser, url: str, key: str, options: dict[str, Any]) -> Page:

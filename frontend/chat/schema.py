@@ -41,7 +41,9 @@ class ChatCompletionRequest(GenerationFields):
         description="The conversation so far. Content is a string or a list of text parts; `developer` is the same as "
         "`system` unless the model's template knows it"
     )
-    tools: ToolList = Field(Tools(), description="The functions that the model may call")
+    tools: ToolList = Field(
+        Tools(), description="The functions that the model may call", json_schema_extra={"default": []}
+    )
     tool_choice: ToolChoiceField | None = Field(
         None,
         description="`none`: the model sees no tools; `auto`: it may call some; `required`: it calls at least one; or "

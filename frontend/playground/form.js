@@ -23,13 +23,13 @@ export class Form {
    * `initial` maps fields to the values that this page starts with instead of the server's defaults.
    * `onChange` is called after each change by the user.
    */
-  constructor(root, fields, initial, onChange) {
+  constructor(fields, initial, onChange) {
     this._initial = initial;
     this._onChange = onChange;
     this._rows = new Map();
     this._groups = [];
     this._denied = new Map();
-    root.replaceChildren(...grouped(fields).map((group) => this._group(group)));
+    this.root = element("div", {}, ...grouped(fields).map((group) => this._group(group)));
     this.reset();
   }
 
@@ -45,7 +45,9 @@ export class Form {
         problems[name] = problem.message;
       }
     }
-    if (!values.stream) delete values.stream_options; // the server rejects one without the other
+    // The server rejects one without the other.
+    if (!values.stream) delete values.stream_options;
+    if (!values.logprobs) delete values.top_logprobs;
     this._count(values);
     return { values, problems };
   }
@@ -172,7 +174,7 @@ function controlOf(field, id) {
 const CONTROLS = {
   boolean(field, id) {
     const input = element("input", { type: "checkbox", id });
-    const usual = field.default ?? false;
+    const usual = field.default ?? /Default true\b/.test(field.help);
     return {
       root: element("div", { class: "control" }, input),
       inputs: [input],

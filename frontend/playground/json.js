@@ -14,10 +14,23 @@ export function compact(value) {
   return write(value, (item) => compact(item));
 }
 
-/** Writes JSON with a line for each member of the outermost object. */
+/** Writes JSON with a line for each member of the outermost object, and for each object of a list in it. */
 export function pretty(value) {
-  const members = Object.entries(value).map(([name, item]) => `  ${JSON.stringify(name)}: ${compact(item)}`);
+  const members = Object.entries(value).map(([name, item]) => `  ${JSON.stringify(name)}: ${listed(item, compact, "  ")}`);
   return members.length ? `{\n${members.join(",\n")}\n}` : "{}";
+}
+
+/** Writes a value with `writeItem`; a list of objects with a line for each. `indent` is that of the first line. */
+export function listed(value, writeItem, indent) {
+  const isLong = Array.isArray(value) && value.some((item) => item !== null && typeof item === "object");
+  return isLong ? `[\n${value.map((item) => `${indent}  ${writeItem(item)}`).join(",\n")}\n${indent}]` : writeItem(value);
+}
+
+/** Describes an error of `parse` for its author: what the browser says, with the line and column if it gives them. */
+export function syntaxProblem(error) {
+  const place = /line (\d+) column (\d+)/.exec(error.message);
+  const cause = error.message.replace(/^JSON\.parse: /, "").replace(/ (?:in JSON )?at (?:position|line) .*$/, "");
+  return `This is not valid JSON: ${cause}${place ? ` (line ${place[1]}, column ${place[2]})` : ""}.`;
 }
 
 function write(value, inner) {

@@ -1,106 +1,146 @@
-// The page: connects the form, the request, the output and the code.
+// The page: connects the forms, the request, the output and the code.
 
-import { curl, json, python } from "./code.js";
+import { Account, mark } from "./account.js";
+import { limitsOf } from "./capabilities.js";
+import { asCompletion } from "./chat-chunks.js";
+import { ChatView } from "./chat-view.js";
+import { CodePanel } from "./code-panel.js";
 import { Form, element, inCode } from "./form.js";
 import { compact, parse } from "./json.js";
-import { limitsOf } from "./capabilities.js";
 import { Output } from "./output.js";
 import { RequestError, complete, getJson } from "./request.js";
 import { exampleOf, fieldsOf } from "./schema.js";
+import { tabList } from "./tabs.js";
 import { Timing, drawGaps, duration } from "./timing.js";
+import { TokenInspector } from "./token-text.js";
 
 const BASE_URL = new URL("openai/v1", document.baseURI).href; // relative, for proxies that add a path prefix
-const LANGUAGES = { curl, python, json };
-const KEY_ITEM = "api-key";
 // Fields that the page sets by itself. Those in DISPENSABLE are dropped if the model rejects them.
-const INITIAL = {
-  max_tokens: 128,
-  stream: true,
-  stream_options: { include_usage: true, continuous_usage_stats: true },
-  logprobs: 5,
-  return_token_ids: true,
+const STREAM = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true }, return_token_ids: true };
+const MODES = {
+  completion: {
+    path: "/completions", schema: "CompletionRequest", initial: { max_tokens: 128, logprobs: 5, ...STREAM },
+    input: "prompt", verb: "Run", skip: "Skip to the prompt", read: (answers) => answers,
+  },
+  chat: {
+    path: "/chat/completions", schema: "ChatCompletionRequest",
+    initial: { max_tokens: 512, logprobs: true, top_logprobs: 5, ...STREAM },
+    input: "message", verb: "Send", skip: "Skip to the message", read: (answers) => answers.map(asCompletion),
+  },
 };
-const DISPENSABLE = new Set(["logprobs", "return_token_ids", "stream_options"]);
+const DISPENSABLE = new Set(["logprobs", "top_logprobs", "return_token_ids", "stream_options"]);
 const KEY_HELP = "`make serve` and `triton-completions serve` print the key, with a link that brings it here, and store a generated one in `.run/api-key`.";
 const PROMPT_HELP = {
   json: 'A string, a list of strings, a list of token ids or a list of such lists: ["One", "Two"] or [1, 2, 3].',
 };
 
 const $ = (id) => document.getElementById(id);
-const output = new Output($("choices"), $("tip"), $("token-announcement"));
-let form = null;
+const output = new Output($("choices"));
+const inspector = new TokenInspector([$("choices"), $("turns")], $("tip"), $("token-announcement"));
+const account = new Account(BASE_URL, setStatus, showCapabilities);
+const chat = new ChatView({ onChange: showCode, run });
+const code = new CodePanel(BASE_URL, () => readRequest().body);
+const markMode = tabList($("mode-tabs"), (tab) => chooseMode(tab.dataset.mode));
+const forms = {}; // by mode, once the API description is loaded
+let mode = "completion";
+let form = null; // that of the mode
 let running = null; // the AbortController of the running request
-let language = "curl";
-let needsKey = true; // unless the server's document declares no security
 
 // --- The request in the form ----------------------------------------------------------------------------------------
 
-function readRequest() {
+function readRequest(withDraft = true) {
   const { values, problems } = form.read();
-  let prompt = $("prompt").value;
-  if ($("prompt-form").value === "json") {
-    try {
-      prompt = parse(prompt);
-    } catch {
-      problems.prompt = "This is not valid JSON.";
-    }
-  }
-  return { body: { model: $("model").value, prompt, ...values }, problems };
+  const content = mode === "chat" ? chat.read(problems, withDraft) : { prompt: readPrompt(problems) };
+  return { body: { model: $("model").value, ...content, ...values }, problems };
 }
 
+function readPrompt(problems) {
+  const prompt = $("prompt").value;
+  if ($("prompt-form").value !== "json") return prompt;
+  try {
+    return parse(prompt);
+  } catch {
+    problems.prompt = "This is not valid JSON.";
+    return prompt;
+  }
+}
+
+/** Shows a message at each of these fields only. Returns the control of the first one, or null. */
 function showProblems(problems) {
   const first = form.show(problems);
-  mark($("prompt"), problems.prompt, $("prompt-problem"));
   mark($("model"), problems.model);
-  return problems.prompt ? $("prompt") : problems.model ? $("model") : first;
-}
-
-function mark(control, problem, place) {
-  if (problem) control.setAttribute("aria-invalid", "true");
-  else control.removeAttribute("aria-invalid");
-  if (place) {
-    place.hidden = !problem;
-    place.textContent = problem ?? "";
-  }
+  const inModel = problems.model ? $("model") : null;
+  if (mode === "chat") return chat.show(problems) ?? inModel ?? first;
+  mark($("prompt"), problems.prompt, $("prompt-problem"));
+  return problems.prompt ? $("prompt") : (inModel ?? first);
 }
 
 function showCode() {
-  if (!form) return;
-  $("code").firstElementChild.textContent = LANGUAGES[language](BASE_URL, readRequest().body);
+  if (form) code.show();
+}
+
+// --- Completion or chat ---------------------------------------------------------------------------------------------
+
+function chooseMode(name) {
+  if (running) return;
+  mode = name;
+  markMode($(`mode-${name}`));
+  for (const each of Object.keys(MODES)) $(`${each}-view`).hidden = each !== name;
+  for (const slot of $(`${name}-view`).querySelectorAll(".slot")) {
+    // Buttons, status, errors and timing are those of both.
+    const filled = document.querySelector(`.slot[data-slot="${slot.dataset.slot}"]:not(:empty)`);
+    if (filled !== slot) slot.replaceChildren(...filled.childNodes);
+  }
+  $("failure").hidden = true;
+  $("timing").hidden = true;
+  $("run-label").textContent = MODES[name].verb;
+  $("skip").textContent = MODES[name].skip;
+  $("skip").href = `#${MODES[name].input}`;
+  form = forms[name] ?? null;
+  if (form) $("fields").replaceChildren(form.root);
+  history.replaceState(null, "", location.pathname + location.search + (name === "chat" ? "#chat" : ""));
+  showCode();
 }
 
 // --- Running it -----------------------------------------------------------------------------------------------------
 
-async function run() {
+/** `withDraft`: in a chat, send the text of the message too. */
+async function run(withDraft = true) {
   if (running || !form) return;
-  const { body, problems } = readRequest();
-  const firstInvalid = showProblems(problems);
+  const { body, problems } = readRequest(withDraft);
+  const firstInvalid = showProblems(mode === "chat" ? { ...chat.problemOf(body, withDraft), ...problems } : problems);
   if (firstInvalid) {
     firstInvalid.focus();
-    setStatus("Not sent: a parameter has an invalid value.");
+    setStatus("Not sent: a field has an invalid value.");
     return;
   }
   running = new AbortController();
   setRunning(true);
+  inspector.hideTip();
   $("failure").hidden = true;
   $("timing").hidden = true;
-  output.begin();
+  if (mode === "chat" && withDraft) chat.takeDraft();
+  const view = mode === "chat" ? chat.conversation : output;
+  if (mode === "chat") chat.begin(body);
+  else output.begin();
   try {
-    await runUntilOver(body, running.signal);
+    await runUntilOver(body, view, running.signal);
   } finally {
-    output.end();
+    view.end();
     running = null;
     setRunning(false);
   }
 }
 
-async function runUntilOver(body, signal) {
+async function runUntilOver(body, view, signal) {
   const timing = new Timing(performance.now());
-  const painter = new Painter(timing);
+  const painter = new Painter(timing, view);
+  const { path, read } = MODES[mode];
   setStatus("Running …");
   try {
-    for await (const answers of complete(`${BASE_URL}/completions`, $("key").value.trim(), compact(body), signal)) {
+    for await (const found of complete(BASE_URL + path, account.key, compact(body), signal)) {
       const now = performance.now();
+      const answers = read(found);
       if (answers[0]?.choices[0] && !body.stream) timing.whole(answers[0], now);
       painter.add(answers, body.stream ? timing.arrived(answers, now) : new Map());
     }
@@ -108,11 +148,11 @@ async function runUntilOver(body, signal) {
     setStatus("Done.");
   } catch (error) {
     painter.finish();
-    await failed(error, body, signal);
+    await failed(error, body, view, signal);
   }
 }
 
-async function failed(error, body, signal) {
+async function failed(error, body, view, signal) {
   if (error.name === "AbortError") {
     setStatus("Stopped.");
     return;
@@ -122,7 +162,7 @@ async function failed(error, body, signal) {
   if (error.status === 400 && DISPENSABLE.has(param) && param in body && !form.isTouched(param)) {
     form.set(param, undefined);
     showCode();
-    await runUntilOver(readRequest().body, signal);
+    await runUntilOver(readRequest(false).body, view, signal);
     $("status").append(` This model does not support ${param}, so it was omitted.`);
     return;
   }
@@ -143,15 +183,16 @@ function showFailure(error, param) {
   );
   $("failure").hidden = false;
   const control = showProblems(param ? { [param]: error.message } : {});
-  if (isKey) foldKey(false);
+  if (isKey) account.foldKey(false);
   mark($("key"), isKey);
   (isKey ? $("key") : control)?.focus();
 }
 
 /** Updates the screen once per frame, regardless of the number of chunks. */
 class Painter {
-  constructor(timing) {
+  constructor(timing, view) {
     this._timing = timing;
+    this._view = view;
     this._waiting = [];
     this._frame = null;
   }
@@ -168,12 +209,12 @@ class Painter {
 
   _paint(isOver) {
     this._frame = null;
-    for (const [answers, waits] of this._waiting.splice(0)) output.show(answers, waits);
-    showTiming(this._timing, isOver);
+    for (const [answers, waits] of this._waiting.splice(0)) this._view.show(answers, waits);
+    showTiming(this._timing, this._view, isOver);
   }
 }
 
-function showTiming(timing, isOver) {
+function showTiming(timing, view, isOver) {
   const found = timing.summary(performance.now(), isOver);
   $("timing").hidden = found.completionTokens === null;
   $("t-first").textContent = duration(found.first);
@@ -181,7 +222,7 @@ function showTiming(timing, isOver) {
   $("t-gap").textContent = found.median === null ? "–" : `${duration(found.median)}, p95 ${duration(found.p95)}`;
   $("t-tokens").textContent = `${found.completionTokens ?? "–"}` + (found.promptTokens === null ? "" : ` + ${found.promptTokens} prompt`);
   $("t-total").textContent = duration(found.total);
-  const finishes = output.finishes.map(([, finish]) => finish ?? "…");
+  const finishes = view.finishes.map(([, finish]) => finish ?? "…");
   $("t-finish").textContent = finishes.length ? [...new Set(finishes)].join(", ") : "–";
   if (isOver || timing.gaps.length % 8 === 0) drawGaps($("spark"), timing.gaps, found);
 }
@@ -189,6 +230,7 @@ function showTiming(timing, isOver) {
 function setRunning(isRunning) {
   $("run").disabled = isRunning;
   $("stop").disabled = !isRunning;
+  for (const tab of $("mode-tabs").children) tab.disabled = isRunning;
   document.body.classList.toggle("is-running", isRunning);
 }
 
@@ -196,110 +238,27 @@ function setStatus(text) {
   $("status").textContent = text;
 }
 
-// --- Models and the key ---------------------------------------------------------------------------------------------
-
-async function loadModels() {
-  if (needsKey && !$("key").value.trim()) {
-    setStatus("Enter the API key to run this request.");
-    return;
-  }
-  try {
-    const { data } = await getJson(`${BASE_URL}/models`, $("key").value.trim());
-    const before = $("model").value;
-    $("model").replaceChildren(...data.map(({ id }) => element("option", { value: id }, id)));
-    if (data.some(({ id }) => id === before)) $("model").value = before;
-    mark($("key"), false);
-    foldKey(true);
-    if ($("status").textContent.startsWith("Enter the API key")) setStatus("");
-  } catch (error) {
-    if (error.code === "invalid_api_key") mark($("key"), true);
-    return;
-  }
-  await loadCapabilities();
-}
-
-async function loadCapabilities() {
-  const id = $("model").value;
-  const path = id.split("/").map(encodeURIComponent).join("/");
-  try {
-    const model = await getJson(`${BASE_URL}/models/${path}`, $("key").value.trim());
-    if ($("model").value === id) form.limit(limitsOf(model.capabilities, form.names));
-  } catch {
-    form.limit({ denied: {}, maxima: {} }); // all fields stay enabled; the server rejects what it does not support
-  }
-  showCode();
-}
-
-function rememberKey() {
-  try {
-    if ($("key").value) sessionStorage.setItem(KEY_ITEM, $("key").value.trim());
-    else sessionStorage.removeItem(KEY_ITEM);
-  } catch {
-    // The browser blocks storage: the key is lost when the page is closed.
-  }
-}
-
-/** Hides the key on narrow screens once the server has accepted it; a button shows it again. */
-function foldKey(isFolded) {
-  $("account").classList.toggle("folded", isFolded);
-  $("show-key").hidden = !isFolded;
-}
-
-/** Takes the key from the address, as in the link that the launcher prints, and removes it from there. */
-function takeKeyFromAddress() {
-  const key = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (key === null) return false;
-  history.replaceState(null, "", location.pathname + location.search);
-  $("key").value = key;
-  rememberKey();
-  return true;
-}
-
-function rememberedKey() {
-  try {
-    return sessionStorage.getItem(KEY_ITEM) ?? "";
-  } catch {
-    return "";
-  }
-}
-
-// --- Code tabs and copying ------------------------------------------------------------------------------------------
-
-function chooseLanguage(name, focuses) {
-  language = name;
-  for (const tab of $("code-tabs").children) {
-    const isChosen = tab.dataset.language === name;
-    tab.setAttribute("aria-selected", String(isChosen));
-    tab.tabIndex = isChosen ? 0 : -1;
-    if (isChosen && focuses) tab.focus();
-  }
-  $("code").setAttribute("aria-labelledby", `tab-${name}`);
-  showCode();
-}
-
-function walkTabs(event) {
-  const names = Object.keys(LANGUAGES);
-  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  if (step) chooseLanguage(names[(names.indexOf(language) + step + names.length) % names.length], true);
-}
-
-async function copyCode() {
-  const code = $("code").firstElementChild;
-  try {
-    await navigator.clipboard.writeText(code.textContent);
-  } catch {
-    getSelection().selectAllChildren(code); // the clipboard API requires https
-    document.execCommand("copy");
-  }
-  $("copy-announcement").textContent = "Copied";
-  $("copy-code").textContent = "Copied";
-  setTimeout(() => {
-    $("copy-code").textContent = "Copy";
-    $("copy-announcement").textContent = "";
-  }, 1500);
-}
-
 // --- Start ----------------------------------------------------------------------------------------------------------
+
+function showCapabilities(capabilities) {
+  for (const each of Object.values(forms)) {
+    each.limit(capabilities ? limitsOf(capabilities, each.names) : { denied: {}, maxima: {} });
+  }
+  chat.showCapability(capabilities?.chat !== false);
+  showCode();
+}
+
+/** Takes the tab and the key from the address, as in the link that the launcher prints, and removes the key from there. */
+function readAddress() {
+  const values = new URLSearchParams(location.hash.slice(1));
+  const key = values.get("key");
+  if (key !== null) {
+    $("key").value = key;
+    account.rememberKey();
+  }
+  if (key !== null || values.has("chat")) chooseMode(values.has("chat") ? "chat" : mode);
+  return key !== null;
+}
 
 function listen() {
   $("request").addEventListener("submit", (event) => {
@@ -313,7 +272,7 @@ function listen() {
       event.preventDefault();
       run();
     } else if (event.key === "Escape") {
-      output.hideTip();
+      inspector.hideTip();
       running?.abort();
     }
   });
@@ -323,44 +282,37 @@ function listen() {
     $("prompt-help").textContent = help ?? "";
     showCode();
   });
-  $("key").addEventListener("change", () => {
-    rememberKey();
-    loadModels();
-  });
-  $("account").addEventListener("submit", (event) => event.preventDefault());
-  $("show-key").addEventListener("click", () => {
-    foldKey(false);
-    $("key").focus();
-  });
-  addEventListener("hashchange", () => takeKeyFromAddress() && loadModels());
-  $("model").addEventListener("change", loadCapabilities);
+  addEventListener("hashchange", () => readAddress() && account.loadModels());
   $("reset").addEventListener("click", () => {
     form.reset();
     showCode();
   });
   $("fields").addEventListener("change", () => form.show(form.read().problems));
   $("colour").addEventListener("change", () => {
-    $("choices").classList.toggle("plain", !$("colour").checked);
+    for (const id of ["choices", "turns"]) $(id).classList.toggle("plain", !$("colour").checked);
     $("legend").hidden = !$("colour").checked;
   });
-  $("code-tabs").addEventListener("click", (event) => chooseLanguage(event.target.dataset.language ?? language, false));
-  $("code-tabs").addEventListener("keydown", walkTabs);
-  $("copy-code").addEventListener("click", copyCode);
 }
 
 async function start() {
   listen();
   if (/Mac|iPhone|iPad/.test(navigator.userAgent)) $("run-keys").textContent = "⌘ ⏎";
-  if (!takeKeyFromAddress()) $("key").value = rememberedKey();
+  markMode($("mode-completion"));
+  if (!readAddress()) account.recallKey();
   const document_ = await getJson(new URL("openai/openapi.json", document.baseURI).href, "");
-  needsKey = document_.security?.length !== 0;
+  account.needsKey = document_.security?.length !== 0;
   const example = exampleOf(document_);
   $("model").replaceChildren(element("option", { value: example.model ?? "" }, example.model ?? "unknown"));
   $("prompt").value ||= "Once upon a time, in a small village by the sea,";
-  form = new Form($("fields"), fieldsOf(document_), INITIAL, showCode);
-  chooseLanguage(language, false);
+  $("message").value ||= "What is the capital of France?";
+  for (const [name, { schema, initial }] of Object.entries(MODES)) {
+    forms[name] = new Form(fieldsOf(document_, schema), initial, showCode);
+  }
+  form = forms[mode];
+  $("fields").replaceChildren(form.root);
+  showCode();
   document.body.classList.add("is-ready");
-  await loadModels();
+  await account.loadModels();
 }
 
 start().catch((error) => {

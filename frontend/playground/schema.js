@@ -7,26 +7,29 @@ const GROUPS = [
     "min_tokens", "ignore_eos", "stop_token_ids", "include_stop_str_in_output", /^truncat/, "max_completion_tokens",
   ]],
   ["Logprobs and text", [
-    "logprobs", "return_token_ids", "return_tokens_as_token_ids", "echo", "suffix", "skip_special_tokens",
+    "logprobs", "top_logprobs", "return_token_ids", "return_tokens_as_token_ids", "echo", "suffix", "skip_special_tokens",
     "spaces_between_special_tokens", "prompt_logprobs", "add_special_tokens",
   ]],
   ["Penalties and bias", [
     "frequency_penalty", "presence_penalty", "repetition_penalty", "length_penalty", "logit_bias", "bad_words",
     "allowed_token_ids",
   ]],
+  ["Tools and template", [
+    "tool_choice", "parallel_tool_calls", "reasoning_effort", "include_reasoning", "chat_template_kwargs", "documents",
+    "continue_final_message", "add_generation_prompt",
+  ]],
   ["Structure", ["response_format", "structured_outputs", /^guided_/]],
   ["Request", ["stream", "stream_options", "user", "priority", /^request_/]],
   ["More", [/./]],
 ];
-const SEPARATE = new Set(["model", "prompt"]); // these have controls of their own
+const SEPARATE = new Set(["model", "prompt", "messages", "tools"]); // these have controls of their own
 
 /**
- * The request fields of a completion: {name, kind, help, default, minimum, maximum, options, fields}.
+ * The request fields in a schema of the document: {name, kind, help, default, minimum, maximum, options, fields}.
  * `kind` is boolean, integer, number, enum, string, strings, integers, object (with `fields`) or json.
  */
-export function fieldsOf(document) {
-  const request = document.components.schemas.CompletionRequest;
-  return fieldsIn(request, document).filter((field) => !SEPARATE.has(field.name));
+export function fieldsOf(document, schema) {
+  return fieldsIn(document.components.schemas[schema], document).filter((field) => !SEPARATE.has(field.name));
 }
 
 /** The same fields as [{title, fields}], most used groups first. */
@@ -45,7 +48,7 @@ export function grouped(fields) {
 /** The example of the completions operation: it names a model before an API key is entered. */
 export function exampleOf(document) {
   for (const [path, methods] of Object.entries(document.paths ?? {})) {
-    if (path.endsWith("/completions")) {
+    if (path.endsWith("/v1/completions")) {
       return methods.post?.requestBody?.content?.["application/json"]?.example ?? {};
     }
   }

@@ -125,7 +125,10 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "complete_cli": (
         ("request", "report", "output", "local_server"),
-        ("client",),
+        ("client", "conversation"),
+        ("chat_answer",),
+        ("options", "interaction"),
+        ("chat_cli",),
         ("cli",),
         ("__main__",),
     ),

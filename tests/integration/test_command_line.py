@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -166,3 +169,43 @@ def test_bash_finds_the_program_by_its_second_name(scripted_stack: RunningStack)
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout
+
+
+def test_conversation_at_a_terminal(cpu_stack: RunningStack, tmp_path: Path) -> None:
+    """Two turns on a pseudo-terminal, as a user types them; the second request has the first answer."""
+    words = ["chat", "--temperature", "0", "--max-tokens", "8", "--save", str(tmp_path / "talk.json")]
+    terminal, other_end = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "complete_cli", *words],
+        env=environment(cpu_stack, TERM="dumb"),
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
+    )
+    os.close(other_end)
+    try:
+        for line in ("/system Be brief.", "Name a colour.", "Another?", "/exit"):
+            read_until(terminal, b"> ")
+            os.write(terminal, line.encode() + b"\n")
+        assert child.wait(60) == 0
+    finally:
+        child.kill()
+        child.wait(10)
+        os.close(terminal)
+    messages = json.loads((tmp_path / "talk.json").read_bytes())["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    for end in (2, 4):
+        with cpu_stack.client() as client:
+            body = {"model": MODEL, "messages": messages[:end], "temperature": 0, "max_tokens": 8}
+            expected = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+        assert messages[end]["content"] == expected
+
+
+def read_until(terminal: int, end: bytes) -> None:
+    """Reads what the program prints until a line of it begins with `end`."""
+    found = b""
+    deadline = time.monotonic() + 60
+    while not found.rpartition(b"\n")[2].endswith(end):
+        left_s = deadline - time.monotonic()
+        assert select.select([terminal], [], [], max(0, left_s))[0], found
+        found += os.read(terminal, 65536)

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -68,7 +68,8 @@ class Playground:
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin="/".join(stack.base_url.split("/")[:3]))
         if answer is not None:
             stream = {"status": 200, "headers": {"content-type": "text/event-stream"}, "body": answer}
-            context.route("**/v1/completions", lambda route: route.fulfill(**stream))
+            for operation in ("completions", "chat/completions"):
+                context.route(f"**/v1/{operation}", lambda route: route.fulfill(**stream))
         self.page: Page = context.new_page()
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._note)
@@ -79,9 +80,9 @@ class Playground:
         if message.type in {"error", "warning"} and "Failed to load resource" not in message.text:
             self.complaints.append(message.text)
 
-    def open(self, *, key: str | None = "") -> Playground:
-        """Loads the page and types the key: the stack's own by default, no key if None."""
-        self.page.goto(self.stack.base_url)
+    def open(self, *, key: str | None = "", tab: str = "") -> Playground:
+        """Loads the page and types the key: the stack's own by default, no key if None. `tab`: "" or "chat"."""
+        self.page.goto(self.stack.base_url + (f"/#{tab}" if tab else ""))
         self.page.locator("body.is-ready").wait_for()
         if key is not None:
             with self.page.expect_response(re.compile(r"/models/")):
@@ -118,11 +119,11 @@ class Playground:
 OpenPage = Callable[..., Playground]
 
 
-def schema_of(stack: RunningStack) -> dict[str, Any]:
+def schema_of(stack: RunningStack, schema: str = "CompletionRequest") -> dict[str, Any]:
     """The request fields in the OpenAPI document that the server serves."""
     with stack.client() as client:
         document = client.get("/openai/openapi.json").json()
-    properties: dict[str, Any] = document["components"]["schemas"]["CompletionRequest"]["properties"]
+    properties: dict[str, Any] = document["components"]["schemas"][schema]["properties"]
     return properties
 
 
@@ -139,6 +140,15 @@ def with_logprobs(**choice: Any) -> dict[str, Any]:
     return {"index": 0, "finish_reason": None, **choice, "logprobs": logprobs}
 
 
+def chat_events(*deltas: dict[str, Any], finish_reason: str = "stop", tokens: Sequence[str] = ()) -> str:
+    """A stream of chat with these deltas, and the nth of `tokens` with the nth."""
+    choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    for choice, token in zip(choices, tokens, strict=False):
+        entry = {"token": token, "logprob": LIKELY, "bytes": [*token.encode()], "top_logprobs": []}
+        choice["logprobs"] = {"content": [entry], "refusal": None}
+    return events(*choices, {"index": 0, "delta": {}, "finish_reason": finish_reason})
+
+
 LIKELY, UNLIKELY = math.log(0.95), math.log(0.05)
 SOME_TOKENS = events(
     with_logprobs(text=" one", tokens=[" one"], values=[LIKELY], token_ids=[11]),
@@ -146,4 +156,14 @@ SOME_TOKENS = events(
     with_logprobs(text="😀", tokens=["bytes:\\x80"], values=[LIKELY], token_ids=[14]),
     with_logprobs(text=" t", tokens=[" two"], values=[UNLIKELY], token_ids=[15]),
     with_logprobs(text="wo", tokens=["</s>"], values=[LIKELY], token_ids=[2], finish_reason="stop"),
+)
+TOOL_CALL = chat_events(
+    {"role": "assistant", "content": ""},
+    {"reasoning_content": "The weather is asked for."},
+    {"content": "Let me look."},
+    {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+    {"tool_calls": [{"index": 0, "function": {"arguments": '{"city":'}}]},
+    {"tool_calls": [{"index": 0, "function": {"arguments": ' "Oslo <b>"}'}}]},
+    finish_reason="tool_calls",
+    tokens=["", "<think>The weather is asked for.</think>", "Let me look.", "<tool_call>", '{"city":', ' "Oslo <b>"}'],
 )

@@ -23,9 +23,9 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     """Opens playgrounds. None may log an error in the console or send a request to any server but its own."""
     opened: list[Playground] = []
 
-    def open_one(stack: Served, *, key: str | None = "", **options: Any) -> Playground:
+    def open_one(stack: Served, *, key: str | None = "", tab: str = "", **options: Any) -> Playground:
         opened.append(Playground(browser, stack, **options))
-        return opened[-1].open(key=key)
+        return opened[-1].open(key=key, tab=tab)
 
     yield open_one
     for playground in opened:

@@ -14,11 +14,14 @@ from tests.support.stack import RunningStack
 pytestmark = pytest.mark.triton
 
 
-def test_every_field_of_the_api_has_a_labelled_control(scripted_stack: RunningStack, open_page: OpenPage) -> None:
-    page = open_page(scripted_stack, key=None).page
+@pytest.mark.parametrize(("tab", "schema"), [("", "CompletionRequest"), ("chat", "ChatCompletionRequest")])
+def test_every_field_of_the_api_has_a_labelled_control(
+    scripted_stack: RunningStack, open_page: OpenPage, tab: str, schema: str
+) -> None:
+    page = open_page(scripted_stack, key=None, tab=tab).page
     found = page.locator("[data-field]").evaluate_all("rows => rows.map(row => row.dataset.field)")
-    fields = schema_of(scripted_stack)
-    assert sorted(found) == sorted(set(fields) - {"model", "prompt"})
+    fields = schema_of(scripted_stack, schema)
+    assert sorted(found) == sorted(set(fields) - {"model", "prompt", "messages", "tools"})
     for name in found:
         row = page.locator(f'[data-field="{name}"]')
         assert fields[name]["description"].split("`")[0].strip() in (row.locator(".help").text_content() or "")

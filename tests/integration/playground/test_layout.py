@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.browser import PHONE, SOME_TOKENS, OpenPage
+from tests.support.browser import PHONE, SOME_TOKENS, TOOL_CALL, OpenPage
 from tests.support.stack import RunningStack
 
 pytestmark = pytest.mark.triton
@@ -26,8 +26,13 @@ def test_the_page_fits_its_width(scripted_stack: RunningStack, open_page: OpenPa
     assert box["x"] + box["width"] <= width
 
 
-def test_touch_targets_are_at_least_44_pixels_high(scripted_stack: RunningStack, open_page: OpenPage) -> None:
-    page = open_page(scripted_stack, key=None, **PHONE).page
+@pytest.mark.parametrize("tab", ["", "chat"])
+def test_touch_targets_are_at_least_44_pixels_high(scripted_stack: RunningStack, open_page: OpenPage, tab: str) -> None:
+    playground = open_page(scripted_stack, tab=tab, answer=TOOL_CALL if tab else None, **PHONE)
+    page = playground.page
+    if tab:
+        playground.run()
+        page.locator(".turn.assistant").wait_for()
     heights = page.locator(":is(button, select, summary):visible").evaluate_all(
         "all => all.map(each => each.getBoundingClientRect().height)"
     )
@@ -60,9 +65,10 @@ CONTRAST = """
 """
 
 
+@pytest.mark.parametrize("tab", ["", "chat"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_enough_contrast(scripted_stack: RunningStack, open_page: OpenPage, scheme: str) -> None:
-    playground = open_page(scripted_stack, color_scheme=scheme, answer=SOME_TOKENS)
+def test_text_has_enough_contrast(scripted_stack: RunningStack, open_page: OpenPage, scheme: str, tab: str) -> None:
+    playground = open_page(scripted_stack, tab=tab, color_scheme=scheme, answer=TOOL_CALL if tab else SOME_TOKENS)
     playground.run()
     page = playground.page
     page.locator("details").evaluate_all("all => all.forEach(each => { each.open = true })")

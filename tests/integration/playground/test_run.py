@@ -82,6 +82,8 @@ def test_the_key_stays_in_this_tab(scripted_stack: RunningStack, open_page: Open
     assert page.evaluate("document.cookie") == ""
     assert page.url == f"{scripted_stack.base_url}/"
     assert all(scripted_stack.api_key not in url for url in playground.requests)
-    assert all(scripted_stack.api_key not in playground.code(language) for language in ("curl", "python", "json"))
+    assert all(
+        scripted_stack.api_key not in playground.code(language) for language in ("curl", "python", "javascript", "json")
+    )
     page.reload()
     expect(page.locator("#key")).to_have_value(scripted_stack.api_key)

@@ -77,12 +77,16 @@ def test_field_without_name_or_value_is_rejected(item: str) -> None:
 def test_usage_is_requested_for_a_stream_only() -> None:
     """The server rejects stream_options without stream."""
     usage = {"include_usage": True}
-    assert request_body("Hi", {}, {}, stream=True) == {"prompt": "Hi", "stream": True, "stream_options": usage}
-    assert request_body("Hi", {}, {}, stream=False) == {"prompt": "Hi", "stream": False}
-    assert request_body("Hi", {}, {"stream": False}, stream=True) == {"prompt": "Hi", "stream": False}
-    assert request_body("Hi", {}, {"stream": True}, stream=False)["stream_options"] == usage
+    assert request_body({"prompt": "Hi"}, {}, {}, stream=True) == {
+        "prompt": "Hi",
+        "stream": True,
+        "stream_options": usage,
+    }
+    assert request_body({"prompt": "Hi"}, {}, {}, stream=False) == {"prompt": "Hi", "stream": False}
+    assert request_body({"prompt": "Hi"}, {}, {"stream": False}, stream=True) == {"prompt": "Hi", "stream": False}
+    assert request_body({"prompt": "Hi"}, {}, {"stream": True}, stream=False)["stream_options"] == usage
 
 
 def test_fields_override_options_and_unset_options_are_omitted() -> None:
-    body = request_body("Hi", {"seed": 1, "n": None}, {"seed": 2, "stream_options": None}, stream=True)
+    body = request_body({"prompt": "Hi"}, {"seed": 1, "n": None}, {"seed": 2, "stream_options": None}, stream=True)
     assert body == {"prompt": "Hi", "stream": True, "stream_options": None, "seed": 2}
