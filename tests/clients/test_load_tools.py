@@ -54,7 +54,7 @@ def test_guidellm(clients: Clients, operation: str) -> None:
 
 @OPERATIONS
 def test_aiperf(clients: Clients, operation: str) -> None:
-    """Streams with usage, token counts of its own (of chat, by its own rendering of the template), a read of /metrics."""
+    """Streams with usage, token counts of its own (of chat, with the template rendered by it), a read of /metrics."""
     data = prompts_file(clients, prompt_field="text")
     stack, out = clients.stack, clients.home / "aiperf"
     command: list[str | Path] = [BIN / "aiperf", "profile", "--model", MODEL, "--url", stack.base_url]

@@ -11,6 +11,13 @@ from endpoint import API_KEY, BASE_URL, MODEL, report
 from weather import ASKED, MESSAGES, RESULT, Forecast, GetWeather
 
 ACCESS = {"api_base": BASE_URL, "api_key": API_KEY, "temperature": 0}
+ASKED_FOR = {"messages": ASKED, "max_tokens": 200}
+WITH_TOOL = {
+    **ASKED_FOR,
+    "tools": [openai.pydantic_function_tool(GetWeather)],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+}
 ROUTES = ("openai", "hosted_vllm")
 
 
@@ -32,15 +39,11 @@ def by_route(route: str) -> dict[str, object]:
     greedy = {**access, "messages": MESSAGES, "max_tokens": 8}
     answer = litellm.completion(**greedy)
     stream = list(litellm.completion(**greedy, stream=True, stream_options={"include_usage": True}))
-    asked = {**access, "messages": ASKED, "max_tokens": 200}
-    with_tool = {**asked, "tools": [openai.pydantic_function_tool(GetWeather)], "tool_choice": "required"}
-    with_tool["parallel_tool_calls"] = False
+    with_tool = {**access, **WITH_TOOL}
     called = litellm.completion(**with_tool).choices[0]
     (call,) = called.message.tool_calls
-    streamed = litellm.stream_chunk_builder(list(litellm.completion(**with_tool, stream=True))).choices[0]
     result = {"role": "tool", "tool_call_id": call.id, "content": RESULT}
     history = {**with_tool, "messages": [*ASKED, called.message, result], "tool_choice": "none", "max_tokens": 8}
-    parsed = litellm.completion(**asked, response_format=Forecast).choices[0].message.content
     return {
         "text": answer.choices[0].message.content,
         "usage": [answer.usage.total_tokens, stream[-1].usage.total_tokens],
@@ -48,18 +51,24 @@ def by_route(route: str) -> dict[str, object]:
         "async_streamed": asyncio.run(asynchronously(greedy)),
         "name": call.function.name,
         "called": GetWeather.model_validate_json(call.function.arguments).model_dump(mode="json"),
-        "streamed_call": [item.function.arguments for item in streamed.message.tool_calls] == [call.function.arguments],
-        "finish_reasons": [called.finish_reason, streamed.finish_reason],
+        "arguments": call.function.arguments,
+        "finish_reason": called.finish_reason,
         "after_result": litellm.completion(**history).choices[0].message.content,
-        "parsed": Forecast.model_validate_json(parsed).model_dump(mode="json"),
     }
 
 
 def main() -> None:
+    access = {**ACCESS, "model": f"openai/{MODEL}"}
+    routes = {route: by_route(route) for route in ROUTES}
+    chunks = list(litellm.completion(**access, **WITH_TOOL, stream=True))
+    (streamed,) = litellm.stream_chunk_builder(chunks).choices[0].message.tool_calls
+    parsed = litellm.completion(**access, **ASKED_FOR, response_format=Forecast).choices[0].message.content
     report(
         {
             "version": version("litellm"),
-            "routes": {route: by_route(route) for route in ROUTES},
+            "routes": routes,
+            "streamed_call": streamed.function.arguments == routes["openai"]["arguments"],
+            "parsed": Forecast.model_validate_json(parsed).model_dump(mode="json"),
             "unknown_model": refused(model="openai/no-such-model"),
             "bad_role": refused(messages=[{"role": "robot", "content": "a"}]),
             "bad_key": refused(api_key="sk-wrong"),

@@ -67,7 +67,7 @@ async def whole(session: aiohttp.ClientSession, **body: object) -> dict[str, obj
 
 
 async def task(session: aiohttp.ClientSession, form: str, key: str, expected: object) -> object:
-    """A task of the background. Open WebUI hopes for JSON; the operator can add a response format, which makes it so."""
+    """A task of the background, with a response format of the operator: without one, JSON is only hoped for."""
     prompt = f"### Task:\nDescribe the chat.\n### Output:\nJSON format: {form}\n### Chat History:\n{ASKED['content']}"
     schema = {"type": "object", "properties": {key: {"const": expected}}, "required": [key]}
     answer = await whole(

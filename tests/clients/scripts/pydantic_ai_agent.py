@@ -51,7 +51,6 @@ def by_output(output: object) -> dict[str, object]:
     return {
         "parsed": run.output.model_dump(mode="json"),
         "requests": run.usage.requests,
-        "streamed": asyncio.run(streamed(agent)).model_dump(mode="json"),
         "places": places,
     }
 
@@ -62,6 +61,7 @@ def main() -> None:
         {
             "version": version("pydantic-ai-slim"),
             "text": text.run_sync(MESSAGES[0]["content"]).output,
+            "streamed": asyncio.run(streamed(agent_of(OUTPUTS["tool"], []))).model_dump(mode="json"),
             "outputs": {name: by_output(output) for name, output in OUTPUTS.items()},
         }
     )
