@@ -47,3 +47,13 @@ def greedy_text(cpu_stack: RunningStack) -> str:
     text: str = answer.json()["choices"][0]["text"]
     assert text.strip()
     return text
+
+
+@pytest.fixture(scope="session")
+def greedy_answer(cpu_stack: RunningStack) -> tuple[str, int]:
+    """The greedy answer to the question that every chat client asks, and the tokens of prompt and answer."""
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = cpu_stack.chat(messages=messages, max_tokens=8, temperature=0).json()
+    text: str = answer["choices"][0]["message"]["content"]
+    assert text.strip()
+    return text, answer["usage"]["total_tokens"]

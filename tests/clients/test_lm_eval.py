@@ -1,14 +1,19 @@
-"""lm-evaluation-harness on local files: its scores and log-likelihoods are those of the weights, computed in numpy."""
+"""lm-evaluation-harness on local files: its scores and log-likelihoods are those of the weights, computed in numpy.
+
+Its texts over chat are those of completions of the rendered conversations.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from build_engine.cpu.default_model import find_model
 from tests.support.clients import BIN, Clients
@@ -61,23 +66,19 @@ def documents() -> list[dict[str, Any]]:
     return [json.loads(line) for line in (TASKS / "capitals.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def evaluate(clients: Clients) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+def evaluate(
+    clients: Clients, tasks: Sequence[str], *options: str
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Scores and samples by task, of one run of the harness's command."""
     for file in TASKS.iterdir():  # the tasks name their data relative to where the harness runs
         shutil.copy(file, clients.home)
-    stack = clients.stack
-    model = (
-        f"base_url={stack.completions_url},model={MODEL},tokenizer={clients.tokenizer_dir},"
-        "tokenizer_backend=huggingface,num_concurrent=2"
-    )
-    tasks = "capitals_generate,capitals_choose"
-    command: list[str | Path] = [BIN / "lm_eval", "run", "--model", "local-completions", "--model_args", model]
-    command += ["--batch_size", "4", "--include_path", ".", "--tasks", tasks, "--log_samples", "--output_path", "out"]
-    clients.run(command, {"OPENAI_API_KEY": stack.api_key})
+    command: list[str | Path] = [BIN / "lm_eval", "run", *options]
+    command += ["--include_path", ".", "--tasks", ",".join(tasks), "--log_samples", "--output_path", "out"]
+    clients.run(command, {"OPENAI_API_KEY": clients.stack.api_key})
     (folder,) = (clients.home / "out").iterdir()
     (results,) = folder.glob("results_*.json")
     samples = {}
-    for task in tasks.split(","):
+    for task in tasks:
         (file,) = folder.glob(f"samples_{task}_*.jsonl")
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         samples[task] = sorted(lines, key=lambda sample: sample["doc_id"])
@@ -85,9 +86,38 @@ def evaluate(clients: Clients) -> tuple[dict[str, Any], dict[str, list[dict[str,
 
 
 def test_lm_eval(clients: Clients, reference: Reference, documents: list[dict[str, Any]]) -> None:
-    scores, samples = evaluate(clients)
+    model = (
+        f"base_url={clients.stack.completions_url},model={MODEL},tokenizer={clients.tokenizer_dir},"
+        "tokenizer_backend=huggingface,num_concurrent=2"
+    )
+    options = ("--model", "local-completions", "--model_args", model, "--batch_size", "4")
+    scores, samples = evaluate(clients, ("capitals_generate", "capitals_choose"), *options)
     _check_choices(scores["capitals_choose"], samples["capitals_choose"], documents, reference)
     _check_generation(scores["capitals_generate"], samples["capitals_generate"], documents, reference)
+
+
+def test_lm_eval_over_chat(clients: Clients, documents: list[dict[str, Any]]) -> None:
+    url = clients.stack.completions_url.replace("completions", "chat/completions")
+    model = f"base_url={url},model={MODEL},num_concurrent=2"
+    options = ("--model", "local-chat-completions", "--model_args", model, "--apply_chat_template")
+    scores, samples = evaluate(clients, ("capitals_generate",), *options)
+    template = (clients.engine_dir / "chat_template.jinja").read_text(encoding="utf-8")
+    prompts = [
+        ImmutableSandboxedEnvironment()
+        .from_string(template)
+        .render(messages=[{"role": "user", "content": question(document)}], add_generation_prompt=True)
+        for document in documents
+    ]
+    answer = clients.stack.complete(prompt=prompts, max_tokens=12, temperature=0, stop=["."])
+    expected = [choice["text"] for choice in answer.json()["choices"]]
+    assert [sample["resps"] for sample in samples["capitals_generate"]] == [[[text]] for text in expected]
+    right = sum(text.strip() == document["capital"] for text, document in zip(expected, documents, strict=True))
+    assert scores["capitals_generate"]["exact_match,stripped"] == pytest.approx(right / len(documents))
+
+
+def question(document: dict[str, Any]) -> str:
+    """The prompt of the tasks, by their `doc_to_text`."""
+    return f"The capital of {document['country']} is"
 
 
 def _check_choices(
@@ -95,7 +125,7 @@ def _check_choices(
 ) -> None:
     right = right_by_length = 0
     for sample, document in zip(samples, documents, strict=True):
-        context = f"The capital of {document['country']} is"
+        context = question(document)
         expected = [reference.log_likelihood(context, f" {choice}") for choice in document["choices"]]
         found = [(float(value), is_greedy == "True") for value, is_greedy in sample["filtered_resps"]]
         assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=TOLERANCE)
@@ -115,7 +145,7 @@ def _check_generation(
 ) -> None:
     right = 0
     for sample, document in zip(samples, documents, strict=True):
-        expected = reference.greedy(f"The capital of {document['country']} is", until=".", max_tokens=12)
+        expected = reference.greedy(question(document), until=".", max_tokens=12)
         assert sample["resps"] == [[expected]]
         right += expected.strip() == document["capital"]
     assert scores["exact_match,stripped"] == pytest.approx(right / len(documents))

@@ -87,7 +87,8 @@ class Clients:
         """The engine's tokenizer in Hugging Face's form, for clients that count tokens themselves."""
         folder = self.home / "tokenizer"
         folder.mkdir(exist_ok=True)
-        (folder / "tokenizer.json").write_bytes((self.engine_dir / "tokenizer.json").read_bytes())
+        for name in ("tokenizer.json", "chat_template.jinja"):
+            (folder / name).write_bytes((self.engine_dir / name).read_bytes())
         (folder / "tokenizer_config.json").write_text(
             '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}'
         )

@@ -76,6 +76,11 @@ class RunningStack:
         with self.client() as client:
             return client.post("/openai/v1/completions", json={"model": MODEL, **body})
 
+    def chat(self, **body: object) -> httpx.Response:
+        """One non-streaming chat completion."""
+        with self.client() as client:
+            return client.post("/openai/v1/chat/completions", json={"model": MODEL, **body})
+
     @property
     def active_requests(self) -> float:
         """Requests that have a slot in decode."""
