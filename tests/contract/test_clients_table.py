@@ -18,6 +18,8 @@ TESTS = {
     "guidellm": "test_guidellm",
     "aiperf": "test_aiperf",
     "tritonclient": "test_tritonclient",
+    "pydantic-ai-slim": "test_pydantic_ai",
+    "instructor": "test_instructor",
     "openai-node": "test_openai_node",
     "ai": "test_ai_sdk",
     "JDK HttpClient": "test_jdk_http_client",
