@@ -1,4 +1,4 @@
-"""transformers makes the prompts that were recorded of it, which ours equal (tests/unit/llm_pipeline/chat_templates)."""
+"""transformers makes the prompts that were recorded, which ours equal (unit/frontend/chat/test_template_equality.py)."""
 
 from __future__ import annotations
 
