@@ -1,4 +1,4 @@
-"""transformers makes the prompts that were recorded, which ours equal (unit/frontend/chat/test_template_equality.py)."""
+"""transformers makes the recorded prompts, which ours equal (tests/unit/frontend/chat/test_template_equality.py)."""
 
 from __future__ import annotations
 
