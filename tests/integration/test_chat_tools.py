@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +18,7 @@ from tests.support.stack import MODEL, RunningStack
 
 pytestmark = pytest.mark.triton
 
+SCHEMA_COUNT = int(os.environ.get("TOOL_SCHEMAS", "40"))
 _PARTS = [schema for schema in SCHEMAS if "$ref" not in json.dumps(schema)]  # references lead to the root
 _MESSAGES: list[Any] = [{"role": "user", "content": "Call the function."}]
 
@@ -33,8 +35,9 @@ def calls_of(message: Any) -> list[tuple[str, str, str]]:
     return [(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()]
 
 
-def test_arguments_are_valid_over_200_random_schemas(cpu_stack: RunningStack) -> None:
-    """Sampled. A third each with a required call, a named function, and a strict function with a required call."""
+@pytest.mark.timeout(600)
+def test_arguments_are_valid_over_random_schemas(cpu_stack: RunningStack) -> None:
+    """Sampled; for 200 schemas: TOOL_SCHEMAS=200. A third each with a required call, a named function, and a strict function with a required call."""
     client = cpu_stack.openai(timeout=300)
 
     def one(seed: int) -> str | None:
@@ -62,8 +65,8 @@ def test_arguments_are_valid_over_200_random_schemas(cpu_stack: RunningStack) ->
         return answer.finish_reason
 
     with ThreadPoolExecutor(32) as pool:
-        reasons = list(pool.map(one, range(200)))
-    assert reasons.count("length") <= 4  # white noise of a small model may fill a string
+        reasons = list(pool.map(one, range(SCHEMA_COUNT)))
+    assert reasons.count("length") <= SCHEMA_COUNT // 20  # a small model may fill a string with noise
 
 
 def test_a_streamed_call_adds_up_to_the_whole_one(cpu_stack: RunningStack) -> None:
