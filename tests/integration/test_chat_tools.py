@@ -37,7 +37,10 @@ def calls_of(message: Any) -> list[tuple[str, str, str]]:
 
 @pytest.mark.timeout(600)
 def test_arguments_are_valid_over_random_schemas(cpu_stack: RunningStack) -> None:
-    """Sampled; for 200 schemas: TOOL_SCHEMAS=200. A third each with a required call, a named function, and a strict function with a required call."""
+    """Sampled; for 200 schemas: TOOL_SCHEMAS=200.
+
+    A third each with a required call, a named function, and a strict function with a required call.
+    """
     client = cpu_stack.openai(timeout=300)
 
     def one(seed: int) -> str | None:
