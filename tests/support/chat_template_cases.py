@@ -49,7 +49,12 @@ class Conversation:
     documents: Sequence[dict[str, Any]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Variables of the template: with a date, because some write that of today."""
+        return {"date_string": "26 Jul 2024", **self.variables}
 
 
 def _turns(*texts: str, system: str | None = None) -> list[dict[str, Any]]:
@@ -72,14 +77,12 @@ CONVERSATIONS = {
             {"role": "assistant", "content": "6", "reasoning_content": "again"},
         ],
         add_generation_prompt=False,
-        extra={"enable_thinking": False, "reasoning_effort": "low"},
+        variables={"enable_thinking": False, "reasoning_effort": "low"},
     ),
     "parts": Conversation(
         [{"role": "user", "content": [{"type": "text", "text": "two"}, {"type": "text", "text": " parts"}]}]
     ),
-    "tools": Conversation(
-        _turns("Weather in Köln?", system="Use tools."), tools=[_WEATHER], extra={"date_string": "26 Jul 2024"}
-    ),
+    "tools": Conversation(_turns("Weather in Köln?", system="Use tools."), tools=[_WEATHER]),
     "tool results": Conversation(
         [
             *_turns("Weather?"),
@@ -87,7 +90,6 @@ CONVERSATIONS = {
             {"role": "tool", "content": '{"temperature": 21.5, "sky": "klar"}', "tool_call_id": "call_0001"},
         ],
         tools=[_WEATHER],
-        extra={"date_string": "26 Jul 2024"},
     ),
     "documents": Conversation(_turns("Who?"), documents=[{"title": "A", "text": "Ada"}, {"title": "B", "text": "Bob"}]),
 }
