@@ -157,10 +157,6 @@ def _one_of(*elements: str) -> str:
     return f'{{"type":"or","elements":[{",".join(elements)}]}}'
 
 
-def _constant(text: str) -> str:
-    return f'{{"type":"const_string","value":{_json(text)}}}'
-
-
 def _regex(pattern: str) -> str:
     return f'{{"type":"regex","pattern":{_json(pattern)}}}'
 
