@@ -96,5 +96,5 @@ def _with_special_tokens(
         return plan
     if not request.skip_special_tokens:
         return replace(plan, needs_special_tokens=True)
-    hidden = without_special_tokens(dialect.special_tokens, markers)
+    hidden = without_special_tokens(dialect.special_tokens, frozenset(markers))
     return replace(plan, new_parser=lambda: SpecialTokenFilter(new_parser(), hidden), needs_special_tokens=True)

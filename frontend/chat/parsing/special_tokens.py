@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from frontend.chat.parsing.answer_parser import AnswerParser, Delta
 from llm_pipeline.protocol.messages import FinishReason
@@ -17,8 +18,9 @@ class HiddenTokens:
     first: frozenset[str]
 
 
-def without_special_tokens(special_tokens: Iterable[str], markers: Collection[str]) -> HiddenTokens:
-    """All special tokens but the markers."""
+@lru_cache(maxsize=64)
+def without_special_tokens(special_tokens: tuple[str, ...], markers: frozenset[str]) -> HiddenTokens:
+    """All special tokens but the markers: up to a thousand, and the same for each request to a model."""
     texts = tuple(token for token in special_tokens if token and token not in markers)
     return HiddenTokens(texts, frozenset(text[0] for text in texts))
 
