@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,16 +40,16 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def running_process(command: list[str], log: Path, *, ready_url: str, **environment: str) -> Iterator[None]:
+def running_process(
+    command: list[str], log: Path, *, is_ready: Callable[[], bool], **environment: str
+) -> Iterator[None]:
     """Runs a server until the end of the block. Its output is in `log`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
-        wait_until(
-            lambda: answers(ready_url) or process.poll() is not None, limit_s=_START_S, what=f"{command[0]} is ready"
-        )
+        wait_until(lambda: is_ready() or process.poll() is not None, limit_s=_START_S, what=f"{command[0]} is ready")
         assert process.poll() is None, log.read_text()
         yield
     finally:
@@ -69,5 +69,7 @@ def running_front_end(folder: Path, **settings: str) -> Iterator[Address]:
     if "API_KEYS_FILE" in settings:
         del environment["API_KEY"]
     command = [sys.executable, "-m", "frontend"]
-    with running_process(command, folder / "front-end.log", ready_url=f"{base_url}/health/ready", **environment):
+    with running_process(
+        command, folder / "front-end.log", is_ready=lambda: answers(f"{base_url}/health/ready"), **environment
+    ):
         yield Address(base_url)

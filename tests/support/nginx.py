@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.ports import free_ports
-from tests.support.front_end_process import Address, running_process
+from tests.support.front_end_process import Address, answers, running_process
 
 _CONFIGURATION = """
 daemon off;
@@ -47,5 +47,5 @@ def running_nginx(folder: Path, locations: str) -> Iterator[Address]:
     configuration.write_text(_CONFIGURATION.format(folder=folder, port=port, locations=locations))
     command = [path, "-p", str(folder), "-e", "stderr", "-c", str(configuration)]
     base_url = f"http://127.0.0.1:{port}"
-    with running_process(command, folder / "nginx.log", ready_url=f"{base_url}/ready"):
+    with running_process(command, folder / "nginx.log", is_ready=lambda: answers(f"{base_url}/ready")):
         yield Address(base_url)

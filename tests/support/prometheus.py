@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +21,10 @@ import yaml
 
 from launcher.ports import free_ports
 from scripts.deploy_tools import PROMETHEUS, download_prometheus
-from tests.support.waiting import wait_until
+from tests.support.front_end_process import answers, running_process
 
 _SHARE = Path("/usr/share")
 _TEMPLATES = "prometheus/alertmanager/default.tmpl"
-_START_LIMIT_S = 20.0
-_STOP_LIMIT_S = 10.0
 
 
 @cache
@@ -123,24 +120,6 @@ def _with_templates() -> list[str | Path]:
 
 @contextmanager
 def _running(command: list[str | Path], folder: Path, port: int) -> Iterator[Server]:
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder
-        )
     server = Server(f"http://127.0.0.1:{port}")
-
-    def is_ready() -> bool:
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        try:
-            return httpx.get(f"{server.url}/-/ready", timeout=5, trust_env=False).status_code == 200
-        except httpx.TransportError:
-            time.sleep(0.05)
-            return False
-
-    try:
-        wait_until(is_ready, limit_s=_START_LIMIT_S, what=f"a server of {folder} starts")
+    with running_process([*map(str, command)], folder / "log", is_ready=lambda: answers(f"{server.url}/-/ready")):
         yield server
-    finally:
-        process.terminate()
-        process.wait(_STOP_LIMIT_S)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from launcher.ports import free_ports
-from tests.support.waiting import wait_until
+from tests.support.front_end_process import running_process
 
 PASSWORD = "redis-password-of-tests"
-_STOP_S = 10
 
 
 @contextmanager
@@ -27,19 +25,8 @@ def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
     port = port or free_ports(1)[0]
     command = [path, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     command += ["--requirepass", PASSWORD]
-    with (folder / "redis.log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: _accepts(port) or process.poll() is not None, what="Redis is ready")
-        assert process.poll() is None, (folder / "redis.log").read_text()
+    with running_process(command, folder / "redis.log", is_ready=lambda: _accepts(port)):
         yield f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(_STOP_S)
 
 
 def _accepts(port: int) -> bool:
