@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import date, datetime, timedelta, timezone
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from llm_pipeline.protocol.fields import INT32_MAX, MAX_TENANT_SHARE
 
@@ -41,6 +41,10 @@ class ApiKey(BaseModel):
     share: int | None = Field(None, ge=1, le=MAX_TENANT_SHARE)  # weight in the queue; None: 1
     expires: date | datetime | None = None
     previous: PreviousKey | None = None  # while a rotation lets both work
+
+    @field_serializer("models", when_used="json-unless-none")
+    def _in_order(self, models: frozenset[str]) -> list[str]:
+        return sorted(models)  # else the order differs from one process to the next
 
     @property
     def ends_at(self) -> datetime | None:

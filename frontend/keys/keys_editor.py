@@ -49,20 +49,14 @@ def editing(path: Path, *, in_place: bool = False) -> Iterator[list[ApiKey]]:
         with _locked(path.parent):
             keys = listed_keys(path)
             yield keys
-            content = orjson.dumps([_entry(key) for key in keys], option=orjson.OPT_INDENT_2) + b"\n"
+            entries = [key.model_dump(mode="json", exclude_none=True) for key in keys]
+            content = orjson.dumps(entries, option=orjson.OPT_INDENT_2) + b"\n"
             if in_place and path.exists():
                 path.write_bytes(content)
             else:
                 _replace(path, content)
     except OSError as error:
         raise KeysEditError(_problem(path, error)) from error
-
-
-def _entry(key: ApiKey) -> dict[str, object]:
-    entry = key.model_dump(mode="json", exclude_none=True)
-    if key.models is not None:
-        entry["models"] = sorted(key.models)
-    return entry
 
 
 def _replace(path: Path, content: bytes) -> None:
