@@ -47,9 +47,7 @@ class Admission:
     def require_open(self) -> None:
         """Raises PipelineError (503) while draining."""
         if self.is_draining:
-            raise PipelineError(
-                ErrorCode.DRAINING, "This server is shutting down. Retry the request.", retry_after_s=1.0
-            )
+            raise PipelineError(ErrorCode.DRAINING, "This server is shutting down. Retry the request.")
 
     def acquire(
         self,

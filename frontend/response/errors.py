@@ -25,7 +25,9 @@ from llm_pipeline.protocol.errors import ErrorCode, PipelineError, internal_erro
 log = structlog.get_logger(__name__)
 
 MAX_RETRY_AFTER_S = 120  # OpenAI's client does not retry at all after a longer delay
-_DEFAULT_RETRY_AFTER_S = 2.0
+# Of a 503: two retries, as OpenAI's client makes them, outlast the 4 s in which the chart's readiness probe finds out.
+# Until then a proxy may send them here again, the more so as a server that refuses has the fewest connections.
+DEFAULT_RETRY_AFTER_S = 3.0
 # The `location` of errors that are not about a field of the body.
 _LOCATIONS = {
     ErrorCode.INVALID_API_KEY: "header.authorization",
@@ -117,7 +119,7 @@ def error_headers(error: PipelineError) -> dict[str, str]:
         # OpenAI's client retries every 429; hours are too long to wait, and this one passes only then.
         return {**_delay_headers(error.retry_after_s), "x-should-retry": "false"}
     if status in (429, 503):
-        delay_s = _DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+        delay_s = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
         delay_s = min(max(delay_s, 0.001), MAX_RETRY_AFTER_S)
         return _delay_headers(delay_s)
     if status >= 500 and not error.kind.is_retryable:

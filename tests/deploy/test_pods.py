@@ -10,6 +10,7 @@ from rich.console import Console
 
 from frontend.api import route_paths as paths
 from frontend.observability.otel import FLUSH_S
+from frontend.response.errors import DEFAULT_RETRY_AFTER_S
 from frontend.settings import FrontendSettings
 from launcher.engine_gate import GateSettings
 from launcher.gpu.launch import LaunchSettings
@@ -186,6 +187,14 @@ def test_probes_of_the_api_use_public_paths(name: str) -> None:
     assert paths.is_public("/health/ready", metrics_needs_key=True)
     assert server["readinessProbe"]["periodSeconds"] * server["readinessProbe"]["failureThreshold"] <= 5
     assert server["livenessProbe"]["periodSeconds"] * server["livenessProbe"]["failureThreshold"] >= 60
+
+
+@every_render
+def test_two_retries_of_a_refused_request_outlast_the_readiness_probe(name: str) -> None:
+    """Else a pod that refuses without notice would get both retries too."""
+    pod = serving_pod(name)
+    probe = containers(pod)["stack" if is_cpu(pod) else "frontend"]["readinessProbe"]
+    assert 2 * DEFAULT_RETRY_AFTER_S > probe["periodSeconds"] * probe["failureThreshold"] + 1  # the probe's timeout
 
 
 def test_triton_is_probed_on_loopback_because_it_listens_nowhere_else() -> None:

@@ -45,7 +45,7 @@ async def test_draining_rejects_requests_and_fails_the_readiness_probe() -> None
         response = await app.complete()
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "draining"
-        assert response.headers["retry-after"] == "1"
+        assert response.headers["retry-after"] == "3"
         assert (await app.client.get("/health/ready")).status_code == 503
         assert (await app.client.get("/health/live")).status_code == 200
 
