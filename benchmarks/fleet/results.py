@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.fleet.traffic import Outcome, Sample
+from benchmarks.fleet.traffic import BROKEN, Outcome, Sample
 from benchmarks.machine import MachineFacts
 
 LEAST_REQUESTS = 10_000
-_BROKEN = (Outcome.CUT, Outcome.FAILED)
 
 
 @dataclass
@@ -22,7 +21,7 @@ class Clients:
     retried: int = 0  # requests of which an attempt was refused or not connected, and that succeeded
     refused: int = 0  # requests that failed in spite of their retries
     broken: int = 0  # streams that ended early, with an error event or with their connection
-    not_mended: int = 0  # of these: a new request failed, too
+    not_mended: int = 0  # of these: a new request failed, too. Complete when the traffic has ended
     wrong: int = 0  # another text, or another number of tokens
     problems: dict[str, int] = field(default_factory=dict)  # of attempts
     ttft_ms: dict[str, float] = field(default_factory=dict)  # p50, p95, p99
@@ -104,14 +103,14 @@ def summarized(samples: Iterable[Sample]) -> Clients:
     """Returns what clients saw."""
     samples = list(samples)
     problems = Counter(problem for sample in samples for problem in sample.problems)
-    broken = [sample for sample in samples if sample.outcome in _BROKEN]
+    broken = [sample for sample in samples if sample.outcome in BROKEN]
     first = sorted(sample.first_token_s * 1000 for sample in samples if sample.first_token_s is not None)
     return Clients(
         requests=len(samples),
         retried=sum(bool(sample.problems) and sample.outcome is Outcome.WHOLE for sample in samples),
         refused=sum(sample.outcome in (Outcome.REFUSED, Outcome.NOT_CONNECTED) for sample in samples),
         broken=len(broken),
-        not_mended=sum(not sample.is_mended for sample in broken),
+        not_mended=sum(sample.is_mended is False for sample in broken),
         wrong=sum(sample.outcome is Outcome.WRONG for sample in samples),
         problems=dict(problems.most_common()),
         ttft_ms={f"p{share}": round(percentile(first, share / 100), 1) for share in (50, 95, 99)},

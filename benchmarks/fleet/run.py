@@ -80,6 +80,7 @@ class Fleet:
     started_s: float = field(default_factory=time.monotonic)
     is_blind: bool = False  # Prometheus scrapes nothing
     _marker: int = 0  # samples before it belong to earlier phases
+    _samples: list[tuple[Phase, list[Sample]]] = field(default_factory=list)
 
     @property
     def now_s(self) -> float:
@@ -107,8 +108,17 @@ class Fleet:
         self.report(name, self.now_s)
         yield phase
         phase.ended_s = round(self.now_s, 1)
-        phase.clients = summarized(self._take_samples())
+        samples = self._take_samples()
+        phase.clients = summarized(samples)
         self.proof.phases.append(phase)
+        self._samples.append((phase, samples))
+
+    def finish(self) -> None:
+        """Ends the traffic, and completes the results with what became of the requests that were sent again."""
+        self.traffic.close()
+        for phase, samples in self._samples:
+            phase.clients = summarized(samples)
+        self.proof.ttft = ttft_over_time(self.traffic.samples, self.started_s)
 
     def _take_samples(self) -> list[Sample]:
         samples = self.traffic.samples[self._marker :]
@@ -194,7 +204,7 @@ def running_fleet(
         deployment.wait("start", lambda: len(deployment.ready) == replicas)
         with _background(fleet.watch):
             yield fleet
-        proof.ttft = ttft_over_time(traffic.samples, fleet.started_s)
+        fleet.finish()
 
 
 @contextmanager

@@ -39,6 +39,9 @@ class Outcome(Enum):
     WRONG = "wrong"  # another text than the expected one
 
 
+BROKEN = (Outcome.CUT, Outcome.FAILED)
+
+
 @dataclass
 class Sample:
     """One request with its retries. Times are monotonic seconds."""
@@ -51,7 +54,7 @@ class Sample:
     first_token_s: float | None = None  # after the start of the last attempt
     fingerprint: str | None = None
     problems: list[str] = field(default_factory=list)  # of the attempts that failed
-    is_mended: bool | None = None  # whether a new request succeeded after a stream had broken
+    is_mended: bool | None = None  # whether a new request succeeded after a stream had broken; None: not known yet
 
 
 @dataclass
@@ -117,8 +120,13 @@ class Traffic:
                     await asyncio.sleep(_IDLE_S)
                     continue
                 self._in_flight += 1
+                task = self._random.choice(wished[number])
                 try:
-                    self.samples.append(await self._request(http, route, self._random.choice(wished[number])))
+                    sample = await self._request(http, route, task)
+                    self.samples.append(sample)  # at its end, in whose phase it counts; a new request ends in a later one
+                    if sample.outcome in BROKEN:
+                        again = await self._request(http, route, task)
+                        sample.is_mended = again.outcome is Outcome.WHOLE
                 finally:
                     self._in_flight -= 1
 
@@ -136,9 +144,6 @@ class Traffic:
         sample.fingerprint = attempt.fingerprint
         if attempt.outcome is not Outcome.WHOLE:
             sample.problems.append(attempt.problem)
-        if attempt.outcome in (Outcome.CUT, Outcome.FAILED):
-            again = await self._request(http, route, task)
-            sample.is_mended = again.outcome is Outcome.WHOLE
         return sample
 
     async def _attempt(self, http: httpx.AsyncClient, task: Task) -> _Attempt:
