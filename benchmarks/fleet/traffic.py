@@ -123,7 +123,7 @@ class Traffic:
                 task = self._random.choice(wished[number])
                 try:
                     sample = await self._request(http, route, task)
-                    self.samples.append(sample)  # at its end, in whose phase it counts; a new request ends in a later one
+                    self.samples.append(sample)  # now: a new request may end in a later phase
                     if sample.outcome in BROKEN:
                         again = await self._request(http, route, task)
                         sample.is_mended = again.outcome is Outcome.WHOLE

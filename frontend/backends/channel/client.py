@@ -102,7 +102,9 @@ class ChannelClient:
             self._schedule_flush()
 
     def _next_bundle(self) -> list[ChannelRequest]:
+        """The first waiting request, and those behind it that may travel with it."""
         bundle: list[ChannelRequest] = []
+        traced: list[ChannelRequest] = []  # those that a bundle of untraced requests leaves behind
         size = 0
         keeps_traces_apart = self._has_few_traces()
         while self._waiting and len(bundle) < MAX_BUNDLE_REQUESTS:
@@ -111,7 +113,10 @@ class ChannelClient:
                 self._waiting.popleft()
                 continue
             if bundle and keeps_traces_apart and not request.is_of_same_trace(bundle[0]):
-                break
+                if bundle[0].trace is not None:
+                    break
+                traced.append(self._waiting.popleft())
+                continue
             try:
                 size += len(request.json()) + 1
             except Exception as error:  # noqa: BLE001 - raised by `generate`; the others of the bundle are sent
@@ -123,6 +128,7 @@ class ChannelClient:
             self._waiting.popleft()
             self._waiting_by_key.pop(request.key, None)
             bundle.append(request)
+        self._waiting.extendleft(reversed(traced))
         return bundle
 
     def _has_few_traces(self) -> bool:

@@ -185,7 +185,7 @@ async def test_100_000_chunks_of_64_requests_arrive_once_and_in_order_over_many_
         decode = await registered(triton, keys[-1])
         for number in range(bursts):
             # Now and then a channel becomes older than its limit, however slow or fast the machine is.
-            await asyncio.sleep(0.003 if number % 200 == 199 else 0)
+            await asyncio.sleep(0.003 if number % 50 == 49 else 0)
             decode.burst(*((key, f"{number} ") for key in keys), ends=keys if number == bursts - 1 else ())
         for completion in completions:
             await completion.over(30)
