@@ -20,7 +20,7 @@ from tests.support.raw_requests import open_request, request_bytes
 from tests.support.stack import MODEL, RunningStack, running_stack
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 STREAMS = 64
 ROUNDS = 3

@@ -34,7 +34,7 @@ from tests.support.stack import RunningStack, running_stack
 from tests.support.synthetic_answers import SyntheticAnswers
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 MIB = 2**20
 IDLE_STOP_LIMIT_S = 8.0

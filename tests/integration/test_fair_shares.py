@@ -15,7 +15,7 @@ from llm_pipeline.protocol.tensors import parameters_to_arrays
 from tests.support.stack import RunningStack, running_stack
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 MANY = 200
 SLOTS = 4

@@ -18,7 +18,7 @@ from benchmarks.fleet.texts import scripted_tasks
 from benchmarks.systems.programs import ServerError
 from tests.support.chart import need_tools
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 REPLICAS = 2
 SHORT, LONG = 16, 100  # tokens: 0.8 s, and 5 s, which preStop does not cover

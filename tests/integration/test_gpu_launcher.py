@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -225,7 +226,9 @@ def test_death_of_a_rank_or_of_its_leader_ends_the_server_and_leaves_no_process(
             victim_of("orted", below).kill()  # nothing connects the ranks with their leader any more
         victim.kill()
         killed_at = time.monotonic()
-        assert process.wait(60) == DEAD_STUB_STATUS, (tmp_path / "log").read_text()
+        # Triton aborts if its stub dies while it holds their mutex: boost's lock_exception, before the launcher looks.
+        expected = {DEAD_STUB_STATUS} if kind == "rank" else {DEAD_STUB_STATUS, 128 + signal.SIGABRT}
+        assert process.wait(60) in expected, (tmp_path / "log").read_text()
         print(f"ended {time.monotonic() - killed_at:.1f} s after the death of the {kind}")
         alive = [child for child in below if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
         assert not alive, (tmp_path / "log").read_text()

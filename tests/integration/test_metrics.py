@@ -16,7 +16,7 @@ from tests.support.promtool import lint
 from tests.support.stack import RunningStack, running_stack
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 MAX_ACTIVE = 4
 REQUESTS = 10

@@ -18,7 +18,7 @@ from benchmarks.siege.report import write_report
 from benchmarks.siege.results import ALLOWED_DESCRIPTORS, ALLOWED_MEMORY_MIB, Siege
 from benchmarks.siege.run import run_siege
 
-pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.triton, pytest.mark.alone, pytest.mark.timeout(900)]
 
 SECONDS_FOR_A_KIND = 1.5
 GUIDES = 24  # random ones of each sort

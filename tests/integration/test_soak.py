@@ -12,7 +12,7 @@ from benchmarks.soak.report import write_report
 from benchmarks.soak.run import soak
 from benchmarks.soak.settings import SoakSettings
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 
 def test_a_short_soak_passes(engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from llm_pipeline.protocol.tensors import ENSEMBLE_MODEL, parameters_to_arrays
 from tests.support.completion_rules import PaceRules
 from tests.support.stack import MODEL, RunningStack
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 ROUNDS = 15
 # What the front end may add to the first token is 10 ms at the median on a quiet machine (README, benchmarks). The
