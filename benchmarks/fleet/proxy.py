@@ -1,6 +1,6 @@
 """A real haproxy in front of the pods, once as a gateway and once as a Service.
 
-The gateway balances requests. A Service balances connections, so it sends the requests of a kept connection to one pod,
+The gateway balances requests; without `http-no-delay`, haproxy would hold back a stream's text for up to 250 ms. A Service balances connections, so it sends the requests of a kept connection to one pod,
 whatever becomes of it: here by haproxy's TCP mode.
 """
 
@@ -36,6 +36,7 @@ defaults
 listen gateway
     bind 127.0.0.1:{gateway_port}
     mode http
+    option http-no-delay
     retry-on conn-failure empty-response
 {servers}
 listen service

@@ -127,7 +127,7 @@ def _plot(proof: Proof, folder: Path) -> list[Path]:
             panel.set_ylim(bottom=0)
         top = axes[0].get_ylim()[1]
         for phase in proof.phases:
-            axes[0].text(phase.started_s, top, f" {phase.name}", fontsize=7.5, va="bottom", rotation=20)
+            axes[0].text(phase.started_s, top, f" {phase.name}", fontsize=7.5, va="bottom", rotation=45)
         axes[-1].set_xlabel("seconds")
         figure.suptitle(f"Rollouts and scaling under load: {proof.requests:,} requests", fontsize=11)
         paths = [folder / "fleet.png", folder / "fleet.svg"]
