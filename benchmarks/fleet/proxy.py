@@ -1,7 +1,9 @@
 """A real haproxy in front of the pods, once as a gateway and once as a Service.
 
-The gateway balances requests; without `http-no-delay`, haproxy would hold back a stream's text for up to 250 ms. A Service balances connections, so it sends the requests of a kept connection to one pod,
-whatever becomes of it: here by haproxy's TCP mode.
+The gateway balances requests. Without `http-no-delay`, haproxy's HTTP mode would hold back a stream's text for 200 ms.
+
+A Service balances connections, so it sends the requests of a kept connection to one pod, whatever becomes of it: here
+by haproxy's TCP mode.
 """
 
 from __future__ import annotations
