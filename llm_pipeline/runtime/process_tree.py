@@ -88,19 +88,20 @@ def kill_and_wait(processes: Iterable[ProcessId], timeout_s: float) -> list[Proc
     """Kills processes and waits until they are gone. Returns those that are still there after `timeout_s`.
 
     A killed process may stay for a while: the driver frees its GPU memory first. Reaps those that are children of the
-    calling process.
+    calling process, or become it because their parent is among them.
     """
+    processes = list(processes)
     left = [process for process in processes if is_alive(process)]
     for process in left:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     deadline = time.monotonic() + timeout_s
     while left and time.monotonic() < deadline:
-        for process in left:
-            reap(process.pid)
         left = [process for process in left if is_alive(process)]
         if left:
             time.sleep(_POLL_PERIOD_S)
+    for process in processes:  # only now: those that ended last are zombies, too
+        reap(process.pid)
     return left
 
 

@@ -78,6 +78,18 @@ def test_a_zombie_is_dead_and_can_be_reaped() -> None:
     assert not os.path.exists(f"/proc/{pid}")
 
 
+def test_a_process_that_ended_before_it_was_looked_at_leaves_no_zombie() -> None:
+    process = subprocess.Popen([sys.executable, "-S", "-c", SLEEP])
+    identity = identify(process.pid)
+    assert identity is not None
+    process.kill()
+    wait_until(lambda: not is_alive(identity), what="the process ends")
+    assert kill_and_wait([identity], 5.0) == []
+    with pytest.raises(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+    process.wait()  # Popen learns that it has been reaped
+
+
 def test_another_process_with_the_same_id_is_not_taken_for_it(family: tuple[subprocess.Popen[str], int]) -> None:
     _parent, child = family
     found = identify(child)
