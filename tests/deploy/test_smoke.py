@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,12 +14,13 @@ from pathlib import Path
 
 from scripts.chart_files import CHART
 from tests.support.chart import documents, only, pod_specs
+from tests.support.http_server import LOOPBACK, QuietLog, serving
 
 PROGRAM = CHART / "files" / "smoke.py"
 KEY = "sk-test"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietLog, BaseHTTPRequestHandler):
     ready_status = 200
 
     def do_GET(self) -> None:
@@ -39,21 +39,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
-        """Keeps the log out of the output of pytest."""
-
 
 @contextmanager
 def server(ready_status: int = 200) -> Iterator[int]:
     handler = type("Ready", (Handler,), {"ready_status": ready_status})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        try:
-            yield running.server_port
-        finally:
-            running.shutdown()
-            thread.join(timeout=10)
+    running = ThreadingHTTPServer(LOOPBACK, handler)
+    with serving(running):
+        yield running.server_port
 
 
 def smoke(port: int, **variables: str) -> subprocess.CompletedProcess[str]:

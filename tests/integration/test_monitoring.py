@@ -5,11 +5,11 @@ The rules are those of the files, with every duration divided by 60, as docs/mon
 
 from __future__ import annotations
 
-import http.server
 import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from scripts.monitoring.panels import SEVERAL, TENSORRT_LLM, Panel
 from scripts.monitoring.parameters import ROOT, defaults
 from scripts.monitoring.rules import alias_groups, rule_groups
 from tests.support.dashboards import answerable
+from tests.support.http_server import LOOPBACK, QuietLog, serving
 from tests.support.load import completes, find_process
 from tests.support.prometheus import Server, program, running_alertmanager, running_prometheus
 from tests.support.sample_metrics import every_metric
@@ -96,24 +97,15 @@ def page_of_every_metric() -> Iterator[str]:
     # Once: numbers of engines are dropped when they are 15 s old.
     page = generate_latest(metrics.registry) + generate_latest(metrics.shared_registry)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietLog, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()
             self.wfile.write(page)
 
-        def log_message(self, *_: Any) -> None:
-            """Prints nothing."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(ThreadingHTTPServer(LOOPBACK, Handler)) as url:
+        yield url.removeprefix("http://")
 
 
 @contextmanager

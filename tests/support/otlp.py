@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 from launcher.ports import free_ports
+from tests.support.http_server import LOOPBACK, QuietLog, serving
 from tests.support.waiting import wait_until
 
 SERVER_KIND = 2  # of a span, in OTLP
@@ -84,35 +84,30 @@ def running_collector(folder: Path) -> Iterator[Collector]:
     """Runs a collector on free ports."""
     http_port, grpc_port = free_ports(2)
     collector = Collector(f"http://127.0.0.1:{http_port}", f"http://127.0.0.1:{grpc_port}")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Sink, collector))
-    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="otlp-sink")
-    serving.start()
     program = Path(str(distribution("rotel").locate_file("rotel/rotel-agent")))
     program.chmod(0o755)  # the wheel's own launcher does the same
-    arguments = {
-        "otlp-http-endpoint": f"127.0.0.1:{http_port}",
-        "otlp-grpc-endpoint": f"127.0.0.1:{grpc_port}",
-        "exporter": "otlp",
-        "otlp-exporter-endpoint": f"http://127.0.0.1:{server.server_port}",
-        "otlp-exporter-protocol": "http",
-        "batch-timeout": "20ms",
-        "pid-file": str(folder / "rotel.pid"),
-        "log-file": str(folder / "rotel.log"),
-    }
-    with open(folder / "rotel.out", "wb") as output:
-        line = [str(program), "start", *(f"--{name}={value}" for name, value in arguments.items())]
-        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        yield collector
-    finally:
-        process.terminate()
-        process.wait(10)
-        server.shutdown()
-        serving.join(10)
-        server.server_close()
+    with serving(ThreadingHTTPServer(LOOPBACK, partial(_Sink, collector))) as sink_url:
+        arguments = {
+            "otlp-http-endpoint": f"127.0.0.1:{http_port}",
+            "otlp-grpc-endpoint": f"127.0.0.1:{grpc_port}",
+            "exporter": "otlp",
+            "otlp-exporter-endpoint": sink_url,
+            "otlp-exporter-protocol": "http",
+            "batch-timeout": "20ms",
+            "pid-file": str(folder / "rotel.pid"),
+            "log-file": str(folder / "rotel.log"),
+        }
+        with open(folder / "rotel.out", "wb") as output:
+            line = [str(program), "start", *(f"--{name}={value}" for name, value in arguments.items())]
+            process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            yield collector
+        finally:
+            process.terminate()
+            process.wait(10)
 
 
-class _Sink(BaseHTTPRequestHandler):
+class _Sink(QuietLog, BaseHTTPRequestHandler):
     """Receives what rotel passes on."""
 
     protocol_version = "HTTP/1.1"
@@ -131,9 +126,6 @@ class _Sink(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name is the library's
-        """Keeps quiet."""
 
 
 def _received(resource: dict[str, Any], span: Any) -> ReceivedSpan:

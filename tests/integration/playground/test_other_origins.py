@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.support.front_end_process import KEY, MODEL, Address, running_front_end
+from tests.support.http_server import LOOPBACK, QuietLog, serving
 from tests.support.keys import write_keys
 
 FETCH = """async ([url, options]) => {
@@ -31,7 +30,7 @@ FETCH = """async ([url, options]) => {
 }"""
 
 
-class PageHandler(BaseHTTPRequestHandler):
+class PageHandler(QuietLog, BaseHTTPRequestHandler):
     """Serves one page."""
 
     def do_GET(self) -> None:
@@ -42,24 +41,11 @@ class PageHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(page)
 
-    def log_message(self, *_: object) -> None:
-        """Logs nothing."""
-
-
-@contextmanager
-def other_origin() -> Iterator[str]:
-    """A web server on another port: another origin."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), PageHandler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join(10)
-
 
 @pytest.fixture
 def origin() -> Iterator[str]:
-    with other_origin() as address:
+    """A web server on another port: another origin."""
+    with serving(ThreadingHTTPServer(LOOPBACK, PageHandler)) as address:
         yield address
 
 

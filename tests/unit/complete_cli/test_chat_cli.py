@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from complete_cli.cli import main
+from tests.support.http_server import LOOPBACK, QuietLog, serving
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
 MESSAGE = {"role": "assistant", "content": "Snow.", "reasoning_content": "It is Oslo."}
@@ -25,7 +25,7 @@ def running(message: dict[str, Any] | None = None, status: int = 200) -> Iterato
     """A chat server whose answers are `message`. Yields the paths and bodies of its requests, its address first."""
     received: list[tuple[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietLog, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.answer(200, {"data": [{"id": "small"}]})
 
@@ -43,14 +43,9 @@ def running(message: dict[str, Any] | None = None, status: int = 200) -> Iterato
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
-        received.append((f"http://127.0.0.1:{listening.server_port}/openai/v1", None))
+    with serving(ThreadingHTTPServer(LOOPBACK, Handler)) as url:
+        received.append((f"{url}/openai/v1", None))
         yield received
-        listening.shutdown()
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
 from complete_cli.cli import main
+from tests.support.http_server import LOOPBACK, QuietLog, serving
 
 _FIELDS: dict[str, dict[str, str]] = {"prompt": {}, "temperature": {}, "logprobs": {}}
 
@@ -30,7 +30,7 @@ class Server:
 def running(key: str | None = "sk-local") -> Iterator[Server]:
     keys: list[str | None] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietLog, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/openai/openapi.json":
                 self.answer(200, {"components": {"schemas": {"CompletionRequest": {"properties": _FIELDS}}}})
@@ -56,13 +56,8 @@ def running(key: str | None = "sk-local") -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
-        yield Server(f"http://127.0.0.1:{listening.server_port}/openai/v1", keys)
-        listening.shutdown()
+    with serving(ThreadingHTTPServer(LOOPBACK, Handler)) as url:
+        yield Server(f"{url}/openai/v1", keys)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from complete_cli.client import ClientTimeouts, CompletionError, ServerAddress, ServerUnreachableError
+from tests.support.http_server import LOOPBACK, QuietLog, serving
 
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
@@ -26,7 +27,7 @@ def server(
 ) -> Iterator[ServerAddress]:
     """Sends `body` in response to every request, once `after` is set."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietLog, BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             if after is not None:
@@ -38,19 +39,12 @@ def server(
             with suppress(OSError):  # the client has given up and disconnected
                 self.wfile.write(body)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(ThreadingHTTPServer(LOOPBACK, Handler)) as url:
         try:
-            yield ServerAddress(
-                f"http://127.0.0.1:{listening.server_port}/v1", None, ClientTimeouts(silence_s=silence_s)
-            )
+            yield ServerAddress(f"{url}/v1", None, ClientTimeouts(silence_s=silence_s))
         finally:
             if after is not None:
                 after.set()
-            listening.shutdown()
 
 
 def test_whole_response_may_take_longer_than_a_stream_may_be_silent() -> None:

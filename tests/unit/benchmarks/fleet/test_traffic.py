@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from benchmarks.fleet.texts import Task
 from benchmarks.fleet.traffic import Outcome, Traffic
+from tests.support.http_server import LOOPBACK, QuietLog, serving
 from tests.support.waiting import wait_until
 
 TASK = Task("Hello", 1, " there")
@@ -18,15 +17,13 @@ TOKEN = b'data: {"choices": [{"text": " there", "finish_reason": "length"}], "us
 class Server(ThreadingHTTPServer):
     """Cuts its first stream, and completes later ones when `is_released`."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(LOOPBACK, _Handler)
         self.requests = 0
         self.is_released = threading.Event()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietLog, BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
@@ -42,27 +39,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.is_released.wait(20)
             self.wfile.write(b"data: [DONE]\n\n".ljust(1000 - len(TOKEN)))
 
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name is the library's
-        """Keeps quiet."""
-
-
-@contextmanager
-def running_server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.is_released.set()
-            server.shutdown()
-            thread.join(10)
-
 
 def test_a_cut_stream_counts_when_it_is_cut_and_its_new_request_is_reported_later() -> None:
     """A new request may last into a later phase, in which nothing may be cut."""
-    with running_server() as server:
-        traffic = Traffic({"gateway": f"http://127.0.0.1:{server.server_port}"}, "model")
+    server = Server()
+    with serving(server) as url:
+        traffic = Traffic({"gateway": url}, "model")
         traffic.start()
         try:
             traffic.set_clients([(1, [TASK])])
