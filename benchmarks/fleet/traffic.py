@@ -119,8 +119,8 @@ class Traffic:
                 if number >= len(wished):
                     await asyncio.sleep(_IDLE_S)
                     continue
-                self._in_flight += 1
                 task = self._random.choice(wished[number])
+                self._in_flight += 1
                 try:
                     sample = await self._request(http, route, task)
                     self.samples.append(sample)  # now: a new request may end in a later phase

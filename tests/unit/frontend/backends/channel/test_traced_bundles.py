@@ -60,7 +60,7 @@ def sent_bundles(triton: ChannelTriton) -> dict[str, dict[str, str]]:
 
 
 async def test_a_traced_request_is_alone_in_its_bundle_and_splits_no_other() -> None:
-    """Each call costs Triton 2 ms or more."""
+    """A call costs as much as several requests that share one."""
     async with connected() as (triton, generator):
         await complete(generator, [None, context(1), None, None])
         headers = {"traceparent": context(1).traceparent, "tracestate": "vendor=1"}
